@@ -1,0 +1,1 @@
+"""LLaVA-Mini Lab."""

@@ -1,0 +1,56 @@
+"""VLMBatch: the one structure that the data room makes and the models read.
+
+All frames of a batch (of images, HD images and videos alike) lie one after another in one tensor and `num_frames` says
+how many belong to each sample, so any mixture fits in a batch and the vision tower runs once for it.
+
+Shapes: B samples, T tokens, F frames of the whole batch, V views of a frame, N patches of a view, Dv vision width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class VLMBatch:
+    """A batch of image, video and text-only samples.
+
+    Attributes:
+        input_ids: [B, T] int64; every `<image>` is already K placeholder ids a frame (K compressed tokens).
+        attention_mask: [B, T] int64; 0 is padding.
+        labels: [B, T] int64; -100 where nothing is to be predicted.
+        num_frames: [B] int64; frames of each sample, 0 for a text-only one; sums to F.
+        pixel_values: [F, V, 3, H, W], or None when features are given or no sample has an image.
+        image_features: [F, V, N, Dv] features of the frozen vision tower, computed before; instead of pixel_values.
+        num_views: [F] int64, how many of the V views are real (the rest is padding); None: all.
+        turn_ids: [B, T] int64, 0 for tokens that every turn sees, i for the i-th independent turn; None: one conversation.
+        keys: the samples' keys in their shards.
+        kinds: for every sample the kinds of its answered turns, in order; empty where the data names none.
+        skipped: "key: reason" of the samples that could not be read and are missing from this batch.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    num_frames: Tensor
+    pixel_values: Tensor | None = None
+    image_features: Tensor | None = None
+    num_views: Tensor | None = None
+    turn_ids: Tensor | None = None
+    keys: list[str] = field(default_factory=list)
+    kinds: list[list[str]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """The tensors that are there, as keyword arguments of `LlavaMiniForConditionalGeneration`."""
+        return {f.name: value for f in fields(self) if isinstance(value := self.__dict__[f.name], Tensor)}
+
+    def to(self, device: torch.device | str) -> VLMBatch:
+        """The same batch with every tensor on `device`."""
+        return replace(self, **{name: tensor.to(device) for name, tensor in self.model_inputs().items()})
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
