@@ -1,0 +1,75 @@
+"""Query compression (paper section 4.2): C² learnable queries read all patches in one cross-attention.
+
+As in the release: LayerNorm on queries and on patches, 2D sin-cos positions added to queries and keys and not to values,
+the keys' positions interpolated from the queries' grid to the patches' grid.
+
+Shapes: F frames, P patches, K = C² tokens, D width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import initialization as init
+
+from llava_mini.errors import UserError
+from llava_mini.models.compressors.base import Compressor, grid_side
+
+
+class QueryCompressor(Compressor):
+    """C² learnable queries, one cross-attention.
+
+    The projections start as the identity: a fresh compressor is a soft pooling of normalised patches, which the projector,
+    aligned to patches in stage 1, can read from the first step on.
+
+    Args:
+        dim: D; a multiple of 4 (two axes of sines and cosines) and of num_heads.
+        C: Side of the compression grid.
+        num_heads: Attention heads (release: 8).
+    """
+
+    def __init__(self, *, dim: int, C: int, num_heads: int = 8):
+        super().__init__()
+        self.C = grid_side(C)
+        if dim % 4 or dim % num_heads:
+            raise UserError(f"compressor.num_heads={num_heads}: the width {dim} must be a multiple of it and of 4")
+        self.query = nn.Parameter(torch.empty(C * C, dim))
+        self.register_buffer("position", sincos_2d(dim, C))
+        self.norm_query = nn.LayerNorm(dim)
+        self.norm_patches = nn.LayerNorm(dim)
+        self.attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        dim = self.query.shape[1]
+        init.trunc_normal_(self.query, std=0.02)
+        init.copy_(self.position, sincos_2d(dim, self.C))
+        init.copy_(self.attention.in_proj_weight, torch.eye(dim).repeat(3, 1))
+        init.zeros_(self.attention.in_proj_bias)
+        init.eye_(self.attention.out_proj.weight)
+        init.zeros_(self.attention.out_proj.bias)
+
+    def num_tokens(self, height: int, width: int) -> int:
+        return self.C**2
+
+    def forward(self, patches_FPD: Tensor, height: int, width: int) -> Tensor:
+        patches_FPD = self.norm_patches(patches_FPD)
+        query_KD = self.norm_query(self.query) + self.position
+        keys_FPD = patches_FPD + self._patch_positions(height, width).to(patches_FPD.dtype)
+        query_FKD = query_KD.to(patches_FPD.dtype).expand(len(patches_FPD), -1, -1)
+        return self.attention(query_FKD, keys_FPD, patches_FPD, need_weights=False)[0]
+
+    def _patch_positions(self, height: int, width: int) -> Tensor:
+        """The queries' positions, interpolated to the patches' grid: [P, D]."""
+        grid_1DCC = self.position.float().reshape(1, self.C, self.C, -1).permute(0, 3, 1, 2)
+        grid = functional.interpolate(grid_1DCC, size=(height, width), mode="bicubic", align_corners=False)
+        return grid.flatten(2)[0].T
+
+
+def sincos_2d(dim: int, side: int) -> Tensor:
+    """2D sin-cos positions of a side x side grid, row-major: the first half of D encodes x, the second y: [side², D]."""
+    frequency = 1 / 10000 ** (torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    angle = torch.outer(torch.arange(side, dtype=torch.float64), frequency)
+    axis = torch.cat([angle.sin(), angle.cos()], dim=1)
+    x = axis[None].expand(side, side, -1)
+    y = axis[:, None].expand(side, side, -1)
+    return torch.cat([x, y], dim=-1).reshape(side * side, dim).float()

@@ -1,0 +1,28 @@
+"""A control: C² patches taken as they are from a regular grid, without looking at what they show."""
+
+import torch
+from torch import Tensor
+
+from llava_mini.models.compressors.base import Compressor, grid_side
+
+
+class UniformCompressor(Compressor):
+    """The patch at the centre of every one of C x C cells.
+
+    Args:
+        dim: D, not needed.
+        C: Side of the compression grid; a C beyond the patches' grid repeats patches.
+    """
+
+    def __init__(self, *, dim: int, C: int):
+        super().__init__()
+        self.C = grid_side(C)
+
+    def num_tokens(self, height: int, width: int) -> int:
+        return self.C**2
+
+    def forward(self, patches_FPD: Tensor, height: int, width: int) -> Tensor:
+        cell = torch.arange(self.C, device=patches_FPD.device)
+        row = (2 * cell + 1) * height // (2 * self.C)
+        column = (2 * cell + 1) * width // (2 * self.C)
+        return patches_FPD[:, (row[:, None] * width + column).flatten()]

@@ -1,0 +1,77 @@
+"""The configuration of a LLaVA-Mini model: which vision tower, language model, compressor and pre-fusion it is made of.
+
+Where the paper and the official release differ in the order of work, both orders are a value here
+(`compress_before_projection`, `fuse_compressed_tokens`); the defaults are the release's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from llava_mini.errors import UserError
+
+
+class LlavaMiniConfig(PreTrainedConfig):
+    """Configuration of `LlavaMiniForConditionalGeneration`.
+
+    Args:
+        vision_config: Any vision model that `AutoModel` builds (CLIP, SigLIP); a config or its dict. Default: CLIP ViT-L/14-336.
+        text_config: Llama, Mistral or Qwen2 family; a config or its dict. Default: Llama's own.
+        image_token_id: Id of the placeholder that stands once for every compressed token. It is never embedded, so it may
+            lie beyond the vocabulary.
+        vision_feature_layer: Index into the vision tower's hidden states; -2 is the layer before the last.
+        projector_hidden_act: Activation between the projector's two layers.
+        compressor: `_target_` (the class) and its own keyword arguments, for example C, the side of its grid.
+        num_fusion_layers: N_fusion, 0 for none.
+        compress_before_projection: True (release): the compressor reads the vision tower's features; False (paper): it
+            reads projected patches.
+        fuse_compressed_tokens: True (release): compressed tokens pass through pre-fusion too; False (paper): they reach
+            the language model as they are.
+    """
+
+    model_type = "llava_mini"
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}
+
+    vision_config: Any = None
+    text_config: Any = None
+    image_token_id: int = 32000
+    vision_feature_layer: int = -2
+    projector_hidden_act: str = "gelu"
+    compressor: dict | None = None
+    num_fusion_layers: int = 4
+    compress_before_projection: bool = True
+    fuse_compressed_tokens: bool = True
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        self.vision_config = _sub_config(self.vision_config, "clip_vision_model", _CLIP_VIT_L_336)
+        self.text_config = _sub_config(self.text_config, "llama", {})
+        if self.compressor is None:
+            self.compressor = {"_target_": "llava_mini.models.compressors.query.QueryCompressor", "C": 1}
+        if self.num_fusion_layers < 0:
+            raise UserError(f"num_fusion_layers={self.num_fusion_layers}: must be 0 (no pre-fusion) or more")
+        self.tie_word_embeddings = self.text_config.tie_word_embeddings
+        super().__post_init__(**kwargs)
+
+
+_CLIP_VIT_L_336 = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "image_size": 336,
+    "projection_dim": 768,
+}
+
+
+def _sub_config(given: Any, default_type: str, default_fields: dict) -> PreTrainedConfig:
+    if isinstance(given, PreTrainedConfig):
+        return given
+    fields = dict(default_fields if given is None else given)
+    model_type = fields.pop("model_type", default_type)
+    if model_type not in CONFIG_MAPPING:
+        raise UserError(f"model_type={model_type!r}: not an architecture that transformers knows")
+    return CONFIG_MAPPING[model_type](**fields)

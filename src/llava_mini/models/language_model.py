@@ -1,0 +1,37 @@
+"""The language model, and decoder layers of its own kind for pre-fusion, both built by transformers from its config."""
+
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from llava_mini.errors import UserError
+
+FAMILIES = ("llama", "mistral", "qwen2")
+
+
+def build_language_model(text_config: PreTrainedConfig) -> PreTrainedModel:
+    """Random weights in the shape of `text_config`.
+
+    Raises:
+        UserError: for a family whose decoder layers are not known to fit pre-fusion.
+    """
+    if text_config.model_type not in FAMILIES:
+        raise UserError(f"language model of type {text_config.model_type!r}: allowed are {', '.join(FAMILIES)}")
+    return AutoModelForCausalLM.from_config(text_config)
+
+
+def build_decoder_layers(text_config: PreTrainedConfig, num_layers: int) -> tuple[nn.ModuleList, nn.Module]:
+    """`num_layers` decoder layers of the language model's class, and its rotary embedding.
+
+    The vocabulary is cut to one entry, so that no embedding table of a large model is made and thrown away. Layers of
+    pre-fusion attend fully, also where the language model itself uses a sliding window: their sequence is one frame.
+    """
+    fields = text_config.to_dict()
+    for unfit in ("layer_types", "architectures", "model_type", "max_window_layers", "use_sliding_window"):
+        fields.pop(unfit, None)
+    if "sliding_window" in fields:
+        fields["sliding_window"] = None
+    fields.update(num_hidden_layers=num_layers, vocab_size=1, pad_token_id=None, bos_token_id=None, eos_token_id=None)
+    config = type(text_config)(**fields)
+    config._attn_implementation = text_config._attn_implementation
+    decoder = AutoModel.from_config(config)
+    return decoder.layers, decoder.rotary_emb

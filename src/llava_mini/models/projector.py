@@ -1,0 +1,24 @@
+"""The projector: a two-layer MLP from the vision tower's width to the language model's (LLaVA-v1.5, REFERENCE section 1)."""
+
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+
+class Projector(nn.Module):
+    """Linear, activation, linear.
+
+    Args:
+        vision_dim: Width of the vision tower.
+        text_dim: Width of the language model.
+        activation: Name of an activation of transformers.
+    """
+
+    def __init__(self, *, vision_dim: int, text_dim: int, activation: str = "gelu"):
+        super().__init__()
+        self.linear_1 = nn.Linear(vision_dim, text_dim)
+        self.activation = ACT2FN[activation]
+        self.linear_2 = nn.Linear(text_dim, text_dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[..., vision_dim] -> [..., text_dim]."""
+        return self.linear_2(self.activation(self.linear_1(features)))
