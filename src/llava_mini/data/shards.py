@@ -1,0 +1,186 @@
+"""Samples in WebDataset shards: standard tar files, each with an index beside it that says where every member lies.
+
+With the index a sample is read by its number with one `pread`, so any order costs the same, and the tars stay readable
+by every WebDataset tool. A shard set is a folder:
+
+    shard-000000.tar         000123.json, 000123.png, 000124.json, ...
+    shard-000000.index.json  {"samples": [["000123", {"json": [512, 801], "png": [1536, 9120]}], ...]}
+    shards.json              names, sizes and SHA-256 of the tars; written last, so a set that has it is complete
+
+Tars are deterministic: fixed times and owners, members sorted by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from llava_mini.data.files import atomic_path, write_json
+from llava_mini.errors import UserError
+
+FORMAT_VERSION = 1
+_SET_FILE = "shards.json"
+_KEY = re.compile(r"[A-Za-z0-9_\-]+")
+_MAX_OPEN_FILES = 16
+
+Members = Mapping[str, bytes]
+
+
+def write_shards(samples: Iterable[tuple[str, Members]], folder: Path, samples_per_shard: int = 1000) -> ShardSet:
+    """Writes (key, {extension: content}) samples as a shard set in `folder`.
+
+    Raises:
+        UserError: the folder holds a shard set already, there is no sample, or a key is repeated or unusable as a name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / _SET_FILE).exists():
+        raise UserError(f"{folder} already holds a shard set; delete it or name another folder")
+    for stale in folder.glob("shard-*"):  # of a build that was interrupted
+        stale.unlink()
+    remaining = iter(samples)
+    seen: set[str] = set()
+    shards: list[dict[str, Any]] = []
+    while chunk := list(islice(remaining, samples_per_shard)):
+        for key, _ in chunk:
+            if not _KEY.fullmatch(key) or key in seen:
+                raise UserError(f"sample key {key!r} is a repetition or has characters other than A-Z a-z 0-9 _ -")
+            seen.add(key)
+        shards.append(_write_shard(folder, f"shard-{len(shards):06d}", chunk))
+    if not shards:
+        raise UserError(f"no sample to write to {folder}")
+    write_json(folder / _SET_FILE, {"version": FORMAT_VERSION, "shards": shards})
+    return ShardSet(folder)
+
+
+def _write_shard(folder: Path, name: str, chunk: list[tuple[str, Members]]) -> dict[str, Any]:
+    index = []
+    with atomic_path(folder / f"{name}.tar") as temporary:
+        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for key, members in chunk:
+                places = {}
+                for extension, content in sorted(members.items()):
+                    info = tarfile.TarInfo(f"{key}.{extension}")  # mtime 0, owner 0, mode 0644
+                    info.size = len(content)
+                    places[extension] = [tar.offset + tarfile.BLOCKSIZE, len(content)]
+                    tar.addfile(info, io.BytesIO(content))
+                index.append([key, places])
+        content = temporary.read_bytes()
+    shard = {
+        "name": f"{name}.tar",
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "samples": len(chunk),
+    }
+    write_json(folder / f"{name}.index.json", {**shard, "version": FORMAT_VERSION, "samples": index})
+    return shard
+
+
+class ShardSet:
+    """A complete shard set, read by sample number.
+
+    Attributes:
+        folder: where it lies.
+        keys: the samples' keys in the order of the shards.
+        fingerprint: hexadecimal hash of the content of all shards in order.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        """Opens the indexes.
+
+        Raises:
+            UserError: the folder is no shard set, a file is missing, or a tar and its index do not belong together.
+        """
+        self.folder = Path(folder)
+        self.keys: list[str] = []
+        self._places: list[tuple[int, dict[str, list[int]]]] = []
+        self._tars: list[Path] = []
+        self._open: OrderedDict[int, int] = OrderedDict()
+        digest = hashlib.sha256()
+        for shard in self._listed_shards():
+            self._add(shard)
+            digest.update(shard["sha256"].encode())
+        self.fingerprint = digest.hexdigest()
+
+    def _listed_shards(self) -> list[dict[str, Any]]:
+        listing = self.folder / _SET_FILE
+        if not listing.is_file():
+            raise UserError(f"{self.folder} is no complete shard set (it has no {_SET_FILE})")
+        content = _read_json(listing)
+        if content.get("version") != FORMAT_VERSION:
+            raise UserError(f"{listing} has format version {content.get('version')}; allowed: {FORMAT_VERSION}")
+        shards: list[dict[str, Any]] = content["shards"]
+        return shards
+
+    def _add(self, shard: dict[str, Any]) -> None:
+        tar = self.folder / shard["name"]
+        sidecar = tar.with_suffix(".index.json")
+        for path in (tar, sidecar):
+            if not path.is_file():
+                raise UserError(f"{path} is missing; {self.folder / _SET_FILE} lists it")
+        if (size := tar.stat().st_size) != shard["bytes"]:
+            raise UserError(f"{tar} has {size} bytes instead of {shard['bytes']}: truncated or overwritten")
+        index = _read_json(sidecar)
+        if index.get("sha256") != shard["sha256"] or len(index["samples"]) != shard["samples"]:
+            raise UserError(f"{sidecar} is not the index of {tar}: their checksums differ")
+        for key, places in index["samples"]:
+            self.keys.append(key)
+            self._places.append((len(self._tars), places))
+        self._tars.append(tar)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def shard_name(self, index: int) -> str:
+        """The file name of the tar that holds sample `index`."""
+        return self._tars[self._places[index][0]].name
+
+    def extensions(self, index: int) -> set[str]:
+        """The members that sample `index` has."""
+        return set(self._places[index][1])
+
+    def read(self, index: int, extensions: Iterable[str] | None = None) -> dict[str, bytes]:
+        """The members of sample `index` by extension (`{"png": ..., "json": ...}`), all or only those named."""
+        shard, places = self._places[index]
+        wanted = places if extensions is None else [name for name in extensions if name in places]
+        descriptor = self._descriptor(shard)
+        return {name: os.pread(descriptor, places[name][1], places[name][0]) for name in wanted}
+
+    def _descriptor(self, shard: int) -> int:
+        """An open file of a shard; the one used longest ago is closed when there are too many."""
+        if shard not in self._open:
+            if len(self._open) >= _MAX_OPEN_FILES:
+                os.close(self._open.popitem(last=False)[1])
+            self._open[shard] = os.open(self._tars[shard], os.O_RDONLY)
+        self._open.move_to_end(shard)
+        return self._open[shard]
+
+    def close(self) -> None:
+        """Closes the files; a later read opens them again."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """File descriptors do not travel to another process."""
+        return {**self.__dict__, "_open": OrderedDict()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a JSON object")
+    return content

@@ -1,0 +1,104 @@
+"""Pixels of the toy world: textured backgrounds, anti-aliased shapes, and pasting at positions between pixels.
+
+Only elementwise arithmetic is used (no BLAS), so that a seed gives the same picture on every machine.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+Picture = NDArray[np.float32]
+
+IMAGE_SIZE = 64
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (220, 40, 40),
+    "green": (40, 180, 60),
+    "blue": (50, 80, 230),
+    "yellow": (235, 215, 50),
+    "purple": (150, 50, 180),
+    "white": (245, 245, 245),
+}
+COLOR_NAMES = tuple(COLORS)
+INK = np.array((15, 15, 15), np.float32)
+
+_SUPERSAMPLING = 4
+_BRIGHTNESS = (70.0, 115.0)
+_TINT, _TEXTURE, _GRAIN, _COLOR_JITTER = 6.0, 14.0, 6.0, 8.0
+_COARSE = 8
+_PLACE = np.arange(IMAGE_SIZE, dtype=np.float32) * (_COARSE - 1) / (IMAGE_SIZE - 1)
+_LEFT = np.minimum(_PLACE.astype(np.int64), _COARSE - 2)
+_WEIGHT = (_PLACE - _LEFT).astype(np.float32)
+
+
+@cache
+def shape_mask(shape: str, size: int) -> Picture:
+    """Coverage [size, size] between 0 and 1 of a shape that fills its square."""
+    side = size * _SUPERSAMPLING
+    image = Image.new("L", (side, side), 0)
+    draw = ImageDraw.Draw(image)
+    end = side - 1
+    if shape == "circle":
+        draw.ellipse((0, 0, end, end), fill=255)
+    elif shape == "square":
+        draw.rectangle((side * 0.06, side * 0.06, side * 0.94, side * 0.94), fill=255)
+    elif shape == "triangle":
+        draw.polygon([(side / 2, 0), (0, end), (end, end)], fill=255)
+    elif shape == "star":
+        draw.polygon(_star_corners(side), fill=255)
+    elif shape == "cross":
+        draw.rectangle((side * 0.34, 0, side * 0.66, end), fill=255)
+        draw.rectangle((0, side * 0.34, end, side * 0.66), fill=255)
+    elif shape == "ring":
+        draw.ellipse((0, 0, end, end), fill=255)
+        draw.ellipse((side * 0.27, side * 0.27, side * 0.73, side * 0.73), fill=0)
+    else:
+        raise ValueError(f"unknown shape {shape!r}; allowed: {', '.join(SHAPES)}")
+    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS), np.float32) / np.float32(255)
+
+
+def _star_corners(side: int) -> list[tuple[float, float]]:
+    """Ten corners of a five-pointed star, the first at the top."""
+    angles = -np.pi / 2 + np.arange(10) * np.pi / 5
+    radii = np.where(np.arange(10) % 2 == 0, side / 2, side * 0.2)
+    return [(side / 2 + r * np.cos(a), side / 2 + r * np.sin(a)) for r, a in zip(radii, angles, strict=True)]
+
+
+def background(rng: np.random.Generator) -> Picture:
+    """[64, 64, 3]: a grey tone with a slight tint, blotches interpolated from an 8x8 grid, and grain."""
+    draws = rng.standard_normal(3 + _COARSE * _COARSE * 4, dtype=np.float32)
+    coarse = draws[3:].reshape(_COARSE, _COARSE, 4) * _TEXTURE
+    coarse = coarse[..., :3] * 0.5 + coarse[..., 3:]
+    rows = coarse[_LEFT] + (coarse[_LEFT + 1] - coarse[_LEFT]) * _WEIGHT[:, None, None]
+    picture: Picture = rows[:, _LEFT] + (rows[:, _LEFT + 1] - rows[:, _LEFT]) * _WEIGHT[None, :, None]
+    picture += np.float32(rng.uniform(*_BRIGHTNESS)) + draws[:3] * _TINT
+    picture += rng.standard_normal((IMAGE_SIZE, IMAGE_SIZE, 1), dtype=np.float32) * _GRAIN
+    return picture
+
+
+def jittered_color(rng: np.random.Generator, color: str) -> Picture:
+    """[3]: the named colour, slightly off."""
+    return np.array(COLORS[color], np.float32) + rng.standard_normal(3, dtype=np.float32) * _COLOR_JITTER
+
+
+def paste(picture: Picture, mask: Picture, x: float, y: float, color: Picture) -> None:
+    """Paints `color` [3] through `mask` [s, s] with its top left corner at (x, y), in place.
+
+    A position between pixels spreads the mask over its four neighbours (bilinear).
+    """
+    size = len(mask)
+    column, row = int(x), int(y)
+    right, down = np.float32(x - column), np.float32(y - row)
+    wide = np.zeros((size, size + 1), np.float32)
+    wide[:, :-1] = mask * (1 - right)
+    wide[:, 1:] += mask * right
+    shifted = np.zeros((size + 1, size + 1), np.float32)
+    shifted[:-1] = wide * (1 - down)
+    shifted[1:] += wide * down
+    window = picture[row : row + size + 1, column : column + size + 1]
+    alpha = shifted[: window.shape[0], : window.shape[1], None]
+    window += (color - window) * alpha

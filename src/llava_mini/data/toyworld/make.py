@@ -1,0 +1,118 @@
+"""Writes a toy world: LLaVA conversations about its scenes in WebDataset shards, one set a folder.
+
+    WORLD/world.json         seed, recipe version, and for every set its number of scenes and fingerprint
+    WORLD/tokenizer/         the tokenizer, in transformers format
+    WORLD/instruct-train/    shard set: questions and answers      (likewise instruct-val, instruct-test)
+    WORLD/caption-train/     shard set: statements, no questions   (likewise caption-val)
+
+Every set has its own stream of scenes, so no scene is in two of them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from llava_mini.data.files import folder_lock, write_json
+from llava_mini.data.shards import ShardSet, write_shards
+from llava_mini.data.toyworld.captions import caption
+from llava_mini.data.toyworld.facts import scene_facts
+from llava_mini.data.toyworld.questions import question
+from llava_mini.data.toyworld.scenes import scene_at, stream_rng
+from llava_mini.data.toyworld.tokenizer import build_tokenizer
+from llava_mini.errors import UserError
+
+# Any change that makes other pictures or texts from the same seed raises it.
+RECIPE_VERSION = 1
+DEFAULT_SIZES: dict[str, int] = {
+    "caption-train": 6000,
+    "caption-val": 300,
+    "instruct-train": 6000,
+    "instruct-val": 300,
+    "instruct-test": 400,
+}
+_WORLD_FILE = "world.json"
+
+
+def make_world(folder: Path | str, *, seed: int, sizes: Mapping[str, int] = DEFAULT_SIZES) -> Path:
+    """Makes the sets named in `sizes` (name -> scenes) that `folder` does not hold yet, and the tokenizer.
+
+    Raises:
+        UserError: a set's name or size is impossible, or the folder holds a world of another seed, recipe or size.
+    """
+    for name, count in sizes.items():
+        if name not in DEFAULT_SIZES or count < 1:
+            raise UserError(f"toy world set {name}={count}: allowed are {', '.join(DEFAULT_SIZES)} of 1 scene or more")
+    if seed < 0:
+        raise UserError(f"toy world seed {seed}: allowed are 0 and above")
+    root = Path(folder)
+    with folder_lock(root):
+        world = _existing_world(root, seed)
+        for name, count in sizes.items():
+            if name not in world["sets"]:
+                _make_set(root, world, name, count)
+            elif (made := world["sets"][name]["scenes"]) != count:
+                raise UserError(f"{root} holds {made} scenes of {name}, not {count}; delete it or name another folder")
+    return root
+
+
+def toy_sample(name: str, seed: int, index: int) -> tuple[str, dict[str, bytes]]:
+    """Sample `index` of a set: its key and its members, a PNG and a LLaVA record."""
+    scene = scene_at(name, seed, index)
+    facts = scene_facts(stream_rng(name, seed, index, 1), scene)
+    key = f"{name}-{index:06d}"
+    turns = []
+    for number, fact in enumerate(facts):
+        asked, told = ("", caption(fact)) if name.startswith("caption") else (question(fact), fact.answer)
+        image = "<image>\n" if number == 0 else ""
+        turns += [{"from": "human", "value": image + asked}, {"from": "gpt", "value": told}]
+    record = {
+        "id": key,
+        "image": f"{key}.png",
+        "source": "toyworld",
+        "conversations": turns,
+        "kinds": [fact.kind for fact in facts],
+    }
+    png = io.BytesIO()
+    Image.fromarray(scene.image).save(png, "PNG", compress_level=1)
+    return key, {"json": json.dumps(record).encode(), "png": png.getvalue()}
+
+
+def _samples(name: str, seed: int, count: int) -> Iterator[tuple[str, dict[str, bytes]]]:
+    return (toy_sample(name, seed, index) for index in range(count))
+
+
+def _existing_world(root: Path, seed: int) -> dict[str, Any]:
+    """What `world.json` tells, or the beginning of a new world; a set is listed only once it is complete."""
+    path = root / _WORLD_FILE
+    fresh = {"version": RECIPE_VERSION, "seed": seed, "sets": {}}
+    if not path.exists():
+        build_tokenizer().save_pretrained(str(root / "tokenizer"))
+        return fresh
+    try:
+        world: dict[str, Any] = json.loads(path.read_text())
+        found = (world["version"], world["seed"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} does not describe a toy world ({error!r})") from None
+    if found != (RECIPE_VERSION, seed):
+        raise UserError(
+            f"{root} holds a toy world of recipe {found[0]} and seed {found[1]}, not {RECIPE_VERSION} and {seed};"
+            " delete it or name another folder"
+        )
+    for name, made in world["sets"].items():
+        if ShardSet(root / name).fingerprint != made["fingerprint"]:
+            raise UserError(f"{root / name} is not the set that {path} describes; delete {root}")
+    return world
+
+
+def _make_set(root: Path, world: dict[str, Any], name: str, count: int) -> None:
+    shutil.rmtree(root / name, ignore_errors=True)  # of a build that was interrupted
+    shards = write_shards(_samples(name, world["seed"], count), root / name)
+    world["sets"][name] = {"scenes": count, "fingerprint": shards.fingerprint}
+    write_json(root / _WORLD_FILE, world)

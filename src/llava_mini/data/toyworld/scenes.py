@@ -1,0 +1,206 @@
+"""Scenes of the toy world: 64x64 pictures of 5 to 7 objects, two of which are coloured boxes with a handwritten digit.
+
+Objects stand anywhere (positions are real numbers, so no pooling grid is aligned with them) and do not overlap. Every
+scene is a pure function of (seed, stream, index): it does not depend on how many scenes are made or in what order. A
+scene is redrawn until two different questions of every kind can be asked about it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llava_mini.data.toyworld.digits import DIGIT_SIZE, DigitBank, Split, digit_bank
+from llava_mini.data.toyworld.drawing import (
+    COLOR_NAMES,
+    IMAGE_SIZE,
+    INK,
+    SHAPES,
+    background,
+    jittered_color,
+    paste,
+    shape_mask,
+)
+
+# The name of a stream ends in its split; its place in this tuple seeds it, so new streams are added at the end.
+STREAMS = (
+    "vision-train",
+    "vision-val",
+    "caption-train",
+    "caption-val",
+    "instruct-train",
+    "instruct-val",
+    "instruct-test",
+)
+BOX = "box"
+KINDS = (BOX, *SHAPES)
+
+_NUM_BOXES = 2
+_NUM_OBJECTS = (5, 7)
+_BOX_SIZE = 14
+_SHAPE_SIZES = (11, 14)
+_GAP = 1.0
+_REPEAT_SHAPE = 0.45
+_UNCLEAR = 2.5  # pixels to a middle line within which a quadrant would be a matter of opinion
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """A shape or a box; `x`, `y` is its top left corner and `size` its side in pixels; only boxes hold a digit."""
+
+    kind: str
+    color: str
+    digit: int | None
+    x: float
+    y: float
+    size: int
+
+    @property
+    def center(self) -> tuple[float, float]:
+        """(x, y) in pixels."""
+        return self.x + self.size / 2, self.y + self.size / 2
+
+    @property
+    def quadrant(self) -> str | None:
+        """`northwest`, `northeast`, `southwest` or `southeast`; None when too near a middle line to say."""
+        x, y = self.center
+        middle = IMAGE_SIZE / 2
+        if min(abs(x - middle), abs(y - middle)) < _UNCLEAR:
+            return None
+        return ("north" if y < middle else "south") + ("west" if x < middle else "east")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture [64, 64, 3] uint8 and what stands in it."""
+
+    image: NDArray[np.uint8]
+    objects: tuple[SceneObject, ...]
+
+    @property
+    def boxes(self) -> list[SceneObject]:
+        return [thing for thing in self.objects if thing.kind == BOX]
+
+    @property
+    def shapes(self) -> list[SceneObject]:
+        """The objects that are no boxes."""
+        return [thing for thing in self.objects if thing.kind != BOX]
+
+    @property
+    def unique_shapes(self) -> list[SceneObject]:
+        """Shapes that their kind names without doubt."""
+        return _singles(self.shapes, [thing.kind for thing in self.shapes])
+
+    @property
+    def unique_colors(self) -> list[SceneObject]:
+        """Shapes that their colour names without doubt (boxes aside)."""
+        return _singles(self.shapes, [thing.color for thing in self.shapes])
+
+    @property
+    def placed_shapes(self) -> list[SceneObject]:
+        """Unique shapes that stand clearly in one quadrant."""
+        return [thing for thing in self.unique_shapes if thing.quadrant is not None]
+
+
+def _singles(things: list[SceneObject], names: list[str]) -> list[SceneObject]:
+    count = Counter(names)
+    return [thing for thing, name in zip(things, names, strict=True) if count[name] == 1]
+
+
+def stream_split(stream: str) -> Split:
+    """Which digits a stream may show."""
+    split: dict[str, Split] = {"train": "train", "val": "val", "test": "test"}
+    if stream not in STREAMS:
+        raise ValueError(f"unknown stream {stream!r}; allowed: {', '.join(STREAMS)}")
+    return split[stream.rsplit("-", 1)[1]]
+
+
+def stream_rng(stream: str, seed: int, index: int, purpose: int) -> np.random.Generator:
+    """An independent generator for each (stream, seed, index) and purpose (0 pictures, 1 texts)."""
+    return np.random.default_rng([seed, STREAMS.index(stream), index, purpose])
+
+
+def scene_at(stream: str, seed: int, index: int) -> Scene:
+    """Scene `index` of a stream."""
+    return make_scene(stream_rng(stream, seed, index, 0), digit_bank(stream_split(stream)))
+
+
+def scenes(stream: str, seed: int, count: int) -> Iterator[Scene]:
+    """The first `count` scenes of a stream."""
+    return (scene_at(stream, seed, index) for index in range(count))
+
+
+def make_scene(rng: np.random.Generator, digits: DigitBank) -> Scene:
+    """A scene with digits of `digits`, of which two questions of every kind can be asked."""
+    num_shapes = int(rng.integers(_NUM_OBJECTS[0], _NUM_OBJECTS[1] + 1)) - _NUM_BOXES
+    while True:
+        names = _shape_names(rng, num_shapes)
+        sizes = [_BOX_SIZE] * _NUM_BOXES + rng.integers(_SHAPE_SIZES[0], _SHAPE_SIZES[1] + 1, num_shapes).tolist()
+        corners = _positions(rng, sizes)
+        samples = rng.integers(len(digits.labels), size=_NUM_BOXES).tolist()
+        box_colors = rng.permutation(len(COLOR_NAMES))[:_NUM_BOXES].tolist()
+        looks: list[tuple[str, str, int | None]] = [
+            (BOX, COLOR_NAMES[c], int(digits.labels[d])) for c, d in zip(box_colors, samples, strict=True)
+        ]
+        looks += [(shape, color, None) for shape, color in names]
+        objects = tuple(
+            SceneObject(*look, *corner, size) for look, corner, size in zip(looks, corners, sizes, strict=True)
+        )
+        scene = Scene(_EMPTY, objects)
+        if len(scene.placed_shapes) >= 2:
+            return Scene(_draw(rng, scene, [digits.images[sample] for sample in samples]), objects)
+
+
+_EMPTY = np.zeros((0, 0, 3), np.uint8)
+
+
+def _shape_names(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
+    """(shape, colour) of the shapes, with two shapes and two colours that occur once; shapes repeat now and then."""
+    while True:
+        draws = rng.random((count, 3)).tolist()
+        shapes: list[str] = []
+        for repeat, which, _ in draws:
+            pool = shapes if shapes and repeat < _REPEAT_SHAPE else SHAPES
+            shapes.append(pool[int(which * len(pool))])
+        colors = [COLOR_NAMES[int(color * len(COLOR_NAMES))] for _, _, color in draws]
+        if all(list(Counter(names).values()).count(1) >= 2 for names in (shapes, colors)):
+            return list(zip(shapes, colors, strict=True))
+
+
+def _positions(rng: np.random.Generator, sizes: list[int], tries: int = 60) -> list[tuple[float, float]]:
+    """Top left corners of squares that stay inside the picture and keep a gap; begins anew when one does not fit."""
+    placed: list[tuple[float, float, int]] = []
+    while len(placed) < len(sizes):
+        size = sizes[len(placed)]
+        for u, v in rng.random((tries, 2)).tolist():
+            x, y = u * (IMAGE_SIZE - size), v * (IMAGE_SIZE - size)
+            if all(_apart(x, y, size, other) for other in placed):
+                placed.append((x, y, size))
+                break
+        else:
+            placed = []
+    return [(x, y) for x, y, _ in placed]
+
+
+def _apart(x: float, y: float, size: int, other: tuple[float, float, int]) -> bool:
+    a, b, side = other
+    return x + size + _GAP <= a or a + side + _GAP <= x or y + size + _GAP <= b or b + side + _GAP <= y
+
+
+_FULL = np.ones((_BOX_SIZE, _BOX_SIZE), np.float32)
+
+
+def _draw(rng: np.random.Generator, scene: Scene, ink: list[NDArray[np.float32]]) -> NDArray[np.uint8]:
+    """Paints the scene; `ink` holds the digits of its boxes in order."""
+    picture = background(rng)
+    margin = (_BOX_SIZE - DIGIT_SIZE) // 2
+    for thing in scene.shapes:
+        paste(picture, shape_mask(thing.kind, thing.size), thing.x, thing.y, jittered_color(rng, thing.color))
+    for thing, digit in zip(scene.boxes, ink, strict=True):
+        paste(picture, _FULL, thing.x, thing.y, jittered_color(rng, thing.color))
+        paste(picture, digit, thing.x + margin, thing.y + margin, INK)
+    return np.clip(picture, 0, 255).astype(np.uint8)

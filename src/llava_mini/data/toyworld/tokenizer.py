@@ -1,0 +1,41 @@
+"""The toy world's own tokenizer: whole words, in transformers format.
+
+The vocabulary is fixed by the code (special tokens, then every word a question, caption or answer can hold, sorted),
+so that checkpoints and worlds of any seed fit together.
+"""
+
+from __future__ import annotations
+
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from llava_mini.data.toyworld.drawing import COLOR_NAMES, SHAPES
+from llava_mini.data.toyworld.facts import NUMBER_WORDS
+
+PAD, BOS, EOS, UNK, IMAGE, ANSWER = "<pad>", "<s>", "</s>", "<unk>", "<image>", "<answer>"
+SPECIAL_TOKENS = (PAD, BOS, EOS, UNK, IMAGE, ANSWER)
+_OTHER_WORDS = (
+    "a box color here holds how in is many no northeast northwest object objects shape southeast southwest the there"
+    " what where yes"
+).split()
+VOCABULARY = (*SPECIAL_TOKENS, *sorted({*SHAPES, *COLOR_NAMES, *NUMBER_WORDS, *_OTHER_WORDS}))
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer; it puts `<s>` before a text and has `image_token_id` and `answer_token_id`."""
+    model = models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token=UNK)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, VOCABULARY.index(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNK,
+        extra_special_tokens={"image_token": IMAGE, "answer_token": ANSWER},
+        padding_side="right",
+        model_max_length=2048,
+    )
