@@ -1,0 +1,170 @@
+"""The journal between a run and its tracker: what a run reports is written here first and sent from here.
+
+`spool.jsonl` in the run's folder holds one line per report, in order, and is only ever appended to; `tracking.json`
+beside it says where the lines go and how many bytes of them are sent. Both survive `kill -9`: whoever comes
+next goes on where the sending stopped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+LINES_A_CALL = 100
+
+Kind = Literal["params", "metrics", "tags", "status"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One report: its kind, when it was made (milliseconds since 1970), the step it belongs to, the values."""
+
+    kind: Kind
+    time_ms: int
+    step: int
+    values: dict[str, Any]
+
+
+@dataclass
+class Origin:
+    """What `tracking.json` holds.
+
+    Attributes:
+        uri: the tracker.
+        experiment: the tracker's experiment.
+        name: the run's name there.
+        parent_run_id: the run under which this one is shown.
+        token: names this spool; finds its run again if the answer to "create it" was lost.
+        run_id: the run's id, once it could be made.
+        sent_bytes: how much of `spool.jsonl` is sent.
+    """
+
+    uri: str
+    experiment: str
+    name: str
+    parent_run_id: str | None = None
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    run_id: str | None = None
+    sent_bytes: int = 0
+
+
+class Spool:
+    """The journal in one run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.journal = self.folder / "spool.jsonl"
+        self._origin_file = self.folder / "tracking.json"
+
+    def create(self, origin: Origin) -> None:
+        """Starts the journal; one that is there already (of a resumed run) goes on and keeps its token and run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        earlier = self.origin()
+        if earlier is None:
+            self._write_origin(origin)
+            return
+        if self.journal.exists() and not self.journal.read_bytes().endswith(b"\n"):
+            self._append(b"\n")  # the writer was killed within a line
+        self.redirect(origin.uri, origin.parent_run_id)
+
+    def append(self, kind: Kind, values: Mapping[str, Any], step: int = 0) -> None:
+        """Adds a line."""
+        line = Line(kind, int(time.time() * 1000), step, dict(values))
+        self._append(json.dumps(asdict(line), default=str).encode() + b"\n")
+
+    def pending(self) -> int:
+        """The number of lines that are not sent; 0 for a folder without a journal."""
+        origin = self.origin()
+        return 0 if origin is None else sum(1 for _ in self._unsent(origin.sent_bytes))
+
+    def redirect(self, uri: str | None, parent_run_id: str | None) -> None:
+        """From now on sends to `uri`, and all lines anew if that is another place; None changes nothing."""
+        with self._lock(wait=True):
+            origin = self.origin()
+            if origin is None:
+                return
+            if uri is not None and uri != origin.uri:
+                origin.uri, origin.run_id, origin.sent_bytes = uri, None, 0
+            origin.parent_run_id = parent_run_id or origin.parent_run_id
+            self._write_origin(origin)
+
+    def deliver(self, create: Callable[[Origin], str], send: Callable[[Origin, list[Line]], None]) -> None:
+        """Sends in order what is not sent, and notes after each call how far it came.
+
+        Args:
+            create: makes the run, returns its id.
+            send: sends at most `LINES_A_CALL` lines (a status line always alone) to `origin.run_id`.
+
+        Raises:
+            BlockingIOError: another thread or process is delivering this journal.
+            Exception: whatever `create` and `send` raise; what was sent before stays noted.
+        """
+        with self._lock(wait=False):
+            origin = self.origin()
+            if origin is None:
+                return
+            if origin.run_id is None:
+                origin.run_id = create(origin)
+                self._write_origin(origin)
+            for lines, end in _grouped(self._unsent(origin.sent_bytes)):
+                send(origin, lines)
+                origin.sent_bytes = end
+                self._write_origin(origin)
+
+    def origin(self) -> Origin | None:
+        """Where the journal goes; None for a folder without one."""
+        if not self._origin_file.exists():
+            return None
+        return Origin(**json.loads(self._origin_file.read_text()))
+
+    def _unsent(self, sent_bytes: int) -> Iterator[tuple[Line, int]]:
+        """Whole lines after `sent_bytes`, each with the offset of its end; a line cut by a kill is passed over."""
+        if not self.journal.exists():
+            return
+        with self.journal.open("rb") as journal:
+            end = journal.seek(sent_bytes)
+            for raw in journal:
+                end += len(raw)
+                if not raw.endswith(b"\n"):
+                    return  # being written right now
+                try:
+                    yield Line(**json.loads(raw)), end
+                except json.JSONDecodeError:
+                    continue
+
+    def _append(self, raw: bytes) -> None:
+        with self.journal.open("ab", buffering=0) as journal:
+            journal.write(raw)
+
+    def _write_origin(self, origin: Origin) -> None:
+        temporary = self._origin_file.with_suffix(".json.tmp")
+        temporary.write_text(json.dumps(asdict(origin), indent=1))
+        temporary.replace(self._origin_file)
+
+    @contextmanager
+    def _lock(self, *, wait: bool) -> Iterator[None]:
+        with (self.folder / "tracking.lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+
+
+def _grouped(lines: Iterator[tuple[Line, int]]) -> Iterator[tuple[list[Line], int]]:
+    """Groups that one call can send, each with its end: at most `LINES_A_CALL` lines, a status alone."""
+    group: list[Line] = []
+    group_end = 0
+    for line, end in lines:
+        alone = line.kind == "status" or any(earlier.kind == "status" for earlier in group[-1:])
+        if group and (alone or len(group) == LINES_A_CALL):
+            yield group, group_end
+            group = []
+        group.append(line)
+        group_end = end
+    if group:
+        yield group, group_end

@@ -1,0 +1,46 @@
+"""A real Trainer logs through the spool (nothing is sent: the spool's lines are what is checked)."""
+
+import json
+from pathlib import Path
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from llava_mini.lightning_logger import TrackerLogger
+from llava_mini.tracking import Tracker
+
+
+class OneWeight(lightning.LightningModule):
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.layer = nn.Linear(1, 1)
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        loss = self.layer(batch[0]).square().mean()
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_what_stages_log_is_spooled(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    tracker = Tracker(tmp_path / "run", uri=f"sqlite:///{tmp_path}/file/no.db")
+    logger = TrackerLogger(tracker)
+    trainer = lightning.Trainer(
+        max_steps=4, logger=logger, log_every_n_steps=2, accelerator="cpu", enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(OneWeight(rate=0.5), DataLoader(TensorDataset(torch.ones(8, 1)), batch_size=2))
+    tracker.finish(wait=5)
+
+    lines = [json.loads(line) for line in (tmp_path / "run" / "spool.jsonl").read_text().splitlines()]
+    assert (logger.name, logger.version) == ("run", None)
+    assert [line["values"] for line in lines if line["kind"] == "params"] == [{"rate": 0.5}]
+    metrics = [line for line in lines if line["kind"] == "metrics"]
+    assert [line["step"] for line in metrics] == [1, 3]
+    assert all(list(line["values"]) == ["train/loss"] for line in metrics)
