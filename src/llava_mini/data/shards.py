@@ -24,6 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from llava_mini.data.errors import SampleError
 from llava_mini.data.files import atomic_path, write_json
 from llava_mini.errors import UserError
 
@@ -148,11 +149,18 @@ class ShardSet:
         return set(self._places[index][1])
 
     def read(self, index: int, extensions: Iterable[str] | None = None) -> dict[str, bytes]:
-        """The members of sample `index` by extension (`{"png": ..., "json": ...}`), all or only those named."""
+        """The members of sample `index` by extension (`{"png": ..., "json": ...}`), all or only those named.
+
+        Raises:
+            SampleError: the tar has become shorter since it was opened.
+        """
         shard, places = self._places[index]
         wanted = places if extensions is None else [name for name in extensions if name in places]
         descriptor = self._descriptor(shard)
-        return {name: os.pread(descriptor, places[name][1], places[name][0]) for name in wanted}
+        members = {name: os.pread(descriptor, places[name][1], places[name][0]) for name in wanted}
+        if any(len(content) != places[name][1] for name, content in members.items()):
+            raise SampleError(f"{self._tars[shard]} ends too early")
+        return members
 
     def _descriptor(self, shard: int) -> int:
         """An open file of a shard; the one used longest ago is closed when there are too many."""

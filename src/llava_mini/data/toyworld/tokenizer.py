@@ -14,11 +14,13 @@ from llava_mini.data.toyworld.facts import NUMBER_WORDS
 
 PAD, BOS, EOS, UNK, IMAGE, ANSWER = "<pad>", "<s>", "</s>", "<unk>", "<image>", "<answer>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, UNK, IMAGE, ANSWER)
-_OTHER_WORDS = (
-    "a box color here holds how in is many no northeast northwest object objects shape southeast southwest the there"
-    " what where yes"
-).split()
-VOCABULARY = (*SPECIAL_TOKENS, *sorted({*SHAPES, *COLOR_NAMES, *NUMBER_WORDS, *_OTHER_WORDS}))
+_DIRECTIONS = ("northeast", "northwest", "southeast", "southwest")
+_QUESTION_WORDS = ("what", "where", "how", "many", "color", "shape", "is", "there", "in", "the", "a")
+_OTHER_WORDS = ("box", "object", "objects", "holds", "here", "no", "yes")
+VOCABULARY = (
+    *SPECIAL_TOKENS,
+    *sorted({*SHAPES, *COLOR_NAMES, *NUMBER_WORDS, *_DIRECTIONS, *_QUESTION_WORDS, *_OTHER_WORDS}),
+)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
