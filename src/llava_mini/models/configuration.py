@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from llava_mini.errors import UserError
 
@@ -52,6 +53,13 @@ class LlavaMiniConfig(PreTrainedConfig):
             self.compressor = {"_target_": "llava_mini.models.compressors.query.QueryCompressor", "C": 1}
         if self.num_fusion_layers < 0:
             raise UserError(f"num_fusion_layers={self.num_fusion_layers}: must be 0 (no pre-fusion) or more")
+        layers = self.vision_config.num_hidden_layers
+        if not -layers - 1 <= self.vision_feature_layer <= layers:
+            raise UserError(
+                f"vision_feature_layer={self.vision_feature_layer}: the vision tower's hidden states are {-layers - 1} to {layers}"
+            )
+        if self.projector_hidden_act not in ACT2FN:
+            raise UserError(f"projector_hidden_act={self.projector_hidden_act!r}: allowed are {', '.join(sorted(ACT2FN))}")
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         super().__post_init__(**kwargs)
 

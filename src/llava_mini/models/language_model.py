@@ -1,5 +1,6 @@
 """The language model, and decoder layers of its own kind for pre-fusion, both built by transformers from its config."""
 
+import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -9,14 +10,16 @@ FAMILIES = ("llama", "mistral", "qwen2")
 
 
 def build_language_model(text_config: PreTrainedConfig) -> PreTrainedModel:
-    """Random weights in the shape of `text_config`.
+    """Random weights in the shape of `text_config`, in torch's default dtype as all other parts are.
+
+    The config of a published model names the dtype of its own checkpoint, which would leave this part alone in bfloat16.
 
     Raises:
         UserError: for a family whose decoder layers are not known to fit pre-fusion.
     """
     if text_config.model_type not in FAMILIES:
         raise UserError(f"language model of type {text_config.model_type!r}: allowed are {', '.join(FAMILIES)}")
-    return AutoModelForCausalLM.from_config(text_config)
+    return AutoModelForCausalLM.from_config(text_config, dtype=torch.get_default_dtype())
 
 
 def build_decoder_layers(text_config: PreTrainedConfig, num_layers: int) -> tuple[nn.ModuleList, nn.Module]:
@@ -33,5 +36,5 @@ def build_decoder_layers(text_config: PreTrainedConfig, num_layers: int) -> tupl
     fields.update(num_hidden_layers=num_layers, vocab_size=1, pad_token_id=None, bos_token_id=None, eos_token_id=None)
     config = type(text_config)(**fields)
     config._attn_implementation = text_config._attn_implementation
-    decoder = AutoModel.from_config(config)
+    decoder = AutoModel.from_config(config, dtype=torch.get_default_dtype())
     return decoder.layers, decoder.rotary_emb

@@ -16,8 +16,8 @@ SINGLE_VIEW, HD_VIEWS = 1, 5
 
 
 def build_vision_tower(vision_config: PreTrainedConfig) -> PreTrainedModel:
-    """Random weights in the shape of `vision_config`."""
-    return AutoModel.from_config(vision_config)
+    """Random weights in the shape of `vision_config`, in torch's default dtype as all other parts are."""
+    return AutoModel.from_config(vision_config, dtype=torch.get_default_dtype())
 
 
 def patches_per_side(vision_config: PreTrainedConfig) -> int:

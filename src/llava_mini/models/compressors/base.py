@@ -54,6 +54,8 @@ def build_compressor(spec: dict[str, Any], dim: int) -> Compressor:
     Raises:
         UserError: for a class that cannot be found or is no compressor, or arguments it does not take.
     """
+    if dim < 1:
+        raise UserError(f"a compressor cannot read patches of width {dim}: at least 1 is needed")
     arguments = dict(spec)
     target = arguments.pop("_target_", None)
     compressor_class = _find_class(target)

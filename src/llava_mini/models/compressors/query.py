@@ -30,7 +30,7 @@ class QueryCompressor(Compressor):
     def __init__(self, *, dim: int, C: int, num_heads: int = 8):
         super().__init__()
         self.C = grid_side(C)
-        if dim % 4 or dim % num_heads:
+        if not isinstance(num_heads, int) or num_heads < 1 or dim % 4 or dim % num_heads:
             raise UserError(f"compressor.num_heads={num_heads}: the width {dim} must be a multiple of it and of 4")
         self.query = nn.Parameter(torch.empty(C * C, dim))
         self.register_buffer("position", sincos_2d(dim, C))
