@@ -1,0 +1,257 @@
+"""The only module that turns a config into objects: tokenizer, model, data, stage, trainer.
+
+What only neighbours know (widths, numbers of tokens and patches) is passed on here, so no config repeats it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPImageProcessorPil, PreTrainedTokenizerBase
+
+from llava_mini.config import instantiate
+from llava_mini.data.conversation import ConversationTemplate, ConversationTokenizer
+from llava_mini.data.datamodule import VLMDataModule
+from llava_mini.data.feature_store import FeatureRecipe, FeatureStore
+from llava_mini.data.shards import ShardSet
+from llava_mini.data.toyworld.make import make_world
+from llava_mini.errors import UserError
+from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
+from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW
+from llava_mini.stages.base import VLMStage
+from llava_mini.stages.callbacks import History, Progress
+from llava_mini.stages.checkpointing import AtomicCheckpointIO
+
+log = logging.getLogger("llava_mini")
+
+Config = dict[str, Any]
+
+
+def seed_run(config: Config) -> None:
+    """Seed all generators and set the threads of this process."""
+    seed_everything(config["seed"], verbose=False)
+    torch.set_num_threads(config["trainer"]["threads"])
+
+
+def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        UserError: when its folder holds none.
+    """
+    place = config["model"]["tokenizer"]
+    if not (Path(place) / "tokenizer_config.json").is_file():
+        raise UserError(f"model.tokenizer={place}: no tokenizer_config.json there; name a tokenizer's folder")
+    return AutoTokenizer.from_pretrained(place)
+
+
+def build_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> LlavaMiniForConditionalGeneration:
+    """The model with its weights loaded and pre-fusion initialised.
+
+    Raises:
+        UserError: for weights that are missing or do not fit, or an impossible fusion.
+    """
+    spec, fusion = config["model"], config["fusion"]
+    if fusion["init"] not in ("copy", "random"):
+        raise UserError(f"fusion.init={fusion['init']}: allowed are copy, random")
+    layers = fusion["num_layers"]
+    if isinstance(layers, bool) or not isinstance(layers, int) or layers < 0:
+        raise UserError(f"fusion.num_layers={layers}: must be a whole number, 0 (no pre-fusion) or more")
+    text_config = {
+        **spec["text_config"],
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    model = LlavaMiniForConditionalGeneration(
+        LlavaMiniConfig(
+            vision_config=spec["vision_config"],
+            text_config=text_config,
+            image_token_id=tokenizer.convert_tokens_to_ids(image_token(config)),
+            vision_feature_layer=spec["vision_feature_layer"],
+            compressor=config["compressor"],
+            num_fusion_layers=layers,
+            **config["order"],
+        )
+    )
+    for folder in spec["weights"]:
+        load_weights(model, Path(folder))
+    if fusion["init"] == "copy" and layers:
+        model.prefusion.copy_from(model.language_model)
+    return model
+
+
+def load_weights(model: LlavaMiniForConditionalGeneration, folder: Path) -> None:
+    """Load the parts of a model that `folder`/model.safetensors holds.
+
+    Raises:
+        UserError: for a missing or unreadable file, or a tensor that the model does not have or has in another shape.
+    """
+    path = folder / "model.safetensors"
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"model.weights: {path} is missing; `make world` makes the tiny world's") from error
+    except SafetensorError as error:
+        raise UserError(f"model.weights: {path} is no safetensors file ({error})") from error
+    own = model.state_dict()
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            has = f"shape {list(own[name].shape)}" if name in own else "no such tensor"
+            raise UserError(f"{path}: {name} has shape {list(tensor.shape)}, the model has {has}")
+    model.load_state_dict(tensors, strict=False)
+
+
+def image_token(config: Config) -> str:
+    """The placeholder in the tokenizer's vocabulary."""
+    return str(config["data"]["template"].get("image_token", "<image>"))
+
+
+def build_processor(
+    config: Config, model: LlavaMiniForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
+) -> LlavaMiniProcessor:
+    """The processor that fits the model."""
+    return LlavaMiniProcessor(
+        CLIPImageProcessorPil(**config["model"]["image_processor"]),
+        tokenizer,
+        num_image_tokens=model.tokens_per_frame(SINGLE_VIEW),
+        num_hd_image_tokens=model.tokens_per_frame(HD_VIEWS),
+        high_resolution=config["data"]["high_resolution"],
+        image_token=image_token(config),
+    )
+
+
+def prepare_data(config: Config) -> None:
+    """Make the toy world's sets that this config reads and that are not there yet."""
+    data = config["data"]
+    make_world(data["folder"], seed=data["world_seed"], sizes=data["sizes"])
+
+
+def build_datamodule(
+    config: Config, model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor
+) -> VLMDataModule:
+    """Training, validation and test data; with cached features when the config asks for them."""
+    data, trainer = config["data"], config["trainer"]
+    prepare_data(config)
+    shards = {split: ShardSet(Path(data["folder"]) / name) for split, name in data["splits"].items()}
+    tokenize = ConversationTokenizer(
+        processor.tokenizer,
+        instantiate({"_target_": _path(ConversationTemplate), **data["template"]}, "data.template"),
+        turns=data["turns"],
+        num_image_tokens=processor.tokens_of(HD_VIEWS if data["high_resolution"] else SINGLE_VIEW),
+        max_length=data["max_length"],
+    )
+    transform: Callable[[Image.Image], Tensor] = partial(processor.views, high_resolution=data["high_resolution"])
+    stores = _feature_stores(config, model, shards, transform) if data["cache_features"] else None
+    return VLMDataModule(
+        shards=shards,
+        tokenize=tokenize,
+        transform=transform,
+        features=stores,
+        batch_size=data["batch_size"],
+        eval_batch_size=data["eval_batch_size"],
+        num_batches=trainer["max_steps"] * trainer["accumulate_grad_batches"],
+        seed=config["seed"],
+        num_workers=data["num_workers"],
+    )
+
+
+def build_stage(config: Config, model: LlavaMiniForConditionalGeneration) -> VLMStage:
+    """The LightningModule of the stage."""
+    stage: VLMStage = instantiate(
+        config["stage"], "stage", model=model, kinds=config["data"]["kinds"], report_dir=config["run_dir"]
+    )
+    return stage
+
+
+def build_trainer(config: Config, loggers: list[Logger]) -> Trainer:
+    """Lightning's Trainer for one run: one pass over the planned stream, checkpoints in `run_dir`/checkpoints."""
+    spec, run_dir = config["trainer"], Path(config["run_dir"])
+    accumulate = spec["accumulate_grad_batches"]
+    callbacks: list[Callback] = [
+        History(run_dir / "history.jsonl"),
+        Progress(),
+        ModelCheckpoint(
+            dirpath=run_dir / "checkpoints",
+            filename="best",
+            monitor="val/accuracy",
+            mode="max",
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        ),
+        ModelCheckpoint(
+            dirpath=run_dir / "checkpoints",
+            filename="last",
+            every_n_train_steps=spec["checkpoint_every"],
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        ),
+    ]
+    return Trainer(
+        max_steps=spec["max_steps"],
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=spec["gradient_clip_val"],
+        precision=spec["precision"],
+        accelerator=spec["accelerator"],
+        devices=spec["devices"],
+        val_check_interval=min(spec["val_every"], spec["max_steps"]) * accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        callbacks=callbacks,
+        logger=loggers or False,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=run_dir,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        deterministic=True,
+    )
+
+
+def _feature_stores(
+    config: Config,
+    model: LlavaMiniForConditionalGeneration,
+    shards: dict[str, ShardSet],
+    transform: Callable[[Image.Image], Tensor],
+) -> dict[str, FeatureStore]:
+    """Features of every split, computed by the first run that needs them; kept beside the data."""
+    views = HD_VIEWS if config["data"]["high_resolution"] else SINGLE_VIEW
+    tower = tower_fingerprint(config, model)
+    recipe = FeatureRecipe(
+        tower=tower, shape=(views, model.side**2, model.config.vision_config.hidden_size), dtype="float32"
+    )
+    model.vision_tower.eval()
+    root = Path(config["data"]["folder"]) / "features"
+    return {
+        split: FeatureStore.build(root / recipe.fingerprint(each)[:16], each, model.encode, recipe, transform)
+        for split, each in shards.items()
+    }
+
+
+def tower_fingerprint(config: Config, model: LlavaMiniForConditionalGeneration) -> str:
+    """Hash of the vision tower's weights, the layer that is read and how pixels are made."""
+    digest = hashlib.sha256(json.dumps(config["model"]["image_processor"], sort_keys=True).encode())
+    digest.update(str((model.config.vision_feature_layer, config["data"]["high_resolution"])).encode())
+    for name, tensor in sorted(model.vision_tower.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

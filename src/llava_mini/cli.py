@@ -1,0 +1,113 @@
+"""`llava-mini <command> key=value ...`: reads the command line, resolves the config, calls the command.
+
+A user's mistake is one line on standard error and exit status 2; a run that stops itself (a non-finite loss) is 1; Ctrl-C
+is 130. Commands are imported when they are called, so that a mistake is reported before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from llava_mini.errors import UserError
+
+Command = Callable[[list[str], tuple[str, ...]], int]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit status.
+    """
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for folder in arguments.config_dir:
+        if not Path(folder).is_dir():
+            return _fail(f"--config-dir {folder}: no such folder")
+        sys.path.insert(0, str(Path(folder).resolve()))
+    try:
+        return COMMANDS[arguments.command][0](arguments.overrides, tuple(arguments.config_dir))
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted; repeat the command to continue", file=sys.stderr)
+        return 130
+
+
+def _fail(message: str) -> int:
+    print(f"llava-mini: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
+    from llava_mini.config import resolve
+
+    config = resolve(overrides, config_dirs)
+    from llava_mini.commands.train import train
+    from llava_mini.stages.base import NonFiniteLossError
+
+    try:
+        train(config)
+    except NonFiniteLossError as error:
+        print(f"llava-mini: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _world(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
+    from llava_mini.commands.world import make_tiny_world
+
+    make_tiny_world(overrides, config_dirs)
+    return 0
+
+
+def _config(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
+    import yaml
+
+    from llava_mini.config import resolve
+
+    print(yaml.safe_dump(resolve(overrides, config_dirs), sort_keys=False), end="")
+    return 0
+
+
+def _sweep(arguments: list[str], config_dirs: tuple[str, ...]) -> int:
+    from llava_mini.commands.sweep import sweep
+
+    return sweep(arguments, config_dirs)
+
+
+def _compare(arguments: list[str], config_dirs: tuple[str, ...]) -> int:
+    from llava_mini.sweep.report import compare
+
+    if len(arguments) > 1:
+        raise UserError(f"compare {' '.join(arguments)}: takes one folder of a sweep")
+    compare(Path(arguments[0] if arguments else "sweeps/latest"))
+    return 0
+
+
+COMMANDS: dict[str, tuple[Command, str]] = {
+    "train": (_train, "one run: train, evaluate, write result.json in run_dir"),
+    "sweep": (_sweep, "many runs: key=value,value,... for any config key, sweep_dir=FOLDER; ends with compare"),
+    "compare": (_compare, "table, plots and report.html of a sweep's folder"),
+    "world": (_world, "make the tiny world's data and pre-trained parts anew"),
+    "config": (_config, "print the resolved config of a run"),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    listing = "\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="llava-mini",
+        description="Train and compare LLaVA-Mini models.",
+        epilog=f"commands:\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-dir", action="append", default=[], help="a further folder with config groups and code")
+    parser.add_argument("command", choices=COMMANDS, metavar="command", help="see below")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, as Hydra reads them")
+    return parser

@@ -1,0 +1,95 @@
+"""`llava-mini sweep`: many runs from one command line, then their comparison."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from llava_mini.config import instantiate, resolve
+from llava_mini.errors import UserError
+from llava_mini.sweep.grid import expand
+from llava_mini.sweep.launcher import Launcher
+from llava_mini.sweep.provenance import code_version, git_commit
+from llava_mini.sweep.runner import INTERRUPTED, run_sweep
+from llava_mini.tracking import tracking_uri
+
+log = logging.getLogger("llava_mini")
+
+DEFAULT_FOLDER = "sweeps/latest"
+
+
+def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
+    """Run what `arguments` ask for and compare it.
+
+    Args:
+        arguments: `key=value,value,...` for any config key, and `sweep_dir=`.
+        config_dirs: Further folders with config groups and code.
+
+    Returns:
+        The exit status: 0 all finished, 1 some failed, 130 interrupted.
+    """
+    sweep_dir, own = split_folder(arguments)
+    runs = expand(own, lambda overrides: resolve(overrides, config_dirs))
+    configs = [resolve(run.overrides, config_dirs) for run in runs]
+    launcher: Launcher = instantiate(configs[0]["launcher"], "launcher")
+    share_features(configs)
+    tracking = configs[0]["tracking"]
+    status = run_sweep(
+        runs,
+        arguments=arguments,
+        sweep_dir=sweep_dir,
+        launcher=launcher,
+        command=train_command(config_dirs),
+        code_version=code_version(),
+        commit=git_commit(),
+        tracker_uri=tracking_uri(tracking["uri"]) if tracking["enabled"] else None,
+        experiment=tracking["experiment"],
+    )
+    if status != INTERRUPTED:
+        from llava_mini.sweep.report import compare
+
+        compare(sweep_dir)
+    return status
+
+
+def split_folder(arguments: list[str]) -> tuple[Path, list[str]]:
+    """The folder that `sweep_dir=` names (or the default), and all other arguments.
+
+    Raises:
+        UserError: when it is given twice or empty.
+    """
+    given = [argument.partition("=")[2] for argument in arguments if argument.startswith("sweep_dir=")]
+    if len(given) > 1 or "" in given:
+        raise UserError(f"sweep_dir={','.join(given)}: give one folder")
+    return Path(given[0] if given else DEFAULT_FOLDER), [a for a in arguments if not a.startswith("sweep_dir=")]
+
+
+def train_command(config_dirs: tuple[str, ...]) -> list[str]:
+    """The command line of a run, without its overrides."""
+    extra = [part for folder in config_dirs for part in ("--config-dir", folder)]
+    return [sys.executable, "-m", "llava_mini", *extra, "train"]
+
+
+def share_features(configs: list[dict[str, Any]]) -> None:
+    """Compute the frozen vision tower's features once for all runs that read the same data with the same tower."""
+    shared: dict[str, list[dict[str, Any]]] = {}
+    for config in configs:
+        if config["data"]["cache_features"]:
+            shared.setdefault(json.dumps([config["data"], config["model"]], sort_keys=True), []).append(config)
+    if not shared:
+        return
+    from llava_mini.commands.train import assemble
+
+    for group in shared.values():
+        readers = assemble(group[0]).datamodule.readers.values()
+        stores = [reader.features for reader in readers if reader.features is not None]
+        seconds = sum(store.seconds for store in stores)
+        log.info(
+            "vision features of %d images: computed once in %.0f s and shared by %d runs, which saves %.0f s",
+            sum(len(store) for store in stores), seconds, len(group), seconds * (len(group) - 1),
+        )  # fmt: skip
+
+

@@ -1,0 +1,186 @@
+"""`llava-mini train`: one run, from config to result.json, in a folder of its own; a killed run continues there."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+from llava_mini import build
+from llava_mini.commands.trained import measured, save_model
+from llava_mini.config import load, save
+from llava_mini.data.datamodule import VLMDataModule
+from llava_mini.errors import UserError
+from llava_mini.lightning_logger import TrackerLogger
+from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
+from llava_mini.stages.base import PARTS, VLMStage
+from llava_mini.stages.callbacks import peak_memory_bytes
+from llava_mini.sweep.grid import config_hash
+from llava_mini.sweep.provenance import code_version, git_commit
+from llava_mini.tracking import Tracker, init_tracking
+
+log = logging.getLogger("llava_mini")
+
+
+@dataclass
+class Clock:
+    """Wall and CPU seconds of this process and its children, added up over the attempts of a resumed run."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        self.before = json.loads(self.path.read_text()) if self.path.exists() else {"seconds": 0.0, "cpu_seconds": 0.0}
+        self.start = time.monotonic()
+
+    def read(self) -> dict[str, float]:
+        """Seconds so far."""
+        own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+        return {
+            "seconds": self.before["seconds"] + time.monotonic() - self.start,
+            "cpu_seconds": self.before["cpu_seconds"] + cpu,
+        }
+
+
+@dataclass
+class Run:
+    """What a config is made into."""
+
+    model: LlavaMiniForConditionalGeneration
+    processor: LlavaMiniProcessor
+    datamodule: VLMDataModule
+    stage: VLMStage
+
+
+def assemble(config: dict[str, Any]) -> Run:
+    """Build everything that a run needs; data and features are made when they are not there."""
+    build.seed_run(config)
+    tokenizer = build.build_tokenizer(config)
+    model = build.build_model(config, tokenizer)
+    processor = build.build_processor(config, model, tokenizer)
+    datamodule = build.build_datamodule(config, model, processor)
+    return Run(model, processor, datamodule, build.build_stage(config, model))
+
+
+def fit(run: Run, config: dict[str, Any], loggers: list[Logger]) -> None:
+    """Train from the last checkpoint in the run's folder, or from the start.
+
+    Raises:
+        KeyboardInterrupt: when it was interrupted; Lightning has then ended in order.
+    """
+    trainer = build.build_trainer(config, loggers)
+    last = Path(config["run_dir"]) / "checkpoints" / "last.ckpt"
+    trainer.fit(run.stage, run.datamodule, ckpt_path=str(last) if last.exists() else None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+
+def train(config: dict[str, Any]) -> Path:
+    """Train, evaluate on validation and test, and write the run's result.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        UserError: when the folder holds another run, or the config is impossible.
+    """
+    run_dir = Path(config["run_dir"])
+    if _claim(run_dir, config):
+        log.info("%s is finished already: %s", run_dir, run_dir / "result.json")
+        return run_dir
+    clock = Clock(run_dir / "clock.json")
+    run = assemble(config)
+    save(config, run_dir / "config.yaml")
+    log.info("%s", run.stage.parts_table())
+    tracker = _tracker(config, run_dir)
+    try:
+        fit(run, config, [TrackerLogger(tracker)] if tracker else [])
+        result = {
+            "status": "finished",
+            **_identity(config),
+            "params": {part: sum(p.numel() for p in run.model.get_submodule(part).parameters()) for part in PARTS},
+            **measured(run.model, run.datamodule, run_dir),
+            **clock.read(),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "mlflow_run_id": tracker.run_id(wait=5.0) if tracker else None,
+        }
+        save_model(run.model, run.processor, run_dir / "model")
+        if tracker:
+            tracker.log_metrics({key: result[key] for key in _TRACKED})
+        _write_json(run_dir / "result.json", result)
+    except BaseException as error:
+        (run_dir / "clock.json").write_text(json.dumps(clock.read()))
+        if tracker:
+            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    if tracker:
+        tracker.finish()
+    log.info("accuracy val %.4f, test %.4f; %s", *result["accuracy"].values(), run_dir / "result.json")
+    return run_dir
+
+
+_TRACKED = (
+    "accuracy",
+    "accuracy_by_kind",
+    "prefill_flops",
+    "seconds",
+    "cpu_seconds",
+    "peak_memory_bytes",
+    "tokens",
+    "n_fusion",
+    "params",
+)
+
+
+def _claim(run_dir: Path, config: dict[str, Any]) -> bool:
+    """Whether the folder holds this very run, finished.
+
+    Raises:
+        UserError: when it holds another run.
+    """
+    if (run_dir / "config.yaml").exists():
+        if config_hash(load(run_dir / "config.yaml")) != config_hash(config):
+            raise UserError(f"run_dir={run_dir} holds a run with another config; name another folder or delete it")
+    elif run_dir.exists() and any(run_dir.glob("checkpoints/*.ckpt")):
+        raise UserError(f"run_dir={run_dir} holds checkpoints and no config.yaml; name another folder")
+    result = run_dir / "result.json"
+    return result.exists() and json.loads(result.read_text())["code_version"] == code_version()
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "config_hash": config_hash(config),
+        "code_version": code_version(),
+        "commit": git_commit(),
+        "seed": config["seed"],
+        "compressor": config["choices"]["compressor"],
+        "C": config["compressor"].get("C"),
+        "n_fusion": config["fusion"]["num_layers"],
+    }
+
+
+def _tracker(config: dict[str, Any], run_dir: Path) -> Tracker | None:
+    spec = config["tracking"]
+    if not spec["enabled"]:
+        return None
+    if spec["parent_run_id"] is None:
+        init_tracking(spec["uri"], spec["experiment"])
+    tracker = Tracker(
+        run_dir, uri=spec["uri"], experiment=spec["experiment"], parent_run_id=spec["parent_run_id"]
+    )
+    tracker.log_params({key: value for key, value in config.items() if key != "tracking"})
+    tracker.set_tags({"commit": git_commit(), "code_version": code_version()})
+    return tracker
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)

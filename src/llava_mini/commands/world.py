@@ -1,0 +1,145 @@
+"""`llava-mini world`: the tiny world's data and pre-trained parts, made anew from the seed.
+
+Stage 0 gives the vision tower, stage 1 projector and language model. Each is written as half-precision safetensors with
+the recipe, metrics and hash beside it, the form in which they ship with the repository.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Trainer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig
+
+from llava_mini import build
+from llava_mini.commands.train import Clock, assemble, fit
+from llava_mini.config import instantiate, resolve
+from llava_mini.data.toyworld.targets import TARGET_CLASSES, vision_supervision
+from llava_mini.data.toyworld.tokenizer import build_tokenizer
+from llava_mini.evaluate.accuracy import evaluate
+from llava_mini.models.vision_tower import build_vision_tower
+from llava_mini.sweep.provenance import code_version
+
+log = logging.getLogger("llava_mini")
+
+
+def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> Path:
+    """Train stage 0 and stage 1 of the tiny world.
+
+    Args:
+        overrides: Of both stages' configs; `world.out` says where the two checkpoints go.
+        config_dirs: Further folders with config groups.
+
+    Returns:
+        The folder with `stage0` and `stage1`.
+    """
+    stage0 = resolve(["experiment=tiny_stage0", *overrides], config_dirs)
+    out = Path(stage0["world"]["out"])
+    train_vision(stage0, out / "stage0")
+    places = [f"model.weights=[{out / 'stage0'}]", f"model.tokenizer={out / 'stage1'}"]
+    stage1 = resolve(["experiment=tiny_stage1", *overrides, *places], config_dirs)
+    build_tokenizer().save_pretrained(str(out / "stage1"))
+    train_language(stage1, out / "stage1")
+    return out
+
+
+class Scenes(Dataset[tuple[Tensor, dict[str, Tensor]]]):
+    """Pictures of a stream and what stands in each of their patches, in memory.
+
+    Args:
+        stream: Name of the stream of scenes.
+        seed: Of the world.
+        count: Number of scenes.
+        image_processor: Gives mean and standard deviation of pixels.
+    """
+
+    def __init__(self, stream: str, seed: int, count: int, image_processor: CLIPImageProcessorPil):
+        images, targets = vision_supervision(stream, seed, count)
+        self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
+        self.targets = {name: torch.from_numpy(target) for name, target in targets.items()}
+        self.mean = torch.tensor(image_processor.image_mean)[:, None, None]
+        self.std = torch.tensor(image_processor.image_std)[:, None, None]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        pixel_values = (self.images[index] / 255 - self.mean) / self.std
+        return pixel_values, {name: target[index] for name, target in self.targets.items()}
+
+
+def train_vision(config: dict[str, Any], folder: Path) -> None:
+    """Stage 0: supervise every patch of the vision tower, write it to `folder`."""
+    build.seed_run(config)
+    clock = Clock(folder / "clock.json")
+    spec, world, trainer_spec = config["model"], config["world"], config["trainer"]
+    vision_fields = {key: value for key, value in spec["vision_config"].items() if key != "model_type"}
+    tower = build_vision_tower(CLIPVisionConfig(**vision_fields))
+    stage = instantiate(
+        config["stage"],
+        "stage",
+        vision_tower=tower,
+        feature_layer=spec["vision_feature_layer"],
+        target_classes=TARGET_CLASSES,
+    )
+    image_processor = CLIPImageProcessorPil(**spec["image_processor"])
+    seed = config["data"]["world_seed"]
+    train_set = Scenes("vision-train", seed, world["vision_scenes"], image_processor)
+    val_set = Scenes("vision-val", seed, world["vision_val_scenes"], image_processor)
+    steps, batch = trainer_spec["max_steps"], world["vision_batch_size"]
+    order = RandomSampler(train_set, replacement=True, num_samples=steps * batch, generator=torch.Generator())
+    order.generator.manual_seed(config["seed"])
+    trainer = Trainer(
+        max_steps=steps,
+        gradient_clip_val=trainer_spec["gradient_clip_val"],
+        accelerator=trainer_spec["accelerator"],
+        devices=trainer_spec["devices"],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        val_check_interval=steps,
+        check_val_every_n_epoch=None,
+        deterministic=True,
+    )
+    trainer.fit(stage, DataLoader(train_set, batch, sampler=order), DataLoader(val_set, 100))
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    tensors = {f"vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}
+    write_checkpoint(folder, tensors, config, {**metrics, **clock.read()})
+
+
+def train_language(config: dict[str, Any], folder: Path) -> None:
+    """Stage 1: projector and language model on captions, written to `folder`."""
+    clock = Clock(folder / "clock.json")
+    run = assemble(config)
+    log.info("%s", run.stage.parts_table())
+    fit(run, config, [])
+    trained = {name for name, p in run.model.named_parameters() if p.requires_grad}
+    captions = evaluate(run.model, run.datamodule.val_dataloader())
+    tensors = {name: tensor for name, tensor in run.model.state_dict().items() if name in trained}
+    write_checkpoint(folder, tensors, config, {"val/captions_word_for_word": captions.accuracy(), **clock.read()})
+
+
+def write_checkpoint(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], metrics: dict[str, Any]) -> None:
+    """model.safetensors in half precision, and recipe.json with config, metrics and the file's hash."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.safetensors"
+    save_file({name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}, path)
+    recipe = {
+        "config": config,
+        "metrics": metrics,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "bytes": path.stat().st_size,
+        "code_version": code_version(),
+    }
+    (folder / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
+    log.info("%s: %d bytes, %s", path, recipe["bytes"], metrics)

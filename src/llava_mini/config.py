@@ -1,0 +1,152 @@
+"""From the command line's overrides to one resolved config, by Hydra's compose API; every mistake becomes one line.
+
+A class named by `_target_` has its own signature as its schema: `instantiate` checks names and types before it calls.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from llava_mini.errors import UserError
+
+_PACKAGED = Path(__file__).parent / "conf"
+CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The resolved config as a plain dict; `choices` in it names the chosen option of every group.
+
+    Args:
+        overrides: `key=value`, as Hydra reads them.
+        config_dirs: Further folders with config groups (one's own compressors).
+
+    Raises:
+        UserError: for an unknown key, group option or value that does not parse, in one line.
+    """
+    for override in overrides:
+        if override.startswith(("+", "~")):
+            raise UserError(f"{override}: keys are neither added nor removed; allowed is key=value of a key that is there")
+    search = [f"hydra.searchpath=[{','.join('file://' + str(Path(d).resolve()) for d in config_dirs)}]"]
+    try:
+        with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+            composed = compose("config", [*overrides, *(search if config_dirs else [])], return_hydra_config=True)
+            choices = dict(composed.hydra.runtime.choices)
+            own = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+            resolved = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(error, overrides)) from error
+    chosen = {group: name for group, name in choices.items() if group != "launcher" and not group.startswith("hydra/")}
+    return {"choices": chosen, **resolved}  # type: ignore[dict-item]  # a mapping at the top gives a dict
+
+
+def options(group: str, config_dirs: tuple[str, ...] = ()) -> list[str]:
+    """Names of the yaml files of a config group."""
+    folders = [CONFIG_DIR, *(Path(d) for d in config_dirs)]
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+
+
+def instantiate(spec: dict[str, Any], key: str, **given: Any) -> Any:
+    """Call the class that `_target_` names with the spec's other keys, checked against its signature.
+
+    Args:
+        spec: `_target_` and keyword arguments.
+        key: Where the spec stands in the config, for messages.
+        **given: Arguments that the config does not hold.
+
+    Raises:
+        UserError: for a class that is not there, an unknown or missing key, or a value of another type.
+    """
+    arguments = {name: value for name, value in spec.items() if name != "_target_"}
+    try:
+        target = get_class(spec["_target_"])
+    except Exception as error:  # hydra wraps whatever the import raised
+        raise UserError(f"{key}._target_={spec.get('_target_')}: {str(error).splitlines()[0]}") from error
+    parameters = inspect.signature(target, eval_str=True).parameters
+    allowed = [name for name in parameters if name not in given]
+    for name, value in arguments.items():
+        if name not in allowed:
+            raise UserError(f"unknown key {key}.{name}: {target.__name__} takes {', '.join(allowed)}")
+        arguments[name] = _checked(f"{key}.{name}", value, parameters[name].annotation)
+    missing = [n for n in allowed if parameters[n].default is inspect.Parameter.empty and n not in arguments]
+    if missing:
+        raise UserError(f"missing key {key}.{missing[0]}: {target.__name__} needs it")
+    return target(**arguments, **given)
+
+
+def save(config: dict[str, Any], path: Path) -> None:
+    """Write a config as yaml, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".tmp{os.getpid()}")
+    temporary.write_text(yaml.safe_dump(config, sort_keys=False))
+    temporary.replace(path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a config that `save` wrote.
+
+    Raises:
+        UserError: when there is none or it is no mapping.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; allowed is the folder of a run, which holds config.yaml")
+    config = yaml.safe_load(path.read_text())
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a config of this program")
+    return config
+
+
+def _checked(key: str, value: Any, annotation: Any) -> Any:
+    if annotation is inspect.Parameter.empty:
+        return value
+    try:
+        return TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"{key}={value!r}: {error.errors()[0]['msg'].lower()}") from error
+
+
+def _one_line(error: Exception, overrides: list[str]) -> str:
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(match[1])
+    if match := re.search(r"Could not find '([^/']+)/([^']+)'", text):
+        return f"{match[1]}={match[2]}: no such {match[1]}; allowed are {', '.join(options(match[1]))}"
+    if match := re.search(r"In '[^']+': Could not find '([^']+)'", text):
+        return f"{match[1]}: no such config; groups are {', '.join(_groups())}"
+    if match := re.search(r"Could not (?:append|delete)[^\n]*", text):
+        return match[0]
+    if "Error parsing override" in text or "mismatched input" in text or "LexerNoViableAlt" in text:
+        culprit = re.search(r"Error parsing override '([^']*)'", text)
+        return f"{culprit[1] if culprit else ' '.join(overrides)}: not of the form key=value"
+    return " ".join(text.split())
+
+
+def _unknown_key(key: str) -> str:
+    with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+        node: Any = compose("config")
+    path: list[str] = []
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or part not in node:
+            break
+        node, path = node[part], [*path, part]
+    known = [str(name) for name in node] if isinstance(node, DictConfig) else []
+    close = difflib.get_close_matches(key.split(".")[len(path)] if len(path) < len(key.split(".")) else "", known, n=1)
+    prefix = ".".join(path)
+    hint = f" (did you mean {'.'.join([*path, close[0]])}?)" if close else ""
+    return f"unknown key {key}{hint}: allowed{' in ' + prefix if prefix else ''} are {', '.join(known) or 'no keys'}"
+
+
+def _groups() -> list[str]:
+    return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir())

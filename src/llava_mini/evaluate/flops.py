@@ -1,0 +1,24 @@
+"""Floating-point operations of a prefill: vision tower, compression, pre-fusion and language model up to the first token.
+
+Counted by torch's own counter while the model runs. It knows matrix products only, and not the fused CPU attention
+kernel, so attention runs as plain matrix products here.
+"""
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from llava_mini.batch import VLMBatch
+from llava_mini.models import LlavaMiniForConditionalGeneration
+
+
+@torch.inference_mode()
+def prefill_flops(model: LlavaMiniForConditionalGeneration, batch: VLMBatch) -> int:
+    """FLOPs (a multiply-add is two) of a forward pass over `batch`, only the last position's logits."""
+    was_training = model.training
+    model.eval()
+    inputs = {name: tensor for name, tensor in batch.model_inputs().items() if name != "labels"}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(**inputs, logits_to_keep=1, use_cache=False)
+    model.train(was_training)
+    return int(counter.get_total_flops())

@@ -1,0 +1,154 @@
+"""The base of the training stages: what trains, with which rate, one step, and what a checkpoint holds.
+
+A part with a learning rate trains and every other is frozen; a concrete stage says which may. All randomness of a step is a function of
+(seed, step), so a resumed run equals the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+from llava_mini.batch import VLMBatch
+from llava_mini.errors import UserError
+from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.stages.metrics import KindAccuracy, correct_answers
+
+PARTS = ("vision_tower", "projector", "compressor", "prefusion", "language_model")
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is NaN or infinite; the message names the file with the batch's sample keys."""
+
+
+class VLMStage(LightningModule, ABC):
+    """One stage of training.
+
+    Args:
+        model: The model.
+        learning_rates: Peak rate for every part that trains; a part that is missing or null is frozen.
+        weight_decay: AdamW's, on matrices only.
+        betas: AdamW's.
+        warmup_ratio: Share of all steps with a rising rate (paper: 0.03).
+        min_lr_ratio: Rate at the end, as a share of the peak; cosine in between.
+        kinds: Kinds of questions to score apart.
+        report_dir: Where the keys of a batch with a non-finite loss are written.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: LlavaMiniForConditionalGeneration,
+        learning_rates: dict[str, float | None],
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_ratio: float = 0.03,
+        min_lr_ratio: float = 0.0,
+        kinds: list[str] | None = None,
+        report_dir: str | Path = ".",
+    ):
+        super().__init__()
+        self.model = model
+        self.learning_rates = {part: float(rate) for part, rate in learning_rates.items() if rate is not None}
+        self.weight_decay, self.betas = weight_decay, (betas[0], betas[1])
+        self.warmup_ratio, self.min_lr_ratio = warmup_ratio, min_lr_ratio
+        self.report_dir = Path(report_dir)
+        self.accuracy = KindAccuracy(kinds or [])
+        self.strict_loading = False  # checkpoints hold trained weights only
+        self._freeze()
+
+    @property
+    @abstractmethod
+    def trainable_parts(self) -> tuple[str, ...]:
+        """The model's parts that this stage may train."""
+
+    @property
+    def trained_parts(self) -> list[str]:
+        """The parts that this run trains."""
+        return [part for part in PARTS if part in self.learning_rates]
+
+    def parts_table(self) -> str:
+        """What trains and what is frozen, with parameter counts and rates, a line a part."""
+        lines = []
+        for part in PARTS:
+            count = sum(p.numel() for p in self._part(part).parameters())
+            state = f"trained, lr {self.learning_rates[part]:g}" if part in self.trained_parts else "frozen"
+            lines.append(f"{part:<15} {count:>13,} parameters  {state}")
+        return "\n".join(lines)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        groups = []
+        for part in self.trained_parts:
+            parameters = list(self._part(part).parameters())
+            for decays in (True, False):
+                chosen = [p for p in parameters if (p.dim() > 1) == decays]
+                if chosen:
+                    decay = self.weight_decay if decays else 0.0
+                    groups.append({"params": chosen, "lr": self.learning_rates[part], "weight_decay": decay})
+        optimizer = torch.optim.AdamW(groups, betas=self.betas)
+        steps = self.trainer.max_steps
+        scheduler = get_cosine_with_min_lr_schedule_with_warmup(
+            optimizer, round(self.warmup_ratio * steps), steps, min_lr_rate=self.min_lr_ratio
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_step(self, batch: VLMBatch, batch_idx: int) -> Tensor:
+        loss, _ = self._shared_step(batch, "train")
+        if not torch.isfinite(loss):
+            self._stop_on(batch, float(loss))
+        return loss
+
+    def validation_step(self, batch: VLMBatch, batch_idx: int) -> None:
+        _, logits = self._shared_step(batch, "val")
+        self.accuracy.update(correct_answers(logits, batch.labels, batch.turn_ids), batch.kinds)
+
+    def on_validation_epoch_end(self) -> None:
+        for name, share in self.accuracy.compute().items():
+            self.log(f"val/{name}", share, prog_bar=name == "accuracy")
+        self.accuracy.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = {f"model.{name}" for name, p in self.model.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    def train(self, mode: bool = True) -> VLMStage:
+        """Frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for part in PARTS:
+            if part not in self.trained_parts:
+                self._part(part).eval()
+        return self
+
+    def forward_loss(self, batch: VLMBatch) -> tuple[Tensor, Tensor]:
+        """Loss and logits of a batch; a stage with another objective overrides this."""
+        outputs = self.model(**batch.model_inputs())
+        return outputs.loss, outputs.logits
+
+    def _shared_step(self, batch: VLMBatch, split: str) -> tuple[Tensor, Tensor]:
+        loss, logits = self.forward_loss(batch)
+        self.log(f"{split}/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        return loss, logits
+
+    def _part(self, name: str) -> nn.Module:
+        return self.model.get_submodule(name)
+
+    def _freeze(self) -> None:
+        foreign = [part for part in self.learning_rates if part not in self.trainable_parts]
+        if foreign or not self.learning_rates:
+            culprit = f"stage.learning_rates.{foreign[0]}" if foreign else "stage.learning_rates is empty"
+            raise UserError(f"{culprit}: {type(self).__name__} trains any of {', '.join(self.trainable_parts)}")
+        for part in PARTS:
+            self._part(part).requires_grad_(part in self.trained_parts)
+
+    def _stop_on(self, batch: VLMBatch, loss: float) -> None:
+        path = self.report_dir / "non_finite_loss.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"step": self.global_step, "loss": str(loss), "keys": batch.keys}) + "\n")
+        raise NonFiniteLossError(f"loss is {loss} at step {self.global_step}: keys of the batch are in {path}")

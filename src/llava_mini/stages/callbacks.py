@@ -1,0 +1,88 @@
+"""What a run tells while it trains: a line a step for machines, a line now and then for people.
+
+Nothing here changes what is trained.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from llava_mini.batch import VLMBatch
+
+log = logging.getLogger("llava_mini")
+
+
+class History(Callback):
+    """Appends {"step", "loss", "keys"} to a JSONL file after every batch; a resumed run drops what it will do again.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        done = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < trainer.global_step]
+        self.path.write_text("".join(done))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: VLMBatch, batch_idx: int
+    ) -> None:
+        step = trainer.global_step - int(not trainer.fit_loop.epoch_loop._should_accumulate())
+        loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "loss": loss, "keys": batch.keys}) + "\n")
+
+
+class Progress(Callback):
+    """Loss, samples/s and memory: in the progress bar, and as a line every few seconds where output is no terminal.
+
+    Args:
+        every_seconds: Time between lines.
+    """
+
+    def __init__(self, every_seconds: float = 15.0):
+        self.every_seconds = every_seconds
+        self.last, self.samples, self.skipped = 0.0, 0, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.last, self.samples = time.monotonic(), 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: VLMBatch, batch_idx: int
+    ) -> None:
+        self.samples += len(batch)
+        self.skipped += len(batch.skipped)
+        now = time.monotonic()
+        if now - self.last < self.every_seconds and trainer.global_step < trainer.max_steps:
+            return
+        rate = self.samples / max(now - self.last, 1e-9)
+        pl_module.log("samples_per_s", rate, prog_bar=True)
+        pl_module.log("memory_gb", peak_memory_bytes() / 1e9, prog_bar=True)
+        if not sys.stderr.isatty():
+            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+            skipped = f", {self.skipped} skipped" if self.skipped else ""
+            log.info(
+                "step %d of %d: loss %.4f, %.1f samples/s, %.2f GB%s",
+                trainer.global_step, trainer.max_steps, loss, rate, peak_memory_bytes() / 1e9, skipped,
+            )  # fmt: skip
+        self.last, self.samples = now, 0
+
+
+def peak_memory_bytes() -> int:
+    """Peak of this process: the allocator's on a GPU, resident memory on a CPU."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

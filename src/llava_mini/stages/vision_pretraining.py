@@ -1,0 +1,92 @@
+"""Stage 0, tiny world only: a vision tower that can see, in place of CLIP's pre-training.
+
+Every patch's feature is asked, through a linear head, what stands there: kind, colour, digit, centre. After this stage the
+tower is frozen for good, as CLIP is in LLaVA-Mini.
+
+Shapes: B images, N patches, D width of the tower.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+
+from llava_mini.models.vision_tower import encode_views
+
+IGNORE = -100
+
+
+class VisionPretrainingStage(LightningModule):
+    """Supervise every patch of a vision tower.
+
+    Args:
+        vision_tower: The tower; all of it trains.
+        feature_layer: The hidden state that LLaVA-Mini will read (`vision_feature_layer`), which is the one supervised.
+        target_classes: Name and number of classes of every target. In `digit`, class 0 (no digit) is not scored.
+        learning_rate: AdamW's peak; cosine to zero.
+        weight_decay: AdamW's.
+        warmup_ratio: Share of all steps with a rising rate.
+    """
+
+    def __init__(
+        self,
+        *,
+        vision_tower: PreTrainedModel,
+        feature_layer: int,
+        target_classes: dict[str, int],
+        learning_rate: float,
+        weight_decay: float = 0.05,
+        warmup_ratio: float = 0.04,
+    ):
+        super().__init__()
+        self.vision_tower, self.feature_layer = vision_tower, feature_layer
+        self.learning_rate, self.weight_decay, self.warmup_ratio = learning_rate, weight_decay, warmup_ratio
+        width = vision_tower.config.hidden_size
+        self.num_patches = (vision_tower.config.image_size // vision_tower.config.patch_size) ** 2
+        self.heads = nn.ModuleDict({name: nn.Linear(width, count) for name, count in target_classes.items()})
+        self.accuracy = MetricCollection(
+            {
+                name: MulticlassAccuracy(count, average="micro", ignore_index=IGNORE)
+                for name, count in target_classes.items()
+            },
+            prefix="val/",
+        )
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """Logits of every target for every patch: [B, 3, H, W] -> {name: [B, classes, N]}."""
+        features = encode_views(self.vision_tower, pixel_values, self.feature_layer, self.num_patches)
+        return {name: head(features).transpose(1, 2) for name, head in self.heads.items()}
+
+    def training_step(self, batch: tuple[Tensor, dict[str, Tensor]], batch_idx: int) -> Tensor:
+        return self._shared_step(batch, "train")[0]
+
+    def validation_step(self, batch: tuple[Tensor, dict[str, Tensor]], batch_idx: int) -> None:
+        """Scores objects only: knowing background from background is no merit."""
+        _, logits = self._shared_step(batch, "val")
+        for name, metric in self.accuracy.items(keep_base=True):
+            targets = batch[1][name]
+            metric.update(logits[name], targets.masked_fill(targets == 0, IGNORE) if name in _ZERO_IS_NOTHING else targets)
+        self.log_dict(self.accuracy)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        steps = self.trainer.max_steps
+        scheduler = get_cosine_schedule_with_warmup(optimizer, round(self.warmup_ratio * steps), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _shared_step(self, batch: tuple[Tensor, dict[str, Tensor]], split: str) -> tuple[Tensor, dict[str, Tensor]]:
+        pixel_values, targets = batch
+        logits = self(pixel_values)
+        losses = [nn.functional.cross_entropy(logits[n], targets[n], ignore_index=IGNORE) for n in logits]
+        loss = torch.stack(losses).sum()
+        self.log(f"{split}/loss", loss.detach(), prog_bar=True)
+        return loss, logits
+
+
+_ZERO_IS_NOTHING = ("kind", "color", "digit")
