@@ -74,13 +74,10 @@ def _write_shard(folder: Path, name: str, chunk: list[tuple[str, Members]]) -> d
                     places[extension] = [tar.offset + tarfile.BLOCKSIZE, len(content)]
                     tar.addfile(info, io.BytesIO(content))
                 index.append([key, places])
-        content = temporary.read_bytes()
-    shard = {
-        "name": f"{name}.tar",
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "samples": len(chunk),
-    }
+        with open(temporary, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+    shard = {"name": f"{name}.tar", "bytes": size, "sha256": digest, "samples": len(chunk)}
     write_json(folder / f"{name}.index.json", {**shard, "version": FORMAT_VERSION, "samples": index})
     return shard
 

@@ -1,0 +1,57 @@
+"""Nothing half-written is ever found under its name, and one process at a time holds a folder."""
+
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+
+from llava_mini.data.files import atomic_path, folder_lock, write_json
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def interrupted() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with atomic_path(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+
+
+def test_json_has_sorted_keys(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"b": 1, "a": [2]})
+    assert list(json.loads((tmp_path / "a.json").read_text()).items()) == [("a", [2]), ("b", 1)]
+
+
+def _append_twice(folder: Path, name: str) -> None:
+    with folder_lock(folder):
+        for _ in range(2):
+            with open(folder / "log", "a") as log:
+                log.write(name)
+            time.sleep(0.05)
+
+
+def test_processes_hold_a_folder_one_after_another(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_append_twice, args=(tmp_path / "new", name)) for name in "abc"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(20)
+    log = (tmp_path / "new" / "log").read_text()
+    assert sorted(log[i : i + 2] for i in range(0, len(log), 2)) == ["aa", "bb", "cc"]
