@@ -18,10 +18,11 @@ class LlavaMiniConfig(PreTrainedConfig):
     """Configuration of `LlavaMiniForConditionalGeneration`.
 
     Args:
-        vision_config: Any vision model that `AutoModel` builds (CLIP, SigLIP); a config or its dict. Default: CLIP ViT-L/14-336.
+        vision_config: Any vision model that `AutoModel` builds (CLIP, SigLIP); a config or its dict. Default: CLIP
+            ViT-L/14-336.
         text_config: Llama, Mistral or Qwen2 family; a config or its dict. Default: Llama's own.
-        image_token_id: Id of the placeholder that stands once for every compressed token. It is never embedded, so it may
-            lie beyond the vocabulary.
+        image_token_id: Id of the placeholder that stands once for every compressed token. It is never embedded, so it
+            may lie beyond the vocabulary.
         vision_feature_layer: Index into the vision tower's hidden states; -2 is the layer before the last.
         projector_hidden_act: Activation between the projector's two layers.
         compressor: `_target_` (the class) and its own keyword arguments, for example C, the side of its grid.
@@ -40,13 +41,13 @@ class LlavaMiniConfig(PreTrainedConfig):
     image_token_id: int = 32000
     vision_feature_layer: int = -2
     projector_hidden_act: str = "gelu"
-    compressor: dict | None = None
+    compressor: Any = None
     num_fusion_layers: int = 4
     compress_before_projection: bool = True
     fuse_compressed_tokens: bool = True
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self.vision_config = _sub_config(self.vision_config, "clip_vision_model", _CLIP_VIT_L_336)
         self.text_config = _sub_config(self.text_config, "llama", {})
         if self.compressor is None:
@@ -56,10 +57,13 @@ class LlavaMiniConfig(PreTrainedConfig):
         layers = self.vision_config.num_hidden_layers
         if not -layers - 1 <= self.vision_feature_layer <= layers:
             raise UserError(
-                f"vision_feature_layer={self.vision_feature_layer}: the vision tower's hidden states are {-layers - 1} to {layers}"
+                f"vision_feature_layer={self.vision_feature_layer}: "
+                f"the vision tower's hidden states are {-layers - 1} to {layers}"
             )
         if self.projector_hidden_act not in ACT2FN:
-            raise UserError(f"projector_hidden_act={self.projector_hidden_act!r}: allowed are {', '.join(sorted(ACT2FN))}")
+            raise UserError(
+                f"projector_hidden_act={self.projector_hidden_act!r}: allowed are {', '.join(sorted(ACT2FN))}"
+            )
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         super().__post_init__(**kwargs)
 
@@ -75,7 +79,7 @@ _CLIP_VIT_L_336 = {
 }
 
 
-def _sub_config(given: Any, default_type: str, default_fields: dict) -> PreTrainedConfig:
+def _sub_config(given: Any, default_type: str, default_fields: dict[str, Any]) -> PreTrainedConfig:
     if isinstance(given, PreTrainedConfig):
         return given
     fields = dict(default_fields if given is None else given)

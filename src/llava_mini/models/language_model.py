@@ -12,22 +12,28 @@ FAMILIES = ("llama", "mistral", "qwen2")
 def build_language_model(text_config: PreTrainedConfig) -> PreTrainedModel:
     """Random weights in the shape of `text_config`, in torch's default dtype as all other parts are.
 
-    The config of a published model names the dtype of its own checkpoint, which would leave this part alone in bfloat16.
+    The config of a published model names the dtype of its own checkpoint, which would leave this part alone in
+    bfloat16.
 
     Raises:
         UserError: for a family whose decoder layers are not known to fit pre-fusion.
     """
-    if text_config.model_type not in FAMILIES:
-        raise UserError(f"language model of type {text_config.model_type!r}: allowed are {', '.join(FAMILIES)}")
+    _check_family(text_config)
     return AutoModelForCausalLM.from_config(text_config, dtype=torch.get_default_dtype())
 
 
-def build_decoder_layers(text_config: PreTrainedConfig, num_layers: int) -> tuple[nn.ModuleList, nn.Module]:
-    """`num_layers` decoder layers of the language model's class, and its rotary embedding.
+def build_decoder_layers(
+    text_config: PreTrainedConfig, num_layers: int
+) -> tuple[nn.ModuleList, nn.Module, PreTrainedConfig]:
+    """`num_layers` decoder layers of the language model's class, its rotary embedding, and the config that they read.
 
     The vocabulary is cut to one entry, so that no embedding table of a large model is made and thrown away. Layers of
     pre-fusion attend fully, also where the language model itself uses a sliding window: their sequence is one frame.
+
+    Raises:
+        UserError: as `build_language_model`.
     """
+    _check_family(text_config)
     fields = text_config.to_dict()
     for unfit in ("layer_types", "architectures", "model_type", "max_window_layers", "use_sliding_window"):
         fields.pop(unfit, None)
@@ -37,4 +43,9 @@ def build_decoder_layers(text_config: PreTrainedConfig, num_layers: int) -> tupl
     config = type(text_config)(**fields)
     config._attn_implementation = text_config._attn_implementation
     decoder = AutoModel.from_config(config, dtype=torch.get_default_dtype())
-    return decoder.layers, decoder.rotary_emb
+    return decoder.layers, decoder.rotary_emb, config
+
+
+def _check_family(text_config: PreTrainedConfig) -> None:
+    if text_config.model_type not in FAMILIES:
+        raise UserError(f"language model of type {text_config.model_type!r}: allowed are {', '.join(FAMILIES)}")

@@ -2,24 +2,34 @@
 
 The forward pass reads as the paper's Figure 6: embed, encode, compress, project, fuse, splice, decode.
 
-Shapes: B samples, T tokens, F frames of the whole batch, V views of a frame, N patches of a view, P patches of a frame that
-pre-fusion reads (N, or 5N for HD), K compressed tokens of a frame, D width of the language model, Dv of the vision tower.
+Shapes: B samples, T tokens, F frames of the whole batch, V views of a frame, N patches of a view, P patches of a frame
+that pre-fusion reads (N, or 5N for HD), K compressed tokens of a frame, D width of the language model, Dv of the vision
+tower.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava_mini.models.attention import mask_for, packed_positions
 from llava_mini.models.compressors import Compressor, build_compressor
 from llava_mini.models.configuration import LlavaMiniConfig
+from llava_mini.models.generation import FramesGenerationMixin
+from llava_mini.models.inputs import (
+    check_features,
+    check_frames,
+    check_no_frames,
+    check_pixels,
+    check_placeholders,
+    instruction,
+)
 from llava_mini.models.language_model import build_language_model
+from llava_mini.models.loss import supervised
 from llava_mini.models.prefusion import Prefusion
 from llava_mini.models.projector import Projector
 from llava_mini.models.vision_tower import (
@@ -31,26 +41,10 @@ from llava_mini.models.vision_tower import (
     patches_per_side,
     prefusion_patches,
 )
-
-_PREFILL_ONLY = ("pixel_values", "image_features", "num_frames", "num_views", "instruction_mask", "turn_ids")
-
-
-@dataclass
-class VisualTokens:
-    """What the language side reads of all frames; masks are True for entries that are real.
-
-    Attributes:
-        patches_FPD, patch_mask_FP: projected patches for pre-fusion.
-        compressed_FKD, compressed_mask_FK: projected compressed tokens.
-    """
-
-    patches_FPD: Tensor
-    patch_mask_FP: Tensor
-    compressed_FKD: Tensor
-    compressed_mask_FK: Tensor
+from llava_mini.models.visual_tokens import VisualTokens, splice
 
 
-class LlavaMiniForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
     """LLaVA-Mini with a language-model head.
 
     Args:
@@ -71,9 +65,7 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         compressor_dim = vision_dim if config.compress_before_projection else text_dim
         self.vision_tower = build_vision_tower(config.vision_config)
         self.compressor = build_compressor(config.compressor, compressor_dim)
-        self.projector = Projector(
-            vision_dim=vision_dim, text_dim=text_dim, activation=config.projector_hidden_act
-        )
+        self.projector = Projector(vision_dim=vision_dim, text_dim=text_dim, activation=config.projector_hidden_act)
         self.prefusion = Prefusion(text_config=config.text_config, num_layers=config.num_fusion_layers)
         self.language_model = build_language_model(config.text_config)
         self.side = patches_per_side(config.vision_config)
@@ -99,6 +91,11 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def get_decoder(self) -> PreTrainedModel:
         return self.language_model.get_decoder()
+
+    def set_attn_implementation(self, attn_implementation: str | dict[str, Any], **kwargs: Any) -> None:
+        """As in transformers; pre-fusion follows the language model."""
+        super().set_attn_implementation(attn_implementation, **kwargs)
+        self.prefusion.config._attn_implementation = self.config.text_config._attn_implementation
 
     def tokens_per_frame(self, views: int = SINGLE_VIEW) -> int:
         """K: placeholders that a frame of `views` views takes in input_ids."""
@@ -132,60 +129,69 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, GenerationMixin):
             num_views: [F], 1 or 5: real views of every frame, when they differ; the rest of V is padding.
             image_features: [F, V, N, Dv] from `encode`, instead of pixel_values.
             turn_ids: [B, T]; 0 for the shared prefix, i for the i-th of turns that do not see one another.
-            instruction_mask: [B, T]; text that pre-fusion sees. Default: where labels are -100 (release), else all text.
+            instruction_mask: [B, T]; text that pre-fusion sees. Default: where labels are -100 (release), or all text.
             position_ids: [B, T]; default: counted over unmasked tokens.
             past_key_values: Cache of earlier tokens; frames must then have been given with them.
             labels: [B, T]; -100 is not predicted.
             use_cache: Default: no when labels are given, else the config's.
             logits_to_keep: As in transformers: only the last so many positions.
+            **kwargs: For the language model, as in transformers.
 
         Raises:
             ValueError: when frames, views or placeholders do not match.
         """
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
         if attention_mask is None:
-            past = 0 if past_key_values is None else past_key_values.get_seq_length()
             attention_mask = input_ids.new_ones(len(input_ids), past + input_ids.shape[1])
         placeholder_BT = input_ids == self.config.image_token_id
         inputs_embeds = self.embed(input_ids, placeholder_BT)
-        if pixel_values is not None or image_features is not None:
-            features = self.encode(pixel_values, num_views) if image_features is None else image_features
-            num_frames = self._checked_frames(features, num_frames, len(input_ids))
+        features = self.features(pixel_values, image_features, num_views)
+        if features is not None:
+            num_frames = check_frames(num_frames, len(features), len(input_ids))
             visual = self.compress_and_project(features, num_views)
-            instruction_BT = _instruction(attention_mask, placeholder_BT, labels, instruction_mask)
+            check_placeholders(placeholder_BT, visual.compressed_mask_FK, num_frames)
+            instruction_BT = instruction(attention_mask, placeholder_BT, labels, instruction_mask)
             compressed, text = self.fuse(visual, inputs_embeds, instruction_BT, turn_ids, num_frames)
             inputs_embeds = splice(text, placeholder_BT, compressed, visual.compressed_mask_FK)
-        elif past_key_values is None and bool(placeholder_BT.any()):
-            raise ValueError(f"input_ids has {int(placeholder_BT.sum())} image placeholders and no image was given")
+        elif past == 0:
+            check_no_frames(placeholder_BT, num_frames)
         if use_cache is None and labels is not None:
             use_cache = False
         outputs = self.decode(
             inputs_embeds, attention_mask, position_ids, turn_ids, past_key_values, use_cache, logits_to_keep, **kwargs
         )
         if labels is not None:
-            outputs.loss = self.loss_function(
-                logits=outputs.logits, labels=labels, vocab_size=self.config.text_config.vocab_size
-            )
+            logits, targets = supervised(outputs.logits, labels, turn_ids)
+            outputs.loss = torch.nn.functional.cross_entropy(logits.float(), targets)
         return outputs
 
     def embed(self, input_ids: Tensor, placeholder_BT: Tensor) -> Tensor:
         """Token embeddings [B, T, D]; placeholders, whose id may lie beyond the vocabulary, are filled in later."""
         return self.get_input_embeddings()(input_ids.masked_fill(placeholder_BT, 0))
 
+    def features(
+        self, pixel_values: Tensor | None, image_features: Tensor | None, num_views: Tensor | None
+    ) -> Tensor | None:
+        """Features [F, V, N, Dv] of all frames, encoded now or before; None without a frame."""
+        if pixel_values is not None and image_features is not None:
+            raise ValueError("pixel_values and image_features: give one of them, the frames or their features")
+        if image_features is not None:
+            check_features(image_features, num_views, self.side**2, self.config.vision_config.hidden_size)
+            return image_features.to(self.dtype) if len(image_features) else None
+        if pixel_values is None or len(pixel_values) == 0:
+            return None
+        return self.encode(pixel_values, num_views)
+
     def encode(self, pixel_values: Tensor, num_views: Tensor | None = None) -> Tensor:
-        """Features of all real views in one pass of the vision tower: [F, V, 3, H, W] -> [F, V, N, Dv]; zeros elsewhere."""
-        if pixel_values.dim() != 5:
-            raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}, expected [frames, views, 3, height, width]")
+        """Features of all real views in one pass of the tower: [F, V, 3, H, W] -> [F, V, N, Dv]; zeros elsewhere."""
+        check_pixels(pixel_values, num_views)
         frames, views = pixel_values.shape[:2]
-        num_patches = self.side**2
+        layer, num_patches = self.config.vision_feature_layer, self.side**2
         if num_views is None:
-            features = encode_views(
-                self.vision_tower, pixel_values.flatten(0, 1), self.config.vision_feature_layer, num_patches
-            )
+            features = encode_views(self.vision_tower, pixel_values.flatten(0, 1), layer, num_patches)
             return features.unflatten(0, (frames, views))
         real_FV = torch.arange(views, device=num_views.device) < num_views[:, None]
-        features = encode_views(
-            self.vision_tower, pixel_values[real_FV], self.config.vision_feature_layer, num_patches
-        )
+        features = encode_views(self.vision_tower, pixel_values[real_FV], layer, num_patches)
         padded = features.new_zeros(frames, views, *features.shape[1:])
         padded[real_FV] = features
         return padded
@@ -196,13 +202,11 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Frames with one view and HD frames lie in different grids, so each of the two kinds is worked on at once.
         """
         if num_views is None:
-            patches, compressed = self._compress_group(features_FVND, features_FVND.shape[1])
-            return VisualTokens(patches, _all_true(patches), compressed, _all_true(compressed))
-        groups = {int(views): num_views == views for views in num_views.unique()}
-        made = {views: self._compress_group(features_FVND[chosen], views) for views, chosen in groups.items()}
-        patches, patch_mask = _merge_groups([(groups[views], made[views][0]) for views in groups])
-        compressed, compressed_mask = _merge_groups([(groups[views], made[views][1]) for views in groups])
-        return VisualTokens(patches, patch_mask, compressed, compressed_mask)
+            return VisualTokens.of_one_kind(*self._compress_group(features_FVND, features_FVND.shape[1]))
+        kinds = [(num_views == views, views) for views in num_views.unique().tolist()]
+        return VisualTokens.of_kinds(
+            [(chosen, *self._compress_group(features_FVND[chosen], views)) for chosen, views in kinds]
+        )
 
     def fuse(
         self,
@@ -214,8 +218,8 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> tuple[Tensor, Tensor]:
         """Pre-fusion of every frame with its sample's instruction; fused text is the mean over the sample's frames.
 
-        Text outside the instruction, and samples without a frame, keep their plain embedding. Gradients do not flow back
-        into text embeddings through pre-fusion (release).
+        Text outside the instruction, and samples without a frame, keep their plain embedding. Gradients do not flow
+        back into text embeddings through pre-fusion (release).
 
         Returns:
             Compressed tokens [F, K, D] and text [B, T, D].
@@ -271,107 +275,15 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; only the prompt, never a generated token, is seen by pre-fusion, also without a cache."""
-        prompt = kwargs.get("input_ids", args[0] if args else None)
-        if kwargs.get("instruction_mask") is None and prompt is not None:
-            mask = kwargs.get("attention_mask")
-            kwargs["instruction_mask"] = torch.ones_like(prompt) if mask is None else mask.clone()
-        return super().generate(*args, **kwargs)
-
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in _PREFILL_ONLY:
-                inputs.pop(name, None)
-        return inputs
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: Tensor | None = None,
-        **model_kwargs: Any,
-    ) -> tuple[Tensor | None, dict[str, Any]]:
-        """Repeat every sample for beams or several answers; its frames are repeated as a block, not one by one."""
-        frames = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "image_features", "num_views")}
-        num_frames = model_kwargs.get("num_frames")
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
-        )
-        for name, tensor in frames.items():
-            if tensor is not None and num_frames is not None:
-                samples = tensor.split(num_frames.tolist())
-                tensor = torch.cat([sample for sample in samples for _ in range(expand_size)])
-            model_kwargs[name] = tensor
-        return input_ids, model_kwargs
-
     def _compress_group(self, features_FVND: Tensor, views: int) -> tuple[Tensor, Tensor]:
         """Patches [F, P, D] and compressed tokens [F, K, D] of frames that all have `views` views."""
         if views not in (SINGLE_VIEW, HD_VIEWS):
-            raise ValueError(f"a frame has {views} views, expected {SINGLE_VIEW} or {HD_VIEWS} (2x2 crops and the whole)")
+            raise ValueError(
+                f"a frame has {views} views, expected {SINGLE_VIEW} or {HD_VIEWS} (2x2 crops and the whole)"
+            )
         grid = compression_grid(features_FVND, views)
         side = self.side * (2 if views == HD_VIEWS else 1)
         patches = self.projector(prefusion_patches(features_FVND, views))
         if self.config.compress_before_projection:
             return patches, self.projector(self.compressor(grid, side, side))
         return patches, self.compressor(self.projector(grid), side, side)
-
-    @staticmethod
-    def _checked_frames(features: Tensor, num_frames: Tensor | None, batch: int) -> Tensor:
-        if num_frames is None:
-            raise ValueError("num_frames is needed with pixel_values or image_features: the frames of each sample")
-        if len(num_frames) != batch or int(num_frames.sum()) != len(features):
-            raise ValueError(
-                f"num_frames has {len(num_frames)} samples and {int(num_frames.sum())} frames, "
-                f"the batch has {batch} samples and {len(features)} frames"
-            )
-        return num_frames
-
-
-def splice(text_BTD: Tensor, placeholder_BT: Tensor, compressed_FKD: Tensor, compressed_mask_FK: Tensor) -> Tensor:
-    """Put the compressed tokens of all frames, in order, where the placeholders stand.
-
-    Raises:
-        ValueError: when their numbers differ.
-    """
-    tokens = compressed_FKD[compressed_mask_FK].to(text_BTD.dtype)
-    if len(tokens) != int(placeholder_BT.sum()):
-        raise ValueError(f"input_ids has {int(placeholder_BT.sum())} image placeholders, the frames make {len(tokens)} tokens")
-    return text_BTD.masked_scatter(placeholder_BT[..., None], tokens)
-
-
-def _instruction(
-    attention_mask: Tensor, placeholder_BT: Tensor, labels: Tensor | None, instruction_mask: Tensor | None
-) -> Tensor:
-    """[B, T] bool: text that pre-fusion sees. Tokens beyond a given instruction_mask (generated ones) are not in it."""
-    visible_BT = attention_mask[:, -placeholder_BT.shape[1] :].bool() & ~placeholder_BT
-    if instruction_mask is not None:
-        missing = placeholder_BT.shape[1] - instruction_mask.shape[1]
-        return visible_BT & torch.nn.functional.pad(instruction_mask.bool(), (0, missing))
-    return visible_BT if labels is None else visible_BT & (labels == -100)
-
-
-def _all_true(tokens_FKD: Tensor) -> Tensor:
-    return torch.ones(tokens_FKD.shape[:2], dtype=torch.bool, device=tokens_FKD.device)
-
-
-def _merge_groups(groups: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Rows of several widths into one padded tensor, and the mask of what is real.
-
-    Args:
-        groups: (chosen [F] bool, tokens [rows chosen, K of the group, D]).
-
-    Returns:
-        [F, max K, D] and [F, max K].
-    """
-    longest = max(tokens.shape[1] for _, tokens in groups)
-    first = groups[0][1]
-    merged = first.new_zeros(len(groups[0][0]), longest, first.shape[2])
-    mask = torch.zeros(merged.shape[:2], dtype=torch.bool, device=first.device)
-    for chosen, tokens in groups:
-        merged[chosen] = torch.nn.functional.pad(tokens, (0, 0, 0, longest - tokens.shape[1]))
-        mask[chosen, : tokens.shape[1]] = True
-    return merged, mask

@@ -1,4 +1,4 @@
-"""Modality pre-fusion: N_fusion decoder layers that let the instruction read all patches before they are compressed away.
+"""Modality pre-fusion: N_fusion decoder layers that let the instruction read all patches before they are compressed.
 
 Sequence of a frame: [all patches ; compressed tokens (release) ; instruction], causal, positions counted over visible
 entries only (paper section 4.2, REFERENCE section 2).
@@ -24,8 +24,7 @@ class Prefusion(nn.Module):
 
     def __init__(self, *, text_config: PreTrainedConfig, num_layers: int):
         super().__init__()
-        self.config = text_config
-        self.layers, self.rotary_emb = build_decoder_layers(text_config, num_layers)
+        self.layers, self.rotary_emb, self.config = build_decoder_layers(text_config, num_layers)
 
     def forward(self, hidden_FLD: Tensor, visible_FL: Tensor, turn_ids_FL: Tensor | None) -> Tensor:
         """Fuse; rows of hidden entries come back with values that nothing may read.
@@ -56,7 +55,8 @@ class Prefusion(nn.Module):
         source = language_model.get_decoder().layers
         if len(self.layers) > len(source):
             raise UserError(
-                f"fusion.num_layers={len(self.layers)}: init 'copy' allows at most the language model's {len(source)} layers"
+                f"fusion.num_layers={len(self.layers)}: "
+                f"init 'copy' allows at most the language model's {len(source)} layers"
             )
-        for layer, first in zip(self.layers, source):
+        for layer, first in zip(self.layers, source, strict=False):
             layer.load_state_dict(first.state_dict())

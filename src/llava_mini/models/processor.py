@@ -1,7 +1,7 @@
 """LlavaMiniProcessor: PIL images, video frames and text to the inputs of the model.
 
-In the text `<image>` stands for one image and `<video>` for all frames of a video; each becomes one placeholder for every
-compressed token. High resolution cuts every image 2x2 and adds the whole (REFERENCE section 1).
+In the text `<image>` stands for one image and `<video>` for all frames of a video; each becomes one placeholder for
+every compressed token. High resolution cuts every image 2x2 and adds the whole (REFERENCE section 1).
 
 Shapes: B samples, T tokens, F frames of the whole batch, V views, H x W pixels of a view.
 """
@@ -70,8 +70,8 @@ class LlavaMiniProcessor(ProcessorMixin):
             padding_side: "left" for generation, "right" for training.
 
         Returns:
-            input_ids and attention_mask [B, T]; with images or videos also pixel_values [F, V, 3, H, W], num_frames [B] and,
-            where their views differ, num_views [F].
+            input_ids and attention_mask [B, T]; with images or videos also pixel_values [F, V, 3, H, W], num_frames [B]
+            and, where their views differ, num_views [F].
 
         Raises:
             UserError: when the text names another number of images or videos than given, or a video has no frame.

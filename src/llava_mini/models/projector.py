@@ -1,4 +1,4 @@
-"""The projector: a two-layer MLP from the vision tower's width to the language model's (LLaVA-v1.5, REFERENCE section 1)."""
+"""The projector: a two-layer MLP from the vision tower's width to the language model's, as in LLaVA-v1.5."""
 
 from torch import Tensor, nn
 from transformers.activations import ACT2FN

@@ -1,7 +1,7 @@
 """The vision tower: any vision model of transformers, read at one of its layers, and the layout of views in a frame.
 
-A frame has one view (the whole image) or five (2x2 crops row by row, then the whole). The crops' patches are laid out as
-one grid of twice the side (REFERENCE section 1, high resolution).
+A frame has one view (the whole image) or five (2x2 crops row by row, then the whole). The crops' patches are laid out
+as one grid of twice the side (high resolution).
 
 Shapes: F frames, V views, N = n*n patches of a view, D width.
 """

@@ -1,4 +1,7 @@
-"""Adaptive average pooling of the patches' grid to C x C tokens: the parameter-free rival of query compression (paper, Table 7)."""
+"""Adaptive average pooling of the patches' grid to C x C tokens.
+
+The parameter-free rival of query compression (paper, Table 7).
+"""
 
 from torch import Tensor
 from torch.nn import functional

@@ -66,7 +66,7 @@ def build_compressor(spec: dict[str, Any], dim: int) -> Compressor:
 
 
 def _find_class(target: Any) -> type[Compressor]:
-    """Only this package and modules that the user imported are looked at: a checkpoint must not choose what to import."""
+    """Look at this package and at modules that the user imported only: a checkpoint must not choose what to import."""
     module_name, _, class_name = str(target).rpartition(".")
     if module_name.startswith("llava_mini.models.compressors."):
         try:
@@ -74,7 +74,9 @@ def _find_class(target: Any) -> type[Compressor]:
         except ModuleNotFoundError as error:
             raise UserError(f"compressor {target}: no module {module_name}") from error
     if module_name not in sys.modules:
-        raise UserError(f"compressor {target}: import {module_name or 'its module'} first, or add its folder with --config-dir")
+        raise UserError(
+            f"compressor {target}: import {module_name or 'its module'} first, or add its folder with --config-dir"
+        )
     found = vars(sys.modules[module_name]).get(class_name)
     if not (isinstance(found, type) and issubclass(found, Compressor)):
         raise UserError(f"compressor {target}: {class_name} is not a Compressor in {module_name}")

@@ -1,7 +1,7 @@
 """Query compression (paper section 4.2): C² learnable queries read all patches in one cross-attention.
 
-As in the release: LayerNorm on queries and on patches, 2D sin-cos positions added to queries and keys and not to values,
-the keys' positions interpolated from the queries' grid to the patches' grid.
+As in the release: LayerNorm on queries and on patches, 2D sin-cos positions added to queries and keys and not to
+values, the keys' positions interpolated from the queries' grid to the patches' grid.
 
 Shapes: F frames, P patches, K = C² tokens, D width.
 """
@@ -18,14 +18,16 @@ from llava_mini.models.compressors.base import Compressor, grid_side
 class QueryCompressor(Compressor):
     """C² learnable queries, one cross-attention.
 
-    The projections start as the identity: a fresh compressor is a soft pooling of normalised patches, which the projector,
-    aligned to patches in stage 1, can read from the first step on.
+    The projections start as the identity: a fresh compressor is a soft pooling of normalised patches, which the
+    projector, aligned to patches in stage 1, can read from the first step on.
 
     Args:
         dim: D; a multiple of 4 (two axes of sines and cosines) and of num_heads.
         C: Side of the compression grid.
         num_heads: Attention heads (release: 8).
     """
+
+    position: Tensor
 
     def __init__(self, *, dim: int, C: int, num_heads: int = 8):
         super().__init__()
@@ -66,7 +68,7 @@ class QueryCompressor(Compressor):
 
 
 def sincos_2d(dim: int, side: int) -> Tensor:
-    """2D sin-cos positions of a side x side grid, row-major: the first half of D encodes x, the second y: [side², D]."""
+    """2D sin-cos positions [side², D] of a side x side grid, row-major: the first half of D encodes x, the second y."""
     frequency = 1 / 10000 ** (torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     angle = torch.outer(torch.arange(side, dtype=torch.float64), frequency)
     axis = torch.cat([angle.sin(), angle.cos()], dim=1)

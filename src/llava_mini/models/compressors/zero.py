@@ -1,4 +1,4 @@
-"""A control: no vision token reaches the language model, so all it learns of the image is what pre-fused text carries."""
+"""A control: no vision token reaches the language model, which learns of the image only what pre-fused text carries."""
 
 from torch import Tensor
 

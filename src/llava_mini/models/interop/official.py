@@ -82,8 +82,8 @@ def official_batch(
         model: Tells how many placeholders a frame takes.
         input_ids: [B, T] with -200 where the image goes.
         attention_mask: [B, T].
-        images: [B, V, 3, H, W] (images), [B, F, V, 3, H, W] (videos), or a list of [V, 3, H, W] and [F, V, 3, H, W]. The
-            image of a row without -200 is dropped (the release needs a dummy there).
+        images: [B, V, 3, H, W] (images), [B, F, V, 3, H, W] (videos), or a list of [V, 3, H, W] and [F, V, 3, H, W].
+            The image of a row without -200 is dropped (the release needs a dummy there).
         labels: [B, T].
 
     Returns:

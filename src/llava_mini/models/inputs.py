@@ -1,0 +1,81 @@
+"""What a batch must satisfy before the model may pair frames with text, and which of the text pre-fusion sees.
+
+A count that does not fit is an error with both numbers in it: frames that slip to another sample would go unnoticed.
+
+Shapes: B samples, T tokens, F frames of the whole batch, V views of a frame, N patches of a view, K compressed tokens
+of a frame, Dv width of the vision tower.
+"""
+
+import torch
+from torch import Tensor
+
+
+def check_pixels(pixel_values: Tensor, num_views_F: Tensor | None) -> None:
+    """Raises ValueError unless pixels are [F, V, 3, H, W] and `num_views` fits them."""
+    if pixel_values.dim() != 5:
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}, expected [frames, views, 3, height, width]"
+        )
+    _check_views(num_views_F, *pixel_values.shape[:2])
+
+
+def check_features(features: Tensor, num_views_F: Tensor | None, num_patches: int, width: int) -> None:
+    """Raises ValueError unless features are [F, V, N, Dv] and `num_views` fits them."""
+    if features.dim() != 4 or features.shape[2:] != (num_patches, width):
+        raise ValueError(
+            f"image_features has shape {tuple(features.shape)}, expected [frames, views, {num_patches}, {width}]"
+        )
+    _check_views(num_views_F, *features.shape[:2])
+
+
+def _check_views(num_views_F: Tensor | None, frames: int, views: int) -> None:
+    if num_views_F is None:
+        return
+    if len(num_views_F) != frames:
+        raise ValueError(f"num_views is for {len(num_views_F)} frames, the batch has {frames}")
+    if frames and int(num_views_F.max()) > views:
+        raise ValueError(f"num_views has a frame of {int(num_views_F.max())} views, the batch has {views} of each")
+
+
+def check_frames(num_frames_B: Tensor | None, frames: int, batch: int) -> Tensor:
+    """`num_frames` itself; ValueError unless it deals out all frames to all samples."""
+    if num_frames_B is None:
+        raise ValueError("num_frames is needed with pixel_values or image_features: the frames of each sample")
+    if len(num_frames_B) != batch or int(num_frames_B.sum()) != frames:
+        raise ValueError(
+            f"num_frames has {len(num_frames_B)} samples and {int(num_frames_B.sum())} frames, "
+            f"the batch has {batch} samples and {frames} frames"
+        )
+    return num_frames_B
+
+
+def check_placeholders(placeholder_BT: Tensor, compressed_mask_FK: Tensor, num_frames_B: Tensor) -> None:
+    """ValueError unless every sample has a placeholder for each compressed token of its own frames."""
+    owner_F = torch.arange(len(num_frames_B), device=num_frames_B.device).repeat_interleave(num_frames_B)
+    found_B = placeholder_BT.sum(1)
+    expected_B = torch.zeros_like(found_B).index_add(0, owner_F, compressed_mask_FK.sum(1))
+    if wrong := (found_B != expected_B).nonzero().flatten().tolist():
+        i = wrong[0]
+        raise ValueError(
+            f"sample {i}: input_ids has {int(found_B[i])} image placeholders, "
+            f"its {int(num_frames_B[i])} frames make {int(expected_B[i])} tokens"
+        )
+
+
+def check_no_frames(placeholder_BT: Tensor, num_frames_B: Tensor | None) -> None:
+    """ValueError when placeholders or counts speak of frames that were not given."""
+    if bool(placeholder_BT.any()):
+        raise ValueError(f"input_ids has {int(placeholder_BT.sum())} image placeholders and no image was given")
+    if num_frames_B is not None and bool(num_frames_B.any()):
+        raise ValueError(f"num_frames has {int(num_frames_B.sum())} frames and no image was given")
+
+
+def instruction(
+    attention_mask: Tensor, placeholder_BT: Tensor, labels: Tensor | None, instruction_mask: Tensor | None
+) -> Tensor:
+    """[B, T] bool: text that pre-fusion sees. Tokens beyond a given instruction_mask (generated ones) are not in it."""
+    visible_BT = attention_mask[:, -placeholder_BT.shape[1] :].bool() & ~placeholder_BT
+    if instruction_mask is not None:
+        missing = placeholder_BT.shape[1] - instruction_mask.shape[1]
+        return visible_BT & torch.nn.functional.pad(instruction_mask.bool(), (0, missing))
+    return visible_BT if labels is None else visible_BT & (labels == -100)

@@ -1,0 +1,53 @@
+"""Next-token loss for sequences that may hold independent turns behind a shared prefix.
+
+The first token of a turn follows the prefix, not the turn that happens to stand before it in the sequence.
+
+Shapes: B sequences, T tokens, S supervised tokens of the batch, Vocab entries of the vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+
+def predictors(turn_ids_BT: Tensor) -> Tensor:
+    """Index of the entry whose logits predict each token: the one before it in its own turn or in the shared prefix.
+
+    Example:
+        turn        0  0  1  1  2  2  2
+        predictor  -1  0  1  2  1  4  5
+
+    Args:
+        turn_ids_BT: [B, T] int64, 0 for the shared prefix (and for padding), i for the i-th turn.
+
+    Returns:
+        [B, T] int64; -1 for what nothing predicts.
+    """
+    length = turn_ids_BT.shape[1]
+    before_BT = torch.arange(-1, length - 1, device=turn_ids_BT.device).expand_as(turn_ids_BT)
+    previous_BT = torch.nn.functional.pad(turn_ids_BT, (1, 0))[:, :length]
+    starts_BT = (turn_ids_BT > 0) & (turn_ids_BT != previous_BT)
+    prefix_end_B1 = starts_BT.long().argmax(1, keepdim=True) - 1
+    return torch.where(starts_BT, prefix_end_B1, before_BT)
+
+
+def supervised(logits_BTV: Tensor, labels_BT: Tensor, turn_ids_BT: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logits and labels of all tokens that are learnt.
+
+    Args:
+        logits_BTV: [B, T, Vocab].
+        labels_BT: [B, T] int64; -100 is not learnt.
+        turn_ids_BT: [B, T] int64 or None.
+
+    Returns:
+        [S, Vocab] and [S].
+
+    Raises:
+        ValueError: when logits were kept of some positions only.
+    """
+    if logits_BTV.shape[:2] != labels_BT.shape:
+        raise ValueError(
+            f"labels of shape {tuple(labels_BT.shape)} for logits at {tuple(logits_BTV.shape[:2])} positions"
+        )
+    predictor_BT = predictors(torch.zeros_like(labels_BT) if turn_ids_BT is None else turn_ids_BT)
+    row_S, column_S = ((labels_BT != -100) & (predictor_BT >= 0)).nonzero(as_tuple=True)
+    return logits_BTV[row_S, predictor_BT[row_S, column_S]], labels_BT[row_S, column_S]

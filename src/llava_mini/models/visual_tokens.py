@@ -1,0 +1,78 @@
+"""VisualTokens: what the language side reads of all frames of a batch, whose numbers of patches and tokens may differ.
+
+Frames with one view and HD frames are worked on apart, each kind at once, and lie padded in one tensor here.
+
+Shapes: F frames of the whole batch, P patches of a frame, K compressed tokens of a frame, D width of the language
+model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class VisualTokens:
+    """Projected patches and compressed tokens; masks are True for entries that are real.
+
+    Attributes:
+        patches_FPD, patch_mask_FP: projected patches for pre-fusion.
+        compressed_FKD, compressed_mask_FK: projected compressed tokens.
+    """
+
+    patches_FPD: Tensor
+    patch_mask_FP: Tensor
+    compressed_FKD: Tensor
+    compressed_mask_FK: Tensor
+
+    @classmethod
+    def of_one_kind(cls, patches_FPD: Tensor, compressed_FKD: Tensor) -> VisualTokens:
+        """Frames of one kind: everything is real."""
+        return cls(patches_FPD, _all_true(patches_FPD), compressed_FKD, _all_true(compressed_FKD))
+
+    @classmethod
+    def of_kinds(cls, groups: list[tuple[Tensor, Tensor, Tensor]]) -> VisualTokens:
+        """Frames of several kinds.
+
+        Args:
+            groups: For each kind (which frames [F] bool, their patches, their compressed tokens).
+        """
+        patches = merge_groups([(chosen, patches) for chosen, patches, _ in groups])
+        return cls(*patches, *merge_groups([(chosen, compressed) for chosen, _, compressed in groups]))
+
+
+def splice(text_BTD: Tensor, placeholder_BT: Tensor, compressed_FKD: Tensor, compressed_mask_FK: Tensor) -> Tensor:
+    """Put the compressed tokens of all frames, in order, where the placeholders stand: [B, T, D].
+
+    Example (two samples of one frame each, K = 2, `i` a placeholder):
+        s  i  i  q        s  a1 a2 q
+        s  q  i  i        s  q  b1 b2
+    """
+    tokens = compressed_FKD[compressed_mask_FK].to(text_BTD.dtype)
+    return text_BTD.masked_scatter(placeholder_BT[..., None], tokens)
+
+
+def merge_groups(groups: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Rows of several widths into one padded tensor, and the mask of what is real.
+
+    Args:
+        groups: (chosen [F] bool, tokens [rows chosen, K of the group, D]).
+
+    Returns:
+        [F, max K, D] and [F, max K].
+    """
+    longest = max(tokens.shape[1] for _, tokens in groups)
+    first = groups[0][1]
+    merged = first.new_zeros(len(groups[0][0]), longest, first.shape[2])
+    mask = torch.zeros(merged.shape[:2], dtype=torch.bool, device=first.device)
+    for chosen, tokens in groups:
+        merged[chosen] = torch.nn.functional.pad(tokens, (0, 0, 0, longest - tokens.shape[1]))
+        mask[chosen, : tokens.shape[1]] = True
+    return merged, mask
+
+
+def _all_true(tokens_FKD: Tensor) -> Tensor:
+    return torch.ones(tokens_FKD.shape[:2], dtype=torch.bool, device=tokens_FKD.device)
