@@ -1,0 +1,220 @@
+"""From `compressor.C=1,2 fusion.num_layers=0,2 seed=0,1` to the runs of a sweep.
+
+Every combination of values is one run, except that combinations which differ only in a value that does not apply
+(`compressor.C` for a compressor without C) are the same run, and that the uncompressed reference is always there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llava_mini.errors import UserError
+
+Resolve = Callable[[list[str]], dict[str, Any]]
+
+# What stands in none of these keys changes no result.
+UNHASHED = ("run_dir", "tracking", "paths", "launcher")
+# What the reference has a fixed value for, or no use for.
+_STRUCTURE = ("compressor", "fusion", "order")
+_REFERENCE = ("compressor=none", "fusion.num_layers=0")
+_CLOSING = {"[": "]", "{": "}", "(": ")"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a sweep.
+
+    Attributes:
+        label: readable and short: compressor, C, N_fusion, other varied values, seed.
+        overrides: the config's overrides.
+        config_hash: see `config_hash`.
+        seed: the run's seed.
+        compressor: name of the compressor.
+        C: side of the grid of compressed tokens; None where the compressor has none.
+        n_fusion: number of pre-fusion layers.
+        reference: whether this is the uncompressed reference.
+        values: the value of every other key that the sweep varies; None where it does not apply.
+    """
+
+    label: str
+    overrides: list[str]
+    config_hash: str
+    seed: int
+    compressor: str
+    C: int | None
+    n_fusion: int
+    reference: bool
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def setting(self) -> dict[str, Any]:
+        """The varied values that the reference has too; runs are compared with the reference of their own setting."""
+        return {key: value for key, value in self.values.items() if _room(key) not in _STRUCTURE}
+
+
+def expand(arguments: Sequence[str], resolve: Resolve) -> list[Run]:
+    """The runs of a sweep, seed by seed, so that an interrupted sweep has whole comparisons.
+
+    Args:
+        arguments: `key=value` or `key=value,value,...`; commas within brackets or quotes belong to the value.
+        resolve: gives the resolved config for a list of overrides, or raises UserError.
+
+    Raises:
+        UserError: for an argument that cannot be read, or what `resolve` raises.
+    """
+    choices = parse(arguments)
+    varied = [key for key, values in choices.items() if len(values) > 1]
+    resolved = _Resolved(resolve)
+    runs: dict[str, Run] = {}
+    for overrides, reference in _combinations(choices, resolved):
+        config = resolved(overrides)
+        run = _make_run(overrides, config, varied, reference)
+        runs.setdefault(run.config_hash, run)
+    return list(runs.values())
+
+
+def parse(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """`["a=1,2", "b=[1,2]"]` -> `{"a": ["1", "2"], "b": ["[1,2]"]}`.
+
+    Raises:
+        UserError: naming the argument, when it is not key=value, repeats a key, or has an empty or unclosed value.
+    """
+    choices: dict[str, list[str]] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not re.fullmatch(r"\+{0,2}[A-Za-z_][\w@./-]*", key):
+            raise UserError(f"{argument!r}: a sweep takes key=value or key=value,value,...")
+        if key in choices:
+            raise UserError(f"{argument!r}: {key} is given twice; write its values as {key}=value,value")
+        choices[key] = list(dict.fromkeys(_split(argument, text)))
+    return choices
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """sha256 of the resolved config, less where it is written to and how it is launched and tracked."""
+    kept = {key: value for key, value in config.items() if key not in UNHASHED}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def quote(text: str) -> str:
+    """`text` as Hydra's grammar reads it back: plain for a simple absolute path, else in single quotes."""
+    if re.fullmatch(r"/[\w./+-]*", text, re.ASCII):
+        return text
+    # A backslash is special only before a quote.
+    escaped = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
+    return f"'{escaped}'"
+
+
+class _Resolved:
+    """`resolve`, called once for each list of overrides."""
+
+    def __init__(self, resolve: Resolve) -> None:
+        self._resolve = resolve
+        self._known: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def __call__(self, overrides: Sequence[str]) -> dict[str, Any]:
+        key = tuple(overrides)
+        if key not in self._known:
+            self._known[key] = self._resolve(list(key))
+        return self._known[key]
+
+
+def _combinations(choices: Mapping[str, list[str]], resolved: _Resolved) -> Iterator[tuple[list[str], bool]]:
+    """Overrides of every run and whether it is the reference, which comes first for each seed and setting."""
+    keys = sorted(choices, key=lambda key: key != "seed")  # seeds are the outermost loop
+    optional = _compressor_keys(choices, resolved)
+    for values in itertools.product(*(choices[key] for key in keys)):
+        overrides = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
+        yield [*(item for item in overrides if _room(item) not in _STRUCTURE), *_REFERENCE], True
+        without = [item for item in overrides if not _is_compressor_key(item)]
+        applies = set(resolved(without)["compressor"]) if without != overrides else set()
+        yield [item for item in overrides if item in without or _name(item) not in optional - applies], False
+
+
+def _compressor_keys(choices: Mapping[str, list[str]], resolved: _Resolved) -> set[str]:
+    """Keys that some compressor of the sweep has; one that no compressor has is a mistake to be reported."""
+    keys = {"C"}
+    if "compressor" in choices:
+        for name in choices["compressor"]:
+            keys |= set(resolved([f"compressor={name}"])["compressor"])
+    return keys
+
+
+def _is_compressor_key(override: str) -> bool:
+    return override.startswith("compressor.")
+
+
+def _room(override: str) -> str:
+    """`+fusion.init=copy` -> `fusion`."""
+    return re.split(r"[.@=]", override.lstrip("+"), maxsplit=1)[0]
+
+
+def _name(override: str) -> str:
+    """`compressor.C=1` -> `C`."""
+    return override.partition("=")[0].partition(".")[2]
+
+
+def _make_run(overrides: list[str], config: dict[str, Any], varied: Iterable[str], reference: bool) -> Run:
+    given = dict(item.split("=", 1) for item in overrides)
+    seed = config["seed"]
+    if not isinstance(seed, int):
+        raise UserError(f"seed={seed}: a seed is a whole number")
+    compressor, c = _compressor_name(given, config), config["compressor"].get("C")
+    n_fusion = config["fusion"]["num_layers"]
+    known = ("compressor", "compressor.C", "fusion.num_layers", "seed")
+    values = {key.lstrip("+"): _value(key, given, config) for key in varied if key not in known}
+    parts = [compressor, *([f"C{c}"] if c is not None else []), f"N{n_fusion}"]
+    parts += [f"{key.rpartition('.')[2]}={value}" for key, value in values.items() if value is not None]
+    label = re.sub(r"[^\w.=+-]+", "_", "-".join([*parts, f"s{seed}"]))[:100]
+    return Run(label, overrides, config_hash(config), seed, compressor, c, n_fusion, reference, values)
+
+
+def _compressor_name(given: Mapping[str, str], config: Mapping[str, Any]) -> str:
+    """The chosen option, else the module of the class: `...compressors.query.QueryCompressor` -> `query`."""
+    return given.get("compressor") or str(config["compressor"]["_target_"]).split(".")[-2]
+
+
+def _value(key: str, given: Mapping[str, str], config: Mapping[str, Any]) -> Any:
+    """The resolved value of a dotted key, the chosen option of a config group, or None where the key was dropped."""
+    if key not in given:
+        return None
+    node: Any = config
+    for part in key.lstrip("+").split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return given[key]
+        node = node[part]
+    return given[key] if isinstance(node, Mapping) else node
+
+
+def _split(argument: str, text: str) -> Iterator[str]:
+    """Values between the commas that stand outside brackets and quotes."""
+    start, closing, quoted, escaped = 0, [], "", False
+    for position, character in enumerate(text):
+        if escaped or character == "\\":
+            escaped = not escaped
+        elif quoted:
+            quoted = "" if character == quoted else quoted
+        elif character in "'\"":
+            quoted = character
+        elif character in _CLOSING:
+            closing.append(_CLOSING[character])
+        elif character in _CLOSING.values():
+            if not closing or closing.pop() != character:
+                raise UserError(f"{argument!r}: {character} closes nothing")
+        elif character == "," and not closing:
+            yield _not_empty(argument, text[start:position])
+            start = position + 1
+    if quoted or closing:
+        raise UserError(f"{argument!r}: {quoted or closing[-1]} is missing")
+    yield _not_empty(argument, text[start:])
+
+
+def _not_empty(argument: str, value: str) -> str:
+    if not value.strip():
+        raise UserError(f"{argument!r}: a value is empty; write '' for an empty text")
+    return value.strip()

@@ -1,0 +1,171 @@
+"""How the runs of a sweep become processes: one small class behind the config's `launcher` group.
+
+A launcher takes jobs and yields what happens to them. When the loop over it ends early, by Ctrl-C or an error, it
+ends all its processes before the loop is left.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from llava_mini.errors import UserError
+from llava_mini.sweep import child
+
+LOG_HEADER = "=== "  # begins the line that separates attempts in log.txt
+_POLL_SECONDS = 0.05
+_GRACE_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command to run: its output goes to `folder/log.txt`, `environment` is added to this process's."""
+
+    name: str
+    command: tuple[str, ...]
+    folder: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A job's process has begun."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job's process has ended; a negative `returncode` is the signal that killed it."""
+
+    job: Job
+    returncode: int
+    seconds: float
+
+
+class Launcher(ABC):
+    """Runs jobs, each in a process of its own."""
+
+    @property
+    @abstractmethod
+    def parallel(self) -> int:
+        """How many jobs run side by side."""
+
+    @abstractmethod
+    def run(self, jobs: Sequence[Job]) -> Generator[Started | Ended, None, None]:
+        """Runs all jobs and yields each event as it happens.
+
+        Closing the iterator, or an exception in it (KeyboardInterrupt among them), ends the jobs that are running.
+        """
+
+
+class LocalLauncher(Launcher):
+    """Processes on this machine: as many side by side as there are GPUs, or CPU cores where there is no GPU.
+
+    A process gets one GPU to itself; on CPU one thread, since small models run slower with two under load.
+
+    Args:
+        max_parallel: jobs side by side; more than there are GPUs share them in turn. Default: GPUs, else cores.
+    """
+
+    def __init__(self, max_parallel: int | None = None) -> None:
+        if max_parallel is not None and max_parallel < 1:
+            raise UserError(f"launcher.max_parallel={max_parallel}: must be at least 1, or null for all cores or GPUs")
+        self._gpus = _gpus()
+        self._parallel = max_parallel or len(self._gpus) or _cores()
+
+    @property
+    def parallel(self) -> int:
+        return self._parallel
+
+    def run(self, jobs: Sequence[Job]) -> Generator[Started | Ended, None, None]:
+        waiting, slots, running = list(jobs), list(range(self._parallel)), dict[int, _Process]()
+        try:
+            while waiting or running:
+                while waiting and slots:
+                    slot, job = slots.pop(0), waiting.pop(0)
+                    running[slot] = _Process(job, self._environment(slot))
+                    yield Started(job)
+                for slot, process in list(running.items()):
+                    if (returncode := process.poll()) is not None:
+                        del running[slot]
+                        slots.append(slot)
+                        yield Ended(process.job, returncode, process.seconds())
+                time.sleep(_POLL_SECONDS)
+        finally:
+            _end(list(running.values()))
+
+    def _environment(self, slot: int) -> dict[str, str]:
+        if self._gpus:
+            return {"CUDA_VISIBLE_DEVICES": self._gpus[slot % len(self._gpus)]}
+        return {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+class _Process:
+    """One job's process, in a session of its own so that a signal to it reaches its workers and nobody else."""
+
+    def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
+        self.job = job
+        self._start = time.monotonic()
+        job.folder.mkdir(parents=True, exist_ok=True)
+        with (job.folder / "log.txt").open("ab", buffering=0) as log:
+            log.write(f"{LOG_HEADER}{datetime.now().astimezone().isoformat(timespec='seconds')}\n".encode())
+            self._popen = subprocess.Popen(
+                [sys.executable, "-IS", child.__file__, str(os.getpid()), *job.command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment, **job.environment},
+                start_new_session=True,
+            )
+
+    def poll(self) -> int | None:
+        """The exit status, None while it runs; workers that outlive their run are killed."""
+        returncode = self._popen.poll()
+        if returncode is not None:
+            self.signal(signal.SIGKILL)
+        return returncode
+
+    def signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):  # nobody is left in its session
+            os.killpg(self._popen.pid, number)
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+
+def _end(processes: Sequence[_Process]) -> None:
+    """Asks, waits a little, kills; a second Ctrl-C while waiting kills at once."""
+    try:
+        for process in processes:
+            process.signal(signal.SIGTERM)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while time.monotonic() < deadline and any(process.poll() is None for process in processes):
+            time.sleep(_POLL_SECONDS)
+    finally:
+        for process in processes:
+            process.signal(signal.SIGKILL)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _gpus() -> list[str]:
+    """Names for CUDA_VISIBLE_DEVICES of the GPUs that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    count = torch.cuda.device_count()
+    return names[:count] if names else [str(index) for index in range(count)]

@@ -1,0 +1,73 @@
+"""A sweep's progress as lines: one when a run starts, finishes or fails, with counts and the time that is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+Say = Callable[[str], None]
+
+
+def print_now(line: str) -> None:
+    """Prints at once, also into a pipe."""
+    print(line, flush=True)
+
+
+class Progress:
+    """Says what happens to the runs of a sweep.
+
+    Args:
+        total: runs of the sweep.
+        missing: those that are to be run now.
+        parallel: how many run side by side.
+        say: takes each line.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, total: int, missing: int, parallel: int, say: Say, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._total, self._ended, self._waiting, self._parallel = total, total - missing, missing, parallel
+        self._say, self._clock = say, clock
+        self._started: dict[str, float] = {}
+        self._seconds: list[float] = []
+        kept = f" {self._ended} finished before," if self._ended else ""
+        say(f"{total} runs:{kept} {missing} to run" + (f", {min(parallel, missing)} side by side" if missing else ""))
+
+    def started(self, name: str) -> None:
+        """A run's process has begun."""
+        self._waiting -= 1
+        self._started[name] = self._clock()
+        self._line("started", name, "")
+
+    def finished(self, name: str, seconds: float, result: dict[str, Any]) -> None:
+        """A run has left its result."""
+        self._seconds.append(seconds)
+        self._end(name, "finished", f" in {_duration(seconds)}, validation {100 * result['accuracy']['val']:.1f} %")
+
+    def failed(self, name: str, seconds: float, error: str) -> None:
+        """A run has ended without one."""
+        self._end(name, "FAILED", f" after {_duration(seconds)}: {error}")
+
+    def _end(self, name: str, what: str, more: str) -> None:
+        del self._started[name]
+        self._ended += 1
+        self._line(what, name, more + self._left())
+
+    def _left(self) -> str:
+        """The time that is left, if the missing runs take as long as the mean of those that finished."""
+        if not self._seconds or not (self._waiting or self._started):
+            return ""
+        mean = sum(self._seconds) / len(self._seconds)
+        running = [max(0.0, mean - (self._clock() - start)) for start in self._started.values()]
+        work = sum(running) + mean * self._waiting
+        return f"; about {_duration(max([work / self._parallel, *running]))} left"
+
+    def _line(self, what: str, name: str, more: str) -> None:
+        width = len(str(self._total))
+        self._say(f"[{self._ended:{width}}/{self._total}] {what:8} {name}{more}")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} min"

@@ -1,0 +1,187 @@
+"""Runs what a sweep asks for and has not got yet, one process a run, and says what happened.
+
+Finished runs are kept; failed and interrupted ones are tried again by giving the same command again. A run that
+fails, is killed or leaks touches no other.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+
+from llava_mini.sweep.folder import (
+    Sweep,
+    forget_failure,
+    only_sweep,
+    outcome,
+    record_failure,
+    run_folder,
+    write_sweep,
+)
+from llava_mini.sweep.grid import Run, quote
+from llava_mini.sweep.launcher import LOG_HEADER, Ended, Job, Launcher, Started
+from llava_mini.sweep.progress import Progress, Say, print_now
+from llava_mini.tracking import EXPERIMENT, Status, Tracker, close_run, flush_spools, init_tracking
+
+INTERRUPTED = 130  # what a shell gives for Ctrl-C
+_SECONDS_FOR_PARENT = 15.0
+
+
+def run_sweep(
+    runs: Sequence[Run],
+    *,
+    arguments: Sequence[str],
+    sweep_dir: Path,
+    launcher: Launcher,
+    command: Sequence[str],
+    code_version: str,
+    commit: str,
+    tracker_uri: str | None,
+    experiment: str = EXPERIMENT,
+    say: Say = print_now,
+) -> int:
+    """Runs every run that is not finished.
+
+    Args:
+        runs: see `grid.expand`.
+        arguments: of the sweep command, for the record.
+        sweep_dir: the sweep's folder; what is finished in it is kept.
+        launcher: how the processes are run.
+        command: a run's overrides, `run_dir=` and `tracking.parent_run_id=` are appended to it, as in
+            `python -m llava_mini train`.
+        code_version: see `provenance.code_version`; results of another one are not used.
+        commit: of the code, for the record.
+        tracker_uri: MLflow's URI; None tracks nothing.
+        experiment: MLflow's experiment.
+        say: takes each line of progress.
+
+    Returns:
+        The exit status: 0 all finished, 1 some failed, 130 interrupted by Ctrl-C.
+
+    Raises:
+        UserError: when the folder cannot be written or another sweep is running in it.
+    """
+    sweep_dir = sweep_dir.absolute()
+    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    sweep = Sweep(list(arguments), commit, code_version, started, list(runs))
+    with only_sweep(sweep_dir):
+        write_sweep(sweep_dir, sweep)
+        tracking = _Tracking(sweep_dir, tracker_uri, experiment)
+        try:
+            tracking.start(sweep)
+            _run_missing(sweep, sweep_dir, launcher, command, tracking, say)
+            interrupted = False
+        except KeyboardInterrupt:
+            interrupted = True
+        failed = _summarise(sweep, sweep_dir, interrupted, say)
+        tracking.finish("KILLED" if interrupted else "FAILED" if failed else "FINISHED", say)
+    return INTERRUPTED if interrupted else int(failed > 0)
+
+
+class _Tracking:
+    """The sweep's own MLflow run, and the sending of what its runs could not send."""
+
+    def __init__(self, sweep_dir: Path, uri: str | None, experiment: str) -> None:
+        self._sweep_dir, self._experiment = sweep_dir, experiment
+        self._uri = None if uri is None else init_tracking(uri, experiment)
+        self._tracker: Tracker | None = None
+
+    def start(self, sweep: Sweep) -> None:
+        if self._uri is None:
+            return
+        self._tracker = Tracker(self._sweep_dir, uri=self._uri, experiment=self._experiment)
+        self._tracker.set_tags(
+            {"arguments": shlex.join(sweep.arguments), "commit": sweep.commit, "code_version": sweep.code_version}
+        )
+        self._tracker.run_id(wait=_SECONDS_FOR_PARENT)
+        self._flush()
+
+    def overrides(self) -> list[str]:
+        parent = None if self._tracker is None else self._tracker.run_id()
+        return [] if parent is None else [f"tracking.parent_run_id={parent}"]
+
+    def environment(self) -> dict[str, str]:
+        return {} if self._uri is None else {"MLFLOW_TRACKING_URI": self._uri}
+
+    def finish(self, status: Status, say: Say) -> None:
+        if self._tracker is None:
+            return
+        self._tracker.finish(status)
+        if waiting := self._flush():
+            say(f"MLflow at {self._uri} did not take {waiting} reports: they are sent when this command is given again")
+
+    def _flush(self) -> int:
+        parent = None if self._tracker is None else self._tracker.run_id()
+        return flush_spools([self._sweep_dir, *sorted(self._sweep_dir.glob("runs/*"))], self._uri, parent)
+
+
+def _run_missing(
+    sweep: Sweep, sweep_dir: Path, launcher: Launcher, command: Sequence[str], tracking: _Tracking, say: Say
+) -> None:
+    jobs, runs = [], {}
+    for run in sweep.runs:
+        folder = run_folder(sweep_dir, run, sweep.code_version)
+        if outcome(folder, run, sweep.code_version).state != "finished":
+            own = [f"run_dir={quote(str(folder))}", *tracking.overrides()]
+            jobs.append(Job(folder.name, (*command, *run.overrides, *own), folder, tracking.environment()))
+            runs[folder.name] = run
+    progress = Progress(len(sweep.runs), len(jobs), launcher.parallel, say)
+    running: dict[str, Job] = {}
+    try:
+        with closing(launcher.run(jobs)) as events:
+            for event in events:
+                name = event.job.name
+                if isinstance(event, Started):
+                    running[name] = event.job
+                    forget_failure(event.job.folder)
+                    progress.started(name)
+                else:
+                    del running[name]
+                    _judge(event, runs[name], sweep.code_version, progress)
+    finally:
+        for job in running.values():
+            close_run(job.folder, "KILLED")
+
+
+def _judge(event: Ended, run: Run, code_version: str, progress: Progress) -> None:
+    """What came of a run whose process has ended."""
+    folder = event.job.folder
+    state = outcome(folder, run, code_version)
+    if state.result is not None:
+        progress.finished(event.job.name, event.seconds, state.result)
+        return
+    error = state.error or _why(folder, event.returncode)
+    record_failure(folder, error)
+    close_run(folder, "FAILED")
+    progress.failed(event.job.name, event.seconds, error)
+
+
+def _why(folder: Path, returncode: int) -> str:
+    """One line on why a run left no result: its last line, and the signal if it was killed."""
+    with (folder / "log.txt").open("rb") as log:
+        log.seek(max(0, log.seek(0, 2) - 4096))
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", log.read().decode(errors="replace"))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    last = lines[-1][:300] if lines and not lines[-1].startswith(LOG_HEADER) else "it wrote nothing"
+    if returncode < 0:
+        return f"killed by {signal.Signals(-returncode).name}; last line: {last}"
+    return last if returncode else f"ended without a result; last line: {last}"
+
+
+def _summarise(sweep: Sweep, sweep_dir: Path, interrupted: bool, say: Say) -> int:
+    """Says how all runs stand; the number that failed."""
+    folders = [run_folder(sweep_dir, run, sweep.code_version) for run in sweep.runs]
+    outcomes = [outcome(folder, run, sweep.code_version) for folder, run in zip(folders, sweep.runs, strict=True)]
+    finished = sum(state.state == "finished" for state in outcomes)
+    failed = [(folder, state.error) for folder, state in zip(folders, outcomes, strict=True) if state.state == "failed"]
+    say(f"{'interrupted: ' if interrupted else ''}{finished} of {len(folders)} runs are finished, {len(failed)} failed")
+    for folder, error in failed:
+        say(f"  failed: {folder.name}: {error} (see {folder / 'log.txt'})")
+    if interrupted or failed:
+        say("Give the same command again to run what is missing; finished runs are kept.")
+    return len(failed)

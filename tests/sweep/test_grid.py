@@ -1,0 +1,156 @@
+"""Grids of overrides: values, duplicates, the reference, hashes, and what cannot be read."""
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from llava_mini.errors import UserError
+from llava_mini.sweep.grid import Run, config_hash, expand, parse, quote
+
+
+def described(runs: list[Run]) -> list[tuple[str, int | None, int, int]]:
+    return [(run.compressor, run.C, run.n_fusion, run.seed) for run in runs]
+
+
+def test_every_combination_and_the_reference_seed_by_seed(standin: ModuleType) -> None:
+    runs = expand(
+        ["compressor=query,avg_pool", "compressor.C=1,2", "seed=0,1", "fusion.num_layers=0,2"], standin.resolve
+    )
+    assert len(runs) == 2 * (1 + 8)
+    assert described(runs)[:3] == [("none", None, 0, 0), ("query", 1, 0, 0), ("query", 1, 2, 0)]
+    assert [run.seed for run in runs] == [0] * 9 + [1] * 9
+    assert [run.reference for run in runs] == ([True] + [False] * 8) * 2
+    assert runs[1].overrides == ["seed=0", "compressor=query", "compressor.C=1", "fusion.num_layers=0"]
+    assert len({run.label for run in runs}) == len(runs)
+    assert runs[1].label == "query-C1-N0-s0"
+
+
+def test_a_value_that_does_not_apply_makes_no_second_run(standin: ModuleType) -> None:
+    runs = expand(["compressor=zero,query,none", "compressor.C=1,2", "fusion.num_layers=0,2"], standin.resolve)
+    assert sorted(described(runs), key=str) == [
+        ("none", None, 0, 0),
+        ("none", None, 2, 0),
+        ("query", 1, 0, 0),
+        ("query", 1, 2, 0),
+        ("query", 2, 0, 0),
+        ("query", 2, 2, 0),
+        ("zero", None, 0, 0),
+        ("zero", None, 2, 0),
+    ]
+    assert [run.reference for run in runs if run.compressor == "none"] == [True, False]
+
+
+def test_c_is_dropped_even_where_no_compressor_of_the_sweep_has_it(standin: ModuleType) -> None:
+    assert described(expand(["compressor=zero", "compressor.C=1,2"], standin.resolve)) == [
+        ("none", None, 0, 0),
+        ("zero", None, 4, 0),
+    ]
+
+
+def test_a_key_of_one_compressor_is_dropped_for_the_others_only(standin: ModuleType) -> None:
+    runs = expand(["compressor=query,avg_pool", "compressor.num_heads=4,8"], standin.resolve)
+    assert [(run.compressor, run.values.get("compressor.num_heads")) for run in runs] == [
+        ("none", None),
+        ("query", 4),
+        ("query", 8),
+        ("avg_pool", None),
+    ]
+    with pytest.raises(UserError, match=r"compressor\.heads"):
+        expand(["compressor=query,avg_pool", "compressor.heads=4,8"], standin.resolve)
+
+
+def test_the_reference_is_there_without_any_argument(standin: ModuleType) -> None:
+    assert described(expand([], standin.resolve)) == [("none", None, 0, 0), ("query", 1, 4, 0)]
+
+
+def test_other_keys_have_a_reference_for_each_value(standin: ModuleType) -> None:
+    runs = expand(["trainer.max_steps=10,20", "fusion.init=copy,random", "compressor.C=2"], standin.resolve)
+    assert [(run.reference, run.values["trainer.max_steps"], run.values["fusion.init"]) for run in runs] == [
+        (True, 10, None),
+        (False, 10, "copy"),
+        (False, 10, "random"),
+        (True, 20, None),
+        (False, 20, "copy"),
+        (False, 20, "random"),
+    ]
+    assert runs[2].setting() == runs[0].setting() == {"trainer.max_steps": 10}
+    assert runs[2].label == "query-C2-N4-max_steps=10-init=random-s0"
+
+
+def test_repeated_values_are_one_run(standin: ModuleType) -> None:
+    assert len(expand(["seed=0,0,1", "trainer.max_steps=10,10"], standin.resolve)) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("1,2", ["1", "2"]),
+        ("1, 2", ["1", "2"]),
+        ("[1,2],[3,4]", ["[1,2]", "[3,4]"]),
+        ("{a:1,b:[2,3]},null", ["{a:1,b:[2,3]}", "null"]),
+        ("'a,b',\"c,d\"", ["'a,b'", '"c,d"']),
+        (r"'it\'s, so',b", [r"'it\'s, so'", "b"]),
+        (r"a\,b,c", [r"a\,b", "c"]),
+        ("${x.y},b", ["${x.y}", "b"]),
+        ("a=b,c", ["a=b", "c"]),
+        ("''", ["''"]),
+    ],
+)
+def test_values_are_split_at_outer_commas(text: str, values: list[str]) -> None:
+    assert parse([f"stage.note={text}"]) == {"stage.note": values}
+
+
+def test_keys_may_be_groups_or_added() -> None:
+    assert parse(["+a.b=1", "++c=2", "data/sub=x"]) == {"+a.b": ["1"], "++c": ["2"], "data/sub": ["x"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["compressor.C"], "compressor.C"),
+        (["=3"], "=3"),
+        (["--help=1"], "--help=1"),
+        (["~seed=1"], "~seed=1"),
+        (["seed="], "seed="),
+        (["seed=1,"], "seed=1,"),
+        (["seed=1,,2"], "seed=1,,2"),
+        (["a=[1,2"], r"a=\[1,2.*\] is missing"),
+        (["a=[1,(2]"], r"a=\[1,\(2\]"),
+        (["a=1]"], "a=1"),
+        (["a='x,y"], "a='x,y"),
+        (["seed=1", "seed=2"], "seed is given twice"),
+    ],
+)
+def test_malformed_arguments_are_named(arguments: list[str], named: str) -> None:
+    with pytest.raises(UserError, match=named) as caught:
+        parse(arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("argument", ["compressor=quary", "fusion.depth=1", "seed=zero,one"])
+def test_impossible_values_stop_the_sweep_before_it_starts(standin: ModuleType, argument: str) -> None:
+    with pytest.raises(UserError, match=argument.partition("=")[0]):
+        expand([argument], standin.resolve)
+
+
+def test_the_hash_is_of_what_changes_results(standin: ModuleType) -> None:
+    def of(*overrides: str) -> str:
+        return config_hash(standin.resolve(list(overrides)))
+
+    assert of() == of("run_dir=elsewhere") == of("tracking.parent_run_id=abc") == of("launcher.max_parallel=3")
+    assert len({of(), of("seed=1"), of("trainer.max_steps=1"), of("compressor.C=2")}) == 4
+
+
+def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:
+    config: dict[str, Any] = {"a": {"b": 1, "c": 2}, "d": 3}
+    assert config_hash(config) == config_hash({"d": 3, "a": {"c": 2, "b": 1}})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["/a/b-1.0", "/a b/c,d", "it's", "x=[1]{2}", "back\\slash", "end\\", "it\\'s", "tab\there", "ünï", "null", "1", ""],
+)
+def test_quoted_text_is_read_back_by_hydra(text: str) -> None:
+    assert OverridesParser.create().parse_override(f"run_dir={quote(text)}").value() == text

@@ -1,0 +1,251 @@
+"""Sweeps of the stand-in: what is repeated and what is not, failures, kills, Ctrl-C, and a tracker."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from llava_mini.errors import UserError
+from llava_mini.sweep.folder import only_sweep, read_sweep
+from llava_mini.tracking import tracked_run_id
+
+Sweeper = Callable[..., tuple[int, list[str]]]
+
+SWEEP_PROCESS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {standin_folder!r})
+from standin import CODE_VERSION, resolve
+from llava_mini.sweep.grid import expand
+from llava_mini.sweep.launcher import LocalLauncher
+from llava_mini.sweep.runner import run_sweep
+sys.exit(run_sweep(
+    expand(sys.argv[2:], resolve), arguments=sys.argv[2:], sweep_dir=Path(sys.argv[1]),
+    launcher=LocalLauncher(max_parallel=2), command=[sys.executable, {standin!r}], code_version=CODE_VERSION,
+    commit="c0ffee", tracker_uri=None,
+))
+"""
+
+
+@pytest.fixture
+def runs_of(tmp_path: Path) -> Callable[[], dict[str, Path]]:
+    """The run folders of the sweep by label."""
+    return lambda: {path.name[:-9]: path for path in sorted((tmp_path / "sweep" / "runs").glob("*"))}
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """process(*arguments): the sweep in a process of its own."""
+    standin = Path(__file__).with_name("standin.py")
+    code = SWEEP_PROCESS.format(standin_folder=str(standin.parent), standin=str(standin))
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", code, str(tmp_path / "sweep"), *arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    return start
+
+
+def attempts(folder: Path) -> list[int]:
+    """Process ids of the attempts at a run."""
+    return [int(pid) for pid in (folder / "attempts").read_text().split()] if (folder / "attempts").exists() else []
+
+
+def wait_for_attempts(runs_of: Callable[[], dict[str, Path]], count: int) -> list[int]:
+    deadline = time.monotonic() + 60
+    while len(pids := [pid for folder in runs_of().values() for pid in attempts(folder)]) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return pids
+
+
+def test_all_runs_finish(sweep: Sweeper, runs_of: Callable[[], dict[str, Path]], tmp_path: Path) -> None:
+    status, lines = sweep("compressor.C=1,2", "seed=0,1")
+    assert status == 0
+    assert set(runs_of()) == {
+        f"{label}-s{seed}" for label in ("none-N0", "query-C1-N4", "query-C2-N4") for seed in (0, 1)
+    }
+    assert all(json.loads((folder / "result.json").read_text())["seed"] in (0, 1) for folder in runs_of().values())
+    assert lines[0] == "6 runs: 6 to run, 3 side by side"
+    assert lines[1].startswith("[0/6] started  none-N0-s0-")
+    assert any(line.startswith("[6/6] finished") and "validation " in line for line in lines)
+    assert lines[-1] == "6 of 6 runs are finished, 0 failed"
+    written = read_sweep(tmp_path / "sweep")
+    assert (written.arguments, written.commit) == (["compressor.C=1,2", "seed=0,1"], "c0ffee")
+    assert [run.label for run in written.runs][:2] == ["none-N0-s0", "query-C1-N4-s0"]
+
+
+def test_what_is_finished_is_not_repeated(sweep: Sweeper, runs_of: Callable[[], dict[str, Path]]) -> None:
+    sweep("compressor.C=1")
+    status, lines = sweep("compressor.C=1,2")
+    assert status == 0
+    assert [len(attempts(folder)) for folder in runs_of().values()] == [1, 1, 1]
+    assert lines[0] == "3 runs: 2 finished before, 1 to run, 1 side by side"
+    _, lines = sweep("compressor.C=1,2")
+    assert lines == ["3 runs: 3 finished before, 0 to run", "3 of 3 runs are finished, 0 failed"]
+
+
+def test_another_config_is_another_run(sweep: Sweeper, tmp_path: Path) -> None:
+    sweep()
+    sweep("trainer.max_steps=9")
+    folders = sorted((tmp_path / "sweep" / "runs").glob("*"))
+    assert [len(attempts(folder)) for folder in folders] == [1] * 4
+
+
+def test_other_code_runs_again_and_loses_nothing(
+    sweep: Sweeper, runs_of: Callable[[], dict[str, Path]], tmp_path: Path
+) -> None:
+    sweep()
+    before = {path: path.read_text() for path in tmp_path.rglob("result.json")}
+    status, lines = sweep("standin.act=other_code", code_version="code-2")
+    assert status == 0
+    assert lines[0].startswith("2 runs: 2 to run")
+    assert before.items() <= {path: path.read_text() for path in tmp_path.rglob("result.json")}.items()
+
+
+def test_code_that_changes_during_a_sweep_is_noticed(sweep: Sweeper) -> None:
+    status, lines = sweep("standin.act=other_code")
+    assert status == 1
+    assert any("result.json is of another config or code" in line for line in lines)
+
+
+def test_failures_are_reported_and_tried_again(sweep: Sweeper, runs_of: Callable[[], dict[str, Path]]) -> None:
+    status, lines = sweep("standin.act=finish,fail_once", "seed=3")
+    assert status == 1
+    assert any("FAILED   none-N0-act=fail_once-s3-" in line and "seed 3 <fails> & says so" in line for line in lines)
+    assert lines[-4] == "2 of 4 runs are finished, 2 failed"
+    assert lines[-3].startswith("  failed: none-N0-act=fail_once-s3-")
+    assert "ValueError: seed 3 <fails> & says so (see /" in lines[-3]
+    assert lines[-1].startswith("Give the same command again")
+    status, lines = sweep("standin.act=finish,fail_once", "seed=3")
+    assert status == 0
+    assert {label: len(attempts(folder)) for label, folder in runs_of().items()} == {
+        "none-N0-act=fail_once-s3": 2,
+        "none-N0-act=finish-s3": 1,
+        "query-C1-N4-act=fail_once-s3": 2,
+        "query-C1-N4-act=finish-s3": 1,
+    }
+    assert not list(next(iter(runs_of().values())).glob("failure.json"))
+
+
+@pytest.mark.parametrize(
+    ("act", "error"),
+    [
+        ("die", "killed by SIGKILL; last line: it wrote nothing"),
+        ("nothing", "ended without a result; last line: it wrote nothing"),
+        ("noise", "last words"),
+    ],
+)
+def test_why_a_run_failed(sweep: Sweeper, runs_of: Callable[[], dict[str, Path]], act: str, error: str) -> None:
+    status, _ = sweep(f"standin.act={act}")
+    assert status == 1
+    for folder in runs_of().values():
+        assert json.loads((folder / "failure.json").read_text()) == {"error": error}
+
+
+def test_a_killed_run_does_not_touch_the_others(
+    process: Callable[..., subprocess.Popen[str]], runs_of: Callable[[], dict[str, Path]]
+) -> None:
+    sweep = process("standin.act=2", "compressor.C=1,2,3")
+    victim = wait_for_attempts(runs_of, 2)[0]
+    killed = next(label for label, folder in runs_of().items() if victim in attempts(folder))
+    os.kill(victim, signal.SIGKILL)
+    output, _ = sweep.communicate(timeout=60)
+    assert sweep.returncode == 1
+    assert "3 of 4 runs are finished, 1 failed" in output
+    assert "killed by SIGKILL" in output
+    assert {label for label, folder in runs_of().items() if not (folder / "result.json").exists()} == {killed}
+
+
+def test_ctrl_c_ends_all_and_leaves_all_resumable(
+    process: Callable[..., subprocess.Popen[str]],
+    sweep: Sweeper,
+    runs_of: Callable[[], dict[str, Path]],
+    is_running: Callable[[int], bool],
+) -> None:
+    running = process("standin.act=0.2,100", "compressor.C=1,2")
+    pids = wait_for_attempts(runs_of, 3)  # a finished one and two that sleep, or about to
+    time.sleep(0.5)
+    start = time.monotonic()
+    running.send_signal(signal.SIGINT)
+    output, _ = running.communicate(timeout=30)
+    assert time.monotonic() - start < 8
+    assert running.returncode == 130
+    assert not any(map(is_running, pids))
+    assert "interrupted: " in output
+    assert "Traceback" not in output
+    assert "Give the same command again" in output
+    finished = {label for label, folder in runs_of().items() if (folder / "result.json").exists()}
+    assert finished
+    assert not [folder for folder in runs_of().values() if (folder / "failure.json").exists()]
+    before = {label: len(attempts(folder)) for label, folder in runs_of().items()}
+    sweep("standin.act=0.2", "compressor.C=1,2")
+    after = {label: len(attempts(folder)) for label, folder in runs_of().items()}
+    assert all(before[label] == after[label] for label in finished)
+
+
+def test_runs_die_with_a_sweep_that_is_killed(
+    process: Callable[..., subprocess.Popen[str]],
+    runs_of: Callable[[], dict[str, Path]],
+    is_running: Callable[[int], bool],
+) -> None:
+    running = process("standin.act=100")
+    pids = wait_for_attempts(runs_of, 2)
+    running.kill()
+    running.communicate()
+    deadline = time.monotonic() + 5
+    while any(map(is_running, pids)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_two_sweeps_do_not_share_a_folder(sweep: Sweeper, tmp_path: Path) -> None:
+    with only_sweep(tmp_path / "sweep"), pytest.raises(UserError, match="another sweep is running"):
+        sweep()
+    assert sweep()[0] == 0
+
+
+def test_a_folder_that_cannot_be_made_is_named(sweep: Sweeper, tmp_path: Path) -> None:
+    (tmp_path / "sweep").write_text("")
+    with pytest.raises(UserError, match=r"/sweep: cannot be written"):
+        sweep()
+
+
+def test_a_folder_with_odd_characters_works(standin: ModuleType, tmp_path: Path, sweep: Sweeper) -> None:
+    status, _ = sweep("stage.note='a b, it\\'s <x>',plain")
+    assert status == 0
+    assert len({path.name for path in (tmp_path / "sweep" / "runs").glob("*")}) == 4
+
+
+def test_a_sweep_is_a_parent_with_its_runs_as_children(
+    sweep: Sweeper, runs_of: Callable[[], dict[str, Path]], tmp_path: Path
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    status, _ = sweep("standin.act=finish", tracker_uri=uri)
+    assert status == 0
+    parent_id = tracked_run_id(tmp_path / "sweep")
+    assert parent_id is not None
+    parent = MlflowClient(uri).get_run(parent_id)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["arguments"] == "standin.act=finish"
+    for folder in runs_of().values():
+        environment = json.loads((folder / "environment.json").read_text())
+        assert environment["MLFLOW_TRACKING_URI"] == uri
+    sweep("standin.act=fail", tracker_uri=uri)
+    assert tracked_run_id(tmp_path / "sweep") == parent_id
+    assert MlflowClient(uri).get_run(parent_id).info.status == "FAILED"
+
+
+def test_a_tracker_that_is_down_does_not_stop_a_sweep(sweep: Sweeper, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    status, lines = sweep(tracker_uri=f"sqlite:///{tmp_path}/file/mlflow.db")
+    assert status == 0
+    assert "sent when this command is given again" in lines[-1]
