@@ -1,0 +1,74 @@
+# The short way in. Every target sets up what it needs: a .venv with the versions of constraints.txt.
+# Each is a one-line call of a tool or of `llava-mini`, which can be called directly for more.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+JOBS ?= 2
+PORT ?= 5000
+MLFLOW_TRACKING_URI ?= sqlite:///mlruns/mlflow.db
+comma := ,
+space := $(subst ,, )
+
+# The choices that `sweep` and `train` share; one that is not given is not passed, so the config's value holds.
+CHOICES = $(if $(COMPRESSOR),compressor=$(COMPRESSOR)) $(if $(C),compressor.C=$(C)) \
+  $(if $(N_FUSION),fusion.num_layers=$(N_FUSION))
+NUMBERS := $(shell seq 0 99)
+SEED_LIST = $(if $(filter-out 0,$(filter $(SEEDS),$(NUMBERS))),$(subst $(space),$(comma),$(wordlist 1,$(SEEDS),$(NUMBERS))),\
+  $(error SEEDS=$(SEEDS): allowed is a count of seeds, 1 to 99))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint format world train sweep compare mlflow clean
+.DELETE_ON_ERROR:
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make or renew .venv (PYTHON=python3.12 chooses the interpreter of a new one)
+
+test: $(STAMP) ## Run the tests, JOBS=2 at a time (ARGS="tests/models -k query" chooses)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+lint: $(STAMP) ## Check style, format, types and the layer rule
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+world: $(STAMP) ## Make the tiny world and its stage-0 and stage-1 checkpoints anew from the seed
+	$(BIN)/llava-mini world $(ARGS)
+
+train: $(STAMP) ## Train one model: COMPRESSOR=query C=1 N_FUSION=2 ARGS="seed=1 ..."
+	$(BIN)/llava-mini train $(CHOICES) $(ARGS)
+
+sweep: $(STAMP) ## Train and compare: C=1,2,4,8 COMPRESSOR=query,avg_pool N_FUSION=0,2 SEEDS=3 SWEEP_DIR=... ARGS=...
+	$(BIN)/llava-mini sweep $(CHOICES) $(if $(SEEDS),seed=$(SEED_LIST)) $(if $(SWEEP_DIR),sweep_dir=$(SWEEP_DIR)) $(ARGS)
+
+compare: $(STAMP) ## Report on a sweep again: SWEEP_DIR=...
+	$(BIN)/llava-mini compare $(SWEEP_DIR) $(ARGS)
+
+mlflow: $(STAMP) ## Show the runs in a browser, on PORT=5000 of this machine (MLFLOW_TRACKING_URI is respected)
+	$(if $(filter http%,$(MLFLOW_TRACKING_URI)),@echo 'The runs are shown at $(MLFLOW_TRACKING_URI)',\
+	  @mkdir -p mlruns && $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri '$(MLFLOW_TRACKING_URI)')
+
+clean: ## Remove caches and build outputs; .venv, data, runs and sweeps stay
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so that a set-up that was interrupted is done again.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Installing packages into $(VENV) (a few minutes when it is new)'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(BIN)/python:
+	@for python in $(or $(PYTHON),python3 python3.12 python3.11); do \
+	  $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null || continue; \
+	  echo "Making $(VENV) with $$($$python --version)"; \
+	  exec $$python -m venv --clear $(VENV); \
+	done; \
+	echo 'Python 3.11 or 3.12 is needed: PYTHON=/path/to/python names one' >&2; exit 2
