@@ -15,7 +15,7 @@ def package(tmp_path: Path) -> Path:
     (folder / "room").mkdir(parents=True)
     (folder / "__init__.py").write_text("")
     (folder / "room" / "part.py").write_text("a = 1\n")
-    git(folder, "init", "-q")
+    git(folder.parent, "init", "-q")
     git(folder, "add", ".")
     git(folder, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one")
     return folder
