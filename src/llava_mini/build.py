@@ -139,7 +139,13 @@ def build_processor(
 def prepare_data(config: Config) -> None:
     """Make the toy world's sets that this config reads and that are not there yet."""
     data = config["data"]
-    make_world(data["folder"], seed=data["world_seed"], sizes=data["sizes"])
+    sizes = {name: data["sizes"][name] for name in _splits(config).values()}
+    make_world(data["folder"], seed=data["world_seed"], sizes=sizes)
+
+
+def _splits(config: Config) -> dict[str, str]:
+    """Names of the shard sets by split, of the splits that there are."""
+    return {split: name for split, name in config["data"]["splits"].items() if name is not None}
 
 
 def build_datamodule(
@@ -148,7 +154,7 @@ def build_datamodule(
     """Training, validation and test data; with cached features when the config asks for them."""
     data, trainer = config["data"], config["trainer"]
     prepare_data(config)
-    shards = {split: ShardSet(Path(data["folder"]) / name) for split, name in data["splits"].items()}
+    shards = {split: ShardSet(Path(data["folder"]) / name) for split, name in _splits(config).items()}
     tokenize = ConversationTokenizer(
         processor.tokenizer,
         instantiate({"_target_": _path(ConversationTemplate), **data["template"]}, "data.template"),

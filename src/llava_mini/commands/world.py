@@ -25,6 +25,7 @@ from llava_mini.commands.train import Clock, assemble, fit
 from llava_mini.config import instantiate, resolve
 from llava_mini.data.toyworld.targets import TARGET_CLASSES, vision_supervision
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
+from llava_mini.errors import UserError
 from llava_mini.evaluate.accuracy import evaluate
 from llava_mini.models.vision_tower import build_vision_tower
 from llava_mini.sweep.provenance import code_version
@@ -43,8 +44,13 @@ def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> 
         The folder with `stage0` and `stage1`.
     """
     stage0 = resolve(["experiment=tiny_stage0", *overrides], config_dirs)
-    out = Path(stage0["world"]["out"])
-    train_vision(stage0, out / "stage0")
+    out, stages = Path(stage0["world"]["out"]), stage0["world"]["stages"]
+    if not stages or not set(stages) <= {0, 1}:
+        raise UserError(f"world.stages={stages}: allowed are [0], [1] and [0,1]")
+    if 0 in stages:
+        train_vision(stage0, out / "stage0")
+    if 1 not in stages:
+        return out
     places = [f"model.weights=[{out / 'stage0'}]", f"model.tokenizer={out / 'stage1'}"]
     stage1 = resolve(["experiment=tiny_stage1", *overrides, *places], config_dirs)
     build_tokenizer().save_pretrained(str(out / "stage1"))
