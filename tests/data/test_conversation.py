@@ -37,7 +37,7 @@ TEXT_ONLY = Conversation((Turn("Is it morning?", "No"), Turn("What is 早?", "Ea
 
 @pytest.fixture(scope="module", params=["byte_level", "metaspace"])
 def subwords(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
-    """Subword tokenizers as Llama 3 (bytes) and Llama 2 (▁ for a space, byte fallback) have, trained on few sentences."""
+    """Subword tokenizers as Llama 3 (bytes) and Llama 2 (▁ for a space, byte fallback) have, trained right here."""
     corpus = [f"{turn.human} {turn.answer}" for turn in TALK.turns] + [VICUNA.system + "USER: ASSISTANT:"] * 3
     special = ["<unk>", "<s>", "</s>", "<image>"]
     if request.param == "byte_level":
@@ -150,7 +150,9 @@ def test_every_frame_of_every_image_gets_its_placeholders(tokenizer: PreTrainedT
     talk = Conversation((Turn("<image> in <image>\nwhere", "no"),))
     for turns in ("conversation", "independent"):
         sample = make(tokenizer, turns=turns, k=4)(talk, [1, 3])
-        assert (sample.input_ids == tokenizer.convert_tokens_to_ids("<image>")).sum() == 16
+        images = sample.input_ids == tokenizer.convert_tokens_to_ids("<image>")
+        assert images.sum() == 16
+        assert sample.turn_ids is None or not sample.turn_ids[images].any(), "all images are shared"
 
 
 def test_images_are_moved_to_the_front_of_independent_turns(tokenizer: PreTrainedTokenizerFast) -> None:
