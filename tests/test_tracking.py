@@ -13,6 +13,7 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from llava_mini.spool import Spool
 from llava_mini.tracking import (
     EXPERIMENT,
     Tracker,
@@ -20,7 +21,6 @@ from llava_mini.tracking import (
     flatten,
     flush_spools,
     init_tracking,
-    tracked_run_id,
     tracking_uri,
 )
 
@@ -73,7 +73,7 @@ def report(folder: Path, uri: str) -> Tracker:
 
 
 def stored(uri: str, folder: Path) -> Run:
-    run_id = tracked_run_id(folder)
+    run_id = Spool(folder).run_id()
     assert run_id is not None
     return MlflowClient(uri).get_run(run_id)
 
@@ -140,7 +140,7 @@ def test_a_tracker_that_is_down_is_made_up_for(
     assert time.monotonic() - start < 8
     assert len([r for r in caplog.records if "values wait in" in r.message]) == 1, "one warning an outage"
     assert all("\n" not in record.message for record in caplog.records)
-    assert tracked_run_id(folder) is None
+    assert Spool(folder).run_id() is None
     assert flush_spools([folder]) == 9  # running, params, 5 metrics, tags, finished: still down
     assert flush_spools([folder], uri) == 0
     run = stored(uri, folder)
@@ -151,12 +151,12 @@ def test_a_tracker_that_is_down_is_made_up_for(
 def test_lines_sent_twice_are_stored_once(uri: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     report(folder, uri).finish(wait=20)
-    run_id = tracked_run_id(folder)
+    run_id = Spool(folder).run_id()
     origin = json.loads((folder / "tracking.json").read_text())
     # As after a kill between MLflow's answer and the note of it.
     (folder / "tracking.json").write_text(json.dumps({**origin, "run_id": None, "sent_bytes": 0}))
     assert flush_spools([folder]) == 0
-    assert tracked_run_id(folder) == run_id
+    assert Spool(folder).run_id() == run_id
     assert losses(uri, folder) == EXPECTED_LOSSES
 
 

@@ -124,6 +124,11 @@ class Spool:
             return None
         return Origin(**json.loads(self._origin_file.read_text()))
 
+    def run_id(self) -> str | None:
+        """The tracker's run; None where it could not be made yet."""
+        origin = self.origin()
+        return None if origin is None else origin.run_id
+
     def _unsent(self, sent_bytes: int) -> Iterator[tuple[Line, int]]:
         """Whole lines after `sent_bytes`, each with the offset of its end; a line cut by a kill is passed over."""
         if not self.journal.exists():

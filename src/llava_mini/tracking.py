@@ -87,12 +87,6 @@ def close_run(folder: Path, status: Status) -> None:
         spool.append("status", {"status": status})
 
 
-def tracked_run_id(folder: Path) -> str | None:
-    """The MLflow run of a run folder; None where none could be made yet."""
-    origin = Spool(folder).origin()
-    return None if origin is None else origin.run_id
-
-
 class Tracker:
     """One MLflow run, reported through the spool in `folder`; no method raises or waits because of the tracker.
 
@@ -128,8 +122,7 @@ class Tracker:
     def run_id(self, wait: float = 0.0) -> str | None:
         """The MLflow run's id, after at most `wait` seconds for the first attempt to make it; None: not made yet."""
         self._first_attempt.wait(wait)
-        origin = self._spool.origin()
-        return None if origin is None else origin.run_id
+        return self._spool.run_id()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Logs a nested config as flat `a.b.c` parameters."""

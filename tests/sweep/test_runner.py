@@ -14,8 +14,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from llava_mini.errors import UserError
+from llava_mini.spool import Spool
 from llava_mini.sweep.folder import only_sweep, read_sweep
-from llava_mini.tracking import tracked_run_id
 
 Sweeper = Callable[..., tuple[int, list[str]]]
 
@@ -231,7 +231,7 @@ def test_a_sweep_is_a_parent_with_its_runs_as_children(
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     status, _ = sweep("standin.act=finish", tracker_uri=uri)
     assert status == 0
-    parent_id = tracked_run_id(tmp_path / "sweep")
+    parent_id = Spool(tmp_path / "sweep").run_id()
     assert parent_id is not None
     parent = MlflowClient(uri).get_run(parent_id)
     assert parent.info.status == "FINISHED"
@@ -240,7 +240,7 @@ def test_a_sweep_is_a_parent_with_its_runs_as_children(
         environment = json.loads((folder / "environment.json").read_text())
         assert environment["MLFLOW_TRACKING_URI"] == uri
     sweep("standin.act=fail", tracker_uri=uri)
-    assert tracked_run_id(tmp_path / "sweep") == parent_id
+    assert Spool(tmp_path / "sweep").run_id() == parent_id
     assert MlflowClient(uri).get_run(parent_id).info.status == "FAILED"
 
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from llava_mini.sweep.text import duration
+
 Say = Callable[[str], None]
 
 
@@ -44,11 +46,11 @@ class Progress:
     def finished(self, name: str, seconds: float, result: dict[str, Any]) -> None:
         """A run has left its result."""
         self._seconds.append(seconds)
-        self._end(name, "finished", f" in {_duration(seconds)}, validation {100 * result['accuracy']['val']:.1f} %")
+        self._end(name, "finished", f" in {duration(seconds)}, validation {100 * result['accuracy']['val']:.1f} %")
 
     def failed(self, name: str, seconds: float, error: str) -> None:
         """A run has ended without one."""
-        self._end(name, "FAILED", f" after {_duration(seconds)}: {error}")
+        self._end(name, "FAILED", f" after {duration(seconds)}: {error}")
 
     def _end(self, name: str, what: str, more: str) -> None:
         del self._started[name]
@@ -62,12 +64,8 @@ class Progress:
         mean = sum(self._seconds) / len(self._seconds)
         running = [max(0.0, mean - (self._clock() - start)) for start in self._started.values()]
         work = sum(running) + mean * self._waiting
-        return f"; about {_duration(max([work / self._parallel, *running]))} left"
+        return f"; about {duration(max([work / self._parallel, *running]))} left"
 
     def _line(self, what: str, name: str, more: str) -> None:
         width = len(str(self._total))
         self._say(f"[{self._ended:{width}}/{self._total}] {what:8} {name}{more}")
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
