@@ -67,6 +67,21 @@ class LlavaMiniConfig(PreTrainedConfig):
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers.
+
+        Raises:
+            UserError: for the config of another model, also the official release's, which has the same model_type.
+        """
+        found = config_dict.get("model_type")
+        if found != cls.model_type or "text_config" not in config_dict or "vision_config" not in config_dict:
+            raise UserError(
+                f"config of another model (model_type={found!r}): needed are model_type={cls.model_type!r}, text_config"
+                " and vision_config; the official release's weights go through interop.from_official"
+            )
+        return super().from_dict(config_dict, **kwargs)
+
 
 _CLIP_VIT_L_336 = {
     "hidden_size": 1024,

@@ -59,25 +59,35 @@ class LlavaMiniProcessor(ProcessorMixin):
         text: str | Sequence[str],
         images: Frame | Sequence[Any] | None = None,
         videos: Sequence[Any] | None = None,
+        audio: None = None,
         padding_side: str = "left",
+        return_tensors: str = "pt",
+        add_special_tokens: bool = True,
     ) -> BatchFeature:
         """A batch for `generate` or the model.
 
         Args:
             text: One prompt or B prompts; each `<image>` takes the next image, each `<video>` the next video.
             images: An image, or images of the whole batch in order (lists of lists are read in order too).
-            videos: Videos of the whole batch in order, each a sequence of frames.
+            videos: Videos of the whole batch in order, each a sequence of frames (lists of videos are read in order
+                too).
+            audio: None; `apply_chat_template` passes it on.
             padding_side: "left" for generation, "right" for training.
+            return_tensors: "pt"; the model reads nothing else.
+            add_special_tokens: Whether the tokenizer puts its own before the text; not where a chat template has them.
 
         Returns:
             input_ids and attention_mask [B, T]; with images or videos also pixel_values [F, V, 3, H, W], num_frames [B]
             and, where their views differ, num_views [F].
 
         Raises:
-            UserError: when the text names another number of images or videos than given, or a video has no frame.
+            UserError: when the text names another number of images or videos than given, a video has no frame, or
+                audio or other tensors than torch's are wanted.
         """
+        if audio is not None or return_tensors != "pt":
+            raise UserError(f"processor: audio={audio!r} must be None and return_tensors={return_tensors!r} 'pt'")
         texts = [text] if isinstance(text, str) else list(text)
-        image_list, video_list = _flat_images(images), list(videos or [])
+        image_list, video_list = _flat_images(images), _flat_videos(videos)
         marks = re.compile(f"({re.escape(self.image_token)}|{re.escape(self.video_token)})")
         found = [part for prompt in texts for part in marks.findall(prompt)]
         for token, given, name in ((self.image_token, image_list, "images"), (self.video_token, video_list, "videos")):
@@ -96,7 +106,9 @@ class LlavaMiniProcessor(ProcessorMixin):
                 pieces.append(piece)
             num_frames.append(len(frames) - first)
             prompts.append("".join(pieces))
-        encoded = self.tokenizer(prompts, padding=True, padding_side=padding_side, return_tensors="pt")
+        encoded = self.tokenizer(
+            prompts, padding=True, padding_side=padding_side, return_tensors="pt", add_special_tokens=add_special_tokens
+        )
         data = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
         return BatchFeature({**data, **(stack_frames(frames, num_frames) if frames else {})})
 
@@ -147,9 +159,29 @@ def stack_frames(frames: list[Tensor], num_frames: list[int]) -> dict[str, Tenso
     return stacked
 
 
+def _is_frame(item: Any) -> bool:
+    return isinstance(item, Image.Image) or (isinstance(item, np.ndarray) and item.ndim < 4)
+
+
+def _is_video(item: Any) -> bool:
+    return isinstance(item, np.ndarray) or (isinstance(item, (list, tuple)) and len(item) > 0 and _is_frame(item[0]))
+
+
 def _flat_images(images: Any) -> list[Frame]:
+    """Images in order, out of lists of any depth."""
     if images is None:
         return []
-    if isinstance(images, (Image.Image, np.ndarray)):
+    if _is_frame(images):
         return [images]
+    if not isinstance(images, (list, tuple)):
+        raise UserError(f"images: {images!r} is neither a PIL image nor an array, nor a list of them")
     return [image for item in images for image in _flat_images(item)]
+
+
+def _flat_videos(videos: Any) -> list[Sequence[Frame]]:
+    """Videos in order, out of lists of any depth; a video is a list of frames, or an array of them."""
+    if videos is None:
+        return []
+    if not isinstance(videos, (list, tuple)):
+        raise UserError(f"videos: {videos!r} is not a list of videos, each a list or array of frames")
+    return [video for item in videos for video in ([item] if _is_video(item) else _flat_videos(item))]

@@ -31,6 +31,7 @@ _PREFIXES = (
     ("model.", "language_model.model."),
     ("lm_head.", "language_model.lm_head."),
 )
+_NEEDED = ("mm_vision_select_layer", "compressor_size", "prefusion_layer_num")
 _OURS = ("compressor_size", "prefusion_layer_num", "resolution_ratio")
 
 
@@ -45,8 +46,13 @@ def from_official(
         vision_config: CLIP's vision config.
 
     Raises:
-        UserError: for missing, unknown or misshapen tensors, by name.
+        UserError: for another model's config; for missing, unknown or misshapen tensors, by the release's name.
     """
+    for key in _NEEDED:
+        if key not in config:
+            raise UserError(
+                f"config has no {key}: not a config of the official release, which has {', '.join(_NEEDED)}"
+            )
     text_fields = {key: value for key, value in config.items() if not key.startswith("mm_") and key not in _OURS}
     text_fields.pop("model_type", None)
     text_config = LlamaConfig(**text_fields)
@@ -65,7 +71,7 @@ def from_official(
         fuse_compressed_tokens=True,
     )
     model = LlavaMiniForConditionalGeneration(ours)
-    _load(model, {_our_name(name): tensor for name, tensor in state_dict.items()})
+    _load(model, state_dict)
     return model
 
 
@@ -88,14 +94,19 @@ def official_batch(
 
     Returns:
         input_ids, attention_mask, instruction_mask, pixel_values [F, V, 3, H, W], num_frames, and labels; right-padded.
+
+    Raises:
+        UserError: for a row with more than one image.
     """
     frames = [image if image.dim() == 5 else image[None] for image in images]
     rows, kept = [], []
     for i in range(len(input_ids)):
         real = attention_mask[i].bool()
         ids = input_ids[i][real]
-        has_image = bool((ids == OFFICIAL_IMAGE_ID).any())
-        kept.append(frames[i] if has_image else frames[i][:0])
+        num_images = int((ids == OFFICIAL_IMAGE_ID).sum())
+        if num_images > 1:
+            raise UserError(f"input_ids: row {i} has {num_images} images, the release's inputs hold at most 1")
+        kept.append(frames[i][: num_images * len(frames[i])])
         repeat = len(kept[-1]) * model.tokens_per_frame(frames[i].shape[1])
         times = torch.where(ids == OFFICIAL_IMAGE_ID, repeat, 1)
         row = {"input_ids": ids.masked_fill(ids == OFFICIAL_IMAGE_ID, model.config.image_token_id)}
@@ -121,11 +132,20 @@ def _our_name(name: str) -> str:
     raise UserError(f"tensor {name}: not a name of the official release")
 
 
+def _their_name(name: str) -> str:
+    theirs, ours = next(pair for pair in _PREFIXES if name.startswith(pair[1]))
+    return theirs + name[len(ours) :]
+
+
 def _load(model: LlavaMiniForConditionalGeneration, state_dict: dict[str, Tensor]) -> None:
-    own = model.state_dict()
-    for name, tensor in state_dict.items():
-        if name in own and own[name].shape != tensor.shape:
-            raise UserError(f"tensor {name}: shape {list(tensor.shape)}, the config says {list(own[name].shape)}")
-    missing, unexpected = model.load_state_dict(state_dict, strict=False)
+    """Load tensors that have the release's names."""
+    own, names = model.state_dict(), {_our_name(name): name for name in state_dict}
+    missing = sorted(_their_name(name) for name in own if name not in names)
+    unexpected = sorted(theirs for name, theirs in names.items() if name not in own)
     if missing or unexpected:
-        raise UserError(f"official checkpoint: missing tensors {sorted(missing)}, unexpected {sorted(unexpected)}")
+        raise UserError(f"official checkpoint: missing tensors {missing}, unexpected {unexpected}")
+    for name, theirs in names.items():
+        given, needed = list(state_dict[theirs].shape), list(own[name].shape)
+        if given != needed:
+            raise UserError(f"tensor {theirs}: shape {given}, the config says {needed}")
+    model.load_state_dict({name: state_dict[theirs] for name, theirs in names.items()})
