@@ -1,0 +1,156 @@
+"""The official release: its recorded outputs, case by case, and what is said about checkpoints that do not fit.
+
+The recordings (weights, inputs, outputs, and the comparison itself) lie beside the repository in shared/golden.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llava_mini.errors import UserError
+from llava_mini.models.interop import from_official, official_batch
+
+Factory = Callable[..., Any]
+GOLDEN = Path(__file__).parents[4] / "shared" / "golden"
+CASES = (
+    "a_image_c1",
+    "b_image_c2_batch2",
+    "c_hd_c4",
+    "d_video3_c1",
+    "e_gqa_llama3",
+    "f_prefusion1_c1",
+    "h_prefusion0_c2",
+    "i_mixed_list_c1",
+    "j_pad199_token0_c1",
+)
+PREFIXES = {  # ours -> the release's
+    "vision_tower.": "model.vision_tower.vision_tower.vision_model.",
+    "compressor.attention.": "model.compressor.attn.",
+    "compressor.norm_query.": "model.compressor.ln_q.",
+    "compressor.norm_patches.": "model.compressor.ln_kv.",
+    "compressor.position": "model.compressor.pos_embed",
+    "compressor.query": "model.compressor.query",
+    "projector.linear_1.": "model.mm_projector.0.",
+    "projector.linear_2.": "model.mm_projector.2.",
+    "prefusion.layers.": "model.prefusion_layers.",
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+}
+
+
+@pytest.fixture(scope="module")
+def check() -> Any:
+    """The recordings' own comparison."""
+    path = GOLDEN / "check.py"
+    if not path.is_file():
+        pytest.skip(f"the official release's recorded outputs are not there: {path}")
+    spec = importlib.util.spec_from_file_location("golden_check", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_agrees_with_the_official_release(check: Any, case: str) -> None:
+    assert check.check_case(GOLDEN, case) == []
+
+
+def test_no_recorded_case_is_left_out(check: Any) -> None:
+    assert sorted(path.stem for path in GOLDEN.glob("*.json")) == list(CASES)
+
+
+@pytest.fixture
+def official(make_model: Factory, make_text_config: Factory) -> tuple[Any, dict[str, Any], dict[str, Any], Any]:
+    """(a model of ours, the release's config, its state dict, CLIP's config) of the same small model."""
+    model = make_model(vision_feature_layer=-2)
+    state = {}
+    for name, tensor in model.state_dict().items():
+        ours = next(prefix for prefix in PREFIXES if name.startswith(prefix))
+        state[PREFIXES[ours] + name[len(ours) :]] = tensor
+    config = {
+        **make_text_config().to_dict(),
+        "model_type": "llava_mini",
+        "mm_vision_select_layer": -2,
+        "mm_hidden_size": 32,
+        "compressor_size": 2,
+        "prefusion_layer_num": 2,
+        "resolution_ratio": 1,
+    }
+    return model, config, state, model.config.vision_config.to_dict()
+
+
+@torch.no_grad()
+def test_names_and_config_are_translated(official: Any, make_sample: Factory, collate: Factory) -> None:
+    model, config, state, clip = official
+    again = from_official(config, state, clip).eval()
+    batch = collate(model, [make_sample(1)])
+    assert torch.equal(again(**batch).logits, model(**batch).logits)
+    assert again.config.image_token_id == again.config.text_config.vocab_size  # beyond the vocabulary: never embedded
+
+
+def test_half_precision_checkpoint_makes_one_working_dtype(
+    official: Any, make_sample: Factory, collate: Factory
+) -> None:
+    """The published config says bfloat16, which must not leave parts in different dtypes."""
+    _, config, state, clip = official
+    half = {name: tensor.bfloat16() for name, tensor in state.items()}
+    again = from_official({**config, "torch_dtype": "bfloat16"}, half, clip)
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
+    assert torch.isfinite(again(**collate(again, [make_sample(1)])).loss)
+
+
+def test_missing_and_unexpected_tensors_are_named(official: Any) -> None:
+    _, config, state, clip = official
+    del state["model.mm_projector.2.bias"]
+    state["model.layers.9.mlp.up_proj.weight"] = torch.zeros(1)
+    with pytest.raises(UserError, match=r"missing.*model\.mm_projector\.2\.bias.*unexpected.*layers\.9"):
+        from_official(config, state, clip)
+
+
+def test_misshapen_tensor_is_named_with_both_shapes(official: Any) -> None:
+    _, config, state, clip = official
+    state["model.mm_projector.0.weight"] = torch.zeros(48, 31)
+    with pytest.raises(UserError, match=r"model\.mm_projector\.0\.weight: shape \[48, 31\].*\[48, 32\]"):
+        from_official(config, state, clip)
+
+
+def test_foreign_tensor_is_named(official: Any) -> None:
+    _, config, state, clip = official
+    state["visual.proj"] = torch.zeros(1)
+    with pytest.raises(UserError, match=r"visual\.proj"):
+        from_official(config, state, clip)
+
+
+@pytest.mark.parametrize("key", ["mm_vision_select_layer", "compressor_size", "prefusion_layer_num"])
+def test_config_of_another_model(official: Any, key: str) -> None:
+    _, config, state, clip = official
+    del config[key]
+    with pytest.raises(UserError, match=f"no {key}"):
+        from_official(config, state, clip)
+
+
+def test_inputs_are_spliced_as_in_the_release(official: Any) -> None:
+    """-200 becomes the placeholders of all frames; padding goes; a row without -200 loses its dummy image."""
+    model = official[0]
+    ids = torch.tensor([[1, -200, 5, 6, 0], [1, 7, 0, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
+    labels = torch.tensor([[-100, -200, -100, 6, -100], [-100, 7, -100, -100, -100]])
+    video, dummy = torch.ones(2, 1, 3, 24, 24), torch.zeros(1, 3, 24, 24)
+    batch = official_batch(model, ids, mask, [video, dummy], labels)
+    placeholder = model.config.image_token_id
+    assert batch["input_ids"].tolist() == [[1, *[placeholder] * 8, 5, 6], [1, 7, *[0] * 9]]
+    assert batch["attention_mask"].sum(1).tolist() == [11, 2]
+    assert batch["labels"].tolist() == [[-100] * 10 + [6], [-100, 7] + [-100] * 9]
+    assert batch["instruction_mask"].long().tolist() == [[1] * 10 + [0], [1] + [0] * 10]
+    assert batch["num_frames"].tolist() == [2, 0] and torch.equal(batch["pixel_values"], video)
+
+
+def test_two_images_in_a_row_are_refused(official: Any) -> None:
+    ids = torch.tensor([[1, -200, 5, -200]])
+    with pytest.raises(UserError, match="row 0.*2"):
+        official_batch(official[0], ids, torch.ones_like(ids), torch.zeros(1, 1, 3, 24, 24))

@@ -1,0 +1,261 @@
+"""The processor, with a word-level tokenizer made here: what it makes of text, images and videos the model can read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoProcessor, CLIPImageProcessorPil, PreTrainedTokenizerFast
+
+from llava_mini.errors import UserError
+from llava_mini.models import LlavaMiniProcessor
+
+Factory = Callable[..., Any]
+WORDS = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "what", "is", "here", "and", "there", "USER", "ASSISTANT"]
+IMAGE = WORDS.index("<image>")
+SIZE = 24
+
+
+@pytest.fixture
+def make_processor() -> Callable[..., LlavaMiniProcessor]:
+    """make_processor(**arguments of LlavaMiniProcessor)."""
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<image>"],
+    )
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": SIZE}, crop_size=SIZE, image_mean=[0.0] * 3, image_std=[1.0] * 3
+    )
+    return lambda **arguments: LlavaMiniProcessor(images, tokenizer, **arguments)
+
+
+def plain(red: int, size: int = SIZE) -> Image.Image:
+    return Image.new("RGB", (size, size), (red, 0, 0))
+
+
+def quadrants() -> Image.Image:
+    """Four red values: 0 and 80 above, 160 and 240 below."""
+    pixels = np.zeros((2 * SIZE, 2 * SIZE, 3), np.uint8)
+    pixels[:SIZE, SIZE:, 0], pixels[SIZE:, :SIZE, 0], pixels[SIZE:, SIZE:, 0] = 80, 160, 240
+    return Image.fromarray(pixels)
+
+
+def reds(pixel_values: torch.Tensor) -> list[int]:
+    """The mean red of every frame's first view."""
+    return (pixel_values[:, 0, 0].mean(dim=(1, 2)) * 255).round().long().tolist()
+
+
+def test_an_image_becomes_placeholders_and_pixels(make_processor: Factory) -> None:
+    inputs = make_processor(num_image_tokens=4)("<s> <image> what is here", plain(100))
+    assert inputs["input_ids"].tolist() == [[1, *[IMAGE] * 4, 5, 6, 7]]
+    assert inputs["attention_mask"].tolist() == [[1] * 8]
+    assert inputs["pixel_values"].shape == (1, 1, 3, SIZE, SIZE) and inputs["pixel_values"].dtype == torch.float32
+    assert inputs["num_frames"].tolist() == [1] and "num_views" not in inputs
+    assert reds(inputs["pixel_values"]) == [100]
+
+
+def test_a_batch_pairs_images_and_videos_in_order(make_processor: Factory) -> None:
+    texts = ["<image> and <video>", "what is here", "<video> and <image>", "<image>"]
+    images = [plain(10), plain(50), plain(60)]
+    videos = [[plain(20), plain(30)], [plain(40)]]
+    inputs = make_processor(num_image_tokens=2)(texts, images, videos, padding_side="right")
+    assert reds(inputs["pixel_values"]) == [10, 20, 30, 40, 50, 60]
+    assert inputs["num_frames"].tolist() == [3, 0, 2, 1]
+    assert inputs["input_ids"].tolist() == [
+        [IMAGE, IMAGE, 8, IMAGE, IMAGE, IMAGE, IMAGE],
+        [5, 6, 7, 0, 0, 0, 0],
+        [IMAGE, IMAGE, 8, IMAGE, IMAGE, 0, 0],
+        [IMAGE, IMAGE, 0, 0, 0, 0, 0],
+    ]
+
+
+def test_padding_is_on_the_left_unless_asked(make_processor: Factory) -> None:
+    inputs = make_processor()(["what", "what is here"])
+    assert inputs["input_ids"].tolist() == [[0, 0, 5], [5, 6, 7]]
+    assert inputs["attention_mask"].tolist() == [[0, 0, 1], [1, 1, 1]]
+    assert set(inputs) == {"input_ids", "attention_mask"}  # text only
+
+
+def test_high_resolution_cuts_row_by_row_and_adds_the_whole(make_processor: Factory) -> None:
+    inputs = make_processor(num_image_tokens=1, num_hd_image_tokens=4, high_resolution=True)("<image>", quadrants())
+    views = inputs["pixel_values"][0]
+    assert views.shape == (5, 3, SIZE, SIZE)
+    assert (views[:, 0].mean(dim=(1, 2)) * 255).round().tolist() == [0, 80, 160, 240, 120]
+    assert inputs["input_ids"].tolist() == [[IMAGE] * 4]
+    assert "num_views" not in inputs  # all frames have five
+
+
+def test_videos_keep_one_view_beside_high_resolution_images(make_processor: Factory) -> None:
+    processor = make_processor(num_image_tokens=1, num_hd_image_tokens=4, high_resolution=True)
+    inputs = processor(["<video> what", "<image> what"], quadrants(), [[plain(20), plain(30)]])
+    assert inputs["num_views"].tolist() == [1, 1, 5]
+    assert inputs["num_frames"].tolist() == [2, 1]
+    assert inputs["pixel_values"].shape == (3, 5, 3, SIZE, SIZE)
+    assert (inputs["input_ids"] == IMAGE).sum(1).tolist() == [2, 4]
+
+
+def test_an_odd_size_is_cut_without_losing_a_pixel(make_processor: Factory) -> None:
+    processor = make_processor(high_resolution=True, num_hd_image_tokens=4)
+    assert processor("<image>", Image.new("RGB", (25, 31)))["pixel_values"].shape == (1, 5, 3, SIZE, SIZE)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
+def test_every_mode_of_picture(make_processor: Factory, mode: str) -> None:
+    assert make_processor()("<image>", plain(255).convert(mode))["pixel_values"].shape == (1, 1, 3, SIZE, SIZE)
+
+
+def test_frames_as_arrays(make_processor: Factory) -> None:
+    frames = np.stack([np.asarray(plain(10)), np.asarray(plain(20))])
+    inputs = make_processor()(["<video>", "<image>"], np.asarray(plain(30)), [frames])
+    assert reds(inputs["pixel_values"]) == [10, 20, 30]
+
+
+def test_images_in_lists_of_lists(make_processor: Factory) -> None:
+    inputs = make_processor()(["<image> <image>", "<image>"], [[plain(10), plain(20)], [plain(30)]])
+    assert reds(inputs["pixel_values"]) == [10, 20, 30] and inputs["num_frames"].tolist() == [2, 1]
+
+
+def test_no_compressed_token_at_all(make_processor: Factory) -> None:
+    """With `zero` nothing stands in the text for the image, but its frame is there."""
+    inputs = make_processor(num_image_tokens=0)("<s> <image> what", plain(10))
+    assert inputs["input_ids"].tolist() == [[1, 5]] and inputs["num_frames"].tolist() == [1]
+
+
+@pytest.mark.parametrize("high_resolution", [False, True])
+@pytest.mark.parametrize("compressor", ["query", "none", "zero"])
+def test_the_model_reads_what_it_makes(
+    make_processor: Factory,
+    make_model: Factory,
+    compressors: dict[str, dict[str, Any]],
+    compressor: str,
+    high_resolution: bool,
+) -> None:
+    model = make_model(compressor=compressors[compressor], image_token_id=IMAGE)
+    processor = make_processor(
+        num_image_tokens=model.tokens_per_frame(),
+        num_hd_image_tokens=model.tokens_per_frame(5),
+        high_resolution=high_resolution,
+    )
+    texts = ["<s> <image> what is here", "<s> what is there", "<s> <video> what is here and there"]
+    inputs = processor(texts, quadrants(), [[plain(20), plain(30)]])
+    new = model.generate(**inputs, do_sample=False, max_new_tokens=4)[:, inputs["input_ids"].shape[1] :]
+    for i, text in enumerate(texts):
+        images = [quadrants()] if "<image>" in text else None
+        videos = [[plain(20), plain(30)]] if "<video>" in text else None
+        alone = processor(text, images, videos)
+        own = model.generate(**alone, do_sample=False, max_new_tokens=4)
+        assert torch.equal(own[0, alone["input_ids"].shape[1] :], new[i])
+    assert len(processor.batch_decode(new)) == 3
+
+
+def test_save_and_load_through_auto_processor(make_processor: Factory, make_model: Factory, tmp_path: Path) -> None:
+    processor = make_processor(
+        num_image_tokens=4, num_hd_image_tokens=16, high_resolution=True, chat_template="{{ messages }}"
+    )
+    processor.save_pretrained(tmp_path)
+    make_model().save_pretrained(tmp_path)  # beside the model, as it is published
+    again = AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(again, LlavaMiniProcessor)
+    assert (again.num_image_tokens, again.num_hd_image_tokens, again.high_resolution) == (4, 16, True)
+    assert (again.image_token, again.video_token, again.chat_template) == ("<image>", "<video>", "{{ messages }}")
+    first, second = processor("<image> what", quadrants()), again("<image> what", quadrants())
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_other_names_for_image_and_video(make_processor: Factory) -> None:
+    processor = make_processor(image_token="here", video_token="there")
+    inputs = processor("what here there", plain(10), [[plain(20)]])
+    assert inputs["input_ids"].tolist() == [[5, 7, 7]] and reds(inputs["pixel_values"]) == [10, 20]
+
+
+CHAT = (
+    "{% for message in messages %}{{ message['role'] | upper }} "
+    "{% for part in message['content'] %}"
+    "{{ part['text'] if part['type'] == 'text' else '<' ~ part['type'] ~ '>' }} "
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT{% endif %}"
+)
+
+
+def test_chat_template(make_processor: Factory) -> None:
+    processor = make_processor(num_image_tokens=2, chat_template=CHAT)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is here"}]}]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    assert prompt == "USER <image> what is here ASSISTANT"
+    assert processor(prompt, plain(10))["input_ids"].tolist() == [[10, IMAGE, IMAGE, 5, 6, 7, 11]]
+
+
+def test_chat_template_with_the_image_in_the_message(make_processor: Factory) -> None:
+    processor = make_processor(num_image_tokens=2, chat_template=CHAT)
+    content = [{"type": "image", "image": plain(10)}, {"type": "text", "text": "what is here"}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    assert inputs["input_ids"].tolist() == [[10, IMAGE, IMAGE, 5, 6, 7, 11]]
+    assert reds(inputs["pixel_values"]) == [10]
+
+
+def test_chat_template_with_videos_of_a_batch(make_processor: Factory) -> None:
+    processor = make_processor(num_image_tokens=1, chat_template=CHAT)
+    first = [{"type": "video", "video": np.stack([np.asarray(plain(10)), np.asarray(plain(20))])}]
+    second = [{"type": "image", "image": plain(30)}, {"type": "text", "text": "what"}]
+    chats = [[{"role": "user", "content": content}] for content in (first, second)]
+    inputs = processor.apply_chat_template(chats, tokenize=True, return_dict=True)
+    assert inputs["input_ids"].tolist() == [[10, IMAGE, IMAGE], [10, IMAGE, 5]]
+    assert inputs["num_frames"].tolist() == [2, 1] and reds(inputs["pixel_values"]) == [10, 20, 30]
+
+
+def test_what_it_does_not_make(make_processor: Factory) -> None:
+    with pytest.raises(UserError, match="return_tensors='np'"):
+        make_processor()("what", return_tensors="np")
+    with pytest.raises(UserError, match="audio="):
+        make_processor()("what", audio=[0.0])
+
+
+@pytest.mark.parametrize(
+    ("text", "images", "message"),
+    [
+        ("what", [plain(1)], "images: the text has 0 <image>, 1 images were given"),
+        ("<image> <image>", [plain(1)], "images: the text has 2 <image>, 1 images were given"),
+        (["<image>", "<image>"], None, "images: the text has 2 <image>, 0 images were given"),
+        ("<video>", None, "videos: the text has 1 <video>, 0 videos were given"),
+    ],
+)
+def test_counts_that_do_not_fit(make_processor: Factory, text: Any, images: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_processor()(text, images)
+
+
+def test_a_video_without_a_frame(make_processor: Factory) -> None:
+    with pytest.raises(UserError, match="a video has no frame"):
+        make_processor()("<video>", videos=[np.zeros((0, SIZE, SIZE, 3), np.uint8)])
+    with pytest.raises(UserError, match="videos: the text has 1 <video>, 0 videos were given"):
+        make_processor()("<video>", videos=[[]])
+
+
+def test_paths_are_not_opened(make_processor: Factory) -> None:
+    """Reading files and addresses is left to the caller, who knows which he trusts."""
+    with pytest.raises(UserError, match="images: 'cat.png' is neither a PIL image nor an array"):
+        make_processor()("<image>", "cat.png")
+    with pytest.raises(UserError, match="images: 'cat.png'"):
+        make_processor()("<image>", ["cat.png"])
+    with pytest.raises(UserError, match="videos: 'cat.mp4' is not a list of videos"):
+        make_processor()("<video>", videos=["cat.mp4"])
+
+
+def test_an_image_too_small_to_cut(make_processor: Factory) -> None:
+    with pytest.raises(UserError, match="1x5 pixels"):
+        make_processor(high_resolution=True)("<image>", Image.new("RGB", (1, 5)))
