@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,6 +33,7 @@ from llava_mini.data.shards import ShardSet
 from llava_mini.data.toyworld.make import make_world
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
+from llava_mini.models.compressors import build_compressor
 from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW
 from llava_mini.stages.base import VLMStage
 from llava_mini.stages.callbacks import History, Progress
@@ -66,11 +69,6 @@ def build_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> LlavaMini
         UserError: for weights that are missing or do not fit, or an impossible fusion.
     """
     spec, fusion = config["model"], config["fusion"]
-    if fusion["init"] not in ("copy", "random"):
-        raise UserError(f"fusion.init={fusion['init']}: allowed are copy, random")
-    layers = fusion["num_layers"]
-    if isinstance(layers, bool) or not isinstance(layers, int) or layers < 0:
-        raise UserError(f"fusion.num_layers={layers}: must be a whole number, 0 (no pre-fusion) or more")
     text_config = {
         **spec["text_config"],
         "vocab_size": len(tokenizer),
@@ -85,15 +83,31 @@ def build_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> LlavaMini
             image_token_id=tokenizer.convert_tokens_to_ids(image_token(config)),
             vision_feature_layer=spec["vision_feature_layer"],
             compressor=config["compressor"],
-            num_fusion_layers=layers,
+            num_fusion_layers=fusion["num_layers"],
             **config["order"],
         )
     )
     for folder in spec["weights"]:
         load_weights(model, Path(folder))
-    if fusion["init"] == "copy" and layers:
+    if fusion["init"] == "copy" and fusion["num_layers"]:
         model.prefusion.copy_from(model.language_model)
     return model
+
+
+def check_model(config: Config) -> None:
+    """Find the mistakes in a model's config that need no weights, before any run of a sweep starts.
+
+    Raises:
+        UserError: for an impossible compressor or fusion.
+    """
+    spec, fusion = config["model"], config["fusion"]
+    before = config["order"]["compress_before_projection"]
+    build_compressor(config["compressor"], spec["vision_config" if before else "text_config"]["hidden_size"])
+    layers = spec["text_config"]["num_hidden_layers"]
+    if fusion["init"] == "copy" and fusion["num_layers"] > layers:
+        raise UserError(
+            f"fusion.num_layers={fusion['num_layers']}: init 'copy' allows at most the language model's {layers} layers"
+        )
 
 
 def load_weights(model: LlavaMiniForConditionalGeneration, folder: Path) -> None:
@@ -188,7 +202,6 @@ def build_stage(config: Config, model: LlavaMiniForConditionalGeneration) -> VLM
 def build_trainer(config: Config, loggers: list[Logger]) -> Trainer:
     """Lightning's Trainer for one run: one pass over the planned stream, checkpoints in `run_dir`/checkpoints."""
     spec, run_dir = config["trainer"], Path(config["run_dir"])
-    accumulate = spec["accumulate_grad_batches"]
     callbacks: list[Callback] = [
         History(run_dir / "history.jsonl"),
         Progress(),
@@ -208,24 +221,44 @@ def build_trainer(config: Config, loggers: list[Logger]) -> Trainer:
             save_on_train_epoch_end=False,
         ),
     ]
-    return Trainer(
-        max_steps=spec["max_steps"],
-        accumulate_grad_batches=accumulate,
-        gradient_clip_val=spec["gradient_clip_val"],
-        precision=spec["precision"],
-        accelerator=spec["accelerator"],
-        devices=spec["devices"],
-        val_check_interval=min(spec["val_every"], spec["max_steps"]) * accumulate,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        log_every_n_steps=10,
+    return make_trainer(
+        config,
         callbacks=callbacks,
         logger=loggers or False,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=run_dir,
+        log_every_n_steps=10,
+        val_check_interval=min(spec["val_every"], spec["max_steps"]) * spec["accumulate_grad_batches"],
+    )
+
+
+def make_trainer(config: Config, **options: Any) -> Trainer:
+    """Lightning's Trainer with what every training here has in common.
+
+    Args:
+        config: Whose `trainer` is read.
+        **options: What this training has of its own.
+    """
+    # Lightning sets its loggers to INFO when it is imported; what it says there is of no use to a user of this program.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # frozen parts, on purpose
+    spec = config["trainer"]
+    return Trainer(
+        max_steps=spec["max_steps"],
+        max_epochs=1,
+        accumulate_grad_batches=spec["accumulate_grad_batches"],
+        gradient_clip_val=spec["gradient_clip_val"],
+        precision=spec["precision"],
+        accelerator=spec["accelerator"],
+        devices=spec["devices"],
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
         enable_model_summary=False,
+        enable_progress_bar=sys.stderr.isatty(),
         use_distributed_sampler=False,
         deterministic=True,
+        **options,
     )
 
 

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from llava_mini.errors import UserError
+from llava_mini.schema import check, describe
 
 _PACKAGED = Path(__file__).parent / "conf"
 CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
@@ -49,7 +50,9 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error, overrides)) from error
     chosen = {group: name for group, name in choices.items() if group != "launcher" and not group.startswith("hydra/")}
-    return {"choices": chosen, **resolved}  # type: ignore[dict-item]  # a mapping at the top gives a dict
+    config: dict[str, Any] = {"choices": chosen, **resolved}  # type: ignore[dict-item]  # a mapping at the top gives a dict
+    check(config)
+    return config
 
 
 def options(group: str, config_dirs: tuple[str, ...] = ()) -> list[str]:
@@ -114,7 +117,7 @@ def _checked(key: str, value: Any, annotation: Any) -> Any:
     try:
         return TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
-        raise UserError(f"{key}={value!r}: {error.errors()[0]['msg'].lower()}") from error
+        raise UserError(describe(key, error)) from error
 
 
 def _one_line(error: Exception, overrides: list[str]) -> str:

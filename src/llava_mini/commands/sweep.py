@@ -34,6 +34,7 @@ def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
     sweep_dir, own = split_folder(arguments)
     runs = expand(own, lambda overrides: resolve(overrides, config_dirs))
     configs = [resolve(run.overrides, config_dirs) for run in runs]
+    _check(configs)
     launcher: Launcher = instantiate(configs[0]["launcher"], "launcher")
     share_features(configs)
     tracking = configs[0]["tracking"]
@@ -53,6 +54,14 @@ def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
 
         compare(sweep_dir)
     return status
+
+
+def _check(configs: list[dict[str, Any]]) -> None:
+    """Report a value that no run can have before any run starts."""
+    from llava_mini.build import check_model  # torch is loaded once the arguments are known to be readable
+
+    for config in configs:
+        check_model(config)
 
 
 def split_folder(arguments: list[str]) -> tuple[Path, list[str]]:

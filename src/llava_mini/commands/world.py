@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import Trainer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
@@ -25,7 +24,6 @@ from llava_mini.commands.train import Clock, assemble, fit
 from llava_mini.config import instantiate, resolve
 from llava_mini.data.toyworld.targets import TARGET_CLASSES, vision_supervision
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
-from llava_mini.errors import UserError
 from llava_mini.evaluate.accuracy import evaluate
 from llava_mini.models.vision_tower import build_vision_tower
 from llava_mini.sweep.provenance import code_version
@@ -45,8 +43,6 @@ def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> 
     """
     stage0 = resolve(["experiment=tiny_stage0", *overrides], config_dirs)
     out, stages = Path(stage0["world"]["out"]), stage0["world"]["stages"]
-    if not stages or not set(stages) <= {0, 1}:
-        raise UserError(f"world.stages={stages}: allowed are [0], [1] and [0,1]")
     if 0 in stages:
         train_vision(stage0, out / "stage0")
     if 1 not in stages:
@@ -87,7 +83,7 @@ def train_vision(config: dict[str, Any], folder: Path) -> None:
     """Stage 0: supervise every patch of the vision tower, write it to `folder`."""
     build.seed_run(config)
     clock = Clock(folder / "clock.json")
-    spec, world, trainer_spec = config["model"], config["world"], config["trainer"]
+    spec, world = config["model"], config["world"]
     vision_fields = {key: value for key, value in spec["vision_config"].items() if key != "model_type"}
     tower = build_vision_tower(CLIPVisionConfig(**vision_fields))
     stage = instantiate(
@@ -101,22 +97,10 @@ def train_vision(config: dict[str, Any], folder: Path) -> None:
     seed = config["data"]["world_seed"]
     train_set = Scenes("vision-train", seed, world["vision_scenes"], image_processor)
     val_set = Scenes("vision-val", seed, world["vision_val_scenes"], image_processor)
-    steps, batch = trainer_spec["max_steps"], world["vision_batch_size"]
+    steps, batch = config["trainer"]["max_steps"], world["vision_batch_size"]
     order = RandomSampler(train_set, replacement=True, num_samples=steps * batch, generator=torch.Generator())
     order.generator.manual_seed(config["seed"])
-    trainer = Trainer(
-        max_steps=steps,
-        gradient_clip_val=trainer_spec["gradient_clip_val"],
-        accelerator=trainer_spec["accelerator"],
-        devices=trainer_spec["devices"],
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        val_check_interval=steps,
-        check_val_every_n_epoch=None,
-        deterministic=True,
-    )
+    trainer = build.make_trainer(config, logger=False, enable_checkpointing=False, val_check_interval=steps)
     trainer.fit(stage, DataLoader(train_set, batch, sampler=order), DataLoader(val_set, 100))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     tensors = {f"vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}

@@ -1,0 +1,139 @@
+"""Types and limits of the config groups that name no class; a group with a `_target_` has its class's signature instead.
+
+`check` reads a whole resolved config and needs no torch, so a mistake is reported at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from llava_mini.errors import UserError
+
+Positive = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=0, strict=True)]
+Turns = Literal["conversation", "independent"]
+Split = Literal["train", "val", "test"]
+Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
+
+
+@dataclass
+class Fusion:
+    """N_fusion and the initialisation of its layers."""
+
+    num_layers: Count
+    init: Literal["copy", "random"]
+
+
+@dataclass
+class Order:
+    """The order of work (REFERENCE section 2)."""
+
+    compress_before_projection: bool
+    fuse_compressed_tokens: bool
+
+
+@dataclass
+class Model:
+    """Shapes of the parts, and where their weights and the tokenizer lie."""
+
+    vision_config: dict[str, Any]
+    text_config: dict[str, Any]
+    vision_feature_layer: int
+    image_processor: dict[str, Any]
+    tokenizer: str
+    weights: list[str]
+
+
+@dataclass
+class Data:
+    """Which shard sets are read, and how their conversations become tokens."""
+
+    folder: str
+    world_seed: Count
+    sizes: dict[str, Positive]
+    splits: dict[Split, str | None]
+    template: dict[str, str]
+    turns: Turns
+    high_resolution: bool
+    batch_size: Positive
+    eval_batch_size: Positive
+    num_workers: Count
+    max_length: Positive
+    cache_features: bool
+    kinds: list[str]
+
+
+@dataclass
+class Trainer:
+    """Length, precision and rhythm of a training run; steps are optimiser steps."""
+
+    max_steps: Positive
+    accumulate_grad_batches: Positive
+    gradient_clip_val: Annotated[float, Field(gt=0)] | None
+    precision: Precision
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
+    devices: Positive
+    val_every: Positive
+    checkpoint_every: Positive
+    threads: Positive
+
+
+@dataclass
+class Tracking:
+    """MLflow."""
+
+    enabled: bool
+    uri: str | None
+    experiment: str
+    parent_run_id: str | None
+
+
+@dataclass
+class World:
+    """The making of the tiny world's pre-trained parts."""
+
+    out: str
+    stages: Annotated[list[Literal[0, 1]], Field(min_length=1)]
+    vision_scenes: Positive
+    vision_val_scenes: Positive
+    vision_batch_size: Positive
+
+
+_TYPES: dict[str, Any] = {
+    "seed": Annotated[int, Field(ge=0, le=2**32 - 1, strict=True)],
+    "run_dir": str,
+    "fusion": Fusion,
+    "order": Order,
+    "model": Model,
+    "data": Data,
+    "trainer": Trainer,
+    "tracking": Tracking,
+    "world": World,
+}
+
+
+def check(config: dict[str, Any]) -> None:
+    """Check every value of a resolved config that no class's signature checks.
+
+    Raises:
+        UserError: naming the key, its value and what is allowed.
+    """
+    for name, kind in _TYPES.items():
+        try:
+            TypeAdapter(kind).validate_python(config[name])
+        except ValidationError as error:
+            raise UserError(describe(name, error)) from error
+    data = config["data"]
+    for split, name in data["splits"].items():
+        if name is not None and name not in data["sizes"]:
+            raise UserError(f"data.splits.{split}={name}: allowed are {', '.join(data['sizes'])}")
+
+
+def describe(key: str, error: ValidationError) -> str:
+    """The first error of pydantic in one line, with the key from the top."""
+    first = error.errors()[0]
+    path = ".".join([key, *(str(part) for part in first["loc"] if isinstance(part, str) and not part.startswith("function"))])
+    return f"{path}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

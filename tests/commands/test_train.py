@@ -1,0 +1,151 @@
+"""One run from end to end: its files, its resumption after kill -9, a compressor of one's own, bad samples, refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llava_mini.commands.train import assemble, train
+from llava_mini.config import resolve
+from llava_mini.errors import UserError
+from llava_mini.stages.base import NonFiniteLossError
+
+ROOT = Path(__file__).parents[2]
+
+
+def history(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_everything_that_it_promises(smoke, tmp_path: Path):
+    run_dir = train(resolve(smoke()))
+    result = json.loads((run_dir / "result.json").read_text())
+    assert result["status"] == "finished"
+    assert (result["compressor"], result["C"], result["tokens"], result["n_fusion"], result["seed"]) == ("query", 1, 1, 4, 0)
+    assert result["prefill_flops"] > 1e6
+    assert result["params"]["vision_tower"] > 300_000
+    for split in ("val", "test"):
+        answers = np.load(run_dir / f"predictions_{split}.npz")
+        assert len(answers["key"]) == 16 * 12
+        assert answers["correct"].mean() == pytest.approx(result["accuracy"][split])
+    assert [line["step"] for line in history(run_dir)] == [0, 1, 2, 3]
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_checkpoints_hold_trained_weights_and_plain_values_only(smoke):
+    run_dir = train(resolve(smoke()))
+    checkpoint = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    parts = {name.split(".")[1] for name in checkpoint["state_dict"]}
+    assert parts == {"projector", "compressor", "prefusion", "language_model"}
+
+
+def test_a_finished_run_is_not_repeated_and_another_config_is_refused(smoke, tmp_path: Path):
+    run_dir = train(resolve(smoke()))
+    before = (run_dir / "result.json").stat().st_mtime_ns
+    train(resolve(smoke()))
+    assert (run_dir / "result.json").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="another config"):
+        train(resolve(smoke("seed=1")))
+
+
+def test_the_saved_model_answers_as_the_trained_one(smoke):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    config = resolve(smoke())
+    run_dir = train(config)
+    model = AutoModelForImageTextToText.from_pretrained(run_dir / "model")
+    processor = AutoProcessor.from_pretrained(run_dir / "model")
+    batch = next(iter(assemble({**config, "data": {**config["data"], "cache_features": False}}).datamodule.val_dataloader()))
+    logits = model(**batch.model_inputs()).logits
+    predictions = np.load(run_dir / "predictions_val.npz")
+    from llava_mini.stages.metrics import correct_answers
+
+    expected = [right for row in correct_answers(logits, batch.labels, batch.turn_ids) for right in row]
+    assert expected == predictions["correct"][: len(expected)].tolist()
+    assert processor.num_image_tokens == model.tokens_per_frame()
+
+
+def test_features_computed_once_equal_the_tower_in_every_step(smoke):
+    config = resolve(smoke())
+    direct = assemble({**config, "data": {**config["data"], "cache_features": False}})
+    cached = assemble(config)
+    a, b = (next(iter(run.datamodule.train_dataloader())) for run in (direct, cached))
+    assert a.keys == b.keys and b.pixel_values is None
+    with torch.no_grad():
+        torch.testing.assert_close(direct.model.encode(a.pixel_values), b.image_features)
+        torch.testing.assert_close(direct.model(**a.model_inputs()).loss, cached.model(**b.model_inputs()).loss)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_killed_run_resumed_equals_the_uninterrupted_one(smoke, tmp_path: Path, accumulate: int):
+    common = ["trainer.max_steps=8", "trainer.checkpoint_every=3", f"trainer.accumulate_grad_batches={accumulate}"]
+    whole = train(resolve(smoke(*common, f"run_dir={tmp_path / 'whole'}")))
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "llava_mini", "train", *smoke(*common, f"run_dir={killed}")]
+    for lines in (4 * accumulate, 7 * accumulate):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and process.poll() is None:
+            if (killed / "history.jsonl").exists() and len((killed / "history.jsonl").read_text().splitlines()) >= lines:
+                break
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    train(resolve(smoke(*common, f"run_dir={killed}")))
+    assert history(killed) == history(whole)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (whole, killed)]
+    assert results[0]["accuracy"] == results[1]["accuracy"]
+
+
+OWN_COMPRESSOR = '''
+"""Max pooling."""
+
+from torch.nn import functional
+
+from llava_mini.models.compressors import Compressor
+
+
+class MaxPoolCompressor(Compressor):
+    def __init__(self, *, dim: int, C: int):
+        super().__init__()
+        self.C = C
+
+    def num_tokens(self, height, width):
+        return self.C**2
+
+    def forward(self, patches_FPD, height, width):
+        frames, _, dim = patches_FPD.shape
+        grid = patches_FPD.transpose(1, 2).reshape(frames, dim, height, width)
+        return functional.adaptive_max_pool2d(grid, self.C).flatten(2).transpose(1, 2)
+'''
+
+
+def test_a_compressor_of_ones_own_is_two_files_and_no_edit(smoke, llava_mini, tmp_path: Path):
+    (tmp_path / "own" / "compressor").mkdir(parents=True)
+    (tmp_path / "own" / "max_pool.py").write_text(OWN_COMPRESSOR)
+    (tmp_path / "own" / "compressor" / "max_pool.yaml").write_text("_target_: max_pool.MaxPoolCompressor\nC: 1\n")
+    arguments = smoke("compressor=max_pool", "compressor.C=2", "trainer.max_steps=1", "trainer.val_every=1")
+    done = llava_mini("--config-dir", str(tmp_path / "own"), "train", *arguments)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["compressor"], result["tokens"], result["status"]) == ("max_pool", 4, "finished")
+
+
+def test_a_non_finite_loss_stops_the_run_and_names_its_samples(smoke, tmp_path: Path):
+    config = resolve(smoke("stage.learning_rates.projector=1.0e+30", "trainer.gradient_clip_val=null"))
+    with pytest.raises(NonFiniteLossError, match="non_finite_loss.json"):
+        train(config)
+    report = json.loads((tmp_path / "run" / "non_finite_loss.json").read_text())
+    assert report["keys"] == history_keys_at(config, report["step"])
+
+
+def history_keys_at(config: dict, step: int) -> list[str]:
+    loader = assemble({**config, "run_dir": config["run_dir"] + "-again"}).datamodule.train_dataloader()
+    return next(batch.keys for number, batch in enumerate(loader) if number == step)

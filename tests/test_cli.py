@@ -1,0 +1,93 @@
+"""The command line: help, and a user's mistakes as one line on standard error with exit status 2 and nothing written."""
+
+from pathlib import Path
+
+import pytest
+
+from llava_mini.cli import COMMANDS, main
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides for a working folder that is not the repository's: a small world, the shipped checkpoints."""
+    tiny = ROOT / "checkpoints" / "tiny"
+    world = tmp_path_factory.mktemp("world")
+    weights = f"model.weights=[{tiny / 'stage0'},{tiny / 'stage1'}]"
+    return ["experiment=smoke", weights, f"model.tokenizer={tiny / 'stage1'}", f"data.folder={world}"]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text for name in COMMANDS)
+
+
+def test_config_prints_what_will_be_used(capsys: pytest.CaptureFixture):
+    assert main(["config", "compressor.C=3", "seed=5"]) == 0
+    text = capsys.readouterr().out
+    assert "C: 3" in text and "seed: 5" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["train", "compressor.C=0"], ["compressor.C=0", "at least 1"]),
+        (["train", "compressor.C=two"], ["compressor.C='two'"]),
+        (["train", "compressor.C=1.5"], ["compressor.C=1.5"]),
+        (["train", "compressor=nosuch"], ["compressor=nosuch", "avg_pool"]),
+        (["train", "fusion.num_layers=99"], ["fusion.num_layers=99", "copy", "8"]),
+        (["train", "fusion.num_layers=-1"], ["fusion.num_layers=-1"]),
+        (["train", "fusion.init=clone"], ["fusion.init=clone", "copy, random"]),
+        (["train", "stage.weight_decay=heavy"], ["stage.weight_decay='heavy'"]),
+        (["train", "stage.learning_rates.vision_tower=1"], ["stage.learning_rates.vision_tower"]),
+        (["train", "data.turns=sometimes"], ["turns='sometimes'"]),
+        (["train", "trainer.precision=12"], ["trainer.precision=12"]),
+        (["train", "trainer.max_steps=0"], ["trainer.max_steps=0"]),
+        (["train", "trainer.accelerator=abacus"], ["trainer.accelerator=abacus"]),
+        (["train", "model.weights=[nowhere]"], ["nowhere", "missing"]),
+        (["train", "model.tokenizer=nowhere"], ["model.tokenizer=nowhere"]),
+        (["train", "model.text_config.hidden_size=72"], ["model.safetensors", "shape"]),
+        (["train", "model.text_config.hidden_size=wide"], ["hidden_size"]),
+        (["train", "model.text_config.model_type=gpt9"], ["gpt9"]),
+        (["train", "data.splits.train=nothing"], ["nothing"]),
+        (["train", "data.batch_size=0"], ["batch_size=0"]),
+        (["train", "unknown.key=1"], ["unknown key unknown.key"]),
+        (["sweep", "compressor.C=1,0"], ["compressor.C=0"]),
+        (["sweep", "compressor.C=1,"], ["compressor.C=1,"]),
+        (["sweep", "compressor=query,nosuch"], ["nosuch"]),
+        (["sweep", "sweep_dir="], ["sweep_dir="]),
+        (["compare", "no/such/folder"], ["no/such/folder"]),
+        (["world", "world.stages=[2]"], ["world.stages"]),
+        (["--config-dir", "no/such", "train"], ["--config-dir no/such"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(
+    arguments: list[str], parts: list[str], elsewhere: Path, capsys: pytest.CaptureFixture, places: list[str]
+):
+    given = [part.split("=")[0] for part in arguments]
+    needed = [place for place in places if place.split("=")[0] not in given] if given[0] in ("train", "sweep") else []
+    status = main([*arguments, *needed])
+    error = capsys.readouterr().err
+    assert status == 2, error
+    assert error.count("\n") == 1 and "Traceback" not in error
+    for part in parts:
+        assert part in error
+    assert not list(elsewhere.glob("runs*")) and not list(elsewhere.glob("sweeps*"))
+
+
+def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as caught:
+        main(["trian"])
+    assert caught.value.code == 2
+    assert "train" in capsys.readouterr().err

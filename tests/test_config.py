@@ -1,0 +1,118 @@
+"""Composing a config: every shipped yaml composes and instantiates, every mistake is one line that names the culprit."""
+
+from pathlib import Path
+
+import pytest
+
+from llava_mini.config import CONFIG_DIR, instantiate, load, options, resolve, save
+from llava_mini.errors import UserError
+
+
+def groups() -> list[tuple[str, str]]:
+    return [(path.parent.name, path.stem) for path in sorted(CONFIG_DIR.glob("*/*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "option"), groups())
+def test_every_yaml_composes(group: str, option: str):
+    config = resolve([f"{group}={option}"])
+    if group != "launcher":
+        assert config["choices"][group] == option
+
+
+def test_defaults_are_the_tiny_world_with_one_token():
+    config = resolve([])
+    assert config["choices"] == {
+        "model": "tiny", "compressor": "query", "order": "release", "data": "toyworld", "stage": "instruction",
+        "experiment": "tiny",
+    }  # fmt: skip
+    assert (config["compressor"]["C"], config["fusion"]["num_layers"]) == (1, 4)
+
+
+def test_one_value_chooses_the_papers_order():
+    assert resolve(["order=paper"])["order"] == {"compress_before_projection": False, "fuse_compressed_tokens": False}
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("fusio.num_layers=2", ["unknown key fusio.num_layers", "did you mean fusion"]),
+        ("fusion.layers=2", ["unknown key fusion.layers", "num_layers, init"]),
+        ("trainer.max_stepz=3", ["trainer.max_steps?"]),
+        ("compressor=qery", ["compressor=qery", "avg_pool, none, query, uniform, zero"]),
+        ("compressor.D=2", ["unknown key compressor.D", "_target_, C, num_heads"]),
+        ("foo", ["foo", "key=value"]),
+        ("a=b=c", ["a=b=c"]),
+        ("seed='", ["key=value"]),
+        ("+new=1", ["+new=1", "neither added nor removed"]),
+        ("~seed", ["~seed"]),
+        ("nothing/here=1", ["nothing/here"]),
+    ],
+)
+def test_a_mistake_is_one_line(override: str, parts: list[str]):
+    with pytest.raises(UserError) as caught:
+        resolve([override])
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_own_folder_adds_options(tmp_path: Path):
+    (tmp_path / "compressor").mkdir()
+    (tmp_path / "compressor" / "mine.yaml").write_text("_target_: mine.Mine\n")
+    assert resolve(["compressor=mine"], (str(tmp_path),))["compressor"] == {"_target_": "mine.Mine"}
+    assert "mine" in options("compressor", (str(tmp_path),))
+    with pytest.raises(UserError, match="mine"):
+        resolve(["compressor=mine"])
+
+
+class Thing:
+    """A class to instantiate."""
+
+    def __init__(self, *, size: int, names: list[str], rate: float | None = None, given: object = None):
+        self.size, self.names, self.rate, self.given = size, names, rate, given
+
+
+THING = f"{__name__}.Thing"
+
+
+def test_instantiate_checks_against_the_signature():
+    given = object()
+    thing = instantiate({"_target_": THING, "size": 3, "names": ["a"], "rate": 1}, "thing", given=given)
+    assert (thing.size, thing.names, thing.rate, thing.given) == (3, ["a"], 1.0, given)
+
+
+@pytest.mark.parametrize(
+    ("spec", "part"),
+    [
+        ({"size": "x", "names": []}, "thing.size='x'"),
+        ({"size": 1.5, "names": []}, "thing.size=1.5"),
+        ({"size": 1, "names": "a"}, "thing.names='a'"),
+        ({"size": 1, "names": [], "colour": 2}, "unknown key thing.colour: Thing takes size, names, rate"),
+        ({"size": 1}, "missing key thing.names"),
+    ],
+)
+def test_instantiate_names_the_culprit(spec: dict, part: str):
+    with pytest.raises(UserError) as caught:
+        instantiate({"_target_": THING, **spec}, "thing", given=None)
+    assert part in str(caught.value)
+
+
+def test_instantiate_names_a_class_that_is_not_there():
+    with pytest.raises(UserError, match="thing._target_=no.such.Thing"):
+        instantiate({"_target_": "no.such.Thing"}, "thing")
+
+
+def test_a_saved_config_is_read_back(tmp_path: Path):
+    config = resolve(["seed=7"])
+    save(config, tmp_path / "run" / "config.yaml")
+    assert load(tmp_path / "run" / "config.yaml") == config
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+
+
+def test_loading_what_is_no_config(tmp_path: Path):
+    with pytest.raises(UserError, match="no such file"):
+        load(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text("- a\n")
+    with pytest.raises(UserError, match="not a config"):
+        load(tmp_path / "config.yaml")
