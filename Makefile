@@ -53,7 +53,8 @@ compare: $(STAMP) ## Report on a sweep again: SWEEP_DIR=...
 
 mlflow: $(STAMP) ## Show the runs in a browser, on PORT=5000 of this machine (MLFLOW_TRACKING_URI is respected)
 	$(if $(filter http%,$(MLFLOW_TRACKING_URI)),@echo 'The runs are shown at $(MLFLOW_TRACKING_URI)',\
-	  @mkdir -p mlruns && $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri '$(MLFLOW_TRACKING_URI)')
+	  @mkdir -p mlruns && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 --host 127.0.0.1 --port $(PORT) \
+	    --backend-store-uri '$(MLFLOW_TRACKING_URI)')
 
 clean: ## Remove caches and build outputs; .venv, data, runs and sweeps stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
