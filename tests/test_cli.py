@@ -6,7 +6,6 @@ import pytest
 
 from llava_mini.cli import COMMANDS, main
 
-
 ROOT = Path(__file__).parents[1]
 
 

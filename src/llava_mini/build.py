@@ -10,8 +10,6 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,8 @@ import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import AutoTokenizer, CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from llava_mini.config import instantiate
@@ -38,6 +34,7 @@ from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW
 from llava_mini.stages.base import VLMStage
 from llava_mini.stages.callbacks import History, Progress
 from llava_mini.stages.checkpointing import AtomicCheckpointIO
+from llava_mini.views import ImageTransform
 
 log = logging.getLogger("llava_mini")
 
@@ -176,7 +173,7 @@ def build_datamodule(
         num_image_tokens=processor.tokens_of(HD_VIEWS if data["high_resolution"] else SINGLE_VIEW),
         max_length=data["max_length"],
     )
-    transform: Callable[[Image.Image], Tensor] = partial(processor.views, high_resolution=data["high_resolution"])
+    transform = ImageTransform(processor.image_processor, hd=data["high_resolution"])
     stores = _feature_stores(config, model, shards, transform) if data["cache_features"] else None
     return VLMDataModule(
         shards=shards,
@@ -266,7 +263,7 @@ def _feature_stores(
     config: Config,
     model: LlavaMiniForConditionalGeneration,
     shards: dict[str, ShardSet],
-    transform: Callable[[Image.Image], Tensor],
+    transform: ImageTransform,
 ) -> dict[str, FeatureStore]:
     """Features of every split, computed by the first run that needs them; kept beside the data."""
     views = HD_VIEWS if config["data"]["high_resolution"] else SINGLE_VIEW

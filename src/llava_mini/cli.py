@@ -107,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"commands:\n{listing}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config-dir", action="append", default=[], help="a further folder with config groups and code")
+    parser.add_argument(
+        "--config-dir", action="append", default=[], help="a further folder with config groups and code"
+    )
     parser.add_argument("command", choices=COMMANDS, metavar="command", help="see below")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, as Hydra reads them")
     return parser

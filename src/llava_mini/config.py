@@ -39,7 +39,9 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str
     """
     for override in overrides:
         if override.startswith(("+", "~")):
-            raise UserError(f"{override}: keys are neither added nor removed; allowed is key=value of a key that is there")
+            raise UserError(
+                f"{override}: keys are neither added nor removed; allowed is key=value of a key that is there"
+            )
     search = [f"hydra.searchpath=[{','.join('file://' + str(Path(d).resolve()) for d in config_dirs)}]"]
     try:
         with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):

@@ -135,5 +135,7 @@ def check(config: dict[str, Any]) -> None:
 def describe(key: str, error: ValidationError) -> str:
     """The first error of pydantic in one line, with the key from the top."""
     first = error.errors()[0]
-    path = ".".join([key, *(str(part) for part in first["loc"] if isinstance(part, str) and not part.startswith("function"))])
+    path = ".".join(
+        [key, *(str(part) for part in first["loc"] if isinstance(part, str) and not part.startswith("function"))]
+    )
     return f"{path}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

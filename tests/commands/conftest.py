@@ -21,7 +21,11 @@ def smoke(world_dir: Path, tmp_path: Path) -> Callable[..., list[str]]:
     """smoke("key=value", ...): overrides of a short run in tmp_path/run that tracks nothing."""
 
     def make(*overrides: str) -> list[str]:
-        own = {"run_dir": str(tmp_path / "run"), "tracking.enabled": "false", "data.folder": str(world_dir / "toyworld")}
+        own = {
+            "run_dir": str(tmp_path / "run"),
+            "tracking.enabled": "false",
+            "data.folder": str(world_dir / "toyworld"),
+        }
         given = dict(item.split("=", 1) for item in overrides)
         return ["experiment=smoke", *(f"{key}={value}" for key, value in {**own, **given}.items())]
 

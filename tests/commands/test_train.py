@@ -28,7 +28,13 @@ def test_a_run_leaves_everything_that_it_promises(smoke, tmp_path: Path):
     run_dir = train(resolve(smoke()))
     result = json.loads((run_dir / "result.json").read_text())
     assert result["status"] == "finished"
-    assert (result["compressor"], result["C"], result["tokens"], result["n_fusion"], result["seed"]) == ("query", 1, 1, 4, 0)
+    assert (result["compressor"], result["C"], result["tokens"], result["n_fusion"], result["seed"]) == (
+        "query",
+        1,
+        1,
+        4,
+        0,
+    )
     assert result["prefill_flops"] > 1e6
     assert result["params"]["vision_tower"] > 300_000
     for split in ("val", "test"):
@@ -62,7 +68,9 @@ def test_the_saved_model_answers_as_the_trained_one(smoke):
     run_dir = train(config)
     model = AutoModelForImageTextToText.from_pretrained(run_dir / "model")
     processor = AutoProcessor.from_pretrained(run_dir / "model")
-    batch = next(iter(assemble({**config, "data": {**config["data"], "cache_features": False}}).datamodule.val_dataloader()))
+    batch = next(
+        iter(assemble({**config, "data": {**config["data"], "cache_features": False}}).datamodule.val_dataloader())
+    )
     logits = model(**batch.model_inputs()).logits
     predictions = np.load(run_dir / "predictions_val.npz")
     from llava_mini.stages.metrics import correct_answers
@@ -93,7 +101,9 @@ def test_a_killed_run_resumed_equals_the_uninterrupted_one(smoke, tmp_path: Path
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline and process.poll() is None:
-            if (killed / "history.jsonl").exists() and len((killed / "history.jsonl").read_text().splitlines()) >= lines:
+            if (killed / "history.jsonl").exists() and len(
+                (killed / "history.jsonl").read_text().splitlines()
+            ) >= lines:
                 break
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)

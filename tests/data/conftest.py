@@ -12,10 +12,10 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
 from llava_mini.data.conversation import TINY, ConversationTokenizer
-from llava_mini.data.images import ImageTransform
 from llava_mini.data.shards import ShardSet, write_shards
 from llava_mini.data.toyworld.make import make_world
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
+from llava_mini.views import ImageTransform
 
 SIZES = {"caption-train": 9, "caption-val": 5, "instruct-train": 70, "instruct-val": 12, "instruct-test": 10}
 

@@ -14,9 +14,9 @@ from llava_mini.batch import VLMBatch
 from llava_mini.data.conversation import ConversationTokenizer
 from llava_mini.data.datamodule import VLMDataModule
 from llava_mini.data.feature_store import FeatureRecipe, FeatureStore
-from llava_mini.data.images import ImageTransform
 from llava_mini.data.shards import ShardSet
 from llava_mini.errors import UserError
+from llava_mini.views import ImageTransform
 
 MakeModule = Callable[..., VLMDataModule]
 

@@ -10,11 +10,11 @@ import torch
 
 from llava_mini.batch import VLMBatch
 from llava_mini.data.conversation import ConversationTokenizer
-from llava_mini.data.images import ImageTransform
 from llava_mini.data.samples import SampleReader
 from llava_mini.data.shards import ShardSet
 from llava_mini.data.stream import BatchLoader, PlannedStream, SequentialOrder, ShuffledOrder
 from llava_mini.errors import UserError
+from llava_mini.views import ImageTransform
 
 MakeShards = Callable[..., ShardSet]
 MakeMembers = Callable[..., dict[str, bytes]]

@@ -100,5 +100,3 @@ def share_features(configs: list[dict[str, Any]]) -> None:
             "vision features of %d images: computed once in %.0f s and shared by %d runs, which saves %.0f s",
             sum(len(store) for store in stores), seconds, len(group), seconds * (len(group) - 1),
         )  # fmt: skip
-
-

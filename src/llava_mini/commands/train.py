@@ -172,9 +172,7 @@ def _tracker(config: dict[str, Any], run_dir: Path) -> Tracker | None:
         return None
     if spec["parent_run_id"] is None:
         init_tracking(spec["uri"], spec["experiment"])
-    tracker = Tracker(
-        run_dir, uri=spec["uri"], experiment=spec["experiment"], parent_run_id=spec["parent_run_id"]
-    )
+    tracker = Tracker(run_dir, uri=spec["uri"], experiment=spec["experiment"], parent_run_id=spec["parent_run_id"])
     tracker.log_params({key: value for key, value in config.items() if key != "tracking"})
     tracker.set_tags({"commit": git_commit(), "code_version": code_version()})
     return tracker

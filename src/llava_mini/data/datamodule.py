@@ -8,11 +8,11 @@ from lightning.pytorch import LightningDataModule
 
 from llava_mini.data.conversation import ConversationTokenizer
 from llava_mini.data.feature_store import FeatureStore
-from llava_mini.data.images import ImageTransform
 from llava_mini.data.samples import SampleReader
 from llava_mini.data.shards import ShardSet
 from llava_mini.data.stream import BatchLoader, Order, PlannedStream, SequentialOrder, ShuffledOrder
 from llava_mini.errors import UserError
+from llava_mini.views import ImageTransform
 
 
 class VLMDataModule(LightningDataModule):

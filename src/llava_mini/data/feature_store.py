@@ -23,9 +23,10 @@ from torch import Tensor
 
 from llava_mini.data.errors import SampleError
 from llava_mini.data.files import atomic_path, folder_lock, write_json
-from llava_mini.data.images import IMAGE_EXTENSIONS, ImageTransform, decode_image
+from llava_mini.data.images import IMAGE_EXTENSIONS, pixels_of
 from llava_mini.data.shards import ShardSet
 from llava_mini.errors import UserError
+from llava_mini.views import ImageTransform
 
 _ARRAY, _FACTS = "features.npy", "features.json"
 
@@ -197,7 +198,7 @@ def _pixels(
         if extension is None:
             continue
         try:
-            pixels.append(transform(decode_image(shards.read(index, [extension])[extension])))
+            pixels.append(pixels_of(shards.read(index, [extension])[extension], transform))
             usable.append(index)
         except SampleError as error:
             unusable[str(index)] = str(error)

@@ -9,9 +9,10 @@ from torch import Tensor
 from llava_mini.data.conversation import ConversationTokenizer, TokenizedSample, parse_record
 from llava_mini.data.errors import SampleError
 from llava_mini.data.feature_store import FeatureStore
-from llava_mini.data.images import IMAGE_EXTENSIONS, ImageTransform, decode_image
+from llava_mini.data.images import IMAGE_EXTENSIONS, pixels_of
 from llava_mini.data.shards import ShardSet
 from llava_mini.errors import UserError
+from llava_mini.views import ImageTransform
 
 
 @dataclass(frozen=True)
@@ -69,5 +70,5 @@ class SampleReader:
         if image is not None and self.features is not None:
             features = self.features.read(index)[None]
         elif image is not None and self.transform is not None:
-            pixels = self.transform(decode_image(members[image]))[None]
+            pixels = pixels_of(members[image], self.transform)[None]
         return Sample(self.shards.keys[index], tokens, conversation.kinds, pixels, features)

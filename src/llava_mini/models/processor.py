@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
 from llava_mini.errors import UserError
+from llava_mini.views import ImageTransform
 
 Frame = Image.Image | np.ndarray
 
@@ -119,10 +120,7 @@ class LlavaMiniProcessor(ProcessorMixin):
     def views(self, image: Frame, high_resolution: bool) -> Tensor:
         """One frame as the vision tower reads it: [1, 3, H, W], or [5, 3, H, W] (crops row by row, then the whole)."""
         picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        picture = picture.convert("RGB")
-        pictures = [*quarters(picture), picture] if high_resolution else [picture]
-        pixel_values = self.image_processor(pictures, return_tensors="np")["pixel_values"]
-        return torch.from_numpy(np.stack(pixel_values))
+        return ImageTransform(self.image_processor, hd=high_resolution)(picture.convert("RGB"))
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         """The tokenizer's `batch_decode`."""
@@ -138,15 +136,6 @@ class LlavaMiniProcessor(ProcessorMixin):
         if len(item) == 0:
             raise UserError("videos: a video has no frame, at least one is needed")
         return [self.views(frame, high_resolution=False) for frame in item]
-
-
-def quarters(image: Image.Image) -> list[Image.Image]:
-    """The image cut 2x2, row by row."""
-    width, height = image.size
-    if width < 2 or height < 2:
-        raise UserError(f"image of {width}x{height} pixels: high resolution needs at least 2x2")
-    xs, ys = (0, width // 2, width), (0, height // 2, height)
-    return [image.crop((xs[j], ys[i], xs[j + 1], ys[i + 1])) for i in range(2) for j in range(2)]
 
 
 def stack_frames(frames: list[Tensor], num_frames: list[int]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The base of the training stages: what trains, with which rate, one step, and what a checkpoint holds.
 
-A part with a learning rate trains and every other is frozen; a concrete stage says which may. All randomness of a step is a function of
-(seed, step), so a resumed run equals the uninterrupted one.
+A part with a learning rate trains and every other is frozen; a concrete stage says which may. A step draws no random
+number, so a resumed run equals the uninterrupted one.
 """
 
 from __future__ import annotations
@@ -100,12 +100,16 @@ class VLMStage(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: VLMBatch, batch_idx: int) -> Tensor:
+        if len(batch) == 0:  # every sample was bad: nothing to learn, but a step that keeps its place
+            return torch.stack([p.sum() * 0.0 for p in self.parameters() if p.requires_grad]).sum()
         loss, _ = self._shared_step(batch, "train")
         if not torch.isfinite(loss):
             self._stop_on(batch, float(loss))
         return loss
 
     def validation_step(self, batch: VLMBatch, batch_idx: int) -> None:
+        if len(batch) == 0:
+            return
         _, logits = self._shared_step(batch, "val")
         self.accuracy.update(correct_answers(logits, batch.labels, batch.turn_ids), batch.kinds)
 

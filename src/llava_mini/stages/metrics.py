@@ -75,7 +75,5 @@ class KindAccuracy(Metric):
     def compute(self) -> dict[str, float]:
         names = ["accuracy", *(f"accuracy/{kind}" for kind in self.kinds)]
         return {
-            name: int(right) / int(total)
-            for name, right, total in zip(names, self.right, self.total)
-            if int(total) > 0
+            name: int(right) / int(total) for name, right, total in zip(names, self.right, self.total) if int(total) > 0
         }

@@ -71,7 +71,9 @@ class VisionPretrainingStage(LightningModule):
         _, logits = self._shared_step(batch, "val")
         for name, metric in self.accuracy.items(keep_base=True):
             targets = batch[1][name]
-            metric.update(logits[name], targets.masked_fill(targets == 0, IGNORE) if name in _ZERO_IS_NOTHING else targets)
+            metric.update(
+                logits[name], targets.masked_fill(targets == 0, IGNORE) if name in _ZERO_IS_NOTHING else targets
+            )
         self.log_dict(self.accuracy)
 
     def configure_optimizers(self) -> dict[str, Any]:

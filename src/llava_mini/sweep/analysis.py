@@ -280,7 +280,7 @@ def _pairs(
 
 def _shown(configuration: Configuration, key: str) -> str:
     value = configuration.attributes()[key]
-    return configuration.compressor if value is None else str(value)
+    return f"0 ({configuration.compressor})" if value is None else str(value)
 
 
 def _label(attributes: Mapping[str, Any]) -> str:

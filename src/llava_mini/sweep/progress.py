@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,9 @@ Say = Callable[[str], None]
 
 
 def print_now(line: str) -> None:
-    """Prints at once, also into a pipe."""
-    print(line, flush=True)
+    """Prints at once, also into a pipe, and on a terminal that lacks some of the characters."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(line.encode(encoding, "replace").decode(encoding), flush=True)
 
 
 class Progress:
