@@ -1,4 +1,4 @@
-"""The command line: help, and a user's mistakes as one line on standard error with exit status 2 and nothing written."""
+"""The command line: help; a user's mistakes are one line on standard error, exit status 2 and nothing written."""
 
 from pathlib import Path
 

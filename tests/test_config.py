@@ -1,4 +1,4 @@
-"""Composing a config: every shipped yaml composes and instantiates, every mistake is one line that names the culprit."""
+"""Composing a config: every shipped yaml composes, every mistake is one line that names the culprit."""
 
 from pathlib import Path
 

@@ -9,6 +9,7 @@ Shapes: B samples, T tokens, F frames of the whole batch, V views of a frame, N 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class VLMBatch:
         pixel_values: [F, V, 3, H, W], or None when features are given or no sample has an image.
         image_features: [F, V, N, Dv] features of the frozen vision tower, computed before; instead of pixel_values.
         num_views: [F] int64, how many of the V views are real (the rest is padding); None: all.
-        turn_ids: [B, T] int64, 0 for tokens that every turn sees, i for the i-th independent turn; None: one conversation.
+        turn_ids: [B, T] int64, 0 for what every turn sees, i for the i-th independent turn; None: one conversation.
         keys: the samples' keys in their shards.
         kinds: for every sample the kinds of its answered turns, in order; empty where the data names none.
         skipped: "key: reason" of the samples that could not be read and are missing from this batch.
@@ -50,7 +51,8 @@ class VLMBatch:
 
     def to(self, device: torch.device | str) -> VLMBatch:
         """The same batch with every tensor on `device`."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self.model_inputs().items()})
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.model_inputs().items()}
+        return replace(self, **moved)
 
     def __len__(self) -> int:
         return len(self.input_ids)

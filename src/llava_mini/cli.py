@@ -1,7 +1,7 @@
 """`llava-mini <command> key=value ...`: reads the command line, resolves the config, calls the command.
 
-A user's mistake is one line on standard error and exit status 2; a run that stops itself (a non-finite loss) is 1; Ctrl-C
-is 130. Commands are imported when they are called, so that a mistake is reported before torch is loaded.
+A user's mistake is one line on standard error and exit status 2; a run that stops itself (a non-finite loss) is 1;
+Ctrl-C is 130. Commands are imported when they are called, so that a mistake is reported before torch is loaded.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _sweep(arguments: list[str], config_dirs: tuple[str, ...]) -> int:
     return sweep(arguments, config_dirs)
 
 
-def _compare(arguments: list[str], config_dirs: tuple[str, ...]) -> int:
+def _compare(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
     from llava_mini.sweep.report import compare
 
     if len(arguments) > 1:

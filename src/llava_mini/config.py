@@ -47,7 +47,7 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str
         with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
             composed = compose("config", [*overrides, *(search if config_dirs else [])], return_hydra_config=True)
             choices = dict(composed.hydra.runtime.choices)
-            own = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+            own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
             resolved = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error, overrides)) from error

@@ -1,4 +1,4 @@
-"""Types and limits of the config groups that name no class; a group with a `_target_` has its class's signature instead.
+"""Types and limits of the config groups that name no class; one with a `_target_` has its class's signature instead.
 
 `check` reads a whole resolved config and needs no torch, so a mistake is reported at once.
 """

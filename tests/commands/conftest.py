@@ -38,6 +38,6 @@ def llava_mini() -> Callable[..., subprocess.CompletedProcess]:
 
     def call(*arguments: str, timeout: float = 240.0) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "llava_mini", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
 
     return call

@@ -1,4 +1,4 @@
-"""One run from end to end: its files, its resumption after kill -9, a compressor of one's own, bad samples, refusals."""
+"""One run from end to end: its files, resumption after kill -9, a compressor of one's own, bad samples, refusals."""
 
 import json
 import os

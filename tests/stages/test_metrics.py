@@ -1,5 +1,7 @@
 """Exact match from logits: spans of answers, agreement with `generate`, accuracy by kind."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from llava_mini.stages.metrics import KindAccuracy, answer_spans, correct_answer
 IGNORE = -100
 
 
-def logits_for(labels: torch.Tensor, wrong_at: list[tuple[int, int]] = []) -> torch.Tensor:
+def logits_for(labels: torch.Tensor, wrong_at: Sequence[tuple[int, int]] = ()) -> torch.Tensor:
     """Logits whose argmax at t is the label at t + 1, except at the named label positions."""
     logits = torch.zeros(*labels.shape, 10)
     for row in range(len(labels)):

@@ -33,7 +33,7 @@ class Predictions:
 
     def add(self, batch: VLMBatch, correct: list[list[bool]]) -> None:
         """Append the answers of a batch."""
-        for key, kinds, row in zip(batch.keys, batch.kinds, correct):
+        for key, kinds, row in zip(batch.keys, batch.kinds, correct, strict=True):
             for turn, is_right in enumerate(row):
                 self.key.append(key)
                 self.turn.append(turn)

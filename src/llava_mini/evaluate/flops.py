@@ -1,4 +1,4 @@
-"""Floating-point operations of a prefill: vision tower, compression, pre-fusion and language model up to the first token.
+"""Floating-point operations of a prefill: vision tower, compression, pre-fusion, language model up to the first token.
 
 Counted by torch's own counter while the model runs. It knows matrix products only, and not the fused CPU attention
 kernel, so attention runs as plain matrix products here.

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
@@ -83,7 +84,7 @@ class VLMStage(LightningModule, ABC):
             lines.append(f"{part:<15} {count:>13,} parameters  {state}")
         return "\n".join(lines)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = []
         for part in self.trained_parts:
             parameters = list(self._part(part).parameters())

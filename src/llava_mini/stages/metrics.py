@@ -1,7 +1,8 @@
 """Exact match of answers, read from teacher-forced logits.
 
-Greedy decoding reproduces an answer word for word exactly when, given the answer's own beginning, every next token of it
-(its end token included) is the most likely one. So one forward pass scores all turns of a sample as `generate` would.
+Greedy decoding reproduces an answer word for word exactly when, given the answer's own beginning, every next token of
+it (its end token included) is the most likely one. So one forward pass scores all turns of a sample as `generate`
+would.
 
 Shapes: B samples, T tokens.
 """
@@ -36,7 +37,7 @@ def correct_answers(logits_BTV: Tensor, labels_BT: Tensor, turn_ids_BT: Tensor |
     count = int(spans_BT.max()) + 1 if spans_BT.numel() else 1
     errors_BI = wrong_BT.new_zeros(len(spans_BT), count).scatter_add_(1, spans_BT, wrong_BT)
     number_B = spans_BT.amax(1)
-    return [(errors[1 : int(n) + 1] == 0).tolist() for errors, n in zip(errors_BI, number_B)]
+    return [(errors[1 : int(n) + 1] == 0).tolist() for errors, n in zip(errors_BI, number_B, strict=True)]
 
 
 class KindAccuracy(Metric):
@@ -65,7 +66,7 @@ class KindAccuracy(Metric):
             correct: As `correct_answers` gives them.
             kinds: For every row the kind of each answer; an empty list where the data names none.
         """
-        for row, names in zip(correct, kinds):
+        for row, names in zip(correct, kinds, strict=True):
             for i, is_right in enumerate(row):
                 places = [0, self.kinds.index(names[i]) + 1] if names else [0]
                 for place in places:
@@ -74,6 +75,5 @@ class KindAccuracy(Metric):
 
     def compute(self) -> dict[str, float]:
         names = ["accuracy", *(f"accuracy/{kind}" for kind in self.kinds)]
-        return {
-            name: int(right) / int(total) for name, right, total in zip(names, self.right, self.total) if int(total) > 0
-        }
+        counts = zip(names, self.right.tolist(), self.total.tolist(), strict=True)
+        return {name: right / total for name, right, total in counts if total > 0}

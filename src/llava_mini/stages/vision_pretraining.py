@@ -1,17 +1,16 @@
 """Stage 0, tiny world only: a vision tower that can see, in place of CLIP's pre-training.
 
-Every patch's feature is asked, through a linear head, what stands there: kind, colour, digit, centre. After this stage the
-tower is frozen for good, as CLIP is in LLaVA-Mini.
+Every patch's feature is asked, through a linear head, what stands there: kind, colour, digit, centre. After this stage
+the tower is frozen for good, as CLIP is in LLaVA-Mini.
 
 Shapes: B images, N patches, D width of the tower.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -76,7 +75,7 @@ class VisionPretrainingStage(LightningModule):
             )
         self.log_dict(self.accuracy)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         steps = self.trainer.max_steps
         scheduler = get_cosine_schedule_with_warmup(optimizer, round(self.warmup_ratio * steps), steps)
