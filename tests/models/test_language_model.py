@@ -48,7 +48,9 @@ def test_rotary_scaling_is_kept(make_text_config) -> None:
     assert torch.equal(model.get_decoder().rotary_emb.inv_freq, rotary.inv_freq)
 
 
-def test_prefusion_attends_fully_where_the_language_model_slides() -> None:
+def test_prefusion_attends_fully_where_the_language_model_slides(make_text_config) -> None:
+    mistral = make_text_config("mistral", sliding_window=2)
+    assert build_decoder_layers(mistral, 1)[2].sliding_window is None and mistral.sliding_window == 2
     config = AutoConfig.for_model(
         "qwen2", vocab_size=99, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
         use_sliding_window=True, sliding_window=2, max_window_layers=0,

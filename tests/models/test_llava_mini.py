@@ -165,6 +165,27 @@ def test_attention_can_be_changed_later(make_config, make_model, make_sample, co
 
 @ORDER
 @torch.no_grad()
+def test_frames_of_a_video_are_fused_on_their_own_and_text_is_their_mean(
+    make_model, make_sample, collate, orders, order: str
+) -> None:
+    model = make_model(**orders[order])
+    sample = make_sample(1, frames=3)
+    ids = torch.tensor([sample.before + sample.after])
+    text, said = model.embed(ids, torch.zeros_like(ids).bool()), torch.ones_like(ids).bool()
+
+    def fuse(frames: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        visual = model.compress_and_project(model.encode(torch.stack(frames)))
+        return model.fuse(visual, text, said, None, torch.tensor([len(frames)]))
+
+    compressed, fused = fuse(list(sample.frames))
+    alone = [fuse([frame]) for frame in sample.frames]
+    close(compressed, torch.cat([tokens for tokens, _ in alone]))
+    close(fused, torch.stack([text for _, text in alone]).mean(0))
+    assert (alone[0][1] - alone[1][1]).abs().max() > 0.01
+
+
+@ORDER
+@torch.no_grad()
 def test_pre_fusion_does_not_see_answers_in_training(make_model, make_sample, collate, orders, order: str) -> None:
     """So what the language model reads of image and question is the same in training and in inference."""
     model = make_model(**orders[order])

@@ -19,7 +19,7 @@ def packed_positions(visible_BL: Tensor, turn_ids_BL: Tensor | None = None) -> T
         entry     img img  q1  a1  q2  a2  pad
         turn        0   0   1   1   2   2    0
         visible     1   1   1   1   1   1    0
-        position    0   1   2   3   2   3    1
+        position    0   1   2   3   2   3    5
 
     Args:
         visible_BL: [B, L] bool.
