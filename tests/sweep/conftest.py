@@ -2,13 +2,14 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from llava_mini.sweep.grid import expand
+from llava_mini.sweep.folder import Sweep, record_failure, run_folder, write_sweep
+from llava_mini.sweep.grid import Run, expand
 from llava_mini.sweep.launcher import LocalLauncher
 from llava_mini.sweep.runner import run_sweep
 
@@ -60,3 +61,35 @@ def sweep(standin: ModuleType, tmp_path: Path) -> Callable[..., tuple[int, list[
         return status, lines
 
     return run
+
+
+@pytest.fixture
+def sweep_folder(standin: ModuleType, tmp_path: Path) -> Callable[..., Path]:
+    """sweep_folder(*arguments, failed={}, interrupted=[], accuracy=.8, name="a sweep"): a folder as a sweep leaves it.
+
+    `failed` gives an error by a run's label, `interrupted` lists labels; `accuracy` is a number or a function of a run.
+    """
+
+    def make(
+        *arguments: str,
+        failed: dict[str, str] | None = None,
+        interrupted: Sequence[str] = (),
+        accuracy: float | Callable[[Run], float] = 0.8,
+        name: str = "a sweep",
+    ) -> Path:
+        folder = tmp_path / name
+        (folder / "runs").mkdir(parents=True)
+        runs = expand(arguments, standin.resolve)
+        version = standin.CODE_VERSION
+        write_sweep(folder, Sweep(list(arguments), "c0ffee+changes", version, "2026-01-02T03:04:05+00:00", runs))
+        for run in runs:
+            own = run_folder(folder, run, version)
+            if failed and run.label in failed:
+                own.mkdir()
+                record_failure(own, failed[run.label])
+            elif run.label not in interrupted:
+                share = accuracy(run) if callable(accuracy) else accuracy
+                standin.leave_result(own, standin.resolve(run.overrides), version, share)
+        return folder
+
+    return make

@@ -14,11 +14,13 @@ def headline(analysis: Analysis) -> list[str]:
     """Sentences on the configuration that matters most, and what it is without fusion and without tokens."""
     if not analysis.configurations:
         counts = {state: len(analysis.of_state(state)) for state in ("failed", "interrupted")}
-        return [f"No run is finished yet: {counts['failed']} failed, {counts['interrupted']} are to be run."]
+        return [f"No run is finished: {counts['failed']} failed, {counts['interrupted']} did not get to their end."]
     chosen = _chosen(analysis)
     if chosen is None:
         best = analysis.configurations[0]
-        return [f"{best.label} answers {percent(best.accuracy.value)} % of the test questions, the most of this sweep."]
+        return [
+            f"{_named(best)} answers {percent(best.accuracy.value)} % of the test questions, the most of this sweep."
+        ]
     return [_first(analysis, chosen), *_without_fusion(analysis, chosen), *_without_tokens(analysis, chosen)]
 
 
@@ -43,10 +45,19 @@ def _first(analysis: Analysis, chosen: Configuration) -> str:
     saving = reference.prefill_flops / chosen.prefill_flops
     cost = f"{saving:.1f} times fewer prefill FLOPs" if saving >= 1.05 else f"{1 / saving:.2f} times the prefill FLOPs"
     return (
-        f"{chosen.label} answers {percent(chosen.accuracy.value)} % of the test questions from {tokens(chosen.tokens)} "
-        f"instead of {reference.tokens}, {compared(chosen.difference)} the uncompressed reference "
-        f"({percent(reference.accuracy.value)} %), with {cost}."
+        f"{_named(chosen)} answers {percent(chosen.accuracy.value)} % of the test questions "
+        f"from {tokens(chosen.tokens)} instead of {reference.tokens}, {compared(chosen.difference)} "
+        f"the uncompressed reference ({percent(reference.accuracy.value)} %), with {cost}."
     )
+
+
+def _named(configuration: Configuration) -> str:
+    """`query (C=2, 4 pre-fusion layers)`."""
+    layers = configuration.n_fusion
+    parts = [] if configuration.C is None else [f"C={configuration.C}"]
+    parts.append(f"{layers or 'no'} pre-fusion layer{'' if layers == 1 else 's'}")
+    parts += [f"{key}={value}" for key, value in configuration.values.items() if value is not None]
+    return f"{configuration.compressor} ({', '.join(parts)})"
 
 
 def compared(difference: Difference) -> str:
@@ -70,7 +81,7 @@ def _without_tokens(analysis: Analysis, chosen: Configuration) -> list[str]:
         for c in analysis.configurations
         if c.tokens == 0 and c.n_fusion == chosen.n_fusion and c.values == chosen.values
     ]
-    return [_other(f"The control without any vision token ({c.label}) answers", c) for c in found[:1]]
+    return [_other(f"The control without any vision token, {_named(c)}, answers", c) for c in found[:1]]
 
 
 def _other(beginning: str, configuration: Configuration) -> str:

@@ -31,7 +31,7 @@ def points_range(interval: Interval) -> str:
 def operations(flops: float) -> str:
     """12_340_000 -> `12.3 MFLOPs`."""
     for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if flops >= size:
+        if flops >= 0.9995 * size:  # else it is rounded to 1000 of the unit below
             return f"{flops / size:.3g} {unit}FLOPs"
     return f"{flops:.0f} FLOPs"
 
