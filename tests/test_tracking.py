@@ -107,6 +107,14 @@ def test_children_are_shown_under_their_parent(uri: str, tmp_path: Path) -> None
     assert stored(uri, tmp_path / "child").data.tags["mlflow.parentRunId"] == parent_id
 
 
+def test_a_database_may_be_initialised_by_several_processes_at_once(tmp_path: Path) -> None:
+    # Without a lock all but one of them fail, with "table experiments already exists" and the like.
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    command = [sys.executable, "-c", f"from llava_mini.tracking import init_tracking; init_tracking({uri!r})"]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [(process.communicate(timeout=120)[1], process.returncode) for process in processes] == [("", 0)] * 3
+
+
 def test_six_runs_start_at_once_on_a_fresh_database(tmp_path: Path) -> None:
     uri = init_tracking(f"sqlite:///{tmp_path}/new/mlflow.db")
     script = tmp_path / "run.py"

@@ -1,15 +1,14 @@
 """A stand-in for `llava-mini train`: a config like the real one's, and a run that leaves what a real one leaves.
 
 As a script it takes a run's overrides; `standin.act` says what becomes of the run: finish, fail, fail_once, die,
-nothing (exit without a result), other_code (a result of another code version), noise, workers (finish, but leave a
-child behind), or a number of seconds to take before it finishes.
+nothing (exit without a result), noise, or a number of seconds to take before it finishes. The environment's
+STANDIN_CODE_VERSION is the code's version.
 """
 
 import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -103,13 +102,10 @@ def main(arguments: list[str]) -> None:
     if act == "noise":
         print("\x1b[31mred\x1b[0m\rlast words", flush=True)
         sys.exit(3)
-    if act == "workers":
-        worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-        (folder / "worker").write_text(str(worker.pid))
     if isinstance(act, int | float):
         time.sleep(act)
     if act != "nothing":
-        leave_result(folder, config, "code-2" if act == "other_code" else CODE_VERSION)
+        leave_result(folder, config, os.environ.get("STANDIN_CODE_VERSION", CODE_VERSION))
 
 
 def _value(text: str) -> Any:

@@ -101,18 +101,23 @@ def test_another_config_is_another_run(sweep: Sweeper, tmp_path: Path) -> None:
 
 
 def test_other_code_runs_again_and_loses_nothing(
-    sweep: Sweeper, runs_of: Callable[[], dict[str, Path]], tmp_path: Path
+    sweep: Sweeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep()
     before = {path: path.read_text() for path in tmp_path.rglob("result.json")}
-    status, lines = sweep("standin.act=other_code", code_version="code-2")
-    assert status == 0
-    assert lines[0].startswith("2 runs: 2 to run")
-    assert before.items() <= {path: path.read_text() for path in tmp_path.rglob("result.json")}.items()
+    assert len(before) == 2
+    monkeypatch.setenv("STANDIN_CODE_VERSION", "code-2")
+    status, lines = sweep(code_version="code-2")
+    assert (status, lines[0]) == (0, "2 runs: 2 to run, 2 side by side")
+    after = {path: path.read_text() for path in tmp_path.rglob("result.json")}
+    assert len(after) == 4
+    assert before.items() <= after.items()
+    assert sweep(code_version="code-2")[1][0] == "2 runs: 2 finished before, 0 to run"
 
 
-def test_code_that_changes_during_a_sweep_is_noticed(sweep: Sweeper) -> None:
-    status, lines = sweep("standin.act=other_code")
+def test_code_that_changes_during_a_sweep_is_noticed(sweep: Sweeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_CODE_VERSION", "code-2")
+    status, lines = sweep()
     assert status == 1
     assert any("result.json is of another config or code" in line for line in lines)
 

@@ -131,9 +131,10 @@ def _combinations(choices: Mapping[str, list[str]], resolved: _Resolved) -> Iter
     for values in itertools.product(*(choices[key] for key in keys)):
         overrides = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
         yield [*(item for item in overrides if _room(item) not in _STRUCTURE), *_REFERENCE], True
-        without = [item for item in overrides if not _is_compressor_key(item)]
-        applies = set(resolved(without)["compressor"]) if without != overrides else set()
-        yield [item for item in overrides if item in without or _name(item) not in optional - applies], False
+        own = [item for item in overrides if item.startswith("compressor.")]
+        choosing = [item for item in overrides if item not in own and not item.startswith("seed=")]
+        dropped = optional - set(resolved(choosing)["compressor"]) if own else set()
+        yield [item for item in overrides if item not in own or _name(item) not in dropped], False
 
 
 def _compressor_keys(choices: Mapping[str, list[str]], resolved: _Resolved) -> set[str]:
@@ -143,10 +144,6 @@ def _compressor_keys(choices: Mapping[str, list[str]], resolved: _Resolved) -> s
         for name in choices["compressor"]:
             keys |= set(resolved([f"compressor={name}"])["compressor"])
     return keys
-
-
-def _is_compressor_key(override: str) -> bool:
-    return override.startswith("compressor.")
 
 
 def _room(override: str) -> str:
