@@ -93,7 +93,9 @@ def make_model(make_config: Callable[..., LlavaMiniConfig]) -> Callable[..., Lla
     """make_model(seed=0, **changes of the config): a model in evaluation mode whose weights all matter."""
 
     def make(seed: int = 0, **changes: Any) -> LlavaMiniForConditionalGeneration:
-        model = LlavaMiniForConditionalGeneration(make_config(**changes))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # some vectors (CLIP's class embedding) are random before they are scrambled
+            model = LlavaMiniForConditionalGeneration(make_config(**changes))
         scramble(model, seed)
         return model.eval()
 

@@ -240,6 +240,7 @@ def make_trainer(config: Config, **options: Any) -> Trainer:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # frozen parts, on purpose
+    warnings.filterwarnings("ignore", message="`training_step` returned `None`")  # a batch without a usable sample
     spec = config["trainer"]
     return Trainer(
         max_steps=spec["max_steps"],

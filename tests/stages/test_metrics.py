@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from llava_mini.errors import UserError
 from llava_mini.stages.metrics import KindAccuracy, answer_spans, correct_answers
 
 IGNORE = -100
@@ -40,6 +41,16 @@ def test_an_answer_is_right_only_when_every_token_is():
     assert correct_answers(logits_for(labels, [(0, 1), (1, 2)]), labels) == [[False, True], [False]]
 
 
+def test_the_first_token_of_a_turn_follows_the_shared_prefix_and_not_the_turn_before():
+    labels = torch.tensor([[IGNORE, IGNORE, 7, 2, 9, 2]])  # statements without questions, behind two shared tokens
+    turns = torch.tensor([[0, 0, 1, 1, 2, 2]])
+    says = torch.tensor([[0, 7, 2, 9, 2, 0]])  # the most likely token after each position
+    logits = torch.nn.functional.one_hot(says, 10).float()
+    assert correct_answers(logits, labels, turns) == [[True, False]]  # after the prefix comes 7, not 9
+    says[0, 1] = 9
+    assert correct_answers(torch.nn.functional.one_hot(says, 10).float(), labels, turns) == [[False, True]]
+
+
 def test_rows_without_answers_have_none():
     labels = torch.full((2, 4), IGNORE)
     assert correct_answers(torch.zeros(2, 4, 10), labels) == [[], []]
@@ -57,3 +68,5 @@ def test_accuracy_by_kind():
     metric.reset()
     metric.update([[True]], [[]])
     assert metric.compute() == {"accuracy": 1.0}
+    with pytest.raises(UserError, match=r"data\.kinds: .* 'size'; named are color, count, shape"):
+        metric.update([[True]], [["size"]])

@@ -46,8 +46,8 @@ class Predictions:
 
     def accuracy_by_kind(self) -> dict[str, float]:
         """The same for every kind that occurs."""
-        metric = KindAccuracy(sorted(set(self.kind)))
-        metric.update([[is_right] for is_right in self.correct], [[kind] for kind in self.kind])
+        metric = KindAccuracy(sorted(set(self.kind) - {""}))
+        metric.update([[is_right] for is_right in self.correct], [[kind] if kind else [] for kind in self.kind])
         return {name.split("/", 1)[1]: share for name, share in metric.compute().items() if "/" in name}
 
     def save(self, path: Path) -> None:

@@ -64,6 +64,7 @@ class VLMStage(LightningModule, ABC):
         self.accuracy = KindAccuracy(kinds or [])
         self.strict_loading = False  # checkpoints hold trained weights only
         self._freeze()
+        self.train()  # Lightning keeps modes as they are, and a model may come in evaluation mode
 
     @property
     @abstractmethod
@@ -100,12 +101,12 @@ class VLMStage(LightningModule, ABC):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def training_step(self, batch: VLMBatch, batch_idx: int) -> Tensor:
-        if len(batch) == 0:  # every sample was bad: nothing to learn, but a step that keeps its place
-            return torch.stack([p.sum() * 0.0 for p in self.parameters() if p.requires_grad]).sum()
+    def training_step(self, batch: VLMBatch, batch_idx: int) -> Tensor | None:
+        if len(batch) == 0:  # every sample was bad: a step that keeps its place and changes no weight
+            return None
         loss, _ = self._shared_step(batch, "train")
         if not torch.isfinite(loss):
-            self._stop_on(batch, float(loss))
+            self._stop_on(batch, float(loss.detach()))
         return loss
 
     def validation_step(self, batch: VLMBatch, batch_idx: int) -> None:
@@ -115,7 +116,10 @@ class VLMStage(LightningModule, ABC):
         self.accuracy.update(correct_answers(logits, batch.labels, batch.turn_ids), batch.kinds)
 
     def on_validation_epoch_end(self) -> None:
-        for name, share in self.accuracy.compute().items():
+        shares = self.accuracy.compute() if self.accuracy.update_called else {}
+        if not shares:
+            raise UserError("validation: none of the split's samples could be read; the log says why for each")
+        for name, share in shares.items():
             self.log(f"val/{name}", share, prog_bar=name == "accuracy")
         self.accuracy.reset()
 

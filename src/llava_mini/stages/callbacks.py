@@ -24,6 +24,8 @@ log = logging.getLogger("llava_mini")
 class History(Callback):
     """Appends {"step", "loss", "keys"} to a JSONL file after every batch; a resumed run drops what it will do again.
 
+    The loss of a batch without a usable sample is null.
+
     Args:
         path: The file.
     """
@@ -41,7 +43,7 @@ class History(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: VLMBatch, batch_idx: int
     ) -> None:
         step = trainer.global_step - int(not trainer.fit_loop.epoch_loop._should_accumulate())
-        loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+        loss = batch_loss(trainer, outputs)
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "loss": loss, "keys": batch.keys}) + "\n")
 
@@ -72,13 +74,19 @@ class Progress(Callback):
         pl_module.log("samples_per_s", rate, prog_bar=True)
         pl_module.log("memory_gb", peak_memory_bytes() / 1e9, prog_bar=True)
         if not sys.stderr.isatty():
-            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+            loss = batch_loss(trainer, outputs)
             skipped = f", {self.skipped} skipped" if self.skipped else ""
             log.info(
-                "step %d of %d: loss %.4f, %.1f samples/s, %.2f GB%s",
-                trainer.global_step, trainer.max_steps, loss, rate, peak_memory_bytes() / 1e9, skipped,
+                "step %d of %d: loss %s, %.1f samples/s, %.2f GB%s",
+                trainer.global_step, trainer.max_steps, "none" if loss is None else f"{loss:.4f}", rate,
+                peak_memory_bytes() / 1e9, skipped,
             )  # fmt: skip
         self.last, self.samples = now, 0
+
+
+def batch_loss(trainer: Trainer, outputs: Any) -> float | None:
+    """The batch's own loss, not its share of an accumulated step; None where it had no usable sample."""
+    return float(outputs["loss"]) * trainer.accumulate_grad_batches if outputs else None
 
 
 def peak_memory_bytes() -> int:

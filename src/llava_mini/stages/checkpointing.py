@@ -5,13 +5,13 @@ A checkpoint holds trained weights, optimiser, scheduler and the position in the
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from llava_mini.data.files import atomic_path
 from llava_mini.errors import UserError
 
 
@@ -21,16 +21,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp{os.getpid()}")
-        with temporary.open("wb") as file:
+        with atomic_path(target) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         try:
             loaded: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except Exception as error:  # torch raises many types for a broken file
-            raise UserError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UserError(f"{path}: not a readable checkpoint ({reason})") from error
         return loaded

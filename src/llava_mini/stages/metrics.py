@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from llava_mini.errors import UserError
+from llava_mini.models.loss import predictors
+
 
 def answer_spans(labels_BT: Tensor, turn_ids_BT: Tensor | None = None) -> Tensor:
     """Number the answers of every row: [B, T] int64, 0 outside answers, i for tokens of the i-th answer.
@@ -32,8 +35,9 @@ def answer_spans(labels_BT: Tensor, turn_ids_BT: Tensor | None = None) -> Tensor
 
 def correct_answers(logits_BTV: Tensor, labels_BT: Tensor, turn_ids_BT: Tensor | None = None) -> list[list[bool]]:
     """For every row, whether each answer would be decoded word for word: one bool an answer, in order."""
-    spans_BT = answer_spans(labels_BT, turn_ids_BT)[:, 1:]
-    wrong_BT = (logits_BTV[:, :-1].argmax(-1) != labels_BT[:, 1:]).long()
+    predictor_BT = predictors(torch.zeros_like(labels_BT) if turn_ids_BT is None else turn_ids_BT)
+    spans_BT = answer_spans(labels_BT, turn_ids_BT).masked_fill(predictor_BT < 0, 0)
+    wrong_BT = (logits_BTV.argmax(-1).gather(1, predictor_BT.clamp(min=0)) != labels_BT).long()
     count = int(spans_BT.max()) + 1 if spans_BT.numel() else 1
     errors_BI = wrong_BT.new_zeros(len(spans_BT), count).scatter_add_(1, spans_BT, wrong_BT)
     number_B = spans_BT.amax(1)
@@ -65,10 +69,13 @@ class KindAccuracy(Metric):
         Args:
             correct: As `correct_answers` gives them.
             kinds: For every row the kind of each answer; an empty list where the data names none.
+
+        Raises:
+            UserError: for a kind that is not among those that may occur.
         """
         for row, names in zip(correct, kinds, strict=True):
             for i, is_right in enumerate(row):
-                places = [0, self.kinds.index(names[i]) + 1] if names else [0]
+                places = [0, self._place(names[i])] if names else [0]
                 for place in places:
                     self.right[place] += int(is_right)
                     self.total[place] += 1
@@ -77,3 +84,8 @@ class KindAccuracy(Metric):
         names = ["accuracy", *(f"accuracy/{kind}" for kind in self.kinds)]
         counts = zip(names, self.right.tolist(), self.total.tolist(), strict=True)
         return {name: right / total for name, right, total in counts if total > 0}
+
+    def _place(self, kind: str) -> int:
+        if kind not in self.kinds:
+            raise UserError(f"data.kinds: the data has a question of kind {kind!r}; named are {', '.join(self.kinds)}")
+        return self.kinds.index(kind) + 1

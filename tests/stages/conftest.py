@@ -1,0 +1,42 @@
+"""Batches of random samples for the smallest model, and a trainer that only trains."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from lightning import LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+from llava_mini.batch import VLMBatch
+from llava_mini.data.collate import collate as collate_samples
+
+
+@pytest.fixture(scope="session")
+def make_batch(make_sample: Callable, collate: Callable) -> Callable[..., VLMBatch]:
+    """make_batch(model, seeds): samples with an image each, answers of three tokens; no seeds: a batch of nothing."""
+
+    def make(model: Any, seeds: Sequence[int]) -> VLMBatch:
+        if not seeds:
+            return collate_samples([], 0)
+        tensors = collate(model, [make_sample(seed) for seed in seeds])
+        return VLMBatch(**tensors, keys=[f"sample-{seed}" for seed in seeds], kinds=[[] for _ in seeds])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def fit() -> Callable[..., Trainer]:
+    """fit(module, batches, val=[...], **options of the Trainer): one pass on the CPU; gives the trainer."""
+
+    def run(module: LightningModule, batches: Sequence[Any], val: Sequence[Any] = (), **options: Any) -> Trainer:
+        quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+        steps = len(batches) // options.get("accumulate_grad_batches", 1)
+        trainer = Trainer(
+            **{**quiet, "max_steps": steps, "max_epochs": 1, "accelerator": "cpu", "num_sanity_val_steps": 0, **options}
+        )
+        train_loader: DataLoader[Any] = DataLoader(list(batches), batch_size=None)
+        val_loader: DataLoader[Any] = DataLoader(list(val), batch_size=None)
+        trainer.fit(module, train_loader, val_loader if val else None)
+        return trainer
+
+    return run

@@ -1,0 +1,89 @@
+"""A checkpoint is whole or not there, and reading one runs nothing that it says."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llava_mini.errors import UserError
+from llava_mini.stages.checkpointing import AtomicCheckpointIO
+
+CHECKPOINT: dict[str, Any] = {
+    "state_dict": {"weight": torch.arange(1000.0)},
+    "global_step": 3,
+    "loops": {"done": [1, 2]},
+}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """`CHECKPOINT` in a folder that was not there."""
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint(CHECKPOINT, path)
+    return path
+
+
+def test_what_is_saved_is_read_back(saved: Path):
+    loaded = AtomicCheckpointIO().load_checkpoint(saved)
+    assert torch.equal(loaded["state_dict"]["weight"], CHECKPOINT["state_dict"]["weight"])
+    assert (loaded["global_step"], loaded["loops"]) == (3, {"done": [1, 2]})
+    AtomicCheckpointIO().save_checkpoint({**CHECKPOINT, "global_step": 4}, saved)
+    assert AtomicCheckpointIO().load_checkpoint(saved)["global_step"] == 4
+
+
+def test_a_failure_while_writing_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch):
+    before = saved.read_bytes()
+
+    def fail(checkpoint: Any, file: Any) -> None:
+        file.write(b"half of it")
+        file.flush()
+        assert [path.read_bytes() for path in saved.parent.iterdir() if path != saved] == [b"half of it"]
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="No space left"):
+        AtomicCheckpointIO().save_checkpoint({**CHECKPOINT, "global_step": 4}, saved)
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_truncated_file_is_named(saved: Path, share: float):
+    whole = saved.read_bytes()
+    saved.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UserError, match=r"last\.ckpt: not a readable checkpoint") as caught:
+        AtomicCheckpointIO().load_checkpoint(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_foreign_or_missing_file_is_named(tmp_path: Path):
+    (tmp_path / "notes.ckpt").write_text("not weights at all\n")
+    for name in ("notes.ckpt", "missing.ckpt"):
+        with pytest.raises(UserError, match=f"{name}: not a readable checkpoint"):
+            AtomicCheckpointIO().load_checkpoint(tmp_path / name)
+
+
+class Opener:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, zipped: bool):
+    checkpoint = {**CHECKPOINT, "extra": Opener(tmp_path / "made")}
+    path = tmp_path / "last.ckpt"
+    if zipped:
+        torch.save(checkpoint, path)
+    else:
+        path.write_bytes(pickle.dumps(checkpoint))
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        AtomicCheckpointIO().load_checkpoint(path, weights_only=False)
+    assert not (tmp_path / "made").exists()
