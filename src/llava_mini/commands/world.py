@@ -25,6 +25,7 @@ from llava_mini.data.toyworld.targets import TARGET_CLASSES, vision_supervision
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.evaluate.accuracy import evaluate
 from llava_mini.models.vision_tower import build_vision_tower
+from llava_mini.stages.callbacks import Progress
 from llava_mini.sweep.provenance import code_version
 
 log = logging.getLogger("llava_mini")
@@ -99,7 +100,9 @@ def train_vision(config: dict[str, Any], folder: Path) -> None:
     steps, batch = config["trainer"]["max_steps"], world["vision_batch_size"]
     order = RandomSampler(train_set, replacement=True, num_samples=steps * batch, generator=torch.Generator())
     order.generator.manual_seed(config["seed"])
-    trainer = build.make_trainer(config, logger=False, enable_checkpointing=False, val_check_interval=steps)
+    trainer = build.make_trainer(
+        config, callbacks=[Progress()], logger=False, enable_checkpointing=False, val_check_interval=steps
+    )
     trainer.fit(stage, DataLoader(train_set, batch, sampler=order), DataLoader(val_set, 100))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     tensors = {f"vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}

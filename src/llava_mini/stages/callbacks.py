@@ -63,10 +63,11 @@ class Progress(Callback):
         self.last, self.samples = time.monotonic(), 0
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: VLMBatch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.samples += len(batch)
-        self.skipped += len(batch.skipped)
+        is_vlm = isinstance(batch, VLMBatch)  # stage 0 trains on (images, targets)
+        self.samples += len(batch) if is_vlm else len(batch[0])
+        self.skipped += len(batch.skipped) if is_vlm else 0
         now = time.monotonic()
         if now - self.last < self.every_seconds and trainer.global_step < trainer.max_steps:
             return
