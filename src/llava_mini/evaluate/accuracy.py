@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from llava_mini.batch import VLMBatch
+from llava_mini.evaluate.mode import evaluation_mode
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.stages.metrics import KindAccuracy, correct_answers
 
@@ -66,14 +67,12 @@ class Predictions:
 @torch.inference_mode()
 def evaluate(model: LlavaMiniForConditionalGeneration, batches: Iterable[VLMBatch]) -> Predictions:
     """Score every answered turn; see `llava_mini.stages.metrics` on why one forward pass does."""
-    was_training = model.training
-    model.eval()
     predictions = Predictions()
-    for batch in batches:
-        if len(batch) == 0:
-            continue
-        batch = batch.to(model.device)
-        logits = model(**batch.model_inputs()).logits
-        predictions.add(batch, correct_answers(logits, batch.labels, batch.turn_ids))
-    model.train(was_training)
+    with evaluation_mode(model):
+        for batch in batches:
+            if len(batch) == 0:
+                continue
+            batch = batch.to(model.device)
+            logits = model(**batch.model_inputs()).logits
+            predictions.add(batch, correct_answers(logits, batch.labels, batch.turn_ids))
     return predictions

@@ -9,21 +9,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from llava_mini.batch import VLMBatch
+from llava_mini.evaluate.mode import evaluation_mode
 from llava_mini.models import LlavaMiniForConditionalGeneration
 
 
 @torch.no_grad()
 def prefill_flops(model: LlavaMiniForConditionalGeneration, batch: VLMBatch) -> int:
     """FLOPs (a multiply-add is two) of a forward pass over `batch`, only the last position's logits."""
-    was_training = model.training
-    model.eval()
     inputs = {name: tensor for name, tensor in batch.model_inputs().items() if name != "labels"}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:  # the counter hooks gradients of whatever requires one, and there are none here
         parameter.requires_grad_(False)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(**inputs, logits_to_keep=1, use_cache=False)
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    model.train(was_training)
+    try:
+        with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(**inputs, logits_to_keep=1, use_cache=False)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     return int(counter.get_total_flops())
