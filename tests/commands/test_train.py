@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from llava_mini.cli import main
 from llava_mini.commands.train import assemble, train
 from llava_mini.config import resolve
 from llava_mini.errors import UserError
-from llava_mini.stages.base import NonFiniteLossError
+from llava_mini.stages.base import NonFiniteLossError, VLMStage
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,3 +160,23 @@ def test_a_non_finite_loss_stops_the_run_and_names_its_samples(smoke, tmp_path: 
 def history_keys_at(config: dict, step: int) -> list[str]:
     loader = assemble({**config, "run_dir": config["run_dir"] + "-again"}).datamodule.train_dataloader()
     return next(batch.keys for number, batch in enumerate(loader) if number == step)
+
+
+def test_after_ctrl_c_the_same_command_continues(smoke, tmp_path: Path, monkeypatch, capsys):
+    step, handler = VLMStage.training_step, signal.getsignal(signal.SIGINT)
+
+    def interrupted(stage: VLMStage, batch, batch_idx: int):
+        if batch_idx == 3:
+            raise KeyboardInterrupt
+        return step(stage, batch, batch_idx)
+
+    command = ["train", *smoke()]
+    with monkeypatch.context() as patch:
+        patch.setattr(VLMStage, "training_step", interrupted)
+        assert main(command) == 130
+    signal.signal(signal.SIGINT, handler)  # Lightning ignores a second Ctrl-C while it ends
+    assert "interrupted; repeat the command to continue" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert main(command) == 0
+    assert [line["step"] for line in history(tmp_path / "run")] == [0, 1, 2, 3]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "finished"

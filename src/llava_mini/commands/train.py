@@ -7,6 +7,8 @@ import logging
 import os
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,15 @@ def assemble(config: dict[str, Any]) -> Run:
     return Run(model, processor, datamodule, build.build_stage(config, model))
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Lightning answers Ctrl-C by ending the process; here it is a KeyboardInterrupt again, for the command to tell."""
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+
+
 def fit(run: Run, config: dict[str, Any], loggers: list[Logger]) -> None:
     """Train from the last checkpoint in the run's folder, or from the start.
 
@@ -77,9 +88,8 @@ def fit(run: Run, config: dict[str, Any], loggers: list[Logger]) -> None:
     """
     trainer = build.build_trainer(config, loggers)
     last = Path(config["run_dir"]) / "checkpoints" / "last.ckpt"
-    trainer.fit(run.stage, run.datamodule, ckpt_path=str(last) if last.exists() else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    with interruptible():
+        trainer.fit(run.stage, run.datamodule, ckpt_path=str(last) if last.exists() else None)
 
 
 def train(config: dict[str, Any]) -> Path:
@@ -92,7 +102,7 @@ def train(config: dict[str, Any]) -> Path:
         UserError: when the folder holds another run, or the config is impossible.
     """
     run_dir = Path(config["run_dir"])
-    if _claim(run_dir, config):
+    if claim(run_dir, config):
         log.info("%s is finished already: %s", run_dir, run_dir / "result.json")
         return run_dir
     clock = Clock(run_dir / "clock.json")
@@ -139,7 +149,7 @@ _TRACKED = (
 )
 
 
-def _claim(run_dir: Path, config: dict[str, Any]) -> bool:
+def claim(run_dir: Path, config: dict[str, Any]) -> bool:
     """Whether the folder holds this very run, finished.
 
     Raises:

@@ -22,18 +22,26 @@ def measured(model: LlavaMiniForConditionalGeneration, datamodule: VLMDataModule
         predictions = evaluate(model, loader)
         predictions.save(run_dir / f"predictions_{split}.npz")
         accuracy[split], by_kind[split] = predictions.accuracy(), predictions.accuracy_by_kind()
-    pixels = torch.zeros(1, 1, 3, *[model.config.vision_config.image_size] * 2)
-    question = one_question(next(iter(datamodule.val_dataloader())), pixels)
+    question = one_question(
+        next(batch for batch in datamodule.val_dataloader() if len(batch)), model.config.vision_config.image_size
+    )
+    placeholders = int((question.input_ids == model.config.image_token_id).sum())
     return {
         "accuracy": accuracy,
         "accuracy_by_kind": by_kind,
-        "tokens": model.tokens_per_frame(),
-        "prefill_flops": prefill_flops(model, question),
+        "tokens": placeholders // max(int(question.num_frames), 1),
+        "prefill_flops": prefill_flops(model, question.to(model.device)),
     }
 
 
-def one_question(batch: VLMBatch, pixel_values: torch.Tensor) -> VLMBatch:
-    """The first sample's first question with its image, as at inference: no answer, no further turns."""
+def one_question(batch: VLMBatch, image_size: int) -> VLMBatch:
+    """The first sample's first question, as at inference: no answer, no further turns.
+
+    Its frames are black pictures with the views of the batch's, because a batch may hold features in place of pixels.
+    """
+    seen = batch.pixel_values if batch.image_features is None else batch.image_features
+    frames = int(batch.num_frames[0])
+    pixel_values = None if seen is None else torch.zeros(frames, seen.shape[1], 3, image_size, image_size)
     unanswered = batch.labels[0] == -100
     first = batch.turn_ids[0] <= 1 if batch.turn_ids is not None else (~unanswered).cumsum(0) == 0
     kept = unanswered & first & batch.attention_mask[0].bool()
@@ -43,9 +51,10 @@ def one_question(batch: VLMBatch, pixel_values: torch.Tensor) -> VLMBatch:
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         labels=torch.full_like(ids, -100),
-        num_frames=torch.ones(1, dtype=torch.long),
+        num_frames=batch.num_frames[:1],
         pixel_values=pixel_values,
         image_features=None,
+        num_views=None if batch.num_views is None else batch.num_views[:frames],
         turn_ids=None,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig
 
 from llava_mini import build
-from llava_mini.commands.train import Clock, assemble, fit
-from llava_mini.config import instantiate, resolve
+from llava_mini.commands.train import Clock, assemble, claim, fit, interruptible
+from llava_mini.config import instantiate, resolve, save
 from llava_mini.data.toyworld.targets import TARGET_CLASSES, vision_supervision
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.evaluate.accuracy import evaluate
 from llava_mini.models.vision_tower import build_vision_tower
 from llava_mini.stages.callbacks import Progress
+from llava_mini.sweep.grid import UNHASHED
 from llava_mini.sweep.provenance import code_version
 
 log = logging.getLogger("llava_mini")
@@ -103,14 +105,21 @@ def train_vision(config: dict[str, Any], folder: Path) -> None:
     trainer = build.make_trainer(
         config, callbacks=[Progress()], logger=False, enable_checkpointing=False, val_check_interval=steps
     )
-    trainer.fit(stage, DataLoader(train_set, batch, sampler=order), DataLoader(val_set, 100))
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    with interruptible():
+        trainer.fit(stage, DataLoader(train_set, batch, sampler=order), DataLoader(val_set, 100))
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
     tensors = {f"vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}
     write_checkpoint(folder, tensors, config, {**metrics, **clock.read()})
 
 
 def train_language(config: dict[str, Any], folder: Path) -> None:
-    """Stage 1: projector and language model on captions, written to `folder`."""
+    """Stage 1: projector and language model on captions, written to `folder`.
+
+    What was interrupted continues from the checkpoint in the run's folder; what is finished leaves none there.
+    """
+    run_dir = Path(config["run_dir"])
+    claim(run_dir, config)
+    save(config, run_dir / "config.yaml")
     clock = Clock(folder / "clock.json")
     run = assemble(config)
     log.info("%s", run.stage.parts_table())
@@ -119,6 +128,8 @@ def train_language(config: dict[str, Any], folder: Path) -> None:
     captions = evaluate(run.model, run.datamodule.val_dataloader())
     tensors = {name: tensor for name, tensor in run.model.state_dict().items() if name in trained}
     write_checkpoint(folder, tensors, config, {"val/captions_word_for_word": captions.accuracy(), **clock.read()})
+    shutil.rmtree(run_dir / "checkpoints")
+    (run_dir / "config.yaml").unlink()
 
 
 def write_checkpoint(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], metrics: dict[str, Any]) -> None:
@@ -127,7 +138,7 @@ def write_checkpoint(folder: Path, tensors: dict[str, Tensor], config: dict[str,
     path = folder / "model.safetensors"
     save_file({name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}, path)
     recipe = {
-        "config": config,
+        "config": {key: value for key, value in config.items() if key not in UNHASHED},
         "metrics": metrics,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "bytes": path.stat().st_size,
