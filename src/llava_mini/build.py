@@ -241,6 +241,7 @@ def make_trainer(config: Config, **options: Any) -> Trainer:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # frozen parts, on purpose
     warnings.filterwarnings("ignore", message="`training_step` returned `None`")  # a batch without a usable sample
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a run that continues
     spec = config["trainer"]
     return Trainer(
         max_steps=spec["max_steps"],

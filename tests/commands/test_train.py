@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from llava_mini.cli import main
-from llava_mini.commands.train import assemble, train
+from llava_mini.commands.train import Clock, assemble, train
 from llava_mini.config import resolve
 from llava_mini.errors import UserError
 from llava_mini.stages.base import NonFiniteLossError, VLMStage
@@ -180,3 +180,13 @@ def test_after_ctrl_c_the_same_command_continues(smoke, tmp_path: Path, monkeypa
     assert main(command) == 0
     assert [line["step"] for line in history(tmp_path / "run")] == [0, 1, 2, 3]
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "finished"
+
+
+def test_a_clock_adds_up_attempts_and_counts_its_own_time_only(tmp_path: Path):
+    path = tmp_path / "clock.json"
+    path.write_text(json.dumps({"seconds": 100.0, "cpu_seconds": 50.0}))
+    started, clock = time.monotonic(), Clock(path)
+    read = clock.read()
+    assert 0 <= read["seconds"] - 100.0 <= time.monotonic() - started
+    assert time.process_time() > 1.0  # importing took that; it is no part of the run
+    assert 0 <= read["cpu_seconds"] - 50.0 < 0.5

@@ -39,16 +39,19 @@ class Clock:
 
     def __post_init__(self) -> None:
         self.before = json.loads(self.path.read_text()) if self.path.exists() else {"seconds": 0.0, "cpu_seconds": 0.0}
-        self.start = time.monotonic()
+        self.start, self.cpu_start = time.monotonic(), _cpu_seconds()
 
     def read(self) -> dict[str, float]:
         """Seconds so far."""
-        own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
         return {
             "seconds": self.before["seconds"] + time.monotonic() - self.start,
-            "cpu_seconds": self.before["cpu_seconds"] + cpu,
+            "cpu_seconds": self.before["cpu_seconds"] + _cpu_seconds() - self.cpu_start,
         }
+
+
+def _cpu_seconds() -> float:
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
 @dataclass
