@@ -29,6 +29,7 @@ def test_a_checkpoint_is_the_one_that_its_recipe_tells_of(stage: str):
 
 def test_together_they_are_small():
     files = [path for path in TINY.rglob("*") if path.is_file()]
+    assert len(files) == 6
     assert sum(path.stat().st_size for path in files) < 3_000_000
     assert {path.suffix for path in files} <= {".safetensors", ".json"}
 
