@@ -49,6 +49,8 @@ def test_a_run_leaves_everything_that_it_promises(smoke, tmp_path: Path):
 def test_checkpoints_hold_trained_weights_and_plain_values_only(smoke):
     run_dir = train(resolve(smoke()))
     checkpoint = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["learning_rates"]["projector"] == 2e-3
+    assert type(checkpoint["hyper_parameters"]["learning_rates"]) is dict
     parts = {name.split(".")[1] for name in checkpoint["state_dict"]}
     assert parts == {"projector", "compressor", "prefusion", "language_model"}
 

@@ -61,6 +61,15 @@ class VLMStage(LightningModule, ABC):
         self.weight_decay, self.betas = weight_decay, (betas[0], betas[1])
         self.warmup_ratio, self.min_lr_ratio = warmup_ratio, min_lr_ratio
         self.report_dir = Path(report_dir)
+        self.save_hyperparameters(  # plain values: what a checkpoint holds must load with weights_only
+            {
+                "learning_rates": self.learning_rates,
+                "weight_decay": weight_decay,
+                "betas": list(self.betas),
+                "warmup_ratio": warmup_ratio,
+                "min_lr_ratio": min_lr_ratio,
+            }
+        )
         self.accuracy = KindAccuracy(kinds or [])
         self.strict_loading = False  # checkpoints hold trained weights only
         self._freeze()
