@@ -1,5 +1,7 @@
 """The config: its defaults are the paper's model, its parts come as configs or dicts, and wrong values are named."""
 
+from typing import Any
+
 import pytest
 from transformers import AutoConfig, CLIPVisionConfig, Qwen2Config, SiglipVisionConfig
 
@@ -62,6 +64,13 @@ def test_tied_embeddings_are_the_language_models_choice(make_text_config, make_c
 def test_unknown_architecture() -> None:
     with pytest.raises(UserError, match="model_type='llamma'"):
         LlavaMiniConfig(text_config={"model_type": "llamma"})
+
+
+@pytest.mark.parametrize("fields", [{"hidden_size": "wide"}, {"hidden_size": 30, "num_attention_heads": 4}])
+def test_fields_that_an_architecture_refuses(fields: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"config of llama: .*hidden.size") as caught:
+        LlavaMiniConfig(text_config={"model_type": "llama", **fields})
+    assert "\n" not in str(caught.value)
 
 
 def test_negative_number_of_fusion_layers() -> None:

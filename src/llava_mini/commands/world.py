@@ -50,8 +50,8 @@ def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> 
     if 1 not in stages:
         return out
     places = [f"model.weights=[{out / 'stage0'}]", f"model.tokenizer={out / 'stage1'}"]
-    stage1 = resolve(["experiment=tiny_stage1", *overrides, *places], config_dirs)
     build_tokenizer().save_pretrained(str(out / "stage1"))
+    stage1 = resolve(["experiment=tiny_stage1", *overrides, *places], config_dirs)
     train_language(stage1, out / "stage1")
     return out
 

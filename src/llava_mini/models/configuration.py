@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
@@ -101,4 +102,7 @@ def _sub_config(given: Any, default_type: str, default_fields: dict[str, Any]) -
     model_type = fields.pop("model_type", default_type)
     if model_type not in CONFIG_MAPPING:
         raise UserError(f"model_type={model_type!r}: not an architecture that transformers knows")
-    return CONFIG_MAPPING[model_type](**fields)
+    try:
+        return CONFIG_MAPPING[model_type](**fields)
+    except StrictDataclassError as error:
+        raise UserError(f"config of {model_type}: {' '.join(str(error).split())}") from error
