@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from llava_mini.errors import UserError
+from llava_mini.files import write_text
 from llava_mini.schema import check, describe
 
 _PACKAGED = Path(__file__).parent / "conf"
@@ -94,9 +94,7 @@ def instantiate(spec: dict[str, Any], key: str, **given: Any) -> Any:
 def save(config: dict[str, Any], path: Path) -> None:
     """Write a config as yaml, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".tmp{os.getpid()}")
-    temporary.write_text(yaml.safe_dump(config, sort_keys=False))
-    temporary.replace(path)
+    write_text(path, yaml.safe_dump(config, sort_keys=False))
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from llava_mini.files import write_json
+
 LINES_A_CALL = 100
 
 Kind = Literal["params", "metrics", "tags", "status"]
@@ -149,9 +151,7 @@ class Spool:
             journal.write(raw)
 
     def _write_origin(self, origin: Origin) -> None:
-        temporary = self._origin_file.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps(asdict(origin), indent=1))
-        temporary.replace(self._origin_file)
+        write_json(self._origin_file, asdict(origin))
 
     @contextmanager
     def _lock(self, *, wait: bool) -> Iterator[None]:

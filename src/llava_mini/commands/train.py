@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import resource
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from llava_mini.commands.trained import measured, save_model
 from llava_mini.config import load, save
 from llava_mini.data.datamodule import VLMDataModule
 from llava_mini.errors import UserError
+from llava_mini.files import write_json
 from llava_mini.lightning_logger import TrackerLogger
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.stages.base import PARTS, VLMStage
@@ -127,9 +127,9 @@ def train(config: dict[str, Any]) -> Path:
         save_model(run.model, run.processor, run_dir / "model")
         if tracker:
             tracker.log_metrics({key: result[key] for key in _TRACKED})
-        _write_json(run_dir / "result.json", result)
+        write_json(run_dir / "result.json", result)
     except BaseException as error:
-        (run_dir / "clock.json").write_text(json.dumps(clock.read()))
+        write_json(run_dir / "clock.json", clock.read())
         if tracker:
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
@@ -189,9 +189,3 @@ def _tracker(config: dict[str, Any], run_dir: Path) -> Tracker | None:
     tracker.log_params({key: value for key, value in config.items() if key != "tracking"})
     tracker.set_tags({"commit": git_commit(), "code_version": code_version()})
     return tracker
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llava_mini.data.errors import SampleError
-from llava_mini.data.files import atomic_path, folder_lock, write_json
 from llava_mini.data.images import IMAGE_EXTENSIONS, pixels_of
 from llava_mini.data.shards import ShardSet
 from llava_mini.errors import UserError
+from llava_mini.files import atomic_path, folder_lock, write_json
 from llava_mini.views import ImageTransform
 
 _ARRAY, _FACTS = "features.npy", "features.json"

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini.data.errors import SampleError
-from llava_mini.data.files import atomic_path, write_json
 from llava_mini.errors import UserError
+from llava_mini.files import atomic_path, write_json
 
 FORMAT_VERSION = 1
 _SET_FILE = "shards.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from llava_mini.batch import VLMBatch
 from llava_mini.evaluate.mode import evaluation_mode
+from llava_mini.files import atomic_path
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.stages.metrics import KindAccuracy, correct_answers
 
@@ -53,15 +53,14 @@ class Predictions:
 
     def save(self, path: Path) -> None:
         """Write an npz with the arrays key, turn, kind, correct; whole or not at all."""
-        temporary = path.with_name(f".{path.name}.tmp{os.getpid()}.npz")
-        np.savez_compressed(
-            temporary,
-            key=np.array(self.key, dtype=str),
-            turn=np.array(self.turn, dtype=np.int64),
-            kind=np.array(self.kind, dtype=str),
-            correct=np.array(self.correct, dtype=bool),
-        )
-        temporary.replace(path)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:  # savez adds .npz to a name, not to a file
+            np.savez_compressed(
+                file,
+                key=np.array(self.key, dtype=str),
+                turn=np.array(self.turn, dtype=np.int64),
+                kind=np.array(self.kind, dtype=str),
+                correct=np.array(self.correct, dtype=bool),
+            )
 
 
 @torch.inference_mode()

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from llava_mini.data.files import atomic_path
 from llava_mini.errors import UserError
+from llava_mini.files import atomic_path
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

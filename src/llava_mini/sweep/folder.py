@@ -12,7 +12,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llava_mini.errors import UserError
+from llava_mini.files import write_text
 from llava_mini.sweep.grid import Run
 
 State = Literal["finished", "failed", "interrupted"]
@@ -121,9 +121,7 @@ def only_sweep(sweep_dir: Path) -> Iterator[None]:
 
 def write_json(path: Path, content: dict[str, Any] | Sequence[Any]) -> None:
     """Writes strict JSON, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    temporary.replace(path)
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava_mini.files import atomic_path, write_text
 from llava_mini.sweep.analysis import Analysis, Configuration, analyse
 from llava_mini.sweep.findings import headline
 from llava_mini.sweep.folder import write_json
@@ -38,7 +39,7 @@ def compare(sweep_dir: Path, say: Say = print_now) -> Path:
     _write_csv(sweep_dir / "results.csv", rows)
     pictures = draw_all(analysis, sweep_dir) if analysis.configurations else {}
     report = sweep_dir / "report.html"
-    _replace(report, page(sweep_dir.resolve().name, analysis, pictures))
+    write_text(report, page(sweep_dir.resolve().name, analysis, pictures))
     for line in [*_table(analysis), *_not_finished(analysis), "", *headline(analysis), "", str(report)]:
         say(line)
     return report
@@ -83,15 +84,7 @@ def _not_finished(analysis: Analysis) -> list[str]:
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    temporary.replace(path)
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

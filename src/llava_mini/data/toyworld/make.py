@@ -19,7 +19,6 @@ from typing import Any
 
 from PIL import Image
 
-from llava_mini.data.files import folder_lock, write_json
 from llava_mini.data.shards import ShardSet, write_shards
 from llava_mini.data.toyworld.captions import caption
 from llava_mini.data.toyworld.facts import scene_facts
@@ -27,6 +26,7 @@ from llava_mini.data.toyworld.questions import question
 from llava_mini.data.toyworld.scenes import scene_at, stream_rng
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.errors import UserError
+from llava_mini.files import folder_lock, write_json
 
 # Any change that makes other pictures or texts from the same seed raises it.
 RECIPE_VERSION = 1

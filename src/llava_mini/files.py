@@ -24,10 +24,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` atomically."""
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` in UTF-8, whole or not at all."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` with its keys in their order, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 @contextmanager

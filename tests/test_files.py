@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_mini.data.files import atomic_path, folder_lock, write_json
+from llava_mini.files import atomic_path, folder_lock, write_json, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -33,9 +33,17 @@ def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
-def test_json_has_sorted_keys(tmp_path: Path) -> None:
+def test_json_keeps_the_order_of_keys(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"b": 1, "a": [2]})
-    assert list(json.loads((tmp_path / "a.json").read_text()).items()) == [("a", [2]), ("b", 1)]
+    assert list(json.loads((tmp_path / "a.json").read_text()).items()) == [("b", 1), ("a", [2])]
+
+
+def test_text_is_utf8_and_what_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "été")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "a.txt", "new \ud800")
+    assert (tmp_path / "a.txt").read_bytes() == "été".encode()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
 
 
 def _append_twice(folder: Path, name: str) -> None:
