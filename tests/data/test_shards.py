@@ -107,6 +107,127 @@ def test_broken_json_is_named(shards: ShardSet, name: str) -> None:
         ShardSet(shards.folder)
 
 
+def put(path: Path, places: list[str | int], value: object) -> None:
+    """Write `value` at the end of a path of keys and numbers through a JSON file; ... stands for removing it."""
+    content = inner = json.loads(path.read_text())
+    for place in places[:-1]:
+        inner = inner[place]
+    if value is ...:
+        del inner[places[-1]]
+    else:
+        inner[places[-1]] = value
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("value", ["../secret.tar", "/etc/passwd", "sub/shard-000000.tar", "shard-0.tar", "", 7, None])
+def test_a_listing_leads_to_no_file_but_its_own_shards(shards: ShardSet, value: object) -> None:
+    first = shards.folder / "shard-000000.tar"
+    secret = shards.folder.parent / "secret.tar"
+    secret.write_bytes(first.read_bytes())
+    secret.with_suffix(".index.json").write_text(first.with_suffix(".index.json").read_text())
+    put(shards.folder / "shards.json", ["shards", 0, "name"], value)
+    with pytest.raises(UserError, match=r"shards\.json is malformed: .* name shard-NNNNNN\.tar"):
+        ShardSet(shards.folder)
+
+
+@pytest.mark.parametrize(
+    ("places", "value"),
+    [
+        (["shards"], ...),
+        (["shards"], {}),
+        (["shards"], []),
+        (["shards", 1], 3),
+        (["shards", 1, "name"], ...),
+        (["shards", 1, "name"], "shard-000000.tar"),
+        (["shards", 1, "bytes"], ...),
+        (["shards", 1, "bytes"], "many"),
+        (["shards", 1, "samples"], ...),
+        (["shards", 1, "samples"], True),
+        (["shards", 1, "sha256"], ...),
+        (["shards", 1, "sha256"], 5),
+        (["shards", 1, "sha256"], "abc"),
+    ],
+)
+def test_a_malformed_listing_is_named(shards: ShardSet, places: list[str | int], value: object) -> None:
+    put(shards.folder / "shards.json", places, value)
+    with pytest.raises(UserError, match=r"shards\.json is malformed"):
+        ShardSet(shards.folder)
+
+
+@pytest.mark.parametrize(
+    ("places", "value"),
+    [
+        ([0], "k000"),
+        ([0], ["k000"]),
+        ([0, 0], 5),
+        ([0, 0], "../k"),
+        ([0, 1], [1, 2]),
+        ([0, 1, "json"], [512]),
+        ([0, 1, "json"], 512),
+        ([0, 1, "json"], ["512", 3]),
+        ([0, 1, "json"], [-512, 3]),
+        ([0, 1, "json"], [512, -3]),
+        ([0, 1, "json"], [512.0, 3]),
+        ([0, 1, "json"], [10**9, 3]),
+        ([0, 1, "json"], [512, 10**9]),
+        ([0, 1, "json"], [10**30, 3]),
+    ],
+)
+def test_a_malformed_index_is_named(shards: ShardSet, places: list[str | int], value: object) -> None:
+    put(shards.folder / "shard-000001.index.json", ["samples", *places], value)
+    with pytest.raises(UserError, match=r"shard-000001\.index\.json is malformed: samples\[0\]"):
+        ShardSet(shards.folder)
+
+
+@pytest.mark.parametrize(
+    ("places", "value"), [(["samples"], ...), (["samples"], 4), (["sha256"], ...), (["samples", 0], ...)]
+)
+def test_an_index_that_is_not_the_listed_one_is_named(shards: ShardSet, places: list[str | int], value: object) -> None:
+    put(shards.folder / "shard-000001.index.json", places, value)
+    with pytest.raises(UserError, match=r"shard-000001\.index\.json is not the index of .*: sha256 or samples"):
+        ShardSet(shards.folder)
+
+
+def test_a_place_may_end_with_the_file(shards: ShardSet) -> None:
+    size = (shards.folder / "shard-000001.tar").stat().st_size
+    put(shards.folder / "shard-000001.index.json", ["samples", 0, 1, "json"], [size - 3, 3])
+    assert ShardSet(shards.folder).read(4, ["json"]) == {"json": b"\0\0\0"}
+    put(shards.folder / "shard-000001.index.json", ["samples", 0, 1, "json"], [size - 3, 4])
+    with pytest.raises(UserError, match=r"samples\[0\] names no place within"):
+        ShardSet(shards.folder)
+
+
+def test_a_key_that_two_samples_have_is_refused(shards: ShardSet) -> None:
+    put(shards.folder / "shard-000001.index.json", ["samples", 0, 0], "k000")
+    with pytest.raises(UserError, match="several samples of one key"):
+        ShardSet(shards.folder)
+
+
+@pytest.mark.parametrize("name", ["shards.json", "shard-000001.index.json"])
+@pytest.mark.parametrize("content", [b"[]", b"\xff\xfe", b"[" * 100_000, b"{}"])
+def test_other_content_than_json_objects_is_named(shards: ShardSet, name: str, content: bytes) -> None:
+    (shards.folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        ShardSet(shards.folder)
+
+
+@pytest.mark.parametrize("shard", ["shard-000000.tar", "shard-000002.tar"])
+def test_verify_names_the_tar_whose_content_changed_but_not_its_size(shards: ShardSet, shard: str) -> None:
+    shards.verify()
+    content = bytearray((shards.folder / shard).read_bytes())
+    content[700] ^= 1
+    (shards.folder / shard).write_bytes(content)
+    damaged = ShardSet(shards.folder)  # sizes and names are as they were
+    with pytest.raises(UserError, match=rf"{shard} has SHA-256 .*: damaged or changed"):
+        damaged.verify()
+
+
+def test_verify_names_a_tar_that_is_gone(shards: ShardSet) -> None:
+    (shards.folder / "shard-000001.tar").unlink()
+    with pytest.raises(UserError, match=r"shard-000001\.tar cannot be read"):
+        shards.verify()
+
+
 def test_another_format_version_is_named(shards: ShardSet) -> None:
     listing = shards.folder / "shards.json"
     listing.write_text(json.dumps({**json.loads(listing.read_text()), "version": 9}))
@@ -119,6 +240,9 @@ def test_a_tar_that_shrinks_while_it_is_read_spoils_single_samples(shards: Shard
     os.truncate(shards.folder / "shard-000002.tar", 100)
     with pytest.raises(SampleError, match="ends too early"):
         shards.read(10)
+    (shards.folder / "shard-000001.tar").unlink()
+    with pytest.raises(SampleError, match=r"shard-000001\.tar cannot be read"):
+        shards.read(4)
 
 
 def test_a_complete_set_is_never_overwritten_but_an_interrupted_one_is(shards: ShardSet) -> None:

@@ -31,6 +31,8 @@ from llava_mini.files import atomic_path, write_json
 FORMAT_VERSION = 1
 _SET_FILE = "shards.json"
 _KEY = re.compile(r"[A-Za-z0-9_\-]+")
+_TAR = re.compile(r"shard-\d{6,9}\.tar")  # a plain name: what a listing says never leads out of its folder
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_OPEN_FILES = 16
 
 Members = Mapping[str, bytes]
@@ -94,19 +96,38 @@ class ShardSet:
     def __init__(self, folder: Path | str) -> None:
         """Opens the indexes.
 
+        Contents are not read here: `verify` does that.
+
         Raises:
-            UserError: the folder is no shard set, a file is missing, or a tar and its index do not belong together.
+            UserError: the folder is no shard set, a file is missing or malformed, or a tar and its index do not belong
+                together.
         """
         self.folder = Path(folder)
         self.keys: list[str] = []
         self._places: list[tuple[int, dict[str, list[int]]]] = []
         self._tars: list[Path] = []
+        self._hashes: list[str] = []
         self._open: OrderedDict[int, int] = OrderedDict()
-        digest = hashlib.sha256()
         for shard in self._listed_shards():
             self._add(shard)
-            digest.update(shard["sha256"].encode())
-        self.fingerprint = digest.hexdigest()
+        if len(set(self.keys)) < len(self.keys):
+            raise UserError(f"{self.folder} has several samples of one key")
+        self.fingerprint = hashlib.sha256("".join(self._hashes).encode()).hexdigest()
+
+    def verify(self) -> None:
+        """Reads every tar whole and compares it with its SHA-256, which finds damage that leaves the size as it was.
+
+        Raises:
+            UserError: the first tar whose content is not what its index was written for, or that cannot be read.
+        """
+        for tar, expected in zip(self._tars, self._hashes, strict=True):
+            try:
+                with open(tar, "rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise UserError(f"{tar} cannot be read ({error.strerror})") from None
+            if found != expected:
+                raise UserError(f"{tar} has SHA-256 {found[:12]}... instead of {expected[:12]}...: damaged or changed")
 
     def _listed_shards(self) -> list[dict[str, Any]]:
         listing = self.folder / _SET_FILE
@@ -115,7 +136,13 @@ class ShardSet:
         content = _read_json(listing)
         if content.get("version") != FORMAT_VERSION:
             raise UserError(f"{listing} has format version {content.get('version')}; allowed: {FORMAT_VERSION}")
-        shards: list[dict[str, Any]] = content["shards"]
+        shards = content.get("shards")
+        if not isinstance(shards, list) or not shards or not all(_describes_shard(shard) for shard in shards):
+            raise UserError(
+                f"{listing} is malformed: allowed are shards, each of name shard-NNNNNN.tar, bytes, sha256 and samples"
+            )
+        if len({shard["name"] for shard in shards}) < len(shards):
+            raise UserError(f"{listing} is malformed: it names a shard twice")
         return shards
 
     def _add(self, shard: dict[str, Any]) -> None:
@@ -127,12 +154,16 @@ class ShardSet:
         if (size := tar.stat().st_size) != shard["bytes"]:
             raise UserError(f"{tar} has {size} bytes instead of {shard['bytes']}: truncated or overwritten")
         index = _read_json(sidecar)
-        if index.get("sha256") != shard["sha256"] or len(index["samples"]) != shard["samples"]:
-            raise UserError(f"{sidecar} is not the index of {tar}: their checksums differ")
-        for key, places in index["samples"]:
-            self.keys.append(key)
-            self._places.append((len(self._tars), places))
+        samples = index.get("samples")
+        if not isinstance(samples, list) or index.get("sha256") != shard["sha256"] or len(samples) != shard["samples"]:
+            raise UserError(f"{sidecar} is not the index of {tar}: sha256 or samples are not those in {_SET_FILE}")
+        for number, sample in enumerate(samples):
+            if not _describes_sample(sample, size):
+                raise UserError(f"{sidecar} is malformed: samples[{number}] names no place within the {size} bytes")
+            self.keys.append(sample[0])
+            self._places.append((len(self._tars), sample[1]))
         self._tars.append(tar)
+        self._hashes.append(shard["sha256"])
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -149,12 +180,15 @@ class ShardSet:
         """The members of sample `index` by extension (`{"png": ..., "json": ...}`), all or only those named.
 
         Raises:
-            SampleError: the tar has become shorter since it was opened.
+            SampleError: the tar has become shorter since the set was opened, or cannot be read any more.
         """
         shard, places = self._places[index]
         wanted = places if extensions is None else [name for name in extensions if name in places]
-        descriptor = self._descriptor(shard)
-        members = {name: os.pread(descriptor, places[name][1], places[name][0]) for name in wanted}
+        try:
+            descriptor = self._descriptor(shard)
+            members = {name: os.pread(descriptor, places[name][1], places[name][0]) for name in wanted}
+        except OSError as error:
+            raise SampleError(f"{self._tars[shard]} cannot be read ({error.strerror})") from None
         if any(len(content) != places[name][1] for name, content in members.items()):
             raise SampleError(f"{self._tars[shard]} ends too early")
         return members
@@ -181,10 +215,41 @@ class ShardSet:
         return {**self.__dict__, "_open": OrderedDict()}
 
 
+def _describes_shard(shard: Any) -> bool:
+    """Whether an entry of a listing has all that is read of it, in the right types and with a plain name."""
+    return (
+        isinstance(shard, dict)
+        and isinstance(name := shard.get("name"), str)
+        and _TAR.fullmatch(name) is not None
+        and isinstance(sha256 := shard.get("sha256"), str)
+        and _SHA256.fullmatch(sha256) is not None
+        and all(_is_count(shard.get(field)) for field in ("bytes", "samples"))
+    )
+
+
+def _describes_sample(sample: Any, size: int) -> bool:
+    """Whether an entry of an index is a key and places of members, [offset, length], within a tar of `size` bytes."""
+    if not (isinstance(sample, list) and len(sample) == 2):
+        return False
+    key, places = sample
+    if not (isinstance(key, str) and _KEY.fullmatch(key) and isinstance(places, dict)):
+        return False
+    return all(
+        isinstance(place, list) and len(place) == 2 and all(map(_is_count, place)) and sum(place) <= size
+        for place in places.values()
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0  # JSON's true is no count
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold a JSON object")

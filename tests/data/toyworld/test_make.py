@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,6 +139,33 @@ def test_damaged_worlds_are_named(tmp_path: Path) -> None:
     os.truncate(tar, 100)
     with pytest.raises(UserError, match=r"shard-000000\.tar has 100 bytes"):
         make_world(tmp_path, seed=0, sizes={"instruct-val": 4})
-    (tmp_path / "world.json").write_text("[]")
-    with pytest.raises(UserError, match="does not describe a toy world"):
+
+
+def test_damage_that_leaves_the_size_as_it_was_is_named(tmp_path: Path) -> None:
+    make_world(tmp_path, seed=0, sizes={"instruct-val": 4})
+    tar = tmp_path / "instruct-val" / "shard-000000.tar"
+    content = bytearray(tar.read_bytes())
+    content[len(content) // 2] ^= 1
+    tar.write_bytes(content)
+    with pytest.raises(UserError, match=r"instruct-val/shard-000000\.tar has SHA-256"):
+        make_world(tmp_path, seed=0, sizes={"instruct-val": 4})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "does not describe a toy world"),
+        ({"version": 1, "seed": 0}, "does not describe a toy world"),
+        ({"version": 1, "seed": 0, "sets": []}, "does not describe a toy world"),
+        ({"version": 1, "seed": 0, "sets": {"instruct-val": {"scenes": 4}}}, "does not describe a toy world"),
+        (
+            {"version": 1, "seed": 0, "sets": {"../elsewhere": {"scenes": 4, "fingerprint": "f"}}},
+            r"names the set \.\./elsewhere; allowed",
+        ),
+    ],
+)
+def test_what_does_not_describe_a_world_is_named(tmp_path: Path, content: Any, message: str) -> None:
+    make_world(tmp_path, seed=0, sizes={"instruct-val": 4})
+    (tmp_path / "world.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"world\.json {message}"):
         make_world(tmp_path, seed=0, sizes={"instruct-val": 4})

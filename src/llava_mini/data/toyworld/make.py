@@ -44,7 +44,8 @@ def make_world(folder: Path | str, *, seed: int, sizes: Mapping[str, int] = DEFA
     """Makes the sets named in `sizes` (name -> scenes) that `folder` does not hold yet, and the tokenizer.
 
     Raises:
-        UserError: a set's name or size is impossible, or the folder holds a world of another seed, recipe or size.
+        UserError: a set's name or size is impossible, or the folder holds a world of another seed, recipe or size, or
+            one that is damaged.
     """
     for name, count in sizes.items():
         if name not in DEFAULT_SIZES or count < 1:
@@ -98,16 +99,21 @@ def _existing_world(root: Path, seed: int) -> dict[str, Any]:
     try:
         world: dict[str, Any] = json.loads(path.read_text())
         found = (world["version"], world["seed"])
-    except (ValueError, TypeError, KeyError) as error:
+        fingerprints = {name: made["fingerprint"] for name, made in world["sets"].items() if made["scenes"]}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} does not describe a toy world ({error!r})") from None
     if found != (RECIPE_VERSION, seed):
         raise UserError(
             f"{root} holds a toy world of recipe {found[0]} and seed {found[1]}, not {RECIPE_VERSION} and {seed};"
             " delete it or name another folder"
         )
-    for name, made in world["sets"].items():
-        if ShardSet(root / name).fingerprint != made["fingerprint"]:
+    for name, fingerprint in fingerprints.items():
+        if name not in DEFAULT_SIZES:
+            raise UserError(f"{path} names the set {name}; allowed are {', '.join(DEFAULT_SIZES)}")
+        shards = ShardSet(root / name)
+        if shards.fingerprint != fingerprint:
             raise UserError(f"{root / name} is not the set that {path} describes; delete {root}")
+        shards.verify()
     return world
 
 
