@@ -60,7 +60,7 @@ def test_every_compressor_builds_in_every_order_and_learns(config_of: Resolve, c
     assert (model.config.compress_before_projection, model.config.fuse_compressed_tokens) == (
         (True, True) if order == "release" else (False, False)
     )
-    inputs = processor("<image> what color is the circle <answer> red </s>", images=Image.new("RGB", (64, 64)))
+    inputs = processor(text="<image> what color is the circle <answer> red </s>", images=Image.new("RGB", (64, 64)))
     loss = model(**inputs, labels=inputs["input_ids"].masked_fill(inputs["input_ids"] < 6, -100)).loss
     loss.backward()
     assert torch.isfinite(loss)
@@ -202,7 +202,7 @@ def test_the_processor_knows_the_models_tokens(config_of: Resolve, overrides: li
     assert (processor.num_image_tokens, processor.num_hd_image_tokens) == (single, hd)
     assert (model.tokens_per_frame(), model.tokens_per_frame(HD_VIEWS)) == (single, hd)
     assert processor.high_resolution == config["data"]["high_resolution"]
-    inputs = processor("<image> what color is the circle <answer>", images=Image.new("RGB", (64, 64), "red"))
+    inputs = processor(text="<image> what color is the circle <answer>", images=Image.new("RGB", (64, 64), "red"))
     assert inputs["pixel_values"].shape == (1, 5 if processor.high_resolution else 1, 3, 64, 64)
     placeholders = int((inputs["input_ids"] == model.config.image_token_id).sum())
     assert placeholders == (hd if processor.high_resolution else single)
@@ -230,14 +230,30 @@ def test_the_towers_fingerprint_is_of_all_that_makes_features(config_of: Resolve
         fingerprint("model.vision_feature_layer=0"),
         fingerprint("data.high_resolution=true"),
         fingerprint("model.image_processor.crop_size.width=63"),
+        fingerprint("model.vision_config.hidden_act=relu"),  # the same tensors, other features
+        fingerprint("model.vision_config.num_attention_heads=2"),
     ]
-    assert len({first, *others}) == 5
+    assert len({first, *others}) == 7
     config = config_of()
     model = model_of(config)
     with torch.no_grad():
         model.language_model.lm_head.weight.add_(1.0)
         assert build.tower_fingerprint(config, model) == first
         model.vision_tower.get_parameter("embeddings.class_embedding")[0].add_(1e-3)
+    assert build.tower_fingerprint(config, model) != first
+
+
+def test_the_towers_fingerprint_is_of_the_code_that_makes_features_and_not_of_who_wrote_the_config(
+    config_of: Resolve, monkeypatch: pytest.MonkeyPatch
+):
+    config = config_of()
+    model = model_of(config)
+    first = build.tower_fingerprint(config, model)
+    told = model.config.vision_config.to_dict()
+    written = {**told, "transformers_version": "4.0", "_name_or_path": "elsewhere", "architectures": ["CLIP"]}
+    monkeypatch.setattr(model.config.vision_config, "to_dict", lambda: written)
+    assert build.tower_fingerprint(config, model) == first
+    monkeypatch.setattr(build, "FEATURES_VERSION", build.FEATURES_VERSION + 1)
     assert build.tower_fingerprint(config, model) != first
 
 

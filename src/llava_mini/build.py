@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, PreTrainedTokeniz
 from llava_mini.config import instantiate
 from llava_mini.data.conversation import ConversationTemplate, ConversationTokenizer
 from llava_mini.data.datamodule import VLMDataModule
-from llava_mini.data.feature_store import FeatureRecipe, FeatureStore
+from llava_mini.data.feature_store import FEATURES_VERSION, FeatureRecipe, FeatureStore
 from llava_mini.data.shards import ShardSet
 from llava_mini.data.toyworld.make import make_world
 from llava_mini.errors import UserError
@@ -282,11 +282,23 @@ def _feature_stores(
 
 
 def tower_fingerprint(config: Config, model: LlavaMiniForConditionalGeneration) -> str:
-    """Hash of the vision tower's weights, the layer that is read and how pixels are made."""
-    digest = hashlib.sha256(json.dumps(config["model"]["image_processor"], sort_keys=True).encode())
-    digest.update(str((model.config.vision_feature_layer, config["data"]["high_resolution"])).encode())
+    """Hash of all that makes features: the vision tower and its weights, the layer that is read, how pixels are made.
+
+    Weights alone do not say it: another activation or number of heads has the same tensors.
+    """
+    # these tell who wrote the config and in what type; the types of the weights are counted below
+    unrelated = {"transformers_version", "_name_or_path", "architectures", "dtype"}
+    shape = {key: value for key, value in model.config.vision_config.to_dict().items() if key not in unrelated}
+    facts = {
+        "version": FEATURES_VERSION,
+        "vision_config": shape,
+        "layer": model.config.vision_feature_layer,
+        "image_processor": config["model"]["image_processor"],
+        "high_resolution": config["data"]["high_resolution"],
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(model.vision_tower.state_dict().items()):
-        digest.update(name.encode())
+        digest.update(f"{name} {tensor.dtype}".encode())
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()
 

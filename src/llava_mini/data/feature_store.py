@@ -28,6 +28,8 @@ from llava_mini.errors import UserError
 from llava_mini.files import atomic_path, folder_lock, write_json
 from llava_mini.views import ImageTransform
 
+# Any change of the code that makes other features of the same pictures and tower raises it.
+FEATURES_VERSION = 1
 _ARRAY, _FACTS = "features.npy", "features.json"
 
 EncodeImages = Callable[[Tensor], Tensor]
