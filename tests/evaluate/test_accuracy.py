@@ -147,7 +147,15 @@ def test_accuracy_by_kind_counts_each_kind_that_occurs():
     assert predictions.kind == ["color", "count", "color", "", ""]
     assert np.isnan(Predictions().accuracy()) and Predictions().accuracy_by_kind() == {}
     with pytest.raises(ValueError, match="zip"):
-        predictions.add(batch, [[True]])
+        predictions.add(batch, [[True, False]])
+
+
+@pytest.mark.parametrize(("kinds", "message"), [(["color"], "1 kinds for 2 answers"), (["color"] * 3, "3 kinds for 2")])
+def test_kinds_that_do_not_fit_the_answers_are_refused_and_nothing_is_kept(kinds: list[str], message: str):
+    predictions = Predictions()
+    with pytest.raises(ValueError, match=message):
+        predictions.add(packed_keys(["a", "b"], [["color"], kinds]), [[True], [True, False]])
+    assert predictions == Predictions()
 
 
 def packed_keys(keys: list[str], kinds: list[list[str]]) -> VLMBatch:

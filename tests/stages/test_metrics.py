@@ -70,3 +70,12 @@ def test_accuracy_by_kind():
     assert metric.compute() == {"accuracy": 1.0}
     with pytest.raises(UserError, match=r"data\.kinds: .* 'size'; named are color, count, shape"):
         metric.update([[True]], [["size"]])
+
+
+@pytest.mark.parametrize(("kinds", "message"), [(["color"], "1 kinds for 2 answers"), (["color"] * 3, "3 kinds for 2")])
+def test_as_many_kinds_as_answers_or_none(kinds: list[str], message: str):
+    metric = KindAccuracy(["color"])
+    with pytest.raises(ValueError, match=message):
+        metric.update([[True, False]], [kinds])
+    metric.update([[True, False]], [[]])
+    assert metric.compute() == {"accuracy": 0.5}

@@ -13,7 +13,7 @@ from llava_mini.batch import VLMBatch
 from llava_mini.evaluate.mode import evaluation_mode
 from llava_mini.files import atomic_path
 from llava_mini.models import LlavaMiniForConditionalGeneration
-from llava_mini.stages.metrics import KindAccuracy, correct_answers
+from llava_mini.stages.metrics import KindAccuracy, check_kinds, correct_answers
 
 
 @dataclass
@@ -33,7 +33,13 @@ class Predictions:
     correct: list[bool] = field(default_factory=list)
 
     def add(self, batch: VLMBatch, correct: list[list[bool]]) -> None:
-        """Append the answers of a batch."""
+        """Append the answers of a batch.
+
+        Raises:
+            ValueError: for another number of rows than samples, or of kinds than answers; nothing is appended then.
+        """
+        for kinds, row in zip(batch.kinds, correct, strict=True):
+            check_kinds(kinds, row)
         for key, kinds, row in zip(batch.keys, batch.kinds, correct, strict=True):
             for turn, is_right in enumerate(row):
                 self.key.append(key)

@@ -44,6 +44,16 @@ def correct_answers(logits_BTV: Tensor, labels_BT: Tensor, turn_ids_BT: Tensor |
     return [(errors[1 : int(n) + 1] == 0).tolist() for errors, n in zip(errors_BI, number_B, strict=True)]
 
 
+def check_kinds(kinds: list[str], answers: list[bool]) -> None:
+    """Refuse kinds that cannot be told apart by answer; none at all is what data without kinds has.
+
+    Raises:
+        ValueError: for another number of kinds than answers.
+    """
+    if kinds and len(kinds) != len(answers):
+        raise ValueError(f"{len(kinds)} kinds for {len(answers)} answers: one an answer is needed, or none at all")
+
+
 class KindAccuracy(Metric):
     """Share of right answers, over all and for every kind of question.
 
@@ -72,8 +82,10 @@ class KindAccuracy(Metric):
 
         Raises:
             UserError: for a kind that is not among those that may occur.
+            ValueError: for another number of kinds than answers.
         """
         for row, names in zip(correct, kinds, strict=True):
+            check_kinds(names, row)
             for i, is_right in enumerate(row):
                 places = [0, self._place(names[i])] if names else [0]
                 for place in places:
