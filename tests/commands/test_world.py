@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import CLIPImageProcessorPil
 
 from llava_mini.cli import main
 from llava_mini.commands.train import train
-from llava_mini.commands.world import Scenes, make_tiny_world
+from llava_mini.commands.world import make_tiny_world
 from llava_mini.config import resolve
-from llava_mini.data.toyworld.targets import vision_supervision
 from llava_mini.errors import UserError
 from llava_mini.stages.alignment import AlignmentStage
 
@@ -142,14 +140,3 @@ def test_an_interrupted_world_continues_where_it_was(
 def test_stage_1_needs_a_tower(recipe: Callable[..., list[str]], tmp_path: Path):
     with pytest.raises(UserError, match=r"model\.weights: .*stage0/model\.safetensors is missing"):
         make_tiny_world(recipe(tmp_path, "world.stages=[1]"))
-
-
-def test_scenes_are_normalised_as_the_model_will_see_them():
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
-    scenes = Scenes("vision-val", 0, 3, processor)
-    images, targets = vision_supervision("vision-val", 0, 3)
-    assert len(scenes) == 3
-    pixel_values, target = scenes[2]
-    expected = processor(images[2], return_tensors="pt")["pixel_values"][0]
-    torch.testing.assert_close(pixel_values, expected, atol=1e-5, rtol=0)
-    assert all(torch.equal(target[name], torch.from_numpy(targets[name][2])) for name in targets)

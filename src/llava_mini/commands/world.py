@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, RandomSampler
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig
 
 from llava_mini import build
 from llava_mini.commands.train import Clock, assemble, claim, fit, interruptible
 from llava_mini.config import instantiate, resolve, save
-from llava_mini.data.toyworld.targets import TARGET_CLASSES, vision_supervision
+from llava_mini.data.toyworld.targets import TARGET_CLASSES
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
+from llava_mini.data.toyworld.vision import Scenes
 from llava_mini.evaluate.accuracy import evaluate
 from llava_mini.models.vision_tower import build_vision_tower
 from llava_mini.stages.callbacks import Progress
@@ -56,31 +57,6 @@ def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> 
     return out
 
 
-class Scenes(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """Pictures of a stream and what stands in each of their patches, in memory.
-
-    Args:
-        stream: Name of the stream of scenes.
-        seed: Of the world.
-        count: Number of scenes.
-        image_processor: Gives mean and standard deviation of pixels.
-    """
-
-    def __init__(self, stream: str, seed: int, count: int, image_processor: CLIPImageProcessorPil):
-        images, targets = vision_supervision(stream, seed, count)
-        self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
-        self.targets = {name: torch.from_numpy(target) for name, target in targets.items()}
-        self.mean = torch.tensor(image_processor.image_mean)[:, None, None]
-        self.std = torch.tensor(image_processor.image_std)[:, None, None]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        pixel_values = (self.images[index] / 255 - self.mean) / self.std
-        return pixel_values, {name: target[index] for name, target in self.targets.items()}
-
-
 def train_vision(config: dict[str, Any], folder: Path) -> None:
     """Stage 0: supervise every patch of the vision tower, write it to `folder`."""
     build.seed_run(config)
@@ -96,9 +72,9 @@ def train_vision(config: dict[str, Any], folder: Path) -> None:
         target_classes=TARGET_CLASSES,
     )
     image_processor = CLIPImageProcessorPil(**spec["image_processor"])
-    seed = config["data"]["world_seed"]
-    train_set = Scenes("vision-train", seed, world["vision_scenes"], image_processor)
-    val_set = Scenes("vision-val", seed, world["vision_val_scenes"], image_processor)
+    seed, normal = config["data"]["world_seed"], {"mean": image_processor.image_mean, "std": image_processor.image_std}
+    train_set = Scenes("vision-train", seed, world["vision_scenes"], **normal)
+    val_set = Scenes("vision-val", seed, world["vision_val_scenes"], **normal)
     steps, batch = config["trainer"]["max_steps"], world["vision_batch_size"]
     order = RandomSampler(train_set, replacement=True, num_samples=steps * batch, generator=torch.Generator())
     order.generator.manual_seed(config["seed"])
