@@ -16,6 +16,7 @@ from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.vision_tower import HD_VIEWS
 from llava_mini.stages.base import PARTS
+from llava_mini.stages.callbacks import Clock
 from llava_mini.sweep.launcher import LocalLauncher
 
 SMALL = ["model.text_config.num_hidden_layers=2", "fusion.num_layers=2", "model.vision_config.num_hidden_layers=1"]
@@ -273,8 +274,11 @@ def test_runs_share_features_of_one_tower_and_not_of_another(config_of: Resolve,
 
 def test_a_trainer_is_as_the_config_says(config_of: Resolve):
     trainer = build.build_trainer(
-        config_of("trainer.max_steps=7", "trainer.accumulate_grad_batches=3", "trainer.val_every=2"), []
+        config_of("trainer.max_steps=7", "trainer.accumulate_grad_batches=3", "trainer.val_every=2"), Clock(), []
     )
     assert (trainer.max_steps, trainer.accumulate_grad_batches, trainer.val_check_interval) == (7, 3, 6)
     assert trainer.gradient_clip_val == 1.0 and trainer.logger is None
-    assert build.build_trainer(config_of("trainer.max_steps=7", "trainer.val_every=99"), []).val_check_interval == 7
+    assert (
+        build.build_trainer(config_of("trainer.max_steps=7", "trainer.val_every=99"), Clock(), []).val_check_interval
+        == 7
+    )

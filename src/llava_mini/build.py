@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPImageProcessorPil, PreTrainedTokenizerBase
 
-from llava_mini.config import instantiate
+from llava_mini.config import check_spec, instantiate
 from llava_mini.data.conversation import ConversationTemplate, ConversationTokenizer
 from llava_mini.data.datamodule import VLMDataModule
 from llava_mini.data.feature_store import FEATURES_VERSION, FeatureRecipe, FeatureStore
@@ -32,7 +33,7 @@ from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
 from llava_mini.models.compressors import build_compressor
 from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW
 from llava_mini.stages.base import VLMStage
-from llava_mini.stages.callbacks import History, Progress
+from llava_mini.stages.callbacks import Clock, History, Progress
 from llava_mini.stages.checkpointing import AtomicCheckpointIO
 from llava_mini.views import ImageTransform
 
@@ -73,17 +74,23 @@ def build_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> LlavaMini
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    model = LlavaMiniForConditionalGeneration(
-        LlavaMiniConfig(
-            vision_config=spec["vision_config"],
-            text_config=text_config,
-            image_token_id=tokenizer.convert_tokens_to_ids(image_token(config)),
-            vision_feature_layer=spec["vision_feature_layer"],
-            compressor=config["compressor"],
-            num_fusion_layers=fusion["num_layers"],
-            **config["order"],
+    try:
+        model = LlavaMiniForConditionalGeneration(
+            LlavaMiniConfig(
+                vision_config=spec["vision_config"],
+                text_config=text_config,
+                image_token_id=tokenizer.convert_tokens_to_ids(image_token(config)),
+                vision_feature_layer=spec["vision_feature_layer"],
+                compressor=config["compressor"],
+                num_fusion_layers=fusion["num_layers"],
+                **config["order"],
+            )
         )
-    )
+    except UserError:
+        raise
+    except (StrictDataclassError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        # whatever transformers or torch raise for shapes that cannot be built
+        raise UserError(f"model: this shape cannot be built: {type(error).__name__}: {error}") from error
     for folder in spec["weights"]:
         load_weights(model, Path(folder))
     if fusion["init"] == "copy" and fusion["num_layers"]:
@@ -92,11 +99,12 @@ def build_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> LlavaMini
 
 
 def check_model(config: Config) -> None:
-    """Find the mistakes in a model's config that need no weights, before any run of a sweep starts.
+    """Find the mistakes in a config that need no weights and no data, before anything is made for it.
 
     Raises:
-        UserError: for an impossible compressor or fusion.
+        UserError: for an impossible stage, compressor or fusion.
     """
+    check_spec(config["stage"], "stage", {"model", "kinds", "report_dir"})
     spec, fusion = config["model"], config["fusion"]
     before = config["order"]["compress_before_projection"]
     build_compressor(config["compressor"], spec["vision_config" if before else "text_config"]["hidden_size"])
@@ -125,7 +133,21 @@ def load_weights(model: LlavaMiniForConditionalGeneration, folder: Path) -> None
         if name not in own or own[name].shape != tensor.shape:
             has = f"shape {list(own[name].shape)}" if name in own else "no such tensor"
             raise UserError(f"{path}: {name} has shape {list(tensor.shape)}, the model has {has}")
+    _check_hash(path)
     model.load_state_dict(tensors, strict=False)
+    log.info("%s: weights of %s", path, ", ".join(sorted({name.split(".")[0] for name in tensors})))
+
+
+def _check_hash(path: Path) -> None:
+    """Compare weights with the hash in the recipe beside them, where there is one."""
+    recipe = path.with_name("recipe.json")
+    if recipe.is_file():
+        expected = json.loads(recipe.read_text())["sha256"]
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != expected:
+            raise UserError(
+                f"{path}: sha256 is {found[:12]}, {recipe.name} says {expected[:12]}; restore it"
+            )
 
 
 def image_token(config: Config) -> str:
@@ -196,10 +218,11 @@ def build_stage(config: Config, model: LlavaMiniForConditionalGeneration) -> VLM
     return stage
 
 
-def build_trainer(config: Config, loggers: list[Logger]) -> Trainer:
+def build_trainer(config: Config, clock: Clock, loggers: list[Logger]) -> Trainer:
     """Lightning's Trainer for one run: one pass over the planned stream, checkpoints in `run_dir`/checkpoints."""
     spec, run_dir = config["trainer"], Path(config["run_dir"])
     callbacks: list[Callback] = [
+        clock,
         History(run_dir / "history.jsonl"),
         Progress(),
         ModelCheckpoint(
@@ -243,6 +266,11 @@ def make_trainer(config: Config, **options: Any) -> Trainer:
     warnings.filterwarnings("ignore", message="`training_step` returned `None`")  # a batch without a usable sample
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a run that continues
     spec = config["trainer"]
+    on_gpu = spec["accelerator"] not in ("cpu", "mps") and torch.cuda.is_available()
+    if spec["accelerator"] in ("gpu", "cuda") and not on_gpu:
+        raise UserError(
+            f"trainer.accelerator={spec['accelerator']}: torch finds no GPU here; allowed are auto, cpu"
+        )
     return Trainer(
         max_steps=spec["max_steps"],
         max_epochs=1,
@@ -256,7 +284,7 @@ def make_trainer(config: Config, **options: Any) -> Trainer:
         enable_model_summary=False,
         enable_progress_bar=sys.stderr.isatty(),
         use_distributed_sampler=False,
-        deterministic=True,
+        deterministic="warn" if on_gpu else True,  # CUDA has no deterministic form of some backward passes (pooling)
         **options,
     )
 

@@ -29,7 +29,6 @@ def main(argv: list[str] | None = None) -> int:
     for folder in arguments.config_dir:
         if not Path(folder).is_dir():
             return _fail(f"--config-dir {folder}: no such folder")
-        sys.path.insert(0, str(Path(folder).resolve()))
     try:
         return COMMANDS[arguments.command][0](arguments.overrides, tuple(arguments.config_dir))
     except UserError as error:

@@ -6,8 +6,11 @@ A class named by `_target_` has its own signature as its schema: `instantiate` c
 from __future__ import annotations
 
 import difflib
+import hashlib
+import importlib
 import inspect
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +31,13 @@ CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "c
 
 
 def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The resolved config as a plain dict; `choices` in it names the chosen option of every group.
+    """The resolved config as a plain dict.
+
+    `choices` in it names the chosen option of every group, `inputs` holds hashes of the files that a run starts from.
 
     Args:
         overrides: `key=value`, as Hydra reads them.
-        config_dirs: Further folders with config groups (one's own compressors).
+        config_dirs: Further folders with config groups and code (one's own compressors).
 
     Raises:
         UserError: for an unknown key, group option or value that does not parse, in one line.
@@ -54,7 +59,34 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str
     chosen = {group: name for group, name in choices.items() if group != "launcher" and not group.startswith("hydra/")}
     config: dict[str, Any] = {"choices": chosen, **resolved}  # type: ignore[dict-item]  # a mapping at the top gives a dict
     check(config)
-    return config
+    _import_own(config, config_dirs)
+    return {**config, "inputs": _inputs(config, config_dirs)}
+
+
+def _import_own(config: dict[str, Any], config_dirs: tuple[str, ...]) -> None:
+    """Import the compressor's module when it lies in a folder that the user named; a model never imports by itself."""
+    module = str(config["compressor"].get("_target_", "")).rpartition(".")[0]
+    for folder in config_dirs:
+        if module and (Path(folder) / (module.replace(".", "/") + ".py")).is_file():
+            if str(Path(folder).resolve()) not in sys.path:
+                sys.path.insert(0, str(Path(folder).resolve()))
+            importlib.import_module(module)
+
+
+def _inputs(config: dict[str, Any], config_dirs: tuple[str, ...]) -> dict[str, str]:
+    """Hashes of the files that a run starts from, so that a changed one makes another run of the same values."""
+    weights = [Path(folder) / "model.safetensors" for folder in config["model"]["weights"]]
+    tokenizer = Path(config["model"]["tokenizer"]) / "tokenizer.json"
+    own = [path for folder in config_dirs for path in sorted(Path(folder).rglob("*.py"))]
+    groups = {"weights": weights, "tokenizer": [tokenizer], "own_code": own}
+    return {name: _digest([path for path in paths if path.is_file()]) for name, paths in groups.items()}
+
+
+def _digest(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def options(group: str, config_dirs: tuple[str, ...] = ()) -> list[str]:
@@ -74,6 +106,26 @@ def instantiate(spec: dict[str, Any], key: str, **given: Any) -> Any:
     Raises:
         UserError: for a class that is not there, an unknown or missing key, or a value of another type.
     """
+    target, arguments = _checked_call(spec, key, set(given))
+    return target(**arguments, **given)
+
+
+def check_spec(spec: dict[str, Any], key: str, given: set[str]) -> None:
+    """Find what `instantiate` would refuse, without calling the class.
+
+    Args:
+        spec: `_target_` and keyword arguments.
+        key: Where the spec stands in the config, for messages.
+        given: Names of the arguments that the config does not hold.
+
+    Raises:
+        UserError: as `instantiate`.
+    """
+    _checked_call(spec, key, given)
+
+
+def _checked_call(spec: dict[str, Any], key: str, given: set[str]) -> tuple[Any, dict[str, Any]]:
+    """The class and its checked arguments."""
     arguments = {name: value for name, value in spec.items() if name != "_target_"}
     try:
         target = get_class(spec["_target_"])
@@ -88,7 +140,7 @@ def instantiate(spec: dict[str, Any], key: str, **given: Any) -> Any:
     missing = [n for n in allowed if parameters[n].default is inspect.Parameter.empty and n not in arguments]
     if missing:
         raise UserError(f"missing key {key}.{missing[0]}: {target.__name__} needs it")
-    return target(**arguments, **given)
+    return target, arguments
 
 
 def save(config: dict[str, Any], path: Path) -> None:

@@ -75,7 +75,7 @@ class Trainer:
     gradient_clip_val: Annotated[float, Field(gt=0)] | None
     precision: Precision
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
-    devices: Positive
+    devices: Literal[1]  # the stream deals samples to workers, not yet to ranks
     val_every: Positive
     checkpoint_every: Positive
     threads: Positive

@@ -1,7 +1,6 @@
 """One run from end to end: its files, resumption after kill -9, a compressor of one's own, bad samples, refusals."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,10 +12,11 @@ import pytest
 import torch
 
 from llava_mini.cli import main
-from llava_mini.commands.train import Clock, assemble, train
+from llava_mini.commands.train import assemble, train
 from llava_mini.config import resolve
 from llava_mini.errors import UserError
 from llava_mini.stages.base import NonFiniteLossError, VLMStage
+from llava_mini.stages.callbacks import Clock
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,6 +94,24 @@ def test_features_computed_once_equal_the_tower_in_every_step(smoke):
         torch.testing.assert_close(direct.model(**a.model_inputs()).loss, cached.model(**b.model_inputs()).loss)
 
 
+# SIGKILL at a chosen batch: from outside, a fast run could end before the signal comes.
+KILLS_ITSELF = """
+import os, signal, sys
+from llava_mini.cli import main
+from llava_mini.stages.callbacks import History
+
+wrote = History.on_train_batch_end
+
+def kill(self, *arguments):
+    wrote(self, *arguments)
+    if len(self.path.read_text().splitlines()) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+History.on_train_batch_end = kill
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_killed_run_resumed_equals_the_uninterrupted_one(smoke, tmp_path: Path, accumulate: int):
     common = ["trainer.max_steps=8", "trainer.checkpoint_every=3", f"trainer.accumulate_grad_batches={accumulate}"]
@@ -101,16 +119,8 @@ def test_a_killed_run_resumed_equals_the_uninterrupted_one(smoke, tmp_path: Path
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "llava_mini", "train", *smoke(*common, f"run_dir={killed}")]
     for lines in (4 * accumulate, 7 * accumulate):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline and process.poll() is None:
-            if (killed / "history.jsonl").exists() and len(
-                (killed / "history.jsonl").read_text().splitlines()
-            ) >= lines:
-                break
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        ended = subprocess.run([*command[:1], "-c", KILLS_ITSELF, str(lines), *command[3:]], cwd=ROOT, check=False)
+        assert ended.returncode == -signal.SIGKILL
     train(resolve(smoke(*common, f"run_dir={killed}")))
     assert history(killed) == history(whole)
     results = [json.loads((folder / "result.json").read_text()) for folder in (whole, killed)]
@@ -184,11 +194,10 @@ def test_after_ctrl_c_the_same_command_continues(smoke, tmp_path: Path, monkeypa
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "finished"
 
 
-def test_a_clock_adds_up_attempts_and_counts_its_own_time_only(tmp_path: Path):
-    path = tmp_path / "clock.json"
-    path.write_text(json.dumps({"seconds": 100.0, "cpu_seconds": 50.0}))
-    started, clock = time.monotonic(), Clock(path)
-    read = clock.read()
+def test_a_clock_adds_up_attempts_and_counts_its_own_time_only():
+    started, clock = time.monotonic(), Clock()
+    clock.load_state_dict({"seconds": 100.0, "cpu_seconds": 50.0})
+    read = clock.state_dict()
     assert 0 <= read["seconds"] - 100.0 <= time.monotonic() - started
     assert time.process_time() > 1.0  # importing took that; it is no part of the run
     assert 0 <= read["cpu_seconds"] - 50.0 < 0.5

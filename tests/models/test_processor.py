@@ -56,7 +56,7 @@ def reds(pixel_values: torch.Tensor) -> list[int]:
 
 
 def test_an_image_becomes_placeholders_and_pixels(make_processor: Factory) -> None:
-    inputs = make_processor(num_image_tokens=4)("<s> <image> what is here", plain(100))
+    inputs = make_processor(num_image_tokens=4)(text="<s> <image> what is here", images=plain(100))
     assert inputs["input_ids"].tolist() == [[1, *[IMAGE] * 4, 5, 6, 7]]
     assert inputs["attention_mask"].tolist() == [[1] * 8]
     assert inputs["pixel_values"].shape == (1, 1, 3, SIZE, SIZE) and inputs["pixel_values"].dtype == torch.float32
@@ -68,7 +68,7 @@ def test_a_batch_pairs_images_and_videos_in_order(make_processor: Factory) -> No
     texts = ["<image> and <video>", "what is here", "<video> and <image>", "<image>"]
     images = [plain(10), plain(50), plain(60)]
     videos = [[plain(20), plain(30)], [plain(40)]]
-    inputs = make_processor(num_image_tokens=2)(texts, images, videos, padding_side="right")
+    inputs = make_processor(num_image_tokens=2)(text=texts, images=images, videos=videos, padding_side="right")
     assert reds(inputs["pixel_values"]) == [10, 20, 30, 40, 50, 60]
     assert inputs["num_frames"].tolist() == [3, 0, 2, 1]
     assert inputs["input_ids"].tolist() == [
@@ -80,14 +80,14 @@ def test_a_batch_pairs_images_and_videos_in_order(make_processor: Factory) -> No
 
 
 def test_padding_is_on_the_left_unless_asked(make_processor: Factory) -> None:
-    inputs = make_processor()(["what", "what is here"])
+    inputs = make_processor()(text=["what", "what is here"])
     assert inputs["input_ids"].tolist() == [[0, 0, 5], [5, 6, 7]]
     assert inputs["attention_mask"].tolist() == [[0, 0, 1], [1, 1, 1]]
     assert set(inputs) == {"input_ids", "attention_mask"}  # text only
 
 
 def test_high_resolution_cuts_row_by_row_and_adds_the_whole(make_processor: Factory) -> None:
-    inputs = make_processor(num_image_tokens=1, num_hd_image_tokens=4, high_resolution=True)("<image>", quadrants())
+    inputs = make_processor(num_image_tokens=1, num_hd_image_tokens=4, high_resolution=True)(text="<image>", images=quadrants())
     views = inputs["pixel_values"][0]
     assert views.shape == (5, 3, SIZE, SIZE)
     assert (views[:, 0].mean(dim=(1, 2)) * 255).round().tolist() == [0, 80, 160, 240, 120]
@@ -97,7 +97,7 @@ def test_high_resolution_cuts_row_by_row_and_adds_the_whole(make_processor: Fact
 
 def test_videos_keep_one_view_beside_high_resolution_images(make_processor: Factory) -> None:
     processor = make_processor(num_image_tokens=1, num_hd_image_tokens=4, high_resolution=True)
-    inputs = processor(["<video> what", "<image> what"], quadrants(), [[plain(20), plain(30)]])
+    inputs = processor(text=["<video> what", "<image> what"], images=quadrants(), videos=[[plain(20), plain(30)]])
     assert inputs["num_views"].tolist() == [1, 1, 5]
     assert inputs["num_frames"].tolist() == [2, 1]
     assert inputs["pixel_values"].shape == (3, 5, 3, SIZE, SIZE)
@@ -106,28 +106,28 @@ def test_videos_keep_one_view_beside_high_resolution_images(make_processor: Fact
 
 def test_an_odd_size_is_cut_without_losing_a_pixel(make_processor: Factory) -> None:
     processor = make_processor(high_resolution=True, num_hd_image_tokens=4)
-    assert processor("<image>", Image.new("RGB", (25, 31)))["pixel_values"].shape == (1, 5, 3, SIZE, SIZE)
+    assert processor(text="<image>", images=Image.new("RGB", (25, 31)))["pixel_values"].shape == (1, 5, 3, SIZE, SIZE)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
 def test_every_mode_of_picture(make_processor: Factory, mode: str) -> None:
-    assert make_processor()("<image>", plain(255).convert(mode))["pixel_values"].shape == (1, 1, 3, SIZE, SIZE)
+    assert make_processor()(text="<image>", images=plain(255).convert(mode))["pixel_values"].shape == (1, 1, 3, SIZE, SIZE)
 
 
 def test_frames_as_arrays(make_processor: Factory) -> None:
     frames = np.stack([np.asarray(plain(10)), np.asarray(plain(20))])
-    inputs = make_processor()(["<video>", "<image>"], np.asarray(plain(30)), [frames])
+    inputs = make_processor()(text=["<video>", "<image>"], images=np.asarray(plain(30)), videos=[frames])
     assert reds(inputs["pixel_values"]) == [10, 20, 30]
 
 
 def test_images_in_lists_of_lists(make_processor: Factory) -> None:
-    inputs = make_processor()(["<image> <image>", "<image>"], [[plain(10), plain(20)], [plain(30)]])
+    inputs = make_processor()(text=["<image> <image>", "<image>"], images=[[plain(10), plain(20)], [plain(30)]])
     assert reds(inputs["pixel_values"]) == [10, 20, 30] and inputs["num_frames"].tolist() == [2, 1]
 
 
 def test_no_compressed_token_at_all(make_processor: Factory) -> None:
     """With `zero` nothing stands in the text for the image, but its frame is there."""
-    inputs = make_processor(num_image_tokens=0)("<s> <image> what", plain(10))
+    inputs = make_processor(num_image_tokens=0)(text="<s> <image> what", images=plain(10))
     assert inputs["input_ids"].tolist() == [[1, 5]] and inputs["num_frames"].tolist() == [1]
 
 
@@ -147,12 +147,12 @@ def test_the_model_reads_what_it_makes(
         high_resolution=high_resolution,
     )
     texts = ["<s> <image> what is here", "<s> what is there", "<s> <video> what is here and there"]
-    inputs = processor(texts, quadrants(), [[plain(20), plain(30)]])
+    inputs = processor(text=texts, images=quadrants(), videos=[[plain(20), plain(30)]])
     new = model.generate(**inputs, do_sample=False, max_new_tokens=4)[:, inputs["input_ids"].shape[1] :]
     for i, text in enumerate(texts):
         images = [quadrants()] if "<image>" in text else None
         videos = [[plain(20), plain(30)]] if "<video>" in text else None
-        alone = processor(text, images, videos)
+        alone = processor(text=text, images=images, videos=videos)
         own = model.generate(**alone, do_sample=False, max_new_tokens=4)
         assert torch.equal(own[0, alone["input_ids"].shape[1] :], new[i])
     assert len(processor.batch_decode(new)) == 3
@@ -168,13 +168,13 @@ def test_save_and_load_through_auto_processor(make_processor: Factory, make_mode
     assert isinstance(again, LlavaMiniProcessor)
     assert (again.num_image_tokens, again.num_hd_image_tokens, again.high_resolution) == (4, 16, True)
     assert (again.image_token, again.video_token, again.chat_template) == ("<image>", "<video>", "{{ messages }}")
-    first, second = processor("<image> what", quadrants()), again("<image> what", quadrants())
+    first, second = (each(text="<image> what", images=quadrants()) for each in (processor, again))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_other_names_for_image_and_video(make_processor: Factory) -> None:
     processor = make_processor(image_token="here", video_token="there")
-    inputs = processor("what here there", plain(10), [[plain(20)]])
+    inputs = processor(text="what here there", images=plain(10), videos=[[plain(20)]])
     assert inputs["input_ids"].tolist() == [[5, 7, 7]] and reds(inputs["pixel_values"]) == [10, 20]
 
 
@@ -191,7 +191,7 @@ def test_chat_template(make_processor: Factory) -> None:
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is here"}]}]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
     assert prompt == "USER <image> what is here ASSISTANT"
-    assert processor(prompt, plain(10))["input_ids"].tolist() == [[10, IMAGE, IMAGE, 5, 6, 7, 11]]
+    assert processor(text=prompt, images=plain(10))["input_ids"].tolist() == [[10, IMAGE, IMAGE, 5, 6, 7, 11]]
 
 
 def test_chat_template_with_the_image_in_the_message(make_processor: Factory) -> None:
@@ -220,9 +220,9 @@ def test_chat_template_with_videos_of_a_batch(make_processor: Factory) -> None:
 
 def test_what_it_does_not_make(make_processor: Factory) -> None:
     with pytest.raises(UserError, match="return_tensors='np'"):
-        make_processor()("what", return_tensors="np")
+        make_processor()(text="what", return_tensors="np")
     with pytest.raises(UserError, match="audio="):
-        make_processor()("what", audio=[0.0])
+        make_processor()(text="what", audio=[0.0])
 
 
 @pytest.mark.parametrize(
@@ -236,26 +236,26 @@ def test_what_it_does_not_make(make_processor: Factory) -> None:
 )
 def test_counts_that_do_not_fit(make_processor: Factory, text: Any, images: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make_processor()(text, images)
+        make_processor()(text=text, images=images)
 
 
 def test_a_video_without_a_frame(make_processor: Factory) -> None:
     with pytest.raises(UserError, match="a video has no frame"):
-        make_processor()("<video>", videos=[np.zeros((0, SIZE, SIZE, 3), np.uint8)])
+        make_processor()(text="<video>", videos=[np.zeros((0, SIZE, SIZE, 3), np.uint8)])
     with pytest.raises(UserError, match="videos: the text has 1 <video>, 0 videos were given"):
-        make_processor()("<video>", videos=[[]])
+        make_processor()(text="<video>", videos=[[]])
 
 
 def test_paths_are_not_opened(make_processor: Factory) -> None:
     """Reading files and addresses is left to the caller, who knows which he trusts."""
     with pytest.raises(UserError, match="images: 'cat.png' is neither a PIL image nor an array"):
-        make_processor()("<image>", "cat.png")
+        make_processor()(text="<image>", images="cat.png")
     with pytest.raises(UserError, match="images: 'cat.png'"):
-        make_processor()("<image>", ["cat.png"])
+        make_processor()(text="<image>", images=["cat.png"])
     with pytest.raises(UserError, match="videos: 'cat.mp4' is not a list of videos"):
-        make_processor()("<video>", videos=["cat.mp4"])
+        make_processor()(text="<video>", videos=["cat.mp4"])
 
 
 def test_an_image_too_small_to_cut(make_processor: Factory) -> None:
     with pytest.raises(UserError, match="1x5 pixels"):
-        make_processor(high_resolution=True)("<image>", Image.new("RGB", (1, 5)))
+        make_processor(high_resolution=True)(text="<image>", images=Image.new("RGB", (1, 5)))

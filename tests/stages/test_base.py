@@ -64,7 +64,8 @@ def test_parts_with_a_rate_train_and_no_others(make_stage: Factory, make_batch: 
 
 
 def test_alignment_trains_the_projector_and_no_compressor(make_model: Factory, make_batch: Factory, fit: Factory):
-    model = make_model(num_fusion_layers=0)
+    plain = {"_target_": "llava_mini.models.compressors.none.NoCompressor"}
+    model = make_model(num_fusion_layers=0, compressor=plain)
     stage = AlignmentStage(model=model, learning_rates={"projector": 1e-3}, warmup_ratio=0.0)
     before = weights(stage)
     fit(stage, [make_batch(model, [1, 2])])
@@ -72,6 +73,9 @@ def test_alignment_trains_the_projector_and_no_compressor(make_model: Factory, m
     AlignmentStage(model=model, learning_rates={"projector": 1e-3, "language_model": 1e-3})
     with pytest.raises(UserError, match=r"learning_rates\.compressor: AlignmentStage trains any of projector, lang"):
         AlignmentStage(model=model, learning_rates={"projector": 1e-3, "compressor": 1e-3})
+    for changes in ({"num_fusion_layers": 1, "compressor": plain}, {"num_fusion_layers": 0}):
+        with pytest.raises(UserError, match="stage 1 is plain LLaVA"):
+            AlignmentStage(model=make_model(**changes), learning_rates={"projector": 1e-3})
 
 
 @pytest.mark.parametrize(

@@ -95,4 +95,4 @@ def test_progress_counts_what_was_skipped(fit: Callable, caplog: pytest.LogCaptu
 
 
 def test_peak_memory_is_in_bytes():
-    assert 50e6 < peak_memory_bytes() < 100e9
+    assert 50e6 < peak_memory_bytes(torch.device("cpu")) < 100e9

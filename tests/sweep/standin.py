@@ -38,6 +38,12 @@ def resolve(overrides: list[str]) -> dict[str, Any]:
         "fusion": {"num_layers": 4, "init": "copy"},
         "order": {"compress_before_projection": True},
         "trainer": {"max_steps": 450, "betas": [0.9, 0.99]},
+        "data": {
+            "folder": "data/world",
+            "world_seed": 0,
+            "sizes": {"train": 100, "test": SCENES},
+            "splits": {"train": "train", "test": "test"},
+        },
         "stage": {"note": "", "learning_rates": {"projector": 0.002}},
         "standin": {"act": "finish"},
         "run_dir": "runs/one",
@@ -85,6 +91,7 @@ def leave_result(folder: Path, config: dict[str, Any], code_version: str, accura
         "seconds": 61.5, "cpu_seconds": 60.0, "peak_memory_bytes": 600_000_000, "train_loss": 0.5,
         "mlflow_run_id": None,
     }  # fmt: skip
+    (folder / "config.yaml").write_text(json.dumps(config))  # which is YAML too
     (folder / "result.json.tmp").write_text(json.dumps(result))
     (folder / "result.json.tmp").replace(folder / "result.json")
 

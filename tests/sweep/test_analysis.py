@@ -10,6 +10,7 @@ import pytest
 from llava_mini.spool import Origin, Spool
 from llava_mini.sweep.analysis import analyse
 from llava_mini.sweep.grid import Run
+from llava_mini.sweep.report import compare
 
 SweepFolder = Callable[..., Path]
 
@@ -113,6 +114,73 @@ def test_a_result_without_predictions_is_a_failure(sweep_folder: SweepFolder) ->
     next(folder.glob("runs/query*")).joinpath("predictions_test.npz").write_bytes(b"cut")
     failed = analyse(folder).of_state("failed")
     assert [m.outcome.error for m in failed] == ["predictions_test.npz cannot be read (ValueError)"]
+
+
+def test_a_result_without_its_config_is_a_failure(sweep_folder: SweepFolder) -> None:
+    folder = sweep_folder()
+    next(folder.glob("runs/query*")).joinpath("config.yaml").write_text("data: [")
+    next(folder.glob("runs/none*")).joinpath("config.yaml").unlink()
+    failed = analyse(folder).of_state("failed")
+    assert [m.outcome.error for m in failed] == [
+        "config.yaml cannot be read (UserError)",
+        "config.yaml cannot be read (ParserError)",
+    ]
+
+
+def test_only_runs_of_one_test_set_are_compared(sweep_folder: SweepFolder) -> None:
+    analysis = analyse(sweep_folder("data.world_seed=0,1", "compressor.C=1,2", "seed=0,1"))
+    assert [(c.key, c.before, c.after, c.at) for c in analysis.changes] == [
+        ("C", "1", "2", "query N=4, world_seed=0"),
+        ("C", "1", "2", "query N=4, world_seed=1"),
+    ]
+    for configuration in analysis.configurations:
+        reference = analysis.reference_of(configuration)
+        assert reference is not None
+        assert reference.values == configuration.values
+        assert (configuration.difference is None) == configuration.reference
+    assert analysis.test_sets == 2
+    assert analysis.not_compared().endswith("only runs of the same one are compared with each other.")
+
+
+@pytest.mark.parametrize(
+    ("argument", "compared"),
+    [
+        ("data.sizes.train=100,200", True),
+        ("data.folder=a,b", True),
+        ("data.sizes.test=40,41", False),
+        ("data.splits.test=test,train", False),
+        ("data.world_seed=0,1", False),
+    ],
+)
+def test_a_test_set_is_its_world_name_and_size(sweep_folder: SweepFolder, argument: str, compared: bool) -> None:
+    analysis = analyse(sweep_folder(argument))
+    key = argument.partition("=")[0]
+    assert [change.key for change in analysis.changes] == [key, key] * compared
+    assert bool(analysis.not_compared()) != compared
+
+
+def test_a_seed_with_a_world_of_its_own_is_left_out_of_a_difference(sweep_folder: SweepFolder) -> None:
+    folder = sweep_folder("seed=0,1")
+    changed = next(folder.glob("runs/query*s1-*")) / "config.yaml"
+    changed.write_text(changed.read_text().replace('"world_seed": 0', '"world_seed": 5'))
+    query = next(c for c in analyse(folder).configurations if c.compressor == "query")
+    assert query.difference is not None
+    assert list(query.difference.by_seed) == [0]
+    assert sorted(query.by_seed) == [0, 1]
+
+
+def test_it_is_said_when_nothing_can_be_compared(sweep_folder: SweepFolder) -> None:
+    folder = sweep_folder("data.world_seed=0,1", interrupted=["query-C1-N4-world_seed=0-s0", "none-N0-world_seed=1-s0"])
+    analysis = analyse(folder)
+    assert len(analysis.configurations) == 2
+    assert analysis.changes == []
+    assert all(c.difference is None for c in analysis.configurations)
+    assert analysis.not_compared().endswith("so nothing is compared.")
+    lines: list[str] = []
+    page = compare(folder, lines.append).read_text()
+    assert analysis.not_compared() in lines
+    assert analysis.not_compared() in page
+    assert "2 different test sets" in page
 
 
 def test_nothing_finished(sweep_folder: SweepFolder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 from llava_mini.config import instantiate, resolve
 from llava_mini.errors import UserError
+from llava_mini.sweep.folder import outcome, run_folder
 from llava_mini.sweep.grid import expand
 from llava_mini.sweep.launcher import Launcher
 from llava_mini.sweep.provenance import code_version, git_commit
@@ -32,11 +34,15 @@ def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
         The exit status: 0 all finished, 1 some failed, 130 interrupted.
     """
     sweep_dir, own = split_folder(arguments)
-    runs = expand(own, lambda overrides: resolve(overrides, config_dirs))
-    configs = [resolve(run.overrides, config_dirs) for run in runs]
+    known = functools.cache(lambda overrides: resolve(list(overrides), config_dirs))
+    runs = expand(own, lambda overrides: known(tuple(overrides)))
+    configs = [known(tuple(run.overrides)) for run in runs]
     _check(configs)
     launcher: Launcher = instantiate(configs[0]["launcher"], "launcher")
-    share_features(configs)
+    version = code_version()
+    folders = [run_folder(sweep_dir, run, version) for run in runs]
+    states = [outcome(folder, run, version).state for folder, run in zip(folders, runs, strict=True)]
+    share_features([config for config, state in zip(configs, states, strict=True) if state != "finished"])
     tracking = configs[0]["tracking"]
     status = run_sweep(
         runs,
@@ -44,7 +50,7 @@ def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
         sweep_dir=sweep_dir,
         launcher=launcher,
         command=train_command(config_dirs),
-        code_version=code_version(),
+        code_version=version,
         commit=git_commit(),
         tracker_uri=tracking_uri(tracking["uri"]) if tracking["enabled"] else None,
         experiment=tracking["experiment"],
@@ -83,11 +89,15 @@ def train_command(config_dirs: tuple[str, ...]) -> list[str]:
 
 
 def share_features(configs: list[dict[str, Any]]) -> None:
-    """Compute the frozen vision tower's features once for all runs that read the same data with the same tower."""
+    """Compute the frozen vision tower's features once for all runs that read the same data with the same tower.
+
+    Args:
+        configs: of the runs that are not finished.
+    """
     shared: dict[str, list[dict[str, Any]]] = {}
     for config in configs:
         if config["data"]["cache_features"]:
-            shared.setdefault(json.dumps([config["data"], config["model"]], sort_keys=True), []).append(config)
+            shared.setdefault(features_of(config), []).append(config)
     if not shared:
         return
     from llava_mini.commands.train import assemble
@@ -97,6 +107,14 @@ def share_features(configs: list[dict[str, Any]]) -> None:
         stores = [reader.features for reader in readers if reader.features is not None]
         seconds = sum(store.seconds for store in stores)
         log.info(
-            "vision features of %d images: computed once in %.0f s and shared by %d runs, which saves %.0f s",
+            "vision features of %d images: computed once in %.1f s, shared by the %d runs to do, which saves %.1f s",
             sum(len(store) for store in stores), seconds, len(group), seconds * (len(group) - 1),
         )  # fmt: skip
+
+
+def features_of(config: dict[str, Any]) -> str:
+    """What the vision tower's features depend on: the pictures, how they are cut, the tower and its weights."""
+    data, model = config["data"], config["model"]
+    pictures = {key: data[key] for key in ("folder", "world_seed", "sizes", "splits", "high_resolution")}
+    tower = {key: model[key] for key in ("vision_config", "vision_feature_layer", "image_processor", "weights")}
+    return json.dumps([pictures, tower], sort_keys=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning import Trainer
 from lightning.pytorch.loggers import Logger
 
 from llava_mini import build
@@ -23,35 +22,12 @@ from llava_mini.files import write_json
 from llava_mini.lightning_logger import TrackerLogger
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.stages.base import PARTS, VLMStage
-from llava_mini.stages.callbacks import peak_memory_bytes
+from llava_mini.stages.callbacks import Clock, peak_memory_bytes
 from llava_mini.sweep.grid import config_hash
 from llava_mini.sweep.provenance import code_version, git_commit
 from llava_mini.tracking import Tracker, init_tracking
 
 log = logging.getLogger("llava_mini")
-
-
-@dataclass
-class Clock:
-    """Wall and CPU seconds of this process and its children, added up over the attempts of a resumed run."""
-
-    path: Path
-
-    def __post_init__(self) -> None:
-        self.before = json.loads(self.path.read_text()) if self.path.exists() else {"seconds": 0.0, "cpu_seconds": 0.0}
-        self.start, self.cpu_start = time.monotonic(), _cpu_seconds()
-
-    def read(self) -> dict[str, float]:
-        """Seconds so far."""
-        return {
-            "seconds": self.before["seconds"] + time.monotonic() - self.start,
-            "cpu_seconds": self.before["cpu_seconds"] + _cpu_seconds() - self.cpu_start,
-        }
-
-
-def _cpu_seconds() -> float:
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
 @dataclass
@@ -68,6 +44,7 @@ def assemble(config: dict[str, Any]) -> Run:
     """Build everything that a run needs; data and features are made when they are not there."""
     build.seed_run(config)
     tokenizer = build.build_tokenizer(config)
+    build.check_model(config)
     model = build.build_model(config, tokenizer)
     processor = build.build_processor(config, model, tokenizer)
     datamodule = build.build_datamodule(config, model, processor)
@@ -83,16 +60,20 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt from error
 
 
-def fit(run: Run, config: dict[str, Any], loggers: list[Logger]) -> None:
+def fit(run: Run, config: dict[str, Any], clock: Clock, loggers: list[Logger]) -> Trainer:
     """Train from the last checkpoint in the run's folder, or from the start.
+
+    Returns:
+        The trainer, with the last metrics.
 
     Raises:
         KeyboardInterrupt: when it was interrupted; Lightning has then ended in order.
     """
-    trainer = build.build_trainer(config, loggers)
+    trainer = build.build_trainer(config, clock, loggers)
     last = Path(config["run_dir"]) / "checkpoints" / "last.ckpt"
     with interruptible():
         trainer.fit(run.stage, run.datamodule, ckpt_path=str(last) if last.exists() else None)
+    return trainer
 
 
 def train(config: dict[str, Any]) -> Path:
@@ -108,34 +89,36 @@ def train(config: dict[str, Any]) -> Path:
     if claim(run_dir, config):
         log.info("%s is finished already: %s", run_dir, run_dir / "result.json")
         return run_dir
-    clock = Clock(run_dir / "clock.json")
+    clock = Clock()
     run = assemble(config)
+    identity = _identity(config)
     save(config, run_dir / "config.yaml")
+    write_json(run_dir / "code.json", {key: identity[key] for key in ("code_version", "commit")})
     log.info("%s", run.stage.parts_table())
     tracker = _tracker(config, run_dir)
     try:
-        fit(run, config, [TrackerLogger(tracker)] if tracker else [])
+        fit(run, config, clock, [TrackerLogger(tracker)] if tracker else [])
+        save_model(run.model, run.processor, run_dir / "model")
         result = {
             "status": "finished",
-            **_identity(config),
+            **identity,
             "params": {part: sum(p.numel() for p in run.model.get_submodule(part).parameters()) for part in PARTS},
             **measured(run.model, run.datamodule, run_dir),
-            **clock.read(),
-            "peak_memory_bytes": peak_memory_bytes(),
+            **_seconds(clock, run.stage.device.type),
+            "peak_memory_bytes": peak_memory_bytes(run.stage.device),
             "mlflow_run_id": tracker.run_id(wait=5.0) if tracker else None,
         }
-        save_model(run.model, run.processor, run_dir / "model")
         if tracker:
             tracker.log_metrics({key: result[key] for key in _TRACKED})
         write_json(run_dir / "result.json", result)
     except BaseException as error:
-        write_json(run_dir / "clock.json", clock.read())
         if tracker:
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     if tracker:
         tracker.finish()
-    log.info("accuracy val %.4f, test %.4f; %s", *result["accuracy"].values(), run_dir / "result.json")
+    shares = ", ".join(f"{split} {share:.4f}" for split, share in result["accuracy"].items())
+    log.info("accuracy %s; %s", shares, run_dir / "result.json")
     return run_dir
 
 
@@ -145,6 +128,8 @@ _TRACKED = (
     "prefill_flops",
     "seconds",
     "cpu_seconds",
+    "gpu_seconds",
+    "skipped",
     "peak_memory_bytes",
     "tokens",
     "n_fusion",
@@ -163,8 +148,16 @@ def claim(run_dir: Path, config: dict[str, Any]) -> bool:
             raise UserError(f"run_dir={run_dir} holds a run with another config; name another folder or delete it")
     elif run_dir.exists() and any(run_dir.glob("checkpoints/*.ckpt")):
         raise UserError(f"run_dir={run_dir} holds checkpoints and no config.yaml; name another folder")
-    result = run_dir / "result.json"
-    return result.exists() and json.loads(result.read_text())["code_version"] == code_version()
+    code = run_dir / "code.json"
+    if code.exists() and json.loads(code.read_text())["code_version"] != code_version():
+        raise UserError(f"run_dir={run_dir} was begun with other code; name another folder or delete it")
+    return (run_dir / "result.json").exists()
+
+
+def _seconds(clock: Clock, device: str) -> dict[str, float]:
+    """Wall and CPU seconds, and the seconds that a GPU was held."""
+    seconds = clock.read()
+    return {**seconds, "gpu_seconds": seconds["seconds"] if device == "cuda" else 0.0}
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,19 @@ from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProces
 
 
 def measured(model: LlavaMiniForConditionalGeneration, datamodule: VLMDataModule, run_dir: Path) -> dict[str, Any]:
-    """Accuracy on validation and (once) test, saved with every answer; tokens and FLOPs of one question."""
+    """Accuracy on validation and (once) test, saved with every answer; skipped samples; tokens and FLOPs of a question.
+
+    A run without a test split (`data.splits.test=null`, for tuning) is measured on validation only.
+    """
     accuracy, by_kind = {}, {}
-    for split, loader in (("val", datamodule.val_dataloader()), ("test", datamodule.test_dataloader())):
-        predictions = evaluate(model, loader)
+    skipped = {"train": skipped_in_training(run_dir / "history.jsonl")}
+    loaders = {"val": datamodule.val_dataloader, "test": datamodule.test_dataloader}
+    for split in (split for split in loaders if split in datamodule.readers):
+        bad: list[str] = []
+        predictions = evaluate(model, noting_skipped(loaders[split](), bad))
         predictions.save(run_dir / f"predictions_{split}.npz")
         accuracy[split], by_kind[split] = predictions.accuracy(), predictions.accuracy_by_kind()
+        skipped[split] = len(bad)
     question = one_question(
         next(batch for batch in datamodule.val_dataloader() if len(batch)), model.config.vision_config.image_size
     )
@@ -29,9 +38,22 @@ def measured(model: LlavaMiniForConditionalGeneration, datamodule: VLMDataModule
     return {
         "accuracy": accuracy,
         "accuracy_by_kind": by_kind,
+        "skipped": skipped,
         "tokens": placeholders // max(int(question.num_frames), 1),
         "prefill_flops": prefill_flops(model, question.to(model.device)),
     }
+
+
+def noting_skipped(batches: Iterable[VLMBatch], bad: list[str]) -> Iterator[VLMBatch]:
+    """The batches as they come; what each could not read is added to `bad`."""
+    for batch in batches:
+        bad += batch.skipped
+        yield batch
+
+
+def skipped_in_training(history: Path) -> int:
+    """Samples that training passed over, each time it came to one."""
+    return sum(len(json.loads(line)["skipped"]) for line in history.read_text().splitlines())
 
 
 def one_question(batch: VLMBatch, image_size: int) -> VLMBatch:

@@ -20,16 +20,15 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig
 
 from llava_mini import build
-from llava_mini.commands.train import Clock, assemble, claim, fit, interruptible
+from llava_mini.commands.train import assemble, claim, fit, interruptible
 from llava_mini.config import instantiate, resolve, save
 from llava_mini.data.toyworld.targets import TARGET_CLASSES
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.data.toyworld.vision import Scenes
-from llava_mini.evaluate.accuracy import evaluate
 from llava_mini.models.vision_tower import build_vision_tower
-from llava_mini.stages.callbacks import Progress
+from llava_mini.stages.callbacks import Clock, Progress
 from llava_mini.sweep.grid import UNHASHED
-from llava_mini.sweep.provenance import code_version
+from llava_mini.sweep.provenance import code_version, git_commit
 
 log = logging.getLogger("llava_mini")
 
@@ -60,7 +59,7 @@ def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> 
 def train_vision(config: dict[str, Any], folder: Path) -> None:
     """Stage 0: supervise every patch of the vision tower, write it to `folder`."""
     build.seed_run(config)
-    clock = Clock(folder / "clock.json")
+    clock = Clock()
     spec, world = config["model"], config["world"]
     vision_fields = {key: value for key, value in spec["vision_config"].items() if key != "model_type"}
     tower = build_vision_tower(CLIPVisionConfig(**vision_fields))
@@ -96,14 +95,14 @@ def train_language(config: dict[str, Any], folder: Path) -> None:
     run_dir = Path(config["run_dir"])
     claim(run_dir, config)
     save(config, run_dir / "config.yaml")
-    clock = Clock(folder / "clock.json")
+    clock = Clock()
     run = assemble(config)
     log.info("%s", run.stage.parts_table())
-    fit(run, config, [])
+    trainer = fit(run, config, clock, [])
     trained = {name for name, p in run.model.named_parameters() if p.requires_grad}
-    captions = evaluate(run.model, run.datamodule.val_dataloader())
     tensors = {name: tensor for name, tensor in run.model.state_dict().items() if name in trained}
-    write_checkpoint(folder, tensors, config, {"val/captions_word_for_word": captions.accuracy(), **clock.read()})
+    losses = {name: float(trainer.callback_metrics[name]) for name in ("train/loss", "val/loss")}
+    write_checkpoint(folder, tensors, config, {**losses, **clock.read()})
     shutil.rmtree(run_dir / "checkpoints")
     (run_dir / "config.yaml").unlink()
 
@@ -119,6 +118,7 @@ def write_checkpoint(folder: Path, tensors: dict[str, Tensor], config: dict[str,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "bytes": path.stat().st_size,
         "code_version": code_version(),
+        "commit": git_commit(),
     }
     (folder / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
     log.info("%s: %d bytes, %s", path, recipe["bytes"], metrics)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs
 
 from llava_mini.errors import UserError
 from llava_mini.views import ImageTransform
@@ -33,7 +35,8 @@ class LlavaMiniProcessor(ProcessorMixin):
         num_image_tokens: K, compressed tokens of a frame (`model.tokens_per_frame()`).
         num_hd_image_tokens: K of a frame with five views (`model.tokens_per_frame(5)`).
         high_resolution: Cut every image 2x2: five views. Frames of a video always have one view.
-        image_token: The placeholder.
+        image_token: The placeholder; in a text it stands for one image.
+        video_token: In a text it stands for all frames of one video; the tokenizer need not know it.
         chat_template: A Jinja template for `apply_chat_template`.
     """
 
@@ -57,70 +60,116 @@ class LlavaMiniProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        text: str | Sequence[str],
         images: Frame | Sequence[Any] | None = None,
+        text: str | Sequence[str] | None = None,
         videos: Sequence[Any] | None = None,
         audio: None = None,
+        *,
+        padding: bool | str = True,
+        truncation: bool | str = False,
+        max_length: int | None = None,
         padding_side: str = "left",
-        return_tensors: str = "pt",
         add_special_tokens: bool = True,
+        return_tensors: str = "pt",
+        **kwargs: Any,
     ) -> BatchFeature:
-        """A batch for `generate` or the model.
+        """A batch for `generate` or the model; arguments and their order are those of transformers' processors.
 
         Args:
-            text: One prompt or B prompts; each `<image>` takes the next image, each `<video>` the next video.
             images: An image, or images of the whole batch in order (lists of lists are read in order too).
+            text: One prompt or B prompts; each `<image>` takes the next image, each `<video>` the next video.
             videos: Videos of the whole batch in order, each a sequence of frames (lists of videos are read in order
                 too).
-            audio: None; `apply_chat_template` passes it on.
+            audio: None; transformers passes it on.
+            padding: As the tokenizer takes it: True to the longest, "max_length" to `max_length`, False not at all.
+            truncation: As the tokenizer takes it; placeholders must stay, so a text is cut behind its images.
+            max_length: Tokens of a row, placeholders counted.
             padding_side: "left" for generation, "right" for training.
-            return_tensors: "pt"; the model reads nothing else.
             add_special_tokens: Whether the tokenizer puts its own before the text; not where a chat template has them.
+            return_tensors: "pt"; the model reads nothing else.
+            **kwargs: As every processor of transformers takes them: `text_kwargs` for the tokenizer and
+                `images_kwargs` for the image processor, which frames go through too, or their keys themselves; the
+                two dictionaries go before the keywords above. Others are ignored with a warning.
 
         Returns:
             input_ids and attention_mask [B, T]; with images or videos also pixel_values [F, V, 3, H, W], num_frames [B]
             and, where their views differ, num_views [F].
 
         Raises:
-            UserError: when the text names another number of images or videos than given, a video has no frame, or
-                audio or other tensors than torch's are wanted.
+            UserError: when there is no text, it names another number of images or videos than given, a video has no
+                frame, placeholders are cut off, or audio or other tensors than torch's are wanted.
         """
-        if audio is not None or return_tensors != "pt":
-            raise UserError(f"processor: audio={audio!r} must be None and return_tensors={return_tensors!r} 'pt'")
-        texts = [text] if isinstance(text, str) else list(text)
-        image_list, video_list = _flat_images(images), _flat_videos(videos)
+        named = {"padding": padding, "truncation": truncation, "max_length": max_length, "padding_side": padding_side}
+        named |= {"add_special_tokens": add_special_tokens, "return_tensors": return_tensors}
+        for_text, for_images = self._kwargs(named, kwargs)
+        if audio is not None or for_text["return_tensors"] != "pt":
+            tensors = for_text["return_tensors"]
+            raise UserError(f"processor: audio={audio!r} must be None and return_tensors={tensors!r} 'pt'")
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in texts):
+            raise UserError(f"processor: text is {text!r}; allowed are a string and a list of strings, as text=...")
+        prompts, frames, num_frames = self._expanded(texts, _flat_images(images), _flat_videos(videos), for_images)
+        encoded = self.tokenizer(prompts, **for_text)
+        self._check_placeholders(prompts, encoded["input_ids"], for_text["max_length"])
+        return BatchFeature({**encoded, **(stack_frames(frames, num_frames) if frames else {})})
+
+    def _kwargs(self, named: dict[str, Any], others: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Keywords for the tokenizer and for the image processor, told apart as transformers tells them apart."""
+        nested = {**others.get("common_kwargs", {}), **others.get("text_kwargs", {})}
+        flat = {key: value for key, value in named.items() if key not in nested}
+        merged = self._merge_kwargs(ProcessingKwargs, **flat, **others)
+        for_images = {key: value for key, value in merged["images_kwargs"].items() if key != "return_tensors"}
+        return {"return_token_type_ids": False, **named, **merged["text_kwargs"]}, for_images
+
+    def _expanded(
+        self, texts: Sequence[str], images: list[Frame], videos: list[Sequence[Frame]], for_images: dict[str, Any]
+    ) -> tuple[list[str], list[Tensor], list[int]]:
+        """Texts with their placeholders, all frames [V, 3, H, W] in order of appearance, and how many a text has."""
         marks = re.compile(f"({re.escape(self.image_token)}|{re.escape(self.video_token)})")
         found = [part for prompt in texts for part in marks.findall(prompt)]
-        for token, given, name in ((self.image_token, image_list, "images"), (self.video_token, video_list, "videos")):
+        for token, given, name in ((self.image_token, images, "images"), (self.video_token, videos, "videos")):
             if found.count(token) != len(given):
                 raise UserError(f"{name}: the text has {found.count(token)} {token}, {len(given)} {name} were given")
         frames: list[Tensor] = []
         num_frames, prompts = [], []
-        rest = {self.image_token: iter(image_list), self.video_token: iter(video_list)}
+        rest = {self.image_token: iter(images), self.video_token: iter(videos)}
         for prompt in texts:
             first, pieces = len(frames), []
             for piece in marks.split(prompt):
                 if piece in rest:
-                    new = self._frames(next(rest[piece]), is_video=piece == self.video_token)
+                    new = self._frames(next(rest[piece]), piece == self.video_token, for_images)
                     frames += new
                     piece = self.image_token * sum(self.tokens_of(len(frame)) for frame in new)
                 pieces.append(piece)
             num_frames.append(len(frames) - first)
             prompts.append("".join(pieces))
-        encoded = self.tokenizer(
-            prompts, padding=True, padding_side=padding_side, return_tensors="pt", add_special_tokens=add_special_tokens
-        )
-        data = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
-        return BatchFeature({**data, **(stack_frames(frames, num_frames) if frames else {})})
+        return prompts, frames, num_frames
+
+    def _check_placeholders(self, prompts: list[str], input_ids: Tensor, max_length: int | None) -> None:
+        """A frame with some of its placeholders cut off would be read as another frame."""
+        image_token_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
+        for prompt, ids in zip(prompts, input_ids, strict=True):
+            kept, needed = int((ids == image_token_id).sum()), prompt.count(self.image_token)
+            if kept < needed:
+                raise UserError(
+                    f"max_length={max_length}: a text keeps {kept} of the {needed} placeholders of its images"
+                )
 
     def tokens_of(self, views: int) -> int:
         """Placeholders of a frame with so many views."""
         return self.num_image_tokens if views == 1 else self.num_hd_image_tokens
 
-    def views(self, image: Frame, high_resolution: bool) -> Tensor:
-        """One frame as the vision tower reads it: [1, 3, H, W], or [5, 3, H, W] (crops row by row, then the whole)."""
+    def views(self, image: Frame, high_resolution: bool, **images_kwargs: Any) -> Tensor:
+        """One frame as the vision tower reads it: [1, 3, H, W], or [5, 3, H, W] (crops row by row, then the whole).
+
+        Args:
+            image: The frame.
+            high_resolution: Whether to cut it.
+            **images_kwargs: For the image processor.
+        """
         picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        return ImageTransform(self.image_processor, hd=high_resolution)(picture.convert("RGB"))
+        transform = ImageTransform(partial(self.image_processor, **images_kwargs), hd=high_resolution)
+        return transform(picture.convert("RGB"))
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         """The tokenizer's `batch_decode`."""
@@ -130,12 +179,12 @@ class LlavaMiniProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "pixel_values", "num_frames", "num_views"]
 
-    def _frames(self, item: Any, is_video: bool) -> list[Tensor]:
+    def _frames(self, item: Any, is_video: bool, for_images: dict[str, Any]) -> list[Tensor]:
         if not is_video:
-            return [self.views(item, self.high_resolution)]
+            return [self.views(item, self.high_resolution, **for_images)]
         if len(item) == 0:
             raise UserError("videos: a video has no frame, at least one is needed")
-        return [self.views(frame, high_resolution=False) for frame in item]
+        return [self.views(frame, False, **for_images) for frame in item]
 
 
 def stack_frames(frames: list[Tensor], num_frames: list[int]) -> dict[str, Tensor]:

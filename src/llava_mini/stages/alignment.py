@@ -4,11 +4,22 @@ Its model is built with compressor `none` and N_fusion 0, so that neither takes 
 language model is pre-trained, the language model gets a learning rate too.
 """
 
+from llava_mini.errors import UserError
+from llava_mini.models.compressors.none import NoCompressor
 from llava_mini.stages.base import VLMStage
 
 
 class AlignmentStage(VLMStage):
-    """Stage 1: the projector, and the language model where it has a learning rate."""
+    """Stage 1: the projector, and the language model where it has a learning rate.
+
+    Raises:
+        UserError: for a model with compression or pre-fusion, whose untrained parts would stand in the way.
+    """
+
+    def _freeze(self) -> None:
+        super()._freeze()
+        if self.model.config.num_fusion_layers or not isinstance(self.model.compressor, NoCompressor):
+            raise UserError("stage 1 is plain LLaVA: allowed are compressor=none and fusion.num_layers=0")
 
     @property
     def trainable_parts(self) -> tuple[str, ...]:

@@ -22,7 +22,9 @@ log = logging.getLogger("llava_mini")
 
 
 class History(Callback):
-    """Appends {"step", "loss", "keys"} to a JSONL file after every batch; a resumed run drops what it will do again.
+    """Appends {"step", "loss", "keys", "skipped"} to a JSONL file after every batch.
+
+    A resumed run drops the lines of what it will do again.
 
     The loss of a batch without a usable sample is null.
 
@@ -45,7 +47,36 @@ class History(Callback):
         step = trainer.global_step - int(not trainer.fit_loop.epoch_loop._should_accumulate())
         loss = batch_loss(trainer, outputs)
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "loss": loss, "keys": batch.keys}) + "\n")
+            file.write(json.dumps({"step": step, "loss": loss, "keys": batch.keys, "skipped": batch.skipped}) + "\n")
+
+
+class Clock(Callback):
+    """Wall and CPU seconds of a run, over all its attempts; what a kill undid since the last checkpoint is not counted.
+
+    CPU seconds are those of this process and its children since it was made.
+    """
+
+    def __init__(self) -> None:
+        self.before = {"seconds": 0.0, "cpu_seconds": 0.0}
+        self.start, self.cpu_start = time.monotonic(), _cpu_seconds()
+
+    def read(self) -> dict[str, float]:
+        """Seconds so far."""
+        return {
+            "seconds": self.before["seconds"] + time.monotonic() - self.start,
+            "cpu_seconds": self.before["cpu_seconds"] + _cpu_seconds() - self.cpu_start,
+        }
+
+    def state_dict(self) -> dict[str, float]:
+        return self.read()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.before = dict(state_dict)
+
+
+def _cpu_seconds() -> float:
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
 class Progress(Callback):
@@ -73,14 +104,14 @@ class Progress(Callback):
             return
         rate = self.samples / max(now - self.last, 1e-9)
         pl_module.log("samples_per_s", rate, prog_bar=True)
-        pl_module.log("memory_gb", peak_memory_bytes() / 1e9, prog_bar=True)
+        pl_module.log("memory_gb", peak_memory_bytes(pl_module.device) / 1e9, prog_bar=True)
         if not sys.stderr.isatty():
             loss = batch_loss(trainer, outputs)
             skipped = f", {self.skipped} skipped" if self.skipped else ""
             log.info(
                 "step %d of %d: loss %s, %.1f samples/s, %.2f GB%s",
                 trainer.global_step, trainer.max_steps, "none" if loss is None else f"{loss:.4f}", rate,
-                peak_memory_bytes() / 1e9, skipped,
+                peak_memory_bytes(pl_module.device) / 1e9, skipped,
             )  # fmt: skip
         self.last, self.samples = now, 0
 
@@ -90,8 +121,8 @@ def batch_loss(trainer: Trainer, outputs: Any) -> float | None:
     return float(outputs["loss"]) * trainer.accumulate_grad_batches if outputs else None
 
 
-def peak_memory_bytes() -> int:
-    """Peak of this process: the allocator's on a GPU, resident memory on a CPU."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak of this process on `device`: the allocator's on a GPU, resident memory on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

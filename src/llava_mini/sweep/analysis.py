@@ -1,7 +1,8 @@
 """What a sweep shows: its runs, the configurations they repeat over seeds, and what each single change brings.
 
 Only finished runs whose predictions can be read count; the others are named. Every configuration is compared with the
-uncompressed reference of its own setting, and with those that differ from it in one value only.
+uncompressed reference of its own setting, and with those that differ from it in one value only; both only over seeds
+for which the two were tested on the same data.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from yaml import YAMLError
 
+from llava_mini.config import load
 from llava_mini.errors import UserError
 from llava_mini.spool import Spool
 from llava_mini.sweep.folder import Outcome, State, Sweep, outcome, read_sweep, run_folder
@@ -25,12 +28,19 @@ from llava_mini.sweep.statistics import Bootstrap, Difference, Interval, Predict
 
 @dataclass(frozen=True)
 class Measured:
-    """A run and what came of it; `accuracy` and `predictions` (both of the test split) when it is finished."""
+    """A run and what came of it.
+
+    Attributes:
+        run, folder, outcome: what was asked for, where, how it stands.
+        predictions, accuracy: of the test split, when the run is finished.
+        test_set: names the test split's questions; equal for runs that can be compared in pairs.
+    """
 
     run: Run
     folder: Path
     outcome: Outcome
     predictions: Predictions | None = None
+    test_set: str = ""
     accuracy: Interval | None = None
 
     def row(self) -> dict[str, Any]:
@@ -72,6 +82,7 @@ class Configuration:
         tokens: compressed tokens of a frame.
         wanted: the seeds that were asked for.
         columns: for every finished seed the run's column in the bootstrap.
+        test_sets: for every finished seed what the run was tested on.
         accuracy: mean over seeds.
         by_seed: accuracy of each seed.
         by_kind: mean over seeds for each kind of question.
@@ -89,6 +100,7 @@ class Configuration:
     tokens: int
     wanted: list[int]
     columns: dict[int, int]
+    test_sets: dict[int, str]
     accuracy: Interval
     by_seed: dict[int, float]
     by_kind: dict[str, Interval]
@@ -106,6 +118,14 @@ class Configuration:
     def series(self) -> str:
         """The label without C: configurations of one series are joined in the plots."""
         return _label({**self.attributes(), "C": None})
+
+    def less(self, other: Configuration, bootstrap: Bootstrap) -> Difference | None:
+        """Accuracy less another's over common seeds of one test set; None without any."""
+        same = {seed: column for seed, column in self.columns.items() if self._shares(seed, other)}
+        return bootstrap.difference(same, other.columns)
+
+    def _shares(self, seed: int, other: Configuration) -> bool:
+        return self.test_sets[seed] == other.test_sets.get(seed)
 
     def attributes(self) -> dict[str, Any]:
         """All that distinguishes it from the others of its sweep."""
@@ -133,7 +153,8 @@ class Analysis:
         configurations: the most accurate first.
         changes: see `Change`.
         kinds: of questions.
-        questions, scenes: how many the test split has.
+        questions, scenes: how many the test split has; of the first run where runs differ in that.
+        test_sets: how many different ones the runs were tested on; runs of different ones are not compared.
     """
 
     sweep: Sweep
@@ -143,6 +164,7 @@ class Analysis:
     kinds: list[str] = field(default_factory=list)
     questions: int = 0
     scenes: int = 0
+    test_sets: int = 0
 
     def of_state(self, state: State) -> list[Measured]:
         """The runs that are finished, failed or interrupted."""
@@ -151,6 +173,15 @@ class Analysis:
     def reference_of(self, configuration: Configuration) -> Configuration | None:
         """The reference of the same setting, if it is finished."""
         return _reference(configuration.setting, self.configurations)
+
+    def not_compared(self) -> str:
+        """One sentence on what is not compared because it was tested on other questions; empty when all is."""
+        if self.test_sets < 2:
+            return ""
+        text = f"The runs were tested on {self.test_sets} different test sets; "
+        if self.changes or any(configuration.difference for configuration in self.configurations):
+            return text + "only runs of the same one are compared with each other."
+        return text + "no two configurations share one and a seed, so nothing is compared."
 
 
 def analyse(sweep_dir: Path) -> Analysis:
@@ -173,7 +204,8 @@ def analyse(sweep_dir: Path) -> Analysis:
     finished = [runs[index] for index in predictions]
     made = _with_differences(_configurations(finished, sweep, bootstrap, by_kind), bootstrap)
     changes = [] if len(made) < 2 else list(_changes(made, bootstrap))
-    return Analysis(sweep, runs, made, changes, kinds, len(test[0].key), len(np.unique(test[0].key)))
+    test_sets = len({measured.test_set for measured in finished})
+    return Analysis(sweep, runs, made, changes, kinds, len(test[0].key), len(np.unique(test[0].key)), test_sets)
 
 
 def _read(sweep_dir: Path, run: Run, code_version: str) -> Measured:
@@ -182,9 +214,26 @@ def _read(sweep_dir: Path, run: Run, code_version: str) -> Measured:
     if state.result is None:
         return Measured(run, folder, state)
     try:
-        return Measured(run, folder, state, Predictions.load(folder / "predictions_test.npz"))
+        predictions = Predictions.load(folder / "predictions_test.npz")
+        test_set = _test_set(folder / "config.yaml")
+        # Keys number the scenes of a world: in another one they stand for other scenes.
+        return Measured(run, folder, state, replace(predictions, key=np.char.add(test_set, predictions.key)), test_set)
     except UserError as error:
         return Measured(run, folder, Outcome("failed", error=str(error)))
+
+
+def _test_set(path: Path) -> str:
+    """What decides the questions of the test split, in a run's config; where the data lie does not.
+
+    Raises:
+        UserError: when the config cannot be read.
+    """
+    try:
+        data = load(path)["data"]
+        name = data["splits"]["test"]
+        return f"world_seed={data['world_seed']}/{name}={data['sizes'][name]}/"
+    except (UserError, YAMLError, KeyError, TypeError) as error:
+        raise UserError(f"{path.name} cannot be read ({type(error).__name__})") from error
 
 
 def _identity(run: Run) -> str:
@@ -216,6 +265,7 @@ def _configurations(
                 tokens=results[0]["tokens"],
                 wanted=wanted[identity],
                 columns=by_seed,
+                test_sets={seed: finished[column].test_set for seed, column in by_seed.items()},
                 accuracy=bootstrap.mean(by_seed),
                 by_seed={seed: bootstrap.run(column).value for seed, column in by_seed.items()},
                 by_kind={kind: of_kind.mean(by_seed) for kind, of_kind in by_kind.items()},
@@ -234,8 +284,7 @@ def _with_differences(configurations: list[Configuration], bootstrap: Bootstrap)
     for configuration in configurations:
         reference = _reference(configuration.setting, configurations)
         if reference is not None and reference is not configuration:
-            difference = bootstrap.difference(configuration.columns, reference.columns)
-            configuration = replace(configuration, difference=difference)
+            configuration = replace(configuration, difference=configuration.less(reference, bootstrap))
         compared.append(configuration)
     return compared
 
@@ -254,7 +303,7 @@ def _changes(configurations: Sequence[Configuration], bootstrap: Bootstrap) -> I
         for at, group in sorted(groups.items()):
             nothing = [c for c in configurations if key == "C" and _passes_nothing_on(c, group[0])]
             for before, after in _pairs(key, group, nothing):
-                difference = bootstrap.difference(after.columns, before.columns)
+                difference = after.less(before, bootstrap)
                 if difference is not None:
                     yield Change(key, _shown(before, key), _shown(after, key), at, difference)
 

@@ -19,7 +19,7 @@ from llava_mini.errors import UserError
 Resolve = Callable[[list[str]], dict[str, Any]]
 
 # What stands in none of these keys changes no result.
-UNHASHED = ("run_dir", "tracking", "paths", "launcher")
+UNHASHED = ("run_dir", "tracking", "launcher")
 # What the reference has a fixed value for, or no use for.
 _STRUCTURE = ("compressor", "fusion", "order")
 _REFERENCE = ("compressor=none", "fusion.num_layers=0")
@@ -62,18 +62,17 @@ def expand(arguments: Sequence[str], resolve: Resolve) -> list[Run]:
 
     Args:
         arguments: `key=value` or `key=value,value,...`; commas within brackets or quotes belong to the value.
-        resolve: gives the resolved config for a list of overrides, or raises UserError.
+        resolve: gives the resolved config for a list of overrides, or raises UserError; it is asked for the same
+            ones many times.
 
     Raises:
         UserError: for an argument that cannot be read, or what `resolve` raises.
     """
     choices = parse(arguments)
     varied = [key for key, values in choices.items() if len(values) > 1]
-    resolved = _Resolved(resolve)
     runs: dict[str, Run] = {}
-    for overrides, reference in _combinations(choices, resolved):
-        config = resolved(overrides)
-        run = _make_run(overrides, config, varied, reference)
+    for overrides, reference in _combinations(choices, resolve):
+        run = _make_run(overrides, resolve(overrides), varied, reference)
         runs.setdefault(run.config_hash, run)
     return list(runs.values())
 
@@ -87,7 +86,7 @@ def parse(arguments: Sequence[str]) -> dict[str, list[str]]:
     choices: dict[str, list[str]] = {}
     for argument in arguments:
         key, equals, text = argument.partition("=")
-        if not equals or not re.fullmatch(r"\+{0,2}[A-Za-z_][\w@./-]*", key):
+        if not equals or not re.fullmatch(r"[A-Za-z_][\w@./-]*", key):
             raise UserError(f"{argument!r}: a sweep takes key=value or key=value,value,...")
         if key in choices:
             raise UserError(f"{argument!r}: {key} is given twice; write its values as {key}=value,value")
@@ -110,45 +109,31 @@ def quote(text: str) -> str:
     return f"'{escaped}'"
 
 
-class _Resolved:
-    """`resolve`, called once for each list of overrides."""
-
-    def __init__(self, resolve: Resolve) -> None:
-        self._resolve = resolve
-        self._known: dict[tuple[str, ...], dict[str, Any]] = {}
-
-    def __call__(self, overrides: Sequence[str]) -> dict[str, Any]:
-        key = tuple(overrides)
-        if key not in self._known:
-            self._known[key] = self._resolve(list(key))
-        return self._known[key]
-
-
-def _combinations(choices: Mapping[str, list[str]], resolved: _Resolved) -> Iterator[tuple[list[str], bool]]:
+def _combinations(choices: Mapping[str, list[str]], resolve: Resolve) -> Iterator[tuple[list[str], bool]]:
     """Overrides of every run and whether it is the reference, which comes first for each seed and setting."""
     keys = sorted(choices, key=lambda key: key != "seed")  # seeds are the outermost loop
-    optional = _compressor_keys(choices, resolved)
+    optional = _compressor_keys(choices, resolve)
     for values in itertools.product(*(choices[key] for key in keys)):
         overrides = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
         yield [*(item for item in overrides if _room(item) not in _STRUCTURE), *_REFERENCE], True
         own = [item for item in overrides if item.startswith("compressor.")]
         choosing = [item for item in overrides if item not in own and not item.startswith("seed=")]
-        dropped = optional - set(resolved(choosing)["compressor"]) if own else set()
+        dropped = optional - set(resolve(choosing)["compressor"]) if own else set()
         yield [item for item in overrides if item not in own or _name(item) not in dropped], False
 
 
-def _compressor_keys(choices: Mapping[str, list[str]], resolved: _Resolved) -> set[str]:
+def _compressor_keys(choices: Mapping[str, list[str]], resolve: Resolve) -> set[str]:
     """Keys that some compressor of the sweep has; one that no compressor has is a mistake to be reported."""
     keys = {"C"}
     if "compressor" in choices:
         for name in choices["compressor"]:
-            keys |= set(resolved([f"compressor={name}"])["compressor"])
+            keys |= set(resolve([f"compressor={name}"])["compressor"])
     return keys
 
 
 def _room(override: str) -> str:
-    """`+fusion.init=copy` -> `fusion`."""
-    return re.split(r"[.@=]", override.lstrip("+"), maxsplit=1)[0]
+    """`fusion.init=copy` -> `fusion`."""
+    return re.split(r"[.@=]", override, maxsplit=1)[0]
 
 
 def _name(override: str) -> str:
@@ -164,7 +149,7 @@ def _make_run(overrides: list[str], config: dict[str, Any], varied: Iterable[str
     compressor, c = _compressor_name(given, config), config["compressor"].get("C")
     n_fusion = config["fusion"]["num_layers"]
     known = ("compressor", "compressor.C", "fusion.num_layers", "seed")
-    values = {key.lstrip("+"): _value(key, given, config) for key in varied if key not in known}
+    values = {key: _value(key, given, config) for key in varied if key not in known}
     parts = [compressor, *([f"C{c}"] if c is not None else []), f"N{n_fusion}"]
     parts += [f"{key.rpartition('.')[2]}={value}" for key, value in values.items() if value is not None]
     label = re.sub(r"[^\w.=+-]+", "_", "-".join([*parts, f"s{seed}"]))[:100]
@@ -181,7 +166,7 @@ def _value(key: str, given: Mapping[str, str], config: Mapping[str, Any]) -> Any
     if key not in given:
         return None
     node: Any = config
-    for part in key.lstrip("+").split("."):
+    for part in key.split("."):
         if not isinstance(node, Mapping) or part not in node:
             return given[key]
         node = node[part]

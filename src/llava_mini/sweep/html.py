@@ -73,14 +73,17 @@ def _header(name: str, analysis: Analysis) -> str:
     seeds = sorted({run.run.seed for run in analysis.of_state("finished")})
     if seeds:
         facts.append(f"{len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))})")
-        facts.append(f"{analysis.questions} test questions about {analysis.scenes} scenes")
+        if analysis.test_sets == 1:
+            facts.append(f"{analysis.questions} test questions about {analysis.scenes} scenes")
+        else:
+            facts.append(f"{analysis.test_sets} different test sets")
     facts.append(analysis.sweep.started[:16].replace("T", " "))
     first, *others = headline(analysis)
     return (
         f'<header><p class="lab">LLaVA-Mini Lab · sweep</p><h1>{escape(name)}</h1>'
         f'<p class="facts">{escape(" · ".join(facts))}</p></header>\n'
         f'<section class="headline"><p class="first">{escape(first)}</p>'
-        + "".join(f"<p>{escape(sentence)}</p>" for sentence in others)
+        + "".join(f"<p>{escape(sentence)}</p>" for sentence in [*others, analysis.not_compared()] if sentence)
         + "</section>"
     )
 

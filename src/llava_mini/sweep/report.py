@@ -40,7 +40,8 @@ def compare(sweep_dir: Path, say: Say = print_now) -> Path:
     pictures = draw_all(analysis, sweep_dir) if analysis.configurations else {}
     report = sweep_dir / "report.html"
     write_text(report, page(sweep_dir.resolve().name, analysis, pictures))
-    for line in [*_table(analysis), *_not_finished(analysis), "", *headline(analysis), "", str(report)]:
+    notes = [note for note in [*_not_finished(analysis), analysis.not_compared()] if note]
+    for line in [*_table(analysis), *notes, "", *headline(analysis), "", str(report)]:
         say(line)
     return report
 

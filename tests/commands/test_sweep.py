@@ -1,0 +1,167 @@
+"""A real sweep of two short runs, from the command line to its report and its MLflow runs; and what it shares."""
+
+import copy
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from llava_mini.cli import main
+from llava_mini.commands.sweep import DEFAULT_FOLDER, features_of, share_features, split_folder
+from llava_mini.config import resolve
+from llava_mini.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+KINDS = {"color", "shape", "digit", "count", "exist", "where"}
+
+
+class Swept:
+    """What `llava-mini sweep` was given, said and left."""
+
+    def __init__(self, folder: Path, arguments: list[str], process: subprocess.CompletedProcess) -> None:
+        self.folder, self.arguments, self.process = folder, arguments, process
+        self.lines = process.stdout.splitlines()
+
+    def runs(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads((self.folder / "results.json").read_text())
+        return rows
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """MLFLOW_TRACKING_URI of all tests here: an SQLite file that is not there yet."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        yield uri
+
+
+@pytest.fixture(scope="module")
+def swept(llava_mini: Callable[..., Any], database: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """The reference and query C=1, in a world of their own."""
+    folder = tmp_path_factory.mktemp("sweeps") / "small"
+    world = tmp_path_factory.mktemp("world") / "toyworld"
+    arguments = ["experiment=smoke", "compressor.C=1", f"data.folder={world}", f"sweep_dir={folder}"]
+    return Swept(folder, arguments, llava_mini("sweep", *arguments))
+
+
+@pytest.fixture(scope="module")
+def tracked(swept: Swept, database: str) -> list[Run]:
+    """All MLflow runs, the parent first."""
+    client = MlflowClient(database)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return sorted(client.search_runs(experiments), key=lambda run: "mlflow.parentRunId" in run.data.tags)
+
+
+def test_both_runs_finish_and_the_report_is_the_last_line(swept: Swept) -> None:
+    assert swept.process.returncode == 0, swept.process.stdout + swept.process.stderr
+    report = Path(swept.lines[-1])
+    assert report.resolve() == (swept.folder / "report.html").resolve()
+    html = report.read_text()
+    assert "query C=1, N=4" in html and 'src="data:image/png' in html and "2 of 2 runs finished" in html
+    for name in ("accuracy_vs_tokens.png", "accuracy_vs_flops.png", "accuracy_by_kind.png", "results.csv"):
+        assert (swept.folder / name).stat().st_size > 0
+
+
+def test_results_hold_what_was_varied_and_measured(swept: Swept) -> None:
+    reference, query = swept.runs()
+    assert [reference[key] for key in ("compressor", "compressor.C", "tokens", "n_fusion")] == ["none", None, 64, 0]
+    assert [query[key] for key in ("compressor", "compressor.C", "tokens", "n_fusion")] == ["query", 1, 1, 4]
+    for row in (reference, query):
+        assert (row["status"], row["seed"], row["fusion.num_layers"]) == ("finished", 0, row["n_fusion"])
+        assert 0 <= row["ci_low"] <= row["accuracy"] <= row["ci_high"] <= 1
+        assert row["prefill_flops"] > 1e6 and row["peak_memory_bytes"] > 1e8 and row["seconds"] > 0
+    assert query["prefill_flops"] < reference["prefill_flops"]
+
+
+def test_the_saving_of_shared_features_is_said(swept: Swept) -> None:
+    # 64 pictures for training, 16 for validation, 16 for test
+    said = re.findall(r"vision features of 96 images: computed once in (\S+) s, shared by the 2 runs to do, "
+                      r"which saves (\S+) s", swept.process.stdout)  # fmt: skip
+    assert len(said) == 1 and said[0][0] == said[0][1], "two runs save what one computation costs"
+
+
+def test_mlflow_holds_a_parent_with_a_run_for_each(swept: Swept, tracked: list[Run]) -> None:
+    parent, *children = tracked
+    assert len(children) == 2 and {run.info.status for run in tracked} == {"FINISHED"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert {run.info.run_id for run in children} == {row["mlflow_run_id"] for row in swept.runs()}
+    assert {run.data.tags["commit"] for run in tracked} == {parent.data.tags["commit"]}
+
+
+@pytest.mark.parametrize("row", [0, 1], ids=["none", "query"])
+def test_an_mlflow_run_holds_config_and_measurements(swept: Swept, tracked: list[Run], row: int) -> None:
+    result = swept.runs()[row]
+    run = next(run for run in tracked if run.info.run_id == result["mlflow_run_id"]).data
+    config = yaml.safe_load((swept.folder / "runs" / result["run"] / "config.yaml").read_text())
+    assert run.params.get("compressor.C") == (None if result["C"] is None else str(result["C"]))
+    assert run.params["fusion.num_layers"] == str(result["n_fusion"])
+    for key in ("seed", "trainer.max_steps", "stage._target_", "data.folder", "model.text_config.hidden_size"):
+        value = config
+        for part in key.split("."):
+            value = value[part]
+        assert run.params[key] == str(value)
+    for key in ("tokens", "n_fusion", "prefill_flops", "peak_memory_bytes"):
+        assert run.metrics[key] == pytest.approx(result[key])
+    assert run.metrics["cpu_seconds"] > 0
+    assert run.metrics["accuracy.test"] == pytest.approx(result["accuracy"])
+    assert {f"params.{part}" for part in ("vision_tower", "projector", "language_model")} <= set(run.metrics)
+    assert (run.metrics["params.compressor"] > 0) == (row == 1) == (run.metrics["params.prefusion"] > 0)
+    assert {f"accuracy_by_kind.test.{kind}" for kind in KINDS} <= set(run.metrics)
+
+
+def test_the_same_command_runs_nothing_again(
+    swept: Swept, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    names = ("result.json", "config.yaml", "log.txt", "history.jsonl")
+    before = {path: path.stat().st_mtime_ns for name in names for path in swept.folder.glob(f"runs/*/{name}")}
+    assert len(before) == 2 * len(names)
+    monkeypatch.chdir(ROOT)
+    assert main(["sweep", *swept.arguments]) == 0
+    said = capfd.readouterr().out
+    assert "2 of 2 runs are finished" in said and said.splitlines()[-1].endswith("report.html")
+    assert "vision features" not in said, "no run is left that would share them"
+    assert {path: path.stat().st_mtime_ns for name in names for path in swept.folder.glob(f"runs/*/{name}")} == before
+
+
+def test_features_depend_on_pictures_and_tower_only() -> None:
+    base = resolve(["experiment=smoke"])
+
+    def of(key: str, value: Any) -> str:
+        config = copy.deepcopy(base)
+        *path, last = key.split("/")
+        node = config
+        for part in path:
+            node = node[part]
+        assert node[last] != value
+        node[last] = value
+        return features_of(config)
+
+    same = {"compressor": {}, "fusion/num_layers": 0, "seed": 3, "data/batch_size": 2, "data/turns": "conversation",
+            "model/text_config/num_hidden_layers": 9, "trainer/max_steps": 1, "run_dir": "x"}  # fmt: skip
+    assert {of(*change) for change in same.items()} == {features_of(base)}
+    other = {"data/folder": "x", "data/world_seed": 1, "data/sizes/instruct-train": 65, "data/splits/test": None,
+             "data/high_resolution": True, "model/vision_feature_layer": -2, "model/vision_config/hidden_act": "relu",
+             "model/image_processor/size": {"shortest_edge": 32}, "model/weights": []}  # fmt: skip
+    assert len({features_of(base), *(of(*change) for change in other.items())}) == 1 + len(other)
+
+
+def test_what_is_not_cached_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llava_mini.commands.train.assemble", lambda config: pytest.fail("assembled"))
+    share_features([resolve(["experiment=smoke", "data.cache_features=false"])])
+    share_features([])
+
+
+def test_the_folder_of_a_sweep() -> None:
+    assert split_folder(["a=1", "sweep_dir=x", "b=2"]) == (Path("x"), ["a=1", "b=2"])
+    assert split_folder(["a=1"]) == (Path(DEFAULT_FOLDER), ["a=1"])
+    for wrong in (["sweep_dir="], ["sweep_dir=a", "sweep_dir=b"]):
+        with pytest.raises(UserError, match="give one folder"):
+            split_folder(wrong)
