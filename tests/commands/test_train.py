@@ -1,6 +1,7 @@
 """One run from end to end: its files, resumption after kill -9, a compressor of one's own, bad samples, refusals."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -127,33 +128,16 @@ def test_a_killed_run_resumed_equals_the_uninterrupted_one(smoke, tmp_path: Path
     assert results[0]["accuracy"] == results[1]["accuracy"]
 
 
-OWN_COMPRESSOR = '''
-"""Max pooling."""
-
-from torch.nn import functional
-
-from llava_mini.models.compressors import Compressor
-
-
-class MaxPoolCompressor(Compressor):
-    def __init__(self, *, dim: int, C: int):
-        super().__init__()
-        self.C = C
-
-    def num_tokens(self, height, width):
-        return self.C**2
-
-    def forward(self, patches_FPD, height, width):
-        frames, _, dim = patches_FPD.shape
-        grid = patches_FPD.transpose(1, 2).reshape(frames, dim, height, width)
-        return functional.adaptive_max_pool2d(grid, self.C).flatten(2).transpose(1, 2)
-'''
+def from_readme(language: str, word: str) -> str:
+    """The README's block of code in `language` that has `word` in it."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return next(block for block in blocks if word in block)
 
 
 def test_a_compressor_of_ones_own_is_two_files_and_no_edit(smoke, llava_mini, tmp_path: Path):
     (tmp_path / "own" / "compressor").mkdir(parents=True)
-    (tmp_path / "own" / "max_pool.py").write_text(OWN_COMPRESSOR)
-    (tmp_path / "own" / "compressor" / "max_pool.yaml").write_text("_target_: max_pool.MaxPoolCompressor\nC: 1\n")
+    (tmp_path / "own" / "max_pool.py").write_text(from_readme("python", "class MaxPoolCompressor"))
+    (tmp_path / "own" / "compressor" / "max_pool.yaml").write_text(from_readme("yaml", "max_pool."))
     arguments = smoke("compressor=max_pool", "compressor.C=2", "trainer.max_steps=1", "trainer.val_every=1")
     done = llava_mini("--config-dir", str(tmp_path / "own"), "train", *arguments)
     assert done.returncode == 0, done.stderr
