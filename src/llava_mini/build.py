@@ -145,9 +145,7 @@ def _check_hash(path: Path) -> None:
         expected = json.loads(recipe.read_text())["sha256"]
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != expected:
-            raise UserError(
-                f"{path}: sha256 is {found[:12]}, {recipe.name} says {expected[:12]}; restore it"
-            )
+            raise UserError(f"{path}: sha256 is {found[:12]}, {recipe.name} says {expected[:12]}; restore it")
 
 
 def image_token(config: Config) -> str:
@@ -268,9 +266,7 @@ def make_trainer(config: Config, **options: Any) -> Trainer:
     spec = config["trainer"]
     on_gpu = spec["accelerator"] not in ("cpu", "mps") and torch.cuda.is_available()
     if spec["accelerator"] in ("gpu", "cuda") and not on_gpu:
-        raise UserError(
-            f"trainer.accelerator={spec['accelerator']}: torch finds no GPU here; allowed are auto, cpu"
-        )
+        raise UserError(f"trainer.accelerator={spec['accelerator']}: torch finds no GPU here; allowed are auto, cpu")
     return Trainer(
         max_steps=spec["max_steps"],
         max_epochs=1,

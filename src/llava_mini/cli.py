@@ -81,11 +81,12 @@ def _sweep(arguments: list[str], config_dirs: tuple[str, ...]) -> int:
 
 
 def _compare(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
+    from llava_mini.commands.sweep import DEFAULT_FOLDER
     from llava_mini.sweep.report import compare
 
     if len(arguments) > 1:
         raise UserError(f"compare {' '.join(arguments)}: takes one folder of a sweep")
-    compare(Path(arguments[0] if arguments else "sweeps/latest"))
+    compare(Path(arguments[0] if arguments else DEFAULT_FOLDER))
     return 0
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava_mini.batch import VLMBatch
 from llava_mini.data.collate import collate as collate_samples
-from llava_mini.evaluate.accuracy import Predictions, evaluate
+from llava_mini.evaluate.accuracy import Answers, evaluate
 from llava_mini.models import LlavaMiniForConditionalGeneration
 
 BOS, EOS, IGNORE = 1, 2, -100
@@ -140,22 +140,22 @@ def test_an_untrained_model_is_wrong(make_model: Callable):
 
 def test_accuracy_by_kind_counts_each_kind_that_occurs():
     batch = packed_keys(["a", "b", "c"], [["color", "count"], ["color"], []])
-    predictions = Predictions()
+    predictions = Answers()
     predictions.add(batch, [[True, False], [False], [True, True]])
     assert predictions.accuracy() == 3 / 5
     assert predictions.accuracy_by_kind() == {"color": 0.5, "count": 0.0}
     assert predictions.kind == ["color", "count", "color", "", ""]
-    assert np.isnan(Predictions().accuracy()) and Predictions().accuracy_by_kind() == {}
+    assert np.isnan(Answers().accuracy()) and Answers().accuracy_by_kind() == {}
     with pytest.raises(ValueError, match="zip"):
         predictions.add(batch, [[True, False]])
 
 
 @pytest.mark.parametrize(("kinds", "message"), [(["color"], "1 kinds for 2 answers"), (["color"] * 3, "3 kinds for 2")])
 def test_kinds_that_do_not_fit_the_answers_are_refused_and_nothing_is_kept(kinds: list[str], message: str):
-    predictions = Predictions()
+    predictions = Answers()
     with pytest.raises(ValueError, match=message):
         predictions.add(packed_keys(["a", "b"], [["color"], kinds]), [[True], [True, False]])
-    assert predictions == Predictions()
+    assert predictions == Answers()
 
 
 def packed_keys(keys: list[str], kinds: list[list[str]]) -> VLMBatch:
@@ -175,7 +175,7 @@ def test_evaluation_leaves_the_model_as_it_was_and_passes_over_batches_of_nothin
 
 
 def test_predictions_are_saved_whole(tmp_path: Path):
-    predictions = Predictions(["a", "a", "été"], [0, 1, 0], ["color", "", "count"], [True, False, True])
+    predictions = Answers(["a", "a", "été"], [0, 1, 0], ["color", "", "count"], [True, False, True])
     predictions.save(tmp_path / "predictions_val.npz")
     assert [path.name for path in tmp_path.iterdir()] == ["predictions_val.npz"]
     loaded = np.load(tmp_path / "predictions_val.npz", allow_pickle=False)

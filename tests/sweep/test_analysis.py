@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from llava_mini.spool import Origin, Spool
 from llava_mini.sweep.analysis import analyse
+from llava_mini.sweep.findings import headline
 from llava_mini.sweep.grid import Run
 from llava_mini.sweep.report import compare
 
@@ -203,3 +205,18 @@ def test_rows_hold_all_of_a_run(sweep_folder: SweepFolder) -> None:
     assert (failed["status"], failed["error"], failed["tokens"]) == ("failed", "ValueError: <no>", 1)
     assert failed["accuracy"] is failed["ci_low"] is failed["prefill_flops"] is failed["mlflow_run_id"] is None
     assert all(list(row) == list(finished) for row in rows)
+
+
+def test_a_sweep_without_a_test_split_is_compared_on_validation(sweep_folder: SweepFolder) -> None:
+    folder = sweep_folder("compressor.C=1", accuracy=0.7)
+    for config in folder.glob("runs/*/config.yaml"):
+        content = yaml.safe_load(config.read_text())
+        content["data"]["splits"].update(val="instruct-val", test=None)
+        content["data"]["sizes"]["instruct-val"] = 5
+        config.write_text(yaml.safe_dump(content))
+        config.with_name("predictions_test.npz").rename(config.with_name("predictions_val.npz"))
+    analysis = analyse(folder)
+    assert analysis.split == "validation"
+    assert len(analysis.configurations) == 2
+    assert {measured.row()["split"] for measured in analysis.runs} == {"validation"}
+    assert "of the validation questions" in headline(analysis)[0]

@@ -1,13 +1,12 @@
 """Intervals against a plain loop, and how often they hold a truth that is known."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from llava_mini.errors import UserError
-from llava_mini.sweep.statistics import Bootstrap, Predictions, scene_counts, scene_weights
+from llava_mini.predictions import Predictions
+from llava_mini.sweep.statistics import Bootstrap, scene_counts, scene_weights
 
 
 def make_predictions(correct_SQ: np.ndarray) -> Predictions:
@@ -143,29 +142,3 @@ def test_weights_come_in_blocks_for_large_test_sets(monkeypatch: pytest.MonkeyPa
     blocks = list(scene_weights(30, 10, 0))
     assert [len(block) for block in blocks] == [3, 3, 3, 1]
     assert all((block.sum(1) == 30).all() for block in blocks)
-
-
-def test_predictions_are_read_and_filtered(tmp_path: Path) -> None:
-    run = make_predictions(np.array([[1, 0, 1], [0, 0, 1]]))
-    np.savez(tmp_path / "p.npz", key=run.key, turn=run.turn, kind=run.kind, correct=run.correct.astype(np.int8))
-    loaded = Predictions.load(tmp_path / "p.npz")
-    assert loaded.correct.dtype == bool
-    assert loaded.of_kind("digit").correct.tolist() == [True, True, False, True]
-
-
-@pytest.mark.parametrize("fault", ["missing", "cut", "without correct", "lengths", "empty"])
-def test_predictions_that_cannot_be_used_are_named(tmp_path: Path, fault: str) -> None:
-    path = tmp_path / "predictions_test.npz"
-    arrays = {"key": np.array(["a", "b"]), "turn": np.arange(2), "kind": np.array(["k", "k"]), "correct": np.ones(2)}
-    if fault == "without correct":
-        del arrays["correct"]
-    if fault == "lengths":
-        arrays["turn"] = np.arange(3)
-    if fault == "empty":
-        arrays = {name: array[:0] for name, array in arrays.items()}
-    if fault != "missing":
-        np.savez(path, **arrays)
-    if fault == "cut":
-        path.write_bytes(path.read_bytes()[:-60])
-    with pytest.raises(UserError, match=r"predictions_test\.npz"):
-        Predictions.load(path)

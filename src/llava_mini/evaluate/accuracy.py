@@ -11,14 +11,14 @@ import torch
 
 from llava_mini.batch import VLMBatch
 from llava_mini.evaluate.mode import evaluation_mode
-from llava_mini.files import atomic_path
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.predictions import Predictions
 from llava_mini.stages.metrics import KindAccuracy, check_kinds, correct_answers
 
 
 @dataclass
-class Predictions:
-    """One row a question.
+class Answers:
+    """One row a question, as they are given.
 
     Attributes:
         key: Sample keys.
@@ -58,26 +58,24 @@ class Predictions:
         return {name.split("/", 1)[1]: share for name, share in metric.compute().items() if "/" in name}
 
     def save(self, path: Path) -> None:
-        """Write an npz with the arrays key, turn, kind, correct; whole or not at all."""
-        with atomic_path(path) as temporary, temporary.open("wb") as file:  # savez adds .npz to a name, not to a file
-            np.savez_compressed(
-                file,
-                key=np.array(self.key, dtype=str),
-                turn=np.array(self.turn, dtype=np.int64),
-                kind=np.array(self.kind, dtype=str),
-                correct=np.array(self.correct, dtype=bool),
-            )
+        """Write them as `Predictions`."""
+        Predictions(
+            key=np.array(self.key, dtype=str),
+            turn=np.array(self.turn, dtype=np.int64),
+            kind=np.array(self.kind, dtype=str),
+            correct=np.array(self.correct, dtype=bool),
+        ).save(path)
 
 
 @torch.inference_mode()
-def evaluate(model: LlavaMiniForConditionalGeneration, batches: Iterable[VLMBatch]) -> Predictions:
+def evaluate(model: LlavaMiniForConditionalGeneration, batches: Iterable[VLMBatch]) -> Answers:
     """Score every answered turn; see `llava_mini.stages.metrics` on why one forward pass does."""
-    predictions = Predictions()
+    answers = Answers()
     with evaluation_mode(model):
         for batch in batches:
             if len(batch) == 0:
                 continue
             batch = batch.to(model.device)
             logits = model(**batch.model_inputs()).logits
-            predictions.add(batch, correct_answers(logits, batch.labels, batch.turn_ids))
-    return predictions
+            answers.add(batch, correct_answers(logits, batch.labels, batch.turn_ids))
+    return answers

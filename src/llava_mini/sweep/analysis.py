@@ -20,10 +20,11 @@ from yaml import YAMLError
 
 from llava_mini.config import load
 from llava_mini.errors import UserError
+from llava_mini.predictions import Predictions
 from llava_mini.spool import Spool
 from llava_mini.sweep.folder import Outcome, State, Sweep, outcome, read_sweep, run_folder
 from llava_mini.sweep.grid import Run
-from llava_mini.sweep.statistics import Bootstrap, Difference, Interval, Predictions
+from llava_mini.sweep.statistics import Bootstrap, Difference, Interval
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Measured:
 
     Attributes:
         run, folder, outcome: what was asked for, where, how it stands.
-        predictions, accuracy: of the test split, when the run is finished.
-        test_set: names the test split's questions; equal for runs that can be compared in pairs.
+        predictions, accuracy: of the test split, when the run is finished; of validation for one without a test split.
+        test_set: names these questions; equal for runs that can be compared in pairs.
+        split: "test" or "validation".
     """
 
     run: Run
@@ -41,6 +43,7 @@ class Measured:
     outcome: Outcome
     predictions: Predictions | None = None
     test_set: str = ""
+    split: str = "test"
     accuracy: Interval | None = None
 
     def row(self) -> dict[str, Any]:
@@ -59,6 +62,7 @@ class Measured:
             "compressor.C": run.C,
             "fusion.num_layers": run.n_fusion,
             **run.values,
+            "split": None if self.accuracy is None else self.split,
             "accuracy": None if self.accuracy is None else self.accuracy.value,
             "ci_low": None if self.accuracy is None else self.accuracy.low,
             "ci_high": None if self.accuracy is None else self.accuracy.high,
@@ -154,6 +158,7 @@ class Analysis:
         changes: see `Change`.
         kinds: of questions.
         questions, scenes: how many the test split has; of the first run where runs differ in that.
+        split: "test", or "validation" for a sweep without a test split; of the first run where runs differ in that.
         test_sets: how many different ones the runs were tested on; runs of different ones are not compared.
     """
 
@@ -165,6 +170,7 @@ class Analysis:
     questions: int = 0
     scenes: int = 0
     test_sets: int = 0
+    split: str = "test"
 
     def of_state(self, state: State) -> list[Measured]:
         """The runs that are finished, failed or interrupted."""
@@ -204,8 +210,9 @@ def analyse(sweep_dir: Path) -> Analysis:
     finished = [runs[index] for index in predictions]
     made = _with_differences(_configurations(finished, sweep, bootstrap, by_kind), bootstrap)
     changes = [] if len(made) < 2 else list(_changes(made, bootstrap))
-    test_sets = len({measured.test_set for measured in finished})
-    return Analysis(sweep, runs, made, changes, kinds, len(test[0].key), len(np.unique(test[0].key)), test_sets)
+    test_sets, split = len({measured.test_set for measured in finished}), finished[0].split
+    scenes = len(np.unique(test[0].key))
+    return Analysis(sweep, runs, made, changes, kinds, len(test[0].key), scenes, test_sets, split)
 
 
 def _read(sweep_dir: Path, run: Run, code_version: str) -> Measured:
@@ -214,24 +221,27 @@ def _read(sweep_dir: Path, run: Run, code_version: str) -> Measured:
     if state.result is None:
         return Measured(run, folder, state)
     try:
-        predictions = Predictions.load(folder / "predictions_test.npz")
-        test_set = _test_set(folder / "config.yaml")
+        split, test_set = _test_set(folder / "config.yaml")
+        predictions = Predictions.load(folder / f"predictions_{'test' if split == 'test' else 'val'}.npz")
         # Keys number the scenes of a world: in another one they stand for other scenes.
-        return Measured(run, folder, state, replace(predictions, key=np.char.add(test_set, predictions.key)), test_set)
+        predictions = replace(predictions, key=np.char.add(test_set, predictions.key))
+        return Measured(run, folder, state, predictions, test_set, split)
     except UserError as error:
         return Measured(run, folder, Outcome("failed", error=str(error)))
 
 
-def _test_set(path: Path) -> str:
-    """What decides the questions of the test split, in a run's config; where the data lie does not.
+def _test_set(path: Path) -> tuple[str, str]:
+    """The split that a run is compared by, and what decides its questions, in a run's config; where data lie does not.
 
     Raises:
         UserError: when the config cannot be read.
     """
     try:
         data = load(path)["data"]
-        name = data["splits"]["test"]
-        return f"world_seed={data['world_seed']}/{name}={data['sizes'][name]}/"
+        name, split = data["splits"]["test"], "test"
+        if name is None:  # a sweep for choosing leaves the test split unread
+            name, split = data["splits"]["val"], "validation"
+        return split, f"world_seed={data['world_seed']}/{name}={data['sizes'][name]}/"
     except (UserError, YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{path.name} cannot be read ({type(error).__name__})") from error
 

@@ -18,9 +18,8 @@ def headline(analysis: Analysis) -> list[str]:
     chosen = _chosen(analysis)
     if chosen is None:
         best = analysis.configurations[0]
-        return [
-            f"{_named(best)} answers {percent(best.accuracy.value)} % of the test questions, the most of this sweep."
-        ]
+        share = f"{percent(best.accuracy.value)} % of the {analysis.split} questions"
+        return [f"{_named(best)} answers {share}, the most of this sweep."]
     return [_first(analysis, chosen), *_without_fusion(analysis, chosen), *_without_tokens(analysis, chosen)]
 
 
@@ -45,7 +44,7 @@ def _first(analysis: Analysis, chosen: Configuration) -> str:
     saving = reference.prefill_flops / chosen.prefill_flops
     cost = f"{saving:.1f} times fewer prefill FLOPs" if saving >= 1.05 else f"{1 / saving:.2f} times the prefill FLOPs"
     return (
-        f"{_named(chosen)} answers {percent(chosen.accuracy.value)} % of the test questions "
+        f"{_named(chosen)} answers {percent(chosen.accuracy.value)} % of the {analysis.split} questions "
         f"from {tokens(chosen.tokens)} instead of {reference.tokens}, {compared(chosen.difference)} "
         f"the uncompressed reference ({percent(reference.accuracy.value)} %), with {cost}."
     )

@@ -74,7 +74,7 @@ def _header(name: str, analysis: Analysis) -> str:
     if seeds:
         facts.append(f"{len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))})")
         if analysis.test_sets == 1:
-            facts.append(f"{analysis.questions} test questions about {analysis.scenes} scenes")
+            facts.append(f"{analysis.questions} {analysis.split} questions about {analysis.scenes} scenes")
         else:
             facts.append(f"{analysis.test_sets} different test sets")
     facts.append(analysis.sweep.started[:16].replace("T", " "))
@@ -116,7 +116,7 @@ def _configurations(analysis: Analysis) -> str:
         return ""
     bars = _Bars([c.difference for c in analysis.configurations if c.difference is not None])
     rows = [_configuration(c, analysis, bars) for c in analysis.configurations]
-    heads = ["Configuration", "Tokens", "Test accuracy, %", "Difference to uncompressed, points"]
+    heads = ["Configuration", "Tokens", _accuracy_head(analysis), "Difference to uncompressed, points"]
     heads += ["Seeds", "Prefill", "Time", "Memory"]
     return (
         "<section><h2>Configurations</h2>"
@@ -194,6 +194,10 @@ def _meaning(analysis: Analysis) -> str:
     return "<section><h2>What the intervals mean</h2>" + "".join(f"<p>{line}</p>" for line in text) + "</section>"
 
 
+def _accuracy_head(analysis: Analysis) -> str:
+    return f"{analysis.split.capitalize()} accuracy, %"
+
+
 def _all_runs(analysis: Analysis) -> str:
     rows = []
     for measured in analysis.runs:
@@ -204,7 +208,7 @@ def _all_runs(analysis: Analysis) -> str:
             f"<tr><th scope=row><code>{escape(row['run'])}</code></th><td>{row['seed']}</td><td>{row['status']}</td>"
             f"<td>{accuracy}</td><td>{seconds}</td><td><code>{escape(row['mlflow_run_id'] or '')}</code></td></tr>"
         )
-    table = _table(["Run", "Seed", "Status", "Test accuracy, %", "Time", "MLflow run"], rows, "runs")
+    table = _table(["Run", "Seed", "Status", _accuracy_head(analysis), "Time", "MLflow run"], rows, "runs")
     return f"<section><h2>All runs</h2><details><summary>{len(rows)} runs</summary>{table}</details></section>"
 
 

@@ -55,7 +55,7 @@ def draw_all(analysis: Analysis, folder: Path) -> dict[str, Path]:
 
 def against_tokens(analysis: Analysis) -> Figure:
     """Accuracy over vision tokens a frame: 0, then powers of two at equal distances."""
-    figure, axes = _figure("Vision tokens of an image that reach the language model")
+    figure, axes = _figure("Vision tokens of an image that reach the language model", analysis.split)
     _draw(axes, analysis, lambda c: _token_position(c.tokens))
     counts = sorted({c.tokens for c in analysis.configurations})
     axes.set_xticks([_token_position(count) for count in counts], [str(count) for count in counts])
@@ -64,7 +64,7 @@ def against_tokens(analysis: Analysis) -> Figure:
 
 def against_flops(analysis: Analysis) -> Figure:
     """Accuracy over the operations of a prefill, which is what fewer tokens save; numbers are tokens."""
-    figure, axes = _figure("Prefill cost of one question (small numbers: vision tokens)")
+    figure, axes = _figure("Prefill cost of one question (small numbers: vision tokens)", analysis.split)
     _draw(axes, analysis, lambda c: math.log10(c.prefill_flops))
     lowest: dict[tuple[int, float], tuple[float, float]] = {}  # one number for points that nearly share a place
     for configuration in analysis.configurations:
@@ -99,7 +99,7 @@ def by_kind(analysis: Analysis) -> Figure:
             _point(axes, configuration.by_kind[analysis.kinds[index]], row, styles[id(configuration)])
         axes.set_yticks(range(len(configurations)), [_plain(c.label) for c in configurations], fontsize=7.5)
         axes.set_ylim(-0.7, len(configurations) - 0.3)
-    figure.supxlabel("Test accuracy, %, with 95 % interval", fontsize=9, color=_INK)
+    figure.supxlabel(f"{analysis.split.capitalize()} accuracy, %, with 95 % interval", fontsize=9, color=_INK)
     return figure
 
 
@@ -123,12 +123,12 @@ def _look(configuration: Configuration) -> str:
     return repr((configuration.compressor, configuration.values))
 
 
-def _figure(x_label: str) -> tuple[Figure, Axes]:
+def _figure(x_label: str, split: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8.4, 5.0), layout="constrained")
     axes = figure.subplots()
     _clean(axes, "y")
     axes.set_xlabel(x_label, fontsize=9, color=_INK)
-    axes.set_ylabel("Test accuracy, %", fontsize=9, color=_INK)
+    axes.set_ylabel(f"{split.capitalize()} accuracy, %", fontsize=9, color=_INK)
     axes.set_title(_LEGEND, fontsize=8, color=_GREY, loc="left")
     return figure, axes
 

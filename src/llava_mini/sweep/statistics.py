@@ -9,59 +9,18 @@ Letters in names: B resamples, S scenes, R runs.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llava_mini.errors import UserError
+from llava_mini.predictions import Predictions
 
 Floats = NDArray[np.float64]
 
 RESAMPLES = 4000
 _WEIGHTS_AT_ONCE = 4_000_000  # numbers, to bound memory for large test sets
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Which of a run's answers were right: arrays of one length, an entry for each question.
-
-    Attributes:
-        key: the scene (the sample's key in its shard).
-        turn: the question's number within the scene.
-        kind: the kind of question.
-        correct: whether the answer was right.
-    """
-
-    key: NDArray[np.str_]
-    turn: NDArray[np.int64]
-    kind: NDArray[np.str_]
-    correct: NDArray[np.bool_]
-
-    @classmethod
-    def load(cls, path: Path) -> Predictions:
-        """Reads `predictions_{val,test}.npz`.
-
-        Raises:
-            UserError: naming the file, when it is missing, cut or of other content.
-        """
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                loaded = cls(arrays["key"], arrays["turn"], arrays["kind"], arrays["correct"].astype(bool))
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path.name} cannot be read ({type(error).__name__})") from error
-        lengths = {len(array) for array in (loaded.key, loaded.turn, loaded.kind, loaded.correct)}
-        if len(lengths) != 1 or lengths == {0}:
-            raise UserError(f"{path.name} holds arrays of lengths {sorted(lengths)}, not one length above 0")
-        return loaded
-
-    def of_kind(self, kind: str) -> Predictions:
-        """The questions of one kind."""
-        chosen = self.kind == kind
-        return Predictions(self.key[chosen], self.turn[chosen], self.kind[chosen], self.correct[chosen])
 
 
 @dataclass(frozen=True)
