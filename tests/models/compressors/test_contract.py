@@ -3,6 +3,8 @@
 The name of a compressor is the name of its yaml, which holds the class and its own keyword arguments.
 """
 
+from collections.abc import Callable
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,73 @@ def test_gradients_reach_patches_and_parameters(spec: dict[str, Any], grid: tupl
     assert bool(patches.grad.abs().amax(dim=(1, 2)).gt(0).all()) == (tokens.shape[1] > 0)  # every frame counts
     for parameter_name, parameter in compressor.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, parameter_name
+
+
+Compress = Callable[[torch.Tensor, int, int], torch.Tensor]
+
+
+def transposed(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """A grid [F, height * width, D] with rows and columns exchanged."""
+    return tokens.unflatten(1, (height, width)).transpose(1, 2).flatten(1, 2)
+
+
+def token_grid(compressor: Compressor, height: int, width: int) -> tuple[int, int] | None:
+    """Rows and columns of the tokens: as many as the patches' or a square of a fixed number; None for anything else."""
+    count = compressor.num_tokens(height, width)
+    if count == height * width:
+        return height, width
+    side = isqrt(count)
+    return (side, side) if side > 0 and side**2 == count == compressor.num_tokens(8, 8) else None
+
+
+def transposes(compressor: Compressor, compress: Compress, height: int, width: int) -> bool:
+    """Whether transposed patches give transposed tokens."""
+    grid = token_grid(compressor, height, width)
+    assert grid is not None
+    patches = patches_of(height, width)
+    turned = compress(transposed(patches, height, width), width, height)
+    return torch.allclose(turned, transposed(compress(patches, height, width), *grid), atol=1e-5)
+
+
+def stretching_errors(compress: Compress) -> tuple[float, float]:
+    """How far tokens move when every column is doubled: told so, and with height and width exchanged."""
+    patches = patches_of(4, 4)
+    wide = patches.unflatten(1, (4, 4)).repeat_interleave(2, dim=2).flatten(1, 2)
+    tokens = compress(patches, 4, 4)
+    return tuple(float((compress(wide, *grid) - tokens).norm() / tokens.norm()) for grid in ((4, 8), (8, 4)))
+
+
+def exchanged(compressor: Compressor) -> Compress:
+    """The mistake that the next tests are for: height read as width."""
+    return lambda patches, height, width: compressor(patches, width, height)
+
+
+@EVERY_C
+@torch.no_grad()
+def test_transposed_patches_give_transposed_tokens(spec: dict[str, Any]) -> None:
+    compressor = build_compressor(spec, DIM).eval()
+    if token_grid(compressor, 3, 5) is None:
+        pytest.skip("its tokens are no grid")
+    if not transposes(compressor, compressor, 4, 4):
+        pytest.skip("it tells rows from columns on a square grid too")
+    assert transposes(compressor, compressor, 3, 5)
+    one = patches_of(3, 5)
+    if not torch.allclose(compressor(one, 3, 5), compressor(one, 5, 3)):  # the grid's shape matters to it
+        assert not transposes(compressor, exchanged(compressor), 3, 5)
+
+
+@EVERY_C
+@torch.no_grad()
+def test_height_comes_before_width(spec: dict[str, Any]) -> None:
+    """Doubled columns are nearly the same picture, as long as they are read as columns."""
+    compressor = build_compressor(spec, DIM).eval()
+    if compressor.num_tokens(4, 4) != compressor.num_tokens(4, 8) or compressor.num_tokens(4, 4) == 0:
+        pytest.skip("its tokens cannot be compared between grids")
+    right, wrong = stretching_errors(compressor)
+    if abs(right - wrong) < 1e-5:
+        pytest.skip("the grid's shape does not matter to it")
+    assert right < wrong / 2
+    assert stretching_errors(exchanged(compressor)) == (wrong, right)  # the mistake would be seen
 
 
 @EVERY_C

@@ -1,0 +1,103 @@
+"""The processor is called as transformers' own are: the same order and keywords, and by transformers' pipeline."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import LlavaProcessor, pipeline
+
+from llava_mini.errors import UserError
+from llava_mini.models import LlavaMiniProcessor
+
+Factory = Callable[..., Any]
+IMAGE, SIZE = 4, 24  # the placeholder's id and the pixels along a side, of `make_processor`
+RED = Image.new("RGB", (SIZE, SIZE), (100, 0, 0))
+CHAT = (
+    "{% for message in messages %}{{ message['role'] | upper }} {% for part in message['content'] %}"
+    "{{ part['text'] if part['type'] == 'text' else '<' ~ part['type'] ~ '>' }} {% endfor %}{% endfor %}ASSISTANT"
+)
+
+
+def test_arguments_come_in_transformers_order(make_processor: Factory) -> None:
+    ours, theirs = (list(inspect.signature(each.__call__).parameters) for each in (LlavaMiniProcessor, LlavaProcessor))
+    assert ours[:5] == theirs[:5] == ["self", "images", "text", "videos", "audio"]
+    processor = make_processor()
+    placed, named = processor(RED, "<image> what"), processor(text="<image> what", images=RED)
+    assert placed["input_ids"].tolist() == named["input_ids"].tolist() == [[IMAGE, 5]]
+    assert torch.equal(placed["pixel_values"], named["pixel_values"])
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_keywords_of_the_tokenizer_alone_or_in_text_kwargs(make_processor: Factory, nested: bool) -> None:
+    def ids(texts: list[str], **keywords: Any) -> list[list[int]]:
+        given = {"text_kwargs": keywords} if nested else keywords
+        return make_processor(num_image_tokens=2)(text=texts, images=RED, **given)["input_ids"].tolist()
+
+    texts = ["<image> what", "what"]
+    assert ids(texts) == [[IMAGE, IMAGE, 5], [0, 0, 5]]
+    assert ids(texts, padding_side="right") == [[IMAGE, IMAGE, 5], [5, 0, 0]]
+    assert ids(texts, padding="max_length", max_length=4) == [[0, IMAGE, IMAGE, 5], [0, 0, 0, 5]]
+    assert ids(["<image> what is here"], truncation=True, max_length=3) == [[IMAGE, IMAGE, 5]]
+    assert ids(texts, pad_to_multiple_of=4) == [[0, IMAGE, IMAGE, 5], [0, 0, 0, 5]]
+    assert ids(["<image> what"], padding=False) == [[IMAGE, IMAGE, 5]]
+
+
+def test_only_what_the_model_reads_comes_back_unless_asked(make_processor: Factory) -> None:
+    assert set(make_processor()(text="what")) == {"input_ids", "attention_mask"}
+    assert make_processor()(text="what is", return_length=True)["length"].tolist() == [2]
+
+
+@pytest.mark.parametrize("given", [{"images_kwargs": {"do_rescale": False}}, {"do_rescale": False}])
+def test_keywords_of_the_image_processor(make_processor: Factory, given: dict[str, Any]) -> None:
+    processor = make_processor()
+    inputs = processor(text="<image> <video>", images=RED, videos=[[RED]], **given)
+    assert inputs["pixel_values"].amax(dim=(1, 2, 3, 4)).tolist() == [100, 100]
+    plain = processor(text="<image>", images=RED)
+    assert plain["pixel_values"].max() < 1  # the keyword was for that call only
+
+
+def test_unknown_keywords_are_ignored_as_transformers_ignores_them(make_processor: Factory) -> None:
+    assert make_processor()(text="what is", sharpness=2)["input_ids"].tolist() == [[5, 6]]
+
+
+def test_placeholders_are_never_cut_off(make_processor: Factory) -> None:
+    processor = make_processor(num_image_tokens=4)
+    with pytest.raises(UserError, match="max_length=3: a text keeps 3 of the 4 placeholders"):
+        processor(text=["what", "<image> what"], images=RED, truncation=True, max_length=3)
+
+
+def test_what_it_does_not_make(make_processor: Factory) -> None:
+    for keywords in (
+        {"return_tensors": "np"},
+        *({each: {"return_tensors": "np"}} for each in ("text_kwargs", "common_kwargs")),
+    ):
+        with pytest.raises(UserError, match="return_tensors='np'"):
+            make_processor()(text="what", **keywords)
+    with pytest.raises(UserError, match="audio="):
+        make_processor()(text="what", audio=[0.0])
+
+
+@pytest.mark.parametrize("given", [{}, {"images": RED}, {"text": RED}, {"text": ["what", 3]}, {"images": "what"}])
+def test_text_is_needed(make_processor: Factory, given: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="processor: text is .* as text="):
+        make_processor()(**given)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_transformers_pipeline(make_processor: Factory, make_model: Factory, chat: bool) -> None:
+    model = make_model(image_token_id=IMAGE)
+    processor = make_processor(num_image_tokens=model.tokens_per_frame(), chat_template=CHAT if chat else None)
+    words_only = {"do_sample": False, "suppress_tokens": list(range(12, 99)), "max_new_tokens": 3}  # of the tokenizer
+    ask = pipeline("image-text-to-text", model=model, processor=processor)
+    if chat:
+        content = [{"type": "image", "image": RED}, {"type": "text", "text": "what is here"}]
+        prompt, asked = "USER <image> what is here ASSISTANT", {"text": [{"role": "user", "content": content}]}
+    else:
+        prompt, asked = "<image> what is here", {"text": "<image> what is here", "images": RED}
+    said = ask(**asked, generate_kwargs=words_only, return_full_text=False)[0]["generated_text"]
+    inputs = processor(text=prompt, images=RED)
+    ids = model.generate(**inputs, **words_only)[:, inputs["input_ids"].shape[1] :]
+    assert said.split() == processor.batch_decode(ids, skip_special_tokens=True)[0].split() != []
