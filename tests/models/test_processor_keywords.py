@@ -92,6 +92,7 @@ def test_transformers_pipeline(make_processor: Factory, make_model: Factory, cha
     processor = make_processor(num_image_tokens=model.tokens_per_frame(), chat_template=CHAT if chat else None)
     words_only = {"do_sample": False, "suppress_tokens": list(range(12, 99)), "max_new_tokens": 3}  # of the tokenizer
     ask = pipeline("image-text-to-text", model=model, processor=processor)
+    asked: dict[str, Any]
     if chat:
         content = [{"type": "image", "image": RED}, {"type": "text", "text": "what is here"}]
         prompt, asked = "USER <image> what is here ASSISTANT", {"text": [{"role": "user", "content": content}]}

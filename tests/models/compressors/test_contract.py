@@ -103,7 +103,8 @@ def stretching_errors(compress: Compress) -> tuple[float, float]:
     patches = patches_of(4, 4)
     wide = patches.unflatten(1, (4, 4)).repeat_interleave(2, dim=2).flatten(1, 2)
     tokens = compress(patches, 4, 4)
-    return tuple(float((compress(wide, *grid) - tokens).norm() / tokens.norm()) for grid in ((4, 8), (8, 4)))
+    right, wrong = (float((compress(wide, *grid) - tokens).norm() / tokens.norm()) for grid in ((4, 8), (8, 4)))
+    return right, wrong
 
 
 def exchanged(compressor: Compressor) -> Compress:
