@@ -16,7 +16,7 @@ SweepFolder = Callable[..., Path]
 COLUMNS = {
     "run", "status", "compressor", "C", "tokens", "n_fusion", "seed", "reference", "compressor.C", "fusion.num_layers",
     "accuracy", "ci_low", "ci_high", "val_accuracy", "prefill_flops", "seconds", "cpu_seconds", "peak_memory_bytes",
-    "mlflow_run_id", "error",
+    "mlflow_run_id", "error", "split",
 }  # fmt: skip
 
 
