@@ -122,7 +122,7 @@ def test_transposed_patches_give_transposed_tokens(spec: dict[str, Any]) -> None
         pytest.skip("it tells rows from columns on a square grid too")
     assert transposes(compressor, compressor, 3, 5)
     one = patches_of(3, 5)
-    if not torch.allclose(compressor(one, 3, 5), compressor(one, 5, 3)):  # the grid's shape matters to it
+    if not torch.allclose(compressor(one, 3, 5), compressor(one, 5, 3), atol=1e-5):  # the grid's shape matters to it
         assert not transposes(compressor, exchanged(compressor), 3, 5)
 
 
