@@ -168,8 +168,10 @@ def build_processor(
 
 
 def prepare_data(config: Config) -> None:
-    """Make the toy world's sets that this config reads and that are not there yet."""
+    """Make the toy world's sets that this config reads and that are not there yet; one's own data are left alone."""
     data = config["data"]
+    if data["world_seed"] is None:
+        return
     sizes = {name: data["sizes"][name] for name in _splits(config).values()}
     make_world(data["folder"], seed=data["world_seed"], sizes=sizes)
 

@@ -52,7 +52,7 @@ class Data:
     """Which shard sets are read, and how their conversations become tokens."""
 
     folder: str
-    world_seed: Count
+    world_seed: Count | None  # None: the shard sets in `folder` are there already, one's own
     sizes: dict[str, Positive]
     splits: dict[Split, str | None]
     template: dict[str, str]
@@ -128,7 +128,7 @@ def check(config: dict[str, Any]) -> None:
             raise UserError(describe(name, error)) from error
     data = config["data"]
     for split, name in data["splits"].items():
-        if name is not None and name not in data["sizes"]:
+        if data["world_seed"] is not None and name is not None and name not in data["sizes"]:
             raise UserError(f"data.splits.{split}={name}: allowed are {', '.join(data['sizes'])}")
 
 

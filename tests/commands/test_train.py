@@ -185,3 +185,19 @@ def test_a_clock_adds_up_attempts_and_counts_its_own_time_only():
     assert 0 <= read["seconds"] - 100.0 <= time.monotonic() - started
     assert time.process_time() > 1.0  # importing took that; it is no part of the run
     assert 0 <= read["cpu_seconds"] - 50.0 < 0.5
+
+
+def test_shard_sets_of_ones_own_are_read_as_they_are(smoke, tmp_path: Path, world_dir: Path):
+    from llava_mini.data.shards import ShardSet, write_shards
+    from llava_mini.data.toyworld.make import toy_sample
+
+    samples = (toy_sample("instruct-val", seed=3, index=index) for index in range(16))
+    write_shards(samples, tmp_path / "mine" / "everything")
+    splits = ["data.splits.train=everything", "data.splits.val=everything", "data.splits.test=null"]
+    own = [f"data.folder={tmp_path / 'mine'}", "data.world_seed=null", *splits]
+    run_dir = train(resolve(smoke(*own)))
+    result = json.loads((run_dir / "result.json").read_text())
+    assert set(result["accuracy"]) == {"val"}
+    trained_on = {key for line in history(run_dir) for key in line["keys"]}
+    assert trained_on == set(ShardSet(tmp_path / "mine" / "everything").keys)
+    assert not (tmp_path / "mine" / "world.json").exists()

@@ -241,6 +241,8 @@ def _test_set(path: Path) -> tuple[str, str]:
         name, split = data["splits"]["test"], "test"
         if name is None:  # a sweep for choosing leaves the test split unread
             name, split = data["splits"]["val"], "validation"
+        if data["world_seed"] is None:
+            return split, f"{data['folder']}/{name}/"
         return split, f"world_seed={data['world_seed']}/{name}={data['sizes'][name]}/"
     except (UserError, YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{path.name} cannot be read ({type(error).__name__})") from error
