@@ -61,11 +61,11 @@ def test_with_features_the_image_is_not_touched(
         read.extend(extensions)
         return original(self, index, extensions)
 
-    def never(raw: bytes) -> None:
+    def never(raw: bytes, transform: ImageTransform) -> None:
         pytest.fail("the image was decoded")
 
     monkeypatch.setattr(ShardSet, "read", spy)
-    monkeypatch.setattr(samples, "decode_image", never)
+    monkeypatch.setattr(samples, "pixels_of", never)
     sample = SampleReader(shards, tokenize, features=store)(2)
     assert read == ["json"]
     assert sample.pixels is None
