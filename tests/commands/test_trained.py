@@ -1,5 +1,6 @@
 """What is measured of a trained model: a question as at inference, whatever the batch holds, in high resolution too."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,7 +72,14 @@ def test_a_run_is_measured_with_the_views_that_it_trained_on(
         )
     )  # fmt: skip
     run = assemble(config)
+    lines = [
+        {"step": 0, "skipped": ["a: broken", "b: broken"]},
+        {"step": 1, "skipped": []},
+        {"step": 2, "skipped": ["a: broken"]},
+    ]
+    (tmp_path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     result = measured(run.model, run.datamodule, tmp_path)
+    assert result["skipped"] == {"train": 3, "val": 0, "test": 0}
     assert result["tokens"] == tokens
     assert result["accuracy"]["val"] == result["accuracy"]["test"] < 0.2
     assert set(result["accuracy_by_kind"]["val"]) <= set(config["data"]["kinds"])

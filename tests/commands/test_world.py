@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from llava_mini.cli import main
+from llava_mini.commands import world
 from llava_mini.commands.train import train
 from llava_mini.commands.world import make_tiny_world
 from llava_mini.config import resolve
@@ -135,6 +136,27 @@ def test_an_interrupted_world_continues_where_it_was(
     assert seen == [0, 1, 2, 2]
     again, whole = (folder / "tiny" / "stage1" / "model.safetensors" for folder in (tmp_path, made))
     assert again.read_bytes() == whole.read_bytes()
+
+
+def test_a_world_interrupted_while_it_is_written_is_not_trained_again(
+    made: Path, recipe: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "stage0").symlink_to(made / "tiny" / "stage0")
+    overrides = recipe(tmp_path, "world.stages=[1]", "trainer.checkpoint_every=3")
+    with monkeypatch.context() as patch:
+        patch.setattr(world, "write_checkpoint", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make_tiny_world(overrides)
+    with monkeypatch.context() as patch:
+        patch.setattr(AlignmentStage, "training_step", interrupted)
+        make_tiny_world(overrides)
+    again, whole = (read_recipe(folder / "tiny" / "stage1") for folder in (tmp_path, made))
+    assert again["sha256"] == whole["sha256"]
+    assert again["metrics"]["val/loss"] == whole["metrics"]["val/loss"]
 
 
 def test_stage_1_needs_a_tower(recipe: Callable[..., list[str]], tmp_path: Path):

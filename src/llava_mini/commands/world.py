@@ -101,8 +101,9 @@ def train_language(config: dict[str, Any], folder: Path) -> None:
     trainer = fit(run, config, clock, [])
     trained = {name for name, p in run.model.named_parameters() if p.requires_grad}
     tensors = {name: tensor for name, tensor in run.model.state_dict().items() if name in trained}
-    losses = {name: float(trainer.callback_metrics[name]) for name in ("train/loss", "val/loss")}
-    write_checkpoint(folder, tensors, config, {**losses, **clock.read()})
+    # Measured here, because a training that was complete when it was interrupted is not validated again.
+    loss = trainer.validate(run.stage, run.datamodule.val_dataloader(), verbose=False)[0]["val/loss"]
+    write_checkpoint(folder, tensors, config, {"val/loss": loss, **clock.read()})
     shutil.rmtree(run_dir / "checkpoints")
     (run_dir / "config.yaml").unlink()
 
