@@ -36,7 +36,7 @@ def imported_packages() -> set[str]:
 
 def test_every_import_is_a_core_dependency_and_every_core_dependency_is_imported() -> None:
     declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
-    assert {PACKAGE_OF.get(name, name) for name in imported_packages()} == declared
+    assert {canonicalize_name(PACKAGE_OF.get(name, name)) for name in imported_packages()} == declared
 
 
 def test_tested_versions_lie_within_the_bounds() -> None:
