@@ -7,7 +7,6 @@ the recipe, metrics and hash beside it, the form in which they ship with the rep
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -25,6 +24,7 @@ from llava_mini.config import instantiate, resolve, save
 from llava_mini.data.toyworld.targets import TARGET_CLASSES
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.data.toyworld.vision import Scenes
+from llava_mini.files import write_json
 from llava_mini.models.vision_tower import build_vision_tower
 from llava_mini.stages.callbacks import Clock, Progress
 from llava_mini.sweep.grid import UNHASHED
@@ -121,5 +121,5 @@ def write_checkpoint(folder: Path, tensors: dict[str, Tensor], config: dict[str,
         "code_version": code_version(),
         "commit": git_commit(),
     }
-    (folder / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
+    write_json(folder / "recipe.json", recipe)
     log.info("%s: %d bytes, %s", path, recipe["bytes"], metrics)

@@ -17,6 +17,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from llava_mini.batch import VLMBatch
+from llava_mini.files import write_text
 
 log = logging.getLogger("llava_mini")
 
@@ -39,7 +40,7 @@ class History(Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
         done = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < trainer.global_step]
-        self.path.write_text("".join(done))
+        write_text(self.path, "".join(done))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: VLMBatch, batch_idx: int
