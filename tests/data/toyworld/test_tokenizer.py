@@ -8,7 +8,7 @@ from llava_mini.data.toyworld.captions import caption
 from llava_mini.data.toyworld.facts import scene_facts
 from llava_mini.data.toyworld.questions import question
 from llava_mini.data.toyworld.scenes import scenes, stream_rng
-from llava_mini.data.toyworld.tokenizer import SPECIAL_TOKENS, VOCABULARY
+from llava_mini.data.toyworld.tokenizer import _CLIP_WORDS, SPECIAL_TOKENS, VOCABULARY
 
 
 def test_every_text_is_known_words_and_every_word_is_used(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -21,13 +21,13 @@ def test_every_text_is_known_words_and_every_word_is_used(tokenizer: PreTrainedT
                 assert ids[0] == tokenizer.bos_token_id
                 assert tokenizer.decode(ids, skip_special_tokens=True) == text
                 used.update(text.split())
-    assert used == set(VOCABULARY) - set(SPECIAL_TOKENS)
+    assert used == set(VOCABULARY) - set(SPECIAL_TOKENS) - set(_CLIP_WORDS)
 
 
 def test_ids_are_fixed(tokenizer: PreTrainedTokenizerFast) -> None:
     assert [tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS] == list(range(6))
     assert tokenizer.get_vocab() == {word: number for number, word in enumerate(VOCABULARY)}
-    assert len(VOCABULARY) == 50
+    assert len(VOCABULARY) == 62
     assert list(VOCABULARY[6:]) == sorted(VOCABULARY[6:])
 
 

@@ -1,7 +1,7 @@
 """The toy world's own tokenizer: whole words, in transformers format.
 
-The vocabulary is fixed by the code (special tokens, then every word a question, caption or answer can hold, sorted),
-so that checkpoints and worlds of any seed fit together.
+The vocabulary is fixed by the code (special tokens, then every word a question, caption or answer about a picture or a
+clip can hold, sorted), so that checkpoints and worlds of any seed fit together.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ PAD, BOS, EOS, UNK, IMAGE, ANSWER = "<pad>", "<s>", "</s>", "<unk>", "<image>", 
 SPECIAL_TOKENS = (PAD, BOS, EOS, UNK, IMAGE, ANSWER)
 _DIRECTIONS = ("northeast", "northwest", "southeast", "southwest")
 _QUESTION_WORDS = ("what", "where", "how", "many", "color", "shape", "is", "there", "in", "the", "a")
+_CLIP_WORDS = ("moved", "move", "did", "it", "appeared", "first", "last", "changes", "north", "east", "south", "west")
 _OTHER_WORDS = ("box", "object", "objects", "holds", "here", "no", "yes")
 VOCABULARY = (
     *SPECIAL_TOKENS,
-    *sorted({*SHAPES, *COLOR_NAMES, *NUMBER_WORDS, *_DIRECTIONS, *_QUESTION_WORDS, *_OTHER_WORDS}),
+    *sorted({*SHAPES, *COLOR_NAMES, *NUMBER_WORDS, *_DIRECTIONS, *_QUESTION_WORDS, *_CLIP_WORDS, *_OTHER_WORDS}),
 )
 
 
