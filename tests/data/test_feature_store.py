@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llava_mini.data.errors import SampleError
 from llava_mini.data.feature_store import FeatureRecipe, FeatureStore
-from llava_mini.data.images import decode_image
+from llava_mini.data.images import pixels_of
 from llava_mini.data.shards import ShardSet
 from llava_mini.errors import UserError
 from llava_mini.views import ImageTransform
@@ -42,7 +42,7 @@ def test_features_equal_direct_encoding(
     transform = ImageTransform(transform.processor, hd=hd)
     store = FeatureStore.build(tmp_path / "f", shards, tower, recipe(views=5 if hd else 1), transform, batch_size=3)
     for index in range(7):
-        direct = tower(transform(decode_image(shards.read(index)["png"]))[None])[0]
+        direct = tower(pixels_of(shards.read(index)["png"], transform)[None])[0]
         torch.testing.assert_close(store.read(index), direct, rtol=1e-5, atol=1e-6)  # other batch sizes round otherwise
     assert len(store) == 7
     assert store.seconds > 0
@@ -144,7 +144,7 @@ def test_damaged_images_are_remembered_and_text_only_samples_skipped(
     with pytest.raises(SampleError, match="image cannot be decoded"):
         store.read(1)
     assert not store.read(2).any()
-    direct = tower(transform(decode_image(shards.read(3)["png"]))[None])[0]
+    direct = tower(pixels_of(shards.read(3)["png"], transform)[None])[0]
     torch.testing.assert_close(store.read(3), direct, rtol=1e-5, atol=1e-6)
 
 
