@@ -23,10 +23,11 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from llava_mini.config import check_spec, instantiate
-from llava_mini.data.conversation import ConversationTemplate, ConversationTokenizer
 from llava_mini.data.datamodule import VLMDataModule
 from llava_mini.data.feature_store import FEATURES_VERSION, FeatureRecipe, FeatureStore
+from llava_mini.data.labels import ConversationTokenizer
 from llava_mini.data.shards import ShardSet
+from llava_mini.data.templates import ConversationTemplate
 from llava_mini.data.toyworld.make import make_world
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
-from llava_mini.data.conversation import TINY, ConversationTokenizer
+from llava_mini.data.labels import ConversationTokenizer
 from llava_mini.data.shards import ShardSet, write_shards
+from llava_mini.data.templates import TINY
 from llava_mini.data.toyworld.make import make_world
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.views import ImageTransform

@@ -3,7 +3,7 @@
 import torch
 
 from llava_mini.data.collate import collate
-from llava_mini.data.conversation import TokenizedSample
+from llava_mini.data.labels import TokenizedSample
 from llava_mini.data.samples import Sample
 
 

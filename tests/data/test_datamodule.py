@@ -11,9 +11,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from llava_mini.batch import VLMBatch
-from llava_mini.data.conversation import ConversationTokenizer
 from llava_mini.data.datamodule import VLMDataModule
 from llava_mini.data.feature_store import FeatureRecipe, FeatureStore
+from llava_mini.data.labels import ConversationTokenizer
 from llava_mini.data.shards import ShardSet
 from llava_mini.errors import UserError
 from llava_mini.views import ImageTransform

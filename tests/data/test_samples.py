@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from llava_mini.data import samples
-from llava_mini.data.conversation import ConversationTokenizer, parse_record
+from llava_mini.data.conversation import parse_record
 from llava_mini.data.errors import SampleError
 from llava_mini.data.feature_store import FeatureRecipe, FeatureStore
 from llava_mini.data.images import decode_image
+from llava_mini.data.labels import ConversationTokenizer
 from llava_mini.data.samples import SampleReader
 from llava_mini.data.shards import ShardSet
 from llava_mini.errors import UserError

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llava_mini.batch import VLMBatch
-from llava_mini.data.conversation import ConversationTokenizer
+from llava_mini.data.labels import ConversationTokenizer
 from llava_mini.data.samples import SampleReader
 from llava_mini.data.shards import ShardSet
 from llava_mini.data.stream import BatchLoader, PlannedStream, SequentialOrder, ShuffledOrder

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llava_mini.batch import VLMBatch
-from llava_mini.data.conversation import IGNORE
+from llava_mini.data.labels import IGNORE
 from llava_mini.data.samples import Sample
 
 

@@ -1,38 +1,23 @@
-"""LLaVA conversations to token ids and labels, as one sequence or as independent turns packed in one sequence.
+"""Conversations as LLaVA's public data sets hold them, read into one form: turns of a human text and an answer.
 
-Labels come from character offsets: a token is learnt when it overlaps an answer or the end token behind it, so no
-template needs to be tokenised piecewise. With K=2 compressed tokens (`i`), two questions `q` and answers `a`, packed:
-
-    text        <s> <image> q1 q1 a1 </s>        <s> <image> q2 a2 </s>
-    input_ids   s  i  i  q1 q1 a1 /s q2 a2 /s
-    labels      -  -  -  -  -  a1 /s -  a2 /s
-    turn_ids    0  0  0  1  1  1  1  2  2  2
-
-Each turn is tokenised behind the shared prefix as if it were alone, so it equals a sample of its own.
+All that differs between those data sets (role names, where placeholders stand, messages without a counterpart) ends
+here. Of a record that cannot be used, the error says why.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from typing import Any
 
 from llava_mini.data.errors import SampleError
-from llava_mini.errors import UserError
 
 IMAGE_PLACEHOLDER = "<image>"  # in LLaVA records, whatever the tokenizer's own image token is
-IGNORE = -100
-Turns = Literal["conversation", "independent"]
+VIDEO_PLACEHOLDER = "<video>"
 
-_CACHED_TEXTS = 8192
-_CACHED_LENGTH = 256  # characters; longer texts hardly recur
+_KEYS = (("from", "value"), ("role", "content"))
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
 @dataclass(frozen=True)
@@ -46,12 +31,23 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """The turns of one sample."""
+    """The turns of one sample.
+
+    Attributes:
+        turns: At least one; `<image>` stands where an image or the clip goes.
+        system: What the record's system message says; None leaves it to the template.
+        images: How many images the record names; 1 for a video, 0 for text only.
+        is_video: Whether what it names is a video.
+    """
 
     turns: tuple[Turn, ...]
+    system: str | None = None
+    images: int = 0
+    is_video: bool = False
 
     @property
     def num_images(self) -> int:
+        """The number of placeholders; a video has one, whatever its number of frames."""
         return sum(turn.human.count(IMAGE_PLACEHOLDER) for turn in self.turns)
 
     @property
@@ -61,30 +57,113 @@ class Conversation:
 
 
 def parse_record(raw: bytes) -> Conversation:
-    """Reads a LLaVA record: {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}, ...]}.
+    """Reads a LLaVA record: {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}, ...], ...}.
+
+    Messages before the first human one and a last one without an answer are left out. A single placeholder moves to
+    the front of its text, as LLaVA trains it, several stay where they are, missing ones go to the very front.
 
     Raises:
-        SampleError: it is no JSON, or its turns are not texts of human and gpt in alternation.
+        SampleError: it cannot be used; the message says why.
     """
     try:
         record = json.loads(raw)
-        messages = [(message["from"], message["value"]) for message in record["conversations"]]
-        kinds = list(record.get("kinds", []))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise SampleError(f"not a LLaVA record: {error!r}") from None
-    speakers = [speaker for speaker, _ in messages]
-    if not messages or speakers != ["human", "gpt"] * (len(messages) // 2):
-        raise SampleError(f"turns of {speakers} instead of human and gpt in alternation")
-    if not all(isinstance(text, str) for _, text in messages):
-        raise SampleError("a turn is no text")
-    texts = [text for _, text in messages]
-    if kinds and len(kinds) != len(texts) // 2:
-        raise SampleError(f"{len(kinds)} kinds for {len(texts) // 2} turns")
-    kinds = kinds or [""] * (len(texts) // 2)
-    turns = tuple(Turn(*turn) for turn in zip(texts[0::2], texts[1::2], kinds, strict=True))
-    if any(IMAGE_PLACEHOLDER in turn.answer for turn in turns):
+    except (ValueError, RecursionError) as error:
+        raise SampleError(f"not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise SampleError("not a JSON object")
+    names, is_video = media_names(record)
+    system, messages = _messages(record)
+    turns = _placed(_turns(messages, record.get("kinds")), len(names), is_video)
+    return Conversation(turns, system, len(names), is_video)
+
+
+def media_names(record: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """The file names of the images of a record, or of its one video, and whether it is a video.
+
+    Raises:
+        SampleError: it names both, several videos, or something that is no name.
+    """
+    image, video = record.get("image"), record.get("video")
+    if image and video:
+        raise SampleError("both an image and a video")
+    names = video or image or []
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise SampleError(f"{'video' if video else 'image'} is neither a file name nor a list of them")
+    if video and len(names) > 1:
+        raise SampleError(f"{len(names)} videos, 1 allowed")
+    return names, bool(video)
+
+
+def _messages(record: Mapping[str, Any]) -> tuple[str | None, list[tuple[str, str]]]:
+    """The system message, and role (user or assistant) and text of the others."""
+    messages = record.get("conversations")
+    if not messages or not isinstance(messages, list):
+        raise SampleError("no conversation")
+    parsed = [_message(message) for message in messages]
+    system = parsed.pop(0)[1] if parsed[0][0] == "system" else None
+    if any(role == "system" for role, _ in parsed):
+        raise SampleError("a system message that is not the first message")
+    return system or None, parsed
+
+
+def _message(message: Any) -> tuple[str, str]:
+    keys = next((keys for keys in _KEYS if isinstance(message, dict) and keys[0] in message), None)
+    if keys is None:
+        raise SampleError("a message names neither `from` nor `role`")
+    role, text = message[keys[0]], message.get(keys[1])
+    if not isinstance(role, str) or role not in _ROLES:
+        raise SampleError(f"a message from {str(role)[:40]!r}; allowed: {', '.join(_ROLES)}")
+    if not isinstance(text, str):
+        raise SampleError(f"`{keys[1]}` of a message is no text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise SampleError("a text is no valid Unicode") from None
+    return _ROLES[role], text
+
+
+def _turns(messages: list[tuple[str, str]], kinds: Any) -> list[Turn]:
+    """Pairs of human and assistant; `kinds` has an entry for each message of the assistant."""
+    roles = [role for role, _ in messages]
+    first = roles.index("user") if "user" in roles else len(roles)
+    last = len(roles) - (roles[-1:] == ["user"])
+    if first >= last:
+        raise SampleError("no answer to a human message")
+    if roles[first:last] != ["user", "assistant"] * ((last - first) // 2):
+        raise SampleError("human and assistant do not alternate")
+    answers = roles.count("assistant")
+    if kinds is None:
+        kinds = [""] * answers
+    if not isinstance(kinds, list) or len(kinds) != answers or not all(isinstance(kind, str) for kind in kinds):
+        raise SampleError(f"kinds are no list of {answers} texts, one for each answer")
+    texts = [text for _, text in messages[first:last]]
+    if not all(text.strip() for text in texts[1::2]):
+        raise SampleError("an empty answer")
+    if any(IMAGE_PLACEHOLDER in text for text in texts[1::2]):
         raise SampleError(f"an answer contains {IMAGE_PLACEHOLDER}")
-    return Conversation(turns)
+    return [Turn(*turn) for turn in zip(texts[0::2], texts[1::2], kinds[first:], strict=True)]
+
+
+def _placed(turns: list[Turn], images: int, is_video: bool) -> tuple[Turn, ...]:
+    """The turns with one placeholder for every image, or for the video."""
+    if is_video:
+        turns = [replace(turn, human=turn.human.replace(VIDEO_PLACEHOLDER, IMAGE_PLACEHOLDER)) for turn in turns]
+    found = sum(turn.human.count(IMAGE_PLACEHOLDER) for turn in turns)
+    if images and found not in (0, images):
+        raise SampleError(f"{found} placeholders for {images} {'video' if is_video else 'images'}")
+    if images and not found:
+        turns[0] = replace(turns[0], human=_in_front(turns[0].human, images))
+    elif found == 1:
+        turns = [
+            replace(turn, human=_in_front(turn.human, 1)) if IMAGE_PLACEHOLDER in turn.human else turn for turn in turns
+        ]
+    return tuple(turns)
+
+
+def _in_front(text: str, images: int) -> str:
+    """A text behind so many placeholders, one a line, whatever placeholders it had."""
+    return ((IMAGE_PLACEHOLDER + "\n") * images + text.replace(IMAGE_PLACEHOLDER, "").strip()).rstrip()
 
 
 def independent_conversations(conversation: Conversation) -> list[Conversation]:
@@ -96,174 +175,7 @@ def independent_conversations(conversation: Conversation) -> list[Conversation]:
     images = conversation.turns[0].human.count(IMAGE_PLACEHOLDER)
     if images != conversation.num_images:
         raise SampleError("independent turns need all images in the first turn")
-    head = (IMAGE_PLACEHOLDER + "\n") * images
-    texts = [turn.human.replace(IMAGE_PLACEHOLDER, "").strip() for turn in conversation.turns]
     return [
-        Conversation((replace(turn, human=(head + text).rstrip()),))
-        for turn, text in zip(conversation.turns, texts, strict=True)
+        replace(conversation, turns=(replace(turn, human=_in_front(turn.human, images)),))
+        for turn in conversation.turns
     ]
-
-
-@dataclass(frozen=True)
-class ConversationTemplate:
-    """How a conversation is written out.
-
-    First `system`, then for every turn user_prefix + text + user_suffix + assistant_prefix + answer + assistant_suffix;
-    the last holds the end token.
-    """
-
-    system: str = ""
-    user_prefix: str = ""
-    user_suffix: str = ""
-    assistant_prefix: str = ""
-    assistant_suffix: str = "</s>"
-    image_token: str = "<image>"
-
-    def render(self, conversation: Conversation) -> tuple[str, tuple[tuple[int, int], ...]]:
-        """The text, and start and end of the characters of every answer with its suffix."""
-        text, spans = self.system, []
-        for turn in conversation.turns:
-            human = turn.human.replace(IMAGE_PLACEHOLDER, self.image_token)
-            text += self.user_prefix + human + self.user_suffix + self.assistant_prefix
-            start = len(text)
-            text += turn.answer + self.assistant_suffix
-            spans.append((start, len(text)))
-        return text, tuple(spans)
-
-
-VICUNA = ConversationTemplate(
-    system="A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions. ",
-    user_prefix="USER: ",
-    user_suffix=" ",
-    assistant_prefix="ASSISTANT: ",
-)
-PLAIN = ConversationTemplate()  # captions: the image, then the text
-TINY = ConversationTemplate(user_suffix=" <answer> ")
-
-
-@dataclass(frozen=True)
-class TokenizedSample:
-    """[T] int64 each; `turn_ids` is None for one conversation."""
-
-    input_ids: Tensor
-    labels: Tensor
-    turn_ids: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """One text: ids and labels [T], and the number of tokens that come before any turn of it."""
-
-    ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    prefix: int
-
-
-class ConversationTokenizer:
-    """Turns conversations into `TokenizedSample`s.
-
-    Args:
-        tokenizer: A fast tokenizer of transformers that knows the template's image token.
-        template: How conversations are written out.
-        turns: "conversation" (later turns see earlier ones) or "independent" (every turn sees the images and itself).
-        num_image_tokens: K, placeholders of a frame (0 for compressors that leave none).
-        max_length: T at most.
-
-    Raises:
-        UserError: an argument is impossible or does not fit the tokenizer.
-    """
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        template: ConversationTemplate,
-        *,
-        turns: Turns = "conversation",
-        num_image_tokens: int,
-        max_length: int = 4096,
-    ) -> None:
-        if turns not in ("conversation", "independent"):
-            raise UserError(f"turns={turns!r}; allowed: conversation, independent")
-        if num_image_tokens < 0 or max_length < 1:
-            raise UserError(f"num_image_tokens={num_image_tokens} must be >= 0 and max_length={max_length} >= 1")
-        if not tokenizer.is_fast:
-            raise UserError(f"tokenizer {tokenizer.name_or_path!r} gives no character offsets; a fast one is needed")
-        if template.image_token not in tokenizer.get_vocab():
-            raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no token {template.image_token!r}")
-        self.tokenizer, self.template, self.turns = tokenizer, template, turns
-        self.num_image_tokens, self.max_length = num_image_tokens, max_length
-        self.image_token_id = tokenizer.get_vocab()[template.image_token]
-        self._cache: dict[tuple[str, tuple[tuple[int, int], ...]], _Encoded] = {}
-
-    @property
-    def pad_token_id(self) -> int:
-        """What fills up a batch; the end token where the tokenizer has no padding token."""
-        pad = self.tokenizer.pad_token_id
-        return int(self.tokenizer.eos_token_id if pad is None else pad)
-
-    def __call__(self, conversation: Conversation, frames_per_image: Sequence[int]) -> TokenizedSample:
-        """Tokenises a conversation about images (or videos) of so many frames each.
-
-        Raises:
-            SampleError: the placeholders do not match the images, or the sample is longer than `max_length`.
-        """
-        if conversation.num_images != len(frames_per_image):
-            raise SampleError(f"{conversation.num_images} {IMAGE_PLACEHOLDER} for {len(frames_per_image)} images")
-        if self.turns == "conversation":
-            encoded = self._encode(conversation)
-            ids, labels, turn_ids = encoded.ids, encoded.labels, None
-        else:
-            ids, labels, turn_ids = self._pack(conversation)
-        images = np.flatnonzero(ids == self.image_token_id)
-        if len(images) != len(frames_per_image):
-            raise SampleError(f"a text contains {self.template.image_token}, which stands for an image")
-        counts = np.ones(len(ids), np.int64)
-        counts[images] = [self.num_image_tokens * frames for frames in frames_per_image]
-        if (length := int(counts.sum())) > self.max_length:
-            raise SampleError(f"{length} tokens, {self.max_length} allowed")
-        return TokenizedSample(
-            torch.from_numpy(ids.repeat(counts)),
-            torch.from_numpy(labels.repeat(counts)),
-            None if turn_ids is None else torch.from_numpy(turn_ids.repeat(counts)),
-        )
-
-    def _pack(self, conversation: Conversation) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Ids, labels and turn ids of the shared prefix and all turns behind it."""
-        parts = [self._encode(turn) for turn in independent_conversations(conversation)]
-        prefix = parts[0].prefix
-        shared = parts[0].ids[:prefix]
-        if any(part.prefix != prefix or not np.array_equal(part.ids[:prefix], shared) for part in parts):
-            raise SampleError("the turns do not share their prefix")
-        ids = np.concatenate([shared, *(part.ids[prefix:] for part in parts)])
-        labels = np.concatenate([parts[0].labels[:prefix], *(part.labels[prefix:] for part in parts)])
-        lengths = [prefix, *(len(part.ids) - prefix for part in parts)]
-        return ids, labels, np.arange(len(lengths)).repeat(lengths)
-
-    def _encode(self, conversation: Conversation) -> _Encoded:
-        """A rendered conversation. Short ones recur and are kept: tokenising is the dearest step of a batch."""
-        text, spans = self.template.render(conversation)
-        if (text, spans) not in self._cache:
-            encoded = self._encode_text(text, spans)
-            if len(text) > _CACHED_LENGTH:
-                return encoded
-            if len(self._cache) >= _CACHED_TEXTS:
-                self._cache.clear()
-            self._cache[text, spans] = encoded
-        return self._cache[text, spans]
-
-    def _encode_text(self, text: str, spans: tuple[tuple[int, int], ...]) -> _Encoded:
-        """Ids, labels and prefix of a text; every image is one token."""
-        encoding: Any = self.tokenizer(text, return_offsets_mapping=True)
-        ids = np.array(encoding["input_ids"], np.int64)
-        starts, ends = np.array(encoding["offset_mapping"], np.int64).T
-        learnt = np.zeros(len(ids), bool)
-        for start, end in spans:
-            learnt |= (starts < end) & (ends > start)
-        images = np.flatnonzero(ids == self.image_token_id)
-        # Without an image the turns share what the system prompt says, and the tokens that stand for no text.
-        before = (ends <= len(self.template.system)).cumprod().sum()
-        return _Encoded(ids, np.where(learnt, ids, IGNORE), int(images[-1] + 1 if len(images) else before))

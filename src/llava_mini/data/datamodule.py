@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from lightning.pytorch import LightningDataModule
 
-from llava_mini.data.conversation import ConversationTokenizer
 from llava_mini.data.feature_store import FeatureStore
+from llava_mini.data.labels import ConversationTokenizer
 from llava_mini.data.samples import SampleReader
 from llava_mini.data.shards import ShardSet
 from llava_mini.data.stream import BatchLoader, Order, PlannedStream, SequentialOrder, ShuffledOrder

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from llava_mini.data.conversation import ConversationTokenizer, TokenizedSample, parse_record
+from llava_mini.data.conversation import parse_record
 from llava_mini.data.errors import SampleError
 from llava_mini.data.feature_store import FeatureStore
 from llava_mini.data.images import IMAGE_EXTENSIONS, pixels_of
+from llava_mini.data.labels import ConversationTokenizer, TokenizedSample
 from llava_mini.data.shards import ShardSet
 from llava_mini.errors import UserError
 from llava_mini.views import ImageTransform
