@@ -12,7 +12,7 @@ from llava_mini.data import samples
 from llava_mini.data.conversation import parse_record
 from llava_mini.data.errors import SampleError
 from llava_mini.data.feature_store import FeatureRecipe, FeatureStore
-from llava_mini.data.images import decode_image
+from llava_mini.data.images import pixels_of
 from llava_mini.data.labels import ConversationTokenizer
 from llava_mini.data.samples import SampleReader
 from llava_mini.data.shards import ShardSet
@@ -42,7 +42,7 @@ def test_a_sample_is_its_record_and_pixels(
     sample = SampleReader(shards, tokenize, transform=transform)(3)
     assert sample.key == "03"
     assert sample.pixels is not None
-    assert torch.equal(sample.pixels[0], transform(decode_image(shards.read(3)["png"])))
+    assert torch.equal(sample.pixels[0], pixels_of(shards.read(3)["png"], transform))
     assert sample.features is None
     assert len(sample.tokens) == len(tokenize(parse_record(shards.read(3)["json"]), [1]))
 
@@ -56,16 +56,16 @@ def test_with_features_the_image_is_not_touched(
     shards, store = features
     direct = SampleReader(shards, tokenize, transform=transform)(2)
     read: list[str] = []
-    original = ShardSet.read
+    original = ShardSet.read_record
 
-    def spy(self: ShardSet, index: int, extensions: list[str]) -> dict[str, bytes]:
-        read.extend(extensions)
-        return original(self, index, extensions)
+    def spy(self: ShardSet, index: int) -> bytes:
+        read.append("json")
+        return original(self, index)
 
     def never(raw: bytes, transform: ImageTransform) -> None:
         pytest.fail("the image was decoded")
 
-    monkeypatch.setattr(ShardSet, "read", spy)
+    monkeypatch.setattr(ShardSet, "read_record", spy)
     monkeypatch.setattr(samples, "pixels_of", never)
     sample = SampleReader(shards, tokenize, features=store)(2)
     assert read == ["json"]

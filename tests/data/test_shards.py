@@ -4,16 +4,19 @@ import hashlib
 import json
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import webdataset
 
 from llava_mini.data.errors import SampleError
-from llava_mini.data.shards import ShardSet, write_shards
+from llava_mini.data.index import INDEX_DTYPE
+from llava_mini.data.shards import Modality, ShardSet, finish_set, is_written, write_shard, write_shards
 from llava_mini.errors import UserError
 
-SAMPLES = [(f"k{i:03d}", {"json": b"{%d}" % i, "bin": bytes([i]) * (i * 97)}) for i in range(11)]
+SAMPLES = [(f"k{i:03d}", {"json": b'{"id": %d}' % i, "bin": bytes([i]) * (i * 97)}) for i in range(11)]
 
 
 @pytest.fixture
@@ -25,13 +28,58 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
+def put(path: Path, places: list[str | int], value: object) -> None:
+    """Write `value` at the end of a path of keys and numbers through a JSON file; ... stands for removing it."""
+    content = inner = json.loads(path.read_text())
+    for place in places[:-1]:
+        inner = inner[place]
+    if value is ...:
+        del inner[places[-1]]
+    else:
+        inner[places[-1]] = value
+    path.write_text(json.dumps(content))
+
+
 def test_samples_come_back_by_number(shards: ShardSet) -> None:
-    assert shards.keys == [key for key, _ in SAMPLES]
+    assert [shards.key(index) for index in range(len(shards))] == [key for key, _ in SAMPLES]
     for index in (10, 0, 7, 4, 3):
         assert shards.read(index) == SAMPLES[index][1]
-    assert shards.read(5, ["json", "absent"]) == {"json": b"{5}"}
-    assert shards.extensions(5) == {"json", "bin"}
+        assert shards.read_record(index) == SAMPLES[index][1]["json"]
     assert [shards.shard_name(i) for i in (0, 3, 4, 10)] == [f"shard-00000{n}.tar" for n in (0, 0, 1, 2)]
+
+
+def test_the_index_tells_modality_frames_and_source(tmp_path: Path) -> None:
+    def record(**fields: object) -> bytes:
+        return json.dumps({"conversations": [{"from": "human", "value": "four"}], **fields}).encode()
+
+    frames = {f"{i:06d}.jpg": b"x" for i in range(3)}
+    samples = [
+        ("a", {"json": record(source="captions", image="a.jpg"), "jpg": b"x"}),
+        ("b", {"json": record(source="clips", video="b.mp4"), **frames}),
+        ("c", {"json": record(image=["c", "d", "e"]), **frames}),
+        ("d", {"json": record(source="captions")}),
+    ]
+    shards = write_shards(samples, tmp_path / "set")
+    assert [shards.modality(i) for i in range(4)] == [Modality.IMAGE, Modality.VIDEO, Modality.IMAGE, Modality.TEXT]
+    assert [shards.frames(i) for i in range(4)] == [1, 3, 3, 0]
+    assert [shards.source(i) for i in range(4)] == ["captions", "clips", "", "captions"]
+    assert shards.index["text_length"].tolist() == [4] * 4
+    assert shards.sources == ["captions", "clips", ""]
+
+
+def test_reading_a_record_reads_nothing_else(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    original = os.pread
+
+    def spy(descriptor: int, size: int, offset: int) -> bytes:
+        read.append(size)
+        return original(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", spy)
+    shards.read_record(10)
+    shards.read(10)
+    size = len(SAMPLES[10][1]["json"])
+    assert read == [512 + size, 512 + 512 + 512 + 1024]
 
 
 def test_webdataset_reads_the_tars(shards: ShardSet) -> None:
@@ -48,9 +96,55 @@ def test_two_builds_are_the_same_bytes_and_fingerprint(shards: ShardSet, tmp_pat
     assert again.fingerprint == shards.fingerprint
 
 
+def test_shards_may_be_written_in_any_order(shards: ShardSet, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    for number in (2, 0, 1):
+        assert not is_written(folder, number)
+        write_shard(folder, number, iter(SAMPLES[4 * number : 4 * number + 4]))
+        assert is_written(folder, number)
+    finish_set(folder, 3)
+    assert hashes(folder) == hashes(shards.folder)
+
+
 def test_any_change_of_content_changes_the_fingerprint(shards: ShardSet, tmp_path: Path) -> None:
     changed = [*SAMPLES[:-1], (SAMPLES[-1][0], {"json": b"{99}", "bin": SAMPLES[-1][1]["bin"]})]
     assert write_shards(changed, tmp_path / "changed", samples_per_shard=4).fingerprint != shards.fingerprint
+
+
+def test_rejected_records_and_the_plan_are_kept(tmp_path: Path) -> None:
+    rejected: list[tuple[str, str]] = []
+
+    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
+        yield SAMPLES[0]
+        rejected.append(("no 7", "image is missing"))
+
+    write_shard(tmp_path, 0, samples(), rejected)
+    write_shard(tmp_path, 1, [], [("no 8", "no answer")])  # a shard of which nothing could be used
+    shards = finish_set(tmp_path, 2, {"seed": 3})
+    assert (len(shards), shards.rejected, shards.plan) == (1, 2, {"seed": 3})
+    assert json.loads((tmp_path / "shard-000000.json").read_text())["rejected"] == [["no 7", "image is missing"]]
+
+
+def test_a_failure_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
+    def failing() -> Iterator[tuple[str, dict[str, bytes]]]:
+        yield SAMPLES[0]
+        raise KeyError("stopped")
+
+    with pytest.raises(KeyError, match="stopped"):
+        write_shard(tmp_path, 0, failing())
+    assert list(tmp_path.iterdir()) == []
+    write_shard(tmp_path, 0, SAMPLES)
+    before = hashes(tmp_path)
+    with pytest.raises(KeyError, match="stopped"):
+        write_shard(tmp_path, 0, failing())
+    assert hashes(tmp_path) == before
+
+
+def test_finishing_removes_what_killed_processes_left(shards: ShardSet) -> None:
+    (shards.folder / ".shard-000001.tar.99.tmp").write_bytes(b"half")
+    (shards.folder / "shards.json").unlink()
+    finish_set(shards.folder, 3)
+    assert not list(shards.folder.glob(".*"))
 
 
 def test_few_files_stay_open_however_many_shards(tmp_path: Path) -> None:
@@ -66,9 +160,12 @@ def test_few_files_stay_open_however_many_shards(tmp_path: Path) -> None:
 
 def test_a_set_travels_to_another_process_without_its_open_files(shards: ShardSet) -> None:
     shards.read(0)
-    copy = pickle.loads(pickle.dumps(shards))
+    pickled = pickle.dumps(shards)
+    assert len(pickled) < 2000  # not the index either
+    copy = pickle.loads(pickled)
     shards.close()
     assert copy.read(0) == SAMPLES[0][1]
+    assert copy.key(10) == "k010"
 
 
 def test_a_missing_folder_or_listing_is_named(shards: ShardSet, tmp_path: Path) -> None:
@@ -79,52 +176,38 @@ def test_a_missing_folder_or_listing_is_named(shards: ShardSet, tmp_path: Path) 
         ShardSet(shards.folder)
 
 
-@pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.index.json"])
+@pytest.mark.parametrize("name", ["shard-000001.tar", "index.npy"])
 def test_a_missing_file_is_named(shards: ShardSet, name: str) -> None:
     (shards.folder / name).unlink()
     with pytest.raises(UserError, match=rf"{name} is missing"):
         ShardSet(shards.folder)
 
 
-def test_a_truncated_tar_is_named_with_both_sizes(shards: ShardSet) -> None:
-    tar = shards.folder / "shard-000001.tar"
-    size = tar.stat().st_size
-    os.truncate(tar, size - 512)
-    with pytest.raises(UserError, match=rf"shard-000001\.tar has {size - 512} bytes instead of {size}"):
+@pytest.mark.parametrize("name", ["shard-000001.tar", "index.npy"])
+def test_a_truncated_file_is_named_with_both_sizes(shards: ShardSet, name: str) -> None:
+    path = shards.folder / name
+    size = path.stat().st_size
+    os.truncate(path, size - 512)
+    with pytest.raises(UserError, match=rf"{name} has {size - 512} bytes instead of {size}"):
         ShardSet(shards.folder)
 
 
-def test_an_index_of_another_tar_is_named(shards: ShardSet) -> None:
-    (shards.folder / "shard-000001.index.json").write_text((shards.folder / "shard-000000.index.json").read_text())
-    with pytest.raises(UserError, match=r"shard-000001\.index\.json is not the index of"):
-        ShardSet(shards.folder)
+@pytest.mark.parametrize("suffix", ["json", "tar"])
+def test_a_set_is_not_finished_without_every_shard(shards: ShardSet, suffix: str) -> None:
+    (shards.folder / f"shard-000001.{suffix}").unlink()
+    with pytest.raises(UserError, match=r"1 of 3 shards are not written, the first is shard-000001"):
+        finish_set(shards.folder, 3)
 
 
-@pytest.mark.parametrize("name", ["shards.json", "shard-000002.index.json"])
-def test_broken_json_is_named(shards: ShardSet, name: str) -> None:
-    (shards.folder / name).write_text("{")
-    with pytest.raises(UserError, match=rf"{name} is not valid JSON"):
-        ShardSet(shards.folder)
-
-
-def put(path: Path, places: list[str | int], value: object) -> None:
-    """Write `value` at the end of a path of keys and numbers through a JSON file; ... stands for removing it."""
-    content = inner = json.loads(path.read_text())
-    for place in places[:-1]:
-        inner = inner[place]
-    if value is ...:
-        del inner[places[-1]]
-    else:
-        inner[places[-1]] = value
-    path.write_text(json.dumps(content))
+def test_a_truncated_tar_does_not_finish_a_set(shards: ShardSet) -> None:
+    os.truncate(shards.folder / "shard-000001.tar", 100)
+    with pytest.raises(UserError, match=r"shard-000001\.tar has 100 bytes instead of"):
+        finish_set(shards.folder, 3)
 
 
 @pytest.mark.parametrize("value", ["../secret.tar", "/etc/passwd", "sub/shard-000000.tar", "shard-0.tar", "", 7, None])
 def test_a_listing_leads_to_no_file_but_its_own_shards(shards: ShardSet, value: object) -> None:
-    first = shards.folder / "shard-000000.tar"
-    secret = shards.folder.parent / "secret.tar"
-    secret.write_bytes(first.read_bytes())
-    secret.with_suffix(".index.json").write_text(first.with_suffix(".index.json").read_text())
+    (shards.folder.parent / "secret.tar").write_bytes((shards.folder / "shard-000000.tar").read_bytes())
     put(shards.folder / "shards.json", ["shards", 0, "name"], value)
     with pytest.raises(UserError, match=r"shards\.json is malformed: .* name shard-NNNNNN\.tar"):
         ShardSet(shards.folder)
@@ -143,9 +226,16 @@ def test_a_listing_leads_to_no_file_but_its_own_shards(shards: ShardSet, value: 
         (["shards", 1, "bytes"], "many"),
         (["shards", 1, "samples"], ...),
         (["shards", 1, "samples"], True),
+        (["shards", 1, "rejected"], -1),
         (["shards", 1, "sha256"], ...),
         (["shards", 1, "sha256"], 5),
         (["shards", 1, "sha256"], "abc"),
+        (["sources"], ...),
+        (["sources", 0], 3),
+        (["index"], ...),
+        (["index", "bytes"], "5"),
+        (["index", "sha256"], None),
+        (["plan"], 4),
     ],
 )
 def test_a_malformed_listing_is_named(shards: ShardSet, places: list[str | int], value: object) -> None:
@@ -154,71 +244,21 @@ def test_a_malformed_listing_is_named(shards: ShardSet, places: list[str | int],
         ShardSet(shards.folder)
 
 
-@pytest.mark.parametrize(
-    ("places", "value"),
-    [
-        ([0], "k000"),
-        ([0], ["k000"]),
-        ([0, 0], 5),
-        ([0, 0], "../k"),
-        ([0, 1], [1, 2]),
-        ([0, 1, "json"], [512]),
-        ([0, 1, "json"], 512),
-        ([0, 1, "json"], ["512", 3]),
-        ([0, 1, "json"], [-512, 3]),
-        ([0, 1, "json"], [512, -3]),
-        ([0, 1, "json"], [512.0, 3]),
-        ([0, 1, "json"], [10**9, 3]),
-        ([0, 1, "json"], [512, 10**9]),
-        ([0, 1, "json"], [10**30, 3]),
-    ],
-)
-def test_a_malformed_index_is_named(shards: ShardSet, places: list[str | int], value: object) -> None:
-    put(shards.folder / "shard-000001.index.json", ["samples", *places], value)
-    with pytest.raises(UserError, match=r"shard-000001\.index\.json is malformed: samples\[0\]"):
+@pytest.mark.parametrize("content", [b"[]", b"\xff\xfe", b"[" * 100_000, b"{}", b"{"])
+def test_other_content_than_json_objects_is_named(shards: ShardSet, content: bytes) -> None:
+    (shards.folder / "shards.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"shards\.json"):
         ShardSet(shards.folder)
 
 
-@pytest.mark.parametrize(
-    ("places", "value"), [(["samples"], ...), (["samples"], 4), (["sha256"], ...), (["samples", 0], ...)]
-)
-def test_an_index_that_is_not_the_listed_one_is_named(shards: ShardSet, places: list[str | int], value: object) -> None:
-    put(shards.folder / "shard-000001.index.json", places, value)
-    with pytest.raises(UserError, match=r"shard-000001\.index\.json is not the index of .*: sha256 or samples"):
-        ShardSet(shards.folder)
-
-
-def test_a_place_may_end_with_the_file(shards: ShardSet) -> None:
-    size = (shards.folder / "shard-000001.tar").stat().st_size
-    put(shards.folder / "shard-000001.index.json", ["samples", 0, 1, "json"], [size - 3, 3])
-    assert ShardSet(shards.folder).read(4, ["json"]) == {"json": b"\0\0\0"}
-    put(shards.folder / "shard-000001.index.json", ["samples", 0, 1, "json"], [size - 3, 4])
-    with pytest.raises(UserError, match=r"samples\[0\] names no place within"):
-        ShardSet(shards.folder)
-
-
-def test_a_key_that_two_samples_have_is_refused(shards: ShardSet) -> None:
-    put(shards.folder / "shard-000001.index.json", ["samples", 0, 0], "k000")
-    with pytest.raises(UserError, match="several samples of one key"):
-        ShardSet(shards.folder)
-
-
-@pytest.mark.parametrize("name", ["shards.json", "shard-000001.index.json"])
-@pytest.mark.parametrize("content", [b"[]", b"\xff\xfe", b"[" * 100_000, b"{}"])
-def test_other_content_than_json_objects_is_named(shards: ShardSet, name: str, content: bytes) -> None:
-    (shards.folder / name).write_bytes(content)
-    with pytest.raises(UserError, match=name):
-        ShardSet(shards.folder)
-
-
-@pytest.mark.parametrize("shard", ["shard-000000.tar", "shard-000002.tar"])
-def test_verify_names_the_tar_whose_content_changed_but_not_its_size(shards: ShardSet, shard: str) -> None:
+@pytest.mark.parametrize("name", ["shard-000000.tar", "shard-000002.tar", "index.npy"])
+def test_verify_names_the_file_whose_content_changed_but_not_its_size(shards: ShardSet, name: str) -> None:
     shards.verify()
-    content = bytearray((shards.folder / shard).read_bytes())
+    content = bytearray((shards.folder / name).read_bytes())
     content[700] ^= 1
-    (shards.folder / shard).write_bytes(content)
+    (shards.folder / name).write_bytes(content)
     damaged = ShardSet(shards.folder)  # sizes and names are as they were
-    with pytest.raises(UserError, match=rf"{shard} has SHA-256 .*: damaged or changed"):
+    with pytest.raises(UserError, match=rf"{name} has SHA-256 .*: damaged or changed"):
         damaged.verify()
 
 
@@ -228,10 +268,10 @@ def test_verify_names_a_tar_that_is_gone(shards: ShardSet) -> None:
         shards.verify()
 
 
-def test_another_format_version_is_named(shards: ShardSet) -> None:
-    listing = shards.folder / "shards.json"
-    listing.write_text(json.dumps({**json.loads(listing.read_text()), "version": 9}))
-    with pytest.raises(UserError, match="format version 9; allowed: 1"):
+@pytest.mark.parametrize("version", [1, 9, None])
+def test_another_format_version_is_named_with_what_to_do(shards: ShardSet, version: int | None) -> None:
+    put(shards.folder / "shards.json", ["version"], version)
+    with pytest.raises(UserError, match=rf"format version {version}, allowed is 2: delete the folder and build it"):
         ShardSet(shards.folder)
 
 
@@ -245,11 +285,44 @@ def test_a_tar_that_shrinks_while_it_is_read_spoils_single_samples(shards: Shard
         shards.read(4)
 
 
+@pytest.mark.parametrize(("field", "value"), [("shard", 3), ("offset", 10**12), ("size", 2**32 - 1)])
+def test_a_damaged_index_leads_to_no_place_outside_of_the_tars(shards: ShardSet, field: str, value: int) -> None:
+    index = np.load(shards.folder / "index.npy")
+    index[field][5] = value
+    np.save(shards.folder / "index.npy", index)
+    with pytest.raises(SampleError, match="names a place outside of its tars"):
+        ShardSet(shards.folder).read(5)
+
+
+def test_another_samples_place_is_noticed(shards: ShardSet) -> None:
+    index = np.load(shards.folder / "index.npy")
+    index["offset"][5] = index["offset"][4]
+    np.save(shards.folder / "index.npy", index)
+    with pytest.raises(SampleError, match=r"'k004\.json' is not k005\.<extension>"):
+        ShardSet(shards.folder).read(5)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(11), np.zeros(10, INDEX_DTYPE), np.zeros((11, 1), INDEX_DTYPE)])
+def test_an_index_of_something_else_is_named(shards: ShardSet, wrong: np.ndarray) -> None:
+    path = shards.folder / "index.npy"
+    np.save(path, wrong)
+    put(shards.folder / "shards.json", ["index", "bytes"], path.stat().st_size)
+    with pytest.raises(UserError, match=r"index\.npy is no index of 11 samples"):
+        ShardSet(shards.folder)
+
+
+def test_an_index_that_is_no_array_is_named(shards: ShardSet) -> None:
+    (shards.folder / "index.npy").write_bytes(b"{}")
+    put(shards.folder / "shards.json", ["index", "bytes"], 2)
+    with pytest.raises(UserError, match=r"index\.npy cannot be read"):
+        ShardSet(shards.folder)
+
+
 def test_a_complete_set_is_never_overwritten_but_an_interrupted_one_is(shards: ShardSet) -> None:
     with pytest.raises(UserError, match="already holds a shard set"):
         write_shards(SAMPLES, shards.folder)
     (shards.folder / "shards.json").unlink()
-    assert write_shards(SAMPLES, shards.folder, samples_per_shard=100).keys == shards.keys
+    assert len(write_shards(SAMPLES, shards.folder, samples_per_shard=100)) == 11
     assert len(list(shards.folder.glob("*.tar"))) == 1
 
 
@@ -257,14 +330,19 @@ def test_a_complete_set_is_never_overwritten_but_an_interrupted_one_is(shards: S
     ("samples", "message"),
     [
         ([], "no sample"),
-        ([("a.b", {"json": b""})], "'a.b'"),
+        ([("a.b", {"json": b""})], r"'a\.b'"),
+        ([("../a", {"json": b""})], r"'\.\./a'"),
+        ([("a" * 33, {"json": b""})], "1 to 32 of"),
         ([("a", {"json": b""}), ("a", {"json": b""})], "'a' is a repetition"),
+        ([("a", {"json": b""}), ("b", {"json": b""}), ("a", {"json": b""})], "several samples of one key: a"),
+        ([("a", {"/etc/passwd": b""})], "member '/etc/passwd' of a"),
+        ([("a", {"json/../x": b""})], "member 'json/../x' of a"),
     ],
 )
 def test_impossible_samples_are_refused(
     tmp_path: Path, samples: list[tuple[str, dict[str, bytes]]], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        write_shards(samples, tmp_path / "bad")
+        write_shards(samples, tmp_path / "bad", samples_per_shard=2)
     with pytest.raises(UserError, match="no complete shard set"):
         ShardSet(tmp_path / "bad")

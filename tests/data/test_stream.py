@@ -179,7 +179,7 @@ def test_the_toy_world_is_streamed(world: Path, tokenize: ConversationTokenizer,
     reader = SampleReader(shards, tokenize, transform=transform)
     order = ShuffledOrder(len(shards), shards.fingerprint, 0)
     batches = list(BatchLoader(PlannedStream(reader, order, batch_size=10, num_batches=7)))
-    assert sorted(key for batch in batches for key in batch.keys) == sorted(shards.keys)
+    assert sorted(key for batch in batches for key in batch.keys) == sorted(map(shards.key, range(len(shards))))
     for batch in batches:
         assert batch.turn_ids is not None
         assert (batch.turn_ids.amax(1) == 12).all()

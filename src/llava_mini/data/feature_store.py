@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llava_mini.data.errors import SampleError
-from llava_mini.data.images import IMAGE_EXTENSIONS, pixels_of
-from llava_mini.data.shards import ShardSet
+from llava_mini.data.images import pixels_of
+from llava_mini.data.shards import ShardSet, picture_names
 from llava_mini.errors import UserError
 from llava_mini.files import atomic_path, folder_lock, write_json
 from llava_mini.views import ImageTransform
@@ -196,11 +196,11 @@ def _pixels(
     """Samples with an image and their pixels; those whose image is damaged are noted in `unusable`."""
     usable, pixels = [], []
     for index in indices:
-        extension = next((name for name in IMAGE_EXTENSIONS if name in shards.extensions(index)), None)
-        if extension is None:
+        if not shards.frames(index):
             continue
         try:
-            pixels.append(pixels_of(shards.read(index, [extension])[extension], transform))
+            members = shards.read(index)
+            pixels.append(pixels_of(members[picture_names(members)[0]], transform))
             usable.append(index)
         except SampleError as error:
             unusable[str(index)] = str(error)

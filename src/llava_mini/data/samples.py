@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from llava_mini.data.conversation import parse_record
 from llava_mini.data.errors import SampleError
 from llava_mini.data.feature_store import FeatureStore
-from llava_mini.data.images import IMAGE_EXTENSIONS, pixels_of
+from llava_mini.data.images import pixels_of
 from llava_mini.data.labels import ConversationTokenizer, TokenizedSample
-from llava_mini.data.shards import ShardSet
+from llava_mini.data.shards import ShardSet, picture_names
 from llava_mini.errors import UserError
 from llava_mini.views import ImageTransform
 
@@ -60,16 +61,16 @@ class SampleReader:
         Raises:
             SampleError: it cannot be used.
         """
-        image = next((name for name in IMAGE_EXTENSIONS if name in self.shards.extensions(index)), None)
-        wanted = ["json"] if image is None or self.features is not None else ["json", image]
-        members = self.shards.read(index, wanted)
+        frames = self.shards.frames(index)
+        with_pixels = frames > 0 and self.transform is not None
+        members = self.shards.read(index) if with_pixels else {"json": self.shards.read_record(index)}
         if "json" not in members:
             raise SampleError("it has no json member")
         conversation = parse_record(members["json"])
-        tokens = self.tokenize(conversation, [] if image is None else [1])
+        tokens = self.tokenize(conversation, [1] * frames)
         pixels = features = None
-        if image is not None and self.features is not None:
+        if frames and self.features is not None:
             features = self.features.read(index)[None]
-        elif image is not None and self.transform is not None:
-            pixels = pixels_of(members[image], self.transform)[None]
-        return Sample(self.shards.keys[index], tokens, conversation.kinds, pixels, features)
+        elif frames and self.transform is not None:
+            pixels = torch.stack([pixels_of(members[name], self.transform) for name in picture_names(members)])
+        return Sample(self.shards.key(index), tokens, conversation.kinds, pixels, features)

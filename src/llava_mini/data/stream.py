@@ -115,7 +115,7 @@ class PlannedStream(IterableDataset[VLMBatch]):
             try:
                 samples.append(self.reader(index))
             except SampleError as error:
-                key = self.reader.shards.keys[index]
+                key = self.reader.shards.key(index)
                 logger.warning("skipped %s in %s: %s", key, self.reader.shards.shard_name(index), error)
                 skipped.append(f"{key}: {error}")
         return collate(samples, self.reader.tokenize.pad_token_id, skipped)
