@@ -18,6 +18,11 @@ def test_what_fits_passes() -> None:
     inputs.check_no_frames(torch.zeros(2, 3).bool(), None)
 
 
+def test_pixels_that_were_not_normalised_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"pixel_values is torch\.uint8, expected normalised floating-point numbers"):
+        inputs.check_pixels(torch.zeros(1, 1, 3, 4, 4, dtype=torch.uint8), None)
+
+
 def test_the_first_sample_that_does_not_fit_is_named() -> None:
     placeholders = torch.tensor([[True, False], [False, False], [True, True]])
     real = torch.ones(3, 1).bool()

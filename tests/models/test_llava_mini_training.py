@@ -99,3 +99,46 @@ def test_bfloat16_and_autocast(make_model, make_sample, collate) -> None:
         error = (logits.float() - exact)[batch["attention_mask"].bool()].abs()
         assert error.mean() < 0.05 and error.max() < 0.5  # 8 bits through eight layers; unrelated logits differ by one
     assert torch.isfinite(mixed.loss)
+
+
+PLACEHOLDER = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+
+
+def with_placeholder(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The batch and, in its middle, the row of a sample that cannot be used: one token, no frame, no label."""
+    row = {name: torch.full_like(batch[name][:1], fill) for name, fill in PLACEHOLDER.items()}
+    row["attention_mask"][:, 0] = 1
+    row["num_frames"] = torch.zeros(1, dtype=torch.long)
+    joined = {name: torch.cat([batch[name][:1], row[name], batch[name][1:]]) for name in row}
+    return {**batch, **joined}
+
+
+@pytest.mark.parametrize("frames", [(1, 2), (0, 0), (0, 3)])
+def test_the_row_of_an_unusable_sample_changes_no_other(make_model, make_sample, collate, frames: tuple[int, int]):
+    model = make_model()
+    batch = collate(model, [make_sample(seed, frames=count) for seed, count in enumerate(frames)])
+    batch = {"num_frames": torch.tensor(frames), **batch}
+    results = []
+    for inputs in (batch, with_placeholder(batch)):
+        model.zero_grad()
+        outputs = model(**inputs)
+        outputs.loss.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        results.append((outputs.logits, outputs.loss, gradients))
+    (logits, loss, gradients), (logits_with, loss_with, gradients_with) = results
+    close(logits_with[[0, 2]], logits)
+    close(loss_with, loss)
+    assert gradients.keys() == gradients_with.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradients_with[name], gradient, atol=1e-4, rtol=1e-3)
+
+
+def test_a_batch_of_unusable_samples_only_has_a_loss_of_zero_and_moves_nothing(make_model):
+    model = make_model()
+    ids = torch.zeros(2, 1, dtype=torch.long)
+    frames = torch.zeros(2, dtype=torch.long)
+    outputs = model(input_ids=ids, attention_mask=ids + 1, labels=ids - 100, num_frames=frames, turn_ids=ids)
+    assert outputs.loss.item() == 0.0
+    outputs.loss.backward()
+    for name, parameter in model.language_model.named_parameters():
+        assert parameter.grad is not None and not parameter.grad.any(), name

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from llava_mini.models.loss import predictors, supervised
+from llava_mini.models.loss import next_token_loss, predictors, supervised
 
 
 def test_worked_example() -> None:
@@ -40,6 +40,23 @@ def test_one_conversation_is_next_token_prediction() -> None:
     logits = torch.randn(3, 6, 9)
     expected = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     torch.testing.assert_close(nn.functional.cross_entropy(*supervised(logits, labels, None)), expected)
+
+
+def test_the_loss_is_the_mean_over_learnt_tokens() -> None:
+    torch.manual_seed(0)
+    labels = torch.randint(0, 9, (3, 6)).masked_fill(torch.rand(3, 6) < 0.4, -100)
+    logits = torch.randn(3, 6, 9)
+    expected = nn.functional.cross_entropy(*supervised(logits, labels, None))
+    torch.testing.assert_close(next_token_loss(logits, labels, None), expected)
+
+
+def test_without_a_learnt_token_the_loss_is_zero_and_has_a_gradient_of_zeros() -> None:
+    logits = torch.randn(2, 3, 9, requires_grad=True)
+    loss = next_token_loss(logits, torch.full((2, 3), -100), torch.tensor([[0, 1, 1], [0, 0, 0]]))
+    assert loss.item() == 0.0
+    loss.backward()
+    assert logits.grad is not None
+    assert not logits.grad.any()
 
 
 def test_labels_for_other_positions() -> None:

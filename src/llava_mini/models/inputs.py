@@ -11,7 +11,9 @@ from torch import Tensor
 
 
 def check_pixels(pixel_values: Tensor, num_views_F: Tensor | None) -> None:
-    """Raises ValueError unless pixels are [F, V, 3, H, W] and `num_views` fits them."""
+    """Raises ValueError unless pixels are normalised numbers [F, V, 3, H, W] and `num_views` fits them."""
+    if not pixel_values.is_floating_point():
+        raise ValueError(f"pixel_values is {pixel_values.dtype}, expected normalised floating-point numbers")
     if pixel_values.dim() != 5:
         raise ValueError(
             f"pixel_values has shape {tuple(pixel_values.shape)}, expected [frames, views, 3, height, width]"

@@ -29,7 +29,7 @@ from llava_mini.models.inputs import (
     instruction,
 )
 from llava_mini.models.language_model import build_language_model
-from llava_mini.models.loss import supervised
+from llava_mini.models.loss import next_token_loss
 from llava_mini.models.prefusion import Prefusion
 from llava_mini.models.projector import Projector
 from llava_mini.models.vision_tower import (
@@ -124,7 +124,7 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
         Args:
             input_ids: [B, T]; every frame stands as K placeholders `config.image_token_id`, in the order of the frames.
             attention_mask: [B, T (with a cache: past + T)]; 0 is padding, on either side.
-            pixel_values: [F, V, 3, H, W]; V = 1, or 5 (four crops row by row, then the whole image).
+            pixel_values: [F, V, 3, H, W] normalised; V = 1, or 5 (four crops row by row, then the whole image).
             num_frames: [B], frames of each sample; needed with pixel_values or image_features.
             num_views: [F], 1 or 5: real views of every frame, when they differ; the rest of V is padding.
             image_features: [F, V, N, Dv] from `encode`, instead of pixel_values.
@@ -161,8 +161,7 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
             inputs_embeds, attention_mask, position_ids, turn_ids, past_key_values, use_cache, logits_to_keep, **kwargs
         )
         if labels is not None:
-            logits, targets = supervised(outputs.logits, labels, turn_ids)
-            outputs.loss = torch.nn.functional.cross_entropy(logits.float(), targets)
+            outputs.loss = next_token_loss(outputs.logits, labels, turn_ids)
         return outputs
 
     def embed(self, input_ids: Tensor, placeholder_BT: Tensor) -> Tensor:

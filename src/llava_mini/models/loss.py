@@ -30,6 +30,24 @@ def predictors(turn_ids_BT: Tensor) -> Tensor:
     return torch.where(starts_BT, prefix_end_B1, before_BT)
 
 
+def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor, turn_ids_BT: Tensor | None) -> Tensor:
+    """Mean cross-entropy over all tokens that are learnt.
+
+    Where there is none it is 0 and still a function of the logits, so a batch of unusable samples has a gradient (of
+    zeros) like any other, as accumulation and several ranks need it.
+
+    Args:
+        logits_BTV: [B, T, Vocab].
+        labels_BT: [B, T] int64; -100 is not learnt.
+        turn_ids_BT: [B, T] int64 or None.
+
+    Raises:
+        ValueError: when logits were kept of some positions only.
+    """
+    logits_SV, targets_S = supervised(logits_BTV, labels_BT, turn_ids_BT)
+    return torch.nn.functional.cross_entropy(logits_SV.float(), targets_S, reduction="sum") / max(len(targets_S), 1)
+
+
 def supervised(logits_BTV: Tensor, labels_BT: Tensor, turn_ids_BT: Tensor | None) -> tuple[Tensor, Tensor]:
     """Logits and labels of all tokens that are learnt.
 
