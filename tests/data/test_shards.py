@@ -13,7 +13,7 @@ import webdataset
 
 from llava_mini.data.errors import SampleError
 from llava_mini.data.index import INDEX_DTYPE
-from llava_mini.data.shards import Modality, ShardSet, finish_set, is_written, write_shard, write_shards
+from llava_mini.data.shards import Modality, ShardSet, finish_set, is_complete, is_written, write_shard, write_shards
 from llava_mini.errors import UserError
 
 SAMPLES = [(f"k{i:03d}", {"json": b'{"id": %d}' % i, "bin": bytes([i]) * (i * 97)}) for i in range(11)]
@@ -346,3 +346,20 @@ def test_impossible_samples_are_refused(
         write_shards(samples, tmp_path / "bad", samples_per_shard=2)
     with pytest.raises(UserError, match="no complete shard set"):
         ShardSet(tmp_path / "bad")
+
+
+def test_the_samples_of_a_shard_are_known(shards: ShardSet) -> None:
+    assert shards.num_shards == 3
+    assert [list(shards.samples_of(shard)) for shard in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    assert is_complete(shards.folder) and not is_complete(shards.folder.parent)
+
+
+def test_one_shard_is_verified_apart(shards: ShardSet) -> None:
+    tar = shards.folder / "shard-000001.tar"
+    raw = bytearray(tar.read_bytes())
+    raw[-3000] ^= 1
+    tar.write_bytes(raw)
+    shards.verify_shard(0)
+    shards.verify_index()
+    with pytest.raises(UserError, match=r"shard-000001\.tar has SHA-256"):
+        shards.verify_shard(1)

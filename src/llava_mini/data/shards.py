@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ __all__ = [
     "Modality",
     "ShardSet",
     "finish_set",
+    "is_complete",
     "is_written",
     "picture_names",
     "write_shard",
@@ -113,6 +114,11 @@ def is_written(folder: Path, number: int) -> bool:
     return _sidecar_path(folder, number).is_file() and _tar_path(folder, number).is_file()
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds a whole set."""
+    return (folder / _SET_FILE).is_file()
+
+
 def finish_set(folder: Path, num_shards: int, plan: dict[str, Any] | None = None) -> ShardSet:
     """Makes shards 0 to `num_shards` - 1, which are all written, a complete set.
 
@@ -162,7 +168,7 @@ def write_shards(samples: Iterable[tuple[str, Members]], folder: Path, samples_p
     Raises:
         UserError: the folder holds a shard set already, there is no sample, or a key is repeated or unusable as a name.
     """
-    if (folder / _SET_FILE).exists():
+    if is_complete(folder):
         raise UserError(f"{folder} already holds a shard set; delete it or name another folder")
     for stale in folder.glob("shard-*"):  # of a build that was interrupted
         stale.unlink()
@@ -217,7 +223,8 @@ class ShardSet:
         self._tars: list[str] = [shard["name"] for shard in shards]
         self._sizes: list[int] = [shard["bytes"] for shard in shards]
         self._hashes: list[str] = [shard["sha256"] for shard in shards]
-        self._num_samples = sum(shard["samples"] for shard in shards)
+        self._starts: list[int] = [0, *accumulate(shard["samples"] for shard in shards)]
+        self._num_samples = self._starts[-1]
         self._index_facts: dict[str, Any] = listing["index"]
         self.sources: list[str] = listing["sources"]
         self.rejected = sum(shard["rejected"] for shard in shards)
@@ -246,23 +253,42 @@ class ShardSet:
             raise UserError(f"{path} is malformed: allowed are sources, index of bytes and sha256, and a plan or null")
         return listing
 
+    @property
+    def num_shards(self) -> int:
+        return len(self._tars)
+
+    def samples_of(self, shard: int) -> range:
+        """The numbers of the samples in shard number `shard`."""
+        return range(self._starts[shard], self._starts[shard + 1])
+
     def verify(self) -> None:
         """Reads every file whole and compares it with its SHA-256, which finds damage that leaves the size as it was.
 
         Raises:
             UserError: the first file whose content is not what the set was finished with, or that cannot be read.
         """
-        expected = dict(zip(self._tars, self._hashes, strict=True)) | {INDEX_FILE: self._index_facts["sha256"]}
-        for name, sha256 in expected.items():
-            try:
-                with open(self.folder / name, "rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
-            except OSError as error:
-                raise UserError(f"{self.folder / name} cannot be read ({error.strerror})") from None
-            if found != sha256:
-                raise UserError(
-                    f"{self.folder / name} has SHA-256 {found[:12]}... instead of {sha256[:12]}...: damaged or changed"
-                )
+        for shard in range(self.num_shards):
+            self.verify_shard(shard)
+        self.verify_index()
+
+    def verify_shard(self, shard: int) -> None:
+        """As `verify`, of one tar."""
+        self._verify(self._tars[shard], self._hashes[shard])
+
+    def verify_index(self) -> None:
+        """As `verify`, of the index."""
+        self._verify(INDEX_FILE, self._index_facts["sha256"])
+
+    def _verify(self, name: str, expected: str) -> None:
+        try:
+            with open(self.folder / name, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"{self.folder / name} cannot be read ({error.strerror})") from None
+        if found != expected:
+            raise UserError(
+                f"{self.folder / name} has SHA-256 {found[:12]}... instead of {expected[:12]}...: damaged or changed"
+            )
 
     def __len__(self) -> int:
         return self._num_samples
