@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_mini.files import atomic_path, folder_lock, write_json, write_text
+from llava_mini.files import atomic_path, folder_lock, rank_path, rank_paths, write_json, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -31,6 +31,17 @@ def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
         temporary.write_text("new")
         assert not path.exists()
     assert path.read_text() == "new"
+
+
+def test_each_rank_has_a_file_of_its_own_and_rank_0_the_plain_one(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    assert [rank_path(path, rank).name for rank in (0, 1, 12)] == [
+        "history.jsonl", "history.rank1.jsonl", "history.rank12.jsonl",
+    ]  # fmt: skip
+    assert rank_paths(path) == []
+    for name in ("history.rank1.jsonl", "history.jsonl", "other.rank1.jsonl", "history.rank1.txt"):
+        (tmp_path / name).touch()
+    assert [each.name for each in rank_paths(path)] == ["history.jsonl", "history.rank1.jsonl"]
 
 
 def test_json_keeps_the_order_of_keys(tmp_path: Path) -> None:

@@ -35,6 +35,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+def rank_path(path: Path, rank: int) -> Path:
+    """Where one of several processes writes what is `path` for rank 0: history.jsonl, history.rank1.jsonl, ..."""
+    return path if rank == 0 else path.with_name(f"{path.stem}.rank{rank}{path.suffix}")
+
+
+def rank_paths(path: Path) -> list[Path]:
+    """The files that any rank has written for `path`, rank 0's first."""
+    others = path.parent.glob(f"{path.stem}.rank*{path.suffix}")
+    return [each for each in (path, *sorted(others)) if each.exists()]
+
+
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Holds `folder` (made if missing) for this process; others wait. The lock ends with the process, killed or not."""

@@ -17,7 +17,7 @@ def main(parent_pid: int, command: list[str]) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
-        sys.exit("the sweep ended before this run began")
+        sys.exit("what asked for this command ended before it began")
     os.execvp(command[0], command)
 
 

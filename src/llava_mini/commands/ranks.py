@@ -1,0 +1,153 @@
+"""Several processes that train one run together (`trainer.devices`): started, watched and ended as one.
+
+The process of the command line starts the ranks and waits, without loading torch. Rank 0 writes the run and speaks to
+the terminal; what the others say goes to `log.rankN.txt` in the run's folder. When one fails all are ended, and on
+Linux none outlives the process that started it.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from llava_mini.sweep import child
+
+OWN_MESSAGE = "llava-mini: "  # how the line begins that says why a command stopped itself
+INTERRUPTED = 130
+_SECONDS_FOR_RANK_0 = 5.0  # to say itself why it ends
+_SECONDS_AFTER_CTRL_C = 20.0  # for rank 0 to end in order, its tracker included
+
+
+def own_rank() -> int | None:
+    """This process's number among those that train together; None when it was not started as one of them."""
+    number = os.environ.get("RANK", os.environ.get("LOCAL_RANK"))
+    return None if number is None else int(number)
+
+
+def train_command(config_dirs: Sequence[str]) -> list[str]:
+    """The command line of a run, without its overrides."""
+    extra = [part for folder in config_dirs for part in ("--config-dir", folder)]
+    return [sys.executable, "-m", "llava_mini", *extra, "train"]
+
+
+def run_ranks(command: Sequence[str], count: int, folder: Path) -> int:
+    """Run `command` in `count` processes that find each other as torch's distributed processes do.
+
+    Args:
+        command: What each of them is.
+        count: How many.
+        folder: Where all but rank 0 write what they say.
+
+    Returns:
+        0, or the exit status of the rank that failed first, 128 + n if signal n killed it.
+
+    Raises:
+        KeyboardInterrupt: when it was interrupted; all have then ended.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ended: queue.Queue[int] = queue.Queue()
+    ranks: list[subprocess.Popen[bytes]] = []
+    environment = _environment(count)
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        for number in range(count):
+            ranks.append(_start(command, number, folder, environment))
+            threading.Thread(target=_tell_end, args=(ranks[number], number, ended), daemon=True).start()
+        for _ in ranks:
+            number = ended.get()
+            if ranks[number].returncode != 0:
+                return _failure(ranks, number, folder)
+        return 0
+    except KeyboardInterrupt:
+        _interrupt(ranks[0])
+        raise
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _environment(count: int) -> dict[str, str]:
+    """By what `count` processes of this machine find each other."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count), "NODE_RANK": "0"}
+    # Lightning divides all cores among ranks where this is not set, whatever `trainer.threads` says.
+    return {"OMP_NUM_THREADS": "1", **os.environ, **meeting}
+
+
+def _start(
+    command: Sequence[str], number: int, folder: Path, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """A rank, which dies with this process."""
+    wrapped = [sys.executable, "-IS", child.__file__, str(os.getpid()), *command]
+    own = {**environment, "LOCAL_RANK": str(number)}
+    if number == 0:
+        return subprocess.Popen(wrapped, env=own)
+    with log_path(folder, number).open("wb") as log:
+        return subprocess.Popen(wrapped, env=own, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+
+
+def log_path(folder: Path, number: int) -> Path:
+    """Where a rank other than 0 writes what it says."""
+    return folder / f"log.rank{number}.txt"
+
+
+def _tell_end(process: subprocess.Popen[bytes], number: int, ended: queue.Queue[int]) -> None:
+    process.wait()
+    ended.put(number)
+
+
+def _failure(ranks: Sequence[subprocess.Popen[bytes]], number: int, folder: Path) -> int:
+    """The exit status for rank `number`'s end, after a line on it where rank 0 has not said all.
+
+    Raises:
+        KeyboardInterrupt: when rank 0 was interrupted.
+    """
+    status = ranks[number].returncode
+    if number == 0 and status == INTERRUPTED:
+        raise KeyboardInterrupt
+    last = _last_line(log_path(folder, number)) if number else ""
+    if last.startswith(OWN_MESSAGE):  # mostly a mistake that every rank finds, and that rank 0 is about to name
+        with suppress(subprocess.TimeoutExpired):
+            ranks[0].wait(_SECONDS_FOR_RANK_0)
+        if ranks[0].returncode != status:
+            print(last, file=sys.stderr)
+    elif number or status < 0:
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        where = f"; {log_path(folder, number)} ends with: {last}" if last else ""
+        print(f"{OWN_MESSAGE}rank {number} of {len(ranks)} {how}{where}", file=sys.stderr)
+    return status if status > 0 else 128 - status
+
+
+def _last_line(path: Path) -> str:
+    """The last line with something in it; empty when there is none."""
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "")
+
+
+def _interrupt(rank_0: subprocess.Popen[bytes]) -> None:
+    """Give rank 0 the time to end in order. A terminal interrupts it too, so it is told only if it is still at work."""
+    for seconds in (1.0, _SECONDS_AFTER_CTRL_C):
+        try:
+            rank_0.wait(seconds)
+            return
+        except subprocess.TimeoutExpired:
+            rank_0.send_signal(signal.SIGINT)
+
+
+def _terminated(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
