@@ -13,8 +13,10 @@ Each turn is tokenised behind the shared prefix as if it were alone, so it equal
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_mini.data.conversation import IMAGE_PLACEHOLDER, Conversation, independent_conversations
 from llava_mini.data.errors import SampleError
-from llava_mini.data.templates import ConversationTemplate
+from llava_mini.data.templates import ConversationTemplate, Rendered
 from llava_mini.errors import UserError
 
 IGNORE = -100
@@ -33,15 +35,26 @@ Turns = Literal["conversation", "independent"]
 
 _CACHED_TEXTS = 8192
 _CACHED_LENGTH = 256  # characters; longer texts hardly recur
+_MARKS = re.compile(r"<\|[^<>|]+\|>|</s>")  # what is meant to be one token wherever a template writes it
 
 
 @dataclass(frozen=True)
 class TokenizedSample:
-    """[T] int64 each; `turn_ids` is None for one conversation."""
+    """Tokens of one sample.
+
+    Attributes:
+        input_ids: [T] int64.
+        labels: [T] int64.
+        turn_ids: [T] int64; None for one conversation.
+        num_turns: How many turns are in it, the first of the conversation.
+        truncated: Whether something was left out to fit `max_length`.
+    """
 
     input_ids: Tensor
     labels: Tensor
     turn_ids: Tensor | None
+    num_turns: int = 0
+    truncated: bool = False
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -49,18 +62,31 @@ class TokenizedSample:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """One text: ids and labels [T], and the number of tokens that come before any turn of it."""
+    """One text as T tokens.
+
+    Attributes:
+        ids: [T].
+        labels: [T].
+        prefix: The number of tokens that come before any turn of it.
+        answer: The first token of the last answer.
+        cuts: [T + 1]; whether the text may end before each token: in the text of the last answer, between characters.
+    """
 
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
     prefix: int
+    answer: int
+    cuts: NDArray[np.bool_]
 
 
 class ConversationTokenizer:
     """Turns conversations into `TokenizedSample`s.
 
+    What is longer than `max_length` loses its last turns. When the turns that must stay (the first, and all that show
+    an image) are still too long, the last of them loses the end of its answer, and so its end token.
+
     Args:
-        tokenizer: A fast tokenizer of transformers that knows the template's image token.
+        tokenizer: A fast tokenizer of transformers that knows the template's tokens.
         template: How conversations are written out.
         turns: "conversation" (later turns see earlier ones) or "independent" (every turn sees the images and itself).
         num_image_tokens: K, placeholders of a frame (0 for compressors that leave none).
@@ -85,12 +111,18 @@ class ConversationTokenizer:
             raise UserError(f"num_image_tokens={num_image_tokens} must be >= 0 and max_length={max_length} >= 1")
         if not tokenizer.is_fast:
             raise UserError(f"tokenizer {tokenizer.name_or_path!r} gives no character offsets; a fast one is needed")
-        if template.image_token not in tokenizer.get_vocab():
-            raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no token {template.image_token!r}")
+        for mark in (template.image_token, *_MARKS.findall(template.fixed_text)):
+            if tokenizer(mark, add_special_tokens=False)["input_ids"] != [tokenizer.get_vocab().get(mark)]:
+                raise UserError(
+                    f"tokenizer {tokenizer.name_or_path!r} has no token {mark!r}, which data.template writes"
+                )
         self.tokenizer, self.template, self.turns = tokenizer, template, turns
         self.num_image_tokens, self.max_length = num_image_tokens, max_length
         self.image_token_id = tokenizer.get_vocab()[template.image_token]
-        self._cache: dict[tuple[str, tuple[tuple[int, int], ...]], _Encoded] = {}
+        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        reserved = {template.image_token, *tokenizer.all_special_tokens, *added}
+        self._reserved = re.compile("|".join(re.escape(token) for token in sorted(reserved, key=len, reverse=True)))
+        self._cache: dict[Rendered, _Encoded] = {}
 
     @property
     def pad_token_id(self) -> int:
@@ -102,61 +134,108 @@ class ConversationTokenizer:
         """Tokenises a conversation about images (or videos) of so many frames each.
 
         Raises:
-            SampleError: the placeholders do not match the images, or the sample is longer than `max_length`.
+            SampleError: the placeholders do not match the images, a text spells a special token, or not even a
+                shortened answer fits.
         """
         if conversation.num_images != len(frames_per_image):
             raise SampleError(f"{conversation.num_images} {IMAGE_PLACEHOLDER} for {len(frames_per_image)} images")
+        self._check_texts(conversation)
+        extra = sum(self.num_image_tokens * frames - 1 for frames in frames_per_image)  # of images, beyond one each
         if self.turns == "conversation":
-            encoded = self._encode(conversation)
-            ids, labels, turn_ids = encoded.ids, encoded.labels, None
+            encoded, turn_ids, num_turns, keep = self._whole(conversation, extra)
         else:
-            ids, labels, turn_ids = self._pack(conversation)
+            encoded, turn_ids, num_turns, keep = self._packed(conversation, extra)
+        ids, labels = encoded.ids[:keep], encoded.labels[:keep]
         images = np.flatnonzero(ids == self.image_token_id)
         if len(images) != len(frames_per_image):
-            raise SampleError(f"a text contains {self.template.image_token}, which stands for an image")
-        counts = np.ones(len(ids), np.int64)
+            raise SampleError(f"{len(images)} {self.template.image_token} tokens for {len(frames_per_image)} images")
+        if (labels == IGNORE).all():
+            raise SampleError("no token of it is learnt")
+        counts = np.ones(keep, np.int64)
         counts[images] = [self.num_image_tokens * frames for frames in frames_per_image]
-        if (length := int(counts.sum())) > self.max_length:
-            raise SampleError(f"{length} tokens, {self.max_length} allowed")
         return TokenizedSample(
             torch.from_numpy(ids.repeat(counts)),
             torch.from_numpy(labels.repeat(counts)),
-            None if turn_ids is None else torch.from_numpy(turn_ids.repeat(counts)),
+            None if turn_ids is None else torch.from_numpy(turn_ids[:keep].repeat(counts)),
+            num_turns,
+            truncated=num_turns < len(conversation.turns) or keep < len(encoded.ids),
         )
 
-    def _pack(self, conversation: Conversation) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Ids, labels and turn ids of the shared prefix and all turns behind it."""
+    def _check_texts(self, conversation: Conversation) -> None:
+        """A text that spells a special token would become one: an end in the middle, or an image that is not there."""
+        humans = (turn.human.replace(IMAGE_PLACEHOLDER, "\n") for turn in conversation.turns)
+        for text in (conversation.system or "", *humans, *(turn.answer for turn in conversation.turns)):
+            if found := self._reserved.search(text):
+                raise SampleError(f"a text contains {found[0]}, which is a special token")
+
+    def _whole(self, conversation: Conversation, extra: int) -> tuple[_Encoded, None, int, int]:
+        """The first turns as one text; how many they are, and how many of the tokens are kept."""
+        room = self.max_length - extra
+        encoded = self._encode(conversation)
+        if len(encoded.ids) <= room:
+            return encoded, None, len(conversation.turns), len(encoded.ids)
+        least = max(n for n, turn in enumerate(conversation.turns, 1) if n == 1 or IMAGE_PLACEHOLDER in turn.human)
+        firsts = [replace(conversation, turns=conversation.turns[:n]) for n in range(least, len(conversation.turns))]
+        fitting = bisect_right(firsts, room, key=lambda first: len(self._encode(first).ids))
+        encoded = self._encode(firsts[max(fitting - 1, 0)]) if firsts else encoded
+        return encoded, None, least + max(fitting - 1, 0), self._keep(encoded, room, extra)
+
+    def _packed(self, conversation: Conversation, extra: int) -> tuple[_Encoded, NDArray[np.int64], int, int]:
+        """The shared prefix and the first turns behind it, turn ids, number of turns, and of tokens that are kept."""
+        room = self.max_length - extra
         parts = [self._encode(turn) for turn in independent_conversations(conversation)]
-        prefix = parts[0].prefix
-        shared = parts[0].ids[:prefix]
-        if any(part.prefix != prefix or not np.array_equal(part.ids[:prefix], shared) for part in parts):
-            raise SampleError("the turns do not share their prefix")
-        ids = np.concatenate([shared, *(part.ids[prefix:] for part in parts)])
-        labels = np.concatenate([parts[0].labels[:prefix], *(part.labels[prefix:] for part in parts)])
-        lengths = [prefix, *(len(part.ids) - prefix for part in parts)]
-        return ids, labels, np.arange(len(lengths)).repeat(lengths)
+        prefix = min(part.prefix for part in parts)
+        while any(not np.array_equal(part.ids[:prefix], parts[0].ids[:prefix]) for part in parts):
+            prefix -= 1  # the last token in common reaches into what differs
+        ends = prefix + np.cumsum([len(part.ids) - prefix for part in parts])
+        num_turns = max(int((ends <= room).sum()), 1)
+        keep = int(ends[num_turns - 1]) if ends[0] <= room else self._keep(parts[0], room, extra)
+        ids = np.concatenate([parts[0].ids, *(part.ids[prefix:] for part in parts[1:num_turns])])
+        labels = np.concatenate([parts[0].labels, *(part.labels[prefix:] for part in parts[1:num_turns])])
+        lengths = [prefix, *(len(part.ids) - prefix for part in parts[:num_turns])]
+        return replace(parts[0], ids=ids, labels=labels), np.arange(len(lengths)).repeat(lengths), num_turns, keep
+
+    def _keep(self, encoded: _Encoded, room: int, extra: int) -> int:
+        """How many tokens of a text stay when there is room for so many."""
+        if len(encoded.ids) <= room:
+            return len(encoded.ids)
+        cuts = np.flatnonzero(encoded.cuts[: max(room, 0) + 1])
+        if not len(cuts):
+            raise SampleError(f"{encoded.answer + extra} tokens before the answer, {self.max_length} allowed in all")
+        return int(cuts[-1])
 
     def _encode(self, conversation: Conversation) -> _Encoded:
         """A rendered conversation. Short ones recur and are kept: tokenising is the dearest step of a batch."""
-        text, spans = self.template.render(conversation)
-        if (text, spans) not in self._cache:
-            encoded = self._encode_text(text, spans)
-            if len(text) > _CACHED_LENGTH:
+        rendered = self.template.render(conversation)
+        if rendered not in self._cache:
+            encoded = self._encode_text(rendered)
+            if len(rendered.text) > _CACHED_LENGTH:
                 return encoded
             if len(self._cache) >= _CACHED_TEXTS:
                 self._cache.clear()
-            self._cache[text, spans] = encoded
-        return self._cache[text, spans]
+            self._cache[rendered] = encoded
+        return self._cache[rendered]
 
-    def _encode_text(self, text: str, spans: tuple[tuple[int, int], ...]) -> _Encoded:
-        """Ids, labels and prefix of a text; every image is one token."""
-        encoding: Any = self.tokenizer(text, return_offsets_mapping=True)
+    def _encode_text(self, rendered: Rendered) -> _Encoded:
+        """The tokens of a text, in which every image is one token."""
+        encoding: Any = self.tokenizer(rendered.text, return_offsets_mapping=True, verbose=False)
         ids = np.array(encoding["input_ids"], np.int64)
+        if not len(ids):
+            raise SampleError("the tokenizer makes no token of it")
         starts, ends = np.array(encoding["offset_mapping"], np.int64).T
         learnt = np.zeros(len(ids), bool)
-        for start, end in spans:
-            learnt |= (starts < end) & (ends > start)
+        for answer in rendered.answers:
+            learnt |= (starts < answer.end) & (ends > answer.start)
         images = np.flatnonzero(ids == self.image_token_id)
         # Without an image the turns share what the system prompt says, and the tokens that stand for no text.
-        before = (ends <= len(self.template.system)).cumprod().sum()
-        return _Encoded(ids, np.where(learnt, ids, IGNORE), int(images[-1] + 1 if len(images) else before))
+        before = (ends <= rendered.head).cumprod().sum()
+        last = rendered.answers[-1]
+        inside = (ends > last.start) & (ends <= last.text_end)
+        apart = np.append(starts[1:] >= ends[:-1], True)  # several tokens of one character all name its place
+        return _Encoded(
+            ids,
+            np.where(learnt, ids, IGNORE),
+            prefix=int(images[-1] + 1 if len(images) else before),
+            answer=int(np.argmax((starts < last.end) & (ends > last.start))),
+            cuts=np.concatenate([[False], inside & apart]),
+        )

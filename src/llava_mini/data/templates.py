@@ -1,6 +1,7 @@
 """How conversations are written out for a language model: one `ConversationTemplate` for every public chat format.
 
-A template is data. It gives the text and the characters of every answer, so labels need no piecewise tokenising.
+A template is data. It gives the text and the characters of every answer, so labels need no piecewise tokenising. What a
+tokenizer puts in front of a text by itself (`<s>`, `<|begin_of_text|>`) is not part of it.
 """
 
 from __future__ import annotations
@@ -8,41 +9,147 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llava_mini.data.conversation import IMAGE_PLACEHOLDER, Conversation
+from llava_mini.errors import UserError
+
+
+@dataclass(frozen=True)
+class Span:
+    """An answer: its text is [start, text_end) and with its end mark [start, end), in characters of the whole."""
+
+    start: int
+    text_end: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as text, its answers, and the number of characters before anything of its first turn."""
+
+    text: str
+    answers: tuple[Span, ...]
+    head: int
 
 
 @dataclass(frozen=True)
 class ConversationTemplate:
     """How a conversation is written out.
 
-    First `system`, then for every turn user_prefix + text + user_suffix + assistant_prefix + answer + assistant_suffix;
-    the last holds the end token.
+    First system_prefix + system + system_suffix, where there is a system text; then for every turn user_prefix + text +
+    user_suffix + assistant_prefix + answer + assistant_suffix + turn_suffix. Learnt are answer and assistant_suffix.
+
+    Args:
+        system: The system text of conversations that bring none.
+        system_prefix: Written before a system text.
+        system_suffix: Written behind it.
+        system_in_turn: The system text stands in the first turn, behind its user_prefix.
+        user_prefix: Written before a question.
+        user_suffix: Written behind it.
+        assistant_prefix: Written before an answer.
+        assistant_suffix: Written behind it; holds the end token.
+        turn_suffix: What follows the end token.
+        image_token: What the tokenizer calls an image.
+        strip: White space around texts is removed.
+        captions_only: Of system text and questions nothing is left but the images.
     """
 
     system: str = ""
+    system_prefix: str = ""
+    system_suffix: str = ""
+    system_in_turn: bool = False
     user_prefix: str = ""
     user_suffix: str = ""
     assistant_prefix: str = ""
     assistant_suffix: str = "</s>"
+    turn_suffix: str = ""
     image_token: str = "<image>"
+    strip: bool = False
+    captions_only: bool = False
 
-    def render(self, conversation: Conversation) -> tuple[str, tuple[tuple[int, int], ...]]:
-        """The text, and start and end of the characters of every answer with its suffix."""
-        text, spans = self.system, []
-        for turn in conversation.turns:
-            human = turn.human.replace(IMAGE_PLACEHOLDER, self.image_token)
-            text += self.user_prefix + human + self.user_suffix + self.assistant_prefix
+    def render(self, conversation: Conversation) -> Rendered:
+        """The text, and where its answers are."""
+        system = self._system(conversation)
+        text = "" if self.system_in_turn else system
+        head, answers = len(text), []
+        for number, turn in enumerate(conversation.turns):
+            text += self.user_prefix
+            if self.system_in_turn and system and not number:
+                text += system
+                head = len(text)
+            text += self._human(turn.human) + self.user_suffix + self.assistant_prefix
             start = len(text)
-            text += turn.answer + self.assistant_suffix
-            spans.append((start, len(text)))
-        return text, tuple(spans)
+            text += self._clean(turn.answer)
+            text_end = len(text)
+            text += self.assistant_suffix
+            answers.append(Span(start, text_end, len(text)))
+            text += self.turn_suffix
+        return Rendered(text, tuple(answers), head)
+
+    @property
+    def fixed_text(self) -> str:
+        """Everything that the template itself writes, in one string."""
+        system = self.system_prefix + self.system + self.system_suffix
+        turn = (self.user_prefix, self.user_suffix, self.assistant_prefix, self.assistant_suffix, self.turn_suffix)
+        return "".join((system, *turn))
+
+    def _system(self, conversation: Conversation) -> str:
+        system = self._clean(self.system if conversation.system is None else conversation.system)
+        return self.system_prefix + system + self.system_suffix if system and not self.captions_only else ""
+
+    def _human(self, text: str) -> str:
+        if self.captions_only:
+            return self.image_token * text.count(IMAGE_PLACEHOLDER)
+        return self._clean(text).replace(IMAGE_PLACEHOLDER, self.image_token)
+
+    def _clean(self, text: str) -> str:
+        return text.strip() if self.strip else text
 
 
 VICUNA = ConversationTemplate(
     system="A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions. ",
+    "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+    system_suffix=" ",
     user_prefix="USER: ",
     user_suffix=" ",
     assistant_prefix="ASSISTANT: ",
 )
-PLAIN = ConversationTemplate()  # captions: the image, then the text
-TINY = ConversationTemplate(user_suffix=" <answer> ")
+LLAMA3 = ConversationTemplate(
+    system_prefix="<|start_header_id|>system<|end_header_id|>\n\n",
+    system_suffix="<|eot_id|>",
+    user_prefix="<|start_header_id|>user<|end_header_id|>\n\n",
+    user_suffix="<|eot_id|>",
+    assistant_prefix="<|start_header_id|>assistant<|end_header_id|>\n\n",
+    assistant_suffix="<|eot_id|>",
+    strip=True,
+)
+MISTRAL = ConversationTemplate(
+    system_suffix="\n\n",
+    system_in_turn=True,
+    user_prefix=" [INST] ",  # with the space of the official chat template: sentencepiece sees one there in any case
+    user_suffix=" [/INST]",
+    assistant_prefix=" ",
+)
+CHATML = ConversationTemplate(  # and the system text of Qwen2
+    system="You are a helpful assistant.",
+    system_prefix="<|im_start|>system\n",
+    system_suffix="<|im_end|>\n",
+    user_prefix="<|im_start|>user\n",
+    user_suffix="<|im_end|>\n",
+    assistant_prefix="<|im_start|>assistant\n",
+    assistant_suffix="<|im_end|>",
+    turn_suffix="\n",
+)
+PLAIN = ConversationTemplate(assistant_suffix="\n", captions_only=True)  # LLaVA's stage 1: a line ends, not a talk
+TINY = ConversationTemplate(system_suffix=" ", user_suffix=" <answer> ")
+
+_NAMED = {"vicuna_v1": VICUNA, "llama3": LLAMA3, "mistral": MISTRAL, "chatml": CHATML, "plain": PLAIN, "tiny": TINY}
+
+
+def template_named(name: str) -> ConversationTemplate:
+    """The template that a config names.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in _NAMED:
+        raise UserError(f"data.template={name}: allowed are {', '.join(_NAMED)}, or a template's own fields")
+    return _NAMED[name]
