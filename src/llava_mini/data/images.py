@@ -10,15 +10,19 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from llava_mini.data.errors import SampleError
 from llava_mini.errors import UserError
-from llava_mini.views import ImageTransform
+
+if TYPE_CHECKING:  # processes that build shards need no torch, which takes seconds to import
+    from torch import Tensor
+
+    from llava_mini.views import ImageTransform
 
 try:
     import simplejpeg
