@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from llava_mini.data.toyworld.facts import Fact
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question of some kind and its answer, in words of the tokenizer."""
+
+    kind: str
+    question: str
+    answer: str
 
 
 def question(fact: Fact) -> str:

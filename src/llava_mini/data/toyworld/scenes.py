@@ -25,6 +25,7 @@ from llava_mini.data.toyworld.drawing import (
     paste,
     shape_mask,
 )
+from llava_mini.data.toyworld.placement import free_areas
 
 # The name of a stream ends in its split; its place in this tuple seeds it, so new streams are added at the end.
 STREAMS = (
@@ -35,15 +36,20 @@ STREAMS = (
     "instruct-train",
     "instruct-val",
     "instruct-test",
+    "clip-train",
+    "clip-val",
+    "clip-test",
+    "text-train",
+    "text-val",
+    "text-test",
 )
 BOX = "box"
 KINDS = (BOX, *SHAPES)
 
 _NUM_BOXES = 2
 _NUM_OBJECTS = (5, 7)
-_BOX_SIZE = 14
-_SHAPE_SIZES = (11, 14)
-_GAP = 1.0
+BOX_SIZE = 14
+SHAPE_SIZES = (11, 14)
 _REPEAT_SHAPE = 0.45
 _UNCLEAR = 2.5  # pixels to a middle line within which a quadrant would be a matter of opinion
 
@@ -139,8 +145,8 @@ def make_scene(rng: np.random.Generator, digits: DigitBank) -> Scene:
     num_shapes = int(rng.integers(_NUM_OBJECTS[0], _NUM_OBJECTS[1] + 1)) - _NUM_BOXES
     while True:
         names = _shape_names(rng, num_shapes)
-        sizes = [_BOX_SIZE] * _NUM_BOXES + rng.integers(_SHAPE_SIZES[0], _SHAPE_SIZES[1] + 1, num_shapes).tolist()
-        corners = _positions(rng, sizes)
+        sizes = [BOX_SIZE] * _NUM_BOXES + rng.integers(SHAPE_SIZES[0], SHAPE_SIZES[1] + 1, num_shapes).tolist()
+        corners = [(x, y) for x, y, _, _ in free_areas(rng, [(size, size) for size in sizes])]
         samples = rng.integers(len(digits.labels), size=_NUM_BOXES).tolist()
         box_colors = rng.permutation(len(COLOR_NAMES))[:_NUM_BOXES].tolist()
         looks: list[tuple[str, str, int | None]] = [
@@ -171,33 +177,13 @@ def _shape_names(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
             return list(zip(shapes, colors, strict=True))
 
 
-def _positions(rng: np.random.Generator, sizes: list[int], tries: int = 60) -> list[tuple[float, float]]:
-    """Top left corners of squares that stay inside the picture and keep a gap; begins anew when one does not fit."""
-    placed: list[tuple[float, float, int]] = []
-    while len(placed) < len(sizes):
-        size = sizes[len(placed)]
-        for u, v in rng.random((tries, 2)).tolist():
-            x, y = u * (IMAGE_SIZE - size), v * (IMAGE_SIZE - size)
-            if all(_apart(x, y, size, other) for other in placed):
-                placed.append((x, y, size))
-                break
-        else:
-            placed = []
-    return [(x, y) for x, y, _ in placed]
-
-
-def _apart(x: float, y: float, size: int, other: tuple[float, float, int]) -> bool:
-    a, b, side = other
-    return x + size + _GAP <= a or a + side + _GAP <= x or y + size + _GAP <= b or b + side + _GAP <= y
-
-
-_FULL = np.ones((_BOX_SIZE, _BOX_SIZE), np.float32)
+_FULL = np.ones((BOX_SIZE, BOX_SIZE), np.float32)
 
 
 def _draw(rng: np.random.Generator, scene: Scene, ink: list[NDArray[np.float32]]) -> NDArray[np.uint8]:
     """Paints the scene; `ink` holds the digits of its boxes in order."""
     picture = background(rng)
-    margin = (_BOX_SIZE - DIGIT_SIZE) // 2
+    margin = (BOX_SIZE - DIGIT_SIZE) // 2
     for thing in scene.shapes:
         paste(picture, shape_mask(thing.kind, thing.size), thing.x, thing.y, jittered_color(rng, thing.color))
     for thing, digit in zip(scene.boxes, ink, strict=True):

@@ -1,0 +1,84 @@
+"""Text-only samples of the toy world: a few things are told in words, and one of them is asked for.
+
+    the circle is red the star is blue the ring is green what color is the star -> blue
+
+Each turn tells its own things, so that turns can be read alone. Kinds and questions are those of scenes, as far as
+words can tell what they ask for. No answer is more frequent than others, and none follows from a text's length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from llava_mini.data.toyworld.drawing import COLOR_NAMES, SHAPES
+from llava_mini.data.toyworld.facts import NUMBER_WORDS
+from llava_mini.data.toyworld.questions import Asked
+
+TEXT_KINDS = ("text_color", "text_shape", "text_where", "text_count", "text_exist")
+QUESTIONS_PER_TEXT = 10
+
+_CORNERS = ("northeast", "northwest", "southeast", "southwest")
+_NUM_THINGS = (2, 4)
+_MOST_COUNTED, _NUM_TOLD = 3, 5
+
+
+def text_questions(rng: np.random.Generator) -> list[Asked]:
+    """Two questions of every kind in random order, each with all that it asks about."""
+    makers: dict[str, Callable[[np.random.Generator], tuple[str, str]]] = {
+        "text_color": _color,
+        "text_shape": _shape,
+        "text_where": _where,
+        "text_count": _count,
+        "text_exist": _exist,
+    }
+    kinds = [*makers] * (QUESTIONS_PER_TEXT // len(makers))
+    return [Asked(kinds[i], *makers[kinds[i]](rng)) for i in rng.permutation(len(kinds))]
+
+
+def _color(rng: np.random.Generator) -> tuple[str, str]:
+    shapes, colors, chosen = _pairs(rng, COLOR_NAMES)
+    told = " ".join(f"the {shape} is {color}" for shape, color in zip(shapes, colors, strict=True))
+    return f"{told} what color is the {shapes[chosen]}", colors[chosen]
+
+
+def _shape(rng: np.random.Generator) -> tuple[str, str]:
+    shapes, colors, chosen = _pairs(rng, COLOR_NAMES)
+    told = " ".join(f"the {color} object is a {shape}" for shape, color in zip(shapes, colors, strict=True))
+    return f"{told} what shape is the {colors[chosen]} object", shapes[chosen]
+
+
+def _where(rng: np.random.Generator) -> tuple[str, str]:
+    shapes, corners, chosen = _pairs(rng, _CORNERS)
+    told = " ".join(f"the {shape} is {corner}" for shape, corner in zip(shapes, corners, strict=True))
+    return f"{told} where is the {shapes[chosen]}", corners[chosen]
+
+
+def _count(rng: np.random.Generator) -> tuple[str, str]:
+    """Of 0 to 3 things with a colour, among others; how many things are told says nothing of it."""
+    count, total = int(rng.integers(_MOST_COUNTED + 1)), int(rng.integers(_MOST_COUNTED, _NUM_TOLD + 1))
+    color, *rest = (COLOR_NAMES[i] for i in rng.permutation(len(COLOR_NAMES)))
+    colors = [color] * count + [_any(rng, tuple(rest)) for _ in range(total - count)]
+    told = " ".join(f"{colors[i]} {_any(rng, SHAPES)}" for i in rng.permutation(len(colors)))
+    return f"{told} how many {color} objects", NUMBER_WORDS[count]
+
+
+def _exist(rng: np.random.Generator) -> tuple[str, str]:
+    """Of a thing that is told, or of the colour of one with the shape of another."""
+    shapes, colors, chosen = _pairs(rng, COLOR_NAMES)
+    told = " ".join(f"a {color} {shape} is here" for shape, color in zip(shapes, colors, strict=True))
+    if rng.random() < 0.5:
+        return f"{told} is there a {colors[chosen]} {shapes[chosen]}", "yes"
+    return f"{told} is there a {colors[chosen]} {shapes[chosen - 1]}", "no"
+
+
+def _pairs(rng: np.random.Generator, names: tuple[str, ...]) -> tuple[list[str], list[str], int]:
+    """Different shapes, as many different `names`, and one of their places."""
+    count = int(rng.integers(_NUM_THINGS[0], _NUM_THINGS[1] + 1))
+    shapes = [SHAPES[i] for i in rng.permutation(len(SHAPES))[:count]]
+    return shapes, [names[i] for i in rng.permutation(len(names))[:count]], int(rng.integers(count))
+
+
+def _any(rng: np.random.Generator, names: tuple[str, ...]) -> str:
+    return names[int(rng.integers(len(names)))]
