@@ -97,6 +97,30 @@ def verify_image(raw: bytes) -> tuple[int, int]:
     return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
 
 
+def encode_jpeg(pixels: NDArray[np.uint8], quality: int = 95) -> bytes:
+    """A JPEG of RGB [H, W, 3] with halved colour resolution, as is usual.
+
+    The same bytes for the same pixels wherever the same libraries are installed; simplejpeg and Pillow, and versions
+    of either, may pack the same picture differently.
+    """
+    if simplejpeg is not None:
+        raw: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", "420", fastdct=False)
+        return raw
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    return buffer.getvalue()
+
+
+def shrunk(pixels: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8]:
+    """A picture [H, W, 3] whose shorter side has `short_side` pixels at most; the aspect stays."""
+    height, width = pixels.shape[:2]
+    shorter = min(height, width)
+    if shorter <= short_side:
+        return pixels
+    size = (int(short_side * width / shorter), int(short_side * height / shorter))  # rounded as CLIP's processor does
+    return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+
+
 def pixels_of(raw: bytes, transform: ImageTransform) -> Tensor:
     """The vision tower's pixels [V, 3, H, W] of an encoded picture.
 

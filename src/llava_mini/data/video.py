@@ -1,0 +1,174 @@
+"""Frames of a video at the middle of every period, decoded once from front to back and never held together.
+
+Which frames those are is told by time stamps alone: neither a frame rate nor a length that the header claims is
+believed. Seeking is avoided, since it is slower for periods of a second and inexact where an index is damaged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llava_mini.data.errors import SampleError
+from llava_mini.data.images import MAX_PIXELS, shrunk
+from llava_mini.errors import UserError
+
+try:
+    import av
+    from av.stream import Disposition
+except ImportError:
+    av = None  # type: ignore[assignment] # `frames_at` says so
+
+MAX_FRAMES = 86_400  # a day at one frame a second; a damaged time stamp can claim centuries
+
+# Containers of videos. Others are not even tried: some (playlists) make the reader open further files and addresses.
+_FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,gif"
+_DECLARING = ("mov", "matroska")  # whose headers tell the length exactly
+_ROUNDING = Fraction(1, 100)  # of a period
+_MISSING_SECONDS = 1.0  # by which a video may be shorter than its header says; audio and rounding explain no more
+
+
+def frames_at(path: Path, fps: float, *, short_side: int | None = None) -> Iterator[NDArray[np.uint8]]:
+    """The frames that are shown in the middle of the periods of a video, as RGB [H, W, 3].
+
+    A video of d seconds has n = max(1, floor(d * fps)) periods of d / n seconds each; frame i is the one shown at
+    (i + 1/2) d / n. For example 10.4 s at fps = 1: ten periods of 1.04 s, and the frames shown at 0.52 s, 1.56 s, ...
+    9.88 s; a clip of 0.7 s gives the one shown at 0.35 s. d is what the time stamps span; a hundredth of
+    a period may be missing, since some formats round to milliseconds. The official release has the same n and at most
+    one frame another (it divides frame numbers, 0 to N - 1, instead of time), but then squashes every frame to a
+    square; here the aspect is kept.
+
+    Frames are turned as the video's rotation says and have square pixels.
+
+    Args:
+        path: Of a file (MP4, MOV, MKV, WebM, AVI, MPEG, FLV, Ogg, ASF/WMV or GIF).
+        fps: Frames for a second.
+        short_side: Pixels to which the shorter side is reduced; shorter ones stay.
+
+    Raises:
+        SampleError: it cannot be read to the last frame that is needed, has no video or frames, more than
+            `MAX_PIXELS` pixels a frame, or would give more than `MAX_FRAMES` frames.
+        UserError: PyAV is not installed, or fps is not positive.
+    """
+    if av is None:
+        raise UserError("videos need PyAV: pip install 'llava-mini-lab[data]'")
+    if not 0 < fps < math.inf:
+        raise UserError(f"fps={fps}; it must be positive")
+    with _readable():
+        clip = _scanned(path)
+        previous = None
+        for frame in _shown_at(clip.middles(fps), _decoded(path)):
+            if frame is not previous:  # a frame that is shown for several periods is made pixels once
+                pixels = _upright(frame, clip.pixel_aspect)
+                pixels = pixels if short_side is None else shrunk(pixels, short_side)
+            previous = frame
+            yield pixels
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """What reading all packets tells, in units of the time stamps.
+
+    Attributes:
+        start: Of the first frame.
+        length: From there to the end of the last.
+        unit: Seconds.
+        pixel_aspect: Width of a pixel over its height.
+    """
+
+    start: int
+    length: int
+    unit: Fraction
+    pixel_aspect: Fraction
+
+    def middles(self, fps: float) -> Iterator[int]:
+        """Time stamps of the middles of all periods, rounded down."""
+        periods = max(1, math.floor(self.length * self.unit * Fraction(fps) + _ROUNDING))
+        if periods > MAX_FRAMES:
+            seconds = float(self.length * self.unit)
+            raise SampleError(f"video of {seconds:.0f} s has {periods} frames at {fps} fps, {MAX_FRAMES} are allowed")
+        return (self.start + (2 * period + 1) * self.length // (2 * periods) for period in range(periods))
+
+
+def _scanned(path: Path) -> _Clip:
+    """Reads all packets and decodes none."""
+    first, last, end = math.inf, -math.inf, -math.inf
+    frames, latest = 0, 0.0  # seconds, of all streams: audio may go on for longer
+    with _opened(path) as (container, stream):
+        for packet in container.demux():
+            stamp = packet.dts if packet.pts is None else packet.pts
+            if stamp is None or packet.time_base is None:
+                continue  # the empty packet that ends a stream
+            if packet.is_corrupt:
+                raise SampleError("video is damaged or cut off")
+            stop = stamp + (packet.duration or 0)
+            latest = max(latest, float(stop * packet.time_base))
+            if packet.stream is stream and not packet.is_discard:
+                first, last, end, frames = min(first, stamp), max(last, stamp), max(end, stop), frames + 1
+        declared = (container.duration or 0) / av.time_base
+        if container.format.name.startswith(_DECLARING) and declared - latest > _MISSING_SECONDS:
+            raise SampleError(f"video stops after {latest:.1f} of {declared:.1f} s")
+        if frames == 0 or stream.time_base is None:
+            raise SampleError("video without frames")
+        if end <= last:  # some formats tell no lengths of packets: the last is as long as the mean
+            end = last + (last - first) // max(1, frames - 1)
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        return _Clip(int(first), int(end - first), stream.time_base, aspect)
+
+
+def _shown_at(moments: Iterator[int], frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    """For every moment the last frame that began by then, or the first of all; reads no further than it must."""
+    moment = next(moments, None)
+    shown: av.VideoFrame | None = None
+    for frame in frames:
+        while shown is not None and moment is not None and frame.pts is not None and frame.pts > moment:
+            yield shown
+            moment = next(moments, None)
+        if moment is None:
+            return
+        shown = frame
+    if shown is None:
+        raise SampleError("video without frames")
+    while moment is not None:
+        yield shown
+        moment = next(moments, None)
+
+
+def _decoded(path: Path) -> Iterator[av.VideoFrame]:
+    with _opened(path) as (container, stream):
+        stream.codec_context.thread_count = 1  # videos are decoded in many processes at once
+        yield from container.decode(stream)
+
+
+def _upright(frame: av.VideoFrame, pixel_aspect: Fraction) -> NDArray[np.uint8]:
+    """[H, W, 3] with square pixels, turned as it is to be shown."""
+    width, height = max(1, round(frame.width * pixel_aspect)), frame.height
+    if width * height > MAX_PIXELS:
+        raise SampleError(f"video of {width}x{height} pixels is over the limit of {MAX_PIXELS}")
+    pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+    with av.open(str(path.absolute()), options=options, metadata_errors="ignore") as container:
+        streams = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
+        if not streams:
+            raise SampleError("no video in this file")
+        yield container, streams[0]
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise SampleError(f"video cannot be read: {error.strerror}") from None
