@@ -1,0 +1,23 @@
+"""The only room that turns a config into objects: tokenizer, model, data, stage, trainer.
+
+What only neighbours know (widths, numbers of tokens and patches) is passed on here, so no config repeats it.
+"""
+
+from llava_mini.build.data import build_datamodule, build_template, prepare_data, tower_fingerprint
+from llava_mini.build.model import build_model, build_processor, build_tokenizer, check_model
+from llava_mini.build.trainer import build_stage, build_trainer, make_trainer, seed_run
+
+__all__ = [
+    "build_datamodule",
+    "build_model",
+    "build_processor",
+    "build_stage",
+    "build_template",
+    "build_tokenizer",
+    "build_trainer",
+    "check_model",
+    "make_trainer",
+    "prepare_data",
+    "seed_run",
+    "tower_fingerprint",
+]

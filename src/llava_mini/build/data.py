@@ -1,0 +1,163 @@
+"""Config to data: shard sets wherever they lie, tokens, pixels or stored features, and the loaders of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llava_mini.build.trainer import uses_gpu
+from llava_mini.config import instantiate
+from llava_mini.data.datamodule import Mix, VLMDataModule
+from llava_mini.data.feature_store import FEATURES_VERSION, FeatureRecipe, FeatureStore
+from llava_mini.data.labels import ConversationTokenizer
+from llava_mini.data.pixels import NUM_VIEWS, PixelTransform
+from llava_mini.data.samples import SampleReader
+from llava_mini.data.shards import ShardSet
+from llava_mini.data.templates import ConversationTemplate, template_named
+from llava_mini.data.toyworld.make import make_world
+from llava_mini.errors import UserError
+from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
+from llava_mini.schema import is_url, names_a_place, set_names
+
+Config = dict[str, Any]
+
+
+def build_template(config: Config) -> ConversationTemplate:
+    """How conversations are written out: a template of this package by its name, or one's own.
+
+    Raises:
+        UserError: for an unknown name or field.
+    """
+    spec = config["data"]["template"]
+    if isinstance(spec, str):
+        return template_named(spec)
+    path = f"{ConversationTemplate.__module__}.{ConversationTemplate.__qualname__}"
+    template: ConversationTemplate = instantiate({"_target_": path, **spec}, "data.template")
+    return template
+
+
+def prepare_data(config: Config) -> None:
+    """Make the toy world's sets that this config reads and that are not there yet; one's own data are left alone."""
+    data = config["data"]
+    if data["world_seed"] is None:
+        return
+    names = [name for _, name in _all_sets(config) if not names_a_place(name)]
+    make_world(data["folder"], seed=data["world_seed"], sizes={name: data["sizes"][name] for name in names})
+
+
+def build_datamodule(
+    config: Config, model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor
+) -> VLMDataModule:
+    """Training, validation and test data; with stored features when the config asks for them."""
+    data, trainer = config["data"], config["trainer"]
+    prepare_data(config)
+    tokenize = ConversationTokenizer(
+        processor.tokenizer,
+        build_template(config),
+        turns=data["turns"],
+        num_image_tokens=processor.tokens_of(NUM_VIEWS[data["views"]]),
+        max_length=data["max_length"],
+    )
+    readers = _readers(config, model, processor, tokenize)
+    images = processor.image_processor
+    return VLMDataModule(
+        splits={
+            split: Mix([readers[name] for name in set_names(sets)], _weights(sets))
+            for split, sets in data["splits"].items()
+            if sets is not None
+        },
+        batch_size=data["batch_size"],
+        eval_batch_size=data["eval_batch_size"],
+        num_batches=trainer["max_steps"] * trainer["accumulate_grad_batches"],
+        seed=config["seed"],
+        num_workers=data["num_workers"],
+        normalise=None if data["features"] else (images.image_mean, images.image_std),
+        pin_memory=uses_gpu(config),
+    )
+
+
+def _all_sets(config: Config) -> Iterator[tuple[str, str]]:
+    """Split and name of every shard set of the config."""
+    for split, sets in config["data"]["splits"].items():
+        for name in set_names(sets):
+            yield split, name
+
+
+def _weights(sets: str | list[str] | dict[str, float]) -> list[float] | None:
+    return list(sets.values()) if isinstance(sets, dict) else None
+
+
+def _readers(
+    config: Config,
+    model: LlavaMiniForConditionalGeneration,
+    processor: LlavaMiniProcessor,
+    tokenize: ConversationTokenizer,
+) -> dict[str, SampleReader]:
+    """A reader for every shard set, by name; a set that stands in several splits is opened once."""
+    data = config["data"]
+    cache_dir = None if data["cache_dir"] is None else Path(data["cache_dir"])
+    transform = PixelTransform.from_image_processor(processor.image_processor, data["views"])
+    readers: dict[str, SampleReader] = {}
+    for _, name in _all_sets(config):
+        if name in readers:
+            continue
+        shards = ShardSet(set_location(data["folder"], name), cache_dir=cache_dir)
+        store = _feature_store(config, model, shards, transform) if data["features"] else None
+        readers[name] = SampleReader(
+            shards,
+            tokenize,
+            transform=transform if store is None else None,
+            features=store,
+            max_frames=data["max_frames"],
+            shuffle_frames=data["shuffle_frames"],
+        )
+    return readers
+
+
+def set_location(folder: str, name: str) -> str:
+    """Where a shard set lies: a path or URL is taken as it is, a name is a folder in `folder`."""
+    return name if names_a_place(name) else f"{folder.rstrip('/')}/{name}"
+
+
+def _feature_store(
+    config: Config, model: LlavaMiniForConditionalGeneration, shards: ShardSet, transform: PixelTransform
+) -> FeatureStore:
+    """Features of a shard set, computed by the first run that needs them; kept beside the data or where it is said."""
+    data = config["data"]
+    recipe = feature_recipe(config, model)
+    if data["features"] is True and is_url(data["folder"]):
+        raise UserError(f"data.features=true with data.folder={data['folder']}: name the local folder for features")
+    root = Path(data["folder"]) / "features" if data["features"] is True else Path(data["features"])
+    model.vision_tower.eval()
+    return FeatureStore.build(root / recipe.fingerprint(shards)[:16], shards, model.encode, recipe, transform)
+
+
+def feature_recipe(config: Config, model: LlavaMiniForConditionalGeneration) -> FeatureRecipe:
+    """What features depend on, besides the data."""
+    shape = (NUM_VIEWS[config["data"]["views"]], model.side**2, model.config.vision_config.hidden_size)
+    return FeatureRecipe(tower=tower_fingerprint(config, model), shape=shape, dtype="float32")
+
+
+def tower_fingerprint(config: Config, model: LlavaMiniForConditionalGeneration) -> str:
+    """Hash of all that makes features: the vision tower and its weights, the layer that is read, how pixels are made.
+
+    Weights alone do not say it: another activation or number of heads has the same tensors.
+    """
+    # these tell who wrote the config and in what type; the types of the weights are counted below
+    unrelated = {"transformers_version", "_name_or_path", "architectures", "dtype"}
+    shape = {key: value for key, value in model.config.vision_config.to_dict().items() if key not in unrelated}
+    facts = {
+        "version": FEATURES_VERSION,
+        "vision_config": shape,
+        "layer": model.config.vision_feature_layer,
+        "image_processor": config["model"]["image_processor"],
+        "views": config["data"]["views"],
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(model.vision_tower.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype}".encode())
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,136 @@
+"""Config to training: the stage, Lightning's Trainer and its callbacks, on one device or on several."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer, seed_everything
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
+
+from llava_mini.config import instantiate
+from llava_mini.data.datamodule import VLMDataModule
+from llava_mini.data.position import StreamPosition
+from llava_mini.data.quarantine import Quarantine
+from llava_mini.errors import UserError
+from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.stages.base import VLMStage
+from llava_mini.stages.callbacks import Clock, History, Progress
+from llava_mini.stages.checkpointing import AtomicCheckpointIO
+
+Config = dict[str, Any]
+
+
+def seed_run(config: Config) -> None:
+    """Seed all generators and set the threads of this process."""
+    seed_everything(config["seed"], verbose=False)
+    torch.set_num_threads(config["trainer"]["threads"])
+
+
+def build_stage(config: Config, model: LlavaMiniForConditionalGeneration) -> VLMStage:
+    """The LightningModule of the stage."""
+    stage: VLMStage = instantiate(
+        config["stage"], "stage", model=model, kinds=config["data"]["kinds"], report_dir=config["run_dir"]
+    )
+    return stage
+
+
+def uses_gpu(config: Config) -> bool:
+    """Whether a run of this config trains on CUDA devices here."""
+    return config["trainer"]["accelerator"] not in ("cpu", "mps") and torch.cuda.is_available()
+
+
+def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, loggers: list[Logger]) -> Trainer:
+    """Lightning's Trainer for one run: one pass over the planned stream, checkpoints in `run_dir`/checkpoints."""
+    spec, run_dir = config["trainer"], Path(config["run_dir"])
+    callbacks: list[Callback] = [
+        clock,
+        StreamPosition(datamodule),
+        Quarantine(run_dir, config["data"]["max_bad_fraction"]),
+        History(run_dir / "history.jsonl"),
+        Progress(),
+        ModelCheckpoint(
+            dirpath=run_dir / "checkpoints",
+            filename="best",
+            monitor="val/accuracy",
+            mode="max",
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        ),
+        ModelCheckpoint(
+            dirpath=run_dir / "checkpoints",
+            filename="last",
+            every_n_train_steps=spec["checkpoint_every"],
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        ),
+    ]
+    return make_trainer(
+        config,
+        callbacks=callbacks,
+        logger=loggers or False,
+        plugins=[AtomicCheckpointIO(), *_environment(spec["devices"])],
+        default_root_dir=run_dir,
+        log_every_n_steps=10,
+        val_check_interval=min(spec["val_every"], spec["max_steps"]) * spec["accumulate_grad_batches"],
+    )
+
+
+def make_trainer(config: Config, **options: Any) -> Trainer:
+    """Lightning's Trainer with what every training here has in common.
+
+    Args:
+        config: Whose `trainer` is read.
+        **options: What this training has of its own.
+    """
+    # Lightning sets its loggers to INFO when it is imported; what it says there is of no use to a user of this program.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # frozen parts, on purpose
+    warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('val/")  # of all ranks already
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a run that continues
+    spec = config["trainer"]
+    on_gpu = uses_gpu(config)
+    if spec["accelerator"] in ("gpu", "cuda") and not on_gpu:
+        raise UserError(f"trainer.accelerator={spec['accelerator']}: torch finds no GPU here; allowed are auto, cpu")
+    _check_devices(spec["devices"], spec["accelerator"], on_gpu)
+    return Trainer(
+        max_steps=spec["max_steps"],
+        max_epochs=1,
+        accumulate_grad_batches=spec["accumulate_grad_batches"],
+        gradient_clip_val=spec["gradient_clip_val"],
+        precision=spec["precision"],
+        accelerator=spec["accelerator"],
+        devices=spec["devices"],
+        # A rank whose batch shows no image leaves the projector and all that is read through it unused.
+        strategy="auto" if spec["devices"] == 1 else DDPStrategy(find_unused_parameters=True),
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_progress_bar=sys.stderr.isatty(),
+        use_distributed_sampler=False,
+        deterministic="warn" if on_gpu else True,  # CUDA has no deterministic form of some backward passes (pooling)
+        **options,
+    )
+
+
+def _check_devices(devices: int, accelerator: str, on_gpu: bool) -> None:
+    """Refuse more ranks than there are devices; a CPU is shared by any number."""
+    on_mps = accelerator != "cpu" and not on_gpu and torch.backends.mps.is_available()
+    found = torch.cuda.device_count() if on_gpu else 1 if on_mps else devices
+    if devices > found:
+        raise UserError(f"trainer.devices={devices}: torch finds {found} here; more are allowed with accelerator=cpu")
+
+
+def _environment(devices: int) -> list[ClusterEnvironment]:
+    """By what ranks find each other: what this program or torchrun has set, never a batch system's own variables."""
+    started_by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    return [LightningEnvironment()] if devices > 1 and not started_by_torchrun else []
