@@ -4,21 +4,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import torch
 from lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from llava_mini.batch import VLMBatch
 from llava_mini.data.collate import collate as collate_samples
+from llava_mini.data.samples import placeholder
 
 
 @pytest.fixture(scope="session")
 def make_batch(make_sample: Callable, collate: Callable) -> Callable[..., VLMBatch]:
-    """make_batch(model, seeds): samples with an image each, answers of three tokens; no seeds: a batch of nothing."""
+    """make_batch(model, seeds, frames=1): samples with answers of three tokens; no seeds: a batch of a placeholder."""
 
-    def make(model: Any, seeds: Sequence[int]) -> VLMBatch:
+    def make(model: Any, seeds: Sequence[int], frames: int = 1) -> VLMBatch:
         if not seeds:
-            return collate_samples([], 0)
-        tensors = collate(model, [make_sample(seed) for seed in seeds])
+            return collate_samples([placeholder("bad", 0)], 0)
+        tensors = {"num_frames": torch.zeros(len(seeds), dtype=torch.int64)}
+        tensors |= collate(model, [make_sample(seed, frames=frames) for seed in seeds])
         return VLMBatch(**tensors, keys=[f"sample-{seed}" for seed in seeds], kinds=[[] for _ in seeds])
 
     return make

@@ -154,31 +154,42 @@ def test_a_checkpoint_holds_trained_weights_and_plain_values_only(
     assert all(torch.equal(tensor, stage.model.state_dict()[name]) for name, tensor in fresh.model.state_dict().items())
 
 
-def test_a_step_without_samples_changes_nothing(make_stage: Factory, make_batch: Factory, fit: Factory):
-    def run(numbers: list[list[int]], steps: int, **options: Any) -> Any:
-        torch.manual_seed(0)
-        stage = make_stage(weight_decay=0.1)
-        trainer = fit(stage, [make_batch(stage.model, seeds) for seeds in numbers], max_steps=6, **options)
-        assert trainer.global_step == steps
-        return weights(stage)
+def test_a_batch_without_usable_samples_teaches_nothing(make_stage: Factory, make_batch: Factory, fit: Factory):
+    gradients = Gradients()
+    stage = make_stage()
+    trainer = fit(stage, [make_batch(stage.model, [])], callbacks=[gradients])
+    assert float(trainer.callback_metrics["train/loss"]) == 0.0
+    assert gradients.seen and not any(gradient.any() for gradient in gradients.seen.values())
 
-    # Two learning steps, so that the optimiser has a momentum that could carry the weights on.
-    before = run([[1, 2], [3, 4]], 2)
-    after = run([[1, 2], [3, 4], [], []], 4)
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    half_empty = run([[1, 2], []], 1, accumulate_grad_batches=2)
-    assert not torch.equal(half_empty["projector.linear_1.weight"], make_stage().model.projector.linear_1.weight)
+    def accumulated(numbers: list[list[int]]) -> dict[str, torch.Tensor]:
+        stage, gradients = make_stage(), Gradients()
+        batches = [make_batch(stage.model, seeds) for seeds in numbers]
+        fit(stage, batches, accumulate_grad_batches=len(batches), callbacks=[gradients])
+        return gradients.seen
+
+    alone, beside = accumulated([[1, 2]]), accumulated([[1, 2], []])
+    for name, gradient in alone.items():
+        torch.testing.assert_close(beside[name], gradient / 2)  # its share of the step
 
 
-def test_validation_skips_batches_without_samples_and_needs_one_with_some(
-    make_stage: Factory, make_batch: Factory, fit: Factory
-):
+def test_validation_passes_over_placeholders_and_needs_a_sample(make_stage: Factory, make_batch: Factory, fit: Factory):
     stage = make_stage()
     batches = [make_batch(stage.model, seeds) for seeds in ([1], [], [2, 3])]
-    metrics = fit(stage, batches[:1], batches).callback_metrics
-    assert 0.0 <= float(metrics["val/accuracy"]) <= 1.0
+    metrics = [fit(make_stage(), batches[:1], val).callback_metrics for val in (batches, [batches[0], batches[2]])]
+    for name in ("val/accuracy", "val/loss"):
+        assert metrics[0][name] == metrics[1][name]
     with pytest.raises(UserError, match="validation: none of the split's samples could be read"):
         fit(make_stage(), batches[:1], batches[1:2])
+
+
+def test_validations_loss_is_the_samples_mean(make_stage: Factory, make_batch: Factory, fit: Factory):
+    stage = make_stage()
+    batches = [make_batch(stage.model, seeds) for seeds in ([1], [2, 3, 4])]
+    found = float(fit(stage, batches[:1], batches).callback_metrics["val/loss"])
+    with torch.no_grad():
+        losses = [float(stage.eval().forward_loss(each)[0]) for each in batches]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+    assert found == pytest.approx((losses[0] + 3 * losses[1]) / 4, rel=1e-5)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

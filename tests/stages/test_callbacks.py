@@ -3,28 +3,31 @@
 import json
 import logging
 import re
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from llava_mini.batch import VLMBatch
-from llava_mini.data.collate import collate
-from llava_mini.stages.callbacks import History, Progress, peak_memory_bytes
+from llava_mini.batch import BadSample, VLMBatch
+from llava_mini.stages.callbacks import Clock, History, Progress, peak_memory_bytes
 
 
 class Number(LightningModule):
-    """Its loss is the batch's first token id; a batch of nothing has none."""
+    """Its loss is the mean of the batch's token ids."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(()))
 
-    def training_step(self, batch: VLMBatch, batch_idx: int) -> torch.Tensor | None:
-        return self.weight * 0 + batch.input_ids.float().mean() if len(batch) else None
+    def training_step(self, batch: VLMBatch, batch_idx: int) -> torch.Tensor:
+        return self.weight * 0 + batch.input_ids.float().mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.1)
@@ -33,7 +36,15 @@ class Number(LightningModule):
 def batch(number: int, samples: int = 2) -> VLMBatch:
     ids = torch.full((samples, 1), number)
     keys = [f"{number}-{sample}" for sample in range(samples)]
-    return VLMBatch(ids, torch.ones_like(ids), ids, torch.zeros(samples), keys=keys, kinds=[[]] * samples)
+    return VLMBatch(
+        ids, torch.ones_like(ids), ids, torch.zeros(samples), keys=keys, kinds=[[]] * samples, position=number * samples
+    )
+
+
+def bad_batch(number: int, samples: int = 2) -> VLMBatch:
+    """A batch of placeholders."""
+    bad = [BadSample(key, "shard-000000.tar", "broken", 0) for key in batch(number, samples).keys]
+    return replace(batch(number, samples), labels=torch.full((samples, 1), -100), skipped=bad)
 
 
 def read(path: Path) -> list[tuple[int, float | None, list[str]]]:
@@ -42,10 +53,11 @@ def read(path: Path) -> list[tuple[int, float | None, list[str]]]:
 
 def test_the_history_has_a_line_for_every_batch(fit: Callable, tmp_path: Path):
     path = tmp_path / "run" / "history.jsonl"
-    batches = [batch(1), batch(2), collate([], 0, ["3-0: broken"]), batch(4)]
+    batches = [batch(1), batch(2), bad_batch(3), batch(4)]
     fit(Number(), batches, max_steps=4, callbacks=[History(path)])
     keys = [each.keys for each in batches]
-    assert read(path) == [(0, 1.0, keys[0]), (1, 2.0, keys[1]), (2, None, []), (3, 4.0, keys[3])]
+    assert read(path) == [(0, 1.0, keys[0]), (1, 2.0, keys[1]), (2, None, keys[2]), (3, 4.0, keys[3])]
+    assert [json.loads(line)["position"] for line in path.read_text().splitlines()] == [2, 4, 6, 8]
 
 
 def test_accumulated_batches_share_a_step_and_keep_their_own_losses(fit: Callable, tmp_path: Path):
@@ -56,18 +68,17 @@ def test_accumulated_batches_share_a_step_and_keep_their_own_losses(fit: Callabl
 
 
 @pytest.mark.parametrize("tail", ["", '{"step": 5, "lo'])
-def test_a_resumed_run_drops_what_it_will_do_again(tmp_path: Path, tail: str):
-    class Resumed:
-        global_step = 3
-
-    path = tmp_path / "history.jsonl"
+def test_a_resumed_run_drops_what_it_will_do_again_on_any_rank(tmp_path: Path, tail: str):
     lines = [json.dumps({"step": step, "loss": 1.0, "keys": []}) + "\n" for step in range(5)]
-    path.write_text("".join(lines) + tail)
-    History(path).on_train_start(Resumed(), Number())
-    assert path.read_text() == "".join(lines[:3])
+    names = ("history.jsonl", "history.rank1.jsonl")  # as another number of ranks may have left them
+    for name in names:
+        (tmp_path / name).write_text("".join(lines) + tail)
+    resumed: Any = SimpleNamespace(global_step=3, is_global_zero=True, strategy=SimpleNamespace(barrier=lambda: None))
+    History(tmp_path / "history.jsonl").on_train_start(resumed, Number())
+    assert [(tmp_path / name).read_text() for name in names] == ["".join(lines[:3])] * 2
 
 
-PROGRESS = r"step (\d+) of 4: loss ([\d.]+|none), ([\d.]+) samples/s, (\d+\.\d\d) GB(, 2 skipped)?"
+PROGRESS = r"step (\d+) of 4: loss ([\d.]+), ([\d.]+) samples/s, (\d+\.\d\d) GB(, 2 skipped)?"
 
 
 def progress_lines(fit: Callable, caplog: pytest.LogCaptureFixture, batches: list[Any], **options: Any) -> list[str]:
@@ -87,12 +98,29 @@ def test_progress_is_a_line_now_and_then_and_at_the_end(fit: Callable, caplog: p
 
 
 def test_progress_counts_what_was_skipped(fit: Callable, caplog: pytest.LogCaptureFixture):
-    batches = [batch(1), batch(2), collate([], 0, ["a: broken", "b: broken"]), batch(4)]
+    batches = [batch(1), batch(2), bad_batch(3), batch(4)]
     found = [re.fullmatch(PROGRESS, line) for line in progress_lines(fit, caplog, batches, every_seconds=0.0)]
     assert [match and match.group(1, 2, 5) for match in found] == [
-        ("1", "1.0000", None), ("2", "2.0000", None), ("3", "none", ", 2 skipped"), ("4", "4.0000", ", 2 skipped"),
+        ("1", "1.0000", None), ("2", "2.0000", None), ("3", "3.0000", ", 2 skipped"), ("4", "4.0000", ", 2 skipped"),
     ]  # fmt: skip
 
 
 def test_peak_memory_is_in_bytes():
     assert 50e6 < peak_memory_bytes(torch.device("cpu")) < 100e9
+
+
+def test_a_clock_goes_on_where_the_checkpoint_was(fit: Callable, tmp_path: Path):
+    class Slow(Number):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            time.sleep(0.05)
+
+    keep = ModelCheckpoint(dirpath=tmp_path, filename="last", every_n_train_steps=1, enable_version_counter=False)
+    first = Clock()
+    fit(Slow(), [batch(1)] * 4, callbacks=[first, keep], enable_checkpointing=True)
+    second = Clock()
+    second.on_load_checkpoint(None, None, torch.load(tmp_path / "last.ckpt", weights_only=True))
+    assert 0.2 <= second.read()["seconds"] <= first.read()["seconds"] + 0.1
+    used = second.used(torch.device("cpu"), devices=2)
+    assert used["cpu_seconds"] > 0 and used["gpu_seconds"] == 0.0
+    assert 50e6 < used["peak_memory_bytes"] < 100e9
+    assert second.used(torch.device("cpu"), 2).keys() >= {"seconds", "cpu_seconds", "gpu_seconds", "peak_memory_bytes"}

@@ -16,8 +16,8 @@ class AlignmentStage(VLMStage):
         UserError: for a model with compression or pre-fusion, whose untrained parts would stand in the way.
     """
 
-    def _freeze(self) -> None:
-        super()._freeze()
+    def check(self) -> None:
+        super().check()
         if self.model.config.num_fusion_layers or not isinstance(self.model.compressor, NoCompressor):
             raise UserError("stage 1 is plain LLaVA: allowed are compressor=none and fusion.num_layers=0")
 

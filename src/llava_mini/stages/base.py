@@ -6,7 +6,7 @@ number, so a resumed run equals the uninterrupted one.
 
 from __future__ import annotations
 
-import json
+import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from llava_mini.batch import VLMBatch
 from llava_mini.errors import UserError
+from llava_mini.files import rank_path, write_json
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.stages.metrics import KindAccuracy, correct_answers
 
@@ -70,15 +72,28 @@ class VLMStage(LightningModule, ABC):
                 "min_lr_ratio": min_lr_ratio,
             }
         )
-        self.accuracy = KindAccuracy(kinds or [])
+        self.accuracy, self.val_loss = KindAccuracy(kinds or []), MeanMetric()
         self.strict_loading = False  # checkpoints hold trained weights only
-        self._freeze()
+        self.check()
+        for part in PARTS:
+            self._part(part).requires_grad_(part in self.trained_parts)
         self.train()  # Lightning keeps modes as they are, and a model may come in evaluation mode
 
     @property
     @abstractmethod
     def trainable_parts(self) -> tuple[str, ...]:
         """The model's parts that this stage may train."""
+
+    def check(self) -> None:
+        """Refuse what this stage cannot train; a stage that demands more of its model adds to it.
+
+        Raises:
+            UserError: for a part that it does not train, or none.
+        """
+        foreign = [part for part in self.learning_rates if part not in self.trainable_parts]
+        if foreign or not self.learning_rates:
+            culprit = f"stage.learning_rates.{foreign[0]}" if foreign else "stage.learning_rates is empty"
+            raise UserError(f"{culprit}: {type(self).__name__} trains any of {', '.join(self.trainable_parts)}")
 
     @property
     def trained_parts(self) -> list[str]:
@@ -110,27 +125,28 @@ class VLMStage(LightningModule, ABC):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def training_step(self, batch: VLMBatch, batch_idx: int) -> Tensor | None:
-        if len(batch) == 0:  # every sample was bad: a step that keeps its place and changes no weight
-            return None
-        loss, _ = self._shared_step(batch, "train")
-        if not torch.isfinite(loss):
+    def training_step(self, batch: VLMBatch, batch_idx: int) -> Tensor:
+        loss, _ = self.forward_loss(batch)
+        mean = self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean")  # over ranks; it works in place
+        if not torch.isfinite(mean):
             self._stop_on(batch, float(loss.detach()))
+        self.log("train/loss", mean, prog_bar=True, batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: VLMBatch, batch_idx: int) -> None:
-        if len(batch) == 0:
-            return
-        _, logits = self._shared_step(batch, "val")
+        loss, logits = self.forward_loss(batch)
+        self.val_loss.update(loss, batch.num_supervised())
         self.accuracy.update(correct_answers(logits, batch.labels, batch.turn_ids), batch.kinds)
 
     def on_validation_epoch_end(self) -> None:
-        shares = self.accuracy.compute() if self.accuracy.update_called else {}
+        shares = self.accuracy.compute()  # of all ranks
         if not shares:
             raise UserError("validation: none of the split's samples could be read; the log says why for each")
+        self.log("val/loss", self.val_loss.compute(), prog_bar=True)
         for name, share in shares.items():
             self.log(f"val/{name}", share, prog_bar=name == "accuracy")
         self.accuracy.reset()
+        self.val_loss.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = {f"model.{name}" for name, p in self.model.named_parameters() if p.requires_grad}
@@ -149,24 +165,17 @@ class VLMStage(LightningModule, ABC):
         outputs = self.model(**batch.model_inputs())
         return outputs.loss, outputs.logits
 
-    def _shared_step(self, batch: VLMBatch, split: str) -> tuple[Tensor, Tensor]:
-        loss, logits = self.forward_loss(batch)
-        self.log(f"{split}/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
-        return loss, logits
-
     def _part(self, name: str) -> nn.Module:
         return self.model.get_submodule(name)
 
-    def _freeze(self) -> None:
-        foreign = [part for part in self.learning_rates if part not in self.trainable_parts]
-        if foreign or not self.learning_rates:
-            culprit = f"stage.learning_rates.{foreign[0]}" if foreign else "stage.learning_rates is empty"
-            raise UserError(f"{culprit}: {type(self).__name__} trains any of {', '.join(self.trainable_parts)}")
-        for part in PARTS:
-            self._part(part).requires_grad_(part in self.trained_parts)
-
     def _stop_on(self, batch: VLMBatch, loss: float) -> None:
-        path = self.report_dir / "non_finite_loss.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"step": self.global_step, "loss": str(loss), "keys": batch.keys}) + "\n")
-        raise NonFiniteLossError(f"loss is {loss} at step {self.global_step}: keys of the batch are in {path}")
+        """End the run on every rank; those whose own loss is at fault name their samples."""
+        path = rank_path(self.report_dir / "non_finite_loss.json", self.global_rank)
+        if math.isfinite(loss):
+            told = f"another rank's loss is not finite at step {self.global_step}: its keys are in {self.report_dir}"
+        else:
+            told = f"loss is {loss} at step {self.global_step}: keys of the batch are in {path}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"step": self.global_step, "loss": str(loss), "keys": batch.keys})
+        self.trainer.strategy.barrier()  # nobody ends before all have written
+        raise NonFiniteLossError(told)

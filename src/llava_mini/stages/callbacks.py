@@ -17,62 +17,100 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from llava_mini.batch import VLMBatch
-from llava_mini.files import write_text
+from llava_mini.files import rank_path, rank_paths, write_text
 
 log = logging.getLogger("llava_mini")
 
 
 class History(Callback):
-    """Appends {"step", "loss", "keys", "skipped"} to a JSONL file after every batch.
+    """Appends {"step", "position", "loss", "keys"} to a JSONL file after every batch.
 
-    A resumed run drops the lines of what it will do again.
-
-    The loss of a batch without a usable sample is null.
+    Each rank writes a file of its own (`llava_mini.files.rank_path`). A resumed run, of whatever number of ranks, drops
+    the lines of what it will do again. The loss of a batch without a usable sample is null.
 
     Args:
-        path: The file.
+        path: The file of rank 0.
     """
 
     def __init__(self, path: Path):
         self.path = path
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-        done = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < trainer.global_step]
-        write_text(self.path, "".join(done))
+        if trainer.is_global_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+            for path in rank_paths(self.path):
+                _drop(path, trainer.global_step)
+        trainer.strategy.barrier()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: VLMBatch, batch_idx: int
     ) -> None:
-        step = trainer.global_step - int(not trainer.fit_loop.epoch_loop._should_accumulate())
-        loss = batch_loss(trainer, outputs)
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "loss": loss, "keys": batch.keys, "skipped": batch.skipped}) + "\n")
+        line = {
+            "step": trainer.global_step - int(not trainer.fit_loop.epoch_loop._should_accumulate()),
+            "position": batch.position,
+            "loss": batch_loss(trainer, outputs) if batch.num_supervised() else None,
+            "keys": batch.keys,
+        }
+        with rank_path(self.path, trainer.global_rank).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Waits until all ranks have written the lines of what the checkpoint counts as done."""
+        trainer.strategy.barrier()
+
+
+def _drop(path: Path, step: int) -> None:
+    """Leave out the lines from `step` on, and one that was being written when the run was killed."""
+    lines = path.read_text().splitlines(keepends=True)
+    write_text(path, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step))
 
 
 class Clock(Callback):
-    """Wall and CPU seconds of a run, over all its attempts; what a kill undid since the last checkpoint is not counted.
+    """What a run has used, over all its ranks and attempts; what a kill undid since the last checkpoint is not counted.
 
-    CPU seconds are those of this process and its children since it was made.
+    CPU seconds are those of the ranks and their children since this was made, memory is the sum of the ranks' peaks.
     """
 
     def __init__(self) -> None:
         self.before = {"seconds": 0.0, "cpu_seconds": 0.0}
         self.start, self.cpu_start = time.monotonic(), _cpu_seconds()
+        self.others = {"cpu_seconds": 0.0, "memory": 0.0}  # when this rank last heard of them
 
     def read(self) -> dict[str, float]:
-        """Seconds so far."""
+        """Wall and CPU seconds so far."""
+        own = _cpu_seconds() - self.cpu_start
         return {
             "seconds": self.before["seconds"] + time.monotonic() - self.start,
-            "cpu_seconds": self.before["cpu_seconds"] + _cpu_seconds() - self.cpu_start,
+            "cpu_seconds": self.before["cpu_seconds"] + own + self.others["cpu_seconds"],
         }
 
-    def state_dict(self) -> dict[str, float]:
-        return self.read()
+    def used(self, device: torch.device, devices: int) -> dict[str, float]:
+        """The same, and the seconds for which GPUs were held, and the peak memory in bytes."""
+        seconds = self.read()
+        return {
+            **seconds,
+            "gpu_seconds": seconds["seconds"] * devices if device.type == "cuda" else 0.0,
+            "peak_memory_bytes": peak_memory_bytes(device) + int(self.others["memory"]),
+        }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.before = dict(state_dict)
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._hear(trainer, pl_module.device)
+        checkpoint["clock"] = self.read()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.before = dict(checkpoint["clock"])
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._hear(trainer, pl_module.device)
+
+    def _hear(self, trainer: Trainer, device: torch.device) -> None:
+        """Ask the other ranks; all come here at the same time."""
+        if trainer.world_size > 1:
+            used = {"cpu_seconds": _cpu_seconds() - self.cpu_start, "memory": float(peak_memory_bytes(device))}
+            own = torch.tensor(list(used.values()), dtype=torch.float64, device=device)
+            others = trainer.strategy.reduce(own.clone(), reduce_op="sum") - own
+            self.others = dict(zip(used, others.tolist(), strict=True))
 
 
 def _cpu_seconds() -> float:
@@ -103,7 +141,7 @@ class Progress(Callback):
         now = time.monotonic()
         if now - self.last < self.every_seconds and trainer.global_step < trainer.max_steps:
             return
-        rate = self.samples / max(now - self.last, 1e-9)
+        rate = self.samples * trainer.world_size / max(now - self.last, 1e-9)
         pl_module.log("samples_per_s", rate, prog_bar=True)
         pl_module.log("memory_gb", peak_memory_bytes(pl_module.device) / 1e9, prog_bar=True)
         if not sys.stderr.isatty():
