@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from llava_mini.commands.ranks import INTERRUPTED, OWN_MESSAGE, own_rank, run_ranks, train_command
 from llava_mini.errors import UserError
 
 Command = Callable[[list[str], tuple[str, ...]], int]
@@ -23,7 +25,11 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    arguments = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    if given and given[0] in _WITH_FLAGS:
+        arguments = argparse.Namespace(command=given[0], overrides=given[1:], config_dir=[])
+    else:
+        arguments = _parser().parse_args(given)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for folder in arguments.config_dir:
@@ -34,26 +40,34 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        print("interrupted; repeat the command to continue", file=sys.stderr)
-        return 130
+        if own_rank() is None:  # else the process that started the ranks says it
+            print("interrupted; repeat the command to continue", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _fail(message: str) -> int:
-    print(f"llava-mini: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{OWN_MESSAGE}{' '.join(message.split())}", file=sys.stderr)
     return 2
 
 
 def _train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
+    from llava_mini.commands.run_folder import claim
     from llava_mini.config import resolve
 
     config = resolve(overrides, config_dirs)
+    count, rank = config["trainer"]["devices"], own_rank()
+    if count > 1 and rank is None:
+        run_dir = Path(config["run_dir"])
+        return 0 if claim(run_dir, config) else run_ranks([*train_command(config_dirs), *overrides], count, run_dir)
+    if rank:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 ends in order, and then all are ended
     from llava_mini.commands.train import train
     from llava_mini.stages.base import NonFiniteLossError
 
     try:
         train(config)
     except NonFiniteLossError as error:
-        print(f"llava-mini: {error}", file=sys.stderr)
+        print(f"{OWN_MESSAGE}{error}", file=sys.stderr)
         return 1
     return 0
 
@@ -90,13 +104,21 @@ def _compare(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
     return 0
 
 
+def _data(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
+    from llava_mini.commands.data import data
+
+    return data(arguments)
+
+
 COMMANDS: dict[str, tuple[Command, str]] = {
     "train": (_train, "one run: train, evaluate, write result.json in run_dir"),
     "sweep": (_sweep, "many runs: key=value,value,... for any config key, sweep_dir=FOLDER; ends with compare"),
     "compare": (_compare, "table, plots and report.html of a sweep's folder"),
     "world": (_world, "make the tiny world's data and pre-trained parts anew"),
     "config": (_config, "print the resolved config of a run"),
+    "data": (_data, "LLaVA JSON, images and videos to shards; their check, their counts: llava-mini data --help"),
 }
+_WITH_FLAGS = ("data",)  # commands that read --flags of their own instead of a config's key=value
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,6 +16,10 @@ Positive = Annotated[int, Field(ge=1, strict=True)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 Turns = Literal["conversation", "independent"]
 Split = Literal["train", "val", "test"]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1)]
+# One shard set, several that are pooled as one, or several that are mixed by weight.
+Sets = Name | Annotated[list[Name], Field(min_length=1)] | Annotated[dict[Name, Weight], Field(min_length=1)]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
 
 
@@ -49,20 +53,24 @@ class Model:
 
 @dataclass
 class Data:
-    """Which shard sets are read, and how their conversations become tokens."""
+    """Which shard sets are read, and how their conversations and pictures become tokens and pixels."""
 
     folder: str
+    cache_dir: str | None  # where shards from URLs are kept
     world_seed: Count | None  # None: the shard sets in `folder` are there already, one's own
     sizes: dict[str, Positive]
-    splits: dict[Split, str | None]
-    template: dict[str, str]
+    splits: dict[Split, Sets | None]
+    template: str | dict[str, str | bool]
     turns: Turns
-    high_resolution: bool
+    views: Literal["square", "pad", "hd"]
+    max_frames: Positive | None
+    shuffle_frames: Annotated[bool, Field(strict=True)]
     batch_size: Positive
     eval_batch_size: Positive
     num_workers: Count
     max_length: Positive
-    cache_features: bool
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)]
+    features: Annotated[bool, Field(strict=True)] | Name
     kinds: list[str]
 
 
@@ -75,7 +83,7 @@ class Trainer:
     gradient_clip_val: Annotated[float, Field(gt=0)] | None
     precision: Precision
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
-    devices: Literal[1]  # the stream deals samples to workers, not yet to ranks
+    devices: Positive  # processes that train together, each on a device of its own; CPUs are shared
     val_every: Positive
     checkpoint_every: Positive
     threads: Positive
@@ -127,9 +135,25 @@ def check(config: dict[str, Any]) -> None:
         except ValidationError as error:
             raise UserError(describe(name, error)) from error
     data = config["data"]
-    for split, name in data["splits"].items():
-        if data["world_seed"] is not None and name is not None and name not in data["sizes"]:
-            raise UserError(f"data.splits.{split}={name}: allowed are {', '.join(data['sizes'])}")
+    for split, sets in data["splits"].items():
+        for name in set_names(sets):
+            if data["world_seed"] is not None and not names_a_place(name) and name not in data["sizes"]:
+                raise UserError(f"data.splits.{split}={name}: allowed are {', '.join(data['sizes'])}, a path or a URL")
+
+
+def set_names(sets: str | list[str] | dict[str, float] | None) -> list[str]:
+    """The shard sets of a split."""
+    return [sets] if isinstance(sets, str) else list(sets or [])
+
+
+def names_a_place(name: str) -> bool:
+    """Whether a shard set is named by its place, a path or a URL, and not as a folder of `data.folder`."""
+    return name.startswith("/") or is_url(name)
+
+
+def is_url(text: str) -> bool:
+    """Whether it is the place of something that is not a local file."""
+    return "://" in text
 
 
 def describe(key: str, error: ValidationError) -> str:

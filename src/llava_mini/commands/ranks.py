@@ -79,8 +79,11 @@ def run_ranks(command: Sequence[str], count: int, folder: Path) -> int:
 def _environment(count: int) -> dict[str, str]:
     """By what `count` processes of this machine find each other."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count), "NODE_RANK": "0"}
-    # Lightning divides all cores among ranks where this is not set, whatever `trainer.threads` says.
-    return {"OMP_NUM_THREADS": "1", **os.environ, **meeting}
+    defaults = {
+        "OMP_NUM_THREADS": "1",  # else Lightning divides all cores among the ranks, whatever `trainer.threads` says
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # else torch warns of a search that batches without images need
+    }
+    return {**defaults, **os.environ, **meeting}
 
 
 def _start(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
+from llava_mini.commands.ranks import train_command
 from llava_mini.config import instantiate, resolve
 from llava_mini.errors import UserError
 from llava_mini.sweep.folder import outcome, run_folder
@@ -82,12 +82,6 @@ def split_folder(arguments: list[str]) -> tuple[Path, list[str]]:
     return Path(given[0] if given else DEFAULT_FOLDER), [a for a in arguments if not a.startswith("sweep_dir=")]
 
 
-def train_command(config_dirs: tuple[str, ...]) -> list[str]:
-    """The command line of a run, without its overrides."""
-    extra = [part for folder in config_dirs for part in ("--config-dir", folder)]
-    return [sys.executable, "-m", "llava_mini", *extra, "train"]
-
-
 def share_features(configs: list[dict[str, Any]]) -> None:
     """Compute the frozen vision tower's features once for all runs that read the same data with the same tower.
 
@@ -96,15 +90,16 @@ def share_features(configs: list[dict[str, Any]]) -> None:
     """
     shared: dict[str, list[dict[str, Any]]] = {}
     for config in configs:
-        if config["data"]["cache_features"]:
+        if config["data"]["features"]:
             shared.setdefault(features_of(config), []).append(config)
     if not shared:
         return
     from llava_mini.commands.train import assemble
 
     for group in shared.values():
-        readers = assemble(group[0]).datamodule.readers.values()
-        stores = [reader.features for reader in readers if reader.features is not None]
+        splits = assemble(group[0]).datamodule.splits.values()
+        readers = {id(reader): reader for mix in splits for reader in mix.readers}
+        stores = [reader.features for reader in readers.values() if reader.features is not None]
         seconds = sum(store.seconds for store in stores)
         log.info(
             "vision features of %d images: computed once in %.1f s, shared by the %d runs to do, which saves %.1f s",
@@ -115,6 +110,6 @@ def share_features(configs: list[dict[str, Any]]) -> None:
 def features_of(config: dict[str, Any]) -> str:
     """What the vision tower's features depend on: the pictures, how they are cut, the tower and its weights."""
     data, model = config["data"], config["model"]
-    pictures = {key: data[key] for key in ("folder", "world_seed", "sizes", "splits", "high_resolution")}
+    pictures = {key: data[key] for key in ("folder", "world_seed", "sizes", "splits", "views", "features")}
     tower = {key: model[key] for key in ("vision_config", "vision_feature_layer", "image_processor", "weights")}
     return json.dumps([pictures, tower], sort_keys=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,19 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger
 
 from llava_mini import build
+from llava_mini.commands.ranks import own_rank
+from llava_mini.commands.run_folder import claim
 from llava_mini.commands.trained import measured, save_model
-from llava_mini.config import load, save
+from llava_mini.config import save
 from llava_mini.data.datamodule import VLMDataModule
-from llava_mini.errors import UserError
 from llava_mini.files import write_json
 from llava_mini.lightning_logger import TrackerLogger
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.stages.base import PARTS, VLMStage
-from llava_mini.stages.callbacks import Clock, peak_memory_bytes
+from llava_mini.stages.callbacks import Clock
 from llava_mini.sweep.grid import config_hash
 from llava_mini.sweep.provenance import code_version, git_commit
 from llava_mini.tracking import Tracker, init_tracking
@@ -69,15 +70,23 @@ def fit(run: Run, config: dict[str, Any], clock: Clock, loggers: list[Logger]) -
     Raises:
         KeyboardInterrupt: when it was interrupted; Lightning has then ended in order.
     """
-    trainer = build.build_trainer(config, clock, loggers)
+    trainer = build.build_trainer(config, run.datamodule, clock, loggers)
     last = Path(config["run_dir"]) / "checkpoints" / "last.ckpt"
     with interruptible():
         trainer.fit(run.stage, run.datamodule, ckpt_path=str(last) if last.exists() else None)
+    # What follows is one process's work, on all data; Lightning has moved the model off its device.
+    if torch.distributed.is_initialized():
+        trainer.strategy.barrier()
+        torch.distributed.destroy_process_group()
+    run.datamodule.trainer = None
+    run.stage.to(trainer.strategy.root_device)
     return trainer
 
 
 def train(config: dict[str, Any]) -> Path:
     """Train, evaluate on validation and test, and write the run's result.
+
+    Of several ranks all train, and rank 0 alone does the rest.
 
     Returns:
         The run's folder.
@@ -87,16 +96,17 @@ def train(config: dict[str, Any]) -> Path:
     """
     run_dir = Path(config["run_dir"])
     if claim(run_dir, config):
-        log.info("%s is finished already: %s", run_dir, run_dir / "result.json")
         return run_dir
     clock = Clock()
     run = assemble(config)
+    if own_rank():
+        fit(run, config, clock, [])
+        return run_dir
     identity = _identity(config)
     save(config, run_dir / "config.yaml")
     write_json(run_dir / "code.json", {key: identity[key] for key in ("code_version", "commit")})
     log.info("%s", run.stage.parts_table())
-    tracker = _tracker(config, run_dir)
-    try:
+    with _tracked(config, run_dir) as tracker:
         fit(run, config, clock, [TrackerLogger(tracker)] if tracker else [])
         save_model(run.model, run.processor, run_dir / "model")
         result = {
@@ -104,19 +114,12 @@ def train(config: dict[str, Any]) -> Path:
             **identity,
             "params": {part: sum(p.numel() for p in run.model.get_submodule(part).parameters()) for part in PARTS},
             **measured(run.model, run.datamodule, run_dir),
-            **_seconds(clock, run.stage.device.type),
-            "peak_memory_bytes": peak_memory_bytes(run.stage.device),
+            **clock.used(run.stage.device, config["trainer"]["devices"]),
             "mlflow_run_id": tracker.run_id(wait=5.0) if tracker else None,
         }
         if tracker:
             tracker.log_metrics({key: result[key] for key in _TRACKED})
         write_json(run_dir / "result.json", result)
-    except BaseException as error:
-        if tracker:
-            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    if tracker:
-        tracker.finish()
     shares = ", ".join(f"{split} {share:.4f}" for split, share in result["accuracy"].items())
     log.info("accuracy %s; %s", shares, run_dir / "result.json")
     return run_dir
@@ -137,29 +140,6 @@ _TRACKED = (
 )
 
 
-def claim(run_dir: Path, config: dict[str, Any]) -> bool:
-    """Whether the folder holds this very run, finished.
-
-    Raises:
-        UserError: when it holds another run.
-    """
-    if (run_dir / "config.yaml").exists():
-        if config_hash(load(run_dir / "config.yaml")) != config_hash(config):
-            raise UserError(f"run_dir={run_dir} holds a run with another config; name another folder or delete it")
-    elif run_dir.exists() and any(run_dir.glob("checkpoints/*.ckpt")):
-        raise UserError(f"run_dir={run_dir} holds checkpoints and no config.yaml; name another folder")
-    code = run_dir / "code.json"
-    if code.exists() and json.loads(code.read_text())["code_version"] != code_version():
-        raise UserError(f"run_dir={run_dir} was begun with other code; name another folder or delete it")
-    return (run_dir / "result.json").exists()
-
-
-def _seconds(clock: Clock, device: str) -> dict[str, float]:
-    """Wall and CPU seconds, and the seconds that a GPU was held."""
-    seconds = clock.read()
-    return {**seconds, "gpu_seconds": seconds["seconds"] if device == "cuda" else 0.0}
-
-
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     return {
         "config_hash": config_hash(config),
@@ -172,13 +152,21 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tracker(config: dict[str, Any], run_dir: Path) -> Tracker | None:
+@contextmanager
+def _tracked(config: dict[str, Any], run_dir: Path) -> Iterator[Tracker | None]:
+    """The run's tracker, which is told how the block ended; None when nothing is tracked."""
     spec = config["tracking"]
     if not spec["enabled"]:
-        return None
+        yield None
+        return
     if spec["parent_run_id"] is None:
         init_tracking(spec["uri"], spec["experiment"])
     tracker = Tracker(run_dir, uri=spec["uri"], experiment=spec["experiment"], parent_run_id=spec["parent_run_id"])
     tracker.log_params({key: value for key, value in config.items() if key != "tracking"})
     tracker.set_tags({"commit": git_commit(), "code_version": code_version()})
-    return tracker
+    try:
+        yield tracker
+    except BaseException as error:
+        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    tracker.finish()

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from llava_mini.batch import VLMBatch
-from llava_mini.data.datamodule import VLMDataModule
+from llava_mini.batch import BadSample, VLMBatch
+from llava_mini.data.collate import collate
+from llava_mini.data.datamodule import Mix, VLMDataModule
+from llava_mini.data.errors import SampleError
+from llava_mini.data.quarantine import FILE as QUARANTINE
+from llava_mini.data.samples import SampleReader
+from llava_mini.errors import UserError
 from llava_mini.evaluate.accuracy import evaluate
 from llava_mini.evaluate.flops import prefill_flops
+from llava_mini.files import rank_paths
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 
 
@@ -23,17 +29,14 @@ def measured(model: LlavaMiniForConditionalGeneration, datamodule: VLMDataModule
     A run without a test split (`data.splits.test=null`, for tuning) is measured on validation only.
     """
     accuracy, by_kind = {}, {}
-    skipped = {"train": skipped_in_training(run_dir / "history.jsonl")}
-    loaders = {"val": datamodule.val_dataloader, "test": datamodule.test_dataloader}
-    for split in (split for split in loaders if split in datamodule.readers):
-        bad: list[str] = []
-        predictions = evaluate(model, noting_skipped(loaders[split](), bad))
+    skipped = {"train": sum(len(path.read_text().splitlines()) for path in rank_paths(run_dir / QUARANTINE))}
+    for split in (split for split in ("val", "test") if split in datamodule.splits):
+        bad: list[BadSample] = []
+        predictions = evaluate(model, noting_skipped(datamodule.evaluation_batches(split, model.device), bad))
         predictions.save(run_dir / f"predictions_{split}.npz")
         accuracy[split], by_kind[split] = predictions.accuracy(), predictions.accuracy_by_kind()
         skipped[split] = len(bad)
-    question = one_question(
-        next(batch for batch in datamodule.val_dataloader() if len(batch)), model.config.vision_config.image_size
-    )
+    question = one_question(question_sample(datamodule.splits["val"]), model.config.vision_config.image_size)
     placeholders = int((question.input_ids == model.config.image_token_id).sum())
     return {
         "accuracy": accuracy,
@@ -44,16 +47,33 @@ def measured(model: LlavaMiniForConditionalGeneration, datamodule: VLMDataModule
     }
 
 
-def noting_skipped(batches: Iterable[VLMBatch], bad: list[str]) -> Iterator[VLMBatch]:
+def noting_skipped(batches: Iterable[VLMBatch], bad: list[BadSample]) -> Iterator[VLMBatch]:
     """The batches as they come; what each could not read is added to `bad`."""
     for batch in batches:
         bad += batch.skipped
         yield batch
 
 
-def skipped_in_training(history: Path) -> int:
-    """Samples that training passed over, each time it came to one."""
-    return sum(len(json.loads(line)["skipped"]) for line in history.read_text().splitlines())
+def question_sample(mix: Mix) -> VLMBatch:
+    """A batch of one sample: the first with one picture, else with several, else without.
+
+    Raises:
+        UserError: no sample can be used.
+    """
+    for reader, index in _by_pictures(mix):
+        try:
+            return collate([reader(index)], reader.tokenize.pad_token_id)
+        except SampleError:
+            continue
+    raise UserError("validation: none of the split's samples could be read; the log says why for each")
+
+
+def _by_pictures(mix: Mix) -> Iterator[tuple[SampleReader, int]]:
+    for group in (1, 2, 0):
+        for reader in mix.readers:
+            pictures = np.minimum(reader.shards.index["frames"], 2)
+            for index in np.flatnonzero(pictures == group):
+                yield reader, int(index)
 
 
 def one_question(batch: VLMBatch, image_size: int) -> VLMBatch:

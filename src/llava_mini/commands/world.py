@@ -19,11 +19,13 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig
 
 from llava_mini import build
-from llava_mini.commands.train import assemble, claim, fit, interruptible
+from llava_mini.commands.run_folder import claim
+from llava_mini.commands.train import assemble, fit, interruptible
 from llava_mini.config import instantiate, resolve, save
 from llava_mini.data.toyworld.targets import TARGET_CLASSES
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.data.toyworld.vision import Scenes
+from llava_mini.errors import UserError
 from llava_mini.files import write_json
 from llava_mini.models.vision_tower import build_vision_tower
 from llava_mini.stages.callbacks import Clock, Progress
@@ -44,6 +46,8 @@ def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> 
         The folder with `stage0` and `stage1`.
     """
     stage0 = resolve(["experiment=tiny_stage0", *overrides], config_dirs)
+    if stage0["trainer"]["devices"] != 1:
+        raise UserError(f"trainer.devices={stage0['trainer']['devices']}: the tiny world is made by one process")
     out, stages = Path(stage0["world"]["out"]), stage0["world"]["stages"]
     if 0 in stages:
         train_vision(stage0, out / "stage0")

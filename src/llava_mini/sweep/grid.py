@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +19,11 @@ from llava_mini.errors import UserError
 
 Resolve = Callable[[list[str]], dict[str, Any]]
 
-# What stands in none of these keys changes no result.
+# What stands in these keys changes no result: where a run is written to, and how it is launched, tracked and fed.
 UNHASHED = ("run_dir", "tracking", "launcher")
+_UNHASHED_DATA = ("cache_dir", "num_workers", "max_bad_fraction")
+# Batches of a step, whose product says which samples a step is made of, however they are dealt.
+_DEALT = ("devices", "accumulate_grad_batches")
 # What the reference has a fixed value for, or no use for.
 _STRUCTURE = ("compressor", "fusion", "order")
 _REFERENCE = ("compressor=none", "fusion.num_layers=0")
@@ -95,8 +99,13 @@ def parse(arguments: Sequence[str]) -> dict[str, list[str]]:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """sha256 of the resolved config, less where it is written to and how it is launched and tracked."""
+    """sha256 of the resolved config, less what changes no result; equal also where a step's batches are dealt anew."""
     kept = {key: value for key, value in config.items() if key not in UNHASHED}
+    if "data" in kept:
+        kept["data"] = {key: value for key, value in kept["data"].items() if key not in _UNHASHED_DATA}
+    if "trainer" in kept:
+        trainer = {key: value for key, value in kept["trainer"].items() if key not in _DEALT}
+        kept["trainer"] = {**trainer, "batches_a_step": math.prod(kept["trainer"].get(key, 1) for key in _DEALT)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
