@@ -179,7 +179,7 @@ def test_a_missing_folder_or_listing_is_named(shards: ShardSet, tmp_path: Path) 
 @pytest.mark.parametrize("name", ["shard-000001.tar", "index.npy"])
 def test_a_missing_file_is_named(shards: ShardSet, name: str) -> None:
     (shards.folder / name).unlink()
-    with pytest.raises(UserError, match=rf"{name} is missing"):
+    with pytest.raises(UserError, match=rf"{name} is missing or cannot be read"):
         ShardSet(shards.folder)
 
 

@@ -24,7 +24,7 @@ from llava_mini.errors import UserError
 from llava_mini.files import atomic_path
 
 FORMAT_VERSION = 2
-INDEX_FILE = "index.npy"
+INDEX_FILE, SET_FILE = "index.npy", "shards.json"
 TAR = re.compile(r"shard-\d{6,9}\.tar")  # a plain name: what a listing says never leads out of its folder
 KEY = re.compile(r"[A-Za-z0-9_\-]{1,32}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -126,8 +126,12 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing or malformed, or describes another tar.
     """
-    content = read_json(path)
-    check_version(content, path)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    content = parse_object(raw, str(path))
+    check_version(content, str(path))
     tar = path.with_suffix(".tar").name
     if not describes_tar(content) or content["name"] != tar or not isinstance(content.get("rejected"), list):
         raise UserError(f"{path} is malformed: it does not describe {tar}")
@@ -186,7 +190,7 @@ def write_index(folder: Path, parts: list[NDArray[np.void]]) -> dict[str, Any]:
 
 
 def map_index(path: Path, num_samples: int) -> NDArray[np.void]:
-    """The index of a set, mapped into memory.
+    """The index of a set, mapped into memory; a plain array, which is faster to read by number than a memmap.
 
     Raises:
         UserError: it is no array of `num_samples` entries of INDEX_DTYPE.
@@ -197,7 +201,7 @@ def map_index(path: Path, num_samples: int) -> NDArray[np.void]:
         raise UserError(f"{path} cannot be read ({error})") from None
     if index.dtype != INDEX_DTYPE or index.shape != (num_samples,):
         raise UserError(f"{path} is no index of {num_samples} samples: {index.dtype} of shape {index.shape}")
-    return np.asarray(index)  # still mapped; a plain array is faster to index
+    return np.asarray(index)
 
 
 def describes_tar(content: Any) -> bool:
@@ -217,26 +221,24 @@ def is_count(value: Any) -> bool:
     return type(value) is int and value >= 0  # JSON's true is no count
 
 
-def check_version(content: dict[str, Any], path: Path) -> None:
+def check_version(content: dict[str, Any], where: str) -> None:
     """Raises UserError for a file of another format than this one."""
     if (version := content.get("version")) != FORMAT_VERSION:
         raise UserError(
-            f"{path} has format version {version}, allowed is {FORMAT_VERSION}: delete the folder and build it anew"
+            f"{where} has format version {version}, allowed is {FORMAT_VERSION}: delete the folder and build it anew"
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+def parse_object(raw: bytes, where: str) -> dict[str, Any]:
+    """The JSON object that the file `where` holds.
 
     Raises:
-        UserError: it cannot be read or is none.
+        UserError: it holds none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+        content = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from None
+        raise UserError(f"{where} is not valid JSON ({error})") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} does not hold a JSON object")
+        raise UserError(f"{where} does not hold a JSON object")
     return content

@@ -1,14 +1,73 @@
-"""Where the files of a shard set lie, and how a stretch of one is read."""
+"""Where the files of a shard set lie: how its listing and index are found, and how a stretch of a tar is read.
+
+A set is read through this one interface, whether its folder is on this machine (here) or behind a URL (`remote.py`).
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from llava_mini.errors import UserError
 
-class LocalStorage:
+
+class Storage(ABC):
+    """The files of one shard set; it can be pickled, and used in a forked process."""
+
+    @abstractmethod
+    def where(self, name: str) -> str:
+        """A file as messages name it."""
+
+    @abstractmethod
+    def listing(self, name: str) -> bytes | None:
+        """The content of the set's listing, which is asked for first; None when there is none.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+
+    @abstractmethod
+    def mapped(self, name: str, size: int, sha256: str) -> Path:
+        """A file to map into memory, as a local file of `size` bytes.
+
+        Raises:
+            UserError: it is missing or has another size.
+        """
+
+    @abstractmethod
+    def check(self, name: str, size: int) -> None:
+        """Makes sure that a file that will be read has `size` bytes, as far as that can be told at once.
+
+        Raises:
+            UserError: it is missing or has another size.
+        """
+
+    @abstractmethod
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset` on; fewer where the file ends.
+
+        Raises:
+            OSError: they cannot be read; the message says why.
+        """
+
+    @abstractmethod
+    def sha256(self, name: str, size: int) -> str:
+        """The hash of a whole file of `size` bytes.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Gives back what is held open; a later read opens it again."""
+
+
+class LocalStorage(Storage):
     """Files of a local folder; those used last stay open.
 
     Args:
@@ -20,17 +79,35 @@ class LocalStorage:
         self.folder, self.max_open = folder, max_open
         self._open: OrderedDict[str, int] = OrderedDict()
 
-    def fetched(self, name: str) -> Path:
-        """The path of a whole file, which may not exist."""
+    def where(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def listing(self, name: str) -> bytes | None:
+        try:
+            return (self.folder / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise UserError(f"{self.folder / name} cannot be read ({error.strerror})") from None
+
+    def mapped(self, name: str, size: int, sha256: str) -> Path:
+        self.check(name, size)
         return self.folder / name
 
-    def read(self, name: str, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset` on; fewer where the file ends.
+    def check(self, name: str, size: int) -> None:
+        try:
+            found = (self.folder / name).stat().st_size
+        except OSError as error:
+            raise UserError(f"{self.folder / name} is missing or cannot be read ({error.strerror})") from None
+        if found != size:
+            raise UserError(f"{self.folder / name} has {found} bytes instead of {size}: truncated or overwritten")
 
-        Raises:
-            OSError: it cannot be read.
-        """
+    def read(self, name: str, offset: int, size: int) -> bytes:
         return os.pread(self._descriptor(name), size, offset)
+
+    def sha256(self, name: str, size: int) -> str:
+        with open(self.folder / name, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def _descriptor(self, name: str) -> int:
         """An open file; the one used longest ago is closed when there are too many."""
@@ -42,7 +119,6 @@ class LocalStorage:
         return self._open[name]
 
     def close(self) -> None:
-        """Closes the files; a later read opens them again."""
         while self._open:
             os.close(self._open.popitem()[1])
 

@@ -1,0 +1,216 @@
+"""A complete shard set, read by sample number: every sample is one ranged read, wherever the folder lies."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from llava_mini.data.errors import SampleError
+from llava_mini.data.index import (
+    INDEX_FILE,
+    SET_FILE,
+    SHA256,
+    Modality,
+    check_version,
+    describes_tar,
+    is_count,
+    map_index,
+    parse_object,
+)
+from llava_mini.data.remote import RemoteStorage
+from llava_mini.data.storage import LocalStorage, Storage
+from llava_mini.data.ustar import BLOCK, parse_members
+from llava_mini.errors import UserError
+
+
+class ShardSet:
+    """A complete shard set, read by sample number.
+
+    Attributes:
+        folder: where it lies, a path or a URL.
+        index: the facts of every sample, an array of INDEX_DTYPE that is mapped into memory.
+        sources: names of the data sets that the samples are from.
+        fingerprint: hexadecimal hash of the content of all shards in order.
+        rejected: how many records could not be used when the set was built.
+        plan: what it was built from, if its builder told.
+    """
+
+    def __init__(self, folder: Path | str, *, cache_dir: Path | None = None, max_open: int = 16) -> None:
+        """Opens the set; contents are not read here, `verify` does that.
+
+        Args:
+            folder: A folder, or an s3://, http:// or https:// URL of one.
+            cache_dir: With a URL, a folder for what is fetched, shared by processes and kept for later runs.
+            max_open: How many files stay open.
+
+        Raises:
+            UserError: the folder is no shard set or cannot be reached, a file is missing or malformed, or a tar or the
+                index has another size than the listing says.
+        """
+        self._storage: Storage
+        self.folder: Path | str
+        if "://" in str(folder):
+            self._storage = RemoteStorage(str(folder), cache_dir, max_open)
+            self.folder = self._storage.where("").rstrip("/")
+        else:
+            self.folder = Path(folder)
+            self._storage = LocalStorage(self.folder, max_open)
+        listing = self._listing()
+        shards = listing["shards"]
+        self._tars: list[str] = [shard["name"] for shard in shards]
+        self._sizes: list[int] = [shard["bytes"] for shard in shards]
+        self._hashes: list[str] = [shard["sha256"] for shard in shards]
+        self._starts: list[int] = [0, *accumulate(shard["samples"] for shard in shards)]
+        self._num_samples = self._starts[-1]
+        self._index_facts: dict[str, Any] = listing["index"]
+        self.sources: list[str] = listing["sources"]
+        self.rejected = sum(shard["rejected"] for shard in shards)
+        self.plan: dict[str, Any] | None = listing.get("plan")
+        self.fingerprint = hashlib.sha256("".join(self._hashes).encode()).hexdigest()
+        for name, size in zip(self._tars, self._sizes, strict=True):
+            self._storage.check(name, size)
+        self._index_path = self._storage.mapped(INDEX_FILE, listing["index"]["bytes"], listing["index"]["sha256"])
+        self.index = map_index(self._index_path, self._num_samples)
+
+    def _listing(self) -> dict[str, Any]:
+        raw, path = self._storage.listing(SET_FILE), self._storage.where(SET_FILE)
+        if raw is None:
+            raise UserError(f"{self.folder} is no complete shard set (it has no {SET_FILE})")
+        listing = parse_object(raw, path)
+        check_version(listing, path)
+        shards = listing.get("shards")
+        if not isinstance(shards, list) or not shards or not all(map(_describes_shard, shards)):
+            raise UserError(
+                f"{path} is malformed: allowed are shards, each of name shard-NNNNNN.tar, bytes, sha256, samples"
+                " and rejected"
+            )
+        if len({shard["name"] for shard in shards}) < len(shards):
+            raise UserError(f"{path} is malformed: it names a shard twice")
+        if not _describes_rest(listing):
+            raise UserError(f"{path} is malformed: allowed are sources, index of bytes and sha256, and a plan or null")
+        return listing
+
+    @property
+    def num_shards(self) -> int:
+        return len(self._tars)
+
+    def samples_of(self, shard: int) -> range:
+        """The numbers of the samples in shard number `shard`."""
+        return range(self._starts[shard], self._starts[shard + 1])
+
+    def verify(self) -> None:
+        """Reads every file whole and compares it with its SHA-256, which finds damage that leaves the size as it was.
+
+        Raises:
+            UserError: the first file whose content is not what the set was finished with, or that cannot be read.
+        """
+        for shard in range(self.num_shards):
+            self.verify_shard(shard)
+        self.verify_index()
+
+    def verify_shard(self, shard: int) -> None:
+        """As `verify`, of one tar."""
+        self._verify(self._tars[shard], self._sizes[shard], self._hashes[shard])
+
+    def verify_index(self) -> None:
+        """As `verify`, of the index."""
+        self._verify(INDEX_FILE, self._index_facts["bytes"], self._index_facts["sha256"])
+
+    def _verify(self, name: str, size: int, expected: str) -> None:
+        where = self._storage.where(name)
+        try:
+            found = self._storage.sha256(name, size)
+        except OSError as error:
+            raise UserError(f"{where} cannot be read ({error.strerror or error})") from None
+        if found != expected:
+            raise UserError(f"{where} has SHA-256 {found[:12]}... instead of {expected[:12]}...: damaged or changed")
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+    def key(self, index: int) -> str:
+        """The name of sample `index`, which no other of the set has."""
+        return bytes(self.index["key"][index]).decode("ascii", "replace")
+
+    def shard_name(self, index: int) -> str:
+        """The file name of the tar that holds sample `index`."""
+        return self._tars[self.index["shard"][index]]
+
+    def modality(self, index: int) -> Modality:
+        """Whether sample `index` is text only, has images, or is a video."""
+        return Modality(self.index["modality"][index])
+
+    def frames(self, index: int) -> int:
+        """How many pictures sample `index` has."""
+        return int(self.index["frames"][index])
+
+    def source(self, index: int) -> str:
+        """The data set that sample `index` is from, by its record; empty when that does not say."""
+        return self.sources[self.index["source"][index]]
+
+    def read(self, index: int) -> dict[str, bytes]:
+        """All members of sample `index` by extension: `{"json": ..., "jpg": ...}`.
+
+        Raises:
+            SampleError: the tar has become shorter since the set was opened, cannot be read any more, or does not hold
+                what the index says.
+        """
+        return parse_members(self._read(index, int(self.index["size"][index])), self.key(index))
+
+    def read_record(self, index: int) -> bytes:
+        """The json member of sample `index` alone; nothing else is read.
+
+        Raises:
+            SampleError: as `read`, or the sample has none.
+        """
+        size = int(self.index["record_bytes"][index])
+        members = parse_members(self._read(index, BLOCK + size), self.key(index)) if size else {}
+        if "json" not in members:
+            raise SampleError("it has no json member")
+        return members["json"]
+
+    def _read(self, index: int, size: int) -> bytes:
+        row = self.index[index]
+        shard, offset = int(row["shard"]), int(row["offset"])
+        if shard >= len(self._tars) or offset + size > self._sizes[shard]:
+            raise SampleError(f"the index of {self.folder} names a place outside of its tars")
+        try:
+            raw = self._storage.read(self._tars[shard], offset, size)
+        except OSError as error:
+            raise SampleError(
+                f"{self._storage.where(self._tars[shard])} cannot be read ({error.strerror or error})"
+            ) from None
+        if len(raw) < size:
+            raise SampleError(f"{self._storage.where(self._tars[shard])} ends too early")
+        return raw
+
+    def close(self) -> None:
+        """Closes the files; a later read opens them again."""
+        self._storage.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The map does not travel to another process (it would be copied)."""
+        return {**self.__dict__, "index": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.index = map_index(self._index_path, self._num_samples)
+
+
+def _describes_shard(shard: Any) -> bool:
+    return describes_tar(shard) and all(is_count(shard.get(field)) for field in ("samples", "rejected"))
+
+
+def _describes_rest(listing: dict[str, Any]) -> bool:
+    sources, index, plan = (listing.get(field) for field in ("sources", "index", "plan"))
+    return (
+        isinstance(sources, list)
+        and all(isinstance(source, str) for source in sources)
+        and isinstance(index, dict)
+        and is_count(index.get("bytes"))
+        and isinstance(sha256 := index.get("sha256"), str)
+        and SHA256.fullmatch(sha256) is not None
+        and isinstance(plan, dict | None)
+    )
