@@ -168,6 +168,7 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):
         gray = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=-1)
+    image.info.pop("transparency", None)  # which is dropped; Pillow would first warn of some kinds
     return np.array(image.convert("RGB"))  # a copy, since Pillow's own memory is read-only
 
 
