@@ -59,6 +59,11 @@ class TokenizedSample:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def num_learnt(self) -> int:
+        """How many tokens have a label."""
+        return int((self.labels != IGNORE).sum())
+
 
 @dataclass(frozen=True)
 class _Encoded:
