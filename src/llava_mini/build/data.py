@@ -21,6 +21,7 @@ from llava_mini.data.toyworld.make import make_world
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.schema import is_url, names_a_place, set_names
+from llava_mini.views import ImageTransform
 
 Config = dict[str, Any]
 
@@ -105,7 +106,7 @@ def _readers(
         if name in readers:
             continue
         shards = ShardSet(set_location(data["folder"], name), cache_dir=cache_dir)
-        store = _feature_store(config, model, shards, transform) if data["features"] else None
+        store = _feature_store(config, model, shards, processor) if data["features"] else None
         readers[name] = SampleReader(
             shards,
             tokenize,
@@ -123,7 +124,7 @@ def set_location(folder: str, name: str) -> str:
 
 
 def _feature_store(
-    config: Config, model: LlavaMiniForConditionalGeneration, shards: ShardSet, transform: PixelTransform
+    config: Config, model: LlavaMiniForConditionalGeneration, shards: ShardSet, processor: LlavaMiniProcessor
 ) -> FeatureStore:
     """Features of a shard set, computed by the first run that needs them; kept beside the data or where it is said."""
     data = config["data"]
@@ -132,7 +133,9 @@ def _feature_store(
         raise UserError(f"data.features=true with data.folder={data['folder']}: name the local folder for features")
     root = Path(data["folder"]) / "features" if data["features"] is True else Path(data["features"])
     model.vision_tower.eval()
-    return FeatureStore.build(root / recipe.fingerprint(shards)[:16], shards, model.encode, recipe, transform)
+    transform = ImageTransform(processor.image_processor, hd=data["views"] == "hd")
+    folder = root / recipe.fingerprint(shards)[:16]
+    return FeatureStore.build(folder, shards, model.encode, recipe, transform)
 
 
 def feature_recipe(config: Config, model: LlavaMiniForConditionalGeneration) -> FeatureRecipe:

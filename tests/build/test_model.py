@@ -1,4 +1,4 @@
-"""Config to objects: every shipped choice builds, misfit weights are named, a seed says everything that is random."""
+"""Config to model: every shipped choice builds, misfit weights are named, a seed says everything that is random."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,41 +10,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from llava_mini import build
-from llava_mini.config import instantiate, options, resolve
-from llava_mini.data.feature_store import FEATURES_VERSION
-from llava_mini.data.toyworld.tokenizer import build_tokenizer
+from llava_mini.config import options
 from llava_mini.errors import UserError
-from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.vision_tower import HD_VIEWS
 from llava_mini.stages.base import PARTS
-from llava_mini.stages.callbacks import Clock
-from llava_mini.sweep.launcher import LocalLauncher
 
-SMALL = ["model.text_config.num_hidden_layers=2", "fusion.num_layers=2", "model.vision_config.num_hidden_layers=1"]
 Resolve = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    build_tokenizer().save_pretrained(str(folder))
-    return folder
-
-
-@pytest.fixture
-def config_of(tokenizer_dir: Path, tmp_path: Path) -> Resolve:
-    """config_of("key=value", ...): a small model without weights, data in tmp_path."""
-
-    def make(*overrides: str) -> dict[str, Any]:
-        places = ["model.weights=[]", f"model.tokenizer={tokenizer_dir}", f"data.folder={tmp_path / 'world'}"]
-        return resolve(["experiment=smoke", *SMALL, *places, f"run_dir={tmp_path / 'run'}", *overrides])
-
-    return make
-
-
-def model_of(config: dict[str, Any]) -> LlavaMiniForConditionalGeneration:
-    build.seed_run(config)
-    return build.build_model(config, build.build_tokenizer(config))
+ModelOf = Callable[[dict[str, Any]], Any]
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -53,7 +25,9 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 @pytest.mark.parametrize("order", options("order"))
 @pytest.mark.parametrize("compressor", options("compressor"))
-def test_every_compressor_builds_in_every_order_and_learns(config_of: Resolve, compressor: str, order: str):
+def test_every_compressor_builds_in_every_order_and_learns(
+    config_of: Resolve, model_of: ModelOf, compressor: str, order: str
+):
     config = config_of(f"compressor={compressor}", f"order={order}")
     model = model_of(config)
     processor = build.build_processor(config, model, build.build_tokenizer(config))
@@ -69,32 +43,7 @@ def test_every_compressor_builds_in_every_order_and_learns(config_of: Resolve, c
     assert all(p.grad is not None for p in model.compressor.parameters())
 
 
-@pytest.mark.parametrize("name", [name for name in options("stage") if name != "vision_pretraining"])
-def test_every_stage_builds(config_of: Resolve, name: str):
-    plain = ["experiment=tiny_stage1", "fusion.num_layers=0"]  # what alignment is for
-    config = config_of(f"stage={name}", *(plain if name == "alignment" else []))
-    model = model_of(config)
-    stage = build.build_stage(config, model)
-    assert stage.model is model
-    rates = {part: rate for part, rate in config["stage"]["learning_rates"].items() if rate is not None}
-    assert stage.trained_parts == [part for part in PARTS if part in rates] != []
-
-
-def test_stage_0_builds_for_a_tower_alone(config_of: Resolve):
-    config, tower = resolve(["experiment=tiny_stage0"]), model_of(config_of()).vision_tower
-    assert config["choices"]["stage"] == "vision_pretraining"
-    stage = instantiate(
-        config["stage"], "stage", vision_tower=tower, feature_layer=-1, target_classes={"kind": 2, "digit": 11}
-    )
-    assert stage.vision_tower is tower and stage.heads["digit"].out_features == 11
-
-
-@pytest.mark.parametrize("name", options("launcher"))
-def test_every_launcher_builds(name: str):
-    assert isinstance(instantiate(resolve([f"launcher={name}"])["launcher"], "launcher"), LocalLauncher)
-
-
-def test_the_model_speaks_the_tokenizers_ids(config_of: Resolve):
+def test_the_model_speaks_the_tokenizers_ids(config_of: Resolve, model_of: ModelOf):
     config = config_of()
     tokenizer, model = build.build_tokenizer(config), model_of(config)
     assert model.config.image_token_id == tokenizer.convert_tokens_to_ids("<image>")
@@ -106,7 +55,7 @@ def test_the_model_speaks_the_tokenizers_ids(config_of: Resolve):
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_fusion_starts_as_the_first_layers_or_at_random(config_of: Resolve, layers: int):
+def test_fusion_starts_as_the_first_layers_or_at_random(config_of: Resolve, model_of: ModelOf, layers: int):
     copied = model_of(config_of(f"fusion.num_layers={layers}"))
     first = copied.language_model.get_decoder().layers
     assert len(copied.prefusion.layers) == layers
@@ -118,7 +67,7 @@ def test_fusion_starts_as_the_first_layers_or_at_random(config_of: Resolve, laye
     assert not torch.equal(weights["mlp.up_proj.weight"], first[0].mlp.up_proj.weight)
 
 
-def test_fusion_is_copied_from_loaded_weights(config_of: Resolve, tmp_path: Path):
+def test_fusion_is_copied_from_loaded_weights(config_of: Resolve, model_of: ModelOf, tmp_path: Path):
     source = model_of(config_of("seed=5")).half().float()  # as it will be stored
     folder = save(source.state_dict(), tmp_path / "weights", "language_model")
     model = model_of(config_of(f"model.weights=[{folder}]"))
@@ -135,7 +84,7 @@ def save(state: dict[str, torch.Tensor], folder: Path, *parts: str) -> Path:
     return folder
 
 
-def test_weights_of_several_folders_are_loaded_in_order(config_of: Resolve, tmp_path: Path):
+def test_weights_of_several_folders_are_loaded_in_order(config_of: Resolve, model_of: ModelOf, tmp_path: Path):
     one, two = model_of(config_of("seed=1")).state_dict(), model_of(config_of("seed=2")).state_dict()
     folders = [
         save(one, tmp_path / "one", "vision_tower", "projector"),
@@ -162,7 +111,9 @@ def test_weights_of_several_folders_are_loaded_in_order(config_of: Resolve, tmp_
         ({"projector.linear_9.weight": torch.zeros(3)}, r"projector\.linear_9\.weight .* the model has no such tensor"),
     ],
 )
-def test_weights_that_do_not_fit_are_named(config_of: Resolve, tmp_path: Path, content: Any, message: str):
+def test_weights_that_do_not_fit_are_named(
+    config_of: Resolve, model_of: ModelOf, tmp_path: Path, content: Any, message: str
+):
     folder = tmp_path / "weights"
     folder.mkdir()
     if isinstance(content, bytes):
@@ -195,16 +146,18 @@ def test_impossible_models_are_found_without_building_one(config_of: Resolve, ov
         (["compressor.C=3"], 9, 9),
         (["compressor=none"], 64, 256),
         (["compressor=zero"], 0, 0),
-        (["compressor=avg_pool", "compressor.C=2", "data.high_resolution=true"], 4, 4),
+        (["compressor=avg_pool", "compressor.C=2", "data.views=hd"], 4, 4),
     ],
 )
-def test_the_processor_knows_the_models_tokens(config_of: Resolve, overrides: list[str], single: int, hd: int):
+def test_the_processor_knows_the_models_tokens(
+    config_of: Resolve, model_of: ModelOf, overrides: list[str], single: int, hd: int
+):
     config = config_of(*overrides)
     model = model_of(config)
     processor = build.build_processor(config, model, build.build_tokenizer(config))
     assert (processor.num_image_tokens, processor.num_hd_image_tokens) == (single, hd)
     assert (model.tokens_per_frame(), model.tokens_per_frame(HD_VIEWS)) == (single, hd)
-    assert processor.high_resolution == config["data"]["high_resolution"]
+    assert processor.high_resolution == (config["data"]["views"] == "hd")
     inputs = processor(text="<image> what color is the circle <answer>", images=Image.new("RGB", (64, 64), "red"))
     assert inputs["pixel_values"].shape == (1, 5 if processor.high_resolution else 1, 3, 64, 64)
     placeholders = int((inputs["input_ids"] == model.config.image_token_id).sum())
@@ -213,74 +166,8 @@ def test_the_processor_knows_the_models_tokens(config_of: Resolve, overrides: li
         assert model(**inputs).logits.shape[1] == inputs["input_ids"].shape[1]
 
 
-def test_one_seed_builds_one_model_and_another_seed_another(config_of: Resolve):
+def test_one_seed_builds_one_model_and_another_seed_another(config_of: Resolve, model_of: ModelOf):
     first, again, other = (model_of(config_of(f"seed={seed}", "fusion.init=random")).state_dict() for seed in (3, 3, 4))
     assert same(first, again)
     for part in PARTS:
         assert any(not torch.equal(first[n], other[n]) for n in first if n.split(".")[0] == part), part
-
-
-def test_the_towers_fingerprint_is_of_all_that_makes_features(config_of: Resolve):
-    def fingerprint(*overrides: str) -> str:
-        config = config_of(*overrides)
-        return build.tower_fingerprint(config, model_of(config))
-
-    first = fingerprint()
-    same_features = [fingerprint(), fingerprint("compressor.C=2"), fingerprint("fusion.num_layers=0")]
-    assert same_features == [first] * 3
-    others = [
-        fingerprint("seed=1"),
-        fingerprint("model.vision_feature_layer=0"),
-        fingerprint("data.high_resolution=true"),
-        fingerprint("model.image_processor.crop_size.width=63"),
-        fingerprint("model.vision_config.hidden_act=relu"),  # the same tensors, other features
-        fingerprint("model.vision_config.num_attention_heads=2"),
-    ]
-    assert len({first, *others}) == 7
-    config = config_of()
-    model = model_of(config)
-    with torch.no_grad():
-        model.language_model.lm_head.weight.add_(1.0)
-        assert build.tower_fingerprint(config, model) == first
-        model.vision_tower.get_parameter("embeddings.class_embedding")[0].add_(1e-3)
-    assert build.tower_fingerprint(config, model) != first
-
-
-def test_the_towers_fingerprint_is_of_the_code_that_makes_features_and_not_of_who_wrote_the_config(
-    config_of: Resolve, monkeypatch: pytest.MonkeyPatch
-):
-    config = config_of()
-    model = model_of(config)
-    first = build.tower_fingerprint(config, model)
-    told = model.config.vision_config.to_dict()
-    written = {**told, "transformers_version": "4.0", "_name_or_path": "elsewhere", "architectures": ["CLIP"]}
-    monkeypatch.setattr(model.config.vision_config, "to_dict", lambda: written)
-    assert build.tower_fingerprint(config, model) == first
-    monkeypatch.setattr(build, "FEATURES_VERSION", FEATURES_VERSION + 1)
-    assert build.tower_fingerprint(config, model) != first
-
-
-def test_runs_share_features_of_one_tower_and_not_of_another(config_of: Resolve, tmp_path: Path):
-    def stored(*overrides: str) -> set[str]:
-        config = config_of(*overrides)
-        model = model_of(config)
-        processor = build.build_processor(config, model, build.build_tokenizer(config))
-        build.build_datamodule(config, model, processor)
-        return {path.name for path in (tmp_path / "world" / "features").iterdir()}
-
-    first = stored()
-    assert len(first) == 3  # one for each split
-    assert stored("compressor=none") == first
-    assert len(stored("seed=1") - first) == 3
-
-
-def test_a_trainer_is_as_the_config_says(config_of: Resolve):
-    trainer = build.build_trainer(
-        config_of("trainer.max_steps=7", "trainer.accumulate_grad_batches=3", "trainer.val_every=2"), Clock(), []
-    )
-    assert (trainer.max_steps, trainer.accumulate_grad_batches, trainer.val_check_interval) == (7, 3, 6)
-    assert trainer.gradient_clip_val == 1.0 and trainer.logger is None
-    assert (
-        build.build_trainer(config_of("trainer.max_steps=7", "trainer.val_every=99"), Clock(), []).val_check_interval
-        == 7
-    )

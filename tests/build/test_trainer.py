@@ -1,0 +1,82 @@
+"""Config to training: every stage builds, and the trainer is as the config says, on one device and on several."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+
+from llava_mini import build
+from llava_mini.config import instantiate, options, resolve
+from llava_mini.data.datamodule import VLMDataModule
+from llava_mini.data.position import StreamPosition
+from llava_mini.data.quarantine import Quarantine
+from llava_mini.errors import UserError
+from llava_mini.stages.base import PARTS
+from llava_mini.stages.callbacks import Clock, History
+from llava_mini.sweep.launcher import LocalLauncher
+
+Resolve = Callable[..., dict[str, Any]]
+ModelOf = Callable[[dict[str, Any]], Any]
+
+
+@pytest.mark.parametrize("name", [name for name in options("stage") if name != "vision_pretraining"])
+def test_every_stage_builds(config_of: Resolve, model_of: ModelOf, name: str):
+    plain = ["experiment=tiny_stage1", "fusion.num_layers=0"]  # what alignment is for
+    config = config_of(f"stage={name}", *(plain if name == "alignment" else []))
+    model = model_of(config)
+    stage = build.build_stage(config, model)
+    assert stage.model is model
+    rates = {part: rate for part, rate in config["stage"]["learning_rates"].items() if rate is not None}
+    assert stage.trained_parts == [part for part in PARTS if part in rates] != []
+
+
+def test_stage_0_builds_for_a_tower_alone(config_of: Resolve, model_of: ModelOf):
+    config, tower = resolve(["experiment=tiny_stage0"]), model_of(config_of()).vision_tower
+    assert config["choices"]["stage"] == "vision_pretraining"
+    stage = instantiate(
+        config["stage"], "stage", vision_tower=tower, feature_layer=-1, target_classes={"kind": 2, "digit": 11}
+    )
+    assert stage.vision_tower is tower and stage.heads["digit"].out_features == 11
+
+
+@pytest.mark.parametrize("name", options("launcher"))
+def test_every_launcher_builds(name: str):
+    assert isinstance(instantiate(resolve([f"launcher={name}"])["launcher"], "launcher"), LocalLauncher)
+
+
+@pytest.fixture
+def trainer_of(config_of: Resolve) -> Callable[..., Any]:
+    """trainer_of("key=value", ...): the trainer of a config."""
+    data = VLMDataModule(splits={}, batch_size=1, eval_batch_size=1, num_batches=0)
+    return lambda *overrides: build.build_trainer(config_of(*overrides), data, Clock(), [])
+
+
+def test_a_trainer_is_as_the_config_says(trainer_of: Callable[..., Any], tmp_path: Path):
+    trainer = trainer_of(
+        "trainer.max_steps=7", "trainer.accumulate_grad_batches=3", "trainer.val_every=2", "data.max_bad_fraction=0.5"
+    )
+    assert (trainer.max_steps, trainer.accumulate_grad_batches, trainer.val_check_interval) == (7, 3, 6)
+    assert trainer.gradient_clip_val == 1.0 and trainer.logger is None
+    assert trainer_of("trainer.max_steps=7", "trainer.val_every=99").val_check_interval == 7
+    kinds = [type(callback) for callback in trainer.callbacks]
+    assert {Clock, StreamPosition, Quarantine, History} < set(kinds)
+    quarantine = trainer.callbacks[kinds.index(Quarantine)]
+    assert (quarantine.path.parent, quarantine.max_bad_fraction) == (tmp_path / "run", 0.5)
+
+
+def test_several_devices_are_ranks_of_which_some_may_see_no_image(trainer_of: Callable[..., Any]):
+    assert trainer_of("trainer.accelerator=cpu").world_size == 1
+    trainer = trainer_of("trainer.accelerator=cpu", "trainer.devices=3")
+    assert trainer.world_size == 3
+    assert isinstance(trainer.strategy, DDPStrategy)
+    assert trainer.strategy._ddp_kwargs["find_unused_parameters"] is True
+
+
+def test_more_devices_than_there_are_is_one_line(trainer_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"trainer\.devices=2: torch finds 1 here; more are allowed with acc"):
+        trainer_of("trainer.devices=2")
