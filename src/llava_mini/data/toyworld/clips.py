@@ -36,7 +36,7 @@ MOST_CHANGES = 3
 _NUM_STILL = 2
 _NUM_LATE = (2, 3)
 _WAY = (16.0, 24.0)  # pixels from start to end: two to three patches of the tiny vision tower
-_LENGTH_SKEW = 2.0  # short clips are more frequent: 7 or 8 states on average
+_LENGTH_SKEW = 3.0  # short clips are more frequent: 6 or 7 states on average
 
 
 @dataclass(frozen=True)

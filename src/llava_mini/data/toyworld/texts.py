@@ -17,7 +17,6 @@ from llava_mini.data.toyworld.facts import NUMBER_WORDS
 from llava_mini.data.toyworld.questions import Asked
 
 TEXT_KINDS = ("text_color", "text_shape", "text_where", "text_count", "text_exist")
-QUESTIONS_PER_TEXT = 10
 
 _CORNERS = ("northeast", "northwest", "southeast", "southwest")
 _NUM_THINGS = (2, 4)
@@ -25,7 +24,7 @@ _MOST_COUNTED, _NUM_TOLD = 3, 5
 
 
 def text_questions(rng: np.random.Generator) -> list[Asked]:
-    """Two questions of every kind in random order, each with all that it asks about."""
+    """One question of every kind in random order, each with all that it asks about."""
     makers: dict[str, Callable[[np.random.Generator], tuple[str, str]]] = {
         "text_color": _color,
         "text_shape": _shape,
@@ -33,8 +32,7 @@ def text_questions(rng: np.random.Generator) -> list[Asked]:
         "text_count": _count,
         "text_exist": _exist,
     }
-    kinds = [*makers] * (QUESTIONS_PER_TEXT // len(makers))
-    return [Asked(kinds[i], *makers[kinds[i]](rng)) for i in rng.permutation(len(kinds))]
+    return [Asked(TEXT_KINDS[i], *makers[TEXT_KINDS[i]](rng)) for i in rng.permutation(len(TEXT_KINDS))]
 
 
 def _color(rng: np.random.Generator) -> tuple[str, str]:
