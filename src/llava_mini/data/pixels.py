@@ -9,7 +9,6 @@ Shapes: F pictures, V views of each, S x S pixels of a view.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -46,7 +45,8 @@ class PixelTransform:
       picture of 2S x 2S without gaps: every pixel is in one of them, whatever the size. V = 5.
 
     For example 640x480 at S = 336: `square` resizes to 448x336 and keeps columns 56-391; `pad` resizes a square of
-    640x640 whose first and last 80 rows are background; `hd` cuts that square into quarters of 320x320.
+    640x640 whose first and last 80 rows are background; `hd` cuts that square into quarters of 320x320. Of square
+    pictures with an even side all this is what `views.ImageTransform` makes of them.
 
     Args:
         size: S.
@@ -72,17 +72,17 @@ class PixelTransform:
             UserError: the processor does something else than CLIP's resizing and cropping to one square size.
         """
         facts = processor.to_dict()
-        size, crop = facts.get("size"), facts.get("crop_size")
+        size = facts.get("size")
         edge = size.get("shortest_edge") if isinstance(size, Mapping) else None
+        if not isinstance(edge, int) or size != {"shortest_edge": edge}:
+            raise UserError(f"image processor: size={size}; only a shortest_edge can be mirrored")
         needed = {
             "do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True, "resample": _BICUBIC,
-            "size": {"shortest_edge": edge}, "crop_size": {"height": edge, "width": edge},
+            "crop_size": {"height": edge, "width": edge}, "rescale_factor": 1 / 255,
         }  # fmt: skip
         for name, value in needed.items():
             if facts.get(name) != value:
                 raise UserError(f"image processor: {name}={facts.get(name)}; only {value} can be mirrored")
-        if not isinstance(edge, int) or not math.isclose(facts["rescale_factor"], 1 / 255):
-            raise UserError(f"image processor: size={size}, crop_size={crop}, rescale_factor={facts['rescale_factor']}")
         red, green, blue = (int(255 * value) for value in facts["image_mean"])
         return cls(edge, mode, (red, green, blue))
 
