@@ -46,6 +46,17 @@ def test_one_value_chooses_the_papers_order():
         ("+new=1", ["+new=1", "neither added nor removed"]),
         ("~seed", ["~seed"]),
         ("nothing/here=1", ["nothing/here"]),
+        (
+            "data.splits.train=[]",
+            ["train=[]: allowed are a set, [set, ...] and {set: weight above 0, ...}"],
+        ),
+        ("data.splits.val={instruct-val: 0}", ["data.splits.val={'instruct-val': 0}: allowed are a set"]),
+        ("data.splits.test=[instruct-test, nope]", ["data.splits.test=nope: allowed are caption-train", "a URL"]),
+        ("data.features=3", ["data.features=3: allowed are true, false and a folder"]),
+        ("data.template=3", ["data.template=3: allowed are the name of a template and {field: text, ...}"]),
+        ("data.views=round", ["data.views='round'", "'square', 'pad' or 'hd'"]),
+        ("data.max_bad_fraction=2", ["data.max_bad_fraction=2", "less than or equal to 1"]),
+        ("trainer.devices=0", ["trainer.devices=0", "greater than or equal to 1"]),
     ],
 )
 def test_a_mistake_is_one_line(override: str, parts: list[str]):
@@ -55,6 +66,16 @@ def test_a_mistake_is_one_line(override: str, parts: list[str]):
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def test_a_set_of_the_toy_world_has_a_size_and_any_other_is_named_by_its_place(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    splits = "splits: { train: { instruct-train: 3, /mine: 1, 's3://bucket/set': 0.5 } }"
+    (tmp_path / "data" / "mix.yaml").write_text(f"defaults: [toyworld]\n{splits}\n")
+    mixed = resolve(["data=mix"], (str(tmp_path),))["data"]["splits"]
+    assert mixed["train"] == {"instruct-train": 3, "/mine": 1, "s3://bucket/set": 0.5}
+    own = resolve(["data.world_seed=null", "data.splits.train=[mine, yours]"])["data"]["splits"]
+    assert own["train"] == ["mine", "yours"]
 
 
 def test_own_folder_adds_options(tmp_path: Path):

@@ -8,18 +8,38 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
 
 from llava_mini.errors import UserError
 
+
+def _only(allowed: str) -> WrapValidator:
+    """One message for a value that may be of several types, in place of what is wrong by each of them."""
+
+    def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise PydanticCustomError("allowed", "allowed are {allowed}", {"allowed": allowed}) from error
+
+    return WrapValidator(validate)
+
+
 Positive = Annotated[int, Field(ge=1, strict=True)]
 Count = Annotated[int, Field(ge=0, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+Name = Annotated[str, Field(min_length=1)]
 Turns = Literal["conversation", "independent"]
 Split = Literal["train", "val", "test"]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Name = Annotated[str, Field(min_length=1)]
 # One shard set, several that are pooled as one, or several that are mixed by weight.
-Sets = Name | Annotated[list[Name], Field(min_length=1)] | Annotated[dict[Name, Weight], Field(min_length=1)]
+Sets = Annotated[
+    Name | Annotated[list[Name], Field(min_length=1)] | Annotated[dict[Name, Weight], Field(min_length=1)],
+    _only("a set, [set, ...] and {set: weight above 0, ...}"),
+]
+Template = Annotated[Name | dict[str, str | bool], _only("the name of a template and {field: text, ...}")]
+Features = Annotated[Flag | Name, _only("true, false and a folder")]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
 
 
@@ -60,17 +80,17 @@ class Data:
     world_seed: Count | None  # None: the shard sets in `folder` are there already, one's own
     sizes: dict[str, Positive]
     splits: dict[Split, Sets | None]
-    template: str | dict[str, str | bool]
+    template: Template
     turns: Turns
     views: Literal["square", "pad", "hd"]
     max_frames: Positive | None
-    shuffle_frames: Annotated[bool, Field(strict=True)]
+    shuffle_frames: Flag
     batch_size: Positive
     eval_batch_size: Positive
     num_workers: Count
     max_length: Positive
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)]
-    features: Annotated[bool, Field(strict=True)] | Name
+    features: Features
     kinds: list[str]
 
 

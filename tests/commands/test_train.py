@@ -72,9 +72,8 @@ def test_the_saved_model_answers_as_the_trained_one(smoke):
     run_dir = train(config)
     model = AutoModelForImageTextToText.from_pretrained(run_dir / "model")
     processor = AutoProcessor.from_pretrained(run_dir / "model")
-    batch = next(
-        iter(assemble({**config, "data": {**config["data"], "cache_features": False}}).datamodule.val_dataloader())
-    )
+    data = assemble({**config, "data": {**config["data"], "features": False}}).datamodule
+    batch = next(data.evaluation_batches("val", "cpu"))
     logits = model(**batch.model_inputs()).logits
     predictions = np.load(run_dir / "predictions_val.npz")
     from llava_mini.stages.metrics import correct_answers
@@ -86,9 +85,9 @@ def test_the_saved_model_answers_as_the_trained_one(smoke):
 
 def test_features_computed_once_equal_the_tower_in_every_step(smoke):
     config = resolve(smoke())
-    direct = assemble({**config, "data": {**config["data"], "cache_features": False}})
+    direct = assemble({**config, "data": {**config["data"], "features": False}})
     cached = assemble(config)
-    a, b = (next(iter(run.datamodule.train_dataloader())) for run in (direct, cached))
+    a, b = (next(run.datamodule.evaluation_batches("val", "cpu")) for run in (direct, cached))
     assert a.keys == b.keys and b.pixel_values is None
     with torch.no_grad():
         torch.testing.assert_close(direct.model.encode(a.pixel_values), b.image_features)
@@ -180,8 +179,8 @@ def test_after_ctrl_c_the_same_command_continues(smoke, tmp_path: Path, monkeypa
 
 def test_a_clock_adds_up_attempts_and_counts_its_own_time_only():
     started, clock = time.monotonic(), Clock()
-    clock.load_state_dict({"seconds": 100.0, "cpu_seconds": 50.0})
-    read = clock.state_dict()
+    clock.before = {"seconds": 100.0, "cpu_seconds": 50.0}
+    read = clock.read()
     assert 0 <= read["seconds"] - 100.0 <= time.monotonic() - started
     assert time.process_time() > 1.0  # importing took that; it is no part of the run
     assert 0 <= read["cpu_seconds"] - 50.0 < 0.5

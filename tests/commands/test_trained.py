@@ -1,6 +1,5 @@
 """What is measured of a trained model: a question as at inference, whatever the batch holds, in high resolution too."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,18 +65,14 @@ def test_a_run_is_measured_with_the_views_that_it_trained_on(
     build_tokenizer().save_pretrained(str(tmp_path / "tokenizer"))
     config = resolve(
         smoke(
-            f"compressor={compressor}", f"data.high_resolution={hd}", "model.weights=[]",
-            f"model.tokenizer={tmp_path / 'tokenizer'}", "fusion.num_layers=0", "data.cache_features=false",
+            f"compressor={compressor}", f"data.views={'hd' if hd else 'square'}", "model.weights=[]",
+            f"model.tokenizer={tmp_path / 'tokenizer'}", "fusion.num_layers=0", "data.features=false",
             "data.splits.val=instruct-test",
         )
     )  # fmt: skip
     run = assemble(config)
-    lines = [
-        {"step": 0, "skipped": ["a: broken", "b: broken"]},
-        {"step": 1, "skipped": []},
-        {"step": 2, "skipped": ["a: broken"]},
-    ]
-    (tmp_path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name, bad in (("quarantine.jsonl", 2), ("quarantine.rank1.jsonl", 1)):
+        (tmp_path / name).write_text('{"key": "a"}\n' * bad)
     result = measured(run.model, run.datamodule, tmp_path)
     assert result["skipped"] == {"train": 3, "val": 0, "test": 0}
     assert result["tokens"] == tokens
