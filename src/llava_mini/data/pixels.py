@@ -156,6 +156,8 @@ def _resized(pictures: NDArray[np.uint8], rows: int, columns: int) -> Tensor:
     """
     pictures_N3HW = torch.from_numpy(pictures).permute(0, 3, 1, 2)  # channels last in memory, which is fastest
     height, width = pictures_N3HW.shape[-2:]
+    if (height, width) == (rows, columns):
+        return pictures_N3HW  # stored at the right size; resizing would cost a fifth of the decoding
     if height - rows > max(0, 2 * (width - columns)):
         pictures_N3HW = interpolate(pictures_N3HW, size=(rows, width), mode="bicubic", antialias=True)
     return interpolate(pictures_N3HW, size=(rows, columns), mode="bicubic", antialias=True)
