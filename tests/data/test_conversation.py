@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from llava_mini.data.conversation import Conversation, Turn, independent_conversations, media_names, parse_record
+from llava_mini.data.conversation import (
+    Conversation,
+    Turn,
+    conversation_of,
+    independent_conversations,
+    media_names,
+    parse_record,
+)
 from llava_mini.data.errors import SampleError
 
 
@@ -21,6 +28,8 @@ def test_a_record_gives_its_turns_and_kinds() -> None:
     assert conversation == Conversation((Turn("<image>\na", "b", "color"),))
     assert conversation.kinds == ["color"]
     assert parse(*messages).kinds == []
+    record = {"conversations": [{"from": role, "value": text} for role, text in messages], "kinds": ["color"]}
+    assert conversation_of(record) == conversation
 
 
 @pytest.mark.parametrize("human", ["human", "user"])

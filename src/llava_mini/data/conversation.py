@@ -57,10 +57,7 @@ class Conversation:
 
 
 def parse_record(raw: bytes) -> Conversation:
-    """Reads a LLaVA record: {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}, ...], ...}.
-
-    Messages before the first human one and a last one without an answer are left out. A single placeholder moves to
-    the front of its text, as LLaVA trains it, several stay where they are, missing ones go to the very front.
+    """Reads a LLaVA record from JSON, see `conversation_of`.
 
     Raises:
         SampleError: it cannot be used; the message says why.
@@ -69,6 +66,18 @@ def parse_record(raw: bytes) -> Conversation:
         record = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise SampleError(f"not JSON: {error}") from None
+    return conversation_of(record)
+
+
+def conversation_of(record: Any) -> Conversation:
+    """Reads a LLaVA record: {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}, ...], ...}.
+
+    Messages before the first human one and a last one without an answer are left out. A single placeholder moves to
+    the front of its text, as LLaVA trains it, several stay where they are, missing ones go to the very front.
+
+    Raises:
+        SampleError: it cannot be used; the message says why.
+    """
     if not isinstance(record, dict):
         raise SampleError("not a JSON object")
     names, is_video = media_names(record)
