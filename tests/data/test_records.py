@@ -1,0 +1,134 @@
+"""Records come one at a time from arrays and lines, told apart by content; what is broken is named with its place."""
+
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_mini.data.records import Entry, read_records
+from llava_mini.errors import UserError
+
+RECORDS: list[dict[str, Any]] = [
+    {"id": "a", "conversations": [{"from": "human", "value": "é 猫 🐈"}], "source": "own"},
+    {"conversations": [], "score": 1.5, "count": 12345678901234567890, "flag": None, "image": ["x.jpg", "y.jpg"]},
+    {"id": 7, "source": ""},
+]
+EXPECTED = [RECORDS[0], {**RECORDS[1], "source": "mix"}, {**RECORDS[2], "source": "mix"}]
+
+
+def written(folder: Path, content: str | bytes, name: str = "mix.json") -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def lines(records: list[Any]) -> str:
+    return "\n".join(json.dumps(record) for record in records)
+
+
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps(RECORDS),
+        json.dumps(RECORDS, indent=2, ensure_ascii=False),
+        "\n\n  " + json.dumps(RECORDS) + "\n",
+        lines(RECORDS),
+        lines(RECORDS).replace("\n", "\r\n\r\n") + "\r\n",
+    ],
+)
+@pytest.mark.parametrize("name", ["mix.json", "mix.jsonl"])
+def test_arrays_and_lines_give_the_same_records_whatever_the_name(
+    tmp_path: Path, content: str, bom: bytes, name: str
+) -> None:
+    entries = list(read_records(written(tmp_path, bom + content.encode(), name)))
+    assert [entry.record for entry in entries] == EXPECTED
+    assert not any(entry.reason for entry in entries)
+
+
+def test_places_count_records_and_lines_from_one(tmp_path: Path) -> None:
+    array = read_records(written(tmp_path, json.dumps(RECORDS)))
+    assert [entry.place for entry in array] == ["mix.json record 1", "mix.json record 2", "mix.json record 3"]
+    spaced = read_records(written(tmp_path, lines(RECORDS).replace("\n", "\n\n"), "mix.jsonl"))
+    assert [entry.place for entry in spaced] == ["mix.jsonl line 1", "mix.jsonl line 3", "mix.jsonl line 5"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"id": "b", ', "not valid JSON (Expecting property name enclosed in double quotes at column 12)"),
+        ('{"id": "b"} {"id": "c"}', "not valid JSON (Extra data at column 13)"),
+        ('{"image": NaN}', "not valid JSON (NaN is no JSON value)"),
+        ("[" * 100_000, "not valid JSON (maximum recursion depth exceeded"),
+        (b'{"id": "\xff"}', "not valid JSON ('utf-8' codec can't decode byte 0xff"),
+        ("[1, 2]", "not a JSON object"),
+        ('"text"', "not a JSON object"),
+    ],
+)
+def test_a_broken_line_is_one_entry_with_a_reason(tmp_path: Path, line: str | bytes, reason: str) -> None:
+    raw = line if isinstance(line, bytes) else line.encode()
+    path = written(tmp_path, b'{"id": "a"}\n' + raw + b'\n{"id": "c"}\n', "mix.jsonl")
+    first, broken, last = read_records(path)
+    assert [first.record and first.record["id"], last.record and last.record["id"]] == ["a", "c"]
+    assert (broken.place, broken.record) == ("mix.jsonl line 2", None)
+    assert broken.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        ('[{"id": 1}, {"id": 2}, {"id": 3}', "premature EOF"),
+        ('[{"id": 1}, {"id": 2}, {"id": 3', "premature EOF"),
+        ('[{"id": 1}, {"id": 2}, {"id": x}]', 'invalid char in json text. {"id": 1}, {"id": 2}, {"id": x}]'),
+        ('[{"id": 1}, {"id": 2}] ]', "trailing garbage"),
+        ('[{"id": 1}, {"id": 2} {"id": 3}]', "after array element"),
+    ],
+)
+def test_a_broken_array_is_named_with_file_and_position(tmp_path: Path, content: str, cause: str) -> None:
+    path = written(tmp_path, content)
+    with pytest.raises(UserError) as caught:
+        list(read_records(path))
+    message = str(caught.value)
+    assert message.startswith(f"{path} is broken behind its record 2") or "record 3" in message
+    assert f"within its first {len(content)} bytes" in message and cause in message and "\n" not in message
+
+
+def test_an_element_that_is_no_object_is_an_entry_with_a_reason(tmp_path: Path) -> None:
+    entries = list(read_records(written(tmp_path, '[{"id": 1}, [2], "three", null]')))
+    assert entries[1:] == [Entry(f"mix.json record {place}", None, "not a JSON object") for place in (2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"\x1f\x8b\x08\x00abc", "compressed by gzip"),
+        (b"PK\x03\x04abc", "a zip archive"),
+        ("[]".encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_other_content_is_refused_at_once(tmp_path: Path, content: bytes, cause: str) -> None:
+    with pytest.raises(UserError, match=f"mix.json is {cause}; allowed: a JSON array or JSON Lines in UTF-8"):
+        list(read_records(written(tmp_path, content)))
+
+
+def test_a_missing_file_and_an_endless_line_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"nothing\.json cannot be read \(No such file or directory\)"):
+        list(read_records(tmp_path / "nothing.json"))
+    monkeypatch.setattr("llava_mini.data.records._LONGEST_LINE", 100)
+    with pytest.raises(UserError, match="line 2 is longer than 100 bytes"):
+        list(read_records(written(tmp_path, '{"id": 1}\n' + '{"data": "' + "x" * 100)))
+
+
+@pytest.mark.parametrize("as_lines", [True, False])
+def test_a_file_is_never_held_in_memory(tmp_path: Path, as_lines: bool) -> None:
+    records = [{"id": str(number), "conversations": ["x" * 1000]} for number in range(4000)]
+    path = written(tmp_path, lines(records) if as_lines else json.dumps(records))
+    del records
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in read_records(path)) == 4000
+        assert tracemalloc.get_traced_memory()[1] < 1e6 < path.stat().st_size / 4
+    finally:
+        tracemalloc.stop()
