@@ -1,0 +1,173 @@
+"""Numbered tasks dealt to processes that end with the one that started them, in whatever way that ends.
+
+A process that dies in the middle of a task (killed for its memory, say) is an error that names the task. Ctrl-C
+reaches only the process that deals, which then ends the others.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context, resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+Report = Callable[[Any], None]
+Work = Callable[[int, Report], None]
+
+
+class WorkerDiedError(RuntimeError):
+    """A process ended in the middle of a task.
+
+    Attributes:
+        task: The task's number.
+        cause: What ended the process.
+    """
+
+    def __init__(self, task: int, exitcode: int) -> None:
+        self.task = task
+        self.cause = f"killed by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"exit status {exitcode}"
+        super().__init__(f"the process of task {task} died: {self.cause}")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def end_with_parent(parent_pid: int) -> None:
+    """Has the kernel kill this process when its parent dies, on Linux; ends it at once if that has happened already.
+
+    Args:
+        parent_pid: What the parent says its number is.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def run_tasks(work: Work, tasks: Sequence[int], workers: int, report: Report) -> None:
+    """Does `work(task, report)` for every task, in so many processes; in this one if one is enough.
+
+    Args:
+        work: Can be pickled, and so can what it reports.
+        tasks: In the order in which they are begun.
+        workers: Processes at most.
+        report: Called in this process with what the work reports, as it comes.
+
+    Raises:
+        WorkerDiedError: a process died.
+        Exception: what a task raised, with the traceback of its process as a note. After any exception, Ctrl-C among
+            them, no process is left.
+    """
+    if min(workers, len(tasks)) <= 1:
+        for task in tasks:
+            work(task, report)
+        return
+    waiting = deque(tasks)
+    pool: list[_Worker] = []
+    try:
+        for _ in range(min(workers, len(tasks))):
+            pool.append(_Worker(work))
+            pool[-1].give(waiting.popleft())
+        running = list(pool)
+        while running:
+            ready = wait([worker.connection for worker in running])
+            for worker in [worker for worker in running if worker.connection in ready]:
+                if not worker.has_finished(report):
+                    continue
+                if waiting:
+                    worker.give(waiting.popleft())
+                else:
+                    running.remove(worker)
+    finally:
+        for worker in pool:
+            worker.end()
+
+
+@dataclass(frozen=True)
+class _Reported:
+    value: Any
+
+
+@dataclass(frozen=True)
+class _Failed:
+    error: Exception
+
+
+class _Finished:
+    pass
+
+
+class _Worker:
+    """A process and the connection to it."""
+
+    def __init__(self, work: Work) -> None:
+        context = get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.task = -1
+        self.process: SpawnProcess = context.Process(target=_main, args=(work, theirs, os.getpid()), daemon=True)
+        with _without_interrupts():
+            self.process.start()
+        theirs.close()  # so that its death is seen at our end
+
+    def give(self, task: int) -> None:
+        self.task = task
+        self.connection.send(task)
+
+    def has_finished(self, report: Report) -> bool:
+        """Takes the message that has come; whether the task is done with it."""
+        try:
+            message = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            raise WorkerDiedError(self.task, self.process.exitcode or 0) from None
+        if isinstance(message, _Failed):
+            raise message.error
+        if isinstance(message, _Reported):
+            report(message.value)
+        return isinstance(message, _Finished)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits until the block ends; processes started in it never get one."""
+    resource_tracker.ensure_running()  # when it starts by itself, it lets them through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
+def _main(work: Work, connection: Connection, parent_pid: int) -> None:
+    """What a process does until its parent closes the connection or ends."""
+    end_with_parent(parent_pid)
+    while True:
+        try:
+            task = connection.recv()
+        except EOFError:
+            return
+        try:
+            work(task, lambda value: connection.send(_Reported(value)))
+        except Exception as error:  # noqa: BLE001 - raised again in the parent
+            error.add_note(f"In the process of task {task}:\n{traceback.format_exc()}")
+            connection.send(_Failed(error))
+        else:
+            connection.send(_Finished())
