@@ -1,0 +1,82 @@
+"""What a shard set holds, counted from its index alone: samples, pictures and bytes by modality and by source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llava_mini.data.shards import Modality, ShardSet
+
+_MOST_SOURCES = 30
+
+
+@dataclass(frozen=True)
+class Count:
+    """Samples of one modality or source, the pictures (images, frames) in them, and their bytes in the tars."""
+
+    name: str
+    samples: int
+    pictures: int
+    bytes: int
+
+
+def by_modality(shards: ShardSet) -> list[Count]:
+    """Of each modality that occurs: text, image, video."""
+    return _counts(shards, shards.index["modality"], [modality.name.lower() for modality in Modality])
+
+
+def by_source(shards: ShardSet) -> list[Count]:
+    """Of each source, the one with the most samples first."""
+    counts = _counts(shards, shards.index["source"], [source or "(none)" for source in shards.sources])
+    return sorted(counts, key=lambda count: -count.samples)
+
+
+def total_bytes(shards: ShardSet) -> int:
+    """Bytes of all samples in the tars."""
+    return int(shards.index["size"].sum(dtype=np.int64))
+
+
+def count_lines(shards: ShardSet) -> list[str]:
+    """A table of both."""
+    sources = by_source(shards)
+    shown = [*by_modality(shards), None, *sources[:_MOST_SOURCES]]
+    rows = [[""] * 5 if count is None else _row(count, len(shards)) for count in shown]
+    lines = aligned([["", "samples", "", "pictures", "size"], *rows])
+    more = len(sources) - _MOST_SOURCES
+    return [*lines, f"and {more} more sources"] if more > 0 else lines
+
+
+def size_text(size: float) -> str:
+    """Bytes for people, in decimal units."""
+    power = min(len(str(int(size))) - 1, 12) // 3
+    return f"{size / 1000**power:.{0 if power == 0 else 1}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines: the first column begins, all others end at the same place."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if number == 0 else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _counts(shards: ShardSet, groups: NDArray[Any], names: Sequence[str]) -> list[Count]:
+    index = shards.index
+    samples = np.bincount(groups, minlength=len(names))
+    pictures = np.bincount(groups, weights=index["frames"], minlength=len(names))
+    sizes = np.bincount(groups, weights=index["size"], minlength=len(names))
+    rows = zip(names, samples.tolist(), pictures.tolist(), sizes.tolist(), strict=True)
+    return [Count(name, count, int(frames), int(size)) for name, count, frames, size in rows if count]
+
+
+def _row(count: Count, total: int) -> list[str]:
+    share = f"{100 * count.samples / total:.1f} %"
+    return [count.name, f"{count.samples:,}", share, f"{count.pictures:,}", size_text(count.bytes)]
