@@ -1,0 +1,149 @@
+"""The files that a record names, as members of its sample: images as they are or smaller, videos as JPEG frames.
+
+Names come from data that others wrote, so none may lead out of its folder. Whatever is wrong with a file is a sample
+error that names it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from llava_mini.data.conversation import media_names
+from llava_mini.data.errors import SampleError
+from llava_mini.data.images import decode_image, shrunk, verify_image
+from llava_mini.data.video import frames_at
+
+FRAME_SIDE = 336  # pixels of a stored frame's shorter side at most, unless `resize` says otherwise
+MOST_BYTES = 2**30  # of an image's file and of all pictures of a sample, which are held in memory
+_JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Media:
+    """Finds and prepares the files of records.
+
+    Attributes:
+        images: Folder of images; None where no record may name one.
+        videos: Folder of videos; None likewise.
+        resize: Pixels of a stored picture's shorter side at most; None keeps images as they are and frames at 336.
+        fps: Frames that are kept of a second of video.
+    """
+
+    images: Path | None
+    videos: Path | None
+    resize: int | None
+    fps: float
+
+    def pictures(self, record: Mapping[str, Any]) -> dict[str, bytes]:
+        """The pictures of a record under the names that they have in a shard: none, one, or several, numbered.
+
+        Raises:
+            SampleError: a file is missing, outside of its folder, too large, or cannot be decoded.
+        """
+        names, is_video = media_names(record)
+        if is_video:
+            return _numbered(self._frames(names[0]))
+        pictures = map(self._image, names)
+        return dict(pictures) if len(names) == 1 else _numbered(pictures)
+
+    def _image(self, name: str) -> tuple[str, bytes]:
+        path = _inside(self.images, name, "image")
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise SampleError(f"unreadable image ({error.strerror}): {name}") from None
+        try:
+            return stored_image(raw, self.resize)
+        except SampleError as error:
+            raise SampleError(f"{error} ({name})") from None
+
+    def _frames(self, name: str) -> Iterable[tuple[str, bytes]]:
+        path = _inside(self.videos, name, "video")
+        try:
+            for frame in frames_at(path, self.fps, short_side=self.resize or FRAME_SIDE):
+                yield "jpg", _encoded(frame, "jpg")
+        except SampleError as error:
+            raise SampleError(f"{error} ({name})") from None
+
+
+def stored_image(raw: bytes, resize: int | None) -> tuple[str, bytes]:
+    """A picture as it is put into a shard, behind its extension, which follows from the content and not from a name.
+
+    JPEG, PNG and WebP stay as they are, byte for byte, unless their shorter side is longer than `resize`. What is made
+    smaller becomes a JPEG of quality 95 when it was a JPEG, and otherwise a PNG, as do pictures of other formats.
+
+    Raises:
+        SampleError: it cannot be decoded.
+    """
+    extension = _extension(raw)
+    if extension and resize is None:
+        verify_image(raw)
+        return extension, raw
+    pixels = decode_image(raw)
+    if extension and (resize is None or min(pixels.shape[:2]) <= resize):
+        return extension, raw
+    extension = "jpg" if extension == "jpg" else "png"
+    return extension, _encoded(pixels if resize is None else shrunk(pixels, resize), extension)
+
+
+def _extension(raw: bytes) -> str:
+    """Of the formats that shards hold; nothing for others."""
+    if raw.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    if raw.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    return "webp" if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP" else ""
+
+
+def _inside(folder: Path | None, name: str, what: str) -> Path:
+    """The regular file of a name in a folder, links followed."""
+    if folder is None:
+        raise SampleError(f"no --{what}s folder was given: {name}")
+    root = os.path.realpath(folder)
+    try:
+        path = os.path.realpath(os.path.join(root, name))
+        if os.path.commonpath([root, path]) != root:
+            raise SampleError(f"{what} outside of the --{what}s folder: {name}")
+        found = os.stat(path)
+    except OSError as error:
+        raise SampleError(f"missing {what} ({error.strerror}): {name}") from None
+    except ValueError as error:
+        if isinstance(error, SampleError):
+            raise
+        raise SampleError(f"{what} of an impossible name: {name!r}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise SampleError(f"{what} that is no file: {name}")
+    if what == "image" and found.st_size > MOST_BYTES:
+        raise SampleError(f"image of {found.st_size} bytes, {MOST_BYTES} allowed: {name}")
+    return Path(path)
+
+
+def _numbered(pictures: Iterable[tuple[str, bytes]]) -> dict[str, bytes]:
+    members: dict[str, bytes] = {}
+    total = 0
+    for number, (extension, content) in enumerate(pictures):
+        members[f"{number:06d}.{extension}"] = content
+        total += len(content)
+        if total > MOST_BYTES:
+            raise SampleError(f"pictures of more than {MOST_BYTES} bytes")
+    return members
+
+
+def _encoded(pixels: NDArray[np.uint8], extension: str) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels)
+    if extension == "jpg":
+        image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    else:
+        image.save(buffer, "PNG")
+    return buffer.getvalue()

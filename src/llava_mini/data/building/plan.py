@@ -1,0 +1,223 @@
+"""The plan of a build: which record goes to which place of which shard, frozen before the first shard is written.
+
+    OUT/plan/records.jsonl   every record of every source, in their order: [place, record or null, reason]
+    OUT/plan/offsets.npy     where each begins [records] uint64
+    OUT/plan/order.npy       the global shuffle [records] uint32
+    OUT/plan/plan.json       what it was made from; written last
+
+Shard s holds the records order[s * samples_per_shard : (s + 1) * samples_per_shard]. Every process of a build reads
+the same plan, so a shard is the same whoever writes it. While a plan is made, a record takes 16 bytes of memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llava_mini.data.records import Entry, read_records
+from llava_mini.errors import UserError
+from llava_mini.files import atomic_path, write_json
+
+_VERSION = 1
+_FOLDER, _FILE = "plan", "plan.json"
+_RECORDS, _OFFSETS, _ORDER = "records.jsonl", "offsets.npy", "order.npy"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a build makes of its sources.
+
+    Attributes:
+        images: Folder of the images that records name.
+        videos: Folder of the videos.
+        seed: Of the shuffle.
+        samples_per_shard: Records of a shard, usable or not.
+        resize: Pixels of a stored picture's shorter side at most; None keeps images as they are.
+        fps: Frames that are kept of a second of video.
+
+    Raises:
+        UserError: one of them is impossible.
+    """
+
+    images: Path | None = None
+    videos: Path | None = None
+    seed: int = 0
+    samples_per_shard: int = 1000
+    resize: int | None = None
+    fps: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: allowed are 0 and above")
+        if not 1 <= self.samples_per_shard <= 100_000:
+            raise UserError(f"--samples-per-shard {self.samples_per_shard}: allowed are 1 to 100000")
+        if self.resize is not None and self.resize < 1:
+            raise UserError(f"--resize {self.resize}: allowed are 1 pixel and above")
+        if not 0 < self.fps <= 1000:
+            raise UserError(f"--fps {self.fps}: allowed is more than 0, up to 1000")
+        for name, folder in (("--images", self.images), ("--videos", self.videos)):
+            if folder is not None and not folder.is_dir():
+                raise UserError(f"{name} {folder}: no such folder")
+
+    def decisive(self) -> dict[str, Any]:
+        """Those that decide the content of a set, wherever the files lie."""
+        return {
+            "seed": self.seed,
+            "samples_per_shard": self.samples_per_shard,
+            "resize": self.resize,
+            "fps": self.fps,
+        }
+
+    def folders(self) -> dict[str, str | None]:
+        folders = {"images": self.images, "videos": self.videos}
+        return {name: None if folder is None else str(folder.resolve()) for name, folder in folders.items()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A frozen plan.
+
+    Attributes:
+        folder: Where its files lie.
+        options: What is made of the records.
+        num_records: How many there are, usable or not.
+    """
+
+    folder: Path
+    options: Options
+    num_records: int
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_records // self.options.samples_per_shard)
+
+    def entries(self, shard: int) -> Iterator[tuple[str, Entry]]:
+        """Key and record of every place of a shard."""
+        offsets = np.load(self.folder / _OFFSETS, mmap_mode="r")
+        order = np.load(self.folder / _ORDER, mmap_mode="r")
+        size = self.options.samples_per_shard
+        with open(self.folder / _RECORDS, "rb") as spool:
+            for place, record in enumerate(order[shard * size : (shard + 1) * size]):
+                spool.seek(int(offsets[record]))
+                yield f"{shard:06d}-{place:05d}", Entry(*json.loads(spool.readline()))
+
+
+def describe_sources(sources: Sequence[Path]) -> list[dict[str, Any]]:
+    """Name, size and SHA-256 of every source.
+
+    Raises:
+        UserError: there is none, one is given twice or cannot be read.
+    """
+    if not sources:
+        raise UserError("no source: give at least one JSON or JSONL file")
+    if len({path.resolve() for path in sources}) < len(sources):
+        raise UserError(f"a source is given twice: {', '.join(map(str, sources))}")
+    described = []
+    for path in sources:
+        try:
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                described.append({"name": path.name, "bytes": file.tell(), "sha256": digest})
+        except OSError as error:
+            raise UserError(f"source {path} cannot be read ({error.strerror})") from None
+    return described
+
+
+def frozen_plan(out: Path, sources: Sequence[Path], described: list[dict[str, Any]], options: Options) -> Plan:
+    """The plan in `out`, made when there is none; the caller holds the folder's lock.
+
+    Args:
+        out: Folder of the set.
+        sources: Files of records.
+        described: What `describe_sources` says of them.
+        options: What is made of the records.
+
+    Raises:
+        UserError: `out` holds a plan of something else, or shards without a plan, or a source cannot be used.
+    """
+    folder = out / _FOLDER
+    facts = {"version": _VERSION, "sources": described, **options.decisive(), **options.folders()}
+    if (folder / _FILE).is_file():
+        found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        check_same(out, found, facts)
+        return Plan(folder, options, found["records"])
+    if next(out.glob("shard-*"), None) is not None:
+        raise UserError(f"{out} holds shards of something else; delete it or name another folder")
+    remove_plan(out)  # one that was not complete
+    folder.mkdir(parents=True)
+    num_records = _spool(folder, sources)
+    _save(folder / _ORDER, np.random.default_rng(options.seed).permutation(num_records).astype(np.uint32))
+    write_json(folder / _FILE, {**facts, "records": num_records})
+    return Plan(folder, options, num_records)
+
+
+def remove_plan(out: Path) -> None:
+    """Deletes the plan of a complete set, whose manifest says what it was made from."""
+    shutil.rmtree(out / _FOLDER, ignore_errors=True)
+
+
+def check_same(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Compares what a folder was made from with what is wanted of it.
+
+    Raises:
+        UserError: they differ; the message names the first difference.
+    """
+    for name, value in wanted.items():
+        if found.get(name) == value:
+            continue
+        if name == "sources":
+            difference = _different_sources(found[name], value)
+        else:
+            difference = f"{name.replace('_', '-')} {found.get(name)}, not {value}"
+        raise UserError(f"{out} was built with {difference}; delete it or name another folder")
+
+
+def _different_sources(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> str:
+    names = [", ".join(source["name"] for source in sources) for sources in (found, wanted)]
+    if names[0] != names[1]:
+        return f"sources {names[0]}, not {names[1]}"
+    old, new = next((old, new) for old, new in zip(found, wanted, strict=True) if old != new)
+    return f"another {new['name']} (SHA-256 {old['sha256'][:12]}..., now {new['sha256'][:12]}...)"
+
+
+def _spool(folder: Path, sources: Sequence[Path]) -> int:
+    """Copies the records of all sources into one file and notes where its lines begin; the number of records."""
+    offsets = array("Q")
+    with atomic_path(folder / _RECORDS) as temporary, open(temporary, "wb") as spool:
+        for path in sources:
+            usable, first_fault = 0, ""
+            for entry in read_records(path):
+                line, fault = _line(entry)
+                usable += not fault
+                first_fault = first_fault or (fault and f"{entry.place}: {fault}")
+                offsets.append(spool.tell())
+                spool.write(line)
+            if not usable:
+                cause = first_fault or "it is empty"
+                raise UserError(f"{path} holds no record ({cause}); allowed: a JSON array of objects or JSON Lines")
+    _save(folder / _OFFSETS, np.frombuffer(offsets, np.uint64))
+    return len(offsets)
+
+
+def _line(entry: Entry) -> tuple[bytes, str]:
+    """An entry as a line of the spool, and why it is unusable: also when it holds what no JSON file can."""
+    try:
+        values = [entry.place, entry.record, entry.reason]
+        content = json.dumps(values, ensure_ascii=False, allow_nan=False, default=float)  # of Decimal
+        return content.encode() + b"\n", entry.reason
+    except (ValueError, RecursionError) as error:  # an infinite number, half a character, endless nesting
+        return _line(Entry(entry.place, None, f"not valid JSON ({error})"))
+
+
+def _save(path: Path, values: NDArray[Any]) -> None:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, values)

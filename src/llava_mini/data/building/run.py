@@ -1,0 +1,146 @@
+"""A build: freezes the plan or takes up the one that is there, writes its shards, completes the set.
+
+A shard that is complete is never written again, so a build that was ended in whatever way goes on where it was; and
+any number of processes, on any machines that share the folder, may each build a part of one plan.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llava_mini.data.building.plan import Options, Plan, check_same, describe_sources, frozen_plan, remove_plan
+from llava_mini.data.building.report import ProgressLog, Rejections, summary
+from llava_mini.data.building.shard_task import build_shard
+from llava_mini.data.shards import ShardSet, finish_set, is_complete, is_written
+from llava_mini.data.workers import run_tasks
+from llava_mini.errors import UserError
+from llava_mini.files import folder_lock
+
+log = logging.getLogger("llava_mini")
+
+
+def build_set(
+    sources: Sequence[Path | str],
+    *,
+    out: Path | str,
+    images: Path | str | None = None,
+    videos: Path | str | None = None,
+    seed: int = 0,
+    samples_per_shard: int = 1000,
+    resize: int | None = None,
+    fps: float = 1.0,
+    workers: int = 1,
+) -> ShardSet:
+    """Builds a shard set from LLaVA JSON or JSON Lines; one that is there already is only opened.
+
+    Args:
+        sources: The files of records.
+        out: Folder of the set.
+        images: Folder of the images that records name; None where there are none.
+        videos: Folder of the videos.
+        seed: Of the shuffle.
+        samples_per_shard: Records of a shard.
+        resize: Pixels of a stored picture's shorter side at most; None keeps images as they are, frames at 336.
+        fps: Frames that are kept of a second of video.
+        workers: Processes.
+
+    Raises:
+        UserError: an argument is impossible, a source cannot be read, every record is unusable, `out` cannot be
+            written or holds something else.
+        WorkerDiedError: a process was killed; what is complete is kept.
+    """
+    options = Options(
+        None if images is None else Path(images),
+        None if videos is None else Path(videos),
+        seed,
+        samples_per_shard,
+        resize,
+        fps,
+    )
+    shards = build_part([Path(source) for source in sources], Path(out), options, workers=workers)
+    if shards is None:
+        raise UserError(f"{out}: a shard is missing, although all were built")
+    return shards
+
+
+def build_part(
+    sources: Sequence[Path], out: Path, options: Options, *, workers: int, task: int = 0, of: int = 1
+) -> ShardSet | None:
+    """Builds shards task, task + of, ... of the plan; whoever finds all shards written completes the set.
+
+    Returns:
+        The complete set, or None while shards of other tasks are missing.
+
+    Raises:
+        UserError: as `build_set`.
+        WorkerDiedError: a process was killed; what is complete is kept.
+    """
+    if not 0 <= task < of:
+        raise UserError(f"--task {task} --of {of}: allowed are tasks 0 to {max(of, 1) - 1} of 1 or more")
+    if workers < 1:
+        raise UserError(f"--workers {workers}: allowed are 1 and above")
+    described = describe_sources(sources)
+    try:
+        with folder_lock(out):
+            if is_complete(out):
+                return _opened(out, described, options)
+            plan = frozen_plan(out, sources, described, options)
+        _build_shards(plan, out, workers, task, of)
+        with folder_lock(out):
+            if is_complete(out):  # by another task
+                return _opened(out, described, options)
+            return _completed(out, plan, described)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); repeat the command to continue") from None
+
+
+def _opened(out: Path, described: list[dict[str, Any]], options: Options) -> ShardSet:
+    """The set that is complete already, if it is the one that is wanted."""
+    shards = ShardSet(out)
+    if shards.plan is None:
+        raise UserError(f"{out} holds a shard set that was not made by `data build`; name another folder")
+    check_same(out, shards.plan, _facts(described, options))
+    remove_plan(out)  # of a build that was killed just before its end
+    log.info("%s is complete already: %d samples, fingerprint %s", out, len(shards), shards.fingerprint[:16])
+    return shards
+
+
+def _build_shards(plan: Plan, out: Path, workers: int, task: int, of: int) -> None:
+    own = range(task, plan.num_shards, of)
+    missing = [shard for shard in own if not is_written(out, shard)]
+    part = f"task {task} of {of}: " if of > 1 else ""
+    log.info(
+        "%s%d records in %d shards; %d of %d to build, %d workers",
+        part, plan.num_records, plan.num_shards, len(missing), len(own), min(workers, len(missing)),
+    )  # fmt: skip
+    progress = ProgressLog(len(missing), plan.options.samples_per_shard)
+    run_tasks(functools.partial(build_shard, plan, out), missing, workers, progress)
+    if missing:
+        log.info("%s", progress.line())
+
+
+def _completed(out: Path, plan: Plan, described: list[dict[str, Any]]) -> ShardSet | None:
+    missing = sum(not is_written(out, shard) for shard in range(plan.num_shards))
+    if missing:
+        log.info("%s: %d of %d shards are still missing; the task that writes the last one completes the set",
+                 out, missing, plan.num_shards)  # fmt: skip
+        return None
+    rejections = Rejections.of(out, plan.num_shards)
+    if rejections.count == plan.num_records:
+        raise UserError(
+            f"none of the {plan.num_records} records can be used, as {rejections.first}; delete {out} to build it anew"
+        )
+    shards = finish_set(out, plan.num_shards, {**_facts(described, plan.options), "records": plan.num_records})
+    remove_plan(out)
+    for line in summary(shards, rejections):
+        log.info("%s", line)
+    return shards
+
+
+def _facts(described: list[dict[str, Any]], options: Options) -> dict[str, Any]:
+    """What a set was made from, as its manifest keeps it; equal wherever the files lay."""
+    return {"sources": described, **options.decisive()}

@@ -1,0 +1,87 @@
+"""One task of a build: one shard of the plan, written by one process. What cannot be used is rejected with a reason."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from llava_mini.data.building.media import MOST_BYTES, Media
+from llava_mini.data.building.plan import Plan
+from llava_mini.data.conversation import IMAGE_PLACEHOLDER, parse_record
+from llava_mini.data.errors import SampleError
+from llava_mini.data.records import Entry
+from llava_mini.data.shards import Members, write_shard
+from llava_mini.data.workers import Report
+
+_REPORT_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What has been done since the last report; `bytes` are those of members."""
+
+    shards: int = 0
+    samples: int = 0
+    rejected: int = 0
+    bytes: int = 0
+
+    def __add__(self, more: Progress) -> Progress:
+        return Progress(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(more), strict=True)))
+
+
+def build_shard(plan: Plan, out: Path, shard: int, report: Report) -> None:
+    """Writes a shard of the set in `out` and reports `Progress` about once a second."""
+    options = plan.options
+    media = Media(options.images, options.videos, options.resize, options.fps)
+    for stale in out.glob(f".shard-{shard:06d}.*.tmp"):  # of a process that was killed here
+        stale.unlink(missing_ok=True)
+    rejected: list[tuple[str, str]] = []
+    write_shard(out, shard, _samples(plan, shard, media, rejected, report), rejected)
+    report(Progress(shards=1))
+
+
+def _samples(
+    plan: Plan, shard: int, media: Media, rejected: list[tuple[str, str]], report: Report
+) -> Iterator[tuple[str, Members]]:
+    samples = size = before = 0
+    last = time.monotonic()
+    for key, entry in plan.entries(shard):
+        try:
+            members = sample_of(entry, media)
+        except SampleError as error:
+            rejected.append((name_of(entry), str(error)))
+        else:
+            yield key, members
+            samples += 1
+            size += sum(map(len, members.values()))
+        if time.monotonic() - last > _REPORT_SECONDS:
+            report(Progress(0, samples, len(rejected) - before, size))
+            samples, size, before, last = 0, 0, len(rejected), time.monotonic()
+    report(Progress(0, samples, len(rejected) - before, size))
+
+
+def sample_of(entry: Entry, media: Media) -> dict[str, bytes]:
+    """The members of a record's sample: the record as it is, and its pictures.
+
+    Raises:
+        SampleError: record, conversation or a file cannot be used.
+    """
+    if entry.record is None:
+        raise SampleError(entry.reason)
+    raw = json.dumps(entry.record, ensure_ascii=False, separators=(",", ":")).encode()
+    conversation = parse_record(raw)
+    if conversation.num_images != conversation.images:
+        raise SampleError(f"{conversation.num_images} {IMAGE_PLACEHOLDER} for {conversation.images} images")
+    members = {"json": raw, **media.pictures(entry.record)}
+    if (size := sum(map(len, members.values()))) > MOST_BYTES:
+        raise SampleError(f"sample of {size} bytes, {MOST_BYTES} allowed")
+    return members
+
+
+def name_of(entry: Entry) -> str:
+    """How a rejected record is named: by its own id if it has one, and by its place."""
+    own = (entry.record or {}).get("id")
+    return f"{own} ({entry.place})" if isinstance(own, str | int) and own != "" else entry.place

@@ -1,0 +1,267 @@
+"""Files become members of a sample: originals byte for byte, or smaller; nothing outside of the folder is read."""
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+
+from llava_mini.data.building.media import Media, stored_image
+from llava_mini.data.errors import SampleError
+from llava_mini.data.images import decode_image
+
+MakePicture = Callable[..., bytes]
+
+
+@pytest.fixture
+def media(tmp_path: Path) -> Callable[..., Media]:
+    """media(**changes): of the folders `images` and `videos`."""
+    for folder in ("images", "videos"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+
+    def make(**changes: Any) -> Media:
+        folders = {"images": tmp_path / "images", "videos": tmp_path / "videos"}
+        return Media(**{**folders, "resize": None, "fps": 1.0, **changes})
+
+    return make
+
+
+def test_no_one_and_several_images(media: Callable[..., Media], tmp_path: Path, picture: MakePicture) -> None:
+    for number in range(3):
+        (tmp_path / "images" / f"{number}.jpg").write_bytes(picture(number))
+    assert media().pictures({"conversations": []}) == {}
+    assert media().pictures({"image": None}) == {}
+    assert media().pictures({"image": "1.jpg"}) == {"jpg": picture(1)}
+    assert media().pictures({"image": ["1.jpg"]}) == {"jpg": picture(1)}
+    several = media().pictures({"image": ["2.jpg", "0.jpg"]})
+    assert several == {"000000.jpg": picture(2), "000001.jpg": picture(0)}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "mode", "extension"),
+    [
+        ("JPEG", "RGB", "jpg"),
+        ("JPEG", "L", "jpg"),
+        ("JPEG", "CMYK", "jpg"),
+        ("PNG", "RGB", "png"),
+        ("PNG", "P", "png"),
+        ("PNG", "RGBA", "png"),
+        ("PNG", "I;16", "png"),
+        ("WEBP", "RGB", "webp"),
+    ],
+)
+def test_originals_are_kept_under_the_extension_of_their_content(
+    picture: MakePicture, encoding: str, mode: str, extension: str
+) -> None:
+    raw = picture(1, encoding=encoding, mode="L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        raw = saved(Image.fromarray(np.arange(48 * 32, dtype=np.uint16).reshape(32, 48) * 40), "PNG")
+    assert stored_image(raw, None) == (extension, raw)
+    assert stored_image(raw, 32) == (extension, raw)  # the shorter side has 32 pixels already
+
+
+@pytest.mark.parametrize("encoding", ["GIF", "BMP", "TIFF"])
+def test_other_formats_become_png_without_loss(picture: MakePicture, encoding: str) -> None:
+    raw = picture(1, encoding=encoding)
+    extension, content = stored_image(raw, None)
+    assert extension == "png"
+    assert np.array_equal(decode_image(content), decode_image(raw))
+
+
+@pytest.mark.parametrize(("encoding", "extension"), [("GIF", "png"), ("WEBP", "webp"), ("PNG", "png")])
+def test_of_an_animation_the_first_frame_is_read(picture: MakePicture, encoding: str, extension: str) -> None:
+    frames = [Image.open(io.BytesIO(picture(seed, encoding="PNG"))) for seed in (1, 2)]
+    raw = saved(
+        frames[0],
+        encoding,
+        save_all=True,
+        append_images=frames[1:],
+        **({} if encoding == "GIF" else {"lossless": True}),
+    )
+    found, content = stored_image(raw, None)
+    assert found == extension
+    first = np.asarray(frames[0]).astype(int)
+    assert np.abs(decode_image(content).astype(int) - first).mean() < 12 < np.abs(np.asarray(frames[1]) - first).mean()
+
+
+@pytest.mark.parametrize(("encoding", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "png")])
+@pytest.mark.parametrize(("size", "expected"), [((200, 100), (64, 32)), ((100, 333), (32, 106)), ((33, 33), (32, 32))])
+def test_resize_bounds_the_shorter_side(
+    picture: MakePicture, encoding: str, extension: str, size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    found, content = stored_image(picture(3, size, encoding), 32)
+    assert found == extension
+    image = Image.open(io.BytesIO(content))
+    assert image.size == expected
+    if extension == "jpg":
+        assert isinstance(image, JpegImageFile) and image.quantization[0][0] <= 2  # quality 95
+
+
+def test_pictures_are_never_enlarged(picture: MakePicture) -> None:
+    raw = picture(1, (40, 30))
+    assert stored_image(raw, 31) == ("jpg", raw)
+
+
+def test_a_picture_that_is_made_smaller_is_upright(picture: MakePicture) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its left side
+    raw = picture(1, (96, 64), exif=exif)
+    assert stored_image(raw, None) == ("jpg", raw)
+    _, content = stored_image(raw, 32)
+    image = Image.open(io.BytesIO(content))
+    assert image.size == (32, 48) and not image.getexif()
+    small = np.asarray(Image.fromarray(decode_image(raw)).resize((32, 48), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(np.asarray(image) - small).mean() < 4
+
+
+def test_a_smaller_jpeg_is_about_what_resizing_the_original_gives() -> None:
+    """What the documentation says about stored pictures: pixels shift by about 3/255."""
+    noise = np.random.default_rng(0).standard_normal((480, 640, 3)).cumsum(0).cumsum(1)
+    pixels = ((noise - noise.min()) / np.ptp(noise) * 255).astype(np.uint8)
+    raw = saved(Image.fromarray(pixels), "JPEG", quality=90)
+    direct = np.asarray(Image.fromarray(decode_image(raw)).resize((448, 336), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(decode_image(stored_image(raw, 336)[1]).astype(int) - direct).mean() < 3
+
+
+def test_videos_become_jpeg_frames(media: Callable[..., Media], tmp_path: Path, clip: Callable[..., bytes]) -> None:
+    (tmp_path / "videos" / "a.mp4").write_bytes(clip(3, size=(128, 96)))
+    pictures = media().pictures({"video": "a.mp4"})
+    assert list(pictures) == ["000000.jpg", "000001.jpg", "000002.jpg"]
+    means = [decode_image(raw).mean() for raw in pictures.values()]
+    assert means == sorted(means) and means[2] - means[0] > 10
+    assert len(media(fps=2.0).pictures({"video": "a.mp4"})) == 6
+    assert decode_image(pictures["000000.jpg"]).shape == (96, 128, 3)
+    small = media(resize=48).pictures({"video": ["a.mp4"]})
+    assert decode_image(small["000000.jpg"]).shape == (48, 64, 3)
+
+
+def test_frames_have_336_pixels_at_most_unless_told_otherwise(
+    media: Callable[..., Media], tmp_path: Path, clip: Callable[..., bytes]
+) -> None:
+    (tmp_path / "videos" / "a.mp4").write_bytes(clip(1, rate=2, size=(800, 400)))
+    assert decode_image(media().pictures({"video": "a.mp4"})["000000.jpg"]).shape == (336, 672, 3)
+    assert decode_image(media(resize=399).pictures({"video": "a.mp4"})["000000.jpg"]).shape == (399, 798, 3)
+
+
+def test_a_clip_shorter_than_a_period_gives_one_frame(
+    media: Callable[..., Media], tmp_path: Path, clip: Callable[..., bytes]
+) -> None:
+    (tmp_path / "videos" / "a.mp4").write_bytes(clip(0.5))
+    assert list(media().pictures({"video": "a.mp4"})) == ["000000.jpg"]
+
+
+@pytest.fixture
+def outside(tmp_path: Path, picture: MakePicture) -> Path:
+    """A picture beside the images' folder, and in that folder links to it and to its folder."""
+    images = tmp_path / "images"
+    images.mkdir(exist_ok=True)
+    (tmp_path / "images-of-another").mkdir()
+    secret = tmp_path / "images-of-another" / "secret.jpg"
+    secret.write_bytes(picture(1))
+    (images / "link.jpg").symlink_to(secret)
+    (images / "folder").symlink_to(secret.parent)
+    (images / "own.jpg").write_bytes(picture(2))
+    (images / "inner.jpg").symlink_to(images / "own.jpg")
+    (images / "loop.jpg").symlink_to(images / "loop.jpg")
+    os.mkfifo(images / "pipe.jpg")
+    return secret
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("../images-of-another/secret.jpg", "image outside of the --images folder: ../images-of"),
+        ("x/../../images-of-another/secret.jpg", "image outside of the --images folder"),
+        ("{outside}", "image outside of the --images folder: /"),
+        ("/etc/passwd", "image outside of the --images folder: /etc/passwd"),
+        ("link.jpg", "image outside of the --images folder: link.jpg"),
+        ("folder/secret.jpg", "image outside of the --images folder: folder/secret.jpg"),
+        ("nothing.jpg", r"missing image \(No such file or directory\): nothing.jpg"),
+        ("own.jpg/x", r"missing image \(Not a directory\): own.jpg/x"),
+        ("loop.jpg", r"missing image \(Too many levels of symbolic links\): loop.jpg"),
+        ("a" * 300, r"missing image \(File name too long\)"),
+        ("a\0b.jpg", "image of an impossible name"),
+        ("\ud83d.jpg", "image of an impossible name"),
+        ("pipe.jpg", "image that is no file: pipe.jpg"),
+        (".", "image that is no file"),
+    ],
+)
+def test_names_lead_to_files_of_the_folder_or_nowhere(
+    media: Callable[..., Media], outside: Path, name: str, reason: str
+) -> None:
+    with pytest.raises(SampleError, match=f"^{reason}"):
+        media().pictures({"image": name.replace("{outside}", str(outside))})
+
+
+def test_links_and_absolute_names_within_the_folder_are_followed(
+    media: Callable[..., Media], outside: Path, tmp_path: Path, picture: MakePicture
+) -> None:
+    for name in ("own.jpg", "inner.jpg", "./own.jpg", "x/../own.jpg", str(tmp_path / "images" / "own.jpg")):
+        assert media().pictures({"image": name}) == {"jpg": picture(2)}
+
+
+def test_a_folder_that_was_not_given_is_named(media: Callable[..., Media]) -> None:
+    with pytest.raises(SampleError, match="no --images folder was given: a.jpg"):
+        media(images=None).pictures({"image": "a.jpg"})
+    with pytest.raises(SampleError, match="no --videos folder was given: a.mp4"):
+        media(videos=None).pictures({"video": "a.mp4"})
+
+
+def test_damaged_files_are_named(
+    media: Callable[..., Media], tmp_path: Path, picture: MakePicture, clip: Callable[..., bytes]
+) -> None:
+    faults: dict[str, tuple[bytes, str]] = {
+        "empty.jpg": (b"", "image cannot be decoded: it has no bytes"),
+        "text.jpg": (b"<html>not found</html>", "image cannot be decoded: none of JPEG"),
+        "short.jpg": (picture(1, (200, 200))[:-300], "image cannot be decoded: image file is truncated"),
+        "bomb.png": (bomb(), "image cannot be decoded: Image size (900000000 pixels) exceeds limit of 178956970"),
+    }
+    for name, (content, reason) in faults.items():
+        (tmp_path / "images" / name).write_bytes(content)
+        for resize in (None, 32):
+            with pytest.raises(SampleError) as caught:
+                media(resize=resize).pictures({"image": name})
+            assert str(caught.value).startswith(reason) and str(caught.value).endswith(f"({name})")
+    for name, content in {"empty.mp4": b"", "text.mp4": b"no video", "short.mp4": clip(2)[:400]}.items():
+        (tmp_path / "videos" / name).write_bytes(content)
+        with pytest.raises(SampleError, match=rf"\({name}\)$"):
+            media().pictures({"video": name})
+
+
+def test_what_would_fill_the_memory_is_refused(
+    media: Callable[..., Media], tmp_path: Path, picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = picture(1)
+    (tmp_path / "images" / "a.jpg").write_bytes(raw)
+    monkeypatch.setattr("llava_mini.data.building.media.MOST_BYTES", 2 * len(raw))
+    assert len(media().pictures({"image": ["a.jpg", "a.jpg"]})) == 2
+    with pytest.raises(SampleError, match=f"pictures of more than {2 * len(raw)} bytes"):
+        media().pictures({"image": ["a.jpg"] * 3})
+    (tmp_path / "images" / "a.jpg").write_bytes(raw * 3)
+    with pytest.raises(SampleError, match=f"image of {3 * len(raw)} bytes, {2 * len(raw)} allowed: a.jpg"):
+        media().pictures({"image": "a.jpg"})
+
+
+def saved(image: Image.Image, encoding: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, encoding, **options)
+    return buffer.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of 900 million white pixels in a few hundred bytes: what is behind its header does not matter."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )

@@ -1,0 +1,248 @@
+"""A build continues where it ended, gives the same bytes however it went, and tells what it left out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import webdataset
+from PIL import Image
+
+from llava_mini.data.building.plan import Options
+from llava_mini.data.building.run import build_part, build_set
+from llava_mini.data.shards import Modality, ShardSet, write_shards
+from llava_mini.errors import UserError
+
+
+def build(world: Path, out: str = "out", **options: object) -> ShardSet:
+    folders = {"images": world / "images", "videos": world / "videos"}
+    return build_set([world / "mix.json"], out=world / out, **{**folders, "samples_per_shard": 5, **options})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_set_holds_every_usable_record(world: Path) -> None:
+    shards = build(world)
+    assert len(shards) == 28 and shards.num_shards == 6 and shards.rejected == 0
+    shards.verify()
+    modalities = [shards.modality(i) for i in range(28)]
+    assert [modalities.count(kind) for kind in Modality] == [6, 20, 2]
+    assert sorted(shards.sources) == ["clips", "mix"]
+    clips = [i for i in range(28) if modalities[i] == Modality.VIDEO]
+    assert sorted(shards.frames(i) for i in clips) == [2, 3]
+    assert {shards.source(i) for i in clips} == {"clips"}
+    ids = [json.loads(shards.read_record(i))["id"] for i in range(28)]
+    assert sorted(ids) == sorted([*(f"i{n}" for n in range(20)), *(f"t{n}" for n in range(6)), "v0", "v1"]) != ids
+    tars = sorted(str(path) for path in shards.folder.glob("*.tar"))
+    read = list(webdataset.WebDataset(tars, shardshuffle=False).decode("pil"))
+    assert [sample["__key__"] for sample in read] == [shards.key(i) for i in range(28)]
+    pictures = [sample["jpg"] for sample in read if "jpg" in sample]
+    assert len(pictures) == 20 and all(picture.size == (48, 32) for picture in pictures)
+
+
+def test_the_manifest_says_what_the_set_was_made_from(world: Path) -> None:
+    plan = build(world, seed=3, resize=24).plan
+    source = {"name": "mix.json", "bytes": (world / "mix.json").stat().st_size}
+    assert plan is not None and {**plan["sources"][0], **source} == plan["sources"][0]
+    rest = {"seed": 3, "samples_per_shard": 5, "resize": 24, "fps": 1.0, "records": 28}
+    assert {name: value for name, value in plan.items() if name != "sources"} == rest
+    assert not (world / "out" / "plan").exists()
+
+
+def test_repeating_a_complete_build_only_opens_it(world: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = build(world)
+    before = contents(world / "out")
+    (world / "images" / "coco" / "1.jpg").unlink()  # what is built needs it no more
+    caplog.set_level(logging.INFO)
+    assert build(world).fingerprint == first.fingerprint
+    assert f"out is complete already: 28 samples, fingerprint {first.fingerprint[:16]}" in caplog.text
+    assert contents(world / "out") == before
+    with pytest.raises(UserError, match="out was built with seed 0, not 1; delete it or name another folder"):
+        build(world, seed=1)
+
+
+def test_a_set_that_was_not_built_is_left_alone(world: Path) -> None:
+    write_shards([("a", {"json": b"{}"})], world / "out")
+    with pytest.raises(UserError, match="out holds a shard set that was not made by `data build`"):
+        build(world)
+
+
+def test_processes_parts_and_one_after_the_other_give_the_same_bytes(world: Path) -> None:
+    build(world, "one")
+    build(world, "three", workers=3)
+    options = Options(world / "images", world / "videos", samples_per_shard=5)
+    for task in (2, 0, 3, 1):
+        shards = build_part([world / "mix.json"], world / "parts", options, workers=1, task=task, of=4)
+        assert (shards is None) == (task != 1)
+    assert contents(world / "one") == contents(world / "three") == contents(world / "parts")
+
+
+def test_options_that_are_impossible_are_refused_before_anything_is_written(world: Path) -> None:
+    for task, of in ((4, 4), (-1, 4), (0, 0)):
+        with pytest.raises(UserError, match=f"--task {task} --of {of}: allowed are tasks 0 to {max(of, 1) - 1}"):
+            build_part([world / "mix.json"], world / "out", Options(), workers=1, task=task, of=of)
+    with pytest.raises(UserError, match="--workers 0"):
+        build(world, workers=0)
+    assert not (world / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(world: Path) -> None:
+    (world / "out").touch()
+    with pytest.raises(UserError, match=r"out cannot be written \(File exists\)"):
+        build(world)
+
+
+def test_when_every_record_is_rejected_the_first_reason_is_told(world: Path) -> None:
+    records = [{"id": f"i{n}", "image": f"{n}.jpg", "conversations": []} for n in range(7)]
+    (world / "mix.json").write_text(json.dumps(records))
+    with pytest.raises(
+        UserError, match=r"none of the 7 records can be used, as i\d \(mix\.json record \d\): no conversation; delete"
+    ):
+        build(world)
+    assert not (world / "out" / "shards.json").exists()
+
+
+def test_one_shard_may_have_nothing_but_rejected_records(world: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = [json.loads(build(world, "all").read_record(i))["id"] for i in range(28)]
+    records = json.loads((world / "mix.json").read_text())
+    for record in records:
+        if record["id"] in expected[5:10]:
+            del record["conversations"]
+    (world / "mix.json").write_text(json.dumps(records))
+    caplog.set_level(logging.INFO)
+    shards = build(world)
+    assert (len(shards), shards.num_shards, shards.rejected) == (23, 6, 5)
+    found = [json.loads(shards.read_record(i))["id"] for i in range(23)]
+    assert found == expected[:5] + expected[10:]
+    assert "  5 x no conversation" in caplog.text
+    tars = sorted(str(path) for path in shards.folder.glob("*.tar"))
+    assert sum(1 for _ in webdataset.WebDataset(tars, shardshuffle=False)) == 23
+
+
+def test_repeated_and_missing_ids_are_samples_of_their_own(world: Path) -> None:
+    talk = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "a"}]
+    records = [{"id": "same", "conversations": talk}] * 3 + [{"conversations": talk}] * 2
+    (world / "mix.json").write_text(json.dumps(records))
+    shards = build(world)
+    assert len({shards.key(i) for i in range(5)}) == 5
+    ids = [json.loads(shards.read_record(i)).get("id") for i in range(5)]
+    assert sorted(ids, key=str) == [None, None, "same", "same", "same"]
+
+
+@pytest.fixture
+def slow(world: Path) -> Path:
+    """The same world with pictures that take long enough for a build to be ended in the middle of a shard."""
+    records = json.loads((world / "mix.json").read_text())
+    picture = Image.open(world / "images" / "coco" / "1.jpg")
+    picture.resize((3000, 2000)).save(world / "images" / "large.jpg", quality=95)
+    for record in records:
+        if "image" in record:
+            record["image"] = "large.jpg"
+    (world / "mix.json").write_text(json.dumps(records))
+    return world
+
+
+def start(world: Path, out: str, *more: str) -> subprocess.Popen[str]:
+    """The command in a process group of its own."""
+    folders = ["--images", str(world / "images"), "--videos", str(world / "videos"), "--out", str(world / out)]
+    arguments = [str(world / "mix.json"), *folders, "--samples-per-shard", "4", *more]
+    return subprocess.Popen(
+        [sys.executable, "-m", "llava_mini", "data", "build", *arguments],
+        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def await_work(folder: Path, process: subprocess.Popen[str], shards: int) -> None:
+    """Returns when so many shards are complete and another one is being written, or when the process has ended."""
+    deadline = time.monotonic() + 60
+    while process.poll() is None and not (
+        len(list(folder.glob("shard-*.json"))) >= shards and list(folder.glob(".shard-*.tmp"))
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_a_build_that_is_killed_again_and_again_gives_the_same_bytes(slow: Path) -> None:
+    build(slow, "whole", samples_per_shard=4)
+    chance = random.Random(0)
+    kills = 0
+    while True:
+        process = start(slow, "killed", "--workers", "2")
+        await_work(slow / "killed", process, 2 * kills)
+        time.sleep(chance.uniform(0, 0.05))
+        if process.poll() is not None:
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert kills >= 3
+    assert contents(slow / "killed") == contents(slow / "whole")
+
+
+def test_parts_in_processes_of_their_own_at_the_same_time_complete_one_set(slow: Path) -> None:
+    build(slow, "whole", samples_per_shard=4)
+    processes = [start(slow, "parts", "--workers", "1", "--task", str(task), "--of", "3") for task in range(3)]
+    told = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert sum("fingerprint" in text for text in told) >= 1
+    assert contents(slow / "parts") == contents(slow / "whole")
+
+
+def children(parent: int) -> list[int]:
+    """Python processes that a process has started, without multiprocessing's own."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (folder / "stat").read_text().rpartition(")")[2].split()
+            command = (folder / "cmdline").read_text()
+        except OSError:
+            continue
+        if int(status[1]) == parent and status[0] != "Z" and "spawn_main" in command:
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+def test_ctrl_c_ends_all_processes_and_leaves_nothing_half_written(slow: Path) -> None:
+    process = start(slow, "out", "--workers", "2")
+    await_work(slow / "out", process, 1)
+    workers = children(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "interrupted; repeat the command to continue\n")
+    assert len(workers) == 2 and not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    names = {path.name for path in (slow / "out").glob("shard-*")}
+    assert "shards.json" not in names and {Path(name).stem for name in names if name.endswith(".json")} <= {
+        Path(name).stem for name in names if name.endswith(".tar")
+    }
+    build(slow, "whole", samples_per_shard=4)
+    build(slow, "out", samples_per_shard=4)
+    assert contents(slow / "out") == contents(slow / "whole")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+def test_a_worker_that_is_killed_is_told_and_the_rest_can_be_continued(slow: Path) -> None:
+    process = start(slow, "out", "--workers", "2")
+    await_work(slow / "out", process, 1)
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert re.fullmatch(
+        r"llava-mini: the process of shard \d died, killed by SIGKILL \(not enough memory.*Repeat the command.*\n",
+        errors,
+    )
+    done = len(list((slow / "out").glob("shard-*.json")))
+    assert 1 <= done < 7 and len(build(slow, "out", samples_per_shard=4)) == 28
