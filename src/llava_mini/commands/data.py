@@ -1,0 +1,195 @@
+"""`llava-mini data build|check|stats`: LLaVA JSON to shards, shards read again whole, and what is in them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava_mini.data.shards import ShardSet
+from llava_mini.data.workers import WorkerDiedError, cores
+from llava_mini.errors import UserError
+
+if TYPE_CHECKING:
+    from llava_mini.data.labels import ConversationTokenizer
+
+_BUILD = """\
+Packs LLaVA JSON (an array) or JSON Lines and the images and videos that it names into shards: standard WebDataset
+tars with an index, from which training reads in any order.
+
+The records are shuffled once, by --seed. Images are decoded once to see that they are whole, and stored as they are
+(or smaller, with --resize). Videos become JPEG frames: the middles of equal parts, --fps of them for a second. What
+cannot be used is left out and listed with its reason. Repeat the command to continue after an interruption."""
+
+_EXAMPLES = """\
+examples:
+  llava-mini data build llava_v1_5_mix665k.json --images images --out data/mix665k
+  llava-mini data build blip_laion_cc_sbu_558k.json --images images --resize 336 --out data/captions
+  llava-mini data build video.json text.jsonl --videos clips --out data/video --workers 32
+
+On several machines that share the folders, each builds a part; here as a SLURM array of 16:
+  #SBATCH --array=0-15
+  llava-mini data build mix.json --images images --out data/mix --task $SLURM_ARRAY_TASK_ID --of 16"""
+
+_CHECK = """\
+Reads a shard set whole: checksums, every picture, every conversation and, with --tokenizer, the tokens that would be
+learnt. Fails (exit status 1) when a file is damaged, or when nothing can be learnt from more than 1 % of the
+samples."""
+
+_STATS = """\
+Counts samples by modality and source, turns, characters and frames, and draws them as stats.png."""
+
+
+def data(arguments: list[str]) -> int:
+    """Runs a subcommand.
+
+    Returns:
+        The exit status: 1 where a set does not pass its check or a process was killed, else 0.
+
+    Raises:
+        UserError: a mistake in the arguments or in what they name.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except WorkerDiedError as error:
+        return _fail(
+            f"the process of shard {error.task} died, {error.cause} (not enough memory for so many --workers?)."
+            " Repeat the command: what is complete is not done again"
+        )
+
+
+def _fail(message: str) -> int:
+    print(f"llava-mini: {message}", file=sys.stderr)
+    return 1
+
+
+def _build(options: argparse.Namespace) -> int:
+    from llava_mini.data.building.plan import Options
+    from llava_mini.data.building.run import build_part
+
+    if (options.task is None) != (options.of is None):
+        raise UserError("--task and --of go together, as in --task 0 --of 16")
+    chosen = Options(
+        options.images, options.videos, options.seed, options.samples_per_shard, options.resize, options.fps
+    )
+    task, of = (0, 1) if options.task is None else (options.task, options.of)
+    build_part(options.source, options.out, chosen, workers=options.workers, task=task, of=of)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from llava_mini.data.check import check_set, finding_lines, report_to
+
+    shards = ShardSet(options.folder)
+    tokenize = None if options.tokenizer is None else _tokenize(options)
+    with report_to(options.report) as on_bad:
+        found = check_set(shards, tokenize, workers=options.workers, on_bad=on_bad)
+    print("\n".join(finding_lines(shards, found)))
+    if tokenize is None:
+        print("learnt tokens were not counted: that needs --tokenizer")
+    failure = found.failure()
+    return _fail(f"{shards.folder}: {failure}") if failure else 0
+
+
+def _tokenize(options: argparse.Namespace) -> ConversationTokenizer:
+    from transformers import AutoTokenizer
+
+    from llava_mini.data.labels import ConversationTokenizer
+    from llava_mini.data.templates import template_named
+
+    template = template_named(options.template)
+    if not (options.tokenizer / "tokenizer_config.json").is_file():
+        raise UserError(f"--tokenizer {options.tokenizer}: no tokenizer_config.json there; name a tokenizer's folder")
+    tokenizer = AutoTokenizer.from_pretrained(str(options.tokenizer))
+    return ConversationTokenizer(
+        tokenizer, template, num_image_tokens=options.image_tokens, max_length=options.max_length
+    )
+
+
+def _stats(options: argparse.Namespace) -> int:
+    from llava_mini.data.stats import statistics, statistics_lines
+    from llava_mini.data.stats_plot import draw
+
+    shards = ShardSet(options.folder)
+    found = statistics(shards, options.workers)
+    print("\n".join(statistics_lines(shards, found)))
+    options.out.mkdir(parents=True, exist_ok=True)
+    draw(shards, found, options.out / "stats.png")
+    print(f"\ndrawn in {options.out / 'stats.png'}")
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = argparse.ArgumentParser(prog="llava-mini data", description="Shard sets: make them, check them, count.")
+    commands = parser.add_subparsers(required=True, metavar="command", title="commands")
+
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int], summary: str, about: str, more: str = ""
+    ) -> ArgumentParser:
+        command = commands.add_parser(
+            name, help=summary, description=about, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        command.set_defaults(run=run)
+        return command
+
+    _add_build_options(add("build", _build, "LLaVA JSON, images and videos to a shard set", _BUILD, _EXAMPLES))
+    _add_check_options(add("check", _check, "read a shard set again, whole", _CHECK))
+    _add_stats_options(add("stats", _stats, "count what is in a shard set", _STATS))
+    return parser
+
+
+def _add_build_options(parser: ArgumentParser) -> None:
+    parser.add_argument("source", nargs="+", type=Path, metavar="SOURCE", help="JSON or JSON Lines of LLaVA records")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images that records name")
+    parser.add_argument("--videos", type=Path, metavar="DIR", help="folder of the videos that records name")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the set; made if missing")
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default: 0)")
+    parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="(default: 1000)")
+    parser.add_argument(
+        "--resize", type=int, metavar="N",
+        help="store pictures with a shorter side of N pixels at most: 8 times faster to read at 336, but pixels shift"
+        " by about 3/255 against resizing the original (default: images as they are, frames at most 336)",
+    )  # fmt: skip
+    parser.add_argument("--fps", type=float, default=1.0, metavar="F", help="frames of a second of video (default: 1)")
+    _add_workers(parser)
+    parser.add_argument("--task", type=int, metavar="I", help="build only part I (from 0) ...")
+    parser.add_argument("--of", type=int, metavar="N", help="... of N; the last to finish completes the set")
+
+
+def _add_check_options(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="a shard set: a folder or a URL (s3://..., https://...)")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="of the model that is to be trained")
+    parser.add_argument(
+        "--template", default="vicuna_v1", metavar="NAME",
+        help="how conversations are written out, as data.template of a run (default: vicuna_v1)",
+    )  # fmt: skip
+    parser.add_argument("--max-length", type=int, default=4096, metavar="N", help="tokens of a sample (default: 4096)")
+    parser.add_argument("--image-tokens", type=int, default=1, metavar="N", help="tokens of a picture (default: 1)")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write all bad samples there, as JSON Lines")
+    _add_workers(parser)
+
+
+def _add_stats_options(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="a shard set: a folder or a URL (s3://..., https://...)")
+    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where stats.png goes (default: here)")
+    _add_workers(parser)
+
+
+def _add_workers(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        default=cores(),
+        metavar="N",
+        help=f"processes (default: one a core, here {cores()})",
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers of 1 and above")
+    return int(text)

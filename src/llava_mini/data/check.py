@@ -1,0 +1,197 @@
+"""Reads a shard set again, whole: checksums, pictures, conversations, and the tokens that would be learnt.
+
+What the stream would have to replace by an empty sample in the middle of a training is found here before it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava_mini.data.conversation import IMAGE_PLACEHOLDER, parse_record
+from llava_mini.data.errors import SampleError
+from llava_mini.data.images import verify_image
+from llava_mini.data.shards import ShardSet, picture_names
+from llava_mini.data.workers import Report, run_tasks
+from llava_mini.errors import UserError
+
+if TYPE_CHECKING:  # without a tokenizer, processes need no torch, which takes seconds to import
+    from llava_mini.data.labels import ConversationTokenizer
+
+log = logging.getLogger("llava_mini")
+
+MOST_BAD = 0.01  # share of samples from which nothing can be learnt
+_NAMED = 20
+_LOG_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample from which nothing can be learnt; `id` is its record's own."""
+
+    index: int
+    key: str
+    shard: str
+    id: str
+    reason: str
+
+
+@dataclass
+class Findings:
+    """What was found in a shard, or in all of a set.
+
+    Attributes:
+        counts: Of samples, pictures, bad samples, and with a tokenizer of tokens, learnt tokens, truncated samples.
+        damaged: A line for each damaged file.
+        bad: The bad samples; of a set the first ones.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    damaged: list[str] = field(default_factory=list)
+    bad: list[BadSample] = field(default_factory=list)
+
+    def add(self, more: Findings) -> None:
+        """Adds those of another shard."""
+        self.counts += more.counts
+        self.damaged = sorted(self.damaged + more.damaged)
+        self.bad = sorted(self.bad + more.bad, key=lambda bad: bad.index)[:_NAMED]
+
+    def failure(self) -> str:
+        """Why the set should not be used; empty when it may be."""
+        if self.damaged:
+            return f"{len(self.damaged)} damaged files, {self.damaged[0]}"
+        bad, samples = self.counts["bad"], self.counts["samples"]
+        if bad > MOST_BAD * samples:
+            return f"nothing can be learnt from {bad} of {samples} samples, more than {MOST_BAD:.0%}"
+        return ""
+
+
+def check_set(
+    shards: ShardSet,
+    tokenize: ConversationTokenizer | None = None,
+    *,
+    workers: int = 1,
+    on_bad: Callable[[BadSample], None] | None = None,
+) -> Findings:
+    """Reads every sample.
+
+    Args:
+        shards: The set.
+        tokenize: Counts the tokens that are learnt; None leaves that out.
+        workers: Processes.
+        on_bad: Called for every bad sample, shard by shard as they are ready.
+    """
+    found = Findings(damaged=[damage] if (damage := _damage(shards.verify_index)) else [])
+    start = last = time.monotonic()
+
+    def merge(more: Findings) -> None:
+        nonlocal last
+        found.add(more)
+        if on_bad is not None:
+            for bad in more.bad:
+                on_bad(bad)
+        if time.monotonic() - last > _LOG_SECONDS:
+            last = time.monotonic()
+            samples = found.counts["samples"]
+            log.info("%d/%d samples, %.0f samples/s, %d bad", samples, len(shards), samples / (last - start),
+                     found.counts["bad"])  # fmt: skip
+
+    run_tasks(functools.partial(_check_shard, shards, tokenize), range(shards.num_shards), workers, merge)
+    return found
+
+
+def _check_shard(shards: ShardSet, tokenize: ConversationTokenizer | None, shard: int, report: Report) -> None:
+    found = Findings()
+    if damage := _damage(functools.partial(shards.verify_shard, shard)):
+        found.damaged.append(damage)
+    for index in shards.samples_of(shard):
+        found.counts["samples"] += 1
+        try:
+            found.counts.update(_check_sample(shards.read(index), tokenize))
+        except SampleError as error:
+            found.counts["bad"] += 1
+            found.bad.append(
+                BadSample(index, shards.key(index), shards.shard_name(index), _own_id(shards, index), str(error))
+            )
+    report(found)
+
+
+def _damage(verify: Callable[[], None]) -> str:
+    try:
+        verify()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _check_sample(members: dict[str, bytes], tokenize: ConversationTokenizer | None) -> Counter[str]:
+    """What a sample adds to the counts.
+
+    Raises:
+        SampleError: nothing can be learnt from it; tokenizing says so where no token would be.
+    """
+    if "json" not in members:
+        raise SampleError("it has no json member")
+    conversation = parse_record(members["json"])
+    pictures = picture_names(members)
+    for name in pictures:
+        verify_image(members[name])
+    if conversation.is_video and not pictures:
+        raise SampleError("a video without frames")
+    frames = [len(pictures)] if conversation.is_video else [1] * len(pictures)
+    if conversation.num_images != len(frames):
+        raise SampleError(f"{conversation.num_images} {IMAGE_PLACEHOLDER} for {len(pictures)} pictures")
+    counts = Counter(pictures=len(pictures))
+    if tokenize is not None:
+        tokens = tokenize(conversation, frames)
+        counts.update(tokens=len(tokens), learnt=tokens.num_learnt, truncated=int(tokens.truncated))
+    return counts
+
+
+def _own_id(shards: ShardSet, index: int) -> str:
+    """The id of a record, if it can be read and has one."""
+    try:
+        record = json.loads(shards.read_record(index))
+    except (ValueError, RecursionError):  # SampleError is a ValueError
+        return ""
+    return str(record.get("id", "")) if isinstance(record, dict) else ""
+
+
+def finding_lines(shards: ShardSet, found: Findings) -> list[str]:
+    """What was found, line by line."""
+    counts = found.counts
+    lines = [
+        f"{shards.folder}: {counts['samples']:,} samples in {shards.num_shards} shards, {counts['pictures']:,} pictures"
+    ]
+    if counts["tokens"]:
+        lines.append(
+            f"{counts['tokens']:,} tokens, {counts['learnt']:,} learnt, {counts['truncated']:,} samples truncated"
+        )
+    lines += [f"damaged   {damage}" for damage in found.damaged]
+    lines.append(f"bad       {counts['bad']:,} samples")
+    lines += [f"  {bad.key} in {bad.shard} ({bad.id}): {bad.reason}" for bad in found.bad]
+    if (more := counts["bad"] - len(found.bad)) > 0:
+        lines.append(f"  and {more:,} more")
+    return lines
+
+
+@contextmanager
+def report_to(path: Path | None) -> Iterator[Callable[[BadSample], None] | None]:
+    """What writes bad samples to a file in JSON Lines, as they come; nothing where there is no file."""
+    if path is None:
+        yield None
+        return
+    try:
+        file = path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--report {path} cannot be written ({error.strerror})") from None
+    with file:
+        yield lambda bad: print(json.dumps(asdict(bad), ensure_ascii=False), file=file)
