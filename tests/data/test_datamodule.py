@@ -1,4 +1,4 @@
-"""Lightning trains on the planned stream, and a run that was stopped goes on with the very next batch."""
+"""Lightning trains on mixes of text, images and videos, and evaluates every sample once, whatever the ranks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,125 +7,186 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from llava_mini.batch import VLMBatch
-from llava_mini.data.datamodule import VLMDataModule
+from llava_mini.data.datamodule import Mix, VLMDataModule
 from llava_mini.data.feature_store import FeatureRecipe, FeatureStore
 from llava_mini.data.labels import ConversationTokenizer
+from llava_mini.data.pixels import PixelTransform, normalised
+from llava_mini.data.samples import SampleReader
 from llava_mini.data.shards import ShardSet
 from llava_mini.errors import UserError
 from llava_mini.views import ImageTransform
 
 MakeModule = Callable[..., VLMDataModule]
+MakeMembers = Callable[..., dict[str, bytes]]
+NORMALISE = ([0.5, 0.4, 0.3], [0.25, 0.2, 0.3])
+
+pytestmark = pytest.mark.filterwarnings("ignore:The .*dataloader.* does not have many workers")
 
 
 class Recorder(LightningModule):
-    """Notes the keys it is given, and stops the run when it is told to."""
+    """Keeps the batches it is given."""
 
-    def __init__(self, stop_at: int | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.stop_at = stop_at
-        self.trained: list[list[str]] = []
-        self.validated: list[str] = []
+        self.trained: list[VLMBatch] = []
+        self.validated: list[VLMBatch] = []
 
     def training_step(self, batch: VLMBatch, index: int) -> Tensor:
-        if index == self.stop_at:
-            raise KeyError("stopped")
-        self.trained.append(batch.keys)
+        self.trained.append(batch)
         return self.weight * batch.input_ids.float().mean()
 
     def validation_step(self, batch: VLMBatch, index: int) -> None:
-        self.validated += batch.keys
+        self.validated.append(batch)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
 @pytest.fixture
-def module(world: Path, tokenize: ConversationTokenizer, transform: ImageTransform) -> MakeModule:
+def readers(
+    make_shards: Callable[..., ShardSet],
+    members: MakeMembers,
+    clip: MakeMembers,
+    tokenize: ConversationTokenizer,
+    to_pixels: PixelTransform,
+) -> dict[str, SampleReader]:
+    """Sets of one kind each: 8 images, 5 texts, 4 videos of 6 frames of which 3 are shown."""
+    text = {i: members(i, [("where is the star", "no")], image=False) for i in range(5)}
+    videos = {i: clip(i, 6) for i in range(4)}
+    return {
+        "images": SampleReader(make_shards(8, name="images"), tokenize, transform=to_pixels),
+        "texts": SampleReader(make_shards(5, text, name="texts"), tokenize, transform=to_pixels),
+        "videos": SampleReader(make_shards(4, videos, name="videos"), tokenize, transform=to_pixels, max_frames=3),
+    }
+
+
+@pytest.fixture
+def module(readers: dict[str, SampleReader]) -> MakeModule:
+    """module(**changes): trains on 60 % images, 20 % texts, 20 % videos; validates on all, tests on the videos."""
+
     def make(**changes: Any) -> VLMDataModule:
-        shards = {split: ShardSet(world / f"instruct-{split}") for split in ("train", "val", "test")}
+        splits = {
+            "train": Mix(list(readers.values()), [3, 1, 1]),
+            "val": Mix(list(readers.values())),
+            "test": Mix([readers["videos"]]),
+        }
         arguments: dict[str, Any] = dict(
-            shards=shards, tokenize=tokenize, transform=transform, batch_size=4, eval_batch_size=5, num_batches=6
+            splits=splits, batch_size=4, eval_batch_size=5, num_batches=6, normalise=NORMALISE
         )
         return VLMDataModule(**{**arguments, **changes})
 
     return make
 
 
-def run(recorder: Recorder, data: VLMDataModule, folder: Path, checkpoint: str | None = None) -> None:
-    trainer = Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=1,
-        val_check_interval=3,
-        callbacks=[ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)],
-    )
-    trainer.fit(recorder, data, ckpt_path=checkpoint, weights_only=True)
+def keys(batches: Any) -> list[str]:
+    return [key for batch in batches for key in batch.keys]
 
 
-@pytest.mark.filterwarnings("ignore:The .*dataloader.* does not have many workers")
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_stopped_run_goes_on_with_the_next_batch(module: MakeModule, tmp_path: Path, workers: int) -> None:
-    whole = Recorder()
-    run(whole, module(), tmp_path / "whole")
-    assert len(whole.trained) == 6
-    stopped = Recorder(stop_at=4)
-    with pytest.raises(KeyError):
-        run(stopped, module(num_workers=workers), tmp_path / "stopped")
-    resumed = Recorder()
-    run(resumed, module(num_workers=workers), tmp_path / "resumed", str(tmp_path / "stopped" / "step=4.ckpt"))
-    assert stopped.trained + resumed.trained == whole.trained
-    assert resumed.trained == whole.trained[4:]
+def test_a_mix_of_text_images_and_videos_is_trained_and_validated(
+    module: MakeModule, fit: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    recorder, data = Recorder(), module(batch_size=6, num_workers=1)
+    fit(recorder, data, 6, [], val_check_interval=3)
+    assert keys(recorder.trained) == keys(data.train_dataloader())
+    assert len(recorder.trained) == 6
+    counts = torch.cat([batch.num_frames for batch in recorder.trained]).tolist()
+    assert set(counts) == {0, 1, 3}
+    assert any(len(set(batch.num_frames.tolist())) == 3 for batch in recorder.trained), "all in one batch"
+    for batch in recorder.trained:
+        assert batch.pixel_values is None or len(batch.pixel_values) == batch.num_frames.sum()
+    whole = [f"{i:02d}" for count in (8, 5, 4) for i in range(count)]
+    assert keys(recorder.validated) == whole * 2
 
 
-def test_validation_is_the_whole_split_each_time(module: MakeModule, tmp_path: Path) -> None:
+def test_bytes_travel_and_are_normalised_where_the_model_runs(module: MakeModule, fit: Callable[..., Trainer]) -> None:
+    recorder, data = Recorder(), module()
+    fit(recorder, data, 6, [], limit_val_batches=0)
+    loaded = list(data.train_dataloader())
+    assert any(batch.pixel_values is not None for batch in loaded)
+    for trained, raw in zip(recorder.trained, loaded, strict=True):
+        if raw.pixel_values is None:
+            assert trained.pixel_values is None
+            continue
+        assert raw.pixel_values.dtype == torch.uint8
+        assert trained.pixel_values is not None
+        assert torch.equal(trained.pixel_values, normalised(raw.pixel_values, *NORMALISE))
+
+
+def test_evaluation_passes_over_a_whole_split_ready_for_the_model(module: MakeModule) -> None:
+    class Rank:
+        global_rank, world_size = 1, 2
+
     data = module()
-    recorder = Recorder()
-    run(recorder, data, tmp_path)
-    shards = data.readers["val"].shards
-    split = [shards.key(index) for index in range(len(shards))]
-    assert recorder.validated == split[:5] + split + split  # one batch to see that it works, then twice all
+    data.trainer = Rank()  # type: ignore[assignment]
+    batches = list(data.evaluation_batches("test", "cpu"))
+    assert keys(batches) == ["00", "01", "02", "03"]
+    assert [batch.pixel_values.dtype for batch in batches if batch.pixel_values is not None] == [torch.float32]
+    assert keys(data.test_dataloader()) == [""], "for Lightning it is this rank's part"
 
 
-def test_splits_are_their_own_shards(module: MakeModule) -> None:
-    data = module()
-    for split, loader in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
-        shards = data.readers[split].shards
-        assert [key for batch in loader for key in batch.keys] == [shards.key(i) for i in range(len(shards))]
-    assert all(key.startswith("instruct-train") for batch in data.train_dataloader() for key in batch.keys)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_ranks_share_every_split(module: MakeModule, split: str) -> None:
+    def loader(rank: int, world_size: int, **changes: Any) -> list[list[str]]:
+        class Rank:
+            global_rank = rank
+
+        Rank.world_size = world_size  # type: ignore[attr-defined]
+        data = module(**changes)
+        data.trainer = Rank()  # type: ignore[assignment]
+        batches = data.train_dataloader() if split == "train" else data.val_dataloader()
+        return [batch.keys for batch in batches]
+
+    alone = loader(0, 1, batch_size=4, eval_batch_size=6)
+    ranks = [loader(rank, 2, batch_size=2, eval_batch_size=3) for rank in range(2)]
+    together = [[key for keys in step for key in keys if key] for step in zip(*ranks, strict=True)]
+    assert together == alone
+
+
+def test_a_pool_is_one_set(module: MakeModule, readers: dict[str, SampleReader]) -> None:
+    data = module(splits={"train": Mix(list(readers.values()))}, batch_size=1, num_batches=17)
+    assert sorted(keys(data.train_dataloader())) == sorted(f"{i:02d}" for count in (8, 5, 4) for i in range(count))
+
+
+def test_the_plan_is_of_data_weights_and_seed_and_not_of_batches(
+    module: MakeModule, readers: dict[str, SampleReader]
+) -> None:
+    same = {module().plan, module(batch_size=2, num_batches=9, num_workers=1).plan}
+    assert len(same) == 1
+    sets = list(readers.values())
+    mixes = [Mix(sets, [3, 1, 2]), Mix(sets), Mix(sets[:2], [3, 1]), Mix([sets[1], sets[0], sets[2]], [3, 1, 1])]
+    others = [module(seed=1).plan, *(module(splits={"train": mix}).plan for mix in mixes)]
+    assert len({*same, *others}) == 6
 
 
 def test_the_seed_orders_training(module: MakeModule) -> None:
-    orders = [[batch.keys for batch in module(seed=seed).train_dataloader()] for seed in (0, 0, 1)]
+    orders = [keys(module(seed=seed).train_dataloader()) for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_features_stand_for_pixels(module: MakeModule, tmp_path: Path, transform: ImageTransform) -> None:
+def test_features_stand_for_pixels(
+    readers: dict[str, SampleReader], tmp_path: Path, transform: ImageTransform, tokenize: ConversationTokenizer
+) -> None:
+    shards = readers["images"].shards
     recipe = FeatureRecipe("mean", (1, 32, 32))
-    shards = {split: reader.shards for split, reader in module().readers.items()}
-    stores = {
-        split: FeatureStore.build(tmp_path / split, each, lambda pixels: pixels.mean(2), recipe, transform)
-        for split, each in shards.items()
-    }
-    batch = next(iter(module(features=stores, num_workers=1).train_dataloader()))
+    store = FeatureStore.build(tmp_path / "features", shards, lambda pixels: pixels.mean(2), recipe, transform)
+    mix = Mix([SampleReader(shards, tokenize, features=store)])
+    data = VLMDataModule(splits={"train": mix}, batch_size=4, eval_batch_size=4, num_batches=1, num_workers=1)
+    batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
     assert batch.pixel_values is None
     assert batch.image_features is not None
     assert batch.image_features.shape == (4, 1, 32, 32)
-    with pytest.raises(UserError, match="were not made from"):
-        module(features={**stores, "val": stores["test"]})
-    del stores["val"]
-    with pytest.raises(UserError, match=r"features are given for \['test', 'train'\]"):
-        module(features=stores)
 
 
-def test_a_split_that_was_not_given_is_named(module: MakeModule, world: Path) -> None:
-    data = module(shards={"val": ShardSet(world / "instruct-val")})
+def test_a_split_that_was_not_given_is_named(module: MakeModule, readers: dict[str, SampleReader]) -> None:
+    data = module(splits={"val": Mix([readers["texts"]])})
     with pytest.raises(UserError, match="no shards were given for train; given: val"):
         data.train_dataloader()
+
+
+def test_pixels_without_their_normalising_are_refused(module: MakeModule) -> None:
+    with pytest.raises(ValueError, match="pixels need `normalise`"):
+        module(normalise=None)

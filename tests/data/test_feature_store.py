@@ -43,7 +43,9 @@ def test_features_equal_direct_encoding(
     store = FeatureStore.build(tmp_path / "f", shards, tower, recipe(views=5 if hd else 1), transform, batch_size=3)
     for index in range(7):
         direct = tower(pixels_of(shards.read(index)["png"], transform)[None])[0]
-        torch.testing.assert_close(store.read(index), direct, rtol=1e-5, atol=1e-6)  # other batch sizes round otherwise
+        torch.testing.assert_close(
+            store.read(index)[0], direct, rtol=1e-5, atol=1e-6
+        )  # other batch sizes round otherwise
     assert len(store) == 7
     assert store.seconds > 0
 
@@ -145,7 +147,7 @@ def test_damaged_images_are_remembered_and_text_only_samples_skipped(
         store.read(1)
     assert not store.read(2).any()
     direct = tower(pixels_of(shards.read(3)["png"], transform)[None])[0]
-    torch.testing.assert_close(store.read(3), direct, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(store.read(3)[0], direct, rtol=1e-5, atol=1e-6)
 
 
 def test_a_wrong_shape_of_the_tower_is_an_error_with_both_shapes(

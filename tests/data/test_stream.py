@@ -1,37 +1,51 @@
-"""The order of batches is the same for any number of workers and from any point on, and bad samples move no other."""
+"""Which samples are in which batch depends on the plan alone, and bad samples move no other."""
 
 import logging
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from llava_mini.batch import VLMBatch
+from llava_mini.batch import BadSample, VLMBatch
 from llava_mini.data.labels import ConversationTokenizer
+from llava_mini.data.order import Mixture, SequentialOrder, ShuffledOrder
+from llava_mini.data.pixels import PixelTransform
 from llava_mini.data.samples import SampleReader
 from llava_mini.data.shards import ShardSet
-from llava_mini.data.stream import BatchLoader, PlannedStream, SequentialOrder, ShuffledOrder
+from llava_mini.data.stream import BatchLoader, PlannedStream
 from llava_mini.errors import UserError
-from llava_mini.views import ImageTransform
 
 MakeShards = Callable[..., ShardSet]
 MakeMembers = Callable[..., dict[str, bytes]]
+MakeReader = Callable[..., SampleReader]
 Shuffled = Callable[..., PlannedStream]
 
 
 @pytest.fixture
-def shuffled(make_shards: MakeShards, tokenize: ConversationTokenizer, transform: ImageTransform) -> Shuffled:
-    """shuffled(num_batches=9, batch_size=3, seed=0, changes): a stream over 10 samples."""
+def read(make_shards: MakeShards, tokenize: ConversationTokenizer, to_pixels: PixelTransform) -> MakeReader:
+    """read(count, {i: members}, name): a reader of samples 00, 01, ..."""
 
-    def make(
-        num_batches: int = 9, batch_size: int = 3, seed: int = 0, changes: dict[int, dict[str, bytes]] | None = None
-    ) -> PlannedStream:
-        shards = make_shards(10, changes, name=f"{num_batches}-{batch_size}-{seed}-{len(changes or {})}")
-        reader = SampleReader(shards, tokenize, transform=transform)
-        order = ShuffledOrder(len(shards), shards.fingerprint, seed)
-        return PlannedStream(reader, order, batch_size=batch_size, num_batches=num_batches)
+    def make(count: int, changes: dict[int, dict[str, bytes]] | None = None, name: str = "shards") -> SampleReader:
+        return SampleReader(make_shards(count, changes, name=name), tokenize, transform=to_pixels)
+
+    return make
+
+
+@pytest.fixture
+def shuffled(read: MakeReader, members: MakeMembers, clip: MakeMembers) -> Shuffled:
+    """shuffled(num_batches=9, batch_size=3, ...): a stream over 10 samples, of them one text and one video."""
+    reader = read(10, {1: members(1, [("where is the star", "no")], image=False), 7: clip(7, 3)})
+
+    def make(num_batches: int = 9, batch_size: int = 3, rank: int = 0, world_size: int = 1) -> PlannedStream:
+        return PlannedStream(
+            [reader], ShuffledOrder([reader.shards], 0),
+            batch_size=batch_size, num_batches=num_batches, rank=rank, world_size=world_size,
+        )  # fmt: skip
 
     return make
 
@@ -41,35 +55,11 @@ def keys(loader: BatchLoader) -> list[list[str]]:
 
 
 def assert_equal(one: VLMBatch, other: VLMBatch) -> None:
-    assert (one.keys, one.kinds, one.skipped) == (other.keys, other.kinds, other.skipped)
+    assert (one.keys, one.kinds, one.skipped, one.position) == (other.keys, other.kinds, other.skipped, other.position)
     mine, theirs = one.model_inputs(), other.model_inputs()
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
         assert torch.equal(value, theirs[name]), name
-
-
-@pytest.mark.parametrize("count", [1, 31, 32, 33, 5000])
-def test_every_epoch_has_every_sample_once(count: int) -> None:
-    order = ShuffledOrder(count, "content", seed=3)
-    for epoch in (0, 1, 7):
-        found = [order(epoch * count + place) for place in range(count)]
-        assert sorted(found) == list(range(count))
-
-
-def test_the_order_depends_on_epoch_seed_and_content_only() -> None:
-    first = ShuffledOrder(200, "content", 0)
-    assert [first(i) for i in (399, 5, 250, 5)] == [ShuffledOrder(200, "content", 0)(i) for i in (399, 5, 250, 5)]
-    others = [first.epoch(1), ShuffledOrder(200, "content", 1).epoch(0), ShuffledOrder(200, "changed", 0).epoch(0)]
-    for other in others:
-        assert (first.epoch(0) != other).mean() > 0.9
-
-
-def test_an_epoch_is_well_mixed() -> None:
-    order = ShuffledOrder(6000, "content", 0).epoch(0)
-    places = np.argsort(order)
-    # Neighbours in the shards are spread over a window of 2048, and the ends of the data are mixed.
-    assert np.abs(np.diff(places)).mean() > 500
-    assert abs(np.corrcoef(np.arange(6000), places)[0, 1]) < 0.2
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
@@ -83,8 +73,26 @@ def test_any_number_of_workers_gives_the_same_batches(shuffled: Shuffled, worker
         assert_equal(one, other)
 
 
-def test_batches_pass_from_one_epoch_to_the_next(shuffled: Shuffled) -> None:
-    seen = [key for batch in keys(BatchLoader(shuffled(num_batches=10))) for key in batch]
+def test_spawned_workers_give_the_same_batches(shuffled: Shuffled) -> None:
+    stream = shuffled(num_batches=4, rank=1, world_size=2)
+    for one, other in zip(stream, BatchLoader(stream, num_workers=2, start_method="spawn"), strict=True):
+        assert_equal(one, other)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_any_number_of_ranks_takes_the_same_samples_in_every_step(shuffled: Shuffled, world_size: int) -> None:
+    steps = [batch.keys for batch in shuffled(num_batches=5, batch_size=6)]
+    ranks = [shuffled(5, 6 // world_size, rank, world_size) for rank in range(world_size)]
+    assert {len(BatchLoader(rank)) for rank in ranks} == {5}
+    together = [[key for batch in batches for key in batch.keys] for batches in zip(*ranks, strict=True)]
+    assert together == steps
+    for batches in zip(*ranks, strict=True):
+        assert len({batch.position for batch in batches}) == 1
+
+
+def test_each_sample_comes_once_an_epoch_over_all_ranks(shuffled: Shuffled) -> None:
+    ranks = [list(shuffled(num_batches=5, batch_size=3, rank=rank, world_size=2)) for rank in range(2)]
+    seen = [key for batches in zip(*ranks, strict=True) for batch in batches for key in batch.keys]
     assert len(seen) == 30
     for epoch in range(3):
         assert sorted(seen[epoch * 10 : epoch * 10 + 10]) == [f"{i:02d}" for i in range(10)]
@@ -92,93 +100,115 @@ def test_batches_pass_from_one_epoch_to_the_next(shuffled: Shuffled) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_can_be_resumed_at_any_batch(shuffled: Shuffled, workers: int) -> None:
-    stream = shuffled(num_batches=5)
-    whole = keys(BatchLoader(stream))
-    for stop in range(1, 6):
+def test_a_pass_can_begin_behind_any_batch(shuffled: Shuffled, workers: int) -> None:
+    stream = shuffled(num_batches=4, rank=1, world_size=2)
+    whole = list(BatchLoader(stream))
+    for behind, batch in enumerate(whole, 1):
         loader = BatchLoader(stream, num_workers=workers)
         batches = iter(loader)
-        for _ in range(stop):
-            next(batches)
-        state = loader.state_dict()  # workers are ahead of it by now
-        resumed = BatchLoader(stream, num_workers=2 - workers)
-        resumed.load_state_dict(state)
-        assert resumed.state_dict() == state
-        assert keys(resumed) == whole[stop:]
-        assert len(resumed) == 5
-        assert keys(resumed) == whole, "only the first pass goes on"
+        loader.start_position = batch.position  # in time: nobody has asked for a batch yet
+        assert [each.keys for each in batches] == [each.keys for each in whole[behind:]]
+        assert len(loader) == 4
+    assert [batch.position for batch in whole] == [6, 12, 18, 24]
 
 
 def test_a_pass_that_is_left_early_does_not_shift_the_next(shuffled: Shuffled) -> None:
-    loader = BatchLoader(shuffled(num_batches=4))
+    loader = BatchLoader(shuffled(num_batches=4), num_workers=1)
     whole = keys(loader)
     next(iter(loader))
     assert keys(loader) == whole
 
 
-def test_a_state_of_another_plan_is_refused(shuffled: Shuffled) -> None:
-    state = BatchLoader(shuffled(num_batches=4)).state_dict()
-    BatchLoader(shuffled(num_batches=8)).load_state_dict(state)  # a longer run of the same plan
-    for other in (shuffled(seed=1), shuffled(batch_size=2)):
-        with pytest.raises(UserError, match="other data, data seed or batch size"):
-            BatchLoader(other).load_state_dict(state)
+def test_a_start_within_a_batch_is_refused(shuffled: Shuffled) -> None:
+    loader = BatchLoader(shuffled(num_batches=4, world_size=2))
+    loader.start_position = 3
+    with pytest.raises(ValueError, match="position 3 lies within a batch of 6 samples"):
+        next(iter(loader))
 
 
-def test_evaluation_is_one_pass_in_the_order_of_the_shards(
-    make_shards: MakeShards, tokenize: ConversationTokenizer, transform: ImageTransform
-) -> None:
-    reader = SampleReader(make_shards(7), tokenize, transform=transform)
-    loader = BatchLoader(PlannedStream(reader, SequentialOrder(), batch_size=3), num_workers=2)
+def test_sets_are_mixed_by_their_order(read: MakeReader) -> None:
+    readers = [read(3, name="few"), read(8, name="many")]
+    order = Mixture([reader.shards for reader in readers], [1, 3], seed=0)
+    stream = PlannedStream(readers, order, batch_size=5, num_batches=3)
+    planned = [order(position) for position in range(15)]
+    assert [key for batch in stream for key in batch.keys] == [readers[s].shards.key(i) for s, i in planned]
+    assert {source for source, _ in planned} == {0, 1}
+
+
+def test_evaluation_is_one_pass_in_the_order_of_the_shards(read: MakeReader) -> None:
+    readers = [read(4, name="one"), read(3, name="other")]
+    order = SequentialOrder([reader.shards for reader in readers])
+    loader = BatchLoader(PlannedStream(readers, order, batch_size=3), num_workers=2)
     assert len(loader) == 3
-    assert keys(loader) == [["00", "01", "02"], ["03", "04", "05"], ["06"]]
+    assert keys(loader) == [["00", "01", "02"], ["03", "00", "01"], ["02"]]
+    assert [batch.position for batch in loader] == [3, 6, 7]
 
 
-def test_bad_samples_are_counted_logged_and_move_no_other(
-    shuffled: Shuffled, members: MakeMembers, caplog: pytest.LogCaptureFixture
+def test_one_pass_of_several_ranks_has_every_sample_once_and_as_many_batches_on_each(read: MakeReader) -> None:
+    reader = read(7)
+    ranks = [
+        PlannedStream([reader], SequentialOrder([reader.shards]), batch_size=2, rank=rank, world_size=3)
+        for rank in range(3)
+    ]
+    found = [keys(BatchLoader(rank)) for rank in ranks]
+    # A rank for which nothing is left has a row all the same, so that it comes to every collective operation.
+    assert found == [[["00", "01"], ["06"]], [["02", "03"], [""]], [["04", "05"], [""]]]
+    filler = ranks[1].batch(1)
+    assert (filler.num_supervised(), filler.skipped) == (0, [])
+
+
+def test_bad_samples_are_rows_without_labels_and_move_no_other(
+    read: MakeReader, members: MakeMembers, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = {2: {**members(2), "png": b"no image"}, 5: {**members(5), "json": b"{"}}
-    stream = shuffled(changes=bad)
+    reader = read(10, bad)
+    order = ShuffledOrder([reader.shards], 0)
     with caplog.at_level(logging.WARNING, "llava_mini.data"):
-        batches = list(BatchLoader(stream))
-    whole = [[f"{stream.order(b * 3 + i):02d}" for i in range(3)] for b in range(9)]
-    assert [batch.keys for batch in batches] == [[key for key in each if key not in ("02", "05")] for each in whole]
-    for batch, planned in zip(batches, whole, strict=True):
-        assert [text.split(":")[0] for text in batch.skipped] == [key for key in planned if key in ("02", "05")]
-        assert len(batch) == len(batch.keys) == 3 - len(batch.skipped)
+        batches = list(BatchLoader(PlannedStream([reader], order, batch_size=3, num_batches=9)))
+    planned = [[order(b * 3 + i)[1] for i in range(3)] for b in range(9)]
+    whole = list(PlannedStream([read(10, name="whole")], order, batch_size=3, num_batches=9))
+    for number, (batch, good, indices) in enumerate(zip(batches, whole, planned, strict=True)):
+        assert batch.keys == good.keys == [f"{i:02d}" for i in indices]
+        assert [each.position for each in batch.skipped] == [number * 3 + i for i in range(3) if indices[i] in bad]
+        for row, index in enumerate(indices):
+            if index in bad:
+                assert (batch.labels[row] == -100).all()
+                assert batch.num_frames[row] == 0
+            else:
+                length = int(good.attention_mask[row].sum())
+                assert torch.equal(batch.labels[row, :length], good.labels[row, :length])
+    skipped = [each for batch in batches for each in batch.skipped]
+    assert {each.key for each in skipped} == {"02", "05"}
+    by_key: dict[str, BadSample] = {each.key: each for each in skipped}
+    assert by_key["02"].shard == f"{reader.shards.folder}/shard-000000.tar"
+    assert "cannot be decoded" in by_key["02"].reason
+    assert by_key["05"].shard.endswith("shard-000001.tar")
+    assert "not JSON" in by_key["05"].reason
     messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == sum(len(batch.skipped) for batch in batches) > 0
-    assert any("02" in text and "shard-000000.tar" in text and "cannot be decoded" in text for text in messages)
-    assert any("05" in text and "shard-000001.tar" in text and "not a LLaVA record" in text for text in messages)
+    assert messages == [f"skipped {each.key} in {each.shard}: {each.reason}" for each in skipped]
 
 
-def test_a_batch_of_bad_samples_only_is_empty_and_the_stream_goes_on(
-    make_shards: MakeShards, members: MakeMembers, tokenize: ConversationTokenizer, transform: ImageTransform
-) -> None:
-    bad = {i: {**members(i), "json": b""} for i in (2, 3)}
-    reader = SampleReader(make_shards(6, bad), tokenize, transform=transform)
-    batches = list(BatchLoader(PlannedStream(reader, SequentialOrder(), batch_size=2), num_workers=1))
-    assert [batch.keys for batch in batches] == [["00", "01"], [], ["04", "05"]]
+def test_a_batch_of_bad_samples_only_is_a_batch_like_any_other(read: MakeReader, members: MakeMembers) -> None:
+    reader = read(6, {i: {**members(i), "json": b""} for i in (2, 3)})
+    stream = PlannedStream([reader], SequentialOrder([reader.shards]), batch_size=2)
+    batches = list(BatchLoader(stream, num_workers=1))
+    assert [batch.keys for batch in batches] == [["00", "01"], ["02", "03"], ["04", "05"]]
     assert [len(batch.skipped) for batch in batches] == [0, 2, 0]
+    assert [batch.num_supervised() for batch in batches] == [2, 0, 2]
 
 
 def test_errors_of_the_program_are_not_taken_for_bad_samples(shuffled: Shuffled) -> None:
     stream = shuffled()
-
-    class Broken(ImageTransform):
-        def __call__(self, image: object) -> torch.Tensor:
-            raise ZeroDivisionError
-
-    assert stream.reader.transform is not None
-    stream.reader.transform = Broken(stream.reader.transform.processor)
+    stream.readers[0].transform = lambda pictures: torch.zeros(1 // 0)
     with pytest.raises(ZeroDivisionError):
-        next(iter(stream))
+        list(stream)
 
 
-def test_the_toy_world_is_streamed(world: Path, tokenize: ConversationTokenizer, transform: ImageTransform) -> None:
+def test_the_toy_world_is_streamed(world: Path, tokenize: ConversationTokenizer, to_pixels: PixelTransform) -> None:
     shards = ShardSet(world / "instruct-train")
-    reader = SampleReader(shards, tokenize, transform=transform)
-    order = ShuffledOrder(len(shards), shards.fingerprint, 0)
-    batches = list(BatchLoader(PlannedStream(reader, order, batch_size=10, num_batches=7)))
+    reader = SampleReader(shards, tokenize, transform=to_pixels)
+    stream = PlannedStream([reader], ShuffledOrder([shards], 0), batch_size=10, num_batches=7)
+    batches = list(BatchLoader(stream))
     assert sorted(key for batch in batches for key in batch.keys) == sorted(map(shards.key, range(len(shards))))
     for batch in batches:
         assert batch.turn_ids is not None
@@ -187,10 +217,32 @@ def test_the_toy_world_is_streamed(world: Path, tokenize: ConversationTokenizer,
         assert not batch.skipped
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch ends orphans, some seconds later")
+def test_workers_die_with_their_parent(make_shards: MakeShards) -> None:
+    script = [sys.executable, str(Path(__file__).with_name("loader_process.py")), str(make_shards(8).folder)]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        workers = [int(number) for number in parent.stdout.readline().split()]
+        assert len(workers) == 2
+        assert all(alive(number) for number in workers)
+        parent.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 3  # torch's own watch over parents looks every 5 seconds
+    while any(alive(number) for number in workers) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not [number for number in workers if alive(number)]
+
+
+def alive(number: int) -> bool:
+    """Whether a process runs; one that ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.parametrize(("batch_size", "num_batches"), [(0, 1), (1, -1)])
 def test_impossible_sizes_are_refused(shuffled: Shuffled, batch_size: int, num_batches: int) -> None:
-    stream = shuffled()
     with pytest.raises(UserError, match=f"batch_size={batch_size} must be >= 1 and num_batches={num_batches}"):
-        PlannedStream(stream.reader, stream.order, batch_size=batch_size, num_batches=num_batches)
+        shuffled(num_batches, batch_size)
     with pytest.raises(UserError, match="num_workers=-1"):
-        BatchLoader(stream, num_workers=-1)
+        BatchLoader(shuffled(), num_workers=-1)

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava_mini.batch import VLMBatch
 from llava_mini.data.collate import collate as collate_samples
+from llava_mini.data.samples import placeholder
 from llava_mini.evaluate.accuracy import Answers, evaluate
 from llava_mini.models import LlavaMiniForConditionalGeneration
 
@@ -163,13 +164,14 @@ def packed_keys(keys: list[str], kinds: list[list[str]]) -> VLMBatch:
     return VLMBatch(empty, empty, empty, empty[:, 0], keys=keys, kinds=kinds)
 
 
-def test_evaluation_leaves_the_model_as_it_was_and_passes_over_batches_of_nothing(make_model: Callable):
+def test_evaluation_leaves_the_model_as_it_was_and_passes_over_unusable_samples(make_model: Callable):
     model = make_model().train()
     frozen = model.vision_tower.eval()
     modes = {name: module.training for name, module in model.named_modules()}
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    predictions = evaluate(model, [collate_samples([], 0, ["a: broken"]), packed(model, conversations()[:1])])
-    assert len(predictions.correct) == TURNS
+    unusable = [placeholder("a", 0), placeholder("b", 0)]
+    predictions = evaluate(model, [collate_samples(unusable, 0), packed(model, conversations()[:1])])
+    assert predictions.key == ["sample-0"] * TURNS
     assert modes == {name: module.training for name, module in model.named_modules()} and not frozen.training
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
 

@@ -8,39 +8,51 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from llava_mini.batch import VLMBatch
+from llava_mini.batch import BadSample, VLMBatch
 from llava_mini.data.labels import IGNORE
 from llava_mini.data.samples import Sample
 
 
-def collate(samples: Sequence[Sample], pad_token_id: int, skipped: Sequence[str] = ()) -> VLMBatch:
-    """A batch of `samples`; when all were skipped, one of no rows (B = 0).
+def collate(
+    samples: Sequence[Sample], pad_token_id: int, *, position: int = 0, skipped: Sequence[BadSample] = ()
+) -> VLMBatch:
+    """A batch of `samples`, of which text, images and videos may be mixed.
 
     Args:
-        samples: All with pixels, all with features, or without images; all of one way to treat turns.
+        samples: At least one. Their frames are all pixels or all features, of one number of views; their turns are
+            treated in one way. Placeholders fit with any.
         pad_token_id: Fills `input_ids`.
-        skipped: "key: reason" of samples that are missing.
+        position: The first position behind this batch.
+        skipped: What the placeholders among the samples stand for.
     """
     lengths = torch.tensor([len(sample.tokens) for sample in samples], dtype=torch.int64)
-    longest = int(lengths.max()) if len(samples) else 0
-    turn_ids = [sample.tokens.turn_ids for sample in samples if sample.tokens.turn_ids is not None]
     frames = [sample.pixels if sample.features is None else sample.features for sample in samples]
     return VLMBatch(
         input_ids=_padded([sample.tokens.input_ids for sample in samples], pad_token_id),
-        attention_mask=(torch.arange(longest) < lengths[:, None]).long(),
+        attention_mask=(torch.arange(int(lengths.max())) < lengths[:, None]).long(),
         labels=_padded([sample.tokens.labels for sample in samples], IGNORE),
         num_frames=torch.tensor([0 if each is None else len(each) for each in frames], dtype=torch.int64),
         pixel_values=_joined([sample.pixels for sample in samples]),
         image_features=_joined([sample.features for sample in samples]),
-        turn_ids=_padded(turn_ids, 0) if turn_ids else None,
+        turn_ids=_turn_ids(samples),
         keys=[sample.key for sample in samples],
         kinds=[sample.kinds for sample in samples],
+        position=position,
+        truncated=sum(sample.tokens.truncated for sample in samples),
         skipped=list(skipped),
     )
 
 
+def _turn_ids(samples: Sequence[Sample]) -> Tensor | None:
+    """None when no sample has independent turns; a placeholder's token belongs to no turn."""
+    if all(sample.tokens.turn_ids is None for sample in samples):
+        return None
+    rows = [sample.tokens.turn_ids for sample in samples]
+    return _padded([torch.zeros(1, dtype=torch.int64) if row is None else row for row in rows], 0)
+
+
 def _padded(rows: list[Tensor], fill: int) -> Tensor:
-    return pad_sequence(rows, batch_first=True, padding_value=fill) if rows else torch.zeros(0, 0, dtype=torch.int64)
+    return pad_sequence(rows, batch_first=True, padding_value=fill)
 
 
 def _joined(frames: list[Tensor | None]) -> Tensor | None:

@@ -1,91 +1,122 @@
-"""The data of a run for Lightning: a shuffled endless stream to train on, and one pass each to validate and to test."""
+"""The data of a run for Lightning: an endless stream to train on, and one pass each to validate and to test."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from lightning.pytorch import LightningDataModule
 
-from llava_mini.data.feature_store import FeatureStore
-from llava_mini.data.labels import ConversationTokenizer
+from llava_mini.batch import VLMBatch
+from llava_mini.data.order import Mixture, Order, SequentialOrder, ShuffledOrder
+from llava_mini.data.pixels import normalised
 from llava_mini.data.samples import SampleReader
-from llava_mini.data.shards import ShardSet
-from llava_mini.data.stream import BatchLoader, Order, PlannedStream, SequentialOrder, ShuffledOrder
+from llava_mini.data.stream import BatchLoader, PlannedStream
 from llava_mini.errors import UserError
-from llava_mini.views import ImageTransform
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The data of a split.
+
+    Attributes:
+        readers: one for each shard set, all with pixels or all with features, of one number of views.
+        weights: of each set in training, see `llava_mini.data.order.Mixture`; None pools the sets as one. Validation
+            and test pass over every set once, whatever the weights.
+    """
+
+    readers: Sequence[SampleReader]
+    weights: Sequence[float] | None = None
 
 
 class VLMDataModule(LightningDataModule):
-    """Loaders of `VLMBatch`.
+    """Loaders of `VLMBatch`, of the part that falls to this rank when several train together.
 
-    A training run is one Lightning epoch of `num_batches` batches, however often it passes over the data; its loader
-    keeps its place in Lightning's checkpoints.
+    A training run is one Lightning epoch of `num_batches` batches, however often it passes over the data.
+    `StreamPosition` keeps its place in Lightning's checkpoints.
 
     Args:
-        shards: Shard sets by split: "train", "val", "test"; a split that is not there cannot be loaded.
-        tokenize: What makes tokens of conversations.
-        transform: What makes pixels of images.
-        features: Feature stores by split; all splits in `shards` have one, or none has. With features `transform`
-            is not used.
-        batch_size: Of training.
-        eval_batch_size: Of validation and test.
-        num_batches: Batches of the training run.
+        splits: Data by split: "train", "val", "test"; a split that is not there cannot be loaded.
+        batch_size: Of training, on each rank.
+        eval_batch_size: Of validation and test, on each rank.
+        num_batches: Batches of the training run, on each rank.
         seed: Of the order of training.
         num_workers: Processes that make batches, for each loader.
+        normalise: Mean and standard deviation of each colour, between 0 and 1; not needed with features.
         pin_memory: Whether batches are put in page-locked memory.
-
-    Raises:
-        UserError: an argument is impossible, or features and shards do not fit.
     """
 
     def __init__(
         self,
         *,
-        shards: Mapping[str, ShardSet],
-        tokenize: ConversationTokenizer,
-        transform: ImageTransform | None = None,
-        features: Mapping[str, FeatureStore] | None = None,
+        splits: Mapping[str, Mix],
         batch_size: int,
         eval_batch_size: int,
         num_batches: int,
         seed: int = 0,
         num_workers: int = 0,
+        normalise: tuple[Sequence[float], Sequence[float]] | None = None,
         pin_memory: bool = False,
     ) -> None:
         super().__init__()
-        if features and set(features) != set(shards):
-            raise UserError(f"features are given for {sorted(features)}, shards for {sorted(shards)}")
-        self.readers = {
-            split: SampleReader(
-                each,
-                tokenize,
-                transform=None if features else transform,
-                features=features[split] if features else None,
-            )
-            for split, each in shards.items()
-        }
+        if normalise is None and any(reader.transform for mix in splits.values() for reader in mix.readers):
+            raise ValueError("pixels need `normalise`, the mean and standard deviation of their colours")
+        self.splits = dict(splits)
         self.batch_size, self.eval_batch_size, self.num_batches = batch_size, eval_batch_size, num_batches
-        self.seed, self.num_workers, self.pin_memory = seed, num_workers, pin_memory
+        self.seed, self.num_workers, self.normalise, self.pin_memory = seed, num_workers, normalise, pin_memory
+
+    @property
+    def plan(self) -> str:
+        """Equal for runs that train on the same samples in the same order, in batches of whatever size."""
+        return self._training_order().fingerprint
 
     def train_dataloader(self) -> BatchLoader:
-        """`num_batches` batches in shuffled order."""
-        shards = self._reader("train").shards
-        order = ShuffledOrder(len(shards), shards.fingerprint, self.seed)
-        return self._loader("train", order, self.batch_size, self.num_batches)
+        """`num_batches` batches in the order of training."""
+        return self._loader("train", self._training_order(), self.batch_size, self.num_batches)
 
     def val_dataloader(self) -> BatchLoader:
         """One pass in the order of the shards."""
-        return self._loader("val", SequentialOrder(), self.eval_batch_size, None)
+        return self._loader("val", self._stored_order("val"), self.eval_batch_size, None)
 
     def test_dataloader(self) -> BatchLoader:
         """One pass in the order of the shards."""
-        return self._loader("test", SequentialOrder(), self.eval_batch_size, None)
+        return self._loader("test", self._stored_order("test"), self.eval_batch_size, None)
+
+    def evaluation_batches(self, split: str, device: torch.device | str) -> Iterator[VLMBatch]:
+        """One pass over a whole split, whatever the rank, on `device` and ready for the model."""
+        stream = PlannedStream(self._mix(split).readers, self._stored_order(split), batch_size=self.eval_batch_size)
+        for batch in BatchLoader(stream, num_workers=self.num_workers, pin_memory=self.pin_memory):
+            yield self.on_after_batch_transfer(batch.to(device), 0)
+
+    def on_after_batch_transfer(self, batch: VLMBatch, dataloader_idx: int) -> VLMBatch:
+        """Makes normalised floats of pixels, where the model runs: a quarter of the bytes had to travel."""
+        if batch.pixel_values is None or self.normalise is None:
+            return batch
+        return replace(batch, pixel_values=normalised(batch.pixel_values, *self.normalise))
 
     def _loader(self, split: str, order: Order, batch_size: int, num_batches: int | None) -> BatchLoader:
-        stream = PlannedStream(self._reader(split), order, batch_size=batch_size, num_batches=num_batches)
+        stream = PlannedStream(
+            self._mix(split).readers,
+            order,
+            batch_size=batch_size,
+            num_batches=num_batches,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+        )
         return BatchLoader(stream, num_workers=self.num_workers, pin_memory=self.pin_memory)
 
-    def _reader(self, split: str) -> SampleReader:
-        if split not in self.readers:
-            raise UserError(f"no shards were given for {split}; given: {', '.join(self.readers)}")
-        return self.readers[split]
+    def _training_order(self) -> Order:
+        mix = self._mix("train")
+        sets = [reader.shards for reader in mix.readers]
+        if mix.weights is None:
+            return ShuffledOrder(sets, self.seed)
+        return Mixture(sets, mix.weights, self.seed)
+
+    def _stored_order(self, split: str) -> Order:
+        return SequentialOrder([reader.shards for reader in self._mix(split).readers])
+
+    def _mix(self, split: str) -> Mix:
+        if split not in self.splits:
+            raise UserError(f"no shards were given for {split}; given: {', '.join(self.splits)}")
+        return self.splits[split]

@@ -120,14 +120,14 @@ class FeatureStore:
         return len(self._array)
 
     def read(self, index: int) -> Tensor:
-        """[V, N, Dv] float32 of sample `index`.
+        """[F, V, N, Dv] float32 of sample `index`, of which only the first picture (F = 1) is kept.
 
         Raises:
             SampleError: its image could not be decoded.
         """
         if (reason := self._unusable.get(str(index))) is not None:
             raise SampleError(reason)
-        return torch.from_numpy(self._array[index].astype(np.float32))
+        return torch.from_numpy(self._array[index].astype(np.float32))[None]
 
     def _mapped(self) -> NDArray[Any]:
         path = self.folder / _ARRAY

@@ -141,6 +141,11 @@ def exact_quotas(weights: Sequence[float]) -> list[int]:
     return quotas
 
 
+def permutation(size: int, name: str) -> NDArray[np.int64]:
+    """The numbers below `size` in an order that depends on the name alone."""
+    return _permutation(size, _key(name), epoch=0)
+
+
 class _Shuffle:
     """Endless epochs over the numbers below `size`."""
 

@@ -1,7 +1,11 @@
-"""One sample from its shard to tensors: record and tokens, and pixels or the features that stand for them."""
+"""One sample from its shard to tensors: record and tokens, and pixels or the features that stand for them.
+
+Shapes: F frames of the sample, V views of a frame, N patches of a view, Dv vision width, S x S pixels of a view.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,16 +14,25 @@ from torch import Tensor
 from llava_mini.data.conversation import parse_record
 from llava_mini.data.errors import SampleError
 from llava_mini.data.feature_store import FeatureStore
-from llava_mini.data.images import pixels_of
-from llava_mini.data.labels import ConversationTokenizer, TokenizedSample
+from llava_mini.data.labels import IGNORE, ConversationTokenizer, TokenizedSample
+from llava_mini.data.order import permutation
 from llava_mini.data.shards import ShardSet, picture_names
 from llava_mini.errors import UserError
-from llava_mini.views import ImageTransform
+
+PictureTransform = Callable[[Sequence[bytes]], Tensor]  # F encoded pictures to uint8 [F, V, 3, S, S]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What `collate` needs of a sample; `pixels` [F, V, 3, H, W] or `features` [F, V, N, Dv], neither without image."""
+    """What `collate` needs of a sample.
+
+    Attributes:
+        key: its key in its shard.
+        tokens: its conversation.
+        kinds: of its answered turns; empty where the data names none.
+        pixels: uint8 [F, V, 3, S, S]; None for text only, and when features are given.
+        features: float32 [F, V, N, Dv], instead of pixels.
+    """
 
     key: str
     tokens: TokenizedSample
@@ -28,14 +41,22 @@ class Sample:
     features: Tensor | None = None
 
 
+def placeholder(key: str, pad_token_id: int) -> Sample:
+    """Stands for a sample that cannot be used: one token that everything ignores, no frame, no label."""
+    return Sample(key, TokenizedSample(torch.tensor([pad_token_id]), torch.tensor([IGNORE]), None), [])
+
+
 class SampleReader:
-    """Reads samples of a shard set by number; an image whose features are given is neither read nor decoded.
+    """Reads samples of a shard set by number; pictures whose features are given are neither read nor decoded.
 
     Args:
         shards: Where the samples lie.
         tokenize: What makes tokens of their conversations.
-        transform: What makes pixels of their images; not needed when features are given.
+        transform: What makes pixels of their pictures, a `PixelTransform`; not needed when features are given.
         features: Features of the frozen vision tower, made from the same shards.
+        max_frames: Of a longer video, the frames in the middle of so many equal segments are taken.
+        shuffle_frames: Whether the frames of videos come in random order, always the same for the same sample: what a
+            model loses by it, it had learnt from their order.
 
     Raises:
         UserError: both or neither of transform and features are given, or the features are of other shards.
@@ -46,14 +67,19 @@ class SampleReader:
         shards: ShardSet,
         tokenize: ConversationTokenizer,
         *,
-        transform: ImageTransform | None = None,
+        transform: PictureTransform | None = None,
         features: FeatureStore | None = None,
+        max_frames: int | None = None,
+        shuffle_frames: bool = False,
     ) -> None:
         if (transform is None) == (features is None):
             raise UserError("samples need either an image transform or a feature store, and not both")
         if features is not None and features.data_fingerprint != shards.fingerprint:
             raise UserError(f"the features in {features.folder} were not made from {shards.folder}")
+        if max_frames is not None and max_frames < 1:
+            raise UserError(f"max_frames={max_frames} of a video; it must be at least 1")
         self.shards, self.tokenize, self.transform, self.features = shards, tokenize, transform, features
+        self.max_frames, self.shuffle_frames = max_frames, shuffle_frames
 
     def __call__(self, index: int) -> Sample:
         """Sample `index`.
@@ -61,16 +87,29 @@ class SampleReader:
         Raises:
             SampleError: it cannot be used.
         """
-        frames = self.shards.frames(index)
-        with_pixels = frames > 0 and self.transform is not None
+        key, stored = self.shards.key(index), self.shards.frames(index)
+        with_pixels = stored > 0 and self.transform is not None
         members = self.shards.read(index) if with_pixels else {"json": self.shards.read_record(index)}
         if "json" not in members:
             raise SampleError("it has no json member")
         conversation = parse_record(members["json"])
-        tokens = self.tokenize(conversation, [1] * frames)
+        if conversation.is_video and not stored:
+            raise SampleError("a video without frames")
+        chosen = self._frames(key, stored) if conversation.is_video else list(range(stored))
+        tokens = self.tokenize(conversation, [len(chosen)] if conversation.is_video else [1] * stored)
         pixels = features = None
-        if frames and self.features is not None:
-            features = self.features.read(index)[None]
-        elif frames and self.transform is not None:
-            pixels = torch.stack([pixels_of(members[name], self.transform) for name in picture_names(members)])
-        return Sample(self.shards.key(index), tokens, conversation.kinds, pixels, features)
+        if stored and self.features is not None:
+            features = self.features.read(index)[chosen]
+        elif stored and self.transform is not None:
+            names = picture_names(members)
+            pixels = self.transform([members[names[frame]] for frame in chosen])
+        return Sample(key, tokens, conversation.kinds[: tokens.num_turns], pixels, features)
+
+    def _frames(self, key: str, stored: int) -> list[int]:
+        """Which of a video's frames are shown, in order.
+
+        Example: of 10 frames with max_frames=4, the middles of four segments of 2.5 frames: 1, 3, 6, 8.
+        """
+        count = min(stored, self.max_frames or stored)
+        frames = [(2 * segment + 1) * stored // (2 * count) for segment in range(count)]
+        return [frames[place] for place in permutation(count, key).tolist()] if self.shuffle_frames else frames

@@ -73,8 +73,6 @@ def evaluate(model: LlavaMiniForConditionalGeneration, batches: Iterable[VLMBatc
     answers = Answers()
     with evaluation_mode(model):
         for batch in batches:
-            if len(batch) == 0:
-                continue
             batch = batch.to(model.device)
             logits = model(**batch.model_inputs()).logits
             answers.add(batch, correct_answers(logits, batch.labels, batch.turn_ids))

@@ -1,0 +1,98 @@
+"""Where a run is in the order of its samples: one number, taken from the batches that were trained on.
+
+Lightning can keep the state of loaders itself, but it counts a batch that is not trained on yet, drops the state when
+the length of the run is asked for before training, and gives rank 0's to every rank. A callback's state has none of
+this, and it is loaded before the first batch is made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from llava_mini.batch import VLMBatch
+from llava_mini.data.datamodule import VLMDataModule
+from llava_mini.data.stream import BatchLoader
+from llava_mini.errors import UserError
+
+
+class StreamPosition(Callback):
+    """Keeps the position in checkpoints, and has a run that is resumed go on with the next sample.
+
+    The position is that of the last optimiser step; what was accumulated since is done again. Batches per step may be
+    dealt differently when a run goes on, among more or fewer ranks, if a step has as many samples as before:
+    Lightning's own counters, which are in batches of a rank, are then put right.
+
+    Args:
+        datamodule: What the run trains on.
+    """
+
+    def __init__(self, datamodule: VLMDataModule) -> None:
+        self.datamodule = datamodule
+        self.position = self.global_batch = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Raises ValueError for a trainer whose steps and epochs the position cannot follow."""
+        if self.datamodule.num_batches % trainer.accumulate_grad_batches:
+            raise ValueError(
+                f"{self.datamodule.num_batches} batches are no whole steps of {trainer.accumulate_grad_batches}"
+            )
+        if trainer.max_epochs != 1:
+            raise ValueError(f"max_epochs={trainer.max_epochs}: a run is one epoch of the trainer, however long")
+        self.global_batch = samples_per_step(trainer, self.datamodule.batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Samples that all ranks have consumed, and what must be the same for the position to mean the same."""
+        return {"position": self.position, "plan": self.datamodule.plan, "global_batch": self.global_batch}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Takes the position over, before Lightning restores its loops from `checkpoint`.
+
+        Raises:
+            UserError: the checkpoint is of another plan or has other steps, or keeps no position.
+        """
+        state = checkpoint["callbacks"].get(self.state_key)
+        if state is None:
+            raise UserError(f"{trainer.ckpt_path} keeps no position in the data: it was made by another version")
+        if state["plan"] != self.datamodule.plan:
+            raise UserError(
+                f"{trainer.ckpt_path} was made with other training data, weights or seed; a run goes on with its own"
+            )
+        if state["global_batch"] != self.global_batch:
+            raise UserError(
+                f"{trainer.ckpt_path} was made with {state['global_batch']} samples a step and this run has "
+                f"{self.global_batch}; batch_size x devices x accumulate_grad_batches must stay the same"
+            )
+        self.position = int(state["position"])
+        self._put_right(checkpoint["loops"]["fit_loop"], trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The loader is there by now, whoever asked for it first, and has made no batch yet."""
+        loader = trainer.train_dataloader
+        if not isinstance(loader, BatchLoader):
+            raise ValueError(f"training takes its batches from {type(loader).__name__}, not from a BatchLoader")
+        loader.start_position = self.position
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: VLMBatch, batch_idx: int
+    ) -> None:
+        if batch.position % self.global_batch == 0:
+            self.position = batch.position
+
+    def _put_right(self, loops: dict[str, Any], trainer: Trainer) -> None:
+        """Lightning's counters as if the run had always had today's batches, and had been saved at its last step."""
+        progress = loops["epoch_loop.batch_progress"]
+        batches = self.position // (self.datamodule.batch_size * trainer.world_size)
+        shift = batches - progress["current"]["ready"]
+        for counts in (progress["total"], progress["current"]):
+            for name in counts:
+                counts[name] += shift
+        progress["is_last_batch"] = batches >= self.datamodule.num_batches
+        # As in any checkpoint of a step: the step counts as done for loggers when the checkpoint has been written.
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = self.position // self.global_batch - 1
+
+
+def samples_per_step(trainer: Trainer, batch_size: int) -> int:
+    """Samples of an optimiser step, of all ranks together."""
+    return batch_size * trainer.world_size * trainer.accumulate_grad_batches
