@@ -4,9 +4,12 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 
+from llava_mini.data.toyworld import films
 from llava_mini.data.toyworld.clips import clip_at
 from llava_mini.data.toyworld.films import RATE, write_mp4
+from llava_mini.errors import UserError
 
 
 def test_a_film_lasts_a_second_a_state_and_shows_it(tmp_path: Path) -> None:
@@ -29,3 +32,9 @@ def test_a_film_is_the_same_bytes_again(tmp_path: Path) -> None:
     for name in ("one.mp4", "two.mp4"):
         write_mp4(tmp_path / name, states)
     assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "two.mp4").read_bytes()
+
+
+def test_a_missing_pyav_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(films, "av", None)
+    with pytest.raises(UserError, match=r"pip install 'llava-mini-lab\[data\]'"):
+        write_mp4(tmp_path / "film.mp4", np.zeros((4, 64, 64, 3), np.uint8))

@@ -49,8 +49,8 @@ def test_a_world_holds_its_sets_and_tokenizer(world: Path) -> None:
     assert described["seed"] == 0
     for name, facts in described["sets"].items():
         shards = ShardSet(world / name)
-        assert (len(shards), shards.fingerprint) == (facts["scenes"], facts["fingerprint"])
-        assert keys(shards) == [f"{name}-{i:06d}" for i in range(facts["scenes"])]
+        assert (len(shards), shards.fingerprint) == (facts["samples"], facts["fingerprint"])
+        assert keys(shards) == [f"{name}-{i:06d}" for i in range(facts["samples"])]
     assert (world / "tokenizer" / "tokenizer.json").exists()
 
 
@@ -123,7 +123,7 @@ def test_an_interrupted_build_is_completed(tmp_path: Path, monkeypatch: pytest.M
     ("seed", "sizes", "message"),
     [
         (1, {"instruct-val": 4}, "recipe 2 and seed 0, not 2 and 1"),
-        (0, {"instruct-val": 5}, "holds 4 scenes of instruct-val, not 5"),
+        (0, {"instruct-val": 5}, "holds 4 samples of instruct-val, not 5"),
         (0, {"instruct-dev": 5}, "instruct-dev=5: allowed are caption-train"),
         (0, {"instruct-val": 0}, "instruct-val=0"),
         (-1, {"instruct-val": 4}, "seed -1"),
@@ -161,9 +161,12 @@ def test_damage_that_leaves_the_size_as_it_was_is_named(tmp_path: Path) -> None:
         ([], "does not describe a toy world"),
         ({"version": make.RECIPE_VERSION, "seed": 0}, "does not describe a toy world"),
         ({"version": make.RECIPE_VERSION, "seed": 0, "sets": []}, "does not describe a toy world"),
-        ({"version": make.RECIPE_VERSION, "seed": 0, "sets": {"instruct-val": {"scenes": 4}}}, "does not describe a toy world"),
         (
-            {"version": make.RECIPE_VERSION, "seed": 0, "sets": {"../elsewhere": {"scenes": 4, "fingerprint": "f"}}},
+            {"version": make.RECIPE_VERSION, "seed": 0, "sets": {"instruct-val": {"samples": 4}}},
+            "does not describe a toy world",
+        ),
+        (
+            {"version": make.RECIPE_VERSION, "seed": 0, "sets": {"../elsewhere": {"samples": 4, "fingerprint": "f"}}},
             r"names the set \.\./elsewhere; allowed",
         ),
     ],

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import av
 import numpy as np
 from numpy.typing import NDArray
+
+from llava_mini.errors import UserError
+
+try:
+    import av
+except ImportError:
+    av = None  # type: ignore[assignment] # `write_mp4` says so
 
 RATE = 4  # pictures a second; one state lasts one second
 _OPTIONS = {"crf": "8", "preset": "veryfast", "tune": "animation"}
@@ -16,7 +22,12 @@ def write_mp4(path: Path, states: NDArray[np.uint8]) -> None:
     """Writes states [T, H, W, 3] as a film of T seconds; the same states give the same bytes.
 
     Colours keep their full resolution (4:4:4), because halved they would blur shapes of a dozen pixels.
+
+    Raises:
+        UserError: PyAV is not installed.
     """
+    if av is None:
+        raise UserError("the toy world's clips need PyAV: pip install 'llava-mini-lab[data]'")
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=RATE, options=_OPTIONS)
         stream.height, stream.width = states.shape[1:3]

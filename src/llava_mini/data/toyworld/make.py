@@ -1,11 +1,14 @@
-"""Writes a toy world: LLaVA conversations about its scenes in WebDataset shards, one set a folder.
+"""Writes a toy world: LLaVA conversations about scenes and clips, and texts, in WebDataset shards, one set a folder.
 
-    WORLD/world.json         seed, recipe version, and for every set its number of scenes and fingerprint
+    WORLD/world.json         seed, recipe version, and for every set its number of samples and fingerprint
     WORLD/tokenizer/         the tokenizer, in transformers format
     WORLD/instruct-train/    shard set: questions and answers      (likewise instruct-val, instruct-test)
     WORLD/caption-train/     shard set: statements, no questions   (likewise caption-val)
+    WORLD/clip-train/        shard set: questions about clips      (likewise clip-val, clip-test)
+    WORLD/text-train/        shard set: questions about texts      (likewise text-val, text-test)
 
-Every set has its own stream of scenes, so no scene is in two of them.
+Every set has its own stream of samples, so none is in two of them. Pictures of scenes are stored as they were drawn;
+clips and texts are built from LLaVA JSON and mp4 files like a user's own data.
 """
 
 from __future__ import annotations
@@ -22,34 +25,37 @@ from PIL import Image
 from llava_mini.data.shards import ShardSet, write_shards
 from llava_mini.data.toyworld.captions import caption
 from llava_mini.data.toyworld.facts import scene_facts
-from llava_mini.data.toyworld.questions import question
+from llava_mini.data.toyworld.questions import Asked, question
 from llava_mini.data.toyworld.scenes import scene_at, stream_rng
+from llava_mini.data.toyworld.source_files import build_from_files, llava_record
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.errors import UserError
 from llava_mini.files import folder_lock, write_json
 
 # Any change that makes other pictures or texts from the same seed, or lays the folder out otherwise, raises it.
 RECIPE_VERSION = 2
-DEFAULT_SIZES: dict[str, int] = {
+DEFAULT_SIZES: dict[str, int] = {  # what `make world` and the sweeps of single pictures need
     "caption-train": 6000,
     "caption-val": 300,
     "instruct-train": 6000,
     "instruct-val": 300,
     "instruct-test": 400,
 }
+BUILT_SETS = ("clip-train", "clip-val", "clip-test", "text-train", "text-val", "text-test")
+SETS = (*DEFAULT_SIZES, *BUILT_SETS)
 _WORLD_FILE = "world.json"
 
 
 def make_world(folder: Path | str, *, seed: int, sizes: Mapping[str, int] = DEFAULT_SIZES) -> Path:
-    """Makes the sets named in `sizes` (name -> scenes) that `folder` does not hold yet, and the tokenizer.
+    """Makes the sets named in `sizes` (name -> samples) that `folder` does not hold yet, and the tokenizer.
 
     Raises:
         UserError: a set's name or size is impossible, or the folder holds a world of another seed, recipe or size, or
             one that is damaged.
     """
     for name, count in sizes.items():
-        if name not in DEFAULT_SIZES or count < 1:
-            raise UserError(f"toy world set {name}={count}: allowed are {', '.join(DEFAULT_SIZES)} of 1 scene or more")
+        if name not in SETS or count < 1:
+            raise UserError(f"toy world set {name}={count}: allowed are {', '.join(SETS)} of 1 sample or more")
     if seed < 0:
         raise UserError(f"toy world seed {seed}: allowed are 0 and above")
     root = Path(folder)
@@ -58,28 +64,23 @@ def make_world(folder: Path | str, *, seed: int, sizes: Mapping[str, int] = DEFA
         for name, count in sizes.items():
             if name not in world["sets"]:
                 _make_set(root, world, name, count)
-            elif (made := world["sets"][name]["scenes"]) != count:
-                raise UserError(f"{root} holds {made} scenes of {name}, not {count}; delete it or name another folder")
+            elif (made := world["sets"][name]["samples"]) != count:
+                raise UserError(f"{root} holds {made} samples of {name}, not {count}; delete it or name another folder")
     return root
 
 
 def toy_sample(name: str, seed: int, index: int) -> tuple[str, dict[str, bytes]]:
-    """Sample `index` of a set: its key and its members, a PNG and a LLaVA record."""
+    """Sample `index` of a set of scenes: its key and its members, a PNG and a LLaVA record."""
     scene = scene_at(name, seed, index)
     facts = scene_facts(stream_rng(name, seed, index, 1), scene)
     key = f"{name}-{index:06d}"
-    turns = []
-    for number, fact in enumerate(facts):
-        asked, told = ("", caption(fact)) if name.startswith("caption") else (question(fact), fact.answer)
-        image = "<image>\n" if number == 0 else ""
-        turns += [{"from": "human", "value": image + asked}, {"from": "gpt", "value": told}]
-    record = {
-        "id": key,
-        "image": f"{key}.png",
-        "source": "toyworld",
-        "conversations": turns,
-        "kinds": [fact.kind for fact in facts],
-    }
+    turns = [
+        Asked(fact.kind, "", caption(fact))
+        if name.startswith("caption")
+        else Asked(fact.kind, question(fact), fact.answer)
+        for fact in facts
+    ]
+    record = llava_record(key, turns, image=f"{key}.png")
     png = io.BytesIO()
     Image.fromarray(scene.image).save(png, "PNG", compress_level=1)
     return key, {"json": json.dumps(record).encode(), "png": png.getvalue()}
@@ -99,7 +100,7 @@ def _existing_world(root: Path, seed: int) -> dict[str, Any]:
     try:
         world: dict[str, Any] = json.loads(path.read_text())
         found = (world["version"], world["seed"])
-        fingerprints = {name: made["fingerprint"] for name, made in world["sets"].items() if made["scenes"]}
+        fingerprints = {name: made["fingerprint"] for name, made in world["sets"].items() if made["samples"]}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} does not describe a toy world ({error!r})") from None
     if found != (RECIPE_VERSION, seed):
@@ -108,8 +109,8 @@ def _existing_world(root: Path, seed: int) -> dict[str, Any]:
             " delete it or name another folder"
         )
     for name, fingerprint in fingerprints.items():
-        if name not in DEFAULT_SIZES:
-            raise UserError(f"{path} names the set {name}; allowed are {', '.join(DEFAULT_SIZES)}")
+        if name not in SETS:
+            raise UserError(f"{path} names the set {name}; allowed are {', '.join(SETS)}")
         shards = ShardSet(root / name)
         if shards.fingerprint != fingerprint:
             raise UserError(f"{root / name} is not the set that {path} describes; delete {root}")
@@ -119,6 +120,9 @@ def _existing_world(root: Path, seed: int) -> dict[str, Any]:
 
 def _make_set(root: Path, world: dict[str, Any], name: str, count: int) -> None:
     shutil.rmtree(root / name, ignore_errors=True)  # of a build that was interrupted
-    shards = write_shards(_samples(name, world["seed"], count), root / name)
-    world["sets"][name] = {"scenes": count, "fingerprint": shards.fingerprint}
+    if name in BUILT_SETS:
+        shards = build_from_files(root / name, name, world["seed"], count)
+    else:
+        shards = write_shards(_samples(name, world["seed"], count), root / name)
+    world["sets"][name] = {"samples": count, "fingerprint": shards.fingerprint}
     write_json(root / _WORLD_FILE, world)

@@ -1,0 +1,72 @@
+"""Clips and texts as a user would bring them: a LLaVA JSON and mp4 files, which `data build` makes a shard set of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from llava_mini.data.building.run import build_set
+from llava_mini.data.shards import ShardSet
+from llava_mini.data.toyworld.clip_questions import clip_questions
+from llava_mini.data.toyworld.clips import clip_at
+from llava_mini.data.toyworld.films import write_mp4
+from llava_mini.data.toyworld.questions import Asked
+from llava_mini.data.toyworld.scenes import stream_rng
+from llava_mini.data.toyworld.texts import text_questions
+
+_FPS = 1.0  # one frame of every state
+
+
+def build_from_files(out: Path, stream: str, seed: int, count: int) -> ShardSet:
+    """The first `count` samples of a stream of clips or texts as the shard set `out`; the files are gone afterwards.
+
+    Raises:
+        UserError: `out` cannot be written, or PyAV is not installed.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{stream}-") as folder:
+        source = write_files(Path(folder), stream, seed, count)
+        return build_set([source], videos=folder, out=out, seed=seed, fps=_FPS)
+
+
+def write_files(folder: Path, stream: str, seed: int, count: int) -> Path:
+    """Writes the films of clips and the LLaVA JSON, and returns the latter."""
+    if stream.startswith("clip"):
+        records = [_clip_record(folder, stream, seed, index) for index in range(count)]
+    else:
+        records = [_text_record(stream, seed, index) for index in range(count)]
+    path = folder / f"{stream}.json"
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return path
+
+
+def llava_record(key: str, turns: Sequence[Asked], **media: str) -> dict[str, Any]:
+    """A LLaVA record.
+
+    Args:
+        key: Its id.
+        turns: What is asked and answered; one or more.
+        **media: `image` or `video` and its file's name; nothing for a text.
+    """
+    messages = []
+    for turn in turns:
+        messages += [{"from": "human", "value": turn.question}, {"from": "gpt", "value": turn.answer}]
+    for name in media:
+        messages[0]["value"] = f"<{name}>\n{messages[0]['value']}"
+    kinds = [turn.kind for turn in turns]
+    return {"id": key, **media, "source": "toyworld", "conversations": messages, "kinds": kinds}
+
+
+def _clip_record(folder: Path, stream: str, seed: int, index: int) -> dict[str, Any]:
+    """The record of a clip, whose film is written."""
+    clip = clip_at(stream, seed, index)
+    key = f"{stream}-{index:06d}"
+    write_mp4(folder / f"{key}.mp4", clip.frames)
+    return llava_record(key, clip_questions(stream_rng(stream, seed, index, 1), clip), video=f"{key}.mp4")
+
+
+def _text_record(stream: str, seed: int, index: int) -> dict[str, Any]:
+    return llava_record(f"{stream}-{index:06d}", text_questions(stream_rng(stream, seed, index, 1)))
