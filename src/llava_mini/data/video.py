@@ -30,7 +30,6 @@ MAX_FRAMES = 86_400  # a day at one frame a second; a damaged time stamp can cla
 
 # Containers of videos. Others are not even tried: some (playlists) make the reader open further files and addresses.
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,gif"
-_DECLARING = ("mov", "matroska")  # whose headers tell the length exactly
 _ROUNDING = Fraction(1, 100)  # of a period
 _MISSING_SECONDS = 1.0  # by which a video may be shorter than its header says; audio and rounding explain no more
 
@@ -112,8 +111,7 @@ def _scanned(path: Path) -> _Clip:
             latest = max(latest, float(stop * packet.time_base))
             if packet.stream is stream and not packet.is_discard:
                 first, last, end, frames = min(first, stamp), max(last, stamp), max(end, stop), frames + 1
-        declared = (container.duration or 0) / av.time_base
-        if container.format.name.startswith(_DECLARING) and declared - latest > _MISSING_SECONDS:
+        if (declared := _declared(container, stream)) - latest > _MISSING_SECONDS:
             raise SampleError(f"video stops after {latest:.1f} of {declared:.1f} s")
         if frames == 0 or stream.time_base is None:
             raise SampleError("video without frames")
@@ -121,6 +119,15 @@ def _scanned(path: Path) -> _Clip:
             end = last + (last - first) // max(1, frames - 1)
         aspect = stream.sample_aspect_ratio or Fraction(1)
         return _Clip(int(first), int(end - first), stream.time_base, aspect)
+
+
+def _declared(container: av.container.InputContainer, stream: av.VideoStream) -> float:
+    """Seconds that the header promises, 0 where that is not said exactly."""
+    if container.format.name == "avi" and stream.average_rate:  # whose `duration` follows the file's size
+        return float(stream.frames / stream.average_rate)
+    if container.format.name.startswith(("mov", "matroska")):
+        return (container.duration or 0) / av.time_base
+    return 0.0
 
 
 def _shown_at(moments: Iterator[int], frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
@@ -170,5 +177,7 @@ def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoS
 def _readable() -> Iterator[None]:
     try:
         yield
+    except av.EOFError:
+        raise SampleError("video without frames") from None
     except av.FFmpegError as error:
         raise SampleError(f"video cannot be read: {error.strerror}") from None
