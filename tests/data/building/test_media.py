@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
@@ -128,6 +129,12 @@ def test_a_smaller_jpeg_is_about_what_resizing_the_original_gives() -> None:
     raw = saved(Image.fromarray(pixels), "JPEG", quality=90)
     direct = np.asarray(Image.fromarray(decode_image(raw)).resize((448, 336), Image.Resampling.BICUBIC)).astype(int)
     assert np.abs(decode_image(stored_image(raw, 336)[1]).astype(int) - direct).mean() < 3
+
+
+def test_small_jpegs_keep_the_resolution_of_their_colours(picture: MakePicture) -> None:
+    raw = picture(0, size=(400, 300), encoding="JPEG")
+    sampling = {side: simplejpeg.decode_jpeg_header(stored_image(raw, side)[1])[3] for side in (64, 127, 128, 200)}
+    assert sampling == {64: "444", 127: "444", 128: "420", 200: "420"}
 
 
 def test_videos_become_jpeg_frames(media: Callable[..., Media], tmp_path: Path, clip: Callable[..., bytes]) -> None:

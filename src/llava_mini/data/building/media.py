@@ -26,6 +26,9 @@ from llava_mini.data.video import frames_at
 FRAME_SIDE = 336  # pixels of a stored frame's shorter side at most, unless `resize` says otherwise
 MOST_BYTES = 2**30  # of an image's file and of all pictures of a sample, which are held in memory
 _JPEG_QUALITY = 95
+_SMALL = (
+    128  # pixels of a JPEG's shorter side below which colours keep their resolution: halved, they blur small things
+)
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def _encoded(pixels: NDArray[np.uint8], extension: str) -> bytes:
     buffer = io.BytesIO()
     image = Image.fromarray(pixels)
     if extension == "jpg":
-        image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+        image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling="4:4:4" if min(image.size) < _SMALL else "4:2:0")
     else:
         image.save(buffer, "PNG")
     return buffer.getvalue()
