@@ -117,8 +117,11 @@ def _stats(options: argparse.Namespace) -> int:
     shards = ShardSet(options.folder)
     found = statistics(shards, options.workers)
     print("\n".join(statistics_lines(shards, found)))
-    options.out.mkdir(parents=True, exist_ok=True)
-    draw(shards, found, options.out / "stats.png")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        draw(shards, found, options.out / "stats.png")
+    except OSError as error:
+        raise UserError(f"--out {options.out} cannot be written ({error.strerror})") from None
     print(f"\ndrawn in {options.out / 'stats.png'}")
     return 0
 

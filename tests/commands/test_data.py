@@ -1,0 +1,154 @@
+"""`llava-mini data`: from JSON to a checked and counted set by the command line; mistakes are one line."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_mini.cli import main
+from llava_mini.data.shards import ShardSet
+from llava_mini.data.toyworld.tokenizer import build_tokenizer
+from llava_mini.data.workers import WorkerDiedError
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with mix.json, 12 records about images, and the images; one record names none that is there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    records = []
+    for number in range(12):
+        pixels = np.full((40, 60, 3), 20 * number, np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG")
+        (tmp_path / "images" / f"{number}.jpg").write_bytes(buffer.getvalue())
+        talk = [{"from": "human", "value": "<image>\nwhat color is the ring"}, {"from": "gpt", "value": "red"}]
+        records.append({"id": f"r{number}", "image": f"{number}.jpg", "conversations": talk})
+    records[7]["image"] = "nothing.jpg"
+    (tmp_path / "mix.json").write_text(json.dumps(records))
+    return tmp_path
+
+
+BUILD = ["data", "build", "mix.json", "--images", "images", "--out", "set", "--workers", "1"]
+
+
+def test_build_check_stats(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([*BUILD, "--resize", "20", "--samples-per-shard", "5", "--seed", "3"]) == 0
+    shards = ShardSet("set")
+    assert len(shards) == 11 and shards.plan is not None and shards.plan["resize"] == 20 and shards.plan["seed"] == 3
+    build_tokenizer().save_pretrained("tokenizer")
+    told = ["--tokenizer", "tokenizer", "--template", "tiny", "--report", "bad.jsonl"]
+    capfd.readouterr()
+    assert main(["data", "check", "set", "--workers", "1", *told]) == 0
+    out = capfd.readouterr().out
+    assert "set: 11 samples in 3 shards, 11 pictures" in out and " 22 learnt, 0 samples truncated" in out
+    assert Path("bad.jsonl").read_text() == ""
+    assert main(["data", "stats", "set", "--workers", "1", "--out", "drawn"]) == 0
+    out = capfd.readouterr().out
+    assert "11 samples in 3 shards" in out and "1 records were rejected" in out and "drawn in drawn/stats.png" in out
+    assert Image.open("drawn/stats.png").format == "PNG"
+
+
+def test_parts_are_built_one_by_one(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    sized = [*BUILD, "--samples-per-shard", "4"]
+    assert main([*sized, "--task", "1", "--of", "2"]) == 0
+    assert "task 1 of 2: 12 records in 3 shards; 1 of 1 to build" in caplog.text
+    assert "set: 2 of 3 shards are still missing" in caplog.text
+    assert main([*sized, "--task", "0", "--of", "2"]) == 0
+    assert "set: 11 samples, " in caplog.text and "1 x missing image" in caplog.text
+    assert main(sized) == 0
+    assert "set is complete already: 11 samples" in caplog.text
+
+
+def test_a_set_that_fails_its_check_is_exit_status_1(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(BUILD) == 0
+    tar = place / "set" / "shard-000000.tar"
+    raw = bytearray(tar.read_bytes())
+    raw[-1] ^= 1
+    tar.write_bytes(raw)
+    capsys.readouterr()
+    assert main(["data", "check", "set", "--workers", "1"]) == 1
+    out, error = capsys.readouterr()
+    assert "damaged   set/shard-000000.tar has SHA-256" in out and "tokens were not counted" in out
+    assert error.startswith("llava-mini: set: 1 damaged files, set/shard-000000.tar") and error.count("\n") == 1
+
+
+def test_tokens_that_do_not_fit_fail_the_check(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(BUILD) == 0
+    build_tokenizer().save_pretrained("tokenizer")
+    check = ["data", "check", "set", "--workers", "1", "--tokenizer", "tokenizer", "--template", "tiny"]
+    assert main([*check, "--image-tokens", "64", "--max-length", "60"]) == 1
+    out, error = capsys.readouterr()
+    assert "bad       11 samples" in out and "(r3): " in out
+    assert error == "llava-mini: set: nothing can be learnt from 11 of 11 samples, more than 1%\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "nothing.json", "--out", "set"], "source nothing.json cannot be read (No such file or directory)"),
+        (["build", "mix.json", "--out", "set", "--images", "none"], "--images none: no such folder"),
+        (["build", "mix.json", "--out", "set", "--task", "1"], "--task and --of go together, as in --task 0 --of 16"),
+        (
+            ["build", "mix.json", "--out", "set", "--task", "2", "--of", "2"],
+            "--task 2 --of 2: allowed are tasks 0 to 1",
+        ),
+        (["build", "mix.json", "--out", "set", "--resize", "0"], "--resize 0: allowed are 1 pixel and above"),
+        (["build", "cut.json", "--out", "set"], "cut.json is broken behind its record 11, within its first"),
+        (["check", "nowhere"], "nowhere is no complete shard set (it has no shards.json)"),
+        (["check", "ready", "--tokenizer", "nowhere"], "--tokenizer nowhere: no tokenizer_config.json there"),
+        (["check", "ready", "--tokenizer", ".", "--template", "alpaca"], "template=alpaca: allowed are vicuna_v1"),
+        (["check", "ready", "--report", "."], "--report . cannot be written (Is a directory)"),
+        (["stats", "nowhere"], "nowhere is no complete shard set"),
+        (["stats", "ready", "--out", "mix.json"], "--out mix.json cannot be written (File exists)"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    place: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "ready" in arguments:
+        assert main([*BUILD[:-3], "ready", "--workers", "1"]) == 0
+    (place / "cut.json").write_text((place / "mix.json").read_text()[:-2])
+    capsys.readouterr()
+    assert main(["data", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("llava-mini: ") and message in error and error.count("\n") == 1
+    assert not (place / "set" / "shards.json").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["pack"], ["build"], ["check", "set", "--workers", "0"], ["build", "x.json"]]
+)
+def test_what_cannot_be_read_as_a_command_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["data", *arguments])
+    assert caught.value.code == 2 and "usage: llava-mini data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["build", "check", "stats"])
+def test_help_explains_every_flag(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["data", command, "--help"])
+    out = capsys.readouterr().out
+    assert caught.value.code == 0 and "--workers N" in out and ("SLURM" in out) == (command == "build")
+
+
+def test_a_process_that_died_is_told_in_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def died(*arguments: Any, **options: Any) -> None:
+        raise WorkerDiedError(3, -9)
+
+    monkeypatch.setattr("llava_mini.data.building.run.build_part", died)
+    assert main(BUILD) == 1
+    assert capsys.readouterr().err == (
+        "llava-mini: the process of shard 3 died, killed by SIGKILL (not enough memory for so many --workers?)."
+        " Repeat the command: what is complete is not done again\n"
+    )
