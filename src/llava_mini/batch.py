@@ -20,7 +20,7 @@ class BadSample(NamedTuple):
     """A sample that cannot be used; its row in the batch has no frame and no label.
 
     Attributes:
-        key: Its key in its shard.
+        key: As in `VLMBatch.keys`.
         shard: The file name of the shard.
         reason: What is wrong with it.
         position: Its place in the order of training.
@@ -49,7 +49,7 @@ class VLMBatch:
         image_features: [F, V, N, Dv] features of the frozen vision tower, computed before; instead of pixel_values.
         num_views: [F] int64, how many of the V views are real (the rest is padding); None: all.
         turn_ids: [B, T] int64, 0 for what every turn sees, i for the i-th independent turn; None: one conversation.
-        keys: the samples' keys in their shards.
+        keys: the samples' keys in their shards; with the name of their set where several are read.
         kinds: for every sample the kinds of its answered turns, in order; empty where the data names none.
         position: The first position in the order of training that neither this batch nor those of the other ranks
             with its number hold.

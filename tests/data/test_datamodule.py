@@ -17,7 +17,6 @@ from llava_mini.data.pixels import PixelTransform, normalised
 from llava_mini.data.samples import SampleReader
 from llava_mini.data.shards import ShardSet
 from llava_mini.errors import UserError
-from llava_mini.views import ImageTransform
 
 MakeModule = Callable[..., VLMDataModule]
 MakeMembers = Callable[..., dict[str, bytes]]
@@ -98,7 +97,7 @@ def test_a_mix_of_text_images_and_videos_is_trained_and_validated(
     assert any(len(set(batch.num_frames.tolist())) == 3 for batch in recorder.trained), "all in one batch"
     for batch in recorder.trained:
         assert batch.pixel_values is None or len(batch.pixel_values) == batch.num_frames.sum()
-    whole = [f"{i:02d}" for count in (8, 5, 4) for i in range(count)]
+    whole = [f"{name}/{i:02d}" for name, count in (("images", 8), ("texts", 5), ("videos", 4)) for i in range(count)]
     assert keys(recorder.validated) == whole * 2
 
 
@@ -148,7 +147,9 @@ def test_ranks_share_every_split(module: MakeModule, split: str) -> None:
 
 def test_a_pool_is_one_set(module: MakeModule, readers: dict[str, SampleReader]) -> None:
     data = module(splits={"train": Mix(list(readers.values()))}, batch_size=1, num_batches=17)
-    assert sorted(keys(data.train_dataloader())) == sorted(f"{i:02d}" for count in (8, 5, 4) for i in range(count))
+    sizes = {"images": 8, "texts": 5, "videos": 4}
+    whole = [f"{name}/{i:02d}" for name, size in sizes.items() for i in range(size)]
+    assert sorted(keys(data.train_dataloader())) == whole
 
 
 def test_the_plan_is_of_data_weights_and_seed_and_not_of_batches(
@@ -168,11 +169,11 @@ def test_the_seed_orders_training(module: MakeModule) -> None:
 
 
 def test_features_stand_for_pixels(
-    readers: dict[str, SampleReader], tmp_path: Path, transform: ImageTransform, tokenize: ConversationTokenizer
+    readers: dict[str, SampleReader], tmp_path: Path, to_pixels: PixelTransform, tokenize: ConversationTokenizer
 ) -> None:
     shards = readers["images"].shards
     recipe = FeatureRecipe("mean", (1, 32, 32))
-    store = FeatureStore.build(tmp_path / "features", shards, lambda pixels: pixels.mean(2), recipe, transform)
+    store = FeatureStore.build(tmp_path / "features", shards, lambda pixels: pixels.float().mean(2), recipe, to_pixels)
     mix = Mix([SampleReader(shards, tokenize, features=store)])
     data = VLMDataModule(splits={"train": mix}, batch_size=4, eval_batch_size=4, num_batches=1, num_workers=1)
     batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)

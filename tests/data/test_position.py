@@ -264,6 +264,13 @@ def test_a_checkpoint_without_a_position_is_refused(
         train(Recorder(), texts(), tmp_path / "second", resume=saved)
 
 
+def test_a_checkpoint_that_would_lose_a_step_is_not_written(texts: MakeModule, fit: Fit, tmp_path: Path) -> None:
+    data = texts()
+    too_early = [SaveBehind(1, tmp_path / "saved.ckpt"), StreamPosition(data)]
+    with pytest.raises(AssertionError):
+        fit(Recorder(), data, 6, too_early, 2)
+
+
 def test_what_the_position_could_not_follow_is_refused(texts: MakeModule, train: Fit, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="11 batches are no whole steps of 2"):
         train(Recorder(), texts(num_batches=11), tmp_path)

@@ -16,7 +16,6 @@ from llava_mini.data.pixels import PixelTransform
 from llava_mini.data.samples import SampleReader, placeholder
 from llava_mini.data.shards import ShardSet
 from llava_mini.errors import UserError
-from llava_mini.views import ImageTransform
 
 MakeShards = Callable[..., ShardSet]
 MakeMembers = Callable[..., dict[str, bytes]]
@@ -36,11 +35,11 @@ def read(make_shards: MakeShards, tokenize: ConversationTokenizer, to_pixels: Pi
 
 
 @pytest.fixture
-def features(make_shards: MakeShards, tmp_path: Path, transform: ImageTransform) -> tuple[ShardSet, FeatureStore]:
+def features(make_shards: MakeShards, tmp_path: Path, to_pixels: PixelTransform) -> tuple[ShardSet, FeatureStore]:
     shards = make_shards(5)
     recipe = FeatureRecipe("rows", (1, 32, 32), "float32")
-    rows = lambda pixels: pixels.mean(2)  # noqa: E731 - stands for a vision tower
-    return shards, FeatureStore.build(tmp_path / "features", shards, rows, recipe, transform)
+    rows = lambda pixels: pixels.float().mean(2)  # noqa: E731 - stands for a vision tower
+    return shards, FeatureStore.build(tmp_path / "features", shards, rows, recipe, to_pixels)
 
 
 def frames_of(pixels: Tensor | None, png: Png, to_pixels: PixelTransform) -> list[int]:

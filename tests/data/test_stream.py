@@ -131,8 +131,16 @@ def test_sets_are_mixed_by_their_order(read: MakeReader) -> None:
     order = Mixture([reader.shards for reader in readers], [1, 3], seed=0)
     stream = PlannedStream(readers, order, batch_size=5, num_batches=3)
     planned = [order(position) for position in range(15)]
-    assert [key for batch in stream for key in batch.keys] == [readers[s].shards.key(i) for s, i in planned]
+    names = ["few", "many"]
+    assert [key for batch in stream for key in batch.keys] == [f"{names[s]}/{i:02d}" for s, i in planned]
     assert {source for source, _ in planned} == {0, 1}
+
+
+def test_keys_of_sets_of_one_name_tell_where_the_sets_lie(read: MakeReader) -> None:
+    readers = [read(2, name="a/val"), read(1, name="b/val")]
+    batch = PlannedStream(readers, SequentialOrder([reader.shards for reader in readers]), batch_size=3).batch(0)
+    folders = [reader.shards.folder for reader in readers]
+    assert batch.keys == [f"{folders[0]}/00", f"{folders[0]}/01", f"{folders[1]}/00"]
 
 
 def test_evaluation_is_one_pass_in_the_order_of_the_shards(read: MakeReader) -> None:
@@ -140,7 +148,7 @@ def test_evaluation_is_one_pass_in_the_order_of_the_shards(read: MakeReader) -> 
     order = SequentialOrder([reader.shards for reader in readers])
     loader = BatchLoader(PlannedStream(readers, order, batch_size=3), num_workers=2)
     assert len(loader) == 3
-    assert keys(loader) == [["00", "01", "02"], ["03", "00", "01"], ["02"]]
+    assert keys(loader) == [["one/00", "one/01", "one/02"], ["one/03", "other/00", "other/01"], ["other/02"]]
     assert [batch.position for batch in loader] == [3, 6, 7]
 
 

@@ -34,6 +34,8 @@ class StreamPosition(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raises ValueError for a trainer whose steps and epochs the position cannot follow."""
+        if stage != "fit":
+            return
         if self.datamodule.num_batches % trainer.accumulate_grad_batches:
             raise ValueError(
                 f"{self.datamodule.num_batches} batches are no whole steps of {trainer.accumulate_grad_batches}"
@@ -45,6 +47,10 @@ class StreamPosition(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Samples that all ranks have consumed, and what must be the same for the position to mean the same."""
         return {"position": self.position, "plan": self.datamodule.plan, "global_batch": self.global_batch}
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # A callback that saves at the end of a batch, before this one has seen it, would lose the last step's samples.
+        assert self.position == trainer.global_step * self.global_batch, (self.position, trainer.global_step)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Takes the position over, before Lightning restores its loops from `checkpoint`.

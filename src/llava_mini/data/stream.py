@@ -9,7 +9,8 @@ batch that was trained on. For example, with 2 ranks and batches of 3:
     rank 0   [   b 0  ]         [   b 1  ]
     rank 1             [   b 0  ]         [   b 1  ]
 
-A sample that cannot be used is a row without labels at its position, so it moves no other.
+A sample that cannot be used is a row without labels at its position, so it moves no other. Where several sets are
+read, a sample's key begins with the name of its set.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -65,6 +67,7 @@ class PlannedStream(IterableDataset[VLMBatch]):
         self.num_positions = one_pass if num_batches is None else num_batches * self.positions_per_batch
         self.num_batches = -(-self.num_positions // self.positions_per_batch)
         self.start_batch = 0
+        self._prefixes = _prefixes([str(reader.shards.folder) for reader in readers])
 
     def __iter__(self) -> Iterator[VLMBatch]:
         worker = get_worker_info()
@@ -79,15 +82,15 @@ class PlannedStream(IterableDataset[VLMBatch]):
         samples, skipped = [], []
         for position in range(first, min(first + self.batch_size, self.num_positions)):
             source, index = self.order(position)
-            reader = self.readers[source]
+            shards = self.readers[source].shards
+            key = self._prefixes[source] + shards.key(index)
             try:
-                samples.append(reader(index))
+                samples.append(replace(self.readers[source](index), key=key))
             except SampleError as error:
-                shards = reader.shards
-                bad = BadSample(shards.key(index), f"{shards.folder}/{shards.shard_name(index)}", str(error), position)
+                bad = BadSample(key, f"{shards.folder}/{shards.shard_name(index)}", str(error), position)
                 logger.warning("skipped %s in %s: %s", bad.key, bad.shard, bad.reason)
                 skipped.append(bad)
-                samples.append(placeholder(bad.key, pad_token_id))
+                samples.append(placeholder(key, pad_token_id))
         behind = min((number + 1) * self.positions_per_batch, self.num_positions)
         return collate(samples or [placeholder("", pad_token_id)], pad_token_id, position=behind, skipped=skipped)
 
@@ -136,6 +139,14 @@ class BatchLoader:
             worker_init_fn=partial(_begin_worker, os.getpid()),
             multiprocessing_context=self.start_method if self.num_workers else None,
         )
+
+
+def _prefixes(folders: Sequence[str]) -> list[str]:
+    """What makes keys of several sets differ: the sets' names, or where these are the same, where they lie."""
+    if len(folders) == 1:
+        return [""]
+    names = [folder.rstrip("/").rpartition("/")[2] for folder in folders]
+    return [f"{name}/" for name in (names if len(set(names)) == len(names) else folders)]
 
 
 def _begin_worker(parent_pid: int, _number: int) -> None:
