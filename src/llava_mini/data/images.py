@@ -43,8 +43,6 @@ _DAMAGED = (
     Image.DecompressionBombError,
 )
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-
 # Pillow's own limit for an error, checked here too because programs are used to lifting Pillow's.
 MAX_PIXELS = 178_956_970
 
@@ -52,6 +50,7 @@ MAX_PIXELS = 178_956_970
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _JPEGS = ("JPEG", "MPO")  # what Pillow calls a JPEG with further pictures behind it, as cameras write them
 _ORIENTATION = 0x0112
+_SMALL = 128  # pixels of a JPEG's shorter side below which colours at half the resolution would blur small things
 
 
 def decode_image(raw: bytes) -> NDArray[np.uint8]:
@@ -98,16 +97,18 @@ def verify_image(raw: bytes) -> tuple[int, int]:
 
 
 def encode_jpeg(pixels: NDArray[np.uint8], quality: int = 95) -> bytes:
-    """A JPEG of RGB [H, W, 3] with halved colour resolution, as is usual.
+    """A JPEG of RGB [H, W, 3], its colours at half the resolution, as is usual, unless it is small.
 
     The same bytes for the same pixels wherever the same libraries are installed; simplejpeg and Pillow, and versions
     of either, may pack the same picture differently.
     """
+    sampling = "444" if min(pixels.shape[:2]) < _SMALL else "420"
     if simplejpeg is not None:
-        raw: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", "420", fastdct=False)
+        pixels = np.ascontiguousarray(pixels)
+        raw: bytes = simplejpeg.encode_jpeg(pixels, quality, "RGB", sampling, fastdct=False)
         return raw
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=":".join(sampling))
     return buffer.getvalue()
 
 

@@ -20,15 +20,11 @@ from PIL import Image
 
 from llava_mini.data.conversation import media_names
 from llava_mini.data.errors import SampleError
-from llava_mini.data.images import decode_image, shrunk, verify_image
+from llava_mini.data.images import decode_image, encode_jpeg, shrunk, verify_image
 from llava_mini.data.video import frames_at
 
 FRAME_SIDE = 336  # pixels of a stored frame's shorter side at most, unless `resize` says otherwise
 MOST_BYTES = 2**30  # of an image's file and of all pictures of a sample, which are held in memory
-_JPEG_QUALITY = 95
-_SMALL = (
-    128  # pixels of a JPEG's shorter side below which colours keep their resolution: halved, they blur small things
-)
 
 
 @dataclass(frozen=True)
@@ -143,10 +139,8 @@ def _numbered(pictures: Iterable[tuple[str, bytes]]) -> dict[str, bytes]:
 
 
 def _encoded(pixels: NDArray[np.uint8], extension: str) -> bytes:
-    buffer = io.BytesIO()
-    image = Image.fromarray(pixels)
     if extension == "jpg":
-        image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling="4:4:4" if min(image.size) < _SMALL else "4:2:0")
-    else:
-        image.save(buffer, "PNG")
+        return encode_jpeg(pixels)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
