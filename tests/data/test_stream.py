@@ -1,6 +1,7 @@
 """Which samples are in which batch depends on the plan alone, and bad samples move no other."""
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -194,6 +195,21 @@ def test_bad_samples_are_rows_without_labels_and_move_no_other(
     assert "not JSON" in by_key["05"].reason
     messages = [record.getMessage() for record in caplog.records]
     assert messages == [f"skipped {each.key} in {each.shard}: {each.reason}" for each in skipped]
+
+
+def test_of_a_tar_that_was_cut_the_samples_behind_the_cut_are_bad(read: MakeReader) -> None:
+    reader = read(8)  # four in each of two tars
+    shards = reader.shards
+    tar = Path(shards.folder) / shards.shard_name(5)
+    assert shards.shard_name(4) == tar.name != shards.shard_name(3)
+    os.truncate(tar, int(shards.index["offset"][6]) + 100)
+    stream = PlannedStream([reader], SequentialOrder([shards]), batch_size=8)
+    for workers in (0, 1):
+        (batch,) = BatchLoader(stream, num_workers=workers)
+        assert batch.keys == [f"{i:02d}" for i in range(8)]
+        assert [(bad.key, bad.shard) for bad in batch.skipped] == [("06", str(tar)), ("07", str(tar))]
+        assert all("ends too early" in bad.reason for bad in batch.skipped)
+        assert batch.num_supervised() == 6
 
 
 def test_a_batch_of_bad_samples_only_is_a_batch_like_any_other(read: MakeReader, members: MakeMembers) -> None:
