@@ -98,6 +98,7 @@ def make_trainer(config: Config, **options: Any) -> Trainer:
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # frozen parts, on purpose
     warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('val/")  # of all ranks already
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a run that continues
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # `StreamPosition` resumes it
     spec = config["trainer"]
     on_gpu = uses_gpu(config)
     if spec["accelerator"] in ("gpu", "cuda") and not on_gpu:
