@@ -119,10 +119,10 @@ def test_with_features_the_image_is_not_touched(
 ) -> None:
     shards, store = features
 
-    def never(self: ShardSet, index: int) -> dict[str, bytes]:
+    def never(index: int) -> dict[str, bytes]:
         pytest.fail("the image was read")
 
-    monkeypatch.setattr(ShardSet, "read", never)
+    monkeypatch.setattr(shards, "read", never)
     sample = SampleReader(shards, tokenize, features=store)(2)
     assert sample.pixels is None
     assert sample.features is not None

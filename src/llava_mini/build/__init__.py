@@ -3,8 +3,8 @@
 What only neighbours know (widths, numbers of tokens and patches) is passed on here, so no config repeats it.
 """
 
-from llava_mini.build.data import build_datamodule, build_template, prepare_data, tower_fingerprint
-from llava_mini.build.model import build_model, build_processor, build_tokenizer, check_model
+from llava_mini.build.data import build_datamodule, build_template, prepare_data, store_features, tower_fingerprint
+from llava_mini.build.model import build_model, build_processor, build_tokenizer, build_vision_model, check_model
 from llava_mini.build.trainer import build_stage, build_trainer, make_trainer, seed_run
 
 __all__ = [
@@ -15,9 +15,11 @@ __all__ = [
     "build_template",
     "build_tokenizer",
     "build_trainer",
+    "build_vision_model",
     "check_model",
     "make_trainer",
     "prepare_data",
     "seed_run",
+    "store_features",
     "tower_fingerprint",
 ]

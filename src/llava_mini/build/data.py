@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from llava_mini.build.trainer import uses_gpu
 from llava_mini.config import instantiate
 from llava_mini.data.datamodule import Mix, VLMDataModule
-from llava_mini.data.feature_store import FEATURES_VERSION, FeatureRecipe, FeatureStore
+from llava_mini.data.feature_codec import FeatureType
+from llava_mini.data.feature_store import FEATURES_VERSION, EncodePictures, FeatureRecipe, FeatureStore
 from llava_mini.data.labels import ConversationTokenizer
-from llava_mini.data.pixels import NUM_VIEWS, PixelTransform
+from llava_mini.data.pixels import NUM_VIEWS, PixelTransform, normalised
 from llava_mini.data.samples import SampleReader
 from llava_mini.data.shards import ShardSet
 from llava_mini.data.templates import ConversationTemplate, template_named
@@ -21,7 +26,6 @@ from llava_mini.data.toyworld.make import make_world
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.schema import is_url, names_a_place, set_names
-from llava_mini.views import ImageTransform
 
 Config = dict[str, Any]
 
@@ -126,22 +130,61 @@ def set_location(folder: str, name: str) -> str:
 def _feature_store(
     config: Config, model: LlavaMiniForConditionalGeneration, shards: ShardSet, processor: LlavaMiniProcessor
 ) -> FeatureStore:
-    """Features of a shard set, computed by the first run that needs them; kept beside the data or where it is said."""
+    """Features of a shard set, computed by the first run that needs them; kept beside the data or where it is said.
+
+    Those that `llava-mini data features` has stored in a smaller type are read as they are.
+    """
     data = config["data"]
-    recipe = feature_recipe(config, model)
     if data["features"] is True and is_url(data["folder"]):
         raise UserError(f"data.features=true with data.folder={data['folder']}: name the local folder for features")
     root = Path(data["folder"]) / "features" if data["features"] is True else Path(data["features"])
-    model.vision_tower.eval()
-    transform = ImageTransform(processor.image_processor, hd=data["views"] == "hd")
-    folder = root / recipe.fingerprint(shards)[:16]
-    return FeatureStore.build(folder, shards, model.encode, recipe, transform)
+    return store_features(config, model, processor, shards, root, "float32")
 
 
-def feature_recipe(config: Config, model: LlavaMiniForConditionalGeneration) -> FeatureRecipe:
-    """What features depend on, besides the data."""
+def store_features(
+    config: Config,
+    model: LlavaMiniForConditionalGeneration,
+    processor: LlavaMiniProcessor,
+    shards: ShardSet,
+    root: Path,
+    dtype: FeatureType,
+    **options: Any,
+) -> FeatureStore:
+    """The features of a shard set, in a folder of their own in `root`; computed as `dtype` if they are not there.
+
+    Args:
+        config: Whose `data.views` and tower are meant.
+        model: Whose vision tower encodes.
+        processor: Whose pixels it reads.
+        shards: The samples.
+        root: Holds the features of any number of sets and towers.
+        dtype: In which type they are stored.
+        **options: Of `FeatureStore.build`.
+    """
     shape = (NUM_VIEWS[config["data"]["views"]], model.side**2, model.config.vision_config.hidden_size)
-    return FeatureRecipe(tower=tower_fingerprint(config, model), shape=shape, dtype="float32")
+    recipe = FeatureRecipe(tower_fingerprint(config, model), shape, dtype)
+    folder = root / recipe.fingerprint(shards)[:16]
+    transform = PixelTransform.from_image_processor(processor.image_processor, config["data"]["views"])
+    with _encoder(config, model, processor) as encode:
+        return FeatureStore.build(folder, shards, encode, recipe, transform, **options)
+
+
+@contextmanager
+def _encoder(
+    config: Config, model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor
+) -> Iterator[EncodePictures]:
+    """What makes features of pixels as bytes; on the GPU, if a run of this config would train there."""
+    images = processor.image_processor
+    device = torch.device("cuda" if uses_gpu(config) else "cpu")
+
+    def encode(pixels: Tensor) -> Tensor:
+        return model.encode(normalised(pixels.to(device), images.image_mean, images.image_std))
+
+    model.vision_tower.eval().to(device)
+    try:
+        yield encode
+    finally:
+        model.vision_tower.cpu()
 
 
 def tower_fingerprint(config: Config, model: LlavaMiniForConditionalGeneration) -> str:

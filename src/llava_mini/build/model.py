@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,7 +21,7 @@ from llava_mini.config import check_spec
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.models.compressors import build_compressor
-from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW
+from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW, build_vision_tower
 
 log = logging.getLogger("llava_mini")
 
@@ -45,7 +46,36 @@ def build_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> LlavaMini
     Raises:
         UserError: for weights that are missing or do not fit, or an impossible fusion.
     """
-    spec, fusion = config["model"], config["fusion"]
+    model = _shaped(config, tokenizer)
+    for folder in config["model"]["weights"]:
+        load_weights(model, Path(folder))
+    if config["fusion"]["init"] == "copy" and config["fusion"]["num_layers"]:
+        model.prefusion.copy_from(model.language_model)
+    return model
+
+
+def build_vision_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> LlavaMiniForConditionalGeneration:
+    """The model with its vision tower alone; the other parts have shapes but take no memory, however large they are.
+
+    Raises:
+        UserError: for weights that are missing or do not fit, or that hold no vision tower.
+    """
+    with torch.device("meta"):
+        model = _shaped(config, tokenizer)
+    model.vision_tower = build_vision_tower(model.config.vision_config)
+    found = [load_weights(model, Path(folder), part="vision_tower") for folder in config["model"]["weights"]]
+    if not any(found):
+        raise UserError(f"model.weights={config['model']['weights']}: none of them holds a vision tower")
+    return model
+
+
+def _shaped(config: Config, tokenizer: PreTrainedTokenizerBase) -> LlavaMiniForConditionalGeneration:
+    """The model with random weights.
+
+    Raises:
+        UserError: for an impossible shape.
+    """
+    spec = config["model"]
     text_config = {
         **spec["text_config"],
         "vocab_size": len(tokenizer),
@@ -54,14 +84,14 @@ def build_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> LlavaMini
         "pad_token_id": tokenizer.pad_token_id,
     }
     try:
-        model = LlavaMiniForConditionalGeneration(
+        return LlavaMiniForConditionalGeneration(
             LlavaMiniConfig(
                 vision_config=spec["vision_config"],
                 text_config=text_config,
                 image_token_id=tokenizer.convert_tokens_to_ids(image_token(config)),
                 vision_feature_layer=spec["vision_feature_layer"],
                 compressor=config["compressor"],
-                num_fusion_layers=fusion["num_layers"],
+                num_fusion_layers=config["fusion"]["num_layers"],
                 **config["order"],
             )
         )
@@ -70,11 +100,6 @@ def build_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> LlavaMini
     except (StrictDataclassError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
         # whatever transformers or torch raise for shapes that cannot be built
         raise UserError(f"model: this shape cannot be built: {type(error).__name__}: {error}") from error
-    for folder in spec["weights"]:
-        load_weights(model, Path(folder))
-    if fusion["init"] == "copy" and fusion["num_layers"]:
-        model.prefusion.copy_from(model.language_model)
-    return model
 
 
 def check_model(config: Config) -> None:
@@ -94,8 +119,11 @@ def check_model(config: Config) -> None:
         )
 
 
-def load_weights(model: LlavaMiniForConditionalGeneration, folder: Path) -> None:
-    """Load the parts of a model that `folder`/model.safetensors holds.
+def load_weights(model: LlavaMiniForConditionalGeneration, folder: Path, part: str = "") -> bool:
+    """Load the parts of a model that `folder`/model.safetensors holds, or one of them.
+
+    Returns:
+        Whether it holds any.
 
     Raises:
         UserError: for a missing or unreadable file, or a tensor that the model does not have or has in another shape.
@@ -107,6 +135,7 @@ def load_weights(model: LlavaMiniForConditionalGeneration, folder: Path) -> None
         raise UserError(f"model.weights: {path} is missing; `make world` makes the tiny world's") from error
     except SafetensorError as error:
         raise UserError(f"model.weights: {path} is no safetensors file ({error})") from error
+    tensors = {name: tensor for name, tensor in tensors.items() if not part or name.startswith(f"{part}.")}
     own = model.state_dict()
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
@@ -114,7 +143,9 @@ def load_weights(model: LlavaMiniForConditionalGeneration, folder: Path) -> None
             raise UserError(f"{path}: {name} has shape {list(tensor.shape)}, the model has {has}")
     _check_hash(path)
     model.load_state_dict(tensors, strict=False)
-    log.info("%s: weights of %s", path, ", ".join(sorted({name.split(".")[0] for name in tensors})))
+    if tensors:
+        log.info("%s: weights of %s", path, ", ".join(sorted({name.split(".")[0] for name in tensors})))
+    return bool(tensors)
 
 
 def _check_hash(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`llava-mini data build|check|stats`: LLaVA JSON to shards, shards read again whole, and what is in them."""
+"""`llava-mini data build|check|stats|features`: LLaVA JSON to shards, shards read again, and what is in them."""
 
 from __future__ import annotations
 
@@ -52,6 +52,10 @@ def data(arguments: list[str]) -> int:
     Raises:
         UserError: a mistake in the arguments or in what they name.
     """
+    if arguments[:1] == ["features"]:  # it takes config values too
+        from llava_mini.commands.data_features import features
+
+        return features(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
@@ -142,6 +146,7 @@ def _parser() -> ArgumentParser:
     _add_build_options(add("build", _build, "LLaVA JSON, images and videos to a shard set", _BUILD, _EXAMPLES))
     _add_check_options(add("check", _check, "read a shard set again, whole", _CHECK))
     _add_stats_options(add("stats", _stats, "count what is in a shard set", _STATS))
+    commands.add_parser("features", help="store the frozen vision tower's features of a shard set", add_help=False)
     return parser
 
 

@@ -1,9 +1,13 @@
 """Features of the frozen vision tower, computed once for a shard set and shared by all runs that use them.
 
-    FOLDER/features.npy   [samples, V, N, Dv], read through a memory map
-    FOLDER/features.json  fingerprints of data and tower, seconds it took, reasons of unusable images; written last
+They are a shard set too, of the same samples in the same order and shards, so that they are streamed as pixels are:
 
-Shapes: V views, N patches of a view, Dv vision width.
+    000000-00000.json   {"frames": F}, of text F = 0; with "unusable": reason where a picture is damaged
+    000000-00000.npy    [F, V, N, Dv] in one of the types of `feature_codec.py`
+    features.json       what is computed in this folder; written first, so that nothing else is mixed in
+    shards.json         written last; its plan holds the type, what it changed and how long it took
+
+Shapes: F frames of a sample, V views of a frame, N patches of a view, Dv vision width, H x W pixels of a view.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,49 +24,65 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from llava_mini.data.errors import SampleError
-from llava_mini.data.images import pixels_of
-from llava_mini.data.shards import ShardSet, picture_names
+from llava_mini.data.feature_codec import FeatureType, StorageError, packed, unpacked
+from llava_mini.data.index import parse_object, read_sidecar
+from llava_mini.data.shards import (
+    Members,
+    ShardSet,
+    finish_set,
+    is_complete,
+    is_written,
+    picture_names,
+    sidecar_path,
+    write_shard,
+)
 from llava_mini.errors import UserError
-from llava_mini.files import atomic_path, folder_lock, write_json
-from llava_mini.views import ImageTransform
+from llava_mini.files import folder_lock, write_json
 
 # Any change of the code that makes other features of the same pictures and tower raises it.
-FEATURES_VERSION = 1
-_ARRAY, _FACTS = "features.npy", "features.json"
+FEATURES_VERSION = 2
+_RECIPE_FILE = "features.json"
 
-EncodeImages = Callable[[Tensor], Tensor]
+EncodePictures = Callable[[Tensor], Tensor]  # what a transform gives, [n, V, 3, H, W], to features [n, V, N, Dv]
+PictureTransform = Callable[[Sequence[bytes]], Tensor]  # F encoded pictures to [F, V, 3, H, W]
 
 
 @dataclass(frozen=True)
 class FeatureRecipe:
-    """What the features depend on.
+    """What the features depend on, besides the pictures.
 
     Attributes:
         tower: Fingerprint of the vision tower and of how its pixels are made.
         shape: (V, N, Dv).
-        dtype: Of the stored numbers: "float16" or "float32".
+        dtype: In which type they are stored.
     """
 
     tower: str
     shape: tuple[int, int, int]
-    dtype: str = "float16"
+    dtype: FeatureType = "float16"
 
     def fingerprint(self, shards: ShardSet) -> str:
-        """Of the features of `shards`; fit to name their folder."""
-        text = f"{shards.fingerprint} {self.tower} {self.shape} {self.dtype}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Of the features of `shards`, in whatever type; fit to name their folder."""
+        return hashlib.sha256(f"{shards.fingerprint} {self.tower} {self.shape}".encode()).hexdigest()
 
 
 class FeatureStore:
-    """Stored features, read by sample number.
+    """Stored features, read by sample number; it can be pickled.
 
     Attributes:
         folder: where they lie.
-        fingerprint: of data, tower, shape and type.
+        fingerprint: of data, tower and shape.
         data_fingerprint: of the shard set.
+        shape: (V, N, Dv) of a picture.
+        dtype: in which type they are stored.
+        pictures: how many have features.
+        bytes: what the features take, without the tars' headers.
+        error: what storing them changed.
         seconds: what computing them took, which every run that shares them saves.
+        unusable: samples whose pictures could not be used.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -72,136 +92,215 @@ class FeatureStore:
             UserError: there is none, or its files are damaged.
         """
         self.folder = Path(folder)
-        facts = _facts(self.folder)
-        if facts is None:
-            raise UserError(f"{self.folder} holds no complete features (no {_FACTS})")
-        self.fingerprint: str = facts["fingerprint"]
-        self.data_fingerprint: str = facts["data"]
-        self.seconds: float = facts["seconds"]
-        self._unusable: dict[str, str] = facts["unusable"]
-        self._array = self._mapped()
-        if list(self._array.shape) != facts["array_shape"]:
-            raise UserError(f"{self.folder / _ARRAY} has shape {self._array.shape}, not {facts['array_shape']}")
+        self._shards = ShardSet(self.folder)
+        try:
+            facts = (self._shards.plan or {})["features"]
+            self.fingerprint: str = facts["fingerprint"]
+            self.data_fingerprint: str = facts["data"]
+            self.dtype: FeatureType = facts["dtype"]
+            self.pictures: int = facts["pictures"]
+            self.bytes: int = facts["bytes"]
+            self.error = StorageError(**facts["error"])
+            self.seconds: float = facts["seconds"]
+            self.shape: tuple[int, ...] = tuple(facts["shape"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{self.folder} is a shard set, but not one of features ({error!r})") from None
+        self.unusable = self._shards.rejected
 
     @classmethod
     def build(
         cls,
         folder: Path | str,
         shards: ShardSet,
-        encode: EncodeImages,
+        encode: EncodePictures,
         recipe: FeatureRecipe,
-        transform: ImageTransform,
+        transform: PictureTransform,
+        *,
         batch_size: int = 64,
+        num_workers: int = 0,
+        on_shard: Callable[[int], None] = lambda _: None,
     ) -> FeatureStore:
         """The store in `folder`, computed if it is not there; of several processes one computes, the others wait.
 
+        What an interrupted attempt has completed, shard by shard, is kept. A store that is complete is opened whatever
+        its type.
+
         Args:
             folder: Of this store alone.
-            shards: The samples; those without an image keep a row of zeros that nobody reads.
-            encode: Pixels [n, V, 3, H, W] to features [n, V, N, Dv].
+            shards: The samples; those without pictures have no features.
+            encode: Makes features of what `transform` gives.
             recipe: What the features depend on.
-            transform: Image to pixels [V, 3, H, W].
-            batch_size: Images that are encoded together.
+            transform: Decodes the pictures of a sample.
+            batch_size: Frames that are encoded together.
+            num_workers: Processes that decode; 0: this one.
+            on_shard: Is told how many shards are complete, after every one.
 
         Raises:
-            UserError: the folder holds features of other data, another tower, shape or type.
+            UserError: the folder holds something else, or a part of features in another type.
         """
         folder = Path(folder)
-        fingerprint = recipe.fingerprint(shards)
         with folder_lock(folder):
-            facts = _facts(folder)
-            if facts is None:
-                _compute(folder, shards, encode, recipe, transform, batch_size)
-            elif facts["fingerprint"] != fingerprint:
-                raise UserError(f"{folder} holds features of other data or another tower; delete it or name another")
+            if is_complete(folder):
+                store = cls(folder)
+                if store.fingerprint != recipe.fingerprint(shards):
+                    raise _holds_other(folder, "features of other data or another tower")
+                return store
+            _claim(folder, shards, recipe)
+            work = _Work(shards, encode, recipe, transform, batch_size, num_workers)
+            for shard in range(shards.num_shards):
+                if not is_written(folder, shard):
+                    work.write(folder, shard)
+                on_shard(shard + 1)
+            finish_set(folder, shards.num_shards, {"features": _facts(folder, shards, recipe)})
         return cls(folder)
 
     def __len__(self) -> int:
-        return len(self._array)
+        return len(self._shards)
 
     def read(self, index: int) -> Tensor:
-        """[F, V, N, Dv] float32 of sample `index`, of which only the first picture (F = 1) is kept.
+        """[F, V, N, Dv] float32 of sample `index`.
 
         Raises:
-            SampleError: its image could not be decoded.
+            SampleError: it has no pictures, or they could not be used when the features were computed.
         """
-        if (reason := self._unusable.get(str(index))) is not None:
-            raise SampleError(reason)
-        return torch.from_numpy(self._array[index].astype(np.float32))[None]
-
-    def _mapped(self) -> NDArray[Any]:
-        path = self.folder / _ARRAY
+        members = self._shards.read(index)
         try:
-            array: NDArray[Any] = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error}); delete {self.folder}") from None
-        return array
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The map does not travel to another process (it would be copied)."""
-        return {**self.__dict__, "_array": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._array = self._mapped()
+            record = json.loads(members["json"])
+        except (KeyError, ValueError) as error:
+            raise SampleError(f"its features are damaged ({error})") from None
+        if "unusable" in record:
+            raise SampleError(record["unusable"])
+        features = unpacked(members)
+        if features.shape != (record["frames"], *self.shape):
+            raise SampleError(f"its features have shape {features.shape}, not {(record['frames'], *self.shape)}")
+        return torch.from_numpy(features)
 
 
-def _facts(folder: Path) -> dict[str, Any] | None:
-    path = folder / _FACTS
+def _claim(folder: Path, shards: ShardSet, recipe: FeatureRecipe) -> None:
+    """Notes what is computed in a folder, or makes sure that it is the same as before."""
+    path = folder / _RECIPE_FILE
+    wanted = {"fingerprint": recipe.fingerprint(shards), "dtype": recipe.dtype}
     if not path.exists():
-        return None
-    try:
-        facts: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); delete {folder}") from None
-    return facts
+        if any(folder.glob("shard-*")):
+            raise _holds_other(folder, "a shard set")
+        write_json(path, wanted)
+    elif (found := parse_object(path.read_bytes(), str(path))) != wanted:
+        if found.get("fingerprint") == wanted["fingerprint"]:
+            raise _holds_other(folder, f"a part of these features as {found.get('dtype')}, not {recipe.dtype}")
+        raise _holds_other(folder, "a part of features of other data or another tower")
 
 
-def _compute(
-    folder: Path,
-    shards: ShardSet,
-    encode: EncodeImages,
-    recipe: FeatureRecipe,
-    transform: ImageTransform,
-    batch_size: int,
-) -> None:
-    start = time.perf_counter()
-    unusable: dict[str, str] = {}
-    shape = (len(shards), *recipe.shape)
-    with atomic_path(folder / _ARRAY) as temporary, torch.inference_mode():
-        array = np.lib.format.open_memmap(temporary, "w+", np.dtype(recipe.dtype), shape)
-        for first in range(0, len(shards), batch_size):
-            indices, pixels = _pixels(shards, range(first, min(first + batch_size, len(shards))), transform, unusable)
-            if not indices:
-                continue
-            features = encode(torch.stack(pixels))
-            if tuple(features.shape) != (expected := (len(indices), *recipe.shape)):
-                raise ValueError(f"the encoder gave features of shape {tuple(features.shape)}, not {expected}")
-            array[indices] = features.float().cpu().numpy()
-        array.flush()
-    facts = {
+def _holds_other(folder: Path, what: str) -> UserError:
+    return UserError(f"{folder} holds {what}; delete it or name another")
+
+
+def _facts(folder: Path, shards: ShardSet, recipe: FeatureRecipe) -> dict[str, Any]:
+    """What the shards' sidecars tell, in sum."""
+    notes = [read_sidecar(sidecar_path(folder, shard))["notes"] for shard in range(shards.num_shards)]
+    error = StorageError()
+    for note in notes:
+        error.merge(StorageError(**note["error"]))
+    return {
         "fingerprint": recipe.fingerprint(shards),
         "data": shards.fingerprint,
         "tower": recipe.tower,
-        "array_shape": list(shape),
-        "seconds": time.perf_counter() - start,
-        "unusable": unusable,
+        "shape": list(recipe.shape),
+        "dtype": recipe.dtype,
+        **{name: sum(note[name] for note in notes) for name in ("pictures", "bytes", "seconds")},
+        "error": error.to_dict(),
     }
-    write_json(folder / _FACTS, facts)
 
 
-def _pixels(
-    shards: ShardSet, indices: range, transform: ImageTransform, unusable: dict[str, str]
-) -> tuple[list[int], list[Tensor]]:
-    """Samples with an image and their pixels; those whose image is damaged are noted in `unusable`."""
-    usable, pixels = [], []
-    for index in indices:
-        if not shards.frames(index):
-            continue
+def _stored(found: NDArray[np.float32] | str, dtype: FeatureType, error: StorageError) -> tuple[dict[str, bytes], str]:
+    """Features as members, and why there are none; what storing them changed is added to `error`."""
+    if isinstance(found, str):
+        return {}, found
+    try:
+        members = packed(found, dtype)
+    except SampleError as unusable:
+        return {}, str(unusable)
+    error.add(found, unpacked(members))
+    return members, ""
+
+
+class _Decoded(Dataset[Tensor | str]):
+    """What `transform` gives of a sample's pictures; nothing for text; why not, as a text, for a damaged one."""
+
+    def __init__(self, shards: ShardSet, transform: PictureTransform) -> None:
+        self.shards, self.transform = shards, transform
+
+    def __getitem__(self, index: int) -> Tensor | str:
+        if not self.shards.frames(index):
+            return ""
         try:
-            members = shards.read(index)
-            pixels.append(pixels_of(members[picture_names(members)[0]], transform))
-            usable.append(index)
+            members = self.shards.read(index)
+            return self.transform([members[name] for name in picture_names(members)])
         except SampleError as error:
-            unusable[str(index)] = str(error)
-    return usable, pixels
+            return str(error)
+
+
+class _Work:
+    """Computes and writes shards of features."""
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        encode: EncodePictures,
+        recipe: FeatureRecipe,
+        transform: PictureTransform,
+        batch_size: int,
+        num_workers: int,
+    ) -> None:
+        self.shards, self.encode, self.recipe = shards, encode, recipe
+        self.decoded = _Decoded(shards, transform)
+        self.batch_size, self.num_workers = batch_size, num_workers
+
+    def write(self, folder: Path, shard: int) -> None:
+        """Writes the features of a shard's samples; its sidecar notes what it took and what storing changed."""
+        start, error = time.perf_counter(), StorageError()
+        notes: dict[str, Any] = {"pictures": 0, "bytes": 0}
+        rejected: list[tuple[str, str]] = []
+
+        def samples() -> Iterator[tuple[str, Members]]:
+            for index, found in self._features(self.shards.samples_of(shard)):
+                key, record = self.shards.key(index), {"frames": self.shards.frames(index)}
+                members, reason = _stored(found, self.recipe.dtype, error)
+                if reason:
+                    rejected.append((key, reason))
+                elif members:
+                    notes["pictures"] += record["frames"]
+                    notes["bytes"] += sum(map(len, members.values()))
+                yield key, {"json": json.dumps(record | ({"unusable": reason} if reason else {})).encode(), **members}
+            notes.update(seconds=time.perf_counter() - start, error=error.to_dict())
+
+        write_shard(folder, shard, samples(), rejected, notes)
+
+    def _features(self, indices: range) -> Iterator[tuple[int, NDArray[np.float32] | str]]:
+        """Features of samples in order, or why they have none; frames of several samples are encoded together."""
+        loader = DataLoader(self.decoded, batch_size=None, sampler=indices, num_workers=self.num_workers)
+        waiting: list[tuple[int, Tensor | str]] = []
+        frames = 0
+        for index, found in zip(indices, loader, strict=True):
+            waiting.append((index, found))
+            frames += 0 if isinstance(found, str) else len(found)
+            if frames >= self.batch_size:
+                yield from self._encoded(waiting)
+                waiting, frames = [], 0
+        yield from self._encoded(waiting)
+
+    def _encoded(self, waiting: list[tuple[int, Tensor | str]]) -> Iterator[tuple[int, NDArray[np.float32] | str]]:
+        pixels = [found for _, found in waiting if not isinstance(found, str)]
+        features = iter(torch.cat(self._batches(pixels)).split([len(each) for each in pixels]) if pixels else ())
+        for index, found in waiting:
+            yield index, found if isinstance(found, str) else next(features).numpy()
+
+    @torch.inference_mode()
+    def _batches(self, pixels: list[Tensor]) -> list[Tensor]:
+        """Features [n, V, N, Dv] of all frames, so many at a time as were asked for."""
+        made = []
+        for batch in torch.cat(pixels).split(self.batch_size):
+            features = self.encode(batch)
+            if tuple(features.shape) != (expected := (len(batch), *self.recipe.shape)):
+                raise ValueError(f"the encoder gave features of shape {tuple(features.shape)}, not {expected}")
+            made.append(features.float().cpu())
+        return made

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ __all__ = [
     "is_complete",
     "is_written",
     "picture_names",
+    "sidecar_path",
     "write_shard",
     "write_shards",
 ]
@@ -61,6 +62,7 @@ def write_shard(
     number: int,
     samples: Iterable[tuple[str, Members]],
     rejected: Sequence[tuple[str, str]] = (),
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes samples, (key, {extension: content}), as shard `number` of the set in `folder`; the sidecar comes last.
 
@@ -72,12 +74,13 @@ def write_shard(
         samples: They may be none.
         rejected: (id, reason) of records that could not be used; read after the last sample, so that whoever yields
             the samples may add to it.
+        notes: What the sidecar is to hold besides; read after the last sample too.
 
     Raises:
         UserError: a key is repeated or unusable as a name.
         SampleError: a sample's pictures are neither one nor numbered.
     """
-    tar, sidecar = _tar_path(folder, number), _sidecar_path(folder, number)
+    tar, sidecar = _tar_path(folder, number), sidecar_path(folder, number)
     folder.mkdir(parents=True, exist_ok=True)
     seen: dict[str, Facts] = {}
     with atomic_path(tar) as temporary:
@@ -87,8 +90,9 @@ def write_shard(
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
         sidecar.unlink(missing_ok=True)  # of a tar that is now replaced
-    described = {"version": FORMAT_VERSION, "name": tar.name, "bytes": size, "sha256": digest}
-    write_text(sidecar, json.dumps({**described, "samples": rows, "rejected": [list(each) for each in rejected]}))
+    described = {"version": FORMAT_VERSION, "name": tar.name, "bytes": size, "sha256": digest, "samples": rows}
+    noted = {} if notes is None else {"notes": dict(notes)}
+    write_text(sidecar, json.dumps({**described, "rejected": [list(each) for each in rejected], **noted}))
 
 
 def _noted(samples: Iterable[tuple[str, Members]], seen: dict[str, Facts]) -> Iterator[tuple[str, Members]]:
@@ -104,7 +108,7 @@ def _noted(samples: Iterable[tuple[str, Members]], seen: dict[str, Facts]) -> It
 
 def is_written(folder: Path, number: int) -> bool:
     """Whether a shard is complete: its sidecar is there, and so is its tar."""
-    return _sidecar_path(folder, number).is_file() and _tar_path(folder, number).is_file()
+    return sidecar_path(folder, number).is_file() and _tar_path(folder, number).is_file()
 
 
 def is_complete(folder: Path) -> bool:
@@ -133,7 +137,7 @@ def finish_set(folder: Path, num_shards: int, plan: dict[str, Any] | None = None
     sources: dict[str, int] = {}
     storage = LocalStorage(folder, max_open=1)
     for number in range(num_shards):
-        sidecar = read_sidecar(_sidecar_path(folder, number))
+        sidecar = read_sidecar(sidecar_path(folder, number))
         storage.check(_tar_path(folder, number).name, sidecar["bytes"])
         parts.append(index_rows(sidecar, number, sources))
         counts = {"samples": len(sidecar["samples"]), "rejected": len(sidecar["rejected"])}
@@ -178,5 +182,6 @@ def _tar_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:06d}.tar"
 
 
-def _sidecar_path(folder: Path, number: int) -> Path:
+def sidecar_path(folder: Path, number: int) -> Path:
+    """Where the sidecar of a shard lies."""
     return folder / f"shard-{number:06d}.json"
