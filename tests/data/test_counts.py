@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from llava_mini.data.counts import Count, aligned, by_modality, by_source, count_lines, size_text, total_bytes
+from llava_mini.data.counts import (
+    Count,
+    aligned,
+    by_modality,
+    by_source,
+    count_lines,
+    printable,
+    size_text,
+    total_bytes,
+)
 from llava_mini.data.shards import ShardSet, write_shards
 
 
@@ -56,3 +65,8 @@ def test_sizes_are_in_decimal_units(size: float, text: str) -> None:
 
 def test_columns_are_aligned() -> None:
     assert aligned([["", "n"], ["text", "1"], ["b", "1,000"]]) == ["          n", "text      1", "b     1,000"]
+
+
+def test_what_others_wrote_moves_no_cursor() -> None:
+    assert printable("é 猫\n\x1b[2Jx\u202e") == "é 猫??[2Jx?"
+    assert printable("x" * 1000) == "x" * 300

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_mini.data.conversation import IMAGE_PLACEHOLDER, parse_record
+from llava_mini.data.counts import printable
 from llava_mini.data.errors import SampleError
 from llava_mini.data.images import verify_image
 from llava_mini.data.shards import ShardSet, picture_names
@@ -177,7 +178,7 @@ def finding_lines(shards: ShardSet, found: Findings) -> list[str]:
         )
     lines += [f"damaged   {damage}" for damage in found.damaged]
     lines.append(f"bad       {counts['bad']:,} samples")
-    lines += [f"  {bad.key} in {bad.shard} ({bad.id}): {bad.reason}" for bad in found.bad]
+    lines += [f"  {printable(f'{bad.key} in {bad.shard} ({bad.id}): {bad.reason}')}" for bad in found.bad]
     if (more := counts["bad"] - len(found.bad)) > 0:
         lines.append(f"  and {more:,} more")
     return lines

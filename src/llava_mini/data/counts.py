@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from llava_mini.data.shards import Modality, ShardSet
 
 _MOST_SOURCES = 30
+_LONGEST_TEXT = 300
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def printable(text: str) -> str:
+    """A text that others wrote as part of a line on a terminal: short, without line breaks and control characters."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:_LONGEST_TEXT])
+
+
 def _counts(shards: ShardSet, groups: NDArray[Any], names: Sequence[str]) -> list[Count]:
     index = shards.index
     samples = np.bincount(groups, minlength=len(names))
@@ -79,4 +85,4 @@ def _counts(shards: ShardSet, groups: NDArray[Any], names: Sequence[str]) -> lis
 
 def _row(count: Count, total: int) -> list[str]:
     share = f"{100 * count.samples / total:.1f} %"
-    return [count.name, f"{count.samples:,}", share, f"{count.pictures:,}", size_text(count.bytes)]
+    return [printable(count.name), f"{count.samples:,}", share, f"{count.pictures:,}", size_text(count.bytes)]

@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import webdataset
@@ -19,6 +21,7 @@ from PIL import Image
 
 from llava_mini.data.building.plan import Options
 from llava_mini.data.building.run import build_part, build_set
+from llava_mini.data.check import check_set
 from llava_mini.data.shards import Modality, ShardSet, write_shards
 from llava_mini.errors import UserError
 
@@ -216,11 +219,14 @@ def children(parent: int) -> list[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
-def test_ctrl_c_ends_all_processes_and_leaves_nothing_half_written(slow: Path) -> None:
+@pytest.mark.parametrize("interrupt", [os.kill, os.killpg])  # a script's signal; a terminal's, which all get
+def test_ctrl_c_ends_all_processes_and_leaves_nothing_half_written(
+    slow: Path, interrupt: Callable[[int, int], None]
+) -> None:
     process = start(slow, "out", "--workers", "2")
     await_work(slow / "out", process, 1)
     workers = children(process.pid)
-    process.send_signal(signal.SIGINT)
+    interrupt(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, "interrupted; repeat the command to continue\n")
     assert len(workers) == 2 and not any(Path(f"/proc/{worker}").exists() for worker in workers)
@@ -246,3 +252,64 @@ def test_a_worker_that_is_killed_is_told_and_the_rest_can_be_continued(slow: Pat
     )
     done = len(list((slow / "out").glob("shard-*.json")))
     assert 1 <= done < 7 and len(build(slow, "out", samples_per_shard=4)) == 28
+
+
+def test_every_fault_is_left_out_with_its_reason(
+    world: Path, picture: Callable[..., bytes], clip: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One file with all that goes wrong in public data, and what is only unusual."""
+    talk = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "a"}]
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    pictures = {
+        "zero.jpg": b"",
+        "cut.jpg": picture(1, (200, 200))[:-200],
+        "cmyk.jpg": picture(1, mode="CMYK"),
+        "palette.png": picture(1, encoding="PNG", mode="P"),
+        "animated.gif": picture(1, encoding="GIF", save_all=True, append_images=[Image.new("RGB", (48, 32))]),
+        "rotated.jpg": picture(1, exif=rotated),
+        "named.jpg": picture(1, encoding="PNG"),
+    }
+    for name, content in pictures.items():
+        (world / "images" / name).write_bytes(content)
+    (world / "videos" / "none.mp4").write_bytes(clip(2, rate=1)[:300])
+    kept: list[dict[str, Any]] = [
+        {"image": "cmyk.jpg", "conversations": talk},
+        {"image": "palette.png", "conversations": talk},
+        {"image": "animated.gif", "conversations": talk},
+        {"image": "rotated.jpg", "conversations": talk},
+        {"image": "named.jpg", "conversations": talk},
+        {"image": ["named.jpg", "cmyk.jpg"], "conversations": talk},
+        {"conversations": [{"from": "gpt", "value": "I begin"}, *talk]},
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "a" * 100_000}]},
+        {"conversations": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "a"}]},
+    ]
+    left_out: dict[str, dict[str, Any]] = {
+        "image cannot be decoded: it has no bytes (zero.jpg)": {"image": "zero.jpg", "conversations": talk},
+        "image cannot be decoded: ": {"image": "cut.jpg", "conversations": talk},
+        "missing image (No such file or directory): gone.jpg": {"image": "gone.jpg", "conversations": talk},
+        "image outside of the --images folder: ../mix.json": {"image": "../mix.json", "conversations": talk},
+        "missing video (No such file or directory): gone.mp4": {"video": "gone.mp4", "conversations": talk},
+        "no video in this file (none.mp4)": {"video": "none.mp4", "conversations": talk},
+        "no conversation": {"image": "named.jpg"},
+        "an empty answer": {"conversations": [talk[0], {"from": "gpt", "value": ""}]},
+        "no answer to a human message": {"conversations": talk[:1]},
+        "1 <image> for 0 images": {"conversations": [{"from": "human", "value": "<image>"}, talk[1]]},
+    }
+    lines = [json.dumps({"id": f"good{n}", **record}) for n, record in enumerate(kept)]
+    lines += [json.dumps({"id": f"bad{n}", **record}) for n, record in enumerate(left_out.values())]
+    lines += ['{"id": "broken", ', "[]"]
+    (world / "mix.json").write_text("\n".join(lines))
+    caplog.set_level(logging.INFO)
+    shards = build(world)
+    assert sorted(json.loads(shards.read_record(i))["id"] for i in range(len(shards))) == [f"good{n}" for n in range(9)]
+    assert shards.rejected == 12
+    rejected: dict[str, str] = {}
+    for sidecar in sorted((world / "out").glob("shard-0*.json")):
+        rejected |= dict(json.loads(sidecar.read_text())["rejected"])
+    for number, reason in enumerate(left_out):
+        assert rejected[f"bad{number} (mix.json line {10 + number})"].startswith(reason)
+    assert rejected["mix.json line 20"].startswith("not valid JSON (Expecting property name")
+    assert rejected["mix.json line 21"] == "not a JSON object"
+    assert "rejected  12" in caplog.text and "  2 x image cannot be decoded" in caplog.text
+    assert check_set(shards).failure() == ""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from array import array
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,8 @@ from numpy.typing import NDArray
 from llava_mini.data.records import Entry, read_records
 from llava_mini.errors import UserError
 from llava_mini.files import atomic_path, write_json
+
+log = logging.getLogger("llava_mini")
 
 _VERSION = 1
 _FOLDER, _FILE = "plan", "plan.json"
@@ -152,6 +155,7 @@ def frozen_plan(out: Path, sources: Sequence[Path], described: list[dict[str, An
         return Plan(folder, options, found["records"])
     if next(out.glob("shard-*"), None) is not None:
         raise UserError(f"{out} holds shards of something else; delete it or name another folder")
+    log.info("reading the records of %s", ", ".join(str(path) for path in sources))
     remove_plan(out)  # one that was not complete
     folder.mkdir(parents=True)
     num_records = _spool(folder, sources)

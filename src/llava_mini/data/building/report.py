@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llava_mini.data.building.shard_task import Progress
-from llava_mini.data.counts import count_lines, size_text, total_bytes
+from llava_mini.data.counts import count_lines, printable, size_text, total_bytes
 from llava_mini.data.index import read_sidecar
 from llava_mini.data.shards import ShardSet
 
@@ -83,7 +83,7 @@ class Rejections:
         self.counts[kind] += 1
         examples = self.examples.setdefault(kind, [])
         if len(examples) < _EXAMPLES:
-            examples.append(f"{name}: {reason}")
+            examples.append(printable(f"{name}: {reason}"))
 
     @property
     def count(self) -> int:
@@ -98,7 +98,7 @@ class Rejections:
         """A line for each kind of reason, the most frequent first, with its first examples below."""
         lines = [f"rejected  {self.count:,}"]
         for kind, count in self.counts.most_common(_MOST_REASONS):
-            lines.append(f"  {count:,} x {kind}")
+            lines.append(f"  {count:,} x {printable(kind)}")
             lines += [f"      {example}" for example in self.examples[kind]]
         if (more := len(self.counts) - _MOST_REASONS) > 0:
             lines.append(f"  and {more} more kinds of reasons; the sidecars name all")
