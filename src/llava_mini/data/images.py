@@ -10,19 +10,12 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from llava_mini.data.errors import SampleError
-from llava_mini.errors import UserError
-
-if TYPE_CHECKING:  # processes that build shards need no torch, which takes seconds to import
-    from torch import Tensor
-
-    from llava_mini.views import ImageTransform
 
 try:
     import simplejpeg
@@ -120,19 +113,6 @@ def shrunk(pixels: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8]:
         return pixels
     size = (int(short_side * width / shorter), int(short_side * height / shorter))  # rounded as CLIP's processor does
     return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
-
-
-def pixels_of(raw: bytes, transform: ImageTransform) -> Tensor:
-    """The vision tower's pixels [V, 3, H, W] of an encoded picture.
-
-    Raises:
-        SampleError: it cannot be decoded, or cannot be cut.
-    """
-    image = Image.fromarray(decode_image(raw))
-    try:
-        return transform(image)
-    except UserError as error:
-        raise SampleError(str(error)) from None
 
 
 def _opened(raw: bytes) -> Image.Image:
