@@ -80,6 +80,25 @@ def test_a_set_that_fails_its_check_is_exit_status_1(place: Path, capsys: pytest
     assert error.startswith("llava-mini: set: 1 damaged files, set/shard-000000.tar") and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("shard-000000.tar", "set/shard-000000.tar has 300 bytes instead of"),
+        ("index.npy", "set/index.npy has 300 bytes instead of"),
+        ("shards.json", "set/shards.json is not valid JSON"),
+    ],
+)
+def test_a_set_that_cannot_be_opened_fails_its_check(
+    place: Path, name: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(BUILD) == 0
+    path = place / "set" / name
+    path.write_bytes(path.read_bytes()[:300])
+    capsys.readouterr()
+    assert main(["data", "check", "set", "--workers", "1"]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_tokens_that_do_not_fit_fail_the_check(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(BUILD) == 0
     build_tokenizer().save_pretrained("tokenizer")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_mini.data.shards import ShardSet
+from llava_mini.data.shards import ShardSet, is_complete
 from llava_mini.data.workers import WorkerDiedError, cores
 from llava_mini.errors import UserError
 
@@ -88,7 +88,12 @@ def _build(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from llava_mini.data.check import check_set, finding_lines, report_to
 
-    shards = ShardSet(options.folder)
+    try:
+        shards = ShardSet(options.folder)
+    except UserError as error:
+        if is_complete(Path(options.folder)):  # and so damaged
+            return _fail(str(error))
+        raise
     tokenize = None if options.tokenizer is None else _tokenize(options)
     with report_to(options.report) as on_bad:
         found = check_set(shards, tokenize, workers=options.workers, on_bad=on_bad)
