@@ -171,3 +171,18 @@ def test_one_seed_builds_one_model_and_another_seed_another(config_of: Resolve, 
     assert same(first, again)
     for part in PARTS:
         assert any(not torch.equal(first[n], other[n]) for n in first if n.split(".")[0] == part), part
+
+
+def test_the_vision_tower_can_be_built_alone(config_of: Resolve, model_of: ModelOf, tmp_path: Path):
+    whole = model_of(config_of())
+    save_file(whole.state_dict(), tmp_path / "model.safetensors")
+    config = config_of(f"model.weights=[{tmp_path}]")
+    alone = build.build_vision_model(config, build.build_tokenizer(config))
+    assert same(alone.vision_tower.state_dict(), whole.vision_tower.state_dict())
+    assert build.tower_fingerprint(config, alone) == build.tower_fingerprint(config, whole)
+    in_memory = {name.split(".")[0] for name, parameter in alone.named_parameters() if not parameter.is_meta}
+    assert in_memory == {"vision_tower"}
+    pixels = torch.rand(2, 1, 3, 64, 64)
+    assert torch.equal(alone.eval().encode(pixels), whole.eval().encode(pixels))
+    with pytest.raises(UserError, match="none of them holds a vision tower"):
+        build.build_vision_model(config_of(), build.build_tokenizer(config))

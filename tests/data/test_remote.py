@@ -266,6 +266,12 @@ def test_other_schemes_are_refused(url: str) -> None:
         ShardSet(url)
 
 
+def test_a_url_that_is_no_folders_is_refused_without_its_secrets() -> None:
+    with pytest.raises(UserError, match=r"https://host/set\?\.\.\.: allowed are URLs of a folder") as raised:
+        ShardSet("https://me:word@host/set?token=secret")
+    assert "secret" not in str(raised.value) and "word" not in str(raised.value)
+
+
 def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     original = builtins.__import__
 

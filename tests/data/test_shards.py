@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -292,6 +293,20 @@ def test_a_damaged_index_leads_to_no_place_outside_of_the_tars(shards: ShardSet,
     np.save(shards.folder / "index.npy", index)
     with pytest.raises(SampleError, match="names a place outside of its tars"):
         ShardSet(shards.folder).read(5)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../k005.json", "k004.json"])
+def test_a_member_that_is_not_the_samples_own_is_refused_and_named(shards: ShardSet, name: str) -> None:
+    offset = int(shards.index["offset"][5])
+    info = tarfile.TarInfo(name)
+    info.size = len(SAMPLES[5][1]["json"])
+    with open(shards.folder / "shard-000001.tar", "r+b") as tar:
+        tar.seek(offset)
+        tar.write(info.tobuf(tarfile.USTAR_FORMAT))
+    for read in (shards.read, shards.read_record):
+        with pytest.raises(SampleError, match=rf"tar member '{name}' is not k005\.<extension>"):
+            read(5)
+    assert shards.read(6) == SAMPLES[6][1]
 
 
 def test_another_samples_place_is_noticed(shards: ShardSet) -> None:

@@ -50,15 +50,17 @@ class RemoteStorage(Storage):
         max_open: How many files of the cache stay open.
 
     Raises:
-        UserError: the URL is of another scheme, or the packages for it are not installed.
+        UserError: the URL is of another scheme or has a query, or the packages for it are not installed.
     """
 
     def __init__(self, url: str, cache_dir: Path | None, max_open: int) -> None:
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES:
             raise UserError(f"{parts.scheme}://: allowed are a folder and URLs of {', '.join(SCHEMES)}")
-        self._url, self._scheme = url.rstrip("/"), parts.scheme
         self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"  # no credentials
+        if parts.query or parts.fragment:
+            raise UserError(f"{self._shown}?...: allowed are URLs of a folder, to which names of files can be added")
+        self._url, self._scheme = url.rstrip("/"), parts.scheme
         self._cache_dir, self._max_open, self._block_bytes = cache_dir, max_open, BLOCK_BYTES
         self._files: LocalStorage | None = None  # what was fetched; known with the listing
         self._sizes: dict[str, int] = {}
