@@ -1,5 +1,6 @@
 """Labels cover answers and their end tokens only, and packed turns are exactly the separate samples."""
 
+import copy
 import pickle
 import re
 from dataclasses import replace
@@ -239,6 +240,16 @@ def test_a_conversation_is_the_text_tokenised_at_once(subwords: PreTrainedTokeni
     assert sample.input_ids.tolist() == subwords(VICUNA.render(TALK).text)["input_ids"]
     assert sample.turn_ids is None
     assert (sample.num_turns, sample.truncated) == (3, False)
+
+
+def test_other_users_of_the_tokenizer_change_nothing(subwords: PreTrainedTokenizerFast) -> None:
+    shared = copy.deepcopy(subwords)
+    shared.pad_token = "<unk>"
+    tokenize = make(shared, CHATML, "conversation")
+    expected = tokenize(TALK, [1]).input_ids.tolist()
+    for length in (2, 2000):
+        shared("Is it", truncation=True, max_length=length, padding="max_length", split_special_tokens=True)
+        assert tokenize(TALK, [1]).input_ids.tolist() == expected
 
 
 def test_the_worked_example_of_the_module(tokenizer: PreTrainedTokenizerFast) -> None:

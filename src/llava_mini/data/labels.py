@@ -17,7 +17,8 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from itertools import chain
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_mini.data.conversation import IMAGE_PLACEHOLDER, Conversation, independent_conversations
 from llava_mini.data.errors import SampleError
-from llava_mini.data.templates import ConversationTemplate, Rendered
+from llava_mini.data.templates import ConversationTemplate, Rendered, Span
 from llava_mini.errors import UserError
 
 IGNORE = -100
@@ -72,16 +73,18 @@ class _Encoded:
     Attributes:
         ids: [T].
         labels: [T].
+        starts: [T], the first character of each token.
+        ends: [T], behind its last character.
         prefix: The number of tokens that come before any turn of it.
-        answer: The first token of the last answer.
-        cuts: [T + 1]; whether the text may end before each token: in the text of the last answer, between characters.
+        last_answer: Where its last answer is.
     """
 
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
     prefix: int
-    answer: int
-    cuts: NDArray[np.bool_]
+    last_answer: Span
 
 
 class ConversationTokenizer:
@@ -201,12 +204,17 @@ class ConversationTokenizer:
         return replace(parts[0], ids=ids, labels=labels), np.arange(len(lengths)).repeat(lengths), num_turns, keep
 
     def _keep(self, encoded: _Encoded, room: int, extra: int) -> int:
-        """How many tokens of a text stay when there is room for so many."""
+        """How many tokens of a text stay when there is room for so many: to a character's end in the last answer."""
         if len(encoded.ids) <= room:
             return len(encoded.ids)
-        cuts = np.flatnonzero(encoded.cuts[: max(room, 0) + 1])
+        starts, ends, answer = encoded.starts, encoded.ends, encoded.last_answer
+        inside = (ends > answer.start) & (ends <= answer.text_end)
+        apart = np.append(starts[1:] >= ends[:-1], True)  # several tokens of one character all name its place
+        cuts = np.flatnonzero(inside & apart) + 1
+        cuts = cuts[cuts <= room]
         if not len(cuts):
-            raise SampleError(f"{encoded.answer + extra} tokens before the answer, {self.max_length} allowed in all")
+            before = int((ends <= answer.start).cumprod().sum())
+            raise SampleError(f"{before + extra} tokens before the answer, {self.max_length} allowed in all")
         return int(cuts[-1])
 
     def _encode(self, conversation: Conversation) -> _Encoded:
@@ -223,24 +231,21 @@ class ConversationTokenizer:
 
     def _encode_text(self, rendered: Rendered) -> _Encoded:
         """The tokens of a text, in which every image is one token."""
-        encoding: Any = self.tokenizer(rendered.text, return_offsets_mapping=True, verbose=False)
-        ids = np.array(encoding["input_ids"], np.int64)
+        backend = self.tokenizer.backend_tokenizer  # called directly, for transformers takes as long again
+        backend.no_truncation()  # whatever another user of the tokenizer has asked for
+        backend.no_padding()
+        backend.encode_special_tokens = False
+        encoding = backend.encode(rendered.text)
+        ids = np.array(encoding.ids, np.int64)
         if not len(ids):
             raise SampleError("the tokenizer makes no token of it")
-        starts, ends = np.array(encoding["offset_mapping"], np.int64).T
-        learnt = np.zeros(len(ids), bool)
+        offsets = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(ids))
+        starts, ends = offsets[0::2], offsets[1::2]
+        labels = np.full_like(ids, IGNORE)
         for answer in rendered.answers:
-            learnt |= (starts < answer.end) & (ends > answer.start)
+            learnt = (starts < answer.end) & (ends > answer.start)
+            labels[learnt] = ids[learnt]
         images = np.flatnonzero(ids == self.image_token_id)
         # Without an image the turns share what the system prompt says, and the tokens that stand for no text.
-        before = (ends <= rendered.head).cumprod().sum()
-        last = rendered.answers[-1]
-        inside = (ends > last.start) & (ends <= last.text_end)
-        apart = np.append(starts[1:] >= ends[:-1], True)  # several tokens of one character all name its place
-        return _Encoded(
-            ids,
-            np.where(learnt, ids, IGNORE),
-            prefix=int(images[-1] + 1 if len(images) else before),
-            answer=int(np.argmax((starts < last.end) & (ends > last.start))),
-            cuts=np.concatenate([[False], inside & apart]),
-        )
+        prefix = images[-1] + 1 if len(images) else (ends <= rendered.head).cumprod().sum()
+        return _Encoded(ids, labels, starts, ends, int(prefix), rendered.answers[-1])
