@@ -99,6 +99,19 @@ def test_a_set_that_cannot_be_opened_fails_its_check(
     assert message in capsys.readouterr().err
 
 
+def test_without_a_tokenizer_the_configs_own_counts_what_is_learnt(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(BUILD) == 0
+    assert main(["data", "check", "set", "--workers", "1"]) == 0
+    assert "learnt tokens were not counted; --tokenizer names your model's" in capsys.readouterr().out
+    build_tokenizer().save_pretrained("checkpoints/tiny/stage1")
+    assert main(["data", "check", "set", "--workers", "1"]) == 0
+    out = capsys.readouterr().out
+    assert " learnt, 0 samples truncated" in out
+    assert "tokens are those of checkpoints/tiny/stage1" in out
+
+
 def test_tokens_that_do_not_fit_fail_the_check(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(BUILD) == 0
     build_tokenizer().save_pretrained("tokenizer")

@@ -35,9 +35,8 @@ On several machines that share the folders, each builds a part; here as a SLURM 
   llava-mini data build mix.json --images images --out data/mix --task $SLURM_ARRAY_TASK_ID --of 16"""
 
 _CHECK = """\
-Reads a shard set whole: checksums, every picture, every conversation and, with --tokenizer, the tokens that would be
-learnt. Fails (exit status 1) when a file is damaged, or when nothing can be learnt from more than 1 % of the
-samples."""
+Reads a shard set whole: checksums, every picture, every conversation and the tokens that would be learnt. Fails (exit
+status 1) when a file is damaged, or when nothing can be learnt from more than 1 % of the samples."""
 
 _STATS = """\
 Counts samples by modality and source, turns, characters and frames, and draws them as stats.png."""
@@ -94,26 +93,36 @@ def _check(options: argparse.Namespace) -> int:
         if is_complete(Path(options.folder)):  # and so damaged
             return _fail(str(error))
         raise
-    tokenize = None if options.tokenizer is None else _tokenize(options)
+    folder = options.tokenizer or _default_tokenizer()
+    tokenize = None if folder is None else _tokenize(folder, options)
     with report_to(options.report) as on_bad:
         found = check_set(shards, tokenize, workers=options.workers, on_bad=on_bad)
     print("\n".join(finding_lines(shards, found)))
-    if tokenize is None:
-        print("learnt tokens were not counted: that needs --tokenizer")
+    if options.tokenizer is None:
+        counted = "learnt tokens were not counted" if folder is None else f"tokens are those of {folder}"
+        print(f"{counted}; --tokenizer names your model's")
     failure = found.failure()
     return _fail(f"{shards.folder}: {failure}") if failure else 0
 
 
-def _tokenize(options: argparse.Namespace) -> ConversationTokenizer:
+def _default_tokenizer() -> Path | None:
+    """The tokenizer that a run has by default, where this is called beside it."""
+    from llava_mini.config import resolve
+
+    folder = Path(resolve([])["model"]["tokenizer"])
+    return folder if (folder / "tokenizer_config.json").is_file() else None
+
+
+def _tokenize(folder: Path, options: argparse.Namespace) -> ConversationTokenizer:
     from transformers import AutoTokenizer
 
     from llava_mini.data.labels import ConversationTokenizer
     from llava_mini.data.templates import template_named
 
     template = template_named(options.template)
-    if not (options.tokenizer / "tokenizer_config.json").is_file():
-        raise UserError(f"--tokenizer {options.tokenizer}: no tokenizer_config.json there; name a tokenizer's folder")
-    tokenizer = AutoTokenizer.from_pretrained(str(options.tokenizer))
+    if not (folder / "tokenizer_config.json").is_file():
+        raise UserError(f"--tokenizer {folder}: no tokenizer_config.json there; name a tokenizer's folder")
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
     return ConversationTokenizer(
         tokenizer, template, num_image_tokens=options.image_tokens, max_length=options.max_length
     )
@@ -175,7 +184,9 @@ def _add_build_options(parser: ArgumentParser) -> None:
 
 def _add_check_options(parser: ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="a shard set: a folder or a URL (s3://..., https://...)")
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="of the model that is to be trained")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="of the model that is to be trained (default: the config's)"
+    )
     parser.add_argument(
         "--template", default="vicuna_v1", metavar="NAME",
         help="how conversations are written out, as data.template of a run (default: vicuna_v1)",
