@@ -146,6 +146,11 @@ def test_of_irregular_frames_time_decides_and_not_number(clip: MakeClip, name: s
     assert numbers(path, fps=0.2) == [4]
 
 
+def test_rounded_time_stamps_cost_no_period(clip: MakeClip) -> None:
+    path = clip(30, name="a.mkv", stamps=[int(99.9 * number) for number in range(30)])
+    assert numbers(path) == [5, 15, 25], "although it lasts 2.997 s"
+
+
 def test_a_video_may_begin_late(clip: MakeClip) -> None:
     path = clip(30, name="a.mkv", stamps=[10_000 + 100 * number for number in range(30)])
     assert numbers(path) == [5, 15, 25]
