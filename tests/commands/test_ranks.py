@@ -60,7 +60,7 @@ WAIT = "open(sys.argv[1] + str(rank), 'w').write(str(os.getpid())); time.sleep(6
     ("code", "status", "told"),
     [
         ("rank == 1 and sys.exit('RuntimeError: no memory')", 1, "rank 1 of 3 ended with status 1; "),
-        ("rank == 2 and os.kill(os.getpid(), 9)", 137, "rank 2 of 3 was killed by SIGKILL\n"),
+        ("rank == 2 and os.kill(os.getpid(), 9)", 137, "rank 2 of 3 was killed by SIGKILL; see "),
         ("rank == 0 and os.kill(os.getpid(), 9)", 137, "rank 0 of 3 was killed by SIGKILL\n"),
         ("rank == 0 and sys.exit(3)", 3, ""),  # rank 0 speaks for itself
     ],

@@ -124,3 +124,17 @@ def test_a_clock_goes_on_where_the_checkpoint_was(fit: Callable, tmp_path: Path)
     assert used["cpu_seconds"] > 0 and used["gpu_seconds"] == 0.0
     assert 50e6 < used["peak_memory_bytes"] < 100e9
     assert second.used(torch.device("cpu"), 2).keys() >= {"seconds", "cpu_seconds", "gpu_seconds", "peak_memory_bytes"}
+
+
+def test_a_clock_adds_up_the_ranks():
+    class Both:
+        """Two ranks that have used the same."""
+
+        world_size = 2
+        strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: 2 * tensor)
+
+    clock, alone = Clock(), Clock()
+    clock.on_train_end(Both(), Number())  # type: ignore[arg-type]
+    device = torch.device("cpu")
+    assert clock.read()["cpu_seconds"] >= alone.read()["cpu_seconds"] > 0
+    assert clock.used(device, 2)["peak_memory_bytes"] == pytest.approx(2 * peak_memory_bytes(device), rel=0.05)

@@ -117,16 +117,19 @@ def _failure(ranks: Sequence[subprocess.Popen[bytes]], number: int, folder: Path
     status = ranks[number].returncode
     if number == 0 and status == INTERRUPTED:
         raise KeyboardInterrupt
-    last = _last_line(log_path(folder, number)) if number else ""
-    if last.startswith(OWN_MESSAGE):  # mostly a mistake that every rank finds, and that rank 0 is about to name
+    log = log_path(folder, number)
+    last = _last_line(log) if number else ""
+    if status < 0:
+        killed = f"{OWN_MESSAGE}rank {number} of {len(ranks)} was killed by {signal.Signals(-status).name}"
+        print(f"{killed}; see {log}" if number else killed, file=sys.stderr)
+    elif last.startswith(OWN_MESSAGE):  # mostly a mistake that every rank finds, and that rank 0 is about to name
         with suppress(subprocess.TimeoutExpired):
             ranks[0].wait(_SECONDS_FOR_RANK_0)
         if ranks[0].returncode != status:
             print(last, file=sys.stderr)
-    elif number or status < 0:
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        where = f"; {log_path(folder, number)} ends with: {last}" if last else ""
-        print(f"{OWN_MESSAGE}rank {number} of {len(ranks)} {how}{where}", file=sys.stderr)
+    elif number:
+        ended = f"{OWN_MESSAGE}rank {number} of {len(ranks)} ended with status {status}"
+        print(f"{ended}; {log} ends with: {last}", file=sys.stderr)
     return status if status > 0 else 128 - status
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import Trainer
@@ -20,13 +20,14 @@ from llava_mini.commands.trained import measured, save_model
 from llava_mini.config import save
 from llava_mini.data.datamodule import VLMDataModule
 from llava_mini.files import write_json
-from llava_mini.lightning_logger import TrackerLogger
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.stages.base import PARTS, VLMStage
 from llava_mini.stages.callbacks import Clock
 from llava_mini.sweep.grid import config_hash
 from llava_mini.sweep.provenance import code_version, git_commit
-from llava_mini.tracking import Tracker, init_tracking
+
+if TYPE_CHECKING:
+    from llava_mini.tracking import Tracker
 
 log = logging.getLogger("llava_mini")
 
@@ -106,8 +107,8 @@ def train(config: dict[str, Any]) -> Path:
     save(config, run_dir / "config.yaml")
     write_json(run_dir / "code.json", {key: identity[key] for key in ("code_version", "commit")})
     log.info("%s", run.stage.parts_table())
-    with _tracked(config, run_dir) as tracker:
-        fit(run, config, clock, [TrackerLogger(tracker)] if tracker else [])
+    with _tracked(config, run_dir) as (tracker, loggers):
+        fit(run, config, clock, loggers)
         save_model(run.model, run.processor, run_dir / "model")
         result = {
             "status": "finished",
@@ -153,19 +154,25 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _tracked(config: dict[str, Any], run_dir: Path) -> Iterator[Tracker | None]:
-    """The run's tracker, which is told how the block ended; None when nothing is tracked."""
+def _tracked(config: dict[str, Any], run_dir: Path) -> Iterator[tuple[Tracker | None, list[Logger]]]:
+    """The run's tracker, which is told how the block ended, and what it is for Lightning; nothing where none is wanted.
+
+    MLflow takes seconds to import, which runs without a tracker and other ranks do not spend.
+    """
     spec = config["tracking"]
     if not spec["enabled"]:
-        yield None
+        yield None, []
         return
+    from llava_mini.lightning_logger import TrackerLogger
+    from llava_mini.tracking import Tracker, init_tracking
+
     if spec["parent_run_id"] is None:
         init_tracking(spec["uri"], spec["experiment"])
     tracker = Tracker(run_dir, uri=spec["uri"], experiment=spec["experiment"], parent_run_id=spec["parent_run_id"])
     tracker.log_params({key: value for key, value in config.items() if key != "tracking"})
     tracker.set_tags({"commit": git_commit(), "code_version": code_version()})
     try:
-        yield tracker
+        yield tracker, [TrackerLogger(tracker)]
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise

@@ -1,0 +1,260 @@
+"""Runs of several ranks that are killed at any moment, and go on as if nothing had happened, dealt in whatever way.
+
+They mix pictures with texts, so that a rank may see no picture in a step, and one text cannot be read.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llava_mini.cli import main
+from llava_mini.data.shards import write_shards
+from llava_mini.files import rank_paths
+from llava_mini.sweep import child
+
+ROOT = Path(__file__).parents[2]
+TWO_RANKS = ["trainer.devices=2", "trainer.accumulate_grad_batches=2", "data.num_workers=2"]
+STEPS, SAMPLES = 20, 20 * 8  # two samples a batch
+
+
+class Nursery:
+    """See nursery.py."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        command = [sys.executable, str(Path(__file__).with_name("nursery.py"))]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with log.open("w") as file:
+            self.process = subprocess.Popen(command, cwd=ROOT, stderr=file, **pipes)
+        assert self._line() == "ready"
+
+    def begin(self, arguments: list[str], ranks: int) -> int:
+        """The process group of a run that has begun."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps([ranks, arguments]) + "\n")
+        self.process.stdin.flush()
+        return int(self._line())
+
+    def status(self) -> int:
+        """How the run has ended, once it has."""
+        return int(self._line())
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    made = Nursery(tmp_path_factory.mktemp("nursery") / "log.txt")
+    yield made
+    made.process.kill()
+    made.process.wait()
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """arguments(run_dir, "key=value", ...): of a run of the smallest model on a mix of pictures and texts."""
+    folder = tmp_path_factory.mktemp("resume")
+    write_texts(folder / "texts", 9)
+    own = {
+        "experiment": "smoke", "tracking.enabled": "false", "data.folder": folder / "world", "data.features": "false",
+        "data.sizes.instruct-train": 24, "data.sizes.instruct-val": 5, "data.max_bad_fraction": 1,
+        "data.splits": f"{{train: {{instruct-train: 2, {folder / 'texts'}: 1}}, val: instruct-val, test: null}}",
+        "data.batch_size": 2, "data.eval_batch_size": 2,
+        "trainer.max_steps": STEPS, "trainer.val_every": STEPS, "trainer.checkpoint_every": 1,
+        "model.weights": "[]", "model.vision_config.num_hidden_layers": 1, "model.text_config.num_hidden_layers": 1,
+        "fusion.num_layers": 1,
+    }  # fmt: skip
+
+    def make(run_dir: Path, *overrides: str) -> list[str]:
+        given = dict(item.split("=", 1) for item in overrides)
+        return [f"{key}={value}" for key, value in {**own, "run_dir": run_dir, **given}.items()]
+
+    return make
+
+
+def write_texts(folder: Path, count: int) -> None:
+    """A set of texts, and one record that is broken."""
+    talk = [{"from": "human", "value": "how many star objects"}, {"from": "gpt", "value": "two"}]
+    record = {"json": json.dumps({"id": "0", "conversations": talk}).encode()}
+    write_shards([*((f"text-{i}", record) for i in range(count)), ("text-bad", {"json": b"{"})], folder)
+
+
+def history(run_dir: Path) -> list[dict[str, Any]]:
+    """What all ranks have trained on, in the order of the samples."""
+    lines = [
+        {**json.loads(line), "rank": rank}
+        for rank, path in enumerate(rank_paths(run_dir / "history.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    return sorted(lines, key=lambda line: (line["position"], line["rank"]))
+
+
+def keys(run_dir: Path) -> list[str]:
+    return [key for line in history(run_dir) for key in line["keys"]]
+
+
+def quarantined(run_dir: Path) -> list[tuple[int, str]]:
+    lines = [line for path in rank_paths(run_dir / "quarantine.jsonl") for line in path.read_text().splitlines()]
+    return sorted((bad["position"], bad["key"]) for bad in map(json.loads, lines))
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def trained_lines(run_dir: Path) -> int:
+    path = run_dir / "history.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def in_group(group: int) -> list[int]:
+    """Processes of a group that are alive."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, member = path.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue  # it has ended meanwhile
+        if int(member) == group and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(nursery: Nursery, arguments: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two ranks, two workers each, that nothing has interrupted."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    nursery.begin(arguments(run_dir, *TWO_RANKS), 2)
+    assert nursery.status() == 0
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def killed(nursery: Nursery, arguments: Callable, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of such a run that was killed four times, and is not finished."""
+    run_dir = tmp_path_factory.mktemp("killed") / "run"
+    chance = random.Random(0)
+    for _ in range(4):
+        before = trained_lines(run_dir)
+        group = nursery.begin(arguments(run_dir, *TWO_RANKS), 2)
+        target = before + chance.randint(1, 4)
+        wait_for(lambda target=target: trained_lines(run_dir) >= target)
+        time.sleep(chance.uniform(0, 0.1))
+        os.killpg(group, signal.SIGKILL)
+        assert nursery.status() == -signal.SIGKILL
+        wait_for(lambda group=group: not in_group(group), seconds=10)
+    assert not (run_dir / "result.json").exists()
+    return run_dir
+
+
+def test_ranks_share_the_work_and_leave_one_result(whole: Path):
+    seen = keys(whole)
+    assert len(seen) == SAMPLES and len(history(whole)) == 2 * 2 * STEPS
+    kinds = [{key.split("/")[-1].split("-")[0] for key in line["keys"]} for line in history(whole)]
+    assert {"text"} in kinds and {"instruct"} in kinds, "a rank without a picture beside one with pictures only"
+    result = json.loads((whole / "result.json").read_text())
+    assert result["skipped"]["train"] == len(quarantined(whole)) > 0
+    # Of five samples in batches of two, one rank validated three and the other two.
+    callbacks = torch.load(whole / "checkpoints" / "best.ckpt", weights_only=True)["callbacks"]
+    scores = [state["best_model_score"] for name, state in callbacks.items() if "ModelCheckpoint" in name]
+    assert [float(score) for score in scores if score is not None] == [pytest.approx(result["accuracy"]["val"])]
+
+
+def test_a_run_killed_at_any_moment_equals_the_uninterrupted_one(
+    nursery: Nursery, arguments: Callable, whole: Path, killed: Path, tmp_path: Path
+):
+    assert 0 < len(keys(killed)) < SAMPLES
+    run_dir = shutil.copytree(killed, tmp_path / "run")
+    nursery.begin(arguments(run_dir, *TWO_RANKS), 2)
+    assert nursery.status() == 0
+    assert history(run_dir) == history(whole)
+    assert quarantined(run_dir) == quarantined(whole)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (run_dir, whole)]
+    assert results[0]["accuracy"] == results[1]["accuracy"]
+
+
+def test_other_ranks_and_workers_go_on_with_the_same_samples(
+    nursery: Nursery, arguments: Callable, whole: Path, killed: Path, tmp_path: Path
+):
+    for ranks, accumulate, workers in ((1, 4, 0), (4, 1, 1), (2, 2, 3)):
+        run_dir = shutil.copytree(killed, tmp_path / f"run-{ranks}")
+        dealt = [f"trainer.devices={ranks}", f"trainer.accumulate_grad_batches={accumulate}"]
+        nursery.begin(arguments(run_dir, *dealt, f"data.num_workers={workers}"), ranks)
+        assert nursery.status() == 0
+        assert keys(run_dir) == keys(whole)
+        found, expected = ([line["loss"] for line in history(folder) if line["loss"]] for folder in (run_dir, whole))
+        assert found == pytest.approx(expected, rel=1e-2)  # sums in another order
+        assert quarantined(run_dir) == quarantined(whole)
+
+
+def test_another_batch_and_other_data_are_refused(
+    nursery: Nursery, arguments: Callable, killed: Path, capsys: pytest.CaptureFixture
+):
+    def state() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (killed / "checkpoints").iterdir()}
+
+    before = state()
+    for change in ("data.batch_size=4", "trainer.accumulate_grad_batches=4", "data.world_seed=1"):
+        assert main(["train", *arguments(killed, *TWO_RANKS, change)]) == 2
+        said = capsys.readouterr().err
+        assert "holds a run with another config" in said and len(said.splitlines()) == 1
+    texts = next(part for part in arguments(killed) if "/texts" in part).partition("2, ")[2].partition(":")[0]
+    kept = shutil.move(texts, f"{texts}-kept")
+    try:
+        write_texts(Path(texts), 11)
+        nursery.begin(arguments(killed, "trainer.accumulate_grad_batches=4"), 1)
+        assert nursery.status() == 2
+    finally:
+        shutil.rmtree(texts)
+        shutil.move(kept, texts)
+    last = nursery.log.read_text().splitlines()[-1]
+    assert re.fullmatch(r"llava-mini: .*last\.ckpt was made with other training data, .*", last)
+    assert state() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux does this")
+def test_a_rank_that_is_killed_and_ctrl_c_end_all_and_the_same_command_goes_on(
+    arguments: Callable, whole: Path, tmp_path: Path
+):
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "llava_mini", "train", *arguments(run_dir, *TWO_RANKS)]
+
+    def ended_by(number: signal.Signals, chosen: Callable[[int], list[int]]) -> tuple[int, str]:
+        """Status and last words of a run in which some processes get a signal after two steps more."""
+        before = trained_lines(run_dir)
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
+        wait_for(lambda: trained_lines(run_dir) >= before + 4)
+        assert len(in_group(process.pid)) == 1 + 2 + 4, "this process, two ranks, two workers each"
+        for pid in chosen(process.pid):
+            os.kill(pid, number)
+        said = process.communicate(timeout=60)[1].splitlines()
+        wait_for(lambda: not in_group(process.pid), seconds=10)
+        return process.returncode, said[-1]
+
+    def of_rank_1(group: int) -> list[int]:
+        return [pid for pid in in_group(group) if b"LOCAL_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes()][:1]
+
+    assert ended_by(signal.SIGKILL, of_rank_1) == (
+        137, f"llava-mini: rank 1 of 2 was killed by SIGKILL; see {run_dir / 'log.rank1.txt'}",
+    )  # fmt: skip
+    assert ended_by(signal.SIGINT, in_group) == (130, "interrupted; repeat the command to continue")
+    from_a_sweep = [sys.executable, "-IS", child.__file__, str(os.getpid()), *command]
+    assert subprocess.run(from_a_sweep, cwd=ROOT, check=False).returncode == 0
+    assert history(run_dir) == history(whole)
