@@ -146,6 +146,30 @@ def test_of_irregular_frames_time_decides_and_not_number(clip: MakeClip, name: s
     assert numbers(path, fps=0.2) == [4]
 
 
+def test_a_frame_that_is_shown_for_long_is_made_pixels_once(clip: MakeClip, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, original = [], video._upright
+
+    def noted(frame: Any, pixel_aspect: Fraction) -> Pixels:
+        made.append(frame.pts)
+        return original(frame, pixel_aspect)
+
+    monkeypatch.setattr(video, "_upright", noted)
+    assert numbers(clip(3, name="a.mkv", stamps=[0, 100, 8900])) == [1] * 9
+    assert made == [100]
+
+
+def test_a_clip_that_was_trimmed_without_coding_anew_begins_where_it_is_shown(clip: MakeClip) -> None:
+    path = clip(40)
+    raw = path.read_bytes()
+    place = raw.index(b"elst") + 12
+    milliseconds, start = struct.unpack_from(">Ii", raw, place)
+    assert (milliseconds, start) == (4000, 0)
+    with av.open(str(path)) as container:
+        second = int(1 / container.streams.video[0].time_base)
+    path.write_bytes(raw[:place] + struct.pack(">Ii", 3000, second) + raw[place + 8 :])
+    assert numbers(path) == [15, 25, 35]
+
+
 def test_rounded_time_stamps_cost_no_period(clip: MakeClip) -> None:
     path = clip(30, name="a.mkv", stamps=[int(99.9 * number) for number in range(30)])
     assert numbers(path) == [5, 15, 25], "although it lasts 2.997 s"
@@ -226,7 +250,7 @@ def test_frames_are_made_one_at_a_time_and_no_more_than_needed(clip: MakeClip, m
         alive.append(weakref.ref(frame))
         del frame
         assert sum(reference() is not None for reference in alive) <= 2
-    assert len(alive) == 10
+    assert (len(alive), len(decoded)) == (10, 97)
 
 
 def test_an_endless_video_is_refused_before_it_is_decoded(clip: MakeClip, monkeypatch: pytest.MonkeyPatch) -> None:

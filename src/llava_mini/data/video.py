@@ -102,15 +102,15 @@ def _scanned(path: Path) -> _Clip:
     frames, latest = 0, 0.0  # seconds, of all streams: audio may go on for longer
     with _opened(path) as (container, stream):
         for packet in container.demux():
-            stamp = packet.dts if packet.pts is None else packet.pts
-            if stamp is None or packet.time_base is None:
+            if packet.pts is None or packet.time_base is None:
                 continue  # the empty packet that ends a stream
             if packet.is_corrupt:
                 raise SampleError("video is damaged or cut off")
-            stop = stamp + (packet.duration or 0)
+            stop = packet.pts + (packet.duration or 0)
             latest = max(latest, float(stop * packet.time_base))
-            if packet.stream is stream and not packet.is_discard:
-                first, last, end, frames = min(first, stamp), max(last, stamp), max(end, stop), frames + 1
+            if packet.stream is stream and not packet.is_discard:  # by an edit list, which trims without coding anew
+                first, last, end = min(first, packet.pts), max(last, packet.pts), max(end, stop)
+                frames += 1
         if (declared := _declared(container, stream)) - latest > _MISSING_SECONDS:
             raise SampleError(f"video stops after {latest:.1f} of {declared:.1f} s")
         if frames == 0 or stream.time_base is None:
