@@ -1,55 +1,80 @@
-"""A picture to the views that the vision tower reads: itself, or in high resolution its four quarters and then itself.
+"""A picture to the views that the vision tower reads; the one place that says how, for training and inference alike.
 
-Both the data room and the processor cut pictures; this is the one place that says how (REFERENCE section 1).
+    mode     views of an image (REFERENCE section 1)                    of a frame of a video
+    square   the picture, of which the image processor cuts out the     the same
+             middle: what lies outside is lost
+    pad      a square of the mean colour with the picture in its        the same
+             middle, as LLaVA's "pad": nothing is lost
+    hd       that square, its side made even, in quarters row by row,   the square
+             then as a whole: the quarters leave no pixel out
 
-Shapes: V views of a frame (1, or 5 in high resolution), H x W the image processor's size.
+Each view is then resized and cut to the vision tower's size, by whatever the caller resizes with. For example 640x480
+gives in mode `hd` four views of 320x320 and one of 640x640, whose first and last 80 rows are of the mean colour.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
+from numpy.typing import NDArray
 
 from llava_mini.errors import UserError
 
+ViewMode = Literal["square", "pad", "hd"]
+Colour = tuple[int, int, int]
+NUM_VIEWS: Mapping[ViewMode, int] = {"square": 1, "pad": 1, "hd": 5}  # of an image; a frame of a video has one
 
-class ImageProcessor(Protocol):
-    """An image processor of transformers, such as CLIPImageProcessorPil (it needs no torchvision)."""
-
-    def __call__(self, images: list[Image.Image], *, return_tensors: str) -> Any: ...
-
-
-def views(image: Image.Image, hd: bool) -> list[Image.Image]:
-    """[image], or in high resolution its four quarters row by row and then the whole.
-
-    Raises:
-        UserError: the image is too small to be cut.
-    """
-    if not hd:
-        return [image]
-    width, height = image.size
-    if min(width, height) < 2:
-        raise UserError(f"image of {width}x{height} pixels is too small for high resolution")
-    x, y = width // 2, height // 2
-    boxes = [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)]
-    return [*(image.crop(box) for box in boxes), image]
+_LARGEST_SIDE = 13_377  # of a padded square, which then has as many pixels as Pillow lets a picture have
 
 
-class ImageTransform:
-    """A picture to the vision tower's pixels [V, 3, H, W].
+def check_mode(mode: str) -> None:
+    """Raises UserError for a mode that is none."""
+    if mode not in NUM_VIEWS:
+        raise UserError(f"views={mode!r}; allowed: {', '.join(NUM_VIEWS)}")
+
+
+def mean_colour(image_mean: Sequence[float]) -> Colour:
+    """RGB of an image processor's `image_mean`, rounded as LLaVA rounds it."""
+    red, green, blue = (int(255 * value) for value in image_mean)
+    return red, green, blue
+
+
+def views_of(
+    picture: NDArray[np.uint8], mode: ViewMode, background: Colour, *, is_video: bool = False
+) -> list[NDArray[np.uint8]]:
+    """The views of a picture [H, W, 3], each [h, w, 3]; they may share its memory.
 
     Args:
-        processor: Resizes, crops and normalises.
-        hd: Whether to cut the picture.
+        picture: RGB.
+        mode: How it becomes views.
+        background: RGB around pictures that are not square.
+        is_video: Whether it is a frame of a video.
+
+    Raises:
+        UserError: its square would be too large.
     """
+    if mode == "square":
+        return [picture]
+    square = _squared(picture, background, even=mode == "hd")
+    if mode == "pad" or is_video:
+        return [square]
+    half = len(square) // 2
+    return [*(square[y : y + half, x : x + half] for y in (0, half) for x in (0, half)), square]
 
-    def __init__(self, processor: ImageProcessor, *, hd: bool = False) -> None:
-        self.processor, self.hd = processor, hd
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        pixels = self.processor(views(image, self.hd), return_tensors="np")["pixel_values"]
-        return torch.from_numpy(np.stack(pixels))
+def _squared(picture: NDArray[np.uint8], background: Colour, *, even: bool) -> NDArray[np.uint8]:
+    """The picture in the middle of a square of the background's colour; itself if it is one."""
+    height, width = picture.shape[:2]
+    side = max(height, width)
+    side += side % 2 if even else 0
+    if side > _LARGEST_SIDE:
+        raise UserError(f"image of {width}x{height} pixels is too large to be padded to a square")
+    if height == width == side:
+        return picture
+    row = np.tile(np.array(background, np.uint8), side)  # whole rows are copied faster than single pixels
+    square = np.tile(row, (side, 1)).reshape(side, side, 3)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = picture
+    return square

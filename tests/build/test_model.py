@@ -157,11 +157,11 @@ def test_the_processor_knows_the_models_tokens(
     processor = build.build_processor(config, model, build.build_tokenizer(config))
     assert (processor.num_image_tokens, processor.num_hd_image_tokens) == (single, hd)
     assert (model.tokens_per_frame(), model.tokens_per_frame(HD_VIEWS)) == (single, hd)
-    assert processor.high_resolution == (config["data"]["views"] == "hd")
+    assert processor.views == config["data"]["views"]
     inputs = processor(text="<image> what color is the circle <answer>", images=Image.new("RGB", (64, 64), "red"))
-    assert inputs["pixel_values"].shape == (1, 5 if processor.high_resolution else 1, 3, 64, 64)
+    assert inputs["pixel_values"].shape == (1, 5 if processor.views == "hd" else 1, 3, 64, 64)
     placeholders = int((inputs["input_ids"] == model.config.image_token_id).sum())
-    assert placeholders == (hd if processor.high_resolution else single)
+    assert placeholders == (hd if processor.views == "hd" else single)
     with torch.no_grad():
         assert model(**inputs).logits.shape[1] == inputs["input_ids"].shape[1]
 

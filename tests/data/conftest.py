@@ -1,4 +1,4 @@
-"""A small toy world, its tokenizer and transform, and shards made from records that a test writes itself."""
+"""A small toy world, its tokenizer, and shards made from records that a test writes itself."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
-from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from llava_mini.data.datamodule import Mix, VLMDataModule
 from llava_mini.data.labels import ConversationTokenizer
@@ -20,7 +20,6 @@ from llava_mini.data.shards import ShardSet, write_shards
 from llava_mini.data.templates import TINY
 from llava_mini.data.toyworld.make import make_world
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
-from llava_mini.views import ImageTransform
 
 SIZES = {"caption-train": 9, "caption-val": 5, "instruct-train": 70, "instruct-val": 12, "instruct-test": 10}
 
@@ -37,12 +36,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer()
-
-
-@pytest.fixture(scope="session")
-def transform() -> ImageTransform:
-    """To 32x32 pixels."""
-    return ImageTransform(CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}))
 
 
 @pytest.fixture(scope="session")

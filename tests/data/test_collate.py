@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from llava_mini.batch import BadSample
@@ -43,6 +44,24 @@ def test_text_images_and_videos_are_mixed_and_all_frames_lie_one_after_another()
     assert torch.equal(batch.pixel_values, pixels)
     assert batch.turn_ids is None
     assert batch.position == 12
+
+
+@pytest.mark.parametrize("kind", ["pixels", "features"])
+def test_videos_beside_high_resolution_images_are_padded_with_views(kind: str) -> None:
+    image, video, another = (
+        torch.randint(1, 9, (frames, views, 3, 4, 4)) for frames, views in ((2, 5), (3, 1), (1, 5))
+    )
+    samples = [Sample("a", tokens(2), [], **{kind: frames}) for frames in (image, video, another)]
+    samples[1:1] = [Sample("text", tokens(2), []), placeholder("bad", 0)]
+    batch = collate(samples, 0)
+    frames = batch.pixel_values if kind == "pixels" else batch.image_features
+    assert frames is not None and frames.dtype == image.dtype
+    assert batch.num_frames.tolist() == [2, 0, 0, 3, 1]
+    assert batch.num_views is not None and batch.num_views.tolist() == [5, 5, 1, 1, 1, 5]
+    assert torch.equal(frames[:2], image) and torch.equal(frames[5:], another)
+    assert torch.equal(frames[2:5, :1], video) and not frames[2:5, 1:].any()
+    for same in ([samples[0], samples[4]], [samples[3]], [samples[1]]):
+        assert collate(same, 0).num_views is None, "all have as many"
 
 
 def test_features_stand_for_pixels() -> None:

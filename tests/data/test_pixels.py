@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
 from llava_mini.data.errors import SampleError
-from llava_mini.data.pixels import CLIP_GRAY, NUM_VIEWS, PixelTransform, ViewMode, normalised
+from llava_mini.data.pixels import CLIP_GRAY, PixelTransform, normalised
 from llava_mini.errors import UserError
-from llava_mini.views import ImageTransform
+from llava_mini.views import NUM_VIEWS, ViewMode
 
 Pixels = NDArray[np.uint8]
 MODES: list[ViewMode] = ["square", "pad", "hd"]
@@ -110,10 +110,13 @@ def padded(pixels: Pixels, side: int) -> Image.Image:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_pad_and_hd_are_clips_processing_of_the_padded_square(size: tuple[int, int]) -> None:
     pixels, processor = noise(*size), clip(24)
-    cases: list[tuple[ViewMode, int, bool]] = [("pad", max(size), False), ("hd", max(size) + max(size) % 2, True)]
-    for mode, side, hd in cases:
+    cases: list[tuple[ViewMode, int]] = [("pad", max(size)), ("hd", max(size) + max(size) % 2)]
+    for mode, side in cases:
+        square, half = padded(pixels, side), side // 2
+        corners = [(0, 0), (half, 0), (0, half), (half, half)] if mode == "hd" else []
+        parts = [square.crop((x, y, x + half, y + half)) for x, y in corners]
         ours = normalised(PixelTransform(24, mode)([png(pixels)]), processor.image_mean, processor.image_std)[0]
-        theirs = ImageTransform(processor, hd=hd)(padded(pixels, side))
+        theirs = processor([*parts, square], return_tensors="pt")["pixel_values"]
         assert ours.shape == theirs.shape == (NUM_VIEWS[mode], 3, 24, 24)
         assert (as_bytes(ours, processor) - as_bytes(theirs, processor)).abs().max() <= 2 + 1e-3
 
@@ -158,6 +161,7 @@ def test_pictures_of_all_sizes_are_put_in_order_into_one_tensor(mode: ViewMode) 
     for picture, views in zip(pictures, together, strict=True):
         assert torch.equal(transform([picture])[0], views)
     assert transform([]).shape == (0, transform.num_views, 3, 16, 16)
+    assert torch.equal(transform(pictures, is_video=True), together[:, -1:])
 
 
 def test_a_grey_picture_is_grey_and_one_pixel_fills_the_view() -> None:

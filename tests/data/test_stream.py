@@ -223,7 +223,7 @@ def test_a_batch_of_bad_samples_only_is_a_batch_like_any_other(read: MakeReader,
 
 def test_errors_of_the_program_are_not_taken_for_bad_samples(shuffled: Shuffled) -> None:
     stream = shuffled()
-    stream.readers[0].transform = lambda pictures: torch.zeros(1 // 0)
+    stream.readers[0].transform = lambda pictures, is_video: torch.zeros(1 // 0)
     with pytest.raises(ZeroDivisionError):
         list(stream)
 

@@ -65,9 +65,7 @@ def test_padding_is_on_the_left_unless_asked(make_processor: Factory) -> None:
 
 
 def test_high_resolution_cuts_row_by_row_and_adds_the_whole(make_processor: Factory) -> None:
-    inputs = make_processor(num_image_tokens=1, num_hd_image_tokens=4, high_resolution=True)(
-        text="<image>", images=quadrants()
-    )
+    inputs = make_processor(num_image_tokens=1, num_hd_image_tokens=4, views="hd")(text="<image>", images=quadrants())
     views = inputs["pixel_values"][0]
     assert views.shape == (5, 3, SIZE, SIZE)
     assert (views[:, 0].mean(dim=(1, 2)) * 255).round().tolist() == [0, 80, 160, 240, 120]
@@ -76,7 +74,7 @@ def test_high_resolution_cuts_row_by_row_and_adds_the_whole(make_processor: Fact
 
 
 def test_videos_keep_one_view_beside_high_resolution_images(make_processor: Factory) -> None:
-    processor = make_processor(num_image_tokens=1, num_hd_image_tokens=4, high_resolution=True)
+    processor = make_processor(num_image_tokens=1, num_hd_image_tokens=4, views="hd")
     inputs = processor(text=["<video> what", "<image> what"], images=quadrants(), videos=[[plain(20), plain(30)]])
     assert inputs["num_views"].tolist() == [1, 1, 5]
     assert inputs["num_frames"].tolist() == [2, 1]
@@ -85,7 +83,7 @@ def test_videos_keep_one_view_beside_high_resolution_images(make_processor: Fact
 
 
 def test_an_odd_size_is_cut_without_losing_a_pixel(make_processor: Factory) -> None:
-    processor = make_processor(high_resolution=True, num_hd_image_tokens=4)
+    processor = make_processor(views="hd", num_hd_image_tokens=4)
     assert processor(text="<image>", images=Image.new("RGB", (25, 31)))["pixel_values"].shape == (1, 5, 3, SIZE, SIZE)
 
 
@@ -117,20 +115,20 @@ def test_no_compressed_token_at_all(make_processor: Factory) -> None:
     assert inputs["input_ids"].tolist() == [[1, 5]] and inputs["num_frames"].tolist() == [1]
 
 
-@pytest.mark.parametrize("high_resolution", [False, True])
+@pytest.mark.parametrize("views", ["square", "hd"])
 @pytest.mark.parametrize("compressor", ["query", "none", "zero"])
 def test_the_model_reads_what_it_makes(
     make_processor: Factory,
     make_model: Factory,
     compressors: dict[str, dict[str, Any]],
     compressor: str,
-    high_resolution: bool,
+    views: str,
 ) -> None:
     model = make_model(compressor=compressors[compressor], image_token_id=IMAGE)
     processor = make_processor(
         num_image_tokens=model.tokens_per_frame(),
         num_hd_image_tokens=model.tokens_per_frame(5),
-        high_resolution=high_resolution,
+        views=views,
     )
     texts = ["<s> <image> what is here", "<s> what is there", "<s> <video> what is here and there"]
     inputs = processor(text=texts, images=quadrants(), videos=[[plain(20), plain(30)]])
@@ -145,14 +143,12 @@ def test_the_model_reads_what_it_makes(
 
 
 def test_save_and_load_through_auto_processor(make_processor: Factory, make_model: Factory, tmp_path: Path) -> None:
-    processor = make_processor(
-        num_image_tokens=4, num_hd_image_tokens=16, high_resolution=True, chat_template="{{ messages }}"
-    )
+    processor = make_processor(num_image_tokens=4, num_hd_image_tokens=16, views="hd", chat_template="{{ messages }}")
     processor.save_pretrained(tmp_path)
     make_model().save_pretrained(tmp_path)  # beside the model, as it is published
     again = AutoProcessor.from_pretrained(tmp_path)
     assert isinstance(again, LlavaMiniProcessor)
-    assert (again.num_image_tokens, again.num_hd_image_tokens, again.high_resolution) == (4, 16, True)
+    assert (again.num_image_tokens, again.num_hd_image_tokens, again.views) == (4, 16, "hd")
     assert (again.image_token, again.video_token, again.chat_template) == ("<image>", "<video>", "{{ messages }}")
     first, second = (each(text="<image> what", images=quadrants()) for each in (processor, again))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
@@ -235,6 +231,8 @@ def test_paths_are_not_opened(make_processor: Factory) -> None:
         make_processor()(text="<video>", videos=["cat.mp4"])
 
 
-def test_an_image_too_small_to_cut(make_processor: Factory) -> None:
-    with pytest.raises(UserError, match="1x5 pixels"):
-        make_processor(high_resolution=True)(text="<image>", images=Image.new("RGB", (1, 5)))
+def test_views_that_do_not_fit_are_named(make_processor: Factory) -> None:
+    with pytest.raises(UserError, match="views='tile'; allowed: square, pad, hd"):
+        make_processor(views="tile")
+    with pytest.raises(UserError, match="image of 1x14000 pixels is too large to be padded"):
+        make_processor(views="pad")(text="<image>", images=Image.new("RGB", (1, 14_000)))

@@ -18,7 +18,7 @@ from llava_mini.data.datamodule import Mix, VLMDataModule
 from llava_mini.data.feature_codec import FeatureType
 from llava_mini.data.feature_store import FEATURES_VERSION, EncodePictures, FeatureRecipe, FeatureStore
 from llava_mini.data.labels import ConversationTokenizer
-from llava_mini.data.pixels import NUM_VIEWS, PixelTransform, normalised
+from llava_mini.data.pixels import PixelTransform, normalised
 from llava_mini.data.samples import SampleReader
 from llava_mini.data.shards import ShardSet
 from llava_mini.data.templates import ConversationTemplate, template_named
@@ -26,6 +26,7 @@ from llava_mini.data.toyworld.make import make_world
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.schema import is_url, names_a_place, set_names
+from llava_mini.views import NUM_VIEWS
 
 Config = dict[str, Any]
 
@@ -63,7 +64,8 @@ def build_datamodule(
         processor.tokenizer,
         build_template(config),
         turns=data["turns"],
-        num_image_tokens=processor.tokens_of(NUM_VIEWS[data["views"]]),
+        num_image_tokens=processor.num_image_tokens,
+        num_hd_image_tokens=processor.num_hd_image_tokens,
         max_length=data["max_length"],
     )
     readers = _readers(config, model, processor, tokenize)

@@ -173,6 +173,6 @@ def build_processor(
         tokenizer,
         num_image_tokens=model.tokens_per_frame(SINGLE_VIEW),
         num_hd_image_tokens=model.tokens_per_frame(HD_VIEWS),
-        high_resolution=config["data"]["views"] == "hd",
+        views=config["data"]["views"],
         image_token=image_token(config),
     )

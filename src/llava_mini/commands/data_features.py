@@ -21,8 +21,9 @@ data.features=OUT. The tower is that of the config: model=..., model.weights=[..
 
 It pays where one set is read many times by small language models (sweeps, several epochs), so that the tower would be
 most of the work, and the disk is fast. A picture of CLIP ViT-L/14 at 336 pixels has 576x1024 numbers and takes 1.18 MB
-as float16 or 0.59 MB as int8 (a JPEG of 640x480 takes about 0.1 MB), and five times that with data.views=hd. The
-command says what storing changed. Repeat it to continue after an interruption."""
+as float16 or 0.59 MB as int8 (a JPEG of 640x480 takes about 0.1 MB), and five times that with data.views=hd,
+where frames of videos keep one view. The command says what storing changed. Repeat it to continue after an
+interruption."""
 
 _EXAMPLES = """\
 examples:
@@ -98,9 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", metavar="DIR", help="a shard set: a folder or a URL (s3://..., https://...)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for features of any sets and towers")
     parser.add_argument("--dtype", choices=FEATURE_TYPES, default="float16", help="(default: float16)")
-    parser.add_argument(
-        "--batch-size", type=_count(1), default=64, metavar="N", help="pictures at a time (default: 64)"
-    )
+    parser.add_argument("--batch-size", type=_count(1), default=64, metavar="N", help="views at a time (default: 64)")
     parser.add_argument("--workers", type=_count(0), default=0, metavar="N", help="processes that decode (default: 0)")
     parser.add_argument("--config-dir", action="append", default=[], help="a further folder with config groups")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, as in `llava-mini train`")

@@ -1,4 +1,7 @@
-"""Samples to a VLMBatch: texts padded on the right, the frames of all samples one after another."""
+"""Samples to a VLMBatch: texts padded on the right, the frames of all samples one after another.
+
+Frames with fewer views than others, of videos beside images in high resolution, are padded with views of zeros.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ def collate(
     """A batch of `samples`, of which text, images and videos may be mixed.
 
     Args:
-        samples: At least one. Their frames are all pixels or all features, of one number of views; their turns are
-            treated in one way. Placeholders fit with any.
+        samples: At least one. Their frames are all pixels or all features; their turns are treated in one way.
+            Placeholders fit with any.
         pad_token_id: Fills `input_ids`.
         position: The first position behind this batch.
         skipped: What the placeholders among the samples stand for.
@@ -34,6 +37,7 @@ def collate(
         num_frames=torch.tensor([0 if each is None else len(each) for each in frames], dtype=torch.int64),
         pixel_values=_joined([sample.pixels for sample in samples]),
         image_features=_joined([sample.features for sample in samples]),
+        num_views=_num_views([each for each in frames if each is not None]),
         turn_ids=_turn_ids(samples),
         keys=[sample.key for sample in samples],
         kinds=[sample.kinds for sample in samples],
@@ -57,4 +61,19 @@ def _padded(rows: list[Tensor], fill: int) -> Tensor:
 
 def _joined(frames: list[Tensor | None]) -> Tensor | None:
     there = [each for each in frames if each is not None]
-    return torch.cat(there) if there else None
+    most = max((each.shape[1] for each in there), default=0)
+    return torch.cat([_with_views(each, most) for each in there]) if there else None
+
+
+def _with_views(frames: Tensor, views: int) -> Tensor:
+    """Frames [F, V, ...] as [F, views, ...]."""
+    if frames.shape[1] == views:
+        return frames
+    return torch.cat([frames, frames.new_zeros(len(frames), views - frames.shape[1], *frames.shape[2:])], dim=1)
+
+
+def _num_views(frames: list[Tensor]) -> Tensor | None:
+    """How many views each frame of the batch has; None when all have as many."""
+    if len({each.shape[1] for each in frames}) < 2:
+        return None
+    return torch.tensor([each.shape[1] for each in frames for _ in each], dtype=torch.int64)

@@ -21,7 +21,7 @@ class Mix:
     """The data of a split.
 
     Attributes:
-        readers: one for each shard set, all with pixels or all with features, of one number of views.
+        readers: one for each shard set, all with pixels or all with features, of one `data.views`.
         weights: of each set in training, see `llava_mini.data.order.Mixture`; None pools the sets as one. Validation
             and test pass over every set once, whatever the weights.
     """

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from llava_mini.data.errors import SampleError
 from llava_mini.data.feature_codec import FeatureType, StorageError, packed, unpacked
-from llava_mini.data.index import parse_object, read_sidecar
+from llava_mini.data.index import Modality, parse_object, read_sidecar
+from llava_mini.data.pixels import PixelTransform
 from llava_mini.data.shards import (
     Members,
     ShardSet,
@@ -43,11 +44,10 @@ from llava_mini.errors import UserError
 from llava_mini.files import folder_lock, write_json
 
 # Any change of the code that makes other features of the same pictures and tower raises it.
-FEATURES_VERSION = 2
+FEATURES_VERSION = 3
 _RECIPE_FILE = "features.json"
 
-EncodePictures = Callable[[Tensor], Tensor]  # what a transform gives, [n, V, 3, H, W], to features [n, V, N, Dv]
-PictureTransform = Callable[[Sequence[bytes]], Tensor]  # F encoded pictures to [F, V, 3, H, W]
+EncodePictures = Callable[[Tensor], Tensor]  # views as a transform gives them, [n, 1, 3, H, W], to [n, 1, N, Dv]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class FeatureRecipe:
 
     Attributes:
         tower: Fingerprint of the vision tower and of how its pixels are made.
-        shape: (V, N, Dv).
+        shape: (V, N, Dv) of an image; frames of videos have one view.
         dtype: In which type they are stored.
     """
 
@@ -76,7 +76,7 @@ class FeatureStore:
         folder: where they lie.
         fingerprint: of data, tower and shape.
         data_fingerprint: of the shard set.
-        shape: (V, N, Dv) of a picture.
+        shape: (V, N, Dv) of an image; frames of videos have one view.
         dtype: in which type they are stored.
         pictures: how many have features.
         bytes: what the features take, without the tars' headers.
@@ -114,7 +114,7 @@ class FeatureStore:
         shards: ShardSet,
         encode: EncodePictures,
         recipe: FeatureRecipe,
-        transform: PictureTransform,
+        transform: PixelTransform,
         *,
         batch_size: int = 64,
         num_workers: int = 0,
@@ -128,10 +128,10 @@ class FeatureStore:
         Args:
             folder: Of this store alone.
             shards: The samples; those without pictures have no features.
-            encode: Makes features of what `transform` gives.
+            encode: Makes features of views that `transform` gives.
             recipe: What the features depend on.
             transform: Decodes the pictures of a sample.
-            batch_size: Frames that are encoded together.
+            batch_size: Views that are encoded together.
             num_workers: Processes that decode; 0: this one.
             on_shard: Is told how many shards are complete, after every one.
 
@@ -171,8 +171,9 @@ class FeatureStore:
         if "unusable" in record:
             raise SampleError(record["unusable"])
         features = unpacked(members)
-        if features.shape != (record["frames"], *self.shape):
-            raise SampleError(f"its features have shape {features.shape}, not {(record['frames'], *self.shape)}")
+        of_images, of_videos = ((record["frames"], views, *self.shape[1:]) for views in (self.shape[0], 1))
+        if features.shape not in (of_images, of_videos):
+            raise SampleError(f"its features have shape {features.shape}, not {of_images}")
         return torch.from_numpy(features)
 
 
@@ -226,7 +227,7 @@ def _stored(found: NDArray[np.float32] | str, dtype: FeatureType, error: Storage
 class _Decoded(Dataset[Tensor | str]):
     """What `transform` gives of a sample's pictures; nothing for text; why not, as a text, for a damaged one."""
 
-    def __init__(self, shards: ShardSet, transform: PictureTransform) -> None:
+    def __init__(self, shards: ShardSet, transform: PixelTransform) -> None:
         self.shards, self.transform = shards, transform
 
     def __getitem__(self, index: int) -> Tensor | str:
@@ -234,7 +235,8 @@ class _Decoded(Dataset[Tensor | str]):
             return ""
         try:
             members = self.shards.read(index)
-            return self.transform([members[name] for name in picture_names(members)])
+            is_video = self.shards.modality(index) == Modality.VIDEO
+            return self.transform([members[name] for name in picture_names(members)], is_video)
         except SampleError as error:
             return str(error)
 
@@ -247,7 +249,7 @@ class _Work:
         shards: ShardSet,
         encode: EncodePictures,
         recipe: FeatureRecipe,
-        transform: PictureTransform,
+        transform: PixelTransform,
         batch_size: int,
         num_workers: int,
     ) -> None:
@@ -279,28 +281,30 @@ class _Work:
         """Features of samples in order, or why they have none; frames of several samples are encoded together."""
         loader = DataLoader(self.decoded, batch_size=None, sampler=indices, num_workers=self.num_workers)
         waiting: list[tuple[int, Tensor | str]] = []
-        frames = 0
+        views = 0
         for index, found in zip(indices, loader, strict=True):
             waiting.append((index, found))
-            frames += 0 if isinstance(found, str) else len(found)
-            if frames >= self.batch_size:
+            views += 0 if isinstance(found, str) else found.shape[:2].numel()
+            if views >= self.batch_size:
                 yield from self._encoded(waiting)
-                waiting, frames = [], 0
+                waiting, views = [], 0
         yield from self._encoded(waiting)
 
     def _encoded(self, waiting: list[tuple[int, Tensor | str]]) -> Iterator[tuple[int, NDArray[np.float32] | str]]:
+        """Features of what was decoded; images and frames of videos, which may have fewer views, together."""
         pixels = [found for _, found in waiting if not isinstance(found, str)]
-        features = iter(torch.cat(self._batches(pixels)).split([len(each) for each in pixels]) if pixels else ())
+        views = [found.shape[:2].numel() for found in pixels]
+        features = iter(self._of_views(pixels).split(views) if pixels else ())
         for index, found in waiting:
-            yield index, found if isinstance(found, str) else next(features).numpy()
+            yield index, found if isinstance(found, str) else next(features).unflatten(0, found.shape[:2]).numpy()
 
     @torch.inference_mode()
-    def _batches(self, pixels: list[Tensor]) -> list[Tensor]:
-        """Features [n, V, N, Dv] of all frames, so many at a time as were asked for."""
+    def _of_views(self, pixels: list[Tensor]) -> Tensor:
+        """Features [n, N, Dv] of the n views of all frames, so many at a time as were asked for."""
         made = []
-        for batch in torch.cat(pixels).split(self.batch_size):
-            features = self.encode(batch)
-            if tuple(features.shape) != (expected := (len(batch), *self.recipe.shape)):
+        for batch in torch.cat([each.flatten(0, 1) for each in pixels]).split(self.batch_size):
+            features = self.encode(batch[:, None])
+            if tuple(features.shape) != (expected := (len(batch), 1, *self.recipe.shape[1:])):
                 raise ValueError(f"the encoder gave features of shape {tuple(features.shape)}, not {expected}")
-            made.append(features.float().cpu())
-        return made
+            made.append(features[:, 0].float().cpu())
+        return torch.cat(made)

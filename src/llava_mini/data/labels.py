@@ -97,7 +97,8 @@ class ConversationTokenizer:
         tokenizer: A fast tokenizer of transformers that knows the template's tokens.
         template: How conversations are written out.
         turns: "conversation" (later turns see earlier ones) or "independent" (every turn sees the images and itself).
-        num_image_tokens: K, placeholders of a frame (0 for compressors that leave none).
+        num_image_tokens: K, placeholders of a frame with one view (0 for compressors that leave none).
+        num_hd_image_tokens: Those of a frame with five views; None: as many.
         max_length: T at most.
 
     Raises:
@@ -111,12 +112,15 @@ class ConversationTokenizer:
         *,
         turns: Turns = "conversation",
         num_image_tokens: int,
+        num_hd_image_tokens: int | None = None,
         max_length: int = 4096,
     ) -> None:
         if turns not in ("conversation", "independent"):
             raise UserError(f"turns={turns!r}; allowed: conversation, independent")
-        if num_image_tokens < 0 or max_length < 1:
-            raise UserError(f"num_image_tokens={num_image_tokens} must be >= 0 and max_length={max_length} >= 1")
+        hd_tokens = num_image_tokens if num_hd_image_tokens is None else num_hd_image_tokens
+        if min(num_image_tokens, hd_tokens) < 0 or max_length < 1:
+            tokens = f"num_image_tokens={num_image_tokens} and num_hd_image_tokens={num_hd_image_tokens}"
+            raise UserError(f"{tokens} must be >= 0 and max_length={max_length} >= 1")
         if not tokenizer.is_fast:
             raise UserError(f"tokenizer {tokenizer.name_or_path!r} gives no character offsets; a fast one is needed")
         for mark in (template.image_token, *_MARKS.findall(template.fixed_text)):
@@ -125,7 +129,7 @@ class ConversationTokenizer:
                     f"tokenizer {tokenizer.name_or_path!r} has no token {mark!r}, which data.template writes"
                 )
         self.tokenizer, self.template, self.turns = tokenizer, template, turns
-        self.num_image_tokens, self.max_length = num_image_tokens, max_length
+        self.num_image_tokens, self.num_hd_image_tokens, self.max_length = num_image_tokens, hd_tokens, max_length
         self.image_token_id = tokenizer.get_vocab()[template.image_token]
         added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         reserved = {template.image_token, *tokenizer.all_special_tokens, *added}
@@ -138,8 +142,10 @@ class ConversationTokenizer:
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
-    def __call__(self, conversation: Conversation, frames_per_image: Sequence[int]) -> TokenizedSample:
-        """Tokenises a conversation about images (or videos) of so many frames each.
+    def __call__(
+        self, conversation: Conversation, frames_per_image: Sequence[int], num_views: int = 1
+    ) -> TokenizedSample:
+        """Tokenises a conversation about images (or videos) of so many frames each, which have so many views each.
 
         Raises:
             SampleError: the placeholders do not match the images, a text spells a special token, or not even a
@@ -148,7 +154,9 @@ class ConversationTokenizer:
         if conversation.num_images != len(frames_per_image):
             raise SampleError(f"{conversation.num_images} {IMAGE_PLACEHOLDER} for {len(frames_per_image)} images")
         self._check_texts(conversation)
-        extra = sum(self.num_image_tokens * frames - 1 for frames in frames_per_image)  # of images, beyond one each
+        per_frame = self.num_image_tokens if num_views == 1 else self.num_hd_image_tokens
+        placeholders = [per_frame * frames for frames in frames_per_image]
+        extra = sum(placeholders) - len(placeholders)  # tokens of images, beyond one each
         if self.turns == "conversation":
             encoded, turn_ids, num_turns, keep = self._whole(conversation, extra)
         else:
@@ -160,7 +168,7 @@ class ConversationTokenizer:
         if (labels == IGNORE).all():
             raise SampleError("no token of it is learnt")
         counts = np.ones(keep, np.int64)
-        counts[images] = [self.num_image_tokens * frames for frames in frames_per_image]
+        counts[images] = placeholders
         return TokenizedSample(
             torch.from_numpy(ids.repeat(counts)),
             torch.from_numpy(labels.repeat(counts)),

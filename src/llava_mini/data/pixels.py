@@ -10,7 +10,7 @@ Shapes: F pictures, V views of each, S x S pixels of a view.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,9 +21,7 @@ from torch.nn.functional import interpolate
 from llava_mini.data.errors import SampleError
 from llava_mini.data.images import MAX_PIXELS, decode_image
 from llava_mini.errors import UserError
-
-ViewMode = Literal["square", "pad", "hd"]
-NUM_VIEWS: Mapping[ViewMode, int] = {"square": 1, "pad": 1, "hd": 5}
+from llava_mini.views import NUM_VIEWS, Colour, ViewMode, check_mode, mean_colour, views_of
 
 CLIP_GRAY = (122, 116, 104)  # CLIP's mean colour, with which LLaVA pads
 _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
@@ -36,17 +34,10 @@ class ImageProcessor(Protocol):
 
 
 class PixelTransform:
-    """Encoded pictures to bytes [F, V, 3, S, S].
-
-    - `square`: the shorter side becomes S and the middle is cut out, as CLIP does; what lies outside is lost. V = 1.
-    - `pad`: the picture is laid in the middle of a square of the background's colour, then resized, as LLaVA's
-      "pad" does; nothing is lost. V = 1.
-    - `hd`: so too, with an even side; its four quarters row by row, then the whole square. The quarters are one
-      picture of 2S x 2S without gaps: every pixel is in one of them, whatever the size. V = 5.
+    """Encoded pictures to bytes [F, V, 3, S, S]: their views (`llava_mini.views`), each resized and cut as CLIP does.
 
     For example 640x480 at S = 336: `square` resizes to 448x336 and keeps columns 56-391; `pad` resizes a square of
-    640x640 whose first and last 80 rows are background; `hd` cuts that square into quarters of 320x320. Of square
-    pictures with an even side all this is what `views.ImageTransform` makes of them.
+    640x640; `hd` resizes its four quarters of 320x320 and the whole.
 
     Args:
         size: S.
@@ -57,9 +48,8 @@ class PixelTransform:
         UserError: another mode, or a size below 1.
     """
 
-    def __init__(self, size: int, mode: ViewMode = "square", background: tuple[int, int, int] = CLIP_GRAY) -> None:
-        if mode not in NUM_VIEWS:
-            raise UserError(f"views={mode!r}; allowed: {', '.join(NUM_VIEWS)}")
+    def __init__(self, size: int, mode: ViewMode = "square", background: Colour = CLIP_GRAY) -> None:
+        check_mode(mode)
         if size < 1:
             raise UserError(f"size={size} pixels of a view; it must be at least 1")
         self.size, self.mode, self.background = size, mode, background
@@ -83,31 +73,29 @@ class PixelTransform:
         for name, value in needed.items():
             if facts.get(name) != value:
                 raise UserError(f"image processor: {name}={facts.get(name)}; only {value} can be mirrored")
-        red, green, blue = (int(255 * value) for value in facts["image_mean"])
-        return cls(edge, mode, (red, green, blue))
+        return cls(edge, mode, mean_colour(facts["image_mean"]))
 
     @property
     def num_views(self) -> int:
-        """V."""
+        """V of an image."""
         return NUM_VIEWS[self.mode]
 
-    def __call__(self, pictures: Sequence[bytes]) -> Tensor:
-        """uint8 [F, V, 3, S, S] of F encoded pictures.
+    def __call__(self, pictures: Sequence[bytes], is_video: bool = False) -> Tensor:
+        """uint8 [F, V, 3, S, S] of F encoded pictures; V is 1 when they are the frames of a video.
 
         Raises:
             SampleError: one of them cannot be decoded, or is too elongated to be resized in bounded memory.
         """
-        views = torch.empty(len(pictures), self.num_views, 3, self.size, self.size, dtype=torch.uint8)
-        for frame, raw in zip(views, pictures, strict=True):
-            pixels = decode_image(raw)
-            if self.mode == "square":
-                frame[0] = self._cropped(pixels)
-                continue
-            square = self._squared(pixels, even=self.mode == "hd")
-            if self.mode == "hd":
-                frame[:-1] = _resized(_quarters(square), self.size, self.size)
-            frame[-1] = _resized(square[None], self.size, self.size)[0]
-        return views
+        num_views = 1 if is_video else self.num_views
+        frames = torch.empty(len(pictures), num_views, 3, self.size, self.size, dtype=torch.uint8)
+        for frame, raw in zip(frames, pictures, strict=True):
+            try:
+                views = views_of(decode_image(raw), self.mode, self.background, is_video=is_video)
+            except UserError as error:
+                raise SampleError(str(error)) from None
+            for place, view in enumerate(views):
+                frame[place] = self._cropped(view)
+        return frames
 
     def _cropped(self, pixels: NDArray[np.uint8]) -> Tensor:
         """[3, S, S], the middle of the picture whose shorter side is S."""
@@ -118,22 +106,7 @@ class PixelTransform:
             raise SampleError(f"image of {width}x{height} pixels is too elongated to be resized to {self.size} pixels")
         rows, columns = (self.size, longer) if height <= width else (longer, self.size)
         top, left = (rows - self.size) // 2, (columns - self.size) // 2
-        return _resized(pixels[None], rows, columns)[0, :, top : top + self.size, left : left + self.size]
-
-    def _squared(self, pixels: NDArray[np.uint8], *, even: bool) -> NDArray[np.uint8]:
-        """The picture in the middle of a square of the background's colour; itself if it is one."""
-        height, width = pixels.shape[:2]
-        side = max(height, width)
-        side += side % 2 if even else 0
-        if side * side > MAX_PIXELS:
-            raise SampleError(f"image of {width}x{height} pixels is too large to be padded to a square")
-        if height == width == side:
-            return pixels
-        row = np.tile(np.array(self.background, np.uint8), side)  # whole rows are copied faster than single pixels
-        square = np.tile(row, (side, 1)).reshape(side, side, 3)
-        top, left = (side - height) // 2, (side - width) // 2
-        square[top : top + height, left : left + width] = pixels
-        return square
+        return _resized(pixels, rows, columns)[:, top : top + self.size, left : left + self.size]
 
 
 def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -148,22 +121,16 @@ def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
     return pixels.to(torch.float32).sub_(mean_C11).div_(std_C11)
 
 
-def _resized(pictures: NDArray[np.uint8], rows: int, columns: int) -> Tensor:
-    """Pictures [N, H, W, 3] as [N, 3, rows, columns].
+def _resized(picture: NDArray[np.uint8], rows: int, columns: int) -> Tensor:
+    """A picture [H, W, 3] as [3, rows, columns].
 
     Torch resizes every row first, as Pillow does too, but since version 13 not where the height shrinks by more than
     twice as many pixels as the width. The order matters at hard edges, since bytes are clipped in between.
     """
-    pictures_N3HW = torch.from_numpy(pictures).permute(0, 3, 1, 2)  # channels last in memory, which is fastest
-    height, width = pictures_N3HW.shape[-2:]
+    height, width = picture.shape[:2]
+    picture_13HW = torch.from_numpy(picture)[None].permute(0, 3, 1, 2)  # channels last in memory, which is fastest
     if (height, width) == (rows, columns):
-        return pictures_N3HW  # stored at the right size; resizing would cost a fifth of the decoding
+        return picture_13HW[0]  # stored at the right size; resizing would cost a fifth of the decoding
     if height - rows > max(0, 2 * (width - columns)):
-        pictures_N3HW = interpolate(pictures_N3HW, size=(rows, width), mode="bicubic", antialias=True)
-    return interpolate(pictures_N3HW, size=(rows, columns), mode="bicubic", antialias=True)
-
-
-def _quarters(square: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[4, H / 2, W / 2, 3] row by row of a square with an even side."""
-    half = len(square) // 2
-    return square.reshape(2, half, 2, half, 3).swapaxes(1, 2).reshape(4, half, half, 3)
+        picture_13HW = interpolate(picture_13HW, size=(rows, width), mode="bicubic", antialias=True)
+    return interpolate(picture_13HW, size=(rows, columns), mode="bicubic", antialias=True)[0]

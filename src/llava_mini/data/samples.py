@@ -5,7 +5,6 @@ Shapes: F frames of the sample, V views of a frame, N patches of a view, Dv visi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +15,9 @@ from llava_mini.data.errors import SampleError
 from llava_mini.data.feature_store import FeatureStore
 from llava_mini.data.labels import IGNORE, ConversationTokenizer, TokenizedSample
 from llava_mini.data.order import permutation
+from llava_mini.data.pixels import PixelTransform
 from llava_mini.data.shards import ShardSet, picture_names
 from llava_mini.errors import UserError
-
-PictureTransform = Callable[[Sequence[bytes]], Tensor]  # F encoded pictures to uint8 [F, V, 3, S, S]
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class SampleReader:
     Args:
         shards: Where the samples lie.
         tokenize: What makes tokens of their conversations.
-        transform: What makes pixels of their pictures, a `PixelTransform`; not needed when features are given.
+        transform: What makes pixels of their pictures; not needed when features are given.
         features: Features of the frozen vision tower, made from the same shards.
         max_frames: Of a longer video, the frames in the middle of so many equal segments are taken.
         shuffle_frames: Whether the frames of videos come in random order, always the same for the same sample: what a
@@ -67,7 +65,7 @@ class SampleReader:
         shards: ShardSet,
         tokenize: ConversationTokenizer,
         *,
-        transform: PictureTransform | None = None,
+        transform: PixelTransform | None = None,
         features: FeatureStore | None = None,
         max_frames: int | None = None,
         shuffle_frames: bool = False,
@@ -96,13 +94,16 @@ class SampleReader:
         if conversation.is_video and not stored:
             raise SampleError("a video without frames")
         chosen = self._frames(key, stored) if conversation.is_video else list(range(stored))
-        tokens = self.tokenize(conversation, [len(chosen)] if conversation.is_video else [1] * stored)
         pixels = features = None
+        num_views = 1
         if stored and self.features is not None:
             features = self.features.read(index)[chosen]
+            num_views = features.shape[1]
         elif stored and self.transform is not None:
             names = picture_names(members)
-            pixels = self.transform([members[names[frame]] for frame in chosen])
+            pixels = self.transform([members[names[frame]] for frame in chosen], conversation.is_video)
+            num_views = pixels.shape[1]
+        tokens = self.tokenize(conversation, [len(chosen)] if conversation.is_video else [1] * stored, num_views)
         return Sample(key, tokens, conversation.kinds[: tokens.num_turns], pixels, features)
 
     def _frames(self, key: str, stored: int) -> list[int]:

@@ -1,7 +1,7 @@
 """LlavaMiniProcessor: PIL images, video frames and text to the inputs of the model.
 
 In the text `<image>` stands for one image and `<video>` for all frames of a video; each becomes one placeholder for
-every compressed token. High resolution cuts every image 2x2 and adds the whole (REFERENCE section 1).
+every compressed token. Pictures become the views that the model was trained with (`llava_mini.views`).
 
 Shapes: B samples, T tokens, F frames of the whole batch, V views, H x W pixels of a view.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 
 from llava_mini.errors import UserError
-from llava_mini.views import ImageTransform
+from llava_mini.views import ViewMode, check_mode, mean_colour, views_of
 
 Frame = Image.Image | np.ndarray
 
@@ -34,10 +33,13 @@ class LlavaMiniProcessor(ProcessorMixin):
         tokenizer: With `image_token` in its vocabulary.
         num_image_tokens: K, compressed tokens of a frame (`model.tokens_per_frame()`).
         num_hd_image_tokens: K of a frame with five views (`model.tokens_per_frame(5)`).
-        high_resolution: Cut every image 2x2: five views. Frames of a video always have one view.
+        views: What the model was trained with (`data.views`): "square", "pad", or "hd" with five views of an image.
         image_token: The placeholder; in a text it stands for one image.
         video_token: In a text it stands for all frames of one video; the tokenizer need not know it.
         chat_template: A Jinja template for `apply_chat_template`.
+
+    Raises:
+        UserError: `views` is something else.
     """
 
     def __init__(
@@ -46,14 +48,15 @@ class LlavaMiniProcessor(ProcessorMixin):
         tokenizer: Any = None,
         num_image_tokens: int = 1,
         num_hd_image_tokens: int = 1,
-        high_resolution: bool = False,
+        views: ViewMode = "square",
         image_token: str = "<image>",
         video_token: str = "<video>",
         chat_template: str | None = None,
     ):
+        check_mode(views)
         self.num_image_tokens = num_image_tokens
         self.num_hd_image_tokens = num_hd_image_tokens
-        self.high_resolution = high_resolution
+        self.views = views
         self.image_token = image_token
         self.video_token = video_token
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
@@ -159,17 +162,23 @@ class LlavaMiniProcessor(ProcessorMixin):
         """Placeholders of a frame with so many views."""
         return self.num_image_tokens if views == 1 else self.num_hd_image_tokens
 
-    def views(self, image: Frame, high_resolution: bool, **images_kwargs: Any) -> Tensor:
-        """One frame as the vision tower reads it: [1, 3, H, W], or [5, 3, H, W] (crops row by row, then the whole).
+    def pixels(self, image: Frame, *, is_video: bool = False, **images_kwargs: Any) -> Tensor:
+        """One frame as the vision tower reads it: [V, 3, H, W].
 
         Args:
             image: The frame.
-            high_resolution: Whether to cut it.
+            is_video: Whether it is a frame of a video, which has one view.
             **images_kwargs: For the image processor.
+
+        Raises:
+            UserError: it is too large for its views.
         """
         picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        transform = ImageTransform(partial(self.image_processor, **images_kwargs), hd=high_resolution)
-        return transform(picture.convert("RGB"))
+        background = mean_colour(self.image_processor.image_mean)
+        cut = views_of(np.asarray(picture.convert("RGB")), self.views, background, is_video=is_video)
+        views = [Image.fromarray(view) for view in cut]
+        made = self.image_processor(views, **images_kwargs, return_tensors="np")
+        return torch.from_numpy(np.stack(made["pixel_values"]))
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         """The tokenizer's `batch_decode`."""
@@ -180,11 +189,9 @@ class LlavaMiniProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values", "num_frames", "num_views"]
 
     def _frames(self, item: Any, is_video: bool, for_images: dict[str, Any]) -> list[Tensor]:
-        if not is_video:
-            return [self.views(item, self.high_resolution, **for_images)]
-        if len(item) == 0:
+        if is_video and len(item) == 0:
             raise UserError("videos: a video has no frame, at least one is needed")
-        return [self.views(frame, False, **for_images) for frame in item]
+        return [self.pixels(frame, is_video=is_video, **for_images) for frame in (item if is_video else [item])]
 
 
 def stack_frames(frames: list[Tensor], num_frames: list[int]) -> dict[str, Tensor]:
