@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,10 @@ def trained_lines(run_dir: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
+def has_trained(run_dir: Path, lines: int) -> bool:
+    return trained_lines(run_dir) >= lines
+
+
 def in_group(group: int) -> list[int]:
     """Processes of a group that are alive."""
     found = []
@@ -135,6 +140,10 @@ def in_group(group: int) -> list[int]:
         if int(member) == group and state != "Z":
             found.append(int(path.parent.name))
     return found
+
+
+def is_gone(group: int) -> bool:
+    return not in_group(group)
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +164,11 @@ def killed(nursery: Nursery, arguments: Callable, whole: Path, tmp_path_factory:
         before = trained_lines(run_dir)
         group = nursery.begin(arguments(run_dir, *TWO_RANKS), 2)
         target = before + chance.randint(1, 4)
-        wait_for(lambda target=target: trained_lines(run_dir) >= target)
+        wait_for(partial(has_trained, run_dir, target))
         time.sleep(chance.uniform(0, 0.1))
         os.killpg(group, signal.SIGKILL)
         assert nursery.status() == -signal.SIGKILL
-        wait_for(lambda group=group: not in_group(group), seconds=10)
+        wait_for(partial(is_gone, group), seconds=10)
     assert not (run_dir / "result.json").exists()
     return run_dir
 
@@ -240,12 +249,12 @@ def test_a_rank_that_is_killed_and_ctrl_c_end_all_and_the_same_command_goes_on(
         """Status and last words of a run in which some processes get a signal after two steps more."""
         before = trained_lines(run_dir)
         process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
-        wait_for(lambda: trained_lines(run_dir) >= before + 4)
+        wait_for(partial(has_trained, run_dir, before + 4))
         assert len(in_group(process.pid)) == 1 + 2 + 4, "this process, two ranks, two workers each"
         for pid in chosen(process.pid):
             os.kill(pid, number)
         said = process.communicate(timeout=60)[1].splitlines()
-        wait_for(lambda: not in_group(process.pid), seconds=10)
+        wait_for(partial(is_gone, process.pid), seconds=10)
         return process.returncode, said[-1]
 
     def of_rank_1(group: int) -> list[int]:

@@ -134,7 +134,7 @@ def test_a_clock_adds_up_the_ranks():
         strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: 2 * tensor)
 
     clock, alone = Clock(), Clock()
-    clock.on_train_end(Both(), Number())  # type: ignore[arg-type]
+    clock.on_train_end(Both(), Number())
     device = torch.device("cpu")
     assert clock.read()["cpu_seconds"] >= alone.read()["cpu_seconds"] > 0
     assert clock.used(device, 2)["peak_memory_bytes"] == pytest.approx(2 * peak_memory_bytes(device), rel=0.05)

@@ -1,0 +1,97 @@
+"""Trains a small model on two ranks, on batches that are told for each, and writes what came of it: `FOLDER/RANK.json`.
+
+Arguments: the folder, batches a step, and for every batch of each rank what it shows: `image`, `text`, `bad` (nothing
+that can be used) or `nan`. Both ranks are forked, so that the code is loaded once.
+"""
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import AutoConfig, CLIPVisionConfig
+
+from llava_mini import build
+from llava_mini.batch import VLMBatch
+from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
+from llava_mini.stages.base import NonFiniteLossError
+from llava_mini.stages.instruction import InstructionStage
+
+torch.set_num_threads(1)
+
+
+def model() -> LlavaMiniForConditionalGeneration:
+    """Four patches, one token an image, one pre-fusion layer; every rank starts from other weights."""
+    torch.manual_seed(int(os.environ["LOCAL_RANK"]))
+    shape = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    text = AutoConfig.for_model("llama", vocab_size=32, max_position_embeddings=32, pad_token_id=0, **shape)
+    query = {"_target_": "llava_mini.models.compressors.query.QueryCompressor", "C": 1, "num_heads": 2}
+    config = LlavaMiniConfig(
+        vision_config=CLIPVisionConfig(image_size=12, patch_size=6, **shape), text_config=text, image_token_id=31,
+        compressor=query, num_fusion_layers=1, vision_feature_layer=-1,
+    )  # fmt: skip
+    return LlavaMiniForConditionalGeneration(config)
+
+
+def batch(kind: str, number: int) -> VLMBatch:
+    """Two samples of one image each, or of none."""
+    ids = torch.randint(3, 30, (2, 6), generator=torch.Generator().manual_seed(number))
+    ids[:, 0] = 31 if kind in ("image", "nan") else 2
+    labels = ids.masked_fill(torch.arange(6) < 3, -100)
+    shown = kind in ("image", "nan")
+    return VLMBatch(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        labels=torch.full_like(ids, -100) if kind == "bad" else labels,
+        num_frames=torch.full((2,), int(shown)),
+        pixel_values=torch.full((2, 1, 3, 12, 12), torch.nan if kind == "nan" else 0.5) if shown else None,
+        keys=[f"{kind}-{number}-{i}" for i in range(2)],
+        kinds=[[], []],
+    )
+
+
+def train(folder: Path, accumulate: int, kinds: list[str]) -> None:
+    """What one rank does."""
+    rank = int(os.environ["LOCAL_RANK"])
+    rates: dict[str, float | None] = dict.fromkeys(("projector", "compressor", "prefusion", "language_model"), 1e-2)
+    stage = InstructionStage(model=model(), learning_rates=rates, warmup_ratio=0.0, report_dir=folder)
+    spec = {
+        "max_steps": len(kinds) // accumulate, "accumulate_grad_batches": accumulate, "gradient_clip_val": 1.0,
+        "precision": "32-true", "accelerator": "cpu", "devices": 2,
+    }  # fmt: skip
+    trainer = build.make_trainer({"trainer": spec}, logger=False, enable_checkpointing=False, val_check_interval=None)
+    losses: list[float] = []
+    stage.log = lambda name, value, **_: losses.append(float(value))  # type: ignore[method-assign]
+    error = ""
+    try:
+        batches = [batch(kind, 2 * number + rank) for number, kind in enumerate(kinds)]
+        trainer.fit(stage, DataLoader(batches, batch_size=None))
+    except NonFiniteLossError as stop:
+        error = str(stop)
+    weights = {name: tensor.flatten().tolist() for name, tensor in stage.model.state_dict().items()}
+    (folder / f"{rank}.json").write_text(json.dumps({"weights": weights, "losses": losses, "error": error}))
+
+
+def main(folder: Path, accumulate: int, kinds: list[list[str]]) -> None:
+    """Fork the ranks and wait for them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    pids = []
+    for rank in range(2):
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            os.environ["LOCAL_RANK"] = str(rank)
+            train(folder, accumulate, kinds[rank])
+            os._exit(0)
+    for pid in pids:
+        if os.waitpid(pid, 0)[1]:
+            sys.exit("a rank failed")
+
+
+for line in sys.stdin:
+    main(Path(json.loads(line)[0]), *json.loads(line)[1:])
+    print("done", flush=True)
