@@ -35,8 +35,11 @@ def read(make_shards: MakeShards, tokenize: ConversationTokenizer, to_pixels: Pi
 
 
 @pytest.fixture
-def features(make_shards: MakeShards, tmp_path: Path, to_pixels: PixelTransform) -> tuple[ShardSet, FeatureStore]:
-    shards = make_shards(5)
+def features(
+    make_shards: MakeShards, clip: MakeMembers, tmp_path: Path, to_pixels: PixelTransform
+) -> tuple[ShardSet, FeatureStore]:
+    """Five samples, of them number 4 a video of 7 frames, and their features: the means of their colours."""
+    shards = make_shards(5, {4: clip(4, 7)})
     recipe = FeatureRecipe("rows", (1, 32, 32), "float32")
     rows = lambda pixels: pixels.float().mean(2)  # noqa: E731 - stands for a vision tower
     return shards, FeatureStore.build(tmp_path / "features", shards, rows, recipe, to_pixels)
@@ -128,6 +131,18 @@ def test_with_features_the_image_is_not_touched(
     assert sample.features is not None
     assert sample.features.shape == (1, 1, 32, 32)
     assert torch.equal(sample.features, store.read(2))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_of_a_videos_features_the_same_frames_are_taken_as_of_its_pixels(
+    features: tuple[ShardSet, FeatureStore], tokenize: ConversationTokenizer, to_pixels: PixelTransform, shuffle: bool
+) -> None:
+    shards, store = features
+    pixels = SampleReader(shards, tokenize, transform=to_pixels, max_frames=3, shuffle_frames=shuffle)(4).pixels
+    sample = SampleReader(shards, tokenize, features=store, max_frames=3, shuffle_frames=shuffle)(4)
+    assert pixels is not None
+    assert sample.features is not None
+    assert torch.equal(sample.features, pixels.float().mean(2))
 
 
 def test_kinds_come_from_the_record(read: MakeReader, members: MakeMembers) -> None:
