@@ -1,12 +1,15 @@
 """Config to data: sets by name, place and weight, templates, views; features that belong to one tower."""
 
+import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from llava_mini import build
 from llava_mini.build.data import set_location
@@ -54,7 +57,7 @@ def test_splits_name_sets_pool_them_and_mix_them(config_of: Resolve, datamodule_
     assert [data.splits[split].weights for split in ("train", "val", "test")] == [[3.0, 1.0], None, None]
     assert data.splits["train"].readers[1] is data.splits["test"].readers[0]
     assert len([key for batch in data.evaluation_batches("val", "cpu") for key in batch.keys]) == 10
-    trained = [key.split("-")[0] for batch in data.train_dataloader() for key in batch.keys]
+    trained = [key.split("/")[0] for batch in data.train_dataloader() for key in batch.keys]
     assert set(trained) == {"one", "far"}
 
 
@@ -87,6 +90,62 @@ def test_pictures_and_clips_are_read_as_the_config_says(config_of: Resolve, data
         pytest.approx([0.481, 0.458, 0.408], abs=1e-3),
         pytest.approx([0.269, 0.261, 0.276], abs=1e-3),
     )
+
+
+def picture(height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def sample_of(question: str, pictures: Sequence[Image.Image], **media: Any) -> dict[str, bytes]:
+    """The members of a sample."""
+    talk = [{"from": "human", "value": question}, {"from": "gpt", "value": "two"}]
+    members = {"json": json.dumps({"id": "0", "conversations": talk, **media}).encode()}
+    for number, image in enumerate(pictures):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        members[f"{number:06d}.png"] = buffer.getvalue()
+    return members
+
+
+def test_high_resolution_images_videos_and_text_are_trained_in_one_batch(
+    config_of: Resolve, datamodule_of: Callable, model_of: ModelOf, tmp_path: Path
+):
+    """From pixels and from stored features alike, and as the processor gives them at inference."""
+    one, two, clip = [picture(90, 70)], [picture(64, 64), picture(31, 99)], [picture(40 + i, 75) for i in range(3)]
+    texts = ["<image>\nhow many star objects", "<image> <image>\nhow many star", "<video>\nhow many star", "how many"]
+    media = [{"image": "a.png"}, {"image": ["b.png", "c.png"]}, {"video": "d.mp4"}, {}]
+    shown = zip(texts, [one, two, clip, []], media, strict=True)
+    write_shards([(f"s{i}", sample_of(*given, **named)) for i, (*given, named) in enumerate(shown)], tmp_path / "mixed")
+    splits = f"data.splits={{train: {tmp_path / 'mixed'}, val: {tmp_path / 'mixed'}, test: null}}"
+    own = ["data.world_seed=null", splits, "data.views=hd", "data.batch_size=4", "trainer.max_steps=2"]
+    small = ["model.vision_config.patch_size=16", "compressor=none"]  # 16 patches and tokens of a view
+    logits = {}
+    for features in ("false", f"{tmp_path / 'features'}"):
+        config = config_of(*own, *small, "data.kinds=[]", f"data.features={features}")
+        model, data = model_of(config).eval(), datamodule_of(config)
+        (batch,) = data.evaluation_batches("val", "cpu")
+        assert (batch.pixel_values is None) == (features != "false")
+        assert batch.num_frames.tolist() == [1, 2, 3, 0]
+        assert batch.num_views is not None and batch.num_views.tolist() == [5, 5, 5, 1, 1, 1]
+        placeholders = (batch.input_ids == model.config.image_token_id).sum(1)
+        assert placeholders.tolist() == [64, 2 * 64, 3 * 16, 0]
+        with torch.no_grad():
+            logits[features] = model(**batch.model_inputs()).logits
+        if features == "false":
+            processor = build.build_processor(config, model, build.build_tokenizer(config))
+            seen = processor(text=texts, images=[*one, *two], videos=[clip])
+            assert seen["num_views"].tolist() == batch.num_views.tolist()
+            assert (seen["input_ids"] == model.config.image_token_id).sum(1).tolist() == placeholders.tolist()
+            real = torch.arange(5) < batch.num_views[:, None]
+            difference = (seen["pixel_values"] - batch.pixel_values)[real].abs().amax((0, 2, 3))
+            assert (difference * torch.tensor(data.normalise[1]) * 255).max() <= 2 + 1e-3
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        trainer = build.make_trainer(config, logger=False, enable_checkpointing=False, val_check_interval=2)
+        trainer.fit(build.build_stage(config, model), data)
+        assert trainer.global_step == 2 and torch.isfinite(trainer.callback_metrics["val/loss"])
+        assert any(not torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    with_pixels, with_features = logits.values()
+    torch.testing.assert_close(with_features, with_pixels, rtol=1e-5, atol=1e-5)
 
 
 def test_a_template_is_named_or_written_out(config_of: Resolve):

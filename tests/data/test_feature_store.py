@@ -36,9 +36,11 @@ def recipe(dtype: FeatureType = "float32", name: str = "tower", views: int = 1) 
     return FeatureRecipe(name, (views, 16, 16), dtype)
 
 
-def assert_direct(store: FeatureStore, index: int, shards: ShardSet, transform: PixelTransform) -> None:
+def assert_direct(
+    store: FeatureStore, index: int, shards: ShardSet, transform: PixelTransform, is_video: bool = False
+) -> None:
     members = shards.read(index)
-    direct = tower(transform([members[name] for name in sorted(members) if name != "json"]))
+    direct = tower(transform([members[name] for name in sorted(members) if name != "json"], is_video))
     # other batch sizes round otherwise
     torch.testing.assert_close(store.read(index), direct, rtol=1e-5, atol=1e-6)
 
@@ -67,6 +69,25 @@ def test_features_equal_direct_encoding(make_shards: MakeShards, tmp_path: Path,
     assert (len(store), store.pictures, store.unusable) == (7, 7, 0)
     assert store.seconds > 0
     assert store.error.largest == 0.0
+
+
+def test_frames_of_videos_have_one_view_beside_high_resolution_images(
+    make_shards: MakeShards, clip: MakeMembers, tmp_path: Path
+) -> None:
+    shards, transform = make_shards(5, {1: clip(1, 4), 4: clip(4, 2)}), PixelTransform(32, "hd")
+    sizes: list[tuple[int, ...]] = []
+
+    def noted(pixels: Tensor) -> Tensor:
+        sizes.append(tuple(pixels.shape[:2]))
+        return tower(pixels)
+
+    store = FeatureStore.build(tmp_path / "f", shards, noted, recipe(views=5), transform, batch_size=8)
+    assert [tuple(store.read(i).shape[:2]) for i in range(5)] == [(1, 5), (4, 1), (1, 5), (1, 5), (2, 1)]
+    for index, is_video in enumerate([False, True, False, False, True]):
+        assert_direct(store, index, shards, transform, is_video)
+    # 5 + 4 views, 5 + 5 views, and of the second shard 2: images and videos are encoded together
+    assert sizes == [(8, 1), (1, 1), (8, 1), (2, 1), (2, 1)]
+    assert store.shape == (5, 16, 16)
 
 
 def test_videos_text_and_damaged_pictures_keep_their_places(

@@ -347,6 +347,7 @@ def test_a_text_that_imitates_an_image_is_refused(tokenizer: PreTrainedTokenizer
     [
         ({"turns": "packed"}, "turns='packed'; allowed: conversation, independent"),
         ({"k": -1}, "num_image_tokens=-1"),
+        ({"num_hd_image_tokens": -2}, "num_hd_image_tokens=-2"),
         ({"max_length": 0}, "max_length=0"),
         ({"template": ConversationTemplate(image_token="<pic>")}, "no token '<pic>', which data.template writes"),
         ({"template": LLAMA3}, r"no token '<\|start_header_id\|>'"),
@@ -358,6 +359,19 @@ def test_impossible_arguments_are_named(
 ) -> None:
     with pytest.raises(UserError, match=message):
         make(tokenizer, **change)
+
+
+@pytest.mark.parametrize("turns", ["conversation", "independent"])
+def test_frames_with_five_views_have_placeholders_of_their_own(
+    tokenizer: PreTrainedTokenizerFast, turns: Turns
+) -> None:
+    tokenize = make(tokenizer, turns=turns, k=2, num_hd_image_tokens=8)
+    for k, num_views in ((2, 1), (8, 5)):
+        sample, expected = tokenize(TALK, [1], num_views), make(tokenizer, turns=turns, k=k)(TALK, [1])
+        assert sample.input_ids.tolist() == expected.input_ids.tolist()
+        assert sample.labels.tolist() == expected.labels.tolist()
+    same = make(tokenizer, turns=turns, k=2)
+    assert same(TALK, [1], 5).input_ids.tolist() == same(TALK, [1]).input_ids.tolist()
 
 
 def test_padding_falls_back_to_the_end_token(
