@@ -221,11 +221,15 @@ def test_a_batch_of_bad_samples_only_is_a_batch_like_any_other(read: MakeReader,
     assert [batch.num_supervised() for batch in batches] == [2, 0, 2]
 
 
-def test_errors_of_the_program_are_not_taken_for_bad_samples(shuffled: Shuffled) -> None:
-    stream = shuffled()
-    stream.readers[0].transform = lambda pictures, is_video: torch.zeros(1 // 0)
+def test_errors_of_the_program_are_not_taken_for_bad_samples(
+    shuffled: Shuffled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> torch.Tensor:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(PixelTransform, "__call__", broken)
     with pytest.raises(ZeroDivisionError):
-        list(stream)
+        list(shuffled())
 
 
 def test_the_toy_world_is_streamed(world: Path, tokenize: ConversationTokenizer, to_pixels: PixelTransform) -> None:
