@@ -103,7 +103,8 @@ class Trainer:
     gradient_clip_val: Annotated[float, Field(gt=0)] | None
     precision: Precision
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
-    devices: Positive  # processes that train together, each on a device of its own; CPUs are shared
+    devices: Positive  # processes of a machine that train together, each on a device of its own; CPUs are shared
+    machines: Positive
     val_every: Positive
     checkpoint_every: Positive
     threads: Positive

@@ -80,3 +80,12 @@ def test_more_devices_than_there_are_is_one_line(trainer_of: Callable[..., Any],
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match=r"trainer\.devices=2: torch finds 1 here; more are allowed with acc"):
         trainer_of("trainer.devices=2")
+
+
+def test_another_number_of_processes_than_the_config_says_is_one_line(
+    trainer_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match=r"trainer\.devices x trainer\.machines are 2 processes, but 4 were begun"):
+        trainer_of("trainer.accelerator=cpu", "trainer.machines=2")
+    assert trainer_of("trainer.accelerator=cpu", "trainer.devices=2", "trainer.machines=2").world_size == 4

@@ -41,10 +41,10 @@ class Nursery:
             self.process = subprocess.Popen(command, cwd=ROOT, stderr=file, **pipes)
         assert self._line() == "ready"
 
-    def begin(self, arguments: list[str], ranks: int) -> int:
+    def begin(self, arguments: list[str], ranks: int, machines: int = 1) -> int:
         """The process group of a run that has begun."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([ranks, arguments]) + "\n")
+        self.process.stdin.write(json.dumps([ranks, arguments, machines]) + "\n")
         self.process.stdin.flush()
         return int(self._line())
 
@@ -199,13 +199,14 @@ def test_a_run_killed_at_any_moment_equals_the_uninterrupted_one(
     assert results[0]["accuracy"] == results[1]["accuracy"]
 
 
-def test_other_ranks_and_workers_go_on_with_the_same_samples(
+def test_other_ranks_machines_and_workers_go_on_with_the_same_samples(
     nursery: Nursery, arguments: Callable, whole: Path, killed: Path, tmp_path: Path
 ):
-    for ranks, accumulate, workers in ((1, 4, 0), (4, 1, 1), (2, 2, 3)):
-        run_dir = shutil.copytree(killed, tmp_path / f"run-{ranks}")
-        dealt = [f"trainer.devices={ranks}", f"trainer.accumulate_grad_batches={accumulate}"]
-        nursery.begin(arguments(run_dir, *dealt, f"data.num_workers={workers}"), ranks)
+    for machines, devices, accumulate, workers in ((1, 1, 4, 0), (1, 4, 1, 1), (1, 2, 2, 3), (2, 1, 2, 0)):
+        run_dir = shutil.copytree(killed, tmp_path / f"run-{machines}-{devices}")
+        dealt = [f"trainer.machines={machines}", f"trainer.devices={devices}", f"data.num_workers={workers}"]
+        ranks = arguments(run_dir, *dealt, f"trainer.accumulate_grad_batches={accumulate}")
+        nursery.begin(ranks, machines * devices, machines)
         assert nursery.status() == 0
         assert keys(run_dir) == keys(whole)
         found, expected = ([line["loss"] for line in history(folder) if line["loss"]] for folder in (run_dir, whole))

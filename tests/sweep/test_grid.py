@@ -145,11 +145,17 @@ def test_the_hash_is_of_what_changes_results(standin: ModuleType) -> None:
 
 
 def test_the_hash_is_of_the_samples_of_a_step_and_not_of_how_they_are_dealt_or_read() -> None:
-    def of(devices: int = 1, accumulate: int = 1, batch_size: int = 4, **data: Any) -> str:
-        trainer = {"max_steps": 3, "devices": devices, "accumulate_grad_batches": accumulate}
+    def of(devices: int = 1, accumulate: int = 1, batch_size: int = 4, machines: int = 1, **data: Any) -> str:
+        trainer = {"max_steps": 3, "devices": devices, "machines": machines, "accumulate_grad_batches": accumulate}
         return config_hash({"data": {"batch_size": batch_size, "num_workers": 0, **data}, "trainer": trainer})
 
-    assert of(2, 2) == of(1, 4) == of(4, 1) == of(4, num_workers=3, cache_dir="x", max_bad_fraction=0.5)
+    assert (
+        of(2, 2)
+        == of(1, 4)
+        == of(4, 1)
+        == of(2, machines=2)
+        == of(4, num_workers=3, cache_dir="x", max_bad_fraction=0.5)
+    )
     assert len({of(), of(2), of(batch_size=8), of(2, batch_size=8)}) == 4
 
 

@@ -96,6 +96,23 @@ def test_a_process_gets_one_thread_or_one_gpu(job: Callable[..., Job], monkeypat
     assert [log_of(item).splitlines()[1].split()[1] for item in more] == ["5", "3", "5"]
 
 
+def test_a_process_of_several_devices_gets_as_many_gpus(
+    job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import os, time; print(os.environ.get('CUDA_VISIBLE_DEVICES')); time.sleep(0.3)"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    jobs = [job(f"pair-{i}", code) for i in range(2)]
+    launcher = LocalLauncher(devices=2)
+    assert launcher.parallel == 2
+    list(launcher.run(jobs))
+    assert [log_of(item).splitlines()[1] for item in jobs] == ["0,1", "2,3"]
+    assert LocalLauncher(devices=8).parallel == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert LocalLauncher(devices=10_000).parallel == 1
+
+
 def test_attempts_are_apart_in_the_log(job: Callable[..., Job]) -> None:
     again = job("again", "print('words')")
     list(LocalLauncher(max_parallel=1).run([again]))

@@ -44,6 +44,11 @@ def build_stage(config: Config, model: LlavaMiniForConditionalGeneration) -> VLM
     return stage
 
 
+def num_ranks(config: Config) -> int:
+    """Processes that train together, on all machines."""
+    return int(config["trainer"]["devices"] * config["trainer"]["machines"])
+
+
 def uses_gpu(config: Config) -> bool:
     """Whether a run of this config trains on CUDA devices here."""
     return config["trainer"]["accelerator"] not in ("cpu", "mps") and torch.cuda.is_available()
@@ -78,7 +83,7 @@ def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, logge
         config,
         callbacks=callbacks,
         logger=loggers or False,
-        plugins=[AtomicCheckpointIO(), *_environment(spec["devices"])],
+        plugins=[AtomicCheckpointIO(), *_environment(config)],
         default_root_dir=run_dir,
         log_every_n_steps=10,
         val_check_interval=min(spec["val_every"], spec["max_steps"]) * spec["accumulate_grad_batches"],
@@ -112,8 +117,9 @@ def make_trainer(config: Config, **options: Any) -> Trainer:
         precision=spec["precision"],
         accelerator=spec["accelerator"],
         devices=spec["devices"],
+        num_nodes=spec["machines"],
         # A rank whose batch shows no image leaves the projector and all that is read through it unused.
-        strategy="auto" if spec["devices"] == 1 else DDPStrategy(find_unused_parameters=True),
+        strategy=DDPStrategy(find_unused_parameters=True) if num_ranks(config) > 1 else "auto",
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         enable_model_summary=False,
@@ -132,7 +138,13 @@ def _check_devices(devices: int, accelerator: str, on_gpu: bool) -> None:
         raise UserError(f"trainer.devices={devices}: torch finds {found} here; more are allowed with accelerator=cpu")
 
 
-def _environment(devices: int) -> list[ClusterEnvironment]:
-    """By what ranks find each other: what this program or torchrun has set, never a batch system's own variables."""
-    started_by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    return [LightningEnvironment()] if devices > 1 and not started_by_torchrun else []
+def _environment(config: Config) -> list[ClusterEnvironment]:
+    """By what ranks find each other: what this program or torchrun has set, never a batch system's own variables.
+
+    Raises:
+        UserError: when they are not as many as the config says.
+    """
+    ranks = num_ranks(config)
+    if (begun := int(os.environ.get("WORLD_SIZE", ranks))) != ranks:
+        raise UserError(f"trainer.devices x trainer.machines are {ranks} processes, but {begun} were begun")
+    return [LightningEnvironment()] if ranks > 1 and "TORCHELASTIC_RUN_ID" not in os.environ else []

@@ -38,7 +38,8 @@ def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
     runs = expand(own, lambda overrides: known(tuple(overrides)))
     configs = [known(tuple(run.overrides)) for run in runs]
     _check(configs)
-    launcher: Launcher = instantiate(configs[0]["launcher"], "launcher")
+    devices = max(config["trainer"]["devices"] for config in configs)
+    launcher: Launcher = instantiate(configs[0]["launcher"], "launcher", devices=devices)
     version = code_version()
     folders = [run_folder(sweep_dir, run, version) for run in runs]
     states = [outcome(folder, run, version).state for folder, run in zip(folders, runs, strict=True)]

@@ -115,7 +115,7 @@ def train(config: dict[str, Any]) -> Path:
             **identity,
             "params": {part: sum(p.numel() for p in run.model.get_submodule(part).parameters()) for part in PARTS},
             **measured(run.model, run.datamodule, run_dir),
-            **clock.used(run.stage.device, config["trainer"]["devices"]),
+            **clock.used(run.stage.device, build.num_ranks(config)),
             "mlflow_run_id": tracker.run_id(wait=5.0) if tracker else None,
         }
         if tracker:

@@ -46,8 +46,8 @@ def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> 
         The folder with `stage0` and `stage1`.
     """
     stage0 = resolve(["experiment=tiny_stage0", *overrides], config_dirs)
-    if stage0["trainer"]["devices"] != 1:
-        raise UserError(f"trainer.devices={stage0['trainer']['devices']}: the tiny world is made by one process")
+    if (ranks := build.num_ranks(stage0)) > 1:
+        raise UserError(f"trainer.devices and machines ask for {ranks} processes: the tiny world is made by one")
     out, stages = Path(stage0["world"]["out"]), stage0["world"]["stages"]
     if 0 in stages:
         train_vision(stage0, out / "stage0")

@@ -23,7 +23,7 @@ Resolve = Callable[[list[str]], dict[str, Any]]
 UNHASHED = ("run_dir", "tracking", "launcher")
 _UNHASHED_DATA = ("cache_dir", "num_workers", "max_bad_fraction")
 # Batches of a step, whose product says which samples a step is made of, however they are dealt.
-_DEALT = ("devices", "accumulate_grad_batches")
+_DEALT = ("devices", "machines", "accumulate_grad_batches")
 # What the reference has a fixed value for, or no use for.
 _STRUCTURE = ("compressor", "fusion", "order")
 _REFERENCE = ("compressor=none", "fusion.num_layers=0")

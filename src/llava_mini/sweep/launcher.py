@@ -73,17 +73,22 @@ class Launcher(ABC):
 class LocalLauncher(Launcher):
     """Processes on this machine: as many side by side as there are GPUs, or CPU cores where there is no GPU.
 
-    A process gets one GPU to itself; on CPU one thread, since small models run slower with two under load.
+    A process gets its GPUs to itself; on CPU one thread, since small models run slower with two under load.
 
     Args:
-        max_parallel: jobs side by side; more than there are GPUs share them in turn. Default: GPUs, else cores.
+        max_parallel: jobs side by side; more than there are GPUs for share them in turn. Default: as many as GPUs,
+            else cores, are enough for.
+        devices: of one job.
     """
 
-    def __init__(self, max_parallel: int | None = None) -> None:
+    def __init__(self, max_parallel: int | None = None, *, devices: int = 1) -> None:
         if max_parallel is not None and max_parallel < 1:
             raise UserError(f"launcher.max_parallel={max_parallel}: must be at least 1, or null for all cores or GPUs")
-        self._gpus = _gpus()
-        self._parallel = max_parallel or len(self._gpus) or _cores()
+        gpus = _gpus()
+        self._gpus = [",".join(gpus[first : first + devices]) for first in range(0, len(gpus) - devices + 1, devices)]
+        if gpus and not self._gpus:
+            self._gpus = [",".join(gpus)]  # too few, which a job that needs them tells
+        self._parallel = max_parallel or len(self._gpus) or max(_cores() // devices, 1)
 
     @property
     def parallel(self) -> int:
