@@ -55,7 +55,9 @@ def _train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
     from llava_mini.config import resolve
 
     config = resolve(overrides, config_dirs)
-    count, rank = config["trainer"]["devices"], own_rank()
+    count, machines, rank = config["trainer"]["devices"], config["trainer"]["machines"], own_rank()
+    if machines > 1 and rank is None:
+        raise UserError(f"trainer.machines={machines}: begin the run on each by torchrun -m llava_mini train ...")
     if count > 1 and rank is None:
         run_dir = Path(config["run_dir"])
         return 0 if claim(run_dir, config) else run_ranks([*train_command(config_dirs), *overrides], count, run_dir)
