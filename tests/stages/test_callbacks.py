@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from llava_mini.batch import BadSample, VLMBatch
@@ -81,14 +81,22 @@ def test_a_resumed_run_drops_what_it_will_do_again_on_any_rank(tmp_path: Path, t
 PROGRESS = r"step (\d+) of 4: loss ([\d.]+), ([\d.]+) samples/s, (\d+\.\d\d) GB(, 2 skipped)?"
 
 
-def progress_lines(fit: Callable, caplog: pytest.LogCaptureFixture, batches: list[Any], **options: Any) -> list[str]:
+class Bad(Callback):
+    """Counts as `Quarantine` does: the third batch has two bad samples."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: VLMBatch, batch_idx: int) -> None:
+        pl_module.log("data/bad", 2.0 * (batch_idx >= 2))
+
+
+def progress_lines(fit: Callable, caplog: pytest.LogCaptureFixture, *others: Callback, **options: Any) -> list[str]:
     with caplog.at_level(logging.INFO, "llava_mini"):
-        fit(Number(), batches, max_steps=4, callbacks=[Progress(**options)])
+        batches = [batch(number) for number in range(1, 5)]
+        fit(Number(), batches, max_steps=4, callbacks=[*others, Progress(**options)])
     return [record.getMessage() for record in caplog.records if record.name == "llava_mini"]
 
 
 def test_progress_is_a_line_now_and_then_and_at_the_end(fit: Callable, caplog: pytest.LogCaptureFixture):
-    lines = progress_lines(fit, caplog, [batch(number) for number in range(1, 5)], every_seconds=3600)
+    lines = progress_lines(fit, caplog, every_seconds=3600)
     assert len(lines) == 1
     found = re.fullmatch(PROGRESS, lines[0])
     assert found is not None
@@ -97,9 +105,8 @@ def test_progress_is_a_line_now_and_then_and_at_the_end(fit: Callable, caplog: p
     assert 0.05 < float(found[4]) < 100
 
 
-def test_progress_counts_what_was_skipped(fit: Callable, caplog: pytest.LogCaptureFixture):
-    batches = [batch(1), batch(2), bad_batch(3), batch(4)]
-    found = [re.fullmatch(PROGRESS, line) for line in progress_lines(fit, caplog, batches, every_seconds=0.0)]
+def test_progress_says_how_many_samples_were_skipped(fit: Callable, caplog: pytest.LogCaptureFixture):
+    found = [re.fullmatch(PROGRESS, line) for line in progress_lines(fit, caplog, Bad(), every_seconds=0.0)]
     assert [match and match.group(1, 2, 5) for match in found] == [
         ("1", "1.0000", None), ("2", "2.0000", None), ("3", "3.0000", ", 2 skipped"), ("4", "4.0000", ", 2 skipped"),
     ]  # fmt: skip

@@ -67,7 +67,7 @@ def run_ranks(command: Sequence[str], count: int, folder: Path) -> int:
                 return _failure(ranks, number, folder)
         return 0
     except KeyboardInterrupt:
-        _interrupt(ranks[0])
+        _interrupt(ranks[:1])
         raise
     finally:
         for rank in ranks:
@@ -139,14 +139,14 @@ def _last_line(path: Path) -> str:
     return next((line for line in reversed(lines) if line), "")
 
 
-def _interrupt(rank_0: subprocess.Popen[bytes]) -> None:
+def _interrupt(rank_0: Sequence[subprocess.Popen[bytes]]) -> None:
     """Give rank 0 the time to end in order. A terminal interrupts it too, so it is told only if it is still at work."""
-    for seconds in (1.0, _SECONDS_AFTER_CTRL_C):
-        try:
-            rank_0.wait(seconds)
-            return
-        except subprocess.TimeoutExpired:
-            rank_0.send_signal(signal.SIGINT)
+    for process in rank_0:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1.0)
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_SECONDS_AFTER_CTRL_C)
 
 
 def _terminated(number: int, _frame: object) -> None:

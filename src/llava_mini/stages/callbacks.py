@@ -127,7 +127,7 @@ class Progress(Callback):
 
     def __init__(self, every_seconds: float = 15.0):
         self.every_seconds = every_seconds
-        self.last, self.samples, self.skipped = 0.0, 0, 0
+        self.last, self.samples = 0.0, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.last, self.samples = time.monotonic(), 0
@@ -135,9 +135,7 @@ class Progress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        is_vlm = isinstance(batch, VLMBatch)  # stage 0 trains on (images, targets)
-        self.samples += len(batch) if is_vlm else len(batch[0])
-        self.skipped += len(batch.skipped) if is_vlm else 0
+        self.samples += len(batch) if isinstance(batch, VLMBatch) else len(batch[0])  # stage 0: (images, targets)
         now = time.monotonic()
         if now - self.last < self.every_seconds and trainer.global_step < trainer.max_steps:
             return
@@ -145,19 +143,18 @@ class Progress(Callback):
         pl_module.log("samples_per_s", rate, prog_bar=True)
         pl_module.log("memory_gb", peak_memory_bytes(pl_module.device) / 1e9, prog_bar=True)
         if not sys.stderr.isatty():
-            loss = batch_loss(trainer, outputs)
-            skipped = f", {self.skipped} skipped" if self.skipped else ""
+            bad = int(trainer.callback_metrics.get("data/bad", 0))  # of all ranks, as `Quarantine` counts them
             log.info(
-                "step %d of %d: loss %s, %.1f samples/s, %.2f GB%s",
-                trainer.global_step, trainer.max_steps, "none" if loss is None else f"{loss:.4f}", rate,
-                peak_memory_bytes(pl_module.device) / 1e9, skipped,
+                "step %d of %d: loss %.4f, %.1f samples/s, %.2f GB%s",
+                trainer.global_step, trainer.max_steps, batch_loss(trainer, outputs), rate,
+                peak_memory_bytes(pl_module.device) / 1e9, f", {bad} skipped" if bad else "",
             )  # fmt: skip
         self.last, self.samples = now, 0
 
 
-def batch_loss(trainer: Trainer, outputs: Any) -> float | None:
-    """The batch's own loss, not its share of an accumulated step; None where it had no usable sample."""
-    return float(outputs["loss"]) * trainer.accumulate_grad_batches if outputs else None
+def batch_loss(trainer: Trainer, outputs: Any) -> float:
+    """The batch's own loss, not its share of an accumulated step."""
+    return float(outputs["loss"]) * trainer.accumulate_grad_batches
 
 
 def peak_memory_bytes(device: torch.device) -> int:
