@@ -80,14 +80,17 @@ class PixelTransform:
         """V of an image."""
         return NUM_VIEWS[self.mode]
 
+    def views_of_frame(self, is_video: bool) -> int:
+        """V of an image or of a video's frame."""
+        return 1 if is_video else self.num_views
+
     def __call__(self, pictures: Sequence[bytes], is_video: bool = False) -> Tensor:
         """uint8 [F, V, 3, S, S] of F encoded pictures; V is 1 when they are the frames of a video.
 
         Raises:
             SampleError: one of them cannot be decoded, or is too elongated to be resized in bounded memory.
         """
-        num_views = 1 if is_video else self.num_views
-        frames = torch.empty(len(pictures), num_views, 3, self.size, self.size, dtype=torch.uint8)
+        frames = torch.empty(len(pictures), self.views_of_frame(is_video), 3, self.size, self.size, dtype=torch.uint8)
         for frame, raw in zip(frames, pictures, strict=True):
             try:
                 views = views_of(decode_image(raw), self.mode, self.background, is_video=is_video)

@@ -5,7 +5,7 @@ Shapes: F frames of the sample, V views of a frame, N patches of a view, Dv visi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,15 @@ class Sample:
     kinds: list[str]
     pixels: Tensor | None = None
     features: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A sample whose pictures are still to be decoded."""
+
+    sample: Sample
+    pictures: list[bytes]
+    is_video: bool
 
 
 def placeholder(key: str, pad_token_id: int) -> Sample:
@@ -85,6 +94,14 @@ class SampleReader:
         Raises:
             SampleError: it cannot be used.
         """
+        return self.finished(self.draft(index))
+
+    def draft(self, index: int) -> Draft:
+        """All of sample `index` but the decoding of its pictures.
+
+        Raises:
+            SampleError: it cannot be used.
+        """
         key, stored = self.shards.key(index), self.shards.frames(index)
         with_pixels = stored > 0 and self.transform is not None
         members = self.shards.read(index) if with_pixels else {"json": self.shards.read_record(index)}
@@ -94,17 +111,27 @@ class SampleReader:
         if conversation.is_video and not stored:
             raise SampleError("a video without frames")
         chosen = self._frames(key, stored) if conversation.is_video else list(range(stored))
-        pixels = features = None
-        num_views = 1
+        pictures, features, num_views = [], None, 1
         if stored and self.features is not None:
             features = self.features.read(index)[chosen]
             num_views = features.shape[1]
         elif stored and self.transform is not None:
             names = picture_names(members)
-            pixels = self.transform([members[names[frame]] for frame in chosen], conversation.is_video)
-            num_views = pixels.shape[1]
+            pictures = [members[names[frame]] for frame in chosen]
+            num_views = self.transform.views_of_frame(conversation.is_video)
         tokens = self.tokenize(conversation, [len(chosen)] if conversation.is_video else [1] * stored, num_views)
-        return Sample(key, tokens, conversation.kinds[: tokens.num_turns], pixels, features)
+        sample = Sample(key, tokens, conversation.kinds[: tokens.num_turns], features=features)
+        return Draft(sample, pictures, conversation.is_video)
+
+    def finished(self, draft: Draft) -> Sample:
+        """A sample with its pixels, where it has pictures.
+
+        Raises:
+            SampleError: a picture cannot be decoded.
+        """
+        if self.transform is None or not draft.pictures:
+            return draft.sample
+        return replace(draft.sample, pixels=self.transform(draft.pictures, draft.is_video))
 
     def _frames(self, key: str, stored: int) -> list[int]:
         """Which of a video's frames are shown, in order.

