@@ -28,13 +28,14 @@ def second_reading(clip: Clip) -> dict[str, str]:
     seen: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
     for state in clip.states:
         for thing in state:
-            seen[thing.kind].append((thing.x, thing.y))
+            if thing.digit is None:
+                seen[thing.kind].append((thing.x, thing.y))
     moved = next(kind for kind, places in seen.items() if places[0] != places[-1])
     (x0, y0), (x1, y1) = seen[moved][0], seen[moved][-1]
     colors = [{thing.color for thing in state} for state in clip.states]
     new = [name for state in colors[1:] for name in sorted(state - colors[0])]
-    box = "".join(next(thing.color[0] for thing in state if thing.digit is not None) for state in clip.states)
-    turns = sum(box[i] != box[i + 1] for i in range(len(box) - 1))
+    ring = [thing.color for state in clip.states for thing in state if thing.kind == "ring"]
+    turns = sum(ring[i] != ring[i + 1] for i in range(len(ring) - 1))
     names = {(0, 1): "south", (0, -1): "north", (1, 0): "east", (-1, 0): "west"}
     return {
         "clip_moved": moved,
@@ -83,18 +84,20 @@ def test_blind_guesses_fail(told: Told) -> None:
 
 
 def test_the_middle_frame_does_not_show_what_moved(told: Told) -> None:
-    """Guessing by place or size is right in less than half the cases."""
+    """Of the three that could have moved, none is told by its place or size."""
     hits: defaultdict[str, list[bool]] = defaultdict(list)
     for clip, asked in told:
         moved = next(each.answer for each in asked if each.kind == "clip_moved")
-        shapes = [thing for thing in clip.states[len(clip.states) // 2] if thing.digit is None]
+        state = sorted(clip.states[len(clip.states) // 2], key=lambda thing: thing.kind)
+        shapes = [thing for thing in state if thing.kind not in ("box", "ring")]
+        far = [np.hypot(thing.center[0] - 32, thing.center[1] - 32) for thing in shapes]
         guesses = {
-            "the most central": min(shapes, key=lambda t: np.hypot(t.center[0] - 32, t.center[1] - 32)),
-            "the outermost": max(shapes, key=lambda t: np.hypot(t.center[0] - 32, t.center[1] - 32)),
-            "the largest": max(shapes, key=lambda t: t.size),
-            "the northernmost": min(shapes, key=lambda t: t.y),
+            "the most central": shapes[int(np.argmin(far))],
+            "the outermost": shapes[int(np.argmax(far))],
+            "the largest": max(shapes, key=lambda thing: thing.size),
+            "the northernmost": min(shapes, key=lambda thing: thing.y),
         }
         for name, guess in guesses.items():
             hits[name].append(guess.kind == moved)
     shares = {name: float(np.mean(each)) for name, each in hits.items()}
-    assert max(shares.values()) < 0.5, shares
+    assert max(shares.values()) < 0.42, shares

@@ -11,7 +11,7 @@ from llava_mini.data.toyworld.scenes import stream_rng
 from llava_mini.data.toyworld.texts import TEXT_KINDS, text_questions
 from llava_mini.data.toyworld.tokenizer import VOCABULARY
 
-COUNT = 800
+COUNT = 400
 NUMBERS = ["zero", "one", "two", "three"]
 
 
@@ -32,7 +32,7 @@ def second_reading(text: str, kind: str) -> set[str]:
         told, color = re.fullmatch(r"(.*) how many (\w+) objects", text).groups()
         return {NUMBERS[told.split().count(color)]}
     told, asked = text.split(" is there a ")
-    return {"yes" if f"a {asked} is here" in told else "no"}
+    return {"yes" if asked.split()[0] in told.split() else "no"}
 
 
 def test_every_answer_is_the_only_one(told: list[Asked]) -> None:
@@ -40,10 +40,10 @@ def test_every_answer_is_the_only_one(told: list[Asked]) -> None:
         assert second_reading(each.question, each.kind) == {each.answer}, each
 
 
-def test_a_text_has_one_question_of_every_kind_in_known_words() -> None:
+def test_a_text_has_two_questions_of_every_kind_in_known_words() -> None:
     for i in range(50):
         asked = text_questions(stream_rng("text-val", 0, i, 1))
-        assert Counter(each.kind for each in asked) == dict.fromkeys(TEXT_KINDS, 1)
+        assert Counter(each.kind for each in asked) == dict.fromkeys(TEXT_KINDS, 2)
         assert {word for each in asked for word in (*each.question.split(), each.answer)} <= set(VOCABULARY)
 
 
@@ -67,8 +67,8 @@ def test_a_text_is_a_pure_function_of_its_place() -> None:
 
 
 def test_the_asked_place_is_as_likely_first_as_last(told: list[Asked]) -> None:
-    """The last thing told must not be the one that is asked for: half of those with two things, and so on."""
+    """Of two things told it is the last one in half of the texts, of three in a third."""
     last = [
         each.question.split(" what ")[0].endswith(f"is {each.answer}") for each in told if each.kind == "text_color"
     ]
-    assert 0.25 < np.mean(last) < 0.5
+    assert 0.35 < np.mean(last) < 0.5

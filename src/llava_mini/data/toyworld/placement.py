@@ -12,26 +12,39 @@ import numpy as np
 from llava_mini.data.toyworld.drawing import IMAGE_SIZE
 
 Area = tuple[float, float, float, float]  # x and y of the top left corner, width, height; in pixels
+Way = tuple[float, float]  # to the right and down, in pixels
 
 _GAP = 1.0
 
 
-def free_areas(rng: np.random.Generator, sides: Sequence[tuple[float, float]], tries: int = 60) -> list[Area]:
-    """Areas of (width, height) `sides`, apart from one another.
+def free_areas(
+    rng: np.random.Generator, sizes: Sequence[int], ways: Sequence[Way] | None = None, tries: int = 60
+) -> list[Area]:
+    """Squares apart from one another, placed one by one, each at the first of `tries` positions that is free.
 
-    They are placed one by one, each at the first of `tries` positions that is free; when none is, all begin anew.
+    When none is free, all begin anew.
+
+    Args:
+        rng: Where positions come from.
+        sizes: Side of each square.
+        ways: How far each may move, half of it back and half of it forth: no other square stands in its way, and it
+            does not leave the picture. Default: none moves.
+        tries: For each square.
     """
-    placed: list[Area] = []
-    while len(placed) < len(sides):
-        width, height = sides[len(placed)]
+    ways = ways or [(0.0, 0.0)] * len(sizes)
+    placed: list[tuple[Area, Area]] = []
+    while len(placed) < len(sizes):
+        size, (right, down) = sizes[len(placed)], ways[len(placed)]
         for u, v in rng.random((tries, 2)).tolist():
-            area = (u * (IMAGE_SIZE - width), v * (IMAGE_SIZE - height), width, height)
-            if all(_apart(area, other) for other in placed):
-                placed.append(area)
+            x, y = u * (IMAGE_SIZE - size - right), v * (IMAGE_SIZE - size - down)
+            reach = (x, y, size + right, size + down)
+            area = (x + right / 2, y + down / 2, float(size), float(size))
+            if all(_apart(area, far) and _apart(reach, near) for near, far in placed):
+                placed.append((area, reach))
                 break
         else:
             placed = []
-    return placed
+    return [area for area, _ in placed]
 
 
 def _apart(one: Area, other: Area) -> bool:

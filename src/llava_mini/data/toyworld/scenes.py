@@ -146,7 +146,7 @@ def make_scene(rng: np.random.Generator, digits: DigitBank) -> Scene:
     while True:
         names = _shape_names(rng, num_shapes)
         sizes = [BOX_SIZE] * _NUM_BOXES + rng.integers(SHAPE_SIZES[0], SHAPE_SIZES[1] + 1, num_shapes).tolist()
-        corners = [(x, y) for x, y, _, _ in free_areas(rng, [(size, size) for size in sizes])]
+        corners = [(x, y) for x, y, _, _ in free_areas(rng, sizes)]
         samples = rng.integers(len(digits.labels), size=_NUM_BOXES).tolist()
         box_colors = rng.permutation(len(COLOR_NAMES))[:_NUM_BOXES].tolist()
         looks: list[tuple[str, str, int | None]] = [

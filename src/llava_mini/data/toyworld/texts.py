@@ -18,13 +18,14 @@ from llava_mini.data.toyworld.questions import Asked
 
 TEXT_KINDS = ("text_color", "text_shape", "text_where", "text_count", "text_exist")
 
+_PER_KIND = 2
 _CORNERS = ("northeast", "northwest", "southeast", "southwest")
-_NUM_THINGS = (2, 4)
-_MOST_COUNTED, _NUM_TOLD = 3, 5
+_NUM_THINGS = (2, 3)
+_MOST_COUNTED, _NUM_TOLD = 3, 4
 
 
 def text_questions(rng: np.random.Generator) -> list[Asked]:
-    """One question of every kind in random order, each with all that it asks about."""
+    """Two questions of every kind in random order, each with all that it asks about."""
     makers: dict[str, Callable[[np.random.Generator], tuple[str, str]]] = {
         "text_color": _color,
         "text_shape": _shape,
@@ -32,7 +33,8 @@ def text_questions(rng: np.random.Generator) -> list[Asked]:
         "text_count": _count,
         "text_exist": _exist,
     }
-    return [Asked(TEXT_KINDS[i], *makers[TEXT_KINDS[i]](rng)) for i in rng.permutation(len(TEXT_KINDS))]
+    kinds = [*makers] * _PER_KIND
+    return [Asked(kinds[i], *makers[kinds[i]](rng)) for i in rng.permutation(len(kinds))]
 
 
 def _color(rng: np.random.Generator) -> tuple[str, str]:
@@ -63,12 +65,13 @@ def _count(rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _exist(rng: np.random.Generator) -> tuple[str, str]:
-    """Of a thing that is told, or of the colour of one with the shape of another."""
+    """Of a thing with a colour, there or not."""
     shapes, colors, chosen = _pairs(rng, COLOR_NAMES)
     told = " ".join(f"a {color} {shape} is here" for shape, color in zip(shapes, colors, strict=True))
     if rng.random() < 0.5:
-        return f"{told} is there a {colors[chosen]} {shapes[chosen]}", "yes"
-    return f"{told} is there a {colors[chosen]} {shapes[chosen - 1]}", "no"
+        return f"{told} is there a {colors[chosen]} object", "yes"
+    absent = tuple(color for color in COLOR_NAMES if color not in colors)
+    return f"{told} is there a {_any(rng, absent)} object", "no"
 
 
 def _pairs(rng: np.random.Generator, names: tuple[str, ...]) -> tuple[list[str], list[str], int]:
