@@ -18,11 +18,11 @@ SEED_LIST = $(if $(filter-out 0,$(filter $(SEEDS),$(NUMBERS))),$(subst $(space),
   $(error SEEDS=$(SEEDS): allowed is a count of seeds, 1 to 99))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format world train sweep compare mlflow clean
+.PHONY: help setup test lint format world train sweep compare bench-data mlflow clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make or renew .venv (PYTHON=python3.12 chooses the interpreter of a new one)
 
@@ -50,6 +50,9 @@ sweep: $(STAMP) ## Train and compare: C=1,2,4,8 COMPRESSOR=query,avg_pool N_FUSI
 
 compare: $(STAMP) ## Report on a sweep again: SWEEP_DIR=...
 	$(BIN)/llava-mini compare $(SWEEP_DIR) $(ARGS)
+
+bench-data: $(STAMP) ## Measure the data path against the usual ways, into experiments/003-data-path (ARGS="--rounds 3")
+	OMP_NUM_THREADS=1 $(BIN)/llava-mini bench data $(ARGS)
 
 mlflow: $(STAMP) ## Show the runs in a browser, on PORT=5000 of this machine (MLFLOW_TRACKING_URI is respected)
 	$(if $(filter http%,$(MLFLOW_TRACKING_URI)),@echo 'The runs are shown at $(MLFLOW_TRACKING_URI)',\

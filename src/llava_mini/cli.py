@@ -112,6 +112,12 @@ def _data(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
     return data(arguments)
 
 
+def _bench(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
+    from llava_mini.commands.bench import bench
+
+    return bench(arguments)
+
+
 COMMANDS: dict[str, tuple[Command, str]] = {
     "train": (_train, "one run: train, evaluate, write result.json in run_dir"),
     "sweep": (_sweep, "many runs: key=value,value,... for any config key, sweep_dir=FOLDER; ends with compare"),
@@ -119,8 +125,9 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "world": (_world, "make the tiny world's data and pre-trained parts anew"),
     "config": (_config, "print the resolved config of a run"),
     "data": (_data, "LLaVA JSON, images and videos to shards; their check, their counts: llava-mini data --help"),
+    "bench": (_bench, "measure this program on this machine: llava-mini bench --help"),
 }
-_WITH_FLAGS = ("data",)  # commands that read --flags of their own instead of a config's key=value
+_WITH_FLAGS = ("data", "bench")  # commands that read --flags of their own instead of a config's key=value
 
 
 def _parser() -> argparse.ArgumentParser:

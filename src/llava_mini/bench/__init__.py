@@ -1,0 +1,1 @@
+"""What the data path costs, against the usual ways: made data, contestants, trials in fresh processes, a report."""

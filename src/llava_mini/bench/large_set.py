@@ -1,0 +1,84 @@
+"""A set of millions of samples that consists of its index alone, and workers that open it at the same time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import numpy as np
+
+from llava_mini.bench.process_memory import private_memory
+from llava_mini.data.index import FORMAT_VERSION, INDEX_DTYPE, INDEX_FILE, Modality
+from llava_mini.data.order import ShuffledOrder
+from llava_mini.data.shards import ShardSet
+from llava_mini.files import write_json
+
+_SAMPLES_PER_SHARD = 1000
+_SAMPLE_BYTES = 2**17
+_LOOKED_UP = 20_000  # samples
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Of a large set by one worker.
+
+    Attributes:
+        seconds: From nothing to the key of the first sample.
+        private: MiB that the worker shares with no other, when all have looked up 20,000 samples.
+    """
+
+    seconds: float
+    private: float
+
+
+def make_large_set(folder: Path, samples: int) -> None:
+    """A set of so many samples that can be opened, but not read: its tars are holes."""
+    folder.mkdir()
+    index = np.zeros(samples, INDEX_DTYPE)
+    shard, place = np.divmod(np.arange(samples), _SAMPLES_PER_SHARD)
+    index["shard"], index["offset"], index["size"] = shard, place * _SAMPLE_BYTES, _SAMPLE_BYTES
+    index["record_bytes"], index["modality"], index["frames"] = 1024, Modality.IMAGE, 1
+    index["key"] = np.char.mod("%09d", np.arange(samples))
+    np.save(folder / INDEX_FILE, index)
+    shards = []
+    for number, count in enumerate(np.bincount(shard).tolist()):
+        name, size = f"shard-{number:06d}.tar", count * _SAMPLE_BYTES
+        with open(folder / name, "wb") as file:
+            file.truncate(size)
+        shards.append({"name": name, "bytes": size, "sha256": f"{number:064x}", "samples": count, "rejected": 0})
+    facts = {"bytes": (folder / INDEX_FILE).stat().st_size, "sha256": "0" * 64}
+    listing = {"version": FORMAT_VERSION, "shards": shards, "sources": [""], "index": facts, "plan": None}
+    write_json(folder / "shards.json", listing)
+
+
+def open_large_set(folder: Path, workers: int) -> list[Opening]:
+    """What each of some workers measures that open and read the same set at the same time."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(workers, timeout=300)  # so that none waits for one that died
+    connections = []
+    for _ in range(workers):
+        ours, theirs = context.Pipe(duplex=False)
+        context.Process(target=_open_set, args=(folder, barrier, theirs), daemon=True).start()
+        theirs.close()
+        connections.append(ours)
+    return [ours.recv() for ours in connections]
+
+
+def _open_set(folder: Path, barrier: Barrier, connection: Connection) -> None:
+    before = private_memory()
+    start = time.perf_counter()
+    shards = ShardSet(folder)
+    order = ShuffledOrder([shards], seed=0)
+    shards.key(order(0)[1])
+    seconds = time.perf_counter() - start
+    for position in range(_LOOKED_UP):
+        number = order(position)[1]
+        shards.key(number), shards.frames(number)
+    barrier.wait()
+    after = private_memory()
+    barrier.wait()
+    connection.send(Opening(seconds, after - before))

@@ -1,0 +1,120 @@
+"""What one process measures: CPU and wall time of batches, memory of a loader, a build.
+
+Each is called in a process of its own (`fresh`), so that nothing is warm or allocated from the trial before.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+from llava_mini.bench.loaders import BATCH_SIZE, Loader
+from llava_mini.bench.made_data import MadeData
+from llava_mini.bench.process_memory import private_memory
+from llava_mini.data.images import verify_image
+
+_WARM_UP = 4  # batches
+_MIB = 2**20
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one sample, in milliseconds."""
+
+    cpu: float
+    wall: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of a process that holds only what is its own, in MiB: before and at the most while it loads."""
+
+    before: float
+    peak: float
+
+
+@dataclass(frozen=True)
+class Build:
+    """Of one sample by `data build`, in milliseconds, and the bytes of a picture."""
+
+    cpu: float
+    wall: float
+    picture_bytes: float
+
+
+def fresh(function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    """What a function returns in a new process."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *args, **kwargs).result()
+
+
+def cost(loader: Loader, data: MadeData, samples: int) -> Cost:
+    """The time that a loader takes for at least `samples` samples, behind its first batches."""
+    torch.set_num_threads(1)
+    batches = loader(data)
+    _consume(batches, _WARM_UP)
+    count = -(-samples // BATCH_SIZE)
+    wall, cpu = time.perf_counter(), time.process_time()
+    _consume(batches, count)
+    scale = 1000 / (count * BATCH_SIZE)
+    return Cost((time.process_time() - cpu) * scale, (time.perf_counter() - wall) * scale)
+
+
+def memory(loader: Loader, data: MadeData, samples: int) -> Memory:
+    """The memory that a loader takes while it makes `samples` samples."""
+    torch.set_num_threads(1)
+    before = peak = private_memory()
+    for _batch in islice(loader(data), samples // BATCH_SIZE):
+        peak = max(peak, private_memory())
+    return Memory(before, peak)
+
+
+def bytes_of_records(data: MadeData) -> float:
+    """What a record takes in a process that holds the whole JSON as objects."""
+    before = private_memory()
+    records = json.loads(data.records.read_text())
+    return (private_memory() - before) * _MIB / len(records)
+
+
+def build(data: MadeData, out: Path) -> Build:
+    """What `llava-mini data build` takes from its start to its end, with one worker."""
+    command = [sys.executable, "-m", "llava_mini", "data", "build", str(data.records), "--images", str(data.images)]
+    start = time.perf_counter()
+    process = subprocess.Popen([*command, "--out", str(out), "--workers", "1"], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - start
+    if status:
+        raise RuntimeError(f"data build ended with status {os.waitstatus_to_exitcode(status)}")
+    sizes = [path.stat().st_size for path in data.images.iterdir()]
+    scale = 1000 / len(sizes)
+    return Build((usage.ru_utime + usage.ru_stime) * scale, wall * scale, sum(sizes) / len(sizes))
+
+
+def verification(data: MadeData) -> float:
+    """CPU milliseconds in which one picture is verified, the part of a build that cannot be less."""
+    raws = [path.read_bytes() for path in sorted(data.images.iterdir())[:500]]
+    start = time.process_time()
+    for raw in raws:
+        verify_image(raw)
+    return (time.process_time() - start) * 1000 / len(raws)
+
+
+def _consume(batches: Any, count: int) -> None:
+    for _batch in islice(batches, count):
+        pass

@@ -1,0 +1,31 @@
+"""A small set of made data, and findings as a bench would have them."""
+
+import pytest
+
+from llava_mini.bench.data_path import OWN, OWN_SMALL, USUAL, USUAL_SMALL, WDS, WDS_SHUFFLED, Findings
+from llava_mini.bench.large_set import Opening
+from llava_mini.bench.made_data import MadeData, make_data
+from llava_mini.bench.trials import Build, Cost, Memory
+
+CPU = {USUAL: 9.0, USUAL_SMALL: 4.5, WDS_SHUFFLED: 3.5, WDS: 3.2, OWN: 2.8, OWN_SMALL: 1.4}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> MadeData:
+    """40 samples."""
+    return make_data(tmp_path_factory.mktemp("bench") / "made", 40)
+
+
+@pytest.fixture
+def findings() -> Findings:
+    """Of two rounds, the second on a machine that was twice as slow; everything that is required is met."""
+    return Findings(
+        samples=40,
+        costs={name: [Cost(cpu, cpu), Cost(2 * cpu, 3 * cpu)] for name, cpu in CPU.items()},
+        memories={name: Memory(300, 330 + (80 if name == WDS_SHUFFLED else cpu)) for name, cpu in CPU.items()},
+        record_bytes=3000.0,
+        openings=[Opening(0.2, 3.0), Opening(0.4, 4.0)],
+        builds=[Build(2.0, 2.5, 100_000.0), Build(2.4, 3.0, 100_000.0)],
+        verify_ms=[1.0, 1.2],
+        differences={OWN: (2.0, 0.1), OWN_SMALL: (60.0, 1.6)},
+    )

@@ -1,0 +1,53 @@
+"""A trial measures what it says: time that is spent, memory that is held, a build that is whole."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_mini.bench.made_data import MadeData
+from llava_mini.bench.trials import build, bytes_of_records, cost, fresh, memory, verification
+from llava_mini.data.shards import ShardSet
+
+
+def test_each_trial_is_a_process_of_its_own() -> None:
+    assert len({fresh(os.getpid), fresh(os.getpid), os.getpid()}) == 3
+
+
+def test_cpu_time_and_waiting_are_told_apart(data: MadeData) -> None:
+    def loader(_data: MadeData) -> Iterator[Any]:
+        while True:
+            end = time.process_time() + 0.008
+            while time.process_time() < end:
+                pass
+            time.sleep(0.016)
+            yield None
+
+    found = cost(loader, data, samples=100)
+    assert 0.5 <= found.cpu < 0.9, "8 ms for a batch of 16"
+    assert found.wall >= 1.5
+
+
+def test_memory_is_that_of_the_largest_batch(data: MadeData) -> None:
+    def loader(_data: MadeData) -> Iterator[Any]:
+        for size in (1, 64, 2):
+            yield b"x" * (size * 2**20)
+
+    found = memory(loader, data, samples=48)
+    assert 60 < found.peak - found.before < 90
+
+
+def test_records_of_the_usual_loader_take_kilobytes(data: MadeData) -> None:
+    assert 1000 < fresh(bytes_of_records, data) < 100_000
+
+
+def test_a_build_is_measured_whole(data: MadeData, tmp_path: Path) -> None:
+    found = build(data, tmp_path / "built")
+    assert ShardSet(tmp_path / "built").fingerprint == ShardSet(data.shards).fingerprint
+    assert 0 < verification(data) < found.cpu
+    assert 80_000 < found.picture_bytes < 120_000
+    with pytest.raises(RuntimeError, match="status 2"):
+        build(MadeData(tmp_path), tmp_path / "nothing")
