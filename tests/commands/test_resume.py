@@ -113,7 +113,7 @@ def quarantined(run_dir: Path) -> list[tuple[int, str]]:
     return sorted((bad["position"], bad["key"]) for bad in map(json.loads, lines))
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 120.0) -> None:
+def wait_for(what: Callable[[], bool], seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -237,6 +237,20 @@ def test_another_batch_and_other_data_are_refused(
     last = nursery.log.read_text().splitlines()[-1]
     assert re.fullmatch(r"llava-mini: .*last\.ckpt was made with other training data, .*", last)
     assert state() == before
+
+
+def test_too_many_bad_samples_stop_all_ranks_and_the_run_goes_on_when_they_are_allowed(
+    nursery: Nursery, arguments: Callable, whole: Path, tmp_path: Path
+):
+    run_dir = tmp_path / "run"
+    nursery.begin(arguments(run_dir, *TWO_RANKS, "data.max_bad_fraction=0.001"), 2)
+    assert nursery.status() == 2
+    last = nursery.log.read_text().splitlines()[-1]
+    assert re.fullmatch(r"llava-mini: \d of the first \d+ training samples cannot be used, .*quarantine.jsonl .*", last)
+    assert 0 < len(keys(run_dir)) < SAMPLES
+    nursery.begin(arguments(run_dir, *TWO_RANKS), 2)
+    assert nursery.status() == 0
+    assert history(run_dir) == history(whole)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux does this")
