@@ -54,6 +54,7 @@ def test_controls_change_which_frames_are_seen_and_nothing_else(overrides: list[
         config = resolve([*overrides, "data.splits.val=clip-val", "data.features=false", *control])
         batches[name] = next(iter(assemble(config).datamodule.val_dataloader()))
     whole, one, mixed = batches["all"], batches["one"], batches["mixed"]
+    assert whole.pixel_values is not None and one.pixel_values is not None and mixed.pixel_values is not None
     assert whole.keys == one.keys == mixed.keys
     assert int(whole.num_frames.min()) >= 4
     assert one.num_frames.tolist() == [1] * 6
