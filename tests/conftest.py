@@ -4,6 +4,7 @@ Tiny weights are scaled so that every part moves the logits by about one: with t
 mask or a swapped frame would hide below any tolerance.
 """
 
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
 
 torch.set_num_threads(1)
+# A shell that starts the tests in the background has them, and every process that they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 VOCAB, IMAGE_ID, IMAGE_SIZE = 99, 99, 24  # the placeholder lies beyond the vocabulary, as with the official weights
 COMPRESSORS: dict[str, dict[str, Any]] = {

@@ -43,7 +43,7 @@ def test_every_import_is_declared_and_every_core_dependency_is_imported() -> Non
     core = declared(PROJECT["dependencies"])
     extras = PROJECT["optional-dependencies"]
     assert core <= imported
-    assert imported - core <= declared([*extras["data"], *extras["remote"], *extras["finetune"]])
+    assert imported - core <= declared([*extras["data"], *extras["remote"], *extras["bench"], *extras["finetune"]])
 
 
 def test_tested_versions_lie_within_the_bounds() -> None:

@@ -19,12 +19,9 @@ from llava_mini.sweep.folder import only_sweep, read_sweep
 
 Sweeper = Callable[..., tuple[int, list[str]]]
 
-# A shell that starts the tests in the background makes them, and what they start, ignore Ctrl-C.
 SWEEP_PROCESS = """
-import signal
 import sys
 from pathlib import Path
-signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {standin_folder!r})
 from standin import CODE_VERSION, resolve
 from llava_mini.sweep.grid import expand
