@@ -94,3 +94,11 @@ def test_a_world_keeps_no_films_and_two_are_the_same_bytes(world: Path, tmp_path
         again = build_from_files(tmp_path / name, name, 2, count)
         assert again.fingerprint == ShardSet(world / name).fingerprint
     make_world(world, seed=2, sizes=SIZES)  # complete: opened, verified and left alone
+
+
+def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
+    stale = tmp_path / ".text-val-files"
+    stale.mkdir()
+    (stale / "clip-val-000000.mp4").write_bytes(b"cut off")
+    assert len(build_from_files(tmp_path / "text-val", "text-val", 0, 3)) == 3
+    assert not stale.exists()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from llava_mini.data.building.run import build_set
@@ -23,13 +23,19 @@ _FPS = 1.0  # one frame of every state
 def build_from_files(out: Path, stream: str, seed: int, count: int) -> ShardSet:
     """The first `count` samples of a stream of clips or texts as the shard set `out`; the files are gone afterwards.
 
+    What a build that was killed has left of them is removed too.
+
     Raises:
         UserError: `out` cannot be written, or PyAV is not installed.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=f".{stream}-") as folder:
-        source = write_files(Path(folder), stream, seed, count)
+    folder = out.parent / f".{stream}-files"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        source = write_files(folder, stream, seed, count)
         return build_set([source], videos=folder, out=out, seed=seed, fps=_FPS)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_files(folder: Path, stream: str, seed: int, count: int) -> Path:
