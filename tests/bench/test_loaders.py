@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from llava_mini.bench.loaders import BATCH_SIZE, Loader, own, pixel_difference, plain_webdataset, usual
+from llava_mini.bench.loaders import (
+    BATCH_SIZE,
+    Loader,
+    own,
+    pixel_difference,
+    plain_webdataset,
+    usual,
+    usual_with_our_labels,
+)
 from llava_mini.bench.made_data import MadeData
 from llava_mini.data.pixels import normalised
 from llava_mini.data.shards import ShardSet
@@ -24,6 +32,7 @@ def contestants(data: MadeData) -> dict[str, Loader]:
         "webdataset": partial(plain_webdataset, 0),
         "webdataset shuffled": partial(plain_webdataset, 20),
         "usual": partial(usual, data.images),
+        "usual with our labels": partial(usual_with_our_labels, data.images),
     }
 
 
@@ -51,7 +60,7 @@ def test_all_loaders_make_the_same_samples(data: MadeData) -> None:
         common = ours.keys() & theirs.keys()
         assert len(common) > BATCH_SIZE, name
         for ids in common:
-            assert ours[ids][0] == theirs[ids][0]
+            assert ours[ids][0] == theirs[ids][0], name
             pixels = theirs[ids][1]
             if pixels.dtype == torch.uint8:
                 assert torch.equal(ours[ids][1], pixels)

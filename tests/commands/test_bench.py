@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from llava_mini.bench import data_path
-from llava_mini.bench.data_path import OWN, OWN_SMALL, USUAL, USUAL_SMALL, WDS, WDS_SHUFFLED, Findings
+from llava_mini.bench.data_path import OWN, OWN_SMALL, USUAL, USUAL_OUR_LABELS, USUAL_SMALL, WDS, WDS_SHUFFLED, Findings
 from llava_mini.bench.large_set import Opening
 from llava_mini.bench.trials import Build, Cost, Memory
 from llava_mini.cli import main
 
-NAMES = (USUAL, USUAL_SMALL, WDS_SHUFFLED, WDS, OWN, OWN_SMALL)
+NAMES = (USUAL, USUAL_OUR_LABELS, USUAL_SMALL, WDS_SHUFFLED, WDS, OWN, OWN_SMALL)
 
 
 def test_a_bench_writes_table_figures_and_picture(

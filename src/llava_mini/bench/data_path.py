@@ -15,7 +15,15 @@ from functools import partial
 from pathlib import Path
 
 from llava_mini.bench.large_set import Opening, make_large_set, open_large_set
-from llava_mini.bench.loaders import SHUFFLE_BUFFER, Loader, own, pixel_difference, plain_webdataset, usual
+from llava_mini.bench.loaders import (
+    SHUFFLE_BUFFER,
+    Loader,
+    own,
+    pixel_difference,
+    plain_webdataset,
+    usual,
+    usual_with_our_labels,
+)
 from llava_mini.bench.made_data import MadeData, make_data
 from llava_mini.bench.trials import Build, Cost, Memory, build, bytes_of_records, cost, fresh, memory, verification
 
@@ -23,6 +31,7 @@ log = logging.getLogger("llava_mini")
 
 OWN, OWN_SMALL = "ours, originals", "ours, 336-pixel shards"
 USUAL, USUAL_SMALL = "usual, originals", "usual, 336-pixel files"
+USUAL_OUR_LABELS = "usual with our labels, originals"
 WDS, WDS_SHUFFLED = "WebDataset, stored order", f"WebDataset, buffer of {SHUFFLE_BUFFER}"
 LARGE_SET = 3_000_000  # samples
 WORKERS = 2  # that open the large set at the same time
@@ -115,6 +124,7 @@ def _loaders(data: MadeData) -> dict[str, Loader]:
     return {
         USUAL: partial(usual, data.images),
         OWN: partial(own, data.shards),
+        USUAL_OUR_LABELS: partial(usual_with_our_labels, data.images),
         USUAL_SMALL: partial(usual, data.small_images),
         OWN_SMALL: partial(own, data.small_shards),
         WDS_SHUFFLED: partial(plain_webdataset, SHUFFLE_BUFFER),

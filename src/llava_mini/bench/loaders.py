@@ -1,7 +1,7 @@
 """The contestants: the usual loader, plain WebDataset, and our stream. Each makes batches of the same samples.
 
-All read the same pictures, turn them into 336x336 pixels, and tokenise the same conversations with the same tokenizer;
-all work in the calling process, so that its CPU time is what a batch costs.
+All turn the same pictures into 336x336 pixels and tokenise the same conversations with the same tokenizer, and all work
+in the calling process, so that its CPU time is what a batch costs.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import webdataset as wds
 from PIL import Image
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
-from transformers import AutoTokenizer, CLIPImageProcessorPil
+from transformers import AutoTokenizer
 
 from llava_mini.batch import VLMBatch
 from llava_mini.bench.made_data import RESIZED, MadeData
+from llava_mini.bench.usual import CountedLabels, Labelled, clip_processor, usual_batches
 from llava_mini.data.collate import collate
-from llava_mini.data.conversation import conversation_of, parse_record
-from llava_mini.data.labels import IGNORE, ConversationTokenizer
+from llava_mini.data.conversation import Conversation, parse_record
+from llava_mini.data.labels import ConversationTokenizer
 from llava_mini.data.order import ShuffledOrder
 from llava_mini.data.pixels import PixelTransform
 from llava_mini.data.samples import Sample, SampleReader
@@ -68,44 +66,20 @@ def plain_webdataset(shuffle: int, data: MadeData) -> Batches:
 
 
 def usual(images: Path, data: MadeData) -> Iterator[dict[str, Tensor]]:
-    """A map-style data set as LLaVA's training code has it: the whole JSON in memory, a file an image, floats."""
-    dataset = _UsualDataset(data.records, images, _tokenize(data))
-    loader = DataLoader(dataset, BATCH_SIZE, shuffle=True, drop_last=True, collate_fn=dataset.collate)
-    while True:
-        yield from loader
+    """The usual loader over files in `images`."""
+    label = CountedLabels(AutoTokenizer.from_pretrained(str(data.tokenizer)))
+    return usual_batches(data, images, label, BATCH_SIZE)
 
 
-class _UsualDataset(Dataset[dict[str, Tensor]]):
-    def __init__(self, records: Path, images: Path, tokenize: ConversationTokenizer) -> None:
-        self.records: list[dict[str, Any]] = json.loads(records.read_text())
-        self.images, self.tokenize = images, tokenize
-        self.processor = usual_processor()
+def usual_with_our_labels(images: Path, data: MadeData) -> Iterator[dict[str, Tensor]]:
+    """The usual loader with our labeller, which tokenises once: only files and pixels differ from ours."""
+    tokenize = _tokenize(data)
 
-    def __len__(self) -> int:
-        return len(self.records)
+    def label(conversation: Conversation) -> Labelled:
+        tokens = tokenize(conversation, [1])
+        return tokens.input_ids, tokens.labels
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        record = self.records[index]
-        with Image.open(self.images / record["image"]) as image:
-            pixels = self.processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
-        tokens = self.tokenize(conversation_of(record), [1])
-        return {"input_ids": tokens.input_ids, "labels": tokens.labels, "pixel_values": pixels}
-
-    def collate(self, samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Texts padded, pictures stacked."""
-        pad = self.tokenize.pad_token_id
-        ids = pad_sequence([sample["input_ids"] for sample in samples], batch_first=True, padding_value=pad)
-        return {
-            "input_ids": ids,
-            "attention_mask": ids.ne(pad),
-            "labels": pad_sequence([sample["labels"] for sample in samples], batch_first=True, padding_value=IGNORE),
-            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-        }
-
-
-def usual_processor() -> CLIPImageProcessorPil:
-    """CLIP's own preprocessing for pictures of 336 pixels."""
-    return CLIPImageProcessorPil(size={"shortest_edge": RESIZED}, crop_size={"height": RESIZED, "width": RESIZED})
+    return usual_batches(data, images, label, BATCH_SIZE)
 
 
 def pixel_difference(data: MadeData, shards: Path, samples: int) -> tuple[float, float]:
@@ -119,7 +93,7 @@ def pixel_difference(data: MadeData, shards: Path, samples: int) -> tuple[float,
     Returns:
         The largest difference, and the mean.
     """
-    processor, transform, read = usual_processor(), PixelTransform(RESIZED), ShardSet(shards)
+    processor, transform, read = clip_processor(), PixelTransform(RESIZED), ShardSet(shards)
     scale = 255 * np.array(processor.image_std)[:, None, None]
     shift = 255 * np.array(processor.image_mean)[:, None, None]
     largest, total = 0.0, 0.0

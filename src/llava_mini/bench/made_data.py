@@ -124,7 +124,7 @@ def _record(number: int, words: list[str], rng: np.random.Generator) -> dict[str
 
     def text(most: int) -> str:
         chosen = np.minimum(rng.zipf(1.3, rng.integers(4, most)), len(words)) - 1
-        return " ".join(words[word] for word in chosen).capitalize()
+        return " ".join(words[word] for word in chosen)
 
     conversations = []
     for _ in range(rng.integers(1, 6)):

@@ -13,6 +13,7 @@ from llava_mini.bench.data_path import (
     OWN,
     OWN_SMALL,
     USUAL,
+    USUAL_OUR_LABELS,
     USUAL_SMALL,
     WDS,
     WDS_SHUFFLED,
@@ -24,7 +25,7 @@ from llava_mini.data.workers import cores
 from llava_mini.files import write_json, write_text
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "simplejpeg", "webdataset", "numpy")
-ORDER = (USUAL, USUAL_SMALL, WDS_SHUFFLED, WDS, OWN, OWN_SMALL)
+ORDER = (USUAL, USUAL_OUR_LABELS, USUAL_SMALL, WDS_SHUFFLED, WDS, OWN, OWN_SMALL)
 
 
 @dataclass(frozen=True)
