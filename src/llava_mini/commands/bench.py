@@ -32,7 +32,7 @@ def bench(arguments: list[str]) -> int:
 
         about = circumstances(git_commit())
     except ModuleNotFoundError as error:
-        raise UserError(f"bench data needs {error.name}: pip install 'llava-mini-lab[data,test]'") from None
+        raise UserError(f"bench data needs {error.name}: pip install 'llava-mini-lab[bench]'") from None
     with tempfile.TemporaryDirectory(prefix="llava-mini-bench-") as work:
         found = run(Path(work), options.samples, options.rounds)
     write_report(found, options.out, about)
