@@ -79,11 +79,13 @@ def test_a_broken_line_is_one_entry_with_a_reason(tmp_path: Path, line: str | by
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
-        ('[{"id": 1}, {"id": 2}, {"id": 3}', "premature EOF"),
-        ('[{"id": 1}, {"id": 2}, {"id": 3', "premature EOF"),
-        ('[{"id": 1}, {"id": 2}, {"id": x}]', 'invalid char in json text. {"id": 1}, {"id": 2}, {"id": x}]'),
-        ('[{"id": 1}, {"id": 2}] ]', "trailing garbage"),
-        ('[{"id": 1}, {"id": 2} {"id": 3}]', "after array element"),
+        ('[{"id": 1}, {"id": 2}, {"id": 3}', "at character 33: 'the end' instead of ','"),
+        ('[{"id": 1}, {"id": 2}, {"id": 3', "at character 32: Expecting ',' delimiter"),
+        ('[{"id": 1}, {"id": 2}, {"id": x}]', "at character 31: Expecting value"),
+        ('[{"id": 1}, {"id": 2}] ]', "at character 24: ']' behind the array"),
+        ('[{"id": 1}, {"id": 2} {"id": 3}]', "at character 23: '{' instead of ','"),
+        ('[{"id": 1}, ]', "at character 13: Expecting value"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_broken_array_is_named_with_file_and_position(tmp_path: Path, content: str, cause: str) -> None:
@@ -91,8 +93,31 @@ def test_a_broken_array_is_named_with_file_and_position(tmp_path: Path, content:
     with pytest.raises(UserError) as caught:
         list(read_records(path))
     message = str(caught.value)
-    assert message.startswith(f"{path} is broken behind its record 2") or "record 3" in message
-    assert f"within its first {len(content)} bytes" in message and cause in message and "\n" not in message
+    assert message.startswith(f"{path} is a broken array, at character ") and cause in message and "\n" not in message
+
+
+def test_an_array_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"at character \d+: not UTF-8"):
+        list(read_records(written(tmp_path, b'[{"id": "\xff"}]')))
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [("9" * 5000, "a number of 5000 digits"), ("NaN", "NaN is no JSON value")]
+)
+def test_a_value_of_an_array_that_cannot_be_kept_costs_its_record_only(tmp_path: Path, value: str, reason: str) -> None:
+    first, last = read_records(written(tmp_path, f'[{{"id": {value}}}, {{"id": 2}}]'))
+    assert first == Entry("mix.json record 1", None, f"not valid JSON ({reason})")
+    assert last.record and last.record["id"] == 2
+
+
+def test_an_array_is_read_alike_wherever_its_chunks_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [{"id": number, "text": 'ä€😀\\"' * number} for number in range(30)] + [1234567, True, "ü"]
+    path = written(tmp_path, json.dumps(values, ensure_ascii=False, indent=1))
+    whole = list(read_records(path))
+    assert [entry.record and entry.record["id"] for entry in whole] == [*range(30), None, None, None]
+    for size in (1, 2, 3, 7, 100):
+        monkeypatch.setattr("llava_mini.data.records._CHUNK", size)
+        assert list(read_records(path)) == whole
 
 
 def test_an_element_that_is_no_object_is_an_entry_with_a_reason(tmp_path: Path) -> None:

@@ -6,18 +6,16 @@ because nothing behind that place can be trusted.
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from llava_mini.errors import UserError
-
-try:
-    import ijson
-except ImportError:
-    ijson = None
 
 _BOM = b"\xef\xbb\xbf"
 _OTHER_CONTENT = {
@@ -26,7 +24,9 @@ _OTHER_CONTENT = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
-_LONGEST_LINE = 64 * 2**20  # bytes; what is longer is no JSON Lines
+_LONGEST_LINE = 64 * 2**20  # bytes; what is longer is no JSON Lines, and no record
+_CHUNK = 2**16
+_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class Entry:
 
     Attributes:
         place: Where it stands, for people: `mix.jsonl line 17` or `mix.json record 17`; both count from 1.
-        record: With `source`, its own or else the file's name without ending; None when it cannot be read. Fractions
-            of an array are Decimal, since their digits are kept.
+        record: With `source`, its own or else the file's name without ending; None when it cannot be read.
         reason: Why not.
     """
 
@@ -73,17 +72,84 @@ def _check_content(path: Path, file: BinaryIO) -> int:
 
 
 def _array(path: Path, file: BinaryIO) -> Iterator[Entry]:
-    if ijson is None:
-        raise UserError("a JSON array needs ijson: pip install 'llava-mini-lab[data]'")
+    text = _Text(path, file)
+    text.skip("[")
+    faults: list[str] = []
+    decoder = json.JSONDecoder(parse_constant=partial(_no_value, faults), parse_int=partial(_whole_number, faults))
     number = 0
-    try:
-        for number, value in enumerate(ijson.items(file, "item"), 1):
-            yield _entry(path, f"{path.name} record {number}", value)
-    except ijson.JSONError as error:
-        cause = " ".join(str(error).replace("(right here) ------^", "").split())
-        raise UserError(
-            f"{path} is broken behind its record {number}, within its first {file.tell()} bytes: {cause}"
-        ) from None
+    while text.next_is_not("]"):
+        if number:
+            text.skip(",")
+        number += 1
+        value = text.value(decoder)
+        place = f"{path.name} record {number}"
+        yield Entry(place, None, f"not valid JSON ({faults[0]})") if faults else _entry(path, place, value)
+        faults.clear()
+    text.skip("]")
+    text.end()
+
+
+class _Text:
+    """The text of a file, of which no more is held than a value takes and is read at once."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path, self._file = path, file
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
+        self._held, self._place, self._before, self._all_read = "", 0, 0, False
+
+    def value(self, decoder: json.JSONDecoder) -> Any:
+        """The value that comes next."""
+        self._to_content()
+        while True:
+            try:
+                value, end = decoder.raw_decode(self._held, self._place)
+            except json.JSONDecodeError as error:
+                if self._all_read or len(self._held) - self._place > _LONGEST_LINE:
+                    self._broken(error.msg, error.pos)
+            except RecursionError:
+                self._broken("nested too deeply", self._place)
+            else:
+                if end < len(self._held) or self._all_read:  # else a number may go on
+                    self._place = end
+                    return value
+            self._read_more()
+
+    def next_is_not(self, character: str) -> bool:
+        """Whether something else comes next."""
+        return self._to_content() != character
+
+    def skip(self, character: str) -> None:
+        """Passes over what must come next."""
+        if found := self.next_is_not(character) and (self._held[self._place : self._place + 1] or "the end"):
+            self._broken(f"{found!r} instead of {character!r}", self._place)
+        self._place += 1
+
+    def end(self) -> None:
+        """Makes sure that nothing follows."""
+        if found := self._to_content():
+            self._broken(f"{found!r} behind the array", self._place)
+
+    def _to_content(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            self._place = _SPACE.match(self._held, self._place).end()  # type: ignore[union-attr]  # it always matches
+            if self._place < len(self._held) or self._all_read:
+                return self._held[self._place : self._place + 1]
+            self._read_more()
+
+    def _read_more(self) -> None:
+        # as much again as is held, so that a long value is not tried once for every chunk of it
+        raw = self._file.read(max(_CHUNK, len(self._held) - self._place))
+        self._all_read = not raw
+        self._before += self._place
+        try:
+            self._held = self._held[self._place :] + self._decode(raw, final=self._all_read)
+        except UnicodeDecodeError as error:
+            self._broken(f"not UTF-8 ({error.reason})", len(self._held))
+        self._place = 0
+
+    def _broken(self, cause: str, place: int) -> NoReturn:
+        raise UserError(f"{self._path} is a broken array, at character {self._before + place + 1}: {cause}")
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[Entry]:
@@ -117,3 +183,16 @@ def _entry(path: Path, place: str, value: Any) -> Entry:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON value")
+
+
+def _no_value(faults: list[str], name: str) -> None:
+    """Notes a fault of a value whose end must be found all the same."""
+    faults.append(f"{name} is no JSON value")
+
+
+def _whole_number(faults: list[str], digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:  # Python refuses thousands of digits
+        faults.append(f"a number of {len(digits)} digits")
+        return 0

@@ -216,7 +216,7 @@ def _line(entry: Entry) -> tuple[bytes, str]:
     """An entry as a line of the spool, and why it is unusable: also when it holds what no JSON file can."""
     try:
         values = [entry.place, entry.record, entry.reason]
-        content = json.dumps(values, ensure_ascii=False, allow_nan=False, default=float)  # of Decimal
+        content = json.dumps(values, ensure_ascii=False, allow_nan=False)
         return content.encode() + b"\n", entry.reason
     except (ValueError, RecursionError) as error:  # an infinite number, half a character, endless nesting
         return _line(Entry(entry.place, None, f"not valid JSON ({error})"))
