@@ -33,6 +33,15 @@ def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with atomic_path(path) as first, atomic_path(path) as second:  # as processes of one number on two machines
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
 def test_each_rank_has_a_file_of_its_own_and_rank_0_the_plain_one(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     assert [rank_path(path, rank).name for rank in (0, 1, 12)] == [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends, and is removed when it fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    token = secrets.token_hex(8)  # not the process id, which a process on another machine may have too
+    temporary = path.with_name(f".{path.name}.{token}.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -52,4 +54,15 @@ def folder_lock(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def shard_lock(folder: Path, number: int) -> Iterator[None]:
+    """Holds one shard of a set in `folder` for this process, which may hold one at a time; others wait.
+
+    The lock is a byte of one file for all shards, and ends with the process, killed or not.
+    """
+    with open(folder / ".shards.lock", "w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX, 1, number)
         yield

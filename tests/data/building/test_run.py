@@ -204,6 +204,15 @@ def test_parts_in_processes_of_their_own_at_the_same_time_complete_one_set(slow:
     assert contents(slow / "parts") == contents(slow / "whole")
 
 
+def test_the_same_build_started_twice_at_the_same_time_completes_one_set(slow: Path) -> None:
+    build(slow, "whole", samples_per_shard=4)
+    processes = [start(slow, "twice", "--workers", workers) for workers in ("1", "2")]
+    told = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    assert all("fingerprint" in text for text, _ in told)
+    assert contents(slow / "twice") == contents(slow / "whole")
+
+
 def children(parent: int) -> list[int]:
     """Python processes that a process has started, without multiprocessing's own."""
     found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from llava_mini.data.building.plan import Options, Plan, describe_sources, froze
 from llava_mini.data.building.shard_task import Progress, build_shard, name_of, sample_of
 from llava_mini.data.errors import SampleError
 from llava_mini.data.records import Entry
+from llava_mini.files import shard_lock
 
 
 @pytest.fixture
@@ -51,6 +53,22 @@ def test_progress_adds_up_and_leftovers_are_removed(plan: Plan, world: Path) -> 
     assert (total.shards, total.samples, total.rejected) == (2, 27, 1)
     size = sum(path.stat().st_size for path in (world / "images" / "coco").iterdir())
     assert total.bytes > size
+
+
+def test_a_shard_that_another_build_is_writing_is_awaited_and_left_as_it_is(plan: Plan, world: Path) -> None:
+    out = world / "out"
+    context = multiprocessing.get_context("fork")
+    ours = context.Process(target=build_shard, args=(plan, out, 0, print))
+    with shard_lock(out, 0):
+        temporary = out / ".shard-000000.tar.99.tmp"
+        temporary.touch()
+        ours.start()
+        ours.join(0.3)
+        assert ours.is_alive() and temporary.exists()
+        temporary.rename(out / "shard-000000.tar")
+        (out / "shard-000000.json").touch()
+    ours.join(20)
+    assert ours.exitcode == 0 and (out / "shard-000000.tar").read_bytes() == b""
 
 
 def test_a_shard_of_nothing_but_rejected_records_is_written(world: Path) -> None:
@@ -148,4 +166,4 @@ def test_an_error_in_the_middle_leaves_nothing(plan: Plan, world: Path, monkeypa
     monkeypatch.setattr("llava_mini.data.building.shard_task.sample_of", broken)
     with pytest.raises(KeyboardInterrupt):
         build_shard(plan, world / "out", 0, lambda progress: None)
-    assert [path.name for path in (world / "out").iterdir()] == ["plan"]
+    assert sorted(path.name for path in (world / "out").iterdir()) == [".shards.lock", "plan"]

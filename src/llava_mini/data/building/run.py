@@ -1,7 +1,7 @@
 """A build: freezes the plan or takes up the one that is there, writes its shards, completes the set.
 
 A shard that is complete is never written again, so a build that was ended in whatever way goes on where it was; and
-any number of processes, on any machines that share the folder, may each build a part of one plan.
+any number of processes, on any machines that share the folder, may each build a part of one plan, or the same part.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ from llava_mini.data.building.plan import Plan
 from llava_mini.data.conversation import IMAGE_PLACEHOLDER, parse_record
 from llava_mini.data.errors import SampleError
 from llava_mini.data.records import Entry
-from llava_mini.data.shards import Members, write_shard
+from llava_mini.data.shards import Members, is_written, write_shard
 from llava_mini.data.workers import Report
+from llava_mini.files import shard_lock
 
 _REPORT_SECONDS = 1.0
 
@@ -33,14 +34,20 @@ class Progress:
 
 
 def build_shard(plan: Plan, out: Path, shard: int, report: Report) -> None:
-    """Writes a shard of the set in `out` and reports `Progress` about once a second."""
+    """Writes a shard of the set in `out`, unless another build has, and reports `Progress` about once a second."""
+    with shard_lock(out, shard):
+        if not is_written(out, shard):  # when all shards are, the plan may be gone
+            _write(plan, out, shard, report)
+    report(Progress(shards=1))
+
+
+def _write(plan: Plan, out: Path, shard: int, report: Report) -> None:
+    for stale in out.glob(f".shard-{shard:06d}.*.tmp"):  # of a process that was killed: a live one would hold the lock
+        stale.unlink(missing_ok=True)
     options = plan.options
     media = Media(options.images, options.videos, options.resize, options.fps)
-    for stale in out.glob(f".shard-{shard:06d}.*.tmp"):  # of a process that was killed here
-        stale.unlink(missing_ok=True)
     rejected: list[tuple[str, str]] = []
     write_shard(out, shard, _samples(plan, shard, media, rejected, report), rejected)
-    report(Progress(shards=1))
 
 
 def _samples(
