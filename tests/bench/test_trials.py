@@ -32,12 +32,13 @@ def test_cpu_time_and_waiting_are_told_apart(data: MadeData) -> None:
     assert found.wall >= 1.5
 
 
-def test_memory_is_that_of_the_largest_batch(data: MadeData) -> None:
-    def loader(_data: MadeData) -> Iterator[Any]:
-        for size in (1, 64, 2):
-            yield b"x" * (size * 2**20)
+def growing(_data: MadeData) -> Iterator[Any]:
+    for size in (1, 64, 2):
+        yield b"x" * (size * 2**20)
 
-    found = memory(loader, data, samples=48)
+
+def test_memory_is_that_of_the_largest_batch(data: MadeData) -> None:
+    found = fresh(memory, growing, data, samples=48)  # as the bench does: other tests leave memory to be used again
     assert 60 < found.peak - found.before < 90
 
 

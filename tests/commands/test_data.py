@@ -133,7 +133,7 @@ def test_tokens_that_do_not_fit_fail_the_check(place: Path, capsys: pytest.Captu
             "--task 2 --of 2: allowed are tasks 0 to 1",
         ),
         (["build", "mix.json", "--out", "set", "--resize", "0"], "--resize 0: allowed are 1 pixel and above"),
-        (["build", "cut.json", "--out", "set"], "cut.json is broken behind its record 11, within its first"),
+        (["build", "cut.json", "--out", "set"], "cut.json is a broken array, at character"),
         (["check", "nowhere"], "nowhere is no complete shard set (it has no shards.json)"),
         (["check", "ready", "--tokenizer", "nowhere"], "--tokenizer nowhere: no tokenizer_config.json there"),
         (["check", "ready", "--tokenizer", ".", "--template", "alpaca"], "template=alpaca: allowed are vicuna_v1"),
