@@ -31,6 +31,7 @@ from llava_mini.models.inputs import (
 from llava_mini.models.language_model import build_language_model
 from llava_mini.models.loss import next_token_loss
 from llava_mini.models.prefusion import Prefusion
+from llava_mini.models.packed import Packed
 from llava_mini.models.projector import Projector
 from llava_mini.models.vision_tower import (
     HD_VIEWS,
@@ -217,6 +218,7 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
     ) -> tuple[Tensor, Tensor]:
         """Pre-fusion of every frame with its sample's instruction; fused text is the mean over the sample's frames.
 
+        Only the instruction goes through it: answers, placeholders and padding, which it must not see, cost nothing.
         Text outside the instruction, and samples without a frame, keep their plain embedding. Gradients do not flow
         back into text embeddings through pre-fusion (release).
 
@@ -226,24 +228,26 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
         if self.config.num_fusion_layers == 0 or len(visual.patches_FPD) == 0:
             return visual.compressed_FKD, text_BTD
         owner_F = torch.arange(len(text_BTD), device=text_BTD.device).repeat_interleave(num_frames_B)
+        fused_BT = instruction_BT & (num_frames_B > 0)[:, None]
+        read = Packed.of(fused_BT)
+        text_BSD = read.take(text_BTD)
         parts, masks = [visual.patches_FPD], [visual.patch_mask_FP]
         if self.config.fuse_compressed_tokens:
             parts.append(visual.compressed_FKD)
             masks.append(visual.compressed_mask_FK)
         seen = sum(part.shape[1] for part in parts)
-        hidden_FLD = torch.cat([*parts, text_BTD.detach()[owner_F]], dim=1)
-        visible_FL = torch.cat([*masks, instruction_BT[owner_F]], dim=1)
+        hidden_FLD = torch.cat([*parts, text_BSD.detach()[owner_F]], dim=1)
+        visible_FL = torch.cat([*masks, read.mask_BS[owner_F]], dim=1)
         turn_ids_FL = None
         if turn_ids_BT is not None:
-            turn_ids_FL = torch.nn.functional.pad(turn_ids_BT[owner_F], (seen, 0))
+            turn_ids_FL = torch.nn.functional.pad(read.take(turn_ids_BT)[owner_F], (seen, 0))
         fused_FLD = self.prefusion(hidden_FLD, visible_FL, turn_ids_FL)
         compressed_FKD = visual.compressed_FKD
         if self.config.fuse_compressed_tokens:
             compressed_FKD = fused_FLD[:, visual.patches_FPD.shape[1] : seen]
-        sum_BTD = torch.zeros_like(text_BTD).index_add(0, owner_F, fused_FLD[:, seen:].to(text_BTD.dtype))
-        mean_BTD = sum_BTD / num_frames_B.clamp(min=1)[:, None, None].to(text_BTD.dtype)
-        fused_BT = instruction_BT & (num_frames_B > 0)[:, None]
-        return compressed_FKD, torch.where(fused_BT[..., None], mean_BTD, text_BTD)
+        sum_BSD = torch.zeros_like(text_BSD).index_add(0, owner_F, fused_FLD[:, seen:].to(text_BTD.dtype))
+        mean_BSD = sum_BSD / num_frames_B.clamp(min=1)[:, None, None].to(text_BTD.dtype)
+        return compressed_FKD, text_BTD.masked_scatter(fused_BT[..., None], mean_BSD[read.mask_BS])
 
     def decode(
         self,
