@@ -1,7 +1,8 @@
-"""Questions about clips and their one-word answers, read off what stands where in each state.
+"""Questions about clips and their answers, read off what stands where in each state.
 
 One frame answers `clip_color` alone. Frames in any order answer `clip_moved`; which way, what came first or last and
-how many changes there were needs their order.
+how many changes there were needs their order. `clip_story` and `clip_path` are answered with a word for every second:
+they teach what a frame holds and which one it is, which one word a clip does not (experiments/LOG.md, 002).
 """
 
 from __future__ import annotations
@@ -11,29 +12,42 @@ from itertools import pairwise
 import numpy as np
 
 from llava_mini.data.toyworld.clips import LAMP, Clip
+from llava_mini.data.toyworld.drawing import IMAGE_SIZE
 from llava_mini.data.toyworld.facts import NUMBER_WORDS
 from llava_mini.data.toyworld.questions import Asked
-from llava_mini.data.toyworld.scenes import BOX, SceneObject
+from llava_mini.data.toyworld.scenes import SceneObject
 
-CLIP_KINDS = ("clip_moved", "clip_move", "clip_first", "clip_last", "clip_changes", "clip_color")
+CLIP_KINDS = (
+    "clip_moved",
+    "clip_move",
+    "clip_first",
+    "clip_last",
+    "clip_changes",
+    "clip_color",
+    "clip_story",
+    "clip_path",
+)
 
 
 def clip_questions(rng: np.random.Generator, clip: Clip) -> list[Asked]:
     """One question of every kind in random order."""
     states = [{thing.kind: thing for thing in state} for state in clip.states]
     first, last = states[0], states[-1]
-    moved = next(kind for kind, thing in first.items() if last[kind].center != thing.center)
-    still = [kind for kind in first if kind not in (LAMP, moved)]
-    known = still[int(rng.integers(len(still)))]
-    boxes = [state[BOX].color for state in states if BOX in state]
-    changes = sum(before[LAMP].color != now[LAMP].color for before, now in pairwise(states))
+    shapes = [kind for kind in first if kind != LAMP]
+    moved = next(kind for kind in shapes if last[kind].center != first[kind].center)
+    known = _any(rng, [kind for kind in shapes if kind != moved])
+    followed = _any(rng, shapes)
+    lamp = [state[LAMP].color for state in states]
+    changes = sum(before != now for before, now in pairwise(lamp))
     asked = [
         Asked("clip_moved", "what moved", moved),
         Asked("clip_move", "where did it move", _direction(first[moved], last[moved])),
-        Asked("clip_first", "what color appeared first", boxes[0]),
-        Asked("clip_last", "what color appeared last", boxes[-1]),
+        Asked("clip_first", "what color appeared first", lamp[0]),
+        Asked("clip_last", "what color appeared last", lamp[-1]),
         Asked("clip_changes", "how many changes", NUMBER_WORDS[changes]),
         Asked("clip_color", f"what color is the {known}", first[known].color),
+        Asked("clip_story", f"what color is the {LAMP}", " ".join(lamp)),
+        Asked("clip_path", f"where is the {followed}", " ".join(_side(state[followed]) for state in states)),
     ]
     return [asked[i] for i in rng.permutation(len(asked))]
 
@@ -43,3 +57,13 @@ def _direction(start: SceneObject, end: SceneObject) -> str:
     if abs(right) > abs(down):
         return "east" if right > 0 else "west"
     return "south" if down > 0 else "north"
+
+
+def _side(thing: SceneObject) -> str:
+    """The quarter of the picture that its centre is in."""
+    x, y = thing.center
+    return ("north" if y < IMAGE_SIZE / 2 else "south") + ("west" if x < IMAGE_SIZE / 2 else "east")
+
+
+def _any(rng: np.random.Generator, names: list[str]) -> str:
+    return names[int(rng.integers(len(names)))]
