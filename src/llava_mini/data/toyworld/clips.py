@@ -90,9 +90,8 @@ def _tracks(rng: np.random.Generator, num_states: int) -> list[_Track]:
     mover = int(rng.integers(len(shapes)))
     corners[mover] += np.linspace(-0.5, 0.5, num_states)[:, None] * ways[mover]
     worn = [COLOR_NAMES[i] for i in rng.permutation(len(COLOR_NAMES))[: len(shapes)]]
-    lamp = rng.permutation(len(shapes))[
-        :2
-    ]  # its colours are others' too, so a colour alone does not tell what it is on
+    # The lamp's colours are others' too, so that a colour alone does not tell what it is on.
+    lamp = rng.permutation(len(shapes))[:2]
     colors = [[color] * num_states for color in worn]
     colors.append(_changing(rng, num_states, (worn[lamp[0]], worn[lamp[1]])))
     return [_Track(*track) for track in zip([*shapes, LAMP], sizes, corners, colors, strict=True)]
