@@ -131,3 +131,32 @@ def damage(path: Path, place: int) -> None:
     raw = bytearray(path.read_bytes())
     raw[place] ^= 1
     path.write_bytes(raw)
+
+
+SidecarFault = Callable[[Path], object]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (Path.unlink, "is missing (training does not need it, but"),
+        (lambda path: path.write_bytes(path.read_bytes()[:300]), "is not valid JSON"),
+        (lambda path: path.write_text(path.read_text().replace('"05"', '"55"')), "does not agree with shards.json and"),
+        (
+            lambda path: path.write_text(path.read_text().replace('"rejected": []', '"rejected": [["a", "b"]]')),
+            "does not agree with shards.json and index.npy",
+        ),
+    ],
+    ids=["gone", "cut", "other sample", "other rejections"],
+)
+def test_a_sidecar_that_is_gone_or_damaged_is_named_and_all_samples_can_be_read(
+    make_shards: MakeShards, fault: SidecarFault, message: str
+) -> None:
+    folder = Path(make_shards(12).folder)
+    fault(folder / "shard-000001.json")
+    shards = ShardSet(folder)
+    found = check_set(shards)
+    (damage,) = found.damaged
+    assert damage.startswith(f"{folder / 'shard-000001.json'} ") and message in damage
+    assert found.counts["bad"] == 0 and [shards.key(i) for i in range(12) if "json" in shards.read(i)][5] == "05"
+    assert found.failure() == f"1 damaged files, {damage}"

@@ -45,7 +45,7 @@ def test_pictures_that_are_neither_one_nor_numbered_are_refused(members: list[st
     [
         (record(conversations=[{"from": "human", "value": "äb"}, {"from": "gpt", "value": "c"}], source="s"), 3, "s"),
         (record(conversations=[{"role": "user", "content": "four"}]), 4, ""),
-        (record(conversations=[{"from": "human", "value": 7}, "x", None], source=5), 0, ""),
+        (record(conversations=[{"from": "human", "value": 7}, "x", None], source=5), 0, "5"),
         (record(conversations="text"), 0, ""),
         (b"[1]", 0, ""),
         (b"{", 0, ""),

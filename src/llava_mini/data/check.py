@@ -111,8 +111,9 @@ def check_set(
 
 def _check_shard(shards: ShardSet, tokenize: ConversationTokenizer | None, shard: int, report: Report) -> None:
     found = Findings()
-    if damage := _damage(functools.partial(shards.verify_shard, shard)):
-        found.damaged.append(damage)
+    for verify in (shards.verify_shard, shards.verify_sidecar):
+        if damage := _damage(functools.partial(verify, shard)):
+            found.damaged.append(damage)
     for index in shards.samples_of(shard):
         found.counts["samples"] += 1
         try:

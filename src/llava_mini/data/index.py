@@ -99,10 +99,13 @@ def facts_of(members: Members) -> Facts:
         record = None
     record = record if isinstance(record, dict) else {}
     modality = Modality.TEXT if not frames else Modality.VIDEO if record.get("video") else Modality.IMAGE
+    return Facts(len(members.get("json", b"")), modality, frames, _text_length(record), _source(record))
+
+
+def _source(record: dict[str, Any]) -> str:
+    """The name of a record's data set; a number's is its digits."""
     source = record.get("source")
-    return Facts(
-        len(members.get("json", b"")), modality, frames, _text_length(record), source if isinstance(source, str) else ""
-    )
+    return str(source) if isinstance(source, str) or type(source) is int else ""
 
 
 def _text_length(record: dict[str, Any]) -> int:
@@ -130,16 +133,24 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    content = parse_object(raw, str(path))
-    check_version(content, str(path))
-    tar = path.with_suffix(".tar").name
+    return parse_sidecar(raw, str(path), path.with_suffix(".tar").name)
+
+
+def parse_sidecar(raw: bytes, where: str, tar: str) -> dict[str, Any]:
+    """The content of the file `where`, which stands beside `tar`, checked.
+
+    Raises:
+        UserError: it is malformed, or describes another tar.
+    """
+    content = parse_object(raw, where)
+    check_version(content, where)
     if not describes_tar(content) or content["name"] != tar or not isinstance(content.get("rejected"), list):
-        raise UserError(f"{path} is malformed: it does not describe {tar}")
+        raise UserError(f"{where} is malformed: it does not describe {tar}")
     if not isinstance(content.get("samples"), list):
-        raise UserError(f"{path} is malformed: its samples are no list")
+        raise UserError(f"{where} is malformed: its samples are no list")
     for number, row in enumerate(content["samples"]):
         if not isinstance(row, list) or [type(value) for value in row] != _ROW_TYPES or not KEY.fullmatch(row[0]):
-            raise UserError(f"{path} is malformed: samples[{number}] is not a key, six numbers and a source")
+            raise UserError(f"{where} is malformed: samples[{number}] is not a key, six numbers and a source")
     return content
 
 

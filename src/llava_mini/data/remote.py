@@ -73,12 +73,9 @@ class RemoteStorage(Storage):
 
     def listing(self, name: str) -> bytes | None:
         """Fetches the listing; what is cached belongs to its very content, so a set that changed is never mixed up."""
-        try:
-            content = self._request(name, None, None)
-        except _MissingError:
+        content = self.content(name)
+        if content is None:
             return None
-        except _RequestError as error:
-            raise UserError(f"{self.where(name)} cannot be read ({error})") from None
         if self._cache_dir is None:
             folder = Path(tempfile.mkdtemp(prefix="llava-mini-"))
             weakref.finalize(self, _remove, folder, os.getpid())
@@ -86,6 +83,14 @@ class RemoteStorage(Storage):
             folder = self._cache_dir / f"{hashlib.sha256(content).hexdigest()[:32]}-{self._block_bytes}"
         self._files = LocalStorage(folder, self._max_open)
         return content
+
+    def content(self, name: str) -> bytes | None:
+        try:
+            return self._request(name, None, None)
+        except _MissingError:
+            return None
+        except _RequestError as error:
+            raise UserError(f"{self.where(name)} cannot be read ({error})") from None
 
     def mapped(self, name: str, size: int, sha256: str) -> Path:
         path = self._local().folder / name

@@ -7,6 +7,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llava_mini.data.errors import SampleError
 from llava_mini.data.index import (
     INDEX_FILE,
@@ -15,9 +17,11 @@ from llava_mini.data.index import (
     Modality,
     check_version,
     describes_tar,
+    index_rows,
     is_count,
     map_index,
     parse_object,
+    parse_sidecar,
 )
 from llava_mini.data.remote import RemoteStorage
 from llava_mini.data.storage import LocalStorage, Storage
@@ -66,7 +70,8 @@ class ShardSet:
         self._num_samples = self._starts[-1]
         self._index_facts: dict[str, Any] = listing["index"]
         self.sources: list[str] = listing["sources"]
-        self.rejected = sum(shard["rejected"] for shard in shards)
+        self._rejected: list[int] = [shard["rejected"] for shard in shards]
+        self.rejected = sum(self._rejected)
         self.plan: dict[str, Any] | None = listing.get("plan")
         self.fingerprint = hashlib.sha256("".join(self._hashes).encode()).hexdigest()
         for name, size in zip(self._tars, self._sizes, strict=True):
@@ -101,7 +106,9 @@ class ShardSet:
         return range(self._starts[shard], self._starts[shard + 1])
 
     def verify(self) -> None:
-        """Reads every file whole and compares it with its SHA-256, which finds damage that leaves the size as it was.
+        """Reads every file that samples are read from whole and compares it with its SHA-256.
+
+        So it finds damage that leaves the size as it was.
 
         Raises:
             UserError: the first file whose content is not what the set was finished with, or that cannot be read.
@@ -113,6 +120,27 @@ class ShardSet:
     def verify_shard(self, shard: int) -> None:
         """As `verify`, of one tar."""
         self._verify(self._tars[shard], self._sizes[shard], self._hashes[shard])
+
+    def verify_sidecar(self, shard: int) -> None:
+        """Reads what stands beside one tar: no sample needs it, but it alone names what was rejected.
+
+        Raises:
+            UserError: it is missing, malformed, or does not agree with the listing and the index.
+        """
+        tar = self._tars[shard]
+        name = str(Path(tar).with_suffix(".json"))
+        where = self._storage.where(name)
+        raw = self._storage.content(name)
+        if raw is None:
+            raise UserError(f"{where} is missing (training does not need it, but it names what was rejected)")
+        sidecar = parse_sidecar(raw, where, tar)
+        rows = index_rows(sidecar, shard, {source: number for number, source in enumerate(self.sources)})
+        own = self.samples_of(shard)
+        facts = (sidecar["bytes"], sidecar["sha256"], len(sidecar["rejected"]))
+        if facts != (self._sizes[shard], self._hashes[shard], self._rejected[shard]) or not np.array_equal(
+            rows, self.index[own.start : own.stop]
+        ):
+            raise UserError(f"{where} does not agree with {SET_FILE} and {INDEX_FILE}: damaged or changed")
 
     def verify_index(self) -> None:
         """As `verify`, of the index."""

@@ -31,6 +31,14 @@ class Storage(ABC):
         """
 
     @abstractmethod
+    def content(self, name: str) -> bytes | None:
+        """A whole file that is small enough for memory; None when there is none.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+
+    @abstractmethod
     def mapped(self, name: str, size: int, sha256: str) -> Path:
         """A file to map into memory, as a local file of `size` bytes.
 
@@ -83,6 +91,9 @@ class LocalStorage(Storage):
         return str(self.folder / name)
 
     def listing(self, name: str) -> bytes | None:
+        return self.content(name)
+
+    def content(self, name: str) -> bytes | None:
         try:
             return (self.folder / name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
