@@ -55,6 +55,14 @@ def test_build_check_stats(place: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert Image.open("drawn/stats.png").format == "PNG"
 
 
+def test_a_sidecar_that_is_gone_fails_the_check(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(BUILD) == 0
+    (place / "set" / "shard-000000.json").unlink()
+    assert main(["data", "check", "set", "--workers", "1"]) == 1
+    assert "set/shard-000000.json is missing" in capsys.readouterr().err
+    assert len(ShardSet("set")) == 11
+
+
 def test_parts_are_built_one_by_one(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     sized = [*BUILD, "--samples-per-shard", "4"]
@@ -133,10 +141,13 @@ def test_tokens_that_do_not_fit_fail_the_check(place: Path, capsys: pytest.Captu
             "--task 2 --of 2: allowed are tasks 0 to 1",
         ),
         (["build", "mix.json", "--out", "set", "--resize", "0"], "--resize 0: allowed are 1 pixel and above"),
-        (["build", "cut.json", "--out", "set"], "cut.json is a broken array, at character"),
+        (["build", "cut.json", "--out", "set", "--images", "images"], "cut.json is a broken array, at character"),
         (["check", "nowhere"], "nowhere is no complete shard set (it has no shards.json)"),
         (["check", "ready", "--tokenizer", "nowhere"], "--tokenizer nowhere: no tokenizer_config.json there"),
         (["check", "ready", "--tokenizer", ".", "--template", "alpaca"], "template=alpaca: allowed are vicuna_v1"),
+        (["build", "mix.json", "--out", "mix.json", "--images", "images"], "--out mix.json is a file; allowed is a"),
+        (["build", "mix.json", "--out", "set", "--task", "0", "--of", "0"], "--of 0: allowed are 1 and above"),
+        (["build", "mix.json", "--out", "set"], " names an image (0.jpg): --images must name the folder of these"),
         (["check", "ready", "--report", "."], "--report . cannot be written (Is a directory)"),
         (["stats", "nowhere"], "nowhere is no complete shard set"),
         (["stats", "ready", "--out", "mix.json"], "--out mix.json cannot be written (File exists)"),
@@ -153,6 +164,19 @@ def test_a_mistake_is_one_line(
     error = capsys.readouterr().err
     assert error.startswith("llava-mini: ") and message in error and error.count("\n") == 1
     assert not (place / "set" / "shards.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "least"), [("--workers=0", 1), ("--max-length=0", 1), ("--max-length=many", 1), ("--image-tokens=-1", 0)]
+)
+def test_a_number_that_is_impossible_is_named_with_its_flag(
+    flag: str, least: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["data", "check", "set", flag])
+    name, _, value = flag.partition("=")
+    told = f"error: argument {name}: {value}: allowed are whole numbers of {least} and above"
+    assert caught.value.code == 2 and told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

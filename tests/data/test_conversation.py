@@ -92,6 +92,12 @@ def test_text_without_media_has_no_placeholder_and_may_speak_of_video() -> None:
         assert conversation.turns == (Turn("what does <video> do in HTML", "<video> shows a clip"),)
 
 
+@pytest.mark.parametrize("fields", [{}, {"image": "page.png"}])
+def test_html_of_a_video_is_no_placeholder(fields: dict[str, Any]) -> None:
+    (turn,) = parse(("human", "<video>\n<source>\n</video>"), ("gpt", "<video></video>"), **fields).turns
+    assert turn.human.endswith("<video>\n<source>\n</video>") and turn.answer == "<video></video>"
+
+
 def test_messages_without_a_counterpart_are_left_out_with_their_kinds() -> None:
     said = [("gpt", "hello"), ("human", "<image> a"), ("gpt", "b"), ("human", "<image> bye")]
     conversation = parse(*said, kinds=["greeting", "color"], image="a.jpg")
@@ -127,6 +133,10 @@ def test_white_space_of_answers_is_kept() -> None:
         ([("human", "<image><image>"), ("gpt", "b")], {"image": "a.jpg"}, "2 placeholders for 1 images"),
         ([("human", "<image>"), ("gpt", "b")], {"image": ["a.jpg", "b.jpg"]}, "1 placeholders for 2 images"),
         ([("human", "<image><video>"), ("gpt", "b")], {"video": "a.mp4"}, "2 placeholders for 1 video"),
+        ([("human", "<video>\na"), ("gpt", "b")], {"image": "a.jpg"}, "<video> in a record of images"),
+        ([("human", "<image> in <video> or"), ("gpt", "b")], {"image": "a.jpg"}, "<video> in a record of images"),
+        ([("human", "<video>\na"), ("gpt", "b")], {}, "<video> in a record of text only"),
+        ([("human", "a"), ("gpt", "b"), ("human", "a\n<video> "), ("gpt", "b")], {}, "<video> in a record of text"),
         ([("human", "a"), ("gpt", "b")], {"image": 3}, "image is neither a file name nor a list"),
         ([("human", "a"), ("gpt", "b")], {"image": ["a.jpg", ""]}, "image is neither a file name nor a list"),
         ([("human", "a"), ("gpt", "b")], {"video": {"path": "a.mp4"}}, "video is neither a file name nor a list"),

@@ -54,6 +54,14 @@ def test_both_are_one_table(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -
     assert cut[0].split() == lines[5].split() and cut[1:] == ["and 2 more sources"]
 
 
+def test_a_long_name_is_shortened_in_the_middle(tmp_path: Path) -> None:
+    names = ["x" * 400 + "1", "x" * 400 + "2", "y" * 41]
+    samples = [(str(n), {"json": json.dumps({"source": name}).encode()}) for n, name in enumerate(names)]
+    lines = count_lines(write_shards(samples, tmp_path / "long"))
+    assert [line.split()[0] for line in lines[3:]] == [f"{'x' * 19}...{'x' * 18}{n}" for n in (1, 2)] + ["y" * 41]
+    assert max(map(len, lines)) < 100
+
+
 @pytest.mark.parametrize(
     ("size", "text"),
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (123_456, "123.5 kB"), (7.8e9, "7.8 GB"), (3.2e13, "32.0 TB"),

@@ -14,8 +14,9 @@ RECORDS: list[dict[str, Any]] = [
     {"id": "a", "conversations": [{"from": "human", "value": "é 猫 🐈"}], "source": "own"},
     {"conversations": [], "score": 1.5, "count": 12345678901234567890, "flag": None, "image": ["x.jpg", "y.jpg"]},
     {"id": 7, "source": ""},
+    {"id": 8, "source": 12},
 ]
-EXPECTED = [RECORDS[0], {**RECORDS[1], "source": "mix"}, {**RECORDS[2], "source": "mix"}]
+EXPECTED = [RECORDS[0], {**RECORDS[1], "source": "mix"}, {**RECORDS[2], "source": "mix"}, RECORDS[3]]
 
 
 def written(folder: Path, content: str | bytes, name: str = "mix.json") -> Path:
@@ -50,9 +51,9 @@ def test_arrays_and_lines_give_the_same_records_whatever_the_name(
 
 def test_places_count_records_and_lines_from_one(tmp_path: Path) -> None:
     array = read_records(written(tmp_path, json.dumps(RECORDS)))
-    assert [entry.place for entry in array] == ["mix.json record 1", "mix.json record 2", "mix.json record 3"]
+    assert [entry.place for entry in array] == [f"mix.json record {number}" for number in range(1, 5)]
     spaced = read_records(written(tmp_path, lines(RECORDS).replace("\n", "\n\n"), "mix.jsonl"))
-    assert [entry.place for entry in spaced] == ["mix.jsonl line 1", "mix.jsonl line 3", "mix.jsonl line 5"]
+    assert [entry.place for entry in spaced] == [f"mix.jsonl line {number}" for number in (1, 3, 5, 7)]
 
 
 @pytest.mark.parametrize(
@@ -136,6 +137,32 @@ def test_an_element_that_is_no_object_is_an_entry_with_a_reason(tmp_path: Path) 
 def test_other_content_is_refused_at_once(tmp_path: Path, content: bytes, cause: str) -> None:
     with pytest.raises(UserError, match=f"mix.json is {cause}; allowed: a JSON array or JSON Lines in UTF-8"):
         list(read_records(written(tmp_path, content)))
+
+
+@pytest.mark.parametrize("source", [["a"], {"name": "a"}, True, 1.5])
+def test_a_source_that_is_no_name_costs_its_record(tmp_path: Path, source: Any) -> None:
+    (entry,) = read_records(written(tmp_path, json.dumps([{"id": 1, "source": source}])))
+    reason = f"source is neither a text nor a whole number: {json.dumps(source)}"
+    assert entry == Entry("mix.json record 1", None, reason)
+
+
+TALK = {"id": 1, "title": 'a "{[" b', "conversations": [{"from": "human", "value": '{"conversations": 1}'}]}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("before", [{}, {"info": {"conversations": 2, "tags": [1]}}])
+def test_an_object_that_holds_the_records_is_refused_with_their_key(
+    tmp_path: Path, before: dict[str, Any], indent: int | None
+) -> None:
+    path = written(tmp_path, json.dumps({**before, "data": [TALK, TALK]}, indent=indent))
+    with pytest.raises(UserError, match=r'mix\.json is one object that holds the records as its "data": save'):
+        list(read_records(path))
+
+
+@pytest.mark.parametrize("record", [TALK, {"boxes": [{"x": 1}], **TALK}, {"messages": [{"role": "user"}]}])
+def test_a_first_line_that_holds_lists_of_objects_is_a_record(tmp_path: Path, record: dict[str, Any]) -> None:
+    for path in (written(tmp_path, lines([record])), written(tmp_path, lines([record, TALK]))):
+        assert next(read_records(path)).record == {**record, "source": "mix"}
 
 
 def test_a_missing_file_and_an_endless_line_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,8 +191,12 @@ def _add_check_options(parser: ArgumentParser) -> None:
         "--template", default="vicuna_v1", metavar="NAME",
         help="how conversations are written out, as data.template of a run (default: vicuna_v1)",
     )  # fmt: skip
-    parser.add_argument("--max-length", type=int, default=4096, metavar="N", help="tokens of a sample (default: 4096)")
-    parser.add_argument("--image-tokens", type=int, default=1, metavar="N", help="tokens of a picture (default: 1)")
+    parser.add_argument(
+        "--max-length", type=at_least(1), default=4096, metavar="N", help="tokens of a sample (default: 4096)"
+    )
+    parser.add_argument(
+        "--image-tokens", type=at_least(0), default=1, metavar="N", help="tokens of a picture (default: 1)"
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write all bad samples there, as JSON Lines")
     _add_workers(parser)
 
@@ -206,14 +210,19 @@ def _add_stats_options(parser: ArgumentParser) -> None:
 def _add_workers(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
-        type=_positive,
+        type=at_least(1),
         default=cores(),
         metavar="N",
         help=f"processes (default: one a core, here {cores()})",
     )
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers of 1 and above")
-    return int(text)
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of a flag that counts something."""
+
+    def count(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers of {least} and above")
+        return int(text)
+
+    return count

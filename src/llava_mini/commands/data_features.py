@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from llava_mini.commands.data import at_least
 from llava_mini.config import resolve
 from llava_mini.data.feature_codec import FEATURE_TYPES
 from llava_mini.data.shards import ShardSet
@@ -99,17 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", metavar="DIR", help="a shard set: a folder or a URL (s3://..., https://...)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for features of any sets and towers")
     parser.add_argument("--dtype", choices=FEATURE_TYPES, default="float16", help="(default: float16)")
-    parser.add_argument("--batch-size", type=_count(1), default=64, metavar="N", help="views at a time (default: 64)")
-    parser.add_argument("--workers", type=_count(0), default=0, metavar="N", help="processes that decode (default: 0)")
+    parser.add_argument("--batch-size", type=at_least(1), default=64, metavar="N", help="views at a time (default: 64)")
+    parser.add_argument(
+        "--workers", type=at_least(0), default=0, metavar="N", help="processes that decode (default: 0)"
+    )
     parser.add_argument("--config-dir", action="append", default=[], help="a further folder with config groups")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, as in `llava-mini train`")
     return parser
-
-
-def _count(least: int) -> Callable[[str], int]:
-    def count(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers of {least} and above")
-        return int(text)
-
-    return count

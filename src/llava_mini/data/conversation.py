@@ -155,7 +155,12 @@ def _turns(messages: list[tuple[str, str]], kinds: Any) -> list[Turn]:
 
 
 def _placed(turns: list[Turn], images: int, is_video: bool) -> tuple[Turn, ...]:
-    """The turns with one placeholder for every image, or for the video."""
+    """The turns with one placeholder for every image, or for the video.
+
+    `<image>` may stand for the video too, as in LLaVA's own video data; `<video>` for an image never.
+    """
+    if not is_video and any(_shows_video(turn.human, images) for turn in turns):
+        raise SampleError(f"{VIDEO_PLACEHOLDER} in a record of {'images' if images else 'text only'}")
     if is_video:
         turns = [replace(turn, human=turn.human.replace(VIDEO_PLACEHOLDER, IMAGE_PLACEHOLDER)) for turn in turns]
     found = sum(turn.human.count(IMAGE_PLACEHOLDER) for turn in turns)
@@ -168,6 +173,13 @@ def _placed(turns: list[Turn], images: int, is_video: bool) -> tuple[Turn, ...]:
             replace(turn, human=_in_front(turn.human, 1)) if IMAGE_PLACEHOLDER in turn.human else turn for turn in turns
         ]
     return tuple(turns)
+
+
+def _shows_video(text: str, images: int) -> bool:
+    """Whether `<video>` stands for a video and is not HTML, about which people ask too."""
+    if "</video>" in text:
+        return False
+    return VIDEO_PLACEHOLDER in text if images else VIDEO_PLACEHOLDER in (text.strip()[:7], text.strip()[-7:])
 
 
 def _in_front(text: str, images: int) -> str:

@@ -13,6 +13,7 @@ from llava_mini.data.shards import Modality, ShardSet
 
 _MOST_SOURCES = 30
 _LONGEST_TEXT = 300
+_LONGEST_NAME = 41
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,12 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text[:_LONGEST_TEXT])
 
 
+def _shortened(name: str) -> str:
+    """A name that keeps a table on the screen, by its ends, which tell names apart."""
+    half = (_LONGEST_NAME - 3) // 2
+    return name if len(name) <= _LONGEST_NAME else f"{name[:half]}...{name[-half:]}"
+
+
 def _counts(shards: ShardSet, groups: NDArray[Any], names: Sequence[str]) -> list[Count]:
     index = shards.index
     samples = np.bincount(groups, minlength=len(names))
@@ -85,4 +92,5 @@ def _counts(shards: ShardSet, groups: NDArray[Any], names: Sequence[str]) -> lis
 
 def _row(count: Count, total: int) -> list[str]:
     share = f"{100 * count.samples / total:.1f} %"
-    return [printable(count.name), f"{count.samples:,}", share, f"{count.pictures:,}", size_text(count.bytes)]
+    name = printable(_shortened(count.name))
+    return [name, f"{count.samples:,}", share, f"{count.pictures:,}", size_text(count.bytes)]

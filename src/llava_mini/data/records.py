@@ -26,6 +26,8 @@ _OTHER_CONTENT = {
 }
 _LONGEST_LINE = 64 * 2**20  # bytes; what is longer is no JSON Lines, and no record
 _CHUNK = 2**16
+_HEAD = 2**14
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"\s*:?|[{}\[\]]')  # texts, keys with their colon, brackets
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -35,7 +37,8 @@ class Entry:
 
     Attributes:
         place: Where it stands, for people: `mix.jsonl line 17` or `mix.json record 17`; both count from 1.
-        record: With `source`, its own or else the file's name without ending; None when it cannot be read.
+        record: With `source`, its own (a text or a whole number) or else the file's name without ending; None when it
+            cannot be read.
         reason: Why not.
     """
 
@@ -56,6 +59,12 @@ def read_records(path: Path) -> Iterator[Entry]:
             file.seek(start)
             is_array = file.read(4096).lstrip()[:1] == b"["
             file.seek(start)
+            if not is_array and (key := _wrapping_key(file.read(_HEAD))):
+                raise UserError(
+                    f"{path} is one object that holds the records as its {key}: save that value alone;"
+                    " allowed: a JSON array of records or JSON Lines"
+                )
+            file.seek(start)
             values = _array(path, file) if is_array else _lines(path, file)
             yield from values
     except OSError as error:
@@ -69,6 +78,26 @@ def _check_content(path: Path, file: BinaryIO) -> int:
     if found:
         raise UserError(f"{path} is {found}; allowed: a JSON array or JSON Lines in UTF-8")
     return len(_BOM) if head.startswith(_BOM) else 0
+
+
+def _wrapping_key(head: bytes) -> str:
+    """Of a file like {"info": {}, "data": [{"conversations": ...}, ...]} the key, "data"; nothing for JSON Lines.
+
+    Told by how deep the first `conversations` lies, because such a file may be too large to be parsed at once.
+    """
+    depth, outer = 0, b""
+    for token in _TOKEN.findall(head):
+        if token in b"{[":
+            depth += 1
+        elif token in b"]}":
+            depth -= 1
+            if depth <= 0:  # the first line's object has ended
+                return ""
+        elif token.endswith(b":") and depth == 1:
+            outer = token
+        elif depth == 3 and outer != token and token.startswith(b'"conversations"') and token.endswith(b":"):
+            return outer.rstrip(b": \t\r\n").decode(errors="replace")
+    return ""
 
 
 def _array(path: Path, file: BinaryIO) -> Iterator[Entry]:
@@ -176,8 +205,10 @@ def _entry(path: Path, place: str, value: Any) -> Entry:
     if not isinstance(value, dict):
         return Entry(place, None, "not a JSON object")
     source = value.get("source")
-    if not (source and isinstance(source, str)):
-        value["source"] = path.stem
+    if source is None or source == "":
+        return Entry(place, {**value, "source": path.stem})
+    if not isinstance(source, str) and type(source) is not int:  # JSON's true is no number
+        return Entry(place, None, f"source is neither a text nor a whole number: {json.dumps(source)[:40]}")
     return Entry(place, value)
 
 

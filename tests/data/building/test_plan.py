@@ -1,6 +1,7 @@
 """A plan deals every record to one place, is frozen, and is not mixed with a plan of anything else."""
 
 import json
+import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from llava_mini.data.building.plan import Options, Plan, describe_sources, frozen_plan, remove_plan
+from llava_mini.data.shards import write_shard
 from llava_mini.errors import UserError
 
 Freeze = Callable[..., Plan]
@@ -131,7 +133,10 @@ def test_other_sources_are_refused(freeze: Freeze, source: Path, tmp_path: Path)
 def test_shards_without_a_plan_are_not_mixed_with_new_ones(freeze: Freeze, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "shard-000000.tar").touch()
-    with pytest.raises(UserError, match="out holds shards of something else; delete it or name another folder"):
+    with pytest.raises(UserError, match="out holds shards that do not say what they were made from; delete it or"):
+        freeze()
+    write_shard(tmp_path / "out", 0, [("a", {"json": b"{}"})])
+    with pytest.raises(UserError, match=r"shard-000000\.json does not say what it was made from; delete .*out or name"):
         freeze()
 
 
@@ -148,6 +153,22 @@ def test_a_source_without_records_is_refused(freeze: Freeze, source: Path, conte
     source.write_text(content)
     with pytest.raises(UserError, match=rf"mix\.json holds no record \({reason}.*allowed: a JSON array of objects or"):
         freeze()
+
+
+def test_an_empty_source_beside_others_is_told(
+    freeze: Freeze, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    empty = tmp_path / "empty.json"
+    empty.write_text("[]")
+    assert freeze([source, empty]).num_records == 25
+    assert "mix.json: 25 records" in caplog.text and "empty.json: 0 records" in caplog.text
+
+
+def test_a_source_that_can_be_read_only_once_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe is no regular file; allowed are files of JSON or JSON Lines"):
+        describe_sources([tmp_path / "pipe"])
 
 
 def test_sources_must_be_there_and_different(source: Path) -> None:

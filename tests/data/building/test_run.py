@@ -22,7 +22,7 @@ from PIL import Image
 from llava_mini.data.building.plan import Options
 from llava_mini.data.building.run import build_part, build_set
 from llava_mini.data.check import check_set
-from llava_mini.data.shards import Modality, ShardSet, write_shards
+from llava_mini.data.shards import Modality, ShardSet, finish_set, write_shard
 from llava_mini.errors import UserError
 
 
@@ -75,10 +75,54 @@ def test_repeating_a_complete_build_only_opens_it(world: Path, caplog: pytest.Lo
         build(world, seed=1)
 
 
+def test_a_complete_set_with_rejected_records_says_so(world: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (world / "images" / "coco" / "1.jpg").rename(world / "1.jpg")
+    build(world)
+    (world / "1.jpg").rename(world / "images" / "coco" / "1.jpg")
+    caplog.set_level(logging.INFO)
+    assert build(world).rejected == 1
+    assert "1 records were rejected when it was built; delete the folder to try them again" in caplog.text
+
+
 def test_a_set_that_was_not_built_is_left_alone(world: Path) -> None:
-    write_shards([("a", {"json": b"{}"})], world / "out")
-    with pytest.raises(UserError, match="out holds a shard set that was not made by `data build`"):
+    plans: list[dict[str, Any] | None] = [None, {"features": {}}]
+    for plan in plans:
+        write_shard(world / "out", 0, [("a", {"json": b"{}"})])
+        finish_set(world / "out", 1, plan)
+        with pytest.raises(UserError, match="out holds a shard set that was not made by `data build`"):
+            build(world)
+
+
+@pytest.mark.parametrize("lost", ["shards.json", "shards.json shard-000001.json", "shards.json shard-000002.tar"])
+def test_what_was_lost_of_a_complete_set_is_made_again(world: Path, lost: str) -> None:
+    build(world)
+    whole = contents(world / "out")
+    for name in lost.split():
+        (world / "out" / name).unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (world / "out").glob("shard-*.tar")}
+    build(world)
+    assert contents(world / "out") == whole
+    assert sum(path.stat().st_mtime_ns == time for path, time in kept.items()) == 6 - lost.count("shard-")
+
+
+def test_shards_without_a_plan_of_another_build_are_refused(world: Path) -> None:
+    build(world)
+    (world / "out" / "shards.json").unlink()
+    with pytest.raises(UserError, match="out was built with fps 1.0, not 2.0; delete it or name another folder"):
+        build(world, fps=2.0)
+    (world / "mix.json").write_text((world / "mix.json").read_text().replace("text 3", "text 4"))
+    with pytest.raises(UserError, match=r"out was built with another mix\.json"):
         build(world)
+
+
+@pytest.mark.parametrize(("option", "what"), [("images", "an image"), ("videos", "a video")])
+def test_records_of_files_without_their_folder_stop_the_build_at_once(world: Path, option: str, what: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"^mix\.json record \d+ names {what} \(.*\d\.\w+\): --{option} must name the folder of these$"
+    ):
+        build(world, **{option: None})
+    assert not list((world / "out").glob("shard*"))
+    assert len(build(world)) == 28
 
 
 def test_processes_parts_and_one_after_the_other_give_the_same_bytes(world: Path) -> None:
@@ -92,9 +136,11 @@ def test_processes_parts_and_one_after_the_other_give_the_same_bytes(world: Path
 
 
 def test_options_that_are_impossible_are_refused_before_anything_is_written(world: Path) -> None:
-    for task, of in ((4, 4), (-1, 4), (0, 0)):
-        with pytest.raises(UserError, match=f"--task {task} --of {of}: allowed are tasks 0 to {max(of, 1) - 1}"):
-            build_part([world / "mix.json"], world / "out", Options(), workers=1, task=task, of=of)
+    for task in (4, -1):
+        with pytest.raises(UserError, match=f"--task {task} --of 4: allowed are tasks 0 to 3$"):
+            build_part([world / "mix.json"], world / "out", Options(), workers=1, task=task, of=4)
+    with pytest.raises(UserError, match="^--of 0: allowed are 1 and above$"):
+        build_part([world / "mix.json"], world / "out", Options(), workers=1, task=0, of=0)
     with pytest.raises(UserError, match="--workers 0"):
         build(world, workers=0)
     assert not (world / "out").exists()
@@ -102,8 +148,10 @@ def test_options_that_are_impossible_are_refused_before_anything_is_written(worl
 
 def test_a_folder_that_cannot_be_written_is_named(world: Path) -> None:
     (world / "out").touch()
-    with pytest.raises(UserError, match=r"out cannot be written \(File exists\)"):
+    with pytest.raises(UserError, match=r"^--out .*out is a file; allowed is a folder"):
         build(world)
+    with pytest.raises(UserError, match=r"deeper cannot be written \(Not a directory\)"):
+        build(world, "out/deeper")
 
 
 def test_when_every_record_is_rejected_the_first_reason_is_told(world: Path) -> None:
@@ -303,7 +351,7 @@ def test_every_fault_is_left_out_with_its_reason(
         "no conversation": {"image": "named.jpg"},
         "an empty answer": {"conversations": [talk[0], {"from": "gpt", "value": ""}]},
         "no answer to a human message": {"conversations": talk[:1]},
-        "1 <image> for 0 images": {"conversations": [{"from": "human", "value": "<image>"}, talk[1]]},
+        "<image> in a record of text only": {"conversations": [{"from": "human", "value": "<image>"}, talk[1]]},
     }
     lines = [json.dumps({"id": f"good{n}", **record}) for n, record in enumerate(kept)]
     lines += [json.dumps({"id": f"bad{n}", **record}) for n, record in enumerate(left_out.values())]

@@ -97,7 +97,11 @@ def talk(*messages: tuple[str, str]) -> list[dict[str, str]]:
         ({"conversations": talk(("gpt", "hello"))}, "no answer"),
         ({"conversations": talk(("human", "hi"), ("gpt", " \n"))}, "an empty answer"),
         ({"conversations": talk(("human", "hi"), ("robot", "beep"))}, "a message from 'robot'"),
-        ({"conversations": talk(("human", "<image>\nhi"), ("gpt", "a"))}, "1 <image> for 0 images"),
+        ({"conversations": talk(("human", "<image>\nhi"), ("gpt", "a"))}, "<image> in a record of text only"),
+        (
+            {"conversations": talk(("human", "<video>\nhi"), ("gpt", "a")), "image": "coco/1.jpg"},
+            "<video> in a record of images",
+        ),
         (
             {"conversations": talk(("human", "<image> <image>"), ("gpt", "a")), "image": "coco/1.jpg"},
             "2 placeholders for 1",

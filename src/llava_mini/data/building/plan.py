@@ -24,6 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llava_mini.data.conversation import media_names
+from llava_mini.data.counts import printable
+from llava_mini.data.errors import SampleError
+from llava_mini.data.index import read_sidecar
 from llava_mini.data.records import Entry, read_records
 from llava_mini.errors import UserError
 from llava_mini.files import atomic_path, write_json
@@ -32,6 +36,7 @@ log = logging.getLogger("llava_mini")
 
 _VERSION = 1
 _FOLDER, _FILE = "plan", "plan.json"
+_ALLOWED = "allowed: a JSON array of objects or JSON Lines"
 _RECORDS, _OFFSETS, _ORDER = "records.jsonl", "offsets.npy", "order.npy"
 
 
@@ -93,11 +98,13 @@ class Plan:
         folder: Where its files lie.
         options: What is made of the records.
         num_records: How many there are, usable or not.
+        made_from: What `made_from` tells, which every shard notes.
     """
 
     folder: Path
     options: Options
     num_records: int
+    made_from: dict[str, Any]
 
     @property
     def num_shards(self) -> int:
@@ -126,6 +133,8 @@ def describe_sources(sources: Sequence[Path]) -> list[dict[str, Any]]:
         raise UserError(f"a source is given twice: {', '.join(map(str, sources))}")
     described = []
     for path in sources:
+        if path.exists() and not path.is_file():  # it is read twice, which a pipe cannot be
+            raise UserError(f"source {path} is no regular file; allowed are files of JSON or JSON Lines")
         try:
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -135,8 +144,15 @@ def describe_sources(sources: Sequence[Path]) -> list[dict[str, Any]]:
     return described
 
 
+def made_from(described: list[dict[str, Any]], options: Options) -> dict[str, Any]:
+    """What decides the content of a set, as its manifest and its shards keep it; equal wherever the files lay."""
+    return {"sources": described, **options.decisive()}
+
+
 def frozen_plan(out: Path, sources: Sequence[Path], described: list[dict[str, Any]], options: Options) -> Plan:
     """The plan in `out`, made when there is none; the caller holds the folder's lock.
+
+    Shards whose plan and manifest were lost are kept if they were made from the same.
 
     Args:
         out: Folder of the set.
@@ -145,23 +161,36 @@ def frozen_plan(out: Path, sources: Sequence[Path], described: list[dict[str, An
         options: What is made of the records.
 
     Raises:
-        UserError: `out` holds a plan of something else, or shards without a plan, or a source cannot be used.
+        UserError: `out` holds a plan or shards of something else, a source cannot be used, or a record names a file
+            whose folder is not among the options.
     """
-    folder = out / _FOLDER
-    facts = {"version": _VERSION, "sources": described, **options.decisive(), **options.folders()}
+    folder, made = out / _FOLDER, made_from(described, options)
+    facts = {"version": _VERSION, **made, **options.folders()}
     if (folder / _FILE).is_file():
         found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
         check_same(out, found, facts)
-        return Plan(folder, options, found["records"])
-    if next(out.glob("shard-*"), None) is not None:
-        raise UserError(f"{out} holds shards of something else; delete it or name another folder")
+        return Plan(folder, options, found["records"], made)
+    _check_shards(out, made)
     log.info("reading the records of %s", ", ".join(str(path) for path in sources))
     remove_plan(out)  # one that was not complete
     folder.mkdir(parents=True)
-    num_records = _spool(folder, sources)
+    num_records = _spool(folder, sources, options)
     _save(folder / _ORDER, np.random.default_rng(options.seed).permutation(num_records).astype(np.uint32))
     write_json(folder / _FILE, {**facts, "records": num_records})
-    return Plan(folder, options, num_records)
+    return Plan(folder, options, num_records, made)
+
+
+def _check_shards(out: Path, made: dict[str, Any]) -> None:
+    """Makes sure that shards without a plan are of the one that is to be made."""
+    sidecars = sorted(out.glob("shard-*.json"))
+    if not sidecars and any(out.glob("shard-*")):
+        raise UserError(f"{out} holds shards that do not say what they were made from; delete it or name another")
+    for sidecar in sidecars:
+        notes = read_sidecar(sidecar).get("notes")
+        found = notes.get("plan") if isinstance(notes, dict) else None
+        if not isinstance(found, dict):
+            raise UserError(f"{sidecar} does not say what it was made from; delete {out} or name another folder")
+        check_same(out, found, made)
 
 
 def remove_plan(out: Path) -> None:
@@ -193,23 +222,37 @@ def _different_sources(found: list[dict[str, Any]], wanted: list[dict[str, Any]]
     return f"another {new['name']} (SHA-256 {old['sha256'][:12]}..., now {new['sha256'][:12]}...)"
 
 
-def _spool(folder: Path, sources: Sequence[Path]) -> int:
+def _spool(folder: Path, sources: Sequence[Path], options: Options) -> int:
     """Copies the records of all sources into one file and notes where its lines begin; the number of records."""
     offsets = array("Q")
     with atomic_path(folder / _RECORDS) as temporary, open(temporary, "wb") as spool:
         for path in sources:
-            usable, first_fault = 0, ""
+            before, usable, first_fault = len(offsets), 0, ""
             for entry in read_records(path):
+                _check_folders(entry, options)
                 line, fault = _line(entry)
                 usable += not fault
                 first_fault = first_fault or (fault and f"{entry.place}: {fault}")
                 offsets.append(spool.tell())
                 spool.write(line)
-            if not usable:
-                cause = first_fault or "it is empty"
-                raise UserError(f"{path} holds no record ({cause}); allowed: a JSON array of objects or JSON Lines")
+            if first_fault and not usable:
+                raise UserError(f"{path} holds no record ({first_fault}); {_ALLOWED}")
+            log.info("%s: %d records", path.name, len(offsets) - before)
+    if not offsets:
+        raise UserError(f"{', '.join(map(str, sources))} holds no record (it is empty); {_ALLOWED}")
     _save(folder / _OFFSETS, np.frombuffer(offsets, np.uint64))
     return len(offsets)
+
+
+def _check_folders(entry: Entry, options: Options) -> None:
+    """A record of files whose folder was not given is the command's fault: all such records would be rejected."""
+    try:
+        names, is_video = media_names(entry.record or {})
+    except SampleError:  # its own fault, by which its shard rejects it
+        return
+    if names and (options.videos if is_video else options.images) is None:
+        what, option = ("a video", "--videos") if is_video else ("an image", "--images")
+        raise UserError(f"{entry.place} names {what} ({printable(names[0])}): {option} must name the folder of these")
 
 
 def _line(entry: Entry) -> tuple[bytes, str]:

@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_mini.data.building.plan import Options, Plan, check_same, describe_sources, frozen_plan, remove_plan
+from llava_mini.data.building.plan import (
+    Options,
+    Plan,
+    check_same,
+    describe_sources,
+    frozen_plan,
+    made_from,
+    remove_plan,
+)
 from llava_mini.data.building.report import ProgressLog, Rejections, summary
 from llava_mini.data.building.shard_task import build_shard
 from llava_mini.data.shards import ShardSet, finish_set, is_complete, is_written
@@ -79,10 +87,14 @@ def build_part(
         UserError: as `build_set`.
         WorkerDiedError: a process was killed; what is complete is kept.
     """
+    if of < 1:
+        raise UserError(f"--of {of}: allowed are 1 and above")
     if not 0 <= task < of:
-        raise UserError(f"--task {task} --of {of}: allowed are tasks 0 to {max(of, 1) - 1} of 1 or more")
+        raise UserError(f"--task {task} --of {of}: allowed are tasks 0 to {of - 1}")
     if workers < 1:
         raise UserError(f"--workers {workers}: allowed are 1 and above")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; allowed is a folder, which is made if it is missing")
     described = describe_sources(sources)
     try:
         with folder_lock(out):
@@ -93,7 +105,7 @@ def build_part(
         with folder_lock(out):
             if is_complete(out):  # by another task
                 return _opened(out, described, options)
-            return _completed(out, plan, described)
+            return _completed(out, plan)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); repeat the command to continue") from None
 
@@ -101,11 +113,13 @@ def build_part(
 def _opened(out: Path, described: list[dict[str, Any]], options: Options) -> ShardSet:
     """The set that is complete already, if it is the one that is wanted."""
     shards = ShardSet(out)
-    if shards.plan is None:
+    if shards.plan is None or "sources" not in shards.plan:
         raise UserError(f"{out} holds a shard set that was not made by `data build`; name another folder")
-    check_same(out, shards.plan, _facts(described, options))
+    check_same(out, shards.plan, made_from(described, options))
     remove_plan(out)  # of a build that was killed just before its end
     log.info("%s is complete already: %d samples, fingerprint %s", out, len(shards), shards.fingerprint[:16])
+    if shards.rejected:
+        log.info("%d records were rejected when it was built; delete the folder to try them again", shards.rejected)
     return shards
 
 
@@ -123,7 +137,7 @@ def _build_shards(plan: Plan, out: Path, workers: int, task: int, of: int) -> No
         log.info("%s", progress.line())
 
 
-def _completed(out: Path, plan: Plan, described: list[dict[str, Any]]) -> ShardSet | None:
+def _completed(out: Path, plan: Plan) -> ShardSet | None:
     missing = sum(not is_written(out, shard) for shard in range(plan.num_shards))
     if missing:
         log.info("%s: %d of %d shards are still missing; the task that writes the last one completes the set",
@@ -134,13 +148,8 @@ def _completed(out: Path, plan: Plan, described: list[dict[str, Any]]) -> ShardS
         raise UserError(
             f"none of the {plan.num_records} records can be used, as {rejections.first}; delete {out} to build it anew"
         )
-    shards = finish_set(out, plan.num_shards, {**_facts(described, plan.options), "records": plan.num_records})
+    shards = finish_set(out, plan.num_shards, {**plan.made_from, "records": plan.num_records})
     remove_plan(out)
     for line in summary(shards, rejections):
         log.info("%s", line)
     return shards
-
-
-def _facts(described: list[dict[str, Any]], options: Options) -> dict[str, Any]:
-    """What a set was made from, as its manifest keeps it; equal wherever the files lay."""
-    return {"sources": described, **options.decisive()}

@@ -47,7 +47,7 @@ def _write(plan: Plan, out: Path, shard: int, report: Report) -> None:
     options = plan.options
     media = Media(options.images, options.videos, options.resize, options.fps)
     rejected: list[tuple[str, str]] = []
-    write_shard(out, shard, _samples(plan, shard, media, rejected, report), rejected)
+    write_shard(out, shard, _samples(plan, shard, media, rejected, report), rejected, {"plan": plan.made_from})
 
 
 def _samples(
@@ -80,8 +80,8 @@ def sample_of(entry: Entry, media: Media) -> dict[str, bytes]:
         raise SampleError(entry.reason)
     raw = json.dumps(entry.record, ensure_ascii=False, separators=(",", ":")).encode()
     conversation = parse_record(raw)
-    if conversation.num_images != conversation.images:
-        raise SampleError(f"{conversation.num_images} {IMAGE_PLACEHOLDER} for {conversation.images} images")
+    if conversation.num_images and not conversation.images:
+        raise SampleError(f"{IMAGE_PLACEHOLDER} in a record of text only")
     members = {"json": raw, **media.pictures(entry.record)}
     if (size := sum(map(len, members.values()))) > MOST_BYTES:
         raise SampleError(f"sample of {size} bytes, {MOST_BYTES} allowed")
