@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from posixpath import normpath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
@@ -88,7 +89,7 @@ class Data:
     batch_size: Positive
     eval_batch_size: Positive
     num_workers: Count
-    max_length: Positive
+    max_length: Annotated[int, Field(ge=2, strict=True)]  # a token to see and one to learn
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)]
     features: Features
     kinds: list[str]
@@ -157,9 +158,18 @@ def check(config: dict[str, Any]) -> None:
             raise UserError(describe(name, error)) from error
     data = config["data"]
     for split, sets in data["splits"].items():
+        _check_different(split, set_names(sets))
         for name in set_names(sets):
             if data["world_seed"] is not None and not names_a_place(name) and name not in data["sizes"]:
                 raise UserError(f"data.splits.{split}={name}: allowed are {', '.join(data['sizes'])}, a path or a URL")
+
+
+def _check_different(split: str, names: list[str]) -> None:
+    """A set that is given twice would silently count double."""
+    places = [normpath(name) for name in names]
+    for number, name in enumerate(names):
+        if places[number] in places[:number]:
+            raise UserError(f"data.splits.{split}: {name} is given twice; allowed is each set once, its share a weight")
 
 
 def set_names(sets: str | list[str] | dict[str, float] | None) -> list[str]:

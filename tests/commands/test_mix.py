@@ -10,6 +10,7 @@ import torch
 
 from llava_mini.commands.train import assemble, train
 from llava_mini.config import resolve
+from llava_mini.errors import UserError
 
 SIZES = {
     "instruct-train": 24, "instruct-val": 6, "instruct-test": 6, "clip-train": 24, "clip-val": 6, "clip-test": 6,
@@ -46,6 +47,30 @@ def test_the_mix_trains_and_every_kind_is_scored(overrides: list[str]):
     kinds = resolve(overrides)["data"]["kinds"]
     assert set(counts) == set(kinds)
     assert all(count == (6 if kind.startswith("clip") else 12) for kind, count in counts.items())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.splits.val=[text-val, text-val]", "data.splits.val: text-val is given twice; allowed is each set once"),
+        ("data.splits.val=[/mine, /mine/]", "data.splits.val: /mine/ is given twice"),
+        ("data.max_length=1", "data.max_length=1: input should be greater than or equal to 2"),
+    ],
+)
+def test_a_mistake_in_what_is_read_is_one_line(overrides: list[str], override: str, message: str):
+    with pytest.raises(UserError) as caught:
+        resolve([*overrides, override])
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_a_share_that_is_too_small_is_refused_before_data_are_made(overrides: list[str], world_dir: Path):
+    config = resolve([*overrides, "data.splits.train={text-train: 1, clip-train: 1e-9}", f"data.folder={world_dir}/no"])
+    with pytest.raises(
+        UserError,
+        match=r"^data\.splits\.train=.*weight 1e-09 of a mixture gets no place among 1000.*1/1000 of the sum$",
+    ):
+        assemble(config)
+    assert not (world_dir / "no").exists()
 
 
 def test_controls_change_which_frames_are_seen_and_nothing_else(overrides: list[str]):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from llava_mini.batch import VLMBatch
 from llava_mini.data.datamodule import Mix, VLMDataModule
-from llava_mini.data.feature_store import FeatureRecipe, FeatureStore
+from llava_mini.data.feature_store import FeatureStore
+from llava_mini.data.feature_work import FeatureRecipe
 from llava_mini.data.labels import ConversationTokenizer
 from llava_mini.data.pixels import PixelTransform, normalised
 from llava_mini.data.samples import SampleReader
@@ -184,7 +185,7 @@ def test_features_stand_for_pixels(
 
 def test_a_split_that_was_not_given_is_named(module: MakeModule, readers: dict[str, SampleReader]) -> None:
     data = module(splits={"val": Mix([readers["texts"]])})
-    with pytest.raises(UserError, match="no shards were given for train; given: val"):
+    with pytest.raises(UserError, match="data.splits.train=null: this needs a shard set for train"):
         data.train_dataloader()
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from llava_mini.data.errors import SampleError
 from llava_mini.data.feature_codec import FeatureType
-from llava_mini.data.feature_store import FeatureRecipe, FeatureStore
+from llava_mini.data.feature_store import FeatureStore
+from llava_mini.data.feature_work import FeatureRecipe
 from llava_mini.data.pixels import PixelTransform
 from llava_mini.data.shards import ShardSet, write_shards
 from llava_mini.errors import UserError

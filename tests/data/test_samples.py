@@ -10,7 +10,8 @@ from torch import Tensor
 
 from llava_mini.data.conversation import parse_record
 from llava_mini.data.errors import SampleError
-from llava_mini.data.feature_store import FeatureRecipe, FeatureStore
+from llava_mini.data.feature_store import FeatureStore
+from llava_mini.data.feature_work import FeatureRecipe
 from llava_mini.data.labels import ConversationTokenizer
 from llava_mini.data.pixels import PixelTransform
 from llava_mini.data.samples import SampleReader, placeholder

@@ -16,8 +16,10 @@ from llava_mini.build.trainer import uses_gpu
 from llava_mini.config import instantiate
 from llava_mini.data.datamodule import Mix, VLMDataModule
 from llava_mini.data.feature_codec import FeatureType
-from llava_mini.data.feature_store import FEATURES_VERSION, EncodePictures, FeatureRecipe, FeatureStore
+from llava_mini.data.feature_store import FEATURES_VERSION, FeatureStore
+from llava_mini.data.feature_work import EncodePictures, FeatureRecipe
 from llava_mini.data.labels import ConversationTokenizer
+from llava_mini.data.order import exact_quotas
 from llava_mini.data.pixels import PixelTransform, normalised
 from llava_mini.data.samples import SampleReader
 from llava_mini.data.shards import ShardSet
@@ -59,6 +61,7 @@ def build_datamodule(
 ) -> VLMDataModule:
     """Training, validation and test data; with stored features when the config asks for them."""
     data, trainer = config["data"], config["trainer"]
+    _check_weights(data["splits"].get("train"))
     prepare_data(config)
     tokenize = ConversationTokenizer(
         processor.tokenizer,
@@ -91,6 +94,15 @@ def _all_sets(config: Config) -> Iterator[tuple[str, str]]:
     for split, sets in config["data"]["splits"].items():
         for name in set_names(sets):
             yield split, name
+
+
+def _check_weights(sets: str | list[str] | dict[str, float] | None) -> None:
+    """Refuses impossible shares at once, and not after data and features were made."""
+    if isinstance(sets, dict):
+        try:
+            exact_quotas(list(sets.values()))
+        except UserError as error:
+            raise UserError(f"data.splits.train={sets}: {error}") from None
 
 
 def _weights(sets: str | list[str] | dict[str, float]) -> list[float] | None:

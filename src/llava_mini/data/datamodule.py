@@ -118,5 +118,6 @@ class VLMDataModule(LightningDataModule):
 
     def _mix(self, split: str) -> Mix:
         if split not in self.splits:
-            raise UserError(f"no shards were given for {split}; given: {', '.join(self.splits)}")
+            given = ", ".join(self.splits) or "none"
+            raise UserError(f"data.splits.{split}=null: this needs a shard set for {split}; given are those of {given}")
         return self.splits[split]
