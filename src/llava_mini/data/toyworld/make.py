@@ -33,7 +33,7 @@ from llava_mini.errors import UserError
 from llava_mini.files import folder_lock, write_json
 
 # Any change that makes other pictures or texts from the same seed, or lays the folder out otherwise, raises it.
-RECIPE_VERSION = 3
+RECIPE_VERSION = 4
 DEFAULT_SIZES: dict[str, int] = {  # what `make world` and the sweeps of single pictures need
     "caption-train": 6000,
     "caption-val": 300,

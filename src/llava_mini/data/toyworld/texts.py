@@ -4,6 +4,8 @@
 
 Each turn tells its own things, so that turns can be read alone. Kinds and questions are those of scenes, as far as
 words can tell what they ask for. No answer is more frequent than others, and none follows from a text's length.
+`text_copy` wants all that was told once more: it teaches to find a word by the one before it, without which names were
+not looked up (experiments/LOG.md, 002).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from llava_mini.data.toyworld.drawing import COLOR_NAMES, SHAPES
 from llava_mini.data.toyworld.facts import NUMBER_WORDS
 from llava_mini.data.toyworld.questions import Asked
 
-TEXT_KINDS = ("text_color", "text_shape", "text_where", "text_count", "text_exist")
+TEXT_KINDS = ("text_color", "text_shape", "text_where", "text_count", "text_exist", "text_copy")
 
 _PER_KIND = 2
 _CORNERS = ("northeast", "northwest", "southeast", "southwest")
@@ -32,6 +34,7 @@ def text_questions(rng: np.random.Generator) -> list[Asked]:
         "text_where": _where,
         "text_count": _count,
         "text_exist": _exist,
+        "text_copy": _copy,
     }
     kinds = [*makers] * _PER_KIND
     return [Asked(kinds[i], *makers[kinds[i]](rng)) for i in rng.permutation(len(kinds))]
@@ -72,6 +75,12 @@ def _exist(rng: np.random.Generator) -> tuple[str, str]:
         return f"{told} is there a {colors[chosen]} object", "yes"
     absent = tuple(color for color in COLOR_NAMES if color not in colors)
     return f"{told} is there a {_any(rng, absent)} object", "no"
+
+
+def _copy(rng: np.random.Generator) -> tuple[str, str]:
+    """What one of the others asks about, word for word."""
+    told, _, _ = (_color, _shape, _where)[int(rng.integers(3))](rng)[0].rpartition(" wh")
+    return f"{told} what is here", told
 
 
 def _pairs(rng: np.random.Generator, names: tuple[str, ...]) -> tuple[list[str], list[str], int]:
