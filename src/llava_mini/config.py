@@ -54,7 +54,7 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str
             choices = dict(composed.hydra.runtime.choices)
             own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
             resolved = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(_one_line(error, overrides)) from error
     chosen = {group: name for group, name in choices.items() if group != "launcher" and not group.startswith("hydra/")}
     config: dict[str, Any] = {"choices": chosen, **resolved}  # type: ignore[dict-item]  # a mapping at the top gives a dict
