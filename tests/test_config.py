@@ -137,3 +137,11 @@ def test_loading_what_is_no_config(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("- a\n")
     with pytest.raises(UserError, match="not a config"):
         load(tmp_path / "config.yaml")
+
+
+def test_a_yaml_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "twice.yaml").write_text("defaults: [toymix]\nsplits: { train: { a: 1, a: 2 } }\n")
+    with pytest.raises(UserError, match="duplicate key a") as caught:
+        resolve(["data=twice"], (str(tmp_path),))
+    assert "\n" not in str(caught.value)
