@@ -95,6 +95,46 @@ class Data:
 
 
 @dataclass
+class Lora:
+    """Low-rank adapters (PEFT's LoraConfig)."""
+
+    rank: Positive
+    alpha: Positive
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    dora: Flag
+
+
+@dataclass
+class Finetune:
+    """Which weights of the language model and of pre-fusion train, and how the frozen ones are stored."""
+
+    language_model: Literal["full", "lora", "frozen"]
+    prefusion: Literal["full", "lora"]
+    quantize: Literal["nf4"] | None
+    lora: Lora | None
+
+
+@dataclass
+class Hardware:
+    """The card that a run is planned for."""
+
+    memory_gib: Annotated[float, Field(gt=0)] | None
+    torch_build: Literal["cpu", "cu126", "cu130"] | None
+
+
+@dataclass
+class Savers:
+    """What saves memory in training."""
+
+    checkpointing: Flag
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+    loss_chunk: Positive | None
+    frozen_dtype: Literal["float16", "bfloat16"] | None
+    vision_batch: Positive | None
+    offload_vision: Flag
+
+
+@dataclass
 class Trainer:
     """Length, precision and rhythm of a training run; steps are optimiser steps."""
 
@@ -103,6 +143,7 @@ class Trainer:
     gradient_clip_val: Annotated[float, Field(gt=0)] | None
     precision: Precision
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
+    strategy: Literal["auto", "fsdp"]
     devices: Positive  # processes of a machine that train together, each on a device of its own; CPUs are shared
     machines: Positive
     val_every: Positive
@@ -138,6 +179,9 @@ _TYPES: dict[str, Any] = {
     "order": Order,
     "model": Model,
     "data": Data,
+    "finetune": Finetune,
+    "hardware": Hardware,
+    "savers": Savers,
     "trainer": Trainer,
     "tracking": Tracking,
     "world": World,
