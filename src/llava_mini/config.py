@@ -59,11 +59,11 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str
     chosen = {group: name for group, name in choices.items() if group != "launcher" and not group.startswith("hydra/")}
     config: dict[str, Any] = {"choices": chosen, **resolved}  # type: ignore[dict-item]  # a mapping at the top gives a dict
     check(config)
-    _import_own(config, config_dirs)
+    import_own(config, config_dirs)
     return {**config, "inputs": _inputs(config, config_dirs)}
 
 
-def _import_own(config: dict[str, Any], config_dirs: tuple[str, ...]) -> None:
+def import_own(config: dict[str, Any], config_dirs: tuple[str, ...]) -> None:
     """Import the compressor's module when it lies in a folder that the user named; a model never imports by itself."""
     module = str(config["compressor"].get("_target_", "")).rpartition(".")[0]
     for folder in config_dirs:

@@ -108,7 +108,7 @@ def check_model(config: Config) -> None:
     Raises:
         UserError: for an impossible stage, compressor or fusion.
     """
-    check_spec(config["stage"], "stage", {"model", "kinds", "report_dir"})
+    check_spec(config["stage"], "stage", {"model", "kinds", "report_dir", "finetune", "optimizer", "seed"})
     spec, fusion = config["model"], config["fusion"]
     before = config["order"]["compress_before_projection"]
     build_compressor(config["compressor"], spec["vision_config" if before else "text_config"]["hidden_size"])

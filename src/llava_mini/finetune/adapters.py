@@ -1,7 +1,7 @@
 """Low-rank adapters on linear layers of decoder layers, by PEFT, and which parameters train with them.
 
-PEFT injects them in place: `q_proj` becomes a layer that holds the old one (`base_layer`) beside `lora_A` and `lora_B`, so the
-model's classes and all other names stay.
+PEFT injects them in place: `q_proj` becomes a layer that holds the old one (`base_layer`) beside `lora_A` and `lora_B`,
+so the model's classes and all other names stay.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from llava_mini.errors import UserError
 from llava_mini.finetune.adapters import Finetune, adapted_parts, add_adapters, is_adapter, trains
 from llava_mini.finetune.quantization import Linear4bit, nf4_linear, quantize_linears
 from llava_mini.models import LlavaMiniForConditionalGeneration
@@ -43,7 +42,7 @@ def apply(
     language_model = model.language_model
     if finetune["quantize"] is not None:
         quantize_linears(language_model.get_decoder(), compute_dtype, linear_4bit)
-        # PEFT and transformers know by this that a layer's weight is packed; PEFT then takes its own 4-bit adapter layer.
+        # PEFT and transformers know by this that a layer's weight is packed; PEFT then takes its own 4-bit layer.
         language_model.is_loaded_in_4bit = model.is_loaded_in_4bit = True
     for part in adapted_parts(model, finetune):
         add_adapters(model.get_submodule(part), finetune["lora"])

@@ -15,8 +15,8 @@ def merge_adapters(model: LlavaMiniForConditionalGeneration, finetune: Finetune)
     """Merge in place, in the precision of the weights; layers, names and classes are then those of a plain model.
 
     Args:
-        model: With plain linear layers below its adapters (`rounded_linear` for a base in 4 bits), which PEFT would otherwise
-            round to 4 bits again.
+        model: With plain linear layers below its adapters (`rounded_linear` for a base in 4 bits), which PEFT would
+            otherwise round to 4 bits again.
         finetune: The config's group that the adapters were made by.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The optional packages of fine-tuning, imported where they are needed: PEFT and bitsandbytes take seconds to import."""
+"""The optional packages of fine-tuning, imported where they are needed: each takes seconds to import."""
 
 from __future__ import annotations
 

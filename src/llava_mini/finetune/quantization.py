@@ -1,8 +1,8 @@
 """The language model's frozen linear layers in 4 bits: NF4 with double quantisation, by bitsandbytes (QLoRA).
 
-A block of 64 weights is stored as 64 codes of 4 bits and one scale; 256 scales are stored in 8 bits with a scale of their own
-(4.127 bits a weight). Layers are quantised where they lie, on the CPU when the model was built there, so that the same base
-gives the same bits wherever the run is trained and merged.
+A block of 64 weights is stored as 64 codes of 4 bits and one scale; 256 scales are stored in 8 bits with a scale of
+their own (4.127 bits a weight). Layers are quantised where they lie, on the CPU when the model was built there, so that
+the same base gives the same bits wherever the run is trained and merged.
 """
 
 from __future__ import annotations
@@ -31,7 +31,12 @@ def nf4_linear(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     """
     nn4 = require("bitsandbytes", _KEY).nn
     layer = nn4.Linear4bit(
-        linear.in_features, linear.out_features, bias=False, compute_dtype=compute_dtype, quant_type="nf4", device="meta"
+        linear.in_features,
+        linear.out_features,
+        bias=False,
+        compute_dtype=compute_dtype,
+        quant_type="nf4",
+        device="meta",
     )
     weight = nn4.Params4bit(
         linear.weight.detach(), requires_grad=False, compress_statistics=True, quant_type="nf4", module=layer
@@ -39,7 +44,7 @@ def nf4_linear(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     layer.weight = weight.to(linear.weight.device)
     if linear.bias is not None:  # the layer would round it to this type when it is first called
         layer.bias = nn.Parameter(linear.bias.detach().to(compute_dtype), requires_grad=False)
-    # On CPUs with bf16 instructions the layer would store its weight anew, in another rounding, when it is first evaluated.
+    # On CPUs with bf16 instructions the layer would store its weight anew, rounded, when it is first evaluated.
     layer.support_avx512bf16_for_cpu = False
     return layer
 

@@ -1,9 +1,9 @@
-"""What a run with adapters or a 4-bit base leaves in its `model` folder: what it trained, and of which base; no frozen weight.
+"""What a run with adapters or a 4-bit base leaves in its `model` folder: what it trained over which base.
 
-    adapter/             adapter_config.json and adapter_model.safetensors, PEFT's layout for the language model
-    prefusion_adapter/   the same for pre-fusion
-    trained.safetensors  the parts that trained whole, under the model's names
-    base.json            the base's weights and their fingerprints
+adapter/             adapter_config.json and adapter_model.safetensors, PEFT's layout for the language model
+prefusion_adapter/   the same for pre-fusion
+trained.safetensors  the parts that trained whole, under the model's names
+base.json            the base's weights and their fingerprints
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _SAMPLE = 4096  # values of a tensor that its part's fingerprint reads
 def fingerprints(model: nn.Module) -> dict[str, str]:
     """A hash of every part's weights, as they were before anything was quantised, adapted or trained.
 
-    It reads up to 4096 values of every tensor, evenly spaced: any other training of the part changes them, and a model of
-    billions of weights is done in a second.
+    It reads up to 4096 values of every tensor, evenly spaced: any other training of the part changes them, and a model
+    of billions of weights is done in a second.
     """
     found = {}
     for part, module in model.named_children():
@@ -100,8 +100,8 @@ def load_trained(
         own = [name for name in names if name.startswith(f"{part}.") and not is_adapter(name)]
         if found.get(part) != expected and not all(name in whole for name in own):
             raise UserError(
-                f"{folder}: made for another base: {part} has the fingerprint {found.get(part)}, base.json says {expected}"
-                f" (weights {base['weights']})"
+                f"{folder}: made for another base: {part} has the fingerprint {found.get(part)}, "
+                f"base.json says {expected} (weights {', '.join(base['weights'])})"
             )
     for name, tensor in whole.items():
         if name not in names or names[name].shape != tensor.shape:
