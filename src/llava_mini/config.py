@@ -75,7 +75,9 @@ def import_own(config: dict[str, Any], config_dirs: tuple[str, ...]) -> None:
 
 def _inputs(config: dict[str, Any], config_dirs: tuple[str, ...]) -> dict[str, str]:
     """Hashes of the files that a run starts from, so that a changed one makes another run of the same values."""
-    weights = [Path(folder) / "model.safetensors" for folder in config["model"]["weights"]]
+    given = config["model"]["weights"]
+    folders = [Path(folder) for folder in given] if isinstance(given, list) else []
+    weights = [folder / name for folder in folders for name in ("model.safetensors", "model.safetensors.index.json")]
     tokenizer = Path(config["model"]["tokenizer"]) / "tokenizer.json"
     own = [path for folder in config_dirs for path in sorted(Path(folder).rglob("*.py"))]
     groups = {"weights": weights, "tokenizer": [tokenizer], "own_code": own}

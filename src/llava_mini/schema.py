@@ -39,6 +39,8 @@ Sets = Annotated[
     _only("a set, [set, ...] and {set: weight above 0, ...}"),
 ]
 Template = Annotated[Name | dict[str, str | bool], _only("the name of a template and {field: text, ...}")]
+# Folders whose tensors are loaded in this order (what they leave out stays random), or the parts that model.hub names.
+Weights = Annotated[Literal["random", "hub"] | list[Name], _only("random, hub and [folder, ...]")]
 Features = Annotated[Flag | Name, _only("true, false and a folder")]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
 
@@ -60,6 +62,14 @@ class Order:
 
 
 @dataclass
+class Hub:
+    """The parts that a model is made of: Hub ids or folders."""
+
+    vision_tower: Name
+    language_model: Name
+
+
+@dataclass
 class Model:
     """Shapes of the parts, and where their weights and the tokenizer lie."""
 
@@ -67,8 +77,9 @@ class Model:
     text_config: dict[str, Any]
     vision_feature_layer: int
     image_processor: dict[str, Any]
-    tokenizer: str
-    weights: list[str]
+    hub: Hub | None
+    tokenizer: Name
+    weights: Weights
 
 
 @dataclass
@@ -200,11 +211,27 @@ def check(config: dict[str, Any]) -> None:
         except ValidationError as error:
             raise UserError(describe(name, error)) from error
     _check_finetune(config)
+    _check_model(config["model"])
     data = config["data"]
     for split, sets in data["splits"].items():
         for name in set_names(sets):
             if data["world_seed"] is not None and not names_a_place(name) and name not in data["sizes"]:
                 raise UserError(f"data.splits.{split}={name}: allowed are {', '.join(data['sizes'])}, a path or a URL")
+
+
+def _check_model(model: dict[str, Any]) -> None:
+    """Refuse values that do not go together.
+
+    Raises:
+        UserError: naming them.
+    """
+    if model["weights"] == "hub" and model["hub"] is None:
+        raise UserError(
+            "model.weights=hub with model.hub=null: needed is model.hub={vision_tower: PLACE, language_model: PLACE}"
+        )
+    for key in ("vision_config", "text_config"):
+        if not model[key] and model["weights"] != "hub":
+            raise UserError(f"model.{key}={{}}: only with model.weights=hub does the part's own config say its shape")
 
 
 def _check_finetune(config: dict[str, Any]) -> None:

@@ -4,7 +4,8 @@ What only neighbours know (widths, numbers of tokens and patches) is passed on h
 """
 
 from llava_mini.build.data import build_datamodule, build_template, prepare_data, store_features, tower_fingerprint
-from llava_mini.build.model import build_model, build_processor, build_tokenizer, build_vision_model, check_model
+from llava_mini.build.model import build_model, build_processor, build_vision_model, check_model
+from llava_mini.build.tokenizer import build_tokenizer
 from llava_mini.build.trainer import (
     build_stage,
     build_trainer,

@@ -42,7 +42,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     the loss ends the forward pass and begins the backward one, with all activations held at both. But they would be
     made before the gradient scaler's factor is known: in float16 they would underflow, or overflow where no scaler can
     adapt. Here they are scaled before they are rounded, as in the plain loss. torch.utils.checkpoint over chunks would
-    compute as much and hold twice the memory: here softmax, subtraction and scaling are done in one tensor.
+    compute as much and hold more: here softmax, subtraction and scaling are done in one tensor.
 
     The sum over chunks of the weight's gradient is kept in float32.
     """
@@ -62,9 +62,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_VD, bias_V = _cast(weight_VD, bias_V, dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden_SD.device)
         for hidden_CD, targets_C in zip(hidden_SD.split(chunk), targets_S.split(chunk), strict=True):
-            logits_CV = nn.functional.linear(hidden_CD.to(dtype), weight_VD, bias_V)
-            log_share_CV = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
-            loss -= log_share_CV.gather(1, targets_C[:, None]).sum()
+            loss += _loss(nn.functional.linear(hidden_CD.to(dtype), weight_VD, bias_V), targets_C)
         return loss
 
     @staticmethod
@@ -78,18 +76,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets_S), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
             hidden_CD, targets_C = hidden_SD[rows].to(ctx.dtype), targets_S[rows]
-            logits_CV = nn.functional.linear(hidden_CD, weight_VD, bias_V)
-            error_CV = torch.softmax(logits_CV, dim=-1, dtype=torch.float32)
-            del logits_CV
-            error_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
-            error_CV = error_CV.mul_(grads[0]).to(ctx.dtype)
+            error_CV = _error(nn.functional.linear(hidden_CD, weight_VD, bias_V), targets_C, grads[0])
             if grad_SD is not None:
                 grad_SD[rows] = error_CV @ weight_VD
             if grad_VD is not None:
                 grad_VD += error_CV.T @ hidden_CD
             if grad_V is not None:
                 grad_V += error_CV.sum(0, dtype=torch.float32)
+            del error_CV  # or it is held while the next chunk's is made
         return grad_SD, grad_VD, grad_V, None, None, None
+
+
+def _loss(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
+    """Sum of the cross-entropies, in float32."""
+    return -torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32).gather(1, targets_C[:, None]).sum()
+
+
+def _error(logits_CV: Tensor, targets_C: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of `grad` times that sum: softmax less one at the target, rounded to the logits' type at last."""
+    error_CV = torch.softmax(logits_CV, dim=-1, dtype=torch.float32)
+    error_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
+    return error_CV.mul_(grad).to(logits_CV.dtype)
 
 
 def _cast(weight_VD: Tensor, bias_V: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

@@ -56,6 +56,7 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
         loss_chunk: Tokens whose logits are held at once in training; None: all that are learnt.
         vision_batch: Views that the vision tower encodes at once; None: all of a batch.
         offload_vision: Whether a frozen vision tower's weights wait in host memory when features are made.
+        runs_all_layers: Whether also a batch without a frame runs the layers that read frames, as sharded weights need.
     """
 
     config_class = LlavaMiniConfig
@@ -79,6 +80,7 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
         self.loss_chunk: int | None = None
         self.vision_batch: int | None = None
         self.offload_vision = False
+        self.runs_all_layers = False
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -175,6 +177,8 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
             inputs_embeds = splice(text, placeholder_BT, compressed, visual.compressed_mask_FK)
         elif past == 0:
             check_no_frames(placeholder_BT, num_frames)
+            if self.runs_all_layers:
+                inputs_embeds = inputs_embeds + self._nothing_seen()
         if use_cache is None and labels is not None:
             use_cache = False
         return self.decode(
@@ -314,6 +318,15 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
         if labels_BT is not None:
             outputs.loss = next_token_loss(outputs.logits, labels_BT, turn_ids_BT)
         return outputs
+
+    def _nothing_seen(self) -> Tensor:
+        """Zero, by way of every part that reads frames."""
+        width = self.config.vision_config.hidden_size
+        features = torch.zeros(1, 1, self.side**2, width, dtype=self.dtype, device=self.device)
+        visual = self.compress_and_project(features)
+        hidden_FLD = torch.cat([visual.patches_FPD, visual.compressed_FKD], dim=1)
+        seen_FL = torch.ones(hidden_FLD.shape[:2], dtype=torch.bool, device=hidden_FLD.device)
+        return 0 * self.prefusion(hidden_FLD, seen_FL, None).sum()
 
     def _compress_group(self, features_FVND: Tensor, views: int) -> tuple[Tensor, Tensor]:
         """Patches [F, P, D] and compressed tokens [F, K, D] of frames that all have `views` views."""
