@@ -245,3 +245,19 @@ def test_what_is_saved_is_loaded_in_the_trained_parts_type(make_model, tmp_path)
     loaded = LlavaMiniForConditionalGeneration.from_pretrained(tmp_path)
     assert loaded.projector.linear_1.weight.dtype == torch.float32
     assert torch.equal(loaded.projector.linear_1.weight, model.projector.linear_1.weight)
+
+
+def test_ranks_that_share_layers_run_them_all_and_learn_nothing_from_it(make_model, make_sample, collate) -> None:
+    model = make_model().train()
+    model.vision_tower.requires_grad_(False)
+    batch = collate(model, [make_sample(1, frames=0), make_sample(2, frames=0)])
+    loss, gradients = step(model, batch)
+    model.runs_all_layers = True
+    calls = [calls_of(part) for part in (model.projector, model.compressor, model.prefusion.layers[1])]
+    shared_loss, shared = step(model, batch)
+    assert torch.equal(shared_loss, loss)
+    assert all(calls)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert shared.keys() == trained != gradients.keys()
+    for name in trained:
+        assert torch.equal(shared[name], gradients[name]) if name in gradients else not shared[name].any(), name
