@@ -15,9 +15,9 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy
 
 from llava_mini import finetune
+from llava_mini.build.strategy import build_strategy
 from llava_mini.config import instantiate
 from llava_mini.data.datamodule import VLMDataModule
 from llava_mini.data.position import StreamPosition
@@ -29,6 +29,7 @@ from llava_mini.models.savers import apply_savers
 from llava_mini.stages.base import VLMStage
 from llava_mini.stages.callbacks import Clock, History, Progress
 from llava_mini.stages.checkpointing import AtomicCheckpointIO
+from llava_mini.stages.sharding import Gathered
 
 Config = dict[str, Any]
 
@@ -120,6 +121,8 @@ def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, logge
             save_on_train_epoch_end=False,
         ),
     ]
+    if spec["strategy"] == "fsdp":
+        callbacks.append(Gathered())
     return make_trainer(
         config,
         callbacks=callbacks,
@@ -161,8 +164,7 @@ def make_trainer(config: Config, **options: Any) -> Trainer:
         accelerator=spec["accelerator"],
         devices=spec["devices"],
         num_nodes=spec["machines"],
-        # A rank whose batch shows no image leaves the projector and all that is read through it unused.
-        strategy=DDPStrategy(find_unused_parameters=True) if num_ranks(config) > 1 else "auto",
+        strategy=build_strategy(config, num_ranks(config)),
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         enable_model_summary=False,

@@ -25,6 +25,7 @@ from llava_mini.finetune import fingerprints, num_parameters
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.stages.base import PARTS, VLMStage
 from llava_mini.stages.callbacks import Clock
+from llava_mini.stages.sharding import Gathered
 from llava_mini.sweep.grid import config_hash
 from llava_mini.sweep.provenance import code_version, git_commit
 
@@ -84,9 +85,21 @@ def fit(run: Run, config: dict[str, Any], clock: Clock, loggers: list[Logger]) -
     if torch.distributed.is_initialized():
         trainer.strategy.barrier()
         torch.distributed.destroy_process_group()
+    if config["trainer"]["strategy"] == "fsdp":
+        if own_rank():
+            return trainer
+        _make_whole(run, config, trainer)
     run.datamodule.trainer = None
     run.stage.to(trainer.strategy.root_device)
     return trainer
+
+
+def _make_whole(run: Run, config: dict[str, Any], trainer: Trainer) -> None:
+    """Put a model with all weights in place of one whose weights are dealt, which ends with the ranks."""
+    gathered = next(callback for callback in trainer.callbacks if isinstance(callback, Gathered))
+    whole = assemble(config)
+    whole.stage.load_state_dict(gathered.state)
+    run.model, run.stage, run.datamodule = whole.model, whole.stage, whole.datamodule
 
 
 def train(config: dict[str, Any]) -> Path:

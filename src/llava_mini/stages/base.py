@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -27,6 +28,7 @@ from llava_mini.finetune import adapted_parts, num_parameters, trains
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.stages.metrics import KindAccuracy, correct_answers
 from llava_mini.stages.optimizers import build_optimizer
+from llava_mini.stages.sharding import shard
 
 PARTS = ("vision_tower", "projector", "compressor", "prefusion", "language_model")
 WHOLE: dict[str, Any] = {"language_model": "full", "prefusion": "full", "quantize": None, "lora": None}
@@ -154,6 +156,11 @@ class VLMStage(LightningModule, ABC):
                     decay = self.weight_decay if decays else 0.0
                     groups.append({"params": chosen, "lr": self.learning_rates[part], "weight_decay": decay})
         return groups
+
+    def configure_model(self) -> None:
+        """Deal the weights to the ranks, where the strategy is FSDP."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard(self.model, self.trainer.strategy.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = self.parameter_groups()
