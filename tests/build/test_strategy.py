@@ -25,7 +25,7 @@ def test_one_rank_needs_no_strategy_and_several_are_ddp(config_of: Callable[...,
 def test_fsdp_deals_to_all_ranks_and_writes_one_file(config_of: Callable[..., dict[str, Any]], precision: str) -> None:
     data = VLMDataModule(splits={}, batch_size=1, eval_batch_size=1, num_batches=0)
     config = config_of(*FSDP, f"trainer.precision={precision}")
-    trainer = build.build_trainer(config, data, Clock(), [])
+    trainer: Any = build.build_trainer(config, data, Clock(), [])
     strategy = trainer.strategy
     assert isinstance(strategy, ModelParallelStrategy)
     assert (strategy._data_parallel_size, strategy._tensor_parallel_size) == (2, 1)

@@ -122,7 +122,7 @@ def test_no_more_logits_than_a_chunks_are_ever_held() -> None:
     head, hidden, targets = head_and_hidden(tokens=400)
     head.requires_grad_(False)
     sizes = []
-    for loss_of in (plain, lambda *inputs: linear_cross_entropy(*inputs, 50)):
+    for loss_of in (plain, lambda hidden, head, targets: linear_cross_entropy(hidden, head, targets, 50)):
         with Largest() as largest:
             loss_of(hidden, head, targets).backward()
         sizes.append(largest.numel)

@@ -29,9 +29,7 @@ def same(got: Gradients, want: Gradients) -> None:
     torch.testing.assert_close(got[0], want[0], rtol=1e-5, atol=1e-6)
     assert got[1].keys() == want[1].keys()
     for name, gradient in want[1].items():
-        torch.testing.assert_close(
-            got[1][name], gradient, rtol=1e-3, atol=1e-4, msg=lambda text, at=name: f"{at}: {text}"
-        )
+        torch.testing.assert_close(got[1][name], gradient, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def calls_of(module: nn.Module) -> list[int]:

@@ -96,7 +96,8 @@ def fit(run: Run, config: dict[str, Any], clock: Clock, loggers: list[Logger]) -
 
 def _make_whole(run: Run, config: dict[str, Any], trainer: Trainer) -> None:
     """Put a model with all weights in place of one whose weights are dealt, which ends with the ranks."""
-    gathered = next(callback for callback in trainer.callbacks if isinstance(callback, Gathered))
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it where mypy does not look
+    gathered = next(callback for callback in callbacks if isinstance(callback, Gathered))
     whole = assemble(config)
     whole.stage.load_state_dict(gathered.state)
     run.model, run.stage, run.datamodule = whole.model, whole.stage, whole.datamodule
