@@ -51,6 +51,7 @@ def fine_tune(config: Config, model: LlavaMiniForConditionalGeneration, **option
     Raises:
         UserError: without the packages that this needs.
     """
+    torch.manual_seed(config["seed"])  # adapters begin alike, whether or not data and features had to be made before
     compute_dtype = finetune.compute_dtype(config["trainer"]["precision"])
     options = {"compute_dtype": compute_dtype, "frozen_dtype": frozen_dtype(config), **options}
     finetune.apply(model, config["finetune"], **options)
