@@ -125,6 +125,12 @@ def _bench(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
     return bench(arguments)
 
 
+def _plan(arguments: list[str], config_dirs: tuple[str, ...]) -> int:
+    from llava_mini.commands.plan import plan
+
+    return plan(arguments, config_dirs)
+
+
 def _doctor(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
     from llava_mini.commands.doctor import doctor
 
@@ -139,6 +145,7 @@ def _convert(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
 
 COMMANDS: dict[str, tuple[Command, str]] = {
     "train": (_train, "one run: train, evaluate, write result.json in run_dir"),
+    "plan": (_plan, "memory of a run's step, whether it fits the card, what saves: llava-mini plan --help"),
     "sweep": (_sweep, "many runs: key=value,value,... for any config key, sweep_dir=FOLDER; ends with compare"),
     "compare": (_compare, "table, plots and report.html of a sweep's folder"),
     "world": (_world, "make the tiny world's data and pre-trained parts anew"),
@@ -150,7 +157,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "doctor": (_doctor, "what is installed, whether it drives the card found, what to install instead"),
 }
 # Commands that read --flags of their own instead of a config's key=value.
-_WITH_FLAGS = ("data", "convert", "merge", "bench", "doctor")
+_WITH_FLAGS = ("plan", "data", "convert", "merge", "bench", "doctor")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,1 +1,1 @@
-"""How much memory a step takes, found without a GPU and without that memory: the step is run on tensors that hold nothing."""
+"""How much memory a step takes, found without that memory: the step is run on tensors that hold nothing."""

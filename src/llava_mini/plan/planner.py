@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,7 +15,9 @@ from llava_mini.plan.sample import Sample, batch_of
 from llava_mini.plan.stand_ins import AdamW8bit, is_packed
 from llava_mini.plan.step import Mode, answering, settle, storage_of, training_step
 from llava_mini.plan.unallocated import Unallocating, replace_weights
-from llava_mini.stages.base import VLMStage
+
+if TYPE_CHECKING:  # a plan is made where Lightning is not installed too
+    from llava_mini.stages.base import VLMStage
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def _parts(stage: nn.Module) -> dict[int, str]:
 class _OffloadedTower:
     """Counts a vision tower whose weights wait in host memory only while it encodes.
 
-    Whether it does is asked at every step. `models.vision_tower.resident` moves nothing between a CPU and itself, as here.
+    Whether it does is asked at every step. `models.vision_tower.resident` itself moves nothing where all is on a CPU.
     """
 
     def __init__(self, model: LlavaMiniForConditionalGeneration, ledger: Ledger):

@@ -1,4 +1,4 @@
-"""The batch that a plan assumes: samples as long as one is told, with the frames, views and placeholders of the config."""
+"""The batch that a plan assumes: samples as long as one is told, with the frames and views of the config."""
 
 from __future__ import annotations
 

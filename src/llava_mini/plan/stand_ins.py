@@ -6,13 +6,14 @@ had without numbers. Sizes are those of bitsandbytes 0.50 (`QuantState`, `Optimi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from llava_mini.finetune.packages import require
 
@@ -38,7 +39,12 @@ def linear_4bit(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
             return packed_product(self, x)
 
     layer = PackedLinear(
-        linear.in_features, linear.out_features, bias=False, compute_dtype=compute_dtype, quant_type="nf4", device="meta"
+        linear.in_features,
+        linear.out_features,
+        bias=False,
+        compute_dtype=compute_dtype,
+        quant_type="nf4",
+        device="meta",
     )
     count = linear.in_features * linear.out_features
     scales = -(-count // _BLOCK)
@@ -100,7 +106,7 @@ def _unpacked(scales: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Ten
 
 
 class AdamW8bit(torch.optim.Optimizer):
-    """The state of bitsandbytes' AdamW8bit: two moments in 8 bits with a scale for 256 values; small tensors in 32 bits.
+    """The state of bitsandbytes' AdamW8bit: two moments of 8 bits, a scale for 256 values; small tensors in 32 bits.
 
     Args:
         groups: As of every optimiser.
@@ -133,24 +139,26 @@ class AdamW8bit(torch.optim.Optimizer):
                 self.state[parameter][name] = torch.empty(-(-count // 256), dtype=torch.float32)
 
 
-class AsOnGPU(TorchFunctionMode):
+@contextmanager
+def as_on_gpu() -> Iterator[None]:
     """Where operators keep other memory on CUDA than on the CPU, they do as on CUDA.
 
-    Dropout keeps a mask of bytes, and not of the input's type; layer norm computes in float32 under autocast.
+    Dropout keeps a mask of bytes, and not of the input's type; layer norm computes in float32 under autocast. They are
+    exchanged where torch's modules look for them: a TorchFunctionMode is not on in the backward pass, which calls
+    them again for checkpoints.
     """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is functional.dropout:
-            return _dropout(*args, **kwargs)
-        if func is functional.layer_norm and torch.is_autocast_enabled("cpu"):
-            args = tuple(value.float() if isinstance(value, Tensor) else value for value in args)
-            kwargs = {name: value.float() if isinstance(value, Tensor) else value for name, value in kwargs.items()}
-        return func(*args, **kwargs)
+    with patch.object(functional, "dropout", _dropout), patch.object(functional, "layer_norm", _layer_norm):
+        yield
 
 
 def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     return torch.native_dropout(x, p, True)[0] if training and p > 0 and not inplace else x
+
+
+def _layer_norm(x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+    if torch.is_autocast_enabled("cpu"):
+        x, weight, bias = (None if each is None else each.float() for each in (x, weight, bias))
+    return torch.layer_norm(x, shape, weight, bias, eps)
 
 
 def _meta(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -6,8 +6,9 @@ The same functions run on tensors without numbers (a plan) and on real ones (cal
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,7 +16,10 @@ from torch import nn
 from llava_mini.batch import VLMBatch
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.plan.ledger import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, SETUP, UPDATE, Ledger
-from llava_mini.plan.stand_ins import AsOnGPU
+from llava_mini.plan.stand_ins import as_on_gpu
+
+if TYPE_CHECKING:  # a plan is made where Lightning is not installed too
+    from llava_mini.plan.unallocated import Unallocated
 from llava_mini.stages.base import VLMStage
 
 
@@ -35,13 +39,9 @@ class Mode:
     clip: float | None = None
     accumulate: int = 1
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """The kernels' ways."""
-        with ExitStack() as stack:
-            if self.on_gpu:
-                stack.enter_context(AsOnGPU())
-            yield
+    def kernels(self) -> AbstractContextManager[None]:
+        """Operators as on the device."""
+        return as_on_gpu() if self.on_gpu else nullcontext()
 
     @contextmanager
     def mixed(self) -> Iterator[None]:
@@ -61,8 +61,8 @@ class Mode:
 def training_step(
     stage: VLMStage, optimizer: torch.optim.Optimizer, batch: VLMBatch, mode: Mode, ledger: Ledger
 ) -> None:
-    """Forward, backward, clip, update. Gradients of the last step are there until the backward pass, as in Lightning."""
-    with mode.active():
+    """Forward, backward, clip, update. Gradients of the last step stay until the backward pass, as in Lightning."""
+    with mode.kernels():
         ledger.enter(FORWARD)
         with mode.mixed():
             loss, _ = stage.forward_loss(batch)
@@ -87,7 +87,7 @@ def settle(stage: VLMStage, optimizer: torch.optim.Optimizer, mode: Mode, ledger
         if parameter.requires_grad:
             parameter.grad = torch.empty_like(parameter)
     note_gradients(stage, ledger)
-    with mode.active():
+    with mode.kernels():
         optimizer.step()
     note_state(optimizer, ledger)
     ledger.enter(SETUP)
@@ -110,8 +110,6 @@ def note_state(optimizer: torch.optim.Optimizer, ledger: Ledger) -> None:
 
 def storage_of(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor whose storage is in the ledger."""
-    from llava_mini.plan.unallocated import Unallocated
-
     return tensor.meta if isinstance(tensor, Unallocated) else tensor
 
 
@@ -122,13 +120,14 @@ def answering(
     """Prefill, and the last of `new_tokens` decoding steps, when the cache is longest."""
     ledger.enter(FORWARD)
     inputs = {name: tensor for name, tensor in batch.model_inputs().items() if name not in ("labels", "turn_ids")}
-    with mode.active(), mode.mixed():
+    with mode.kernels(), mode.mixed():
         outputs = model(**inputs, use_cache=True, logits_to_keep=1)
         cache = outputs.past_key_values
         del outputs
         if new_tokens > 1:
             for index, layer in enumerate(cache.layers):
-                keys, values = (each.new_empty(*each.shape[:2], new_tokens - 1, each.shape[3]) for each in (layer.keys, layer.values))
+                shape = (*layer.keys.shape[:2], new_tokens - 1, layer.keys.shape[3])
+                keys, values = layer.keys.new_empty(shape), layer.values.new_empty(shape)
                 cache.update(keys, values, index)
         size, length = len(batch), batch.input_ids.shape[1] + new_tokens
         model(
