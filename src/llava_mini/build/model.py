@@ -18,7 +18,7 @@ from llava_mini.config import check_spec
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.models.compressors import build_compressor
-from llava_mini.models.interop.parts import text_config_of, vision_config_of
+from llava_mini.models.interop.parts import check_same, text_config_of, vision_config_of
 from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW, build_vision_tower
 
 Config = dict[str, Any]
@@ -45,7 +45,7 @@ def build_model(
     spec, device = config["model"], torch.device(device)
     from_parts = spec["weights"] == "hub" and device.type != "meta"
     with torch.device("meta") if from_parts else device, default_dtype(dtype):
-        model = _shaped(config, tokenizer)
+        model = _shaped(config, tokenizer, from_parts=from_parts)
     if device.type == "meta":
         return model
     if from_parts:
@@ -65,7 +65,7 @@ def build_vision_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Ll
     """
     spec = config["model"]
     with torch.device("meta"):
-        model = _shaped(config, tokenizer)
+        model = _shaped(config, tokenizer, from_parts=spec["weights"] == "hub")
     if spec["weights"] == "hub":
         load_tower(model, spec, torch.device("cpu"), torch.float32)
         return model
@@ -81,15 +81,17 @@ def _folders(spec: dict[str, Any]) -> list[Path]:
     return [Path(folder) for folder in spec["weights"]] if isinstance(spec["weights"], list) else []
 
 
-def _shaped(config: Config, tokenizer: PreTrainedTokenizerBase) -> LlavaMiniForConditionalGeneration:
-    """The model with random weights.
+def _shaped(
+    config: Config, tokenizer: PreTrainedTokenizerBase, *, from_parts: bool
+) -> LlavaMiniForConditionalGeneration:
+    """The model with random weights, in the preset's shape or in that of the parts it will be made of.
 
     Raises:
-        UserError: for an impossible shape.
+        UserError: for an impossible shape, or a part whose config differs from the preset's.
     """
     spec = config["model"]
     try:
-        vision_config, text_config = _part_configs(spec, tokenizer)
+        vision_config, text_config = _part_configs(spec, tokenizer, from_parts=from_parts)
         return LlavaMiniForConditionalGeneration(
             LlavaMiniConfig(
                 vision_config=vision_config,
@@ -109,20 +111,25 @@ def _shaped(config: Config, tokenizer: PreTrainedTokenizerBase) -> LlavaMiniForC
 
 
 def _part_configs(
-    spec: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+    spec: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, from_parts: bool
 ) -> tuple[dict[str, Any] | PreTrainedConfig, dict[str, Any] | PreTrainedConfig]:
-    """Configs of vision tower and language model; one that the preset says nothing about is the part's own.
+    """Configs of vision tower and language model: the preset's, or the parts' own where they are read from there.
 
-    What a text config does not say follows from the tokenizer.
+    A preset that says nothing about a part leaves it to the part in any case. What a preset's text config does not say
+    follows from the tokenizer.
 
     Raises:
-        UserError: the part whose config is needed cannot be found.
+        UserError: the part whose config is needed cannot be found, or differs from what the preset says.
     """
-    vision_config, text_config = spec["vision_config"], spec["text_config"]
-    if not vision_config and spec["hub"]:
-        vision_config = vision_config_of(spec["hub"]["vision_tower"])
-    if not text_config and spec["hub"]:
-        return vision_config, text_config_of(spec["hub"]["language_model"])
+    vision_config, text_config, hub = spec["vision_config"], spec["text_config"], spec["hub"]
+    if from_parts or not vision_config:
+        own = vision_config_of(hub["vision_tower"])
+        check_same(vision_config, own, "vision_config", hub["vision_tower"])
+        vision_config = own
+    if from_parts or not text_config:
+        own = text_config_of(hub["language_model"])
+        check_same(text_config, own, "text_config", hub["language_model"])
+        return vision_config, own
     from_tokenizer = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,

@@ -102,7 +102,8 @@ def to_original_layout(folder: Path, *, vision_tower: bool = True) -> None:
     path.unlink()
     tensors = {name: tensor for name, tensor in tensors.items() if vision_tower or ".vision_tower." not in name}
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(6)  # as old versions saved it
-    names, weight_map = sorted(tensors), {}
+    names = sorted(tensors)
+    weight_map: dict[str, str] = {}
     for number, part in enumerate((names[::2], names[1::2]), start=1):
         file = f"pytorch_model-{number:05d}-of-00002.bin"
         torch.save({name: tensors[name] for name in part}, folder / file)

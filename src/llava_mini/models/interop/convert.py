@@ -30,6 +30,7 @@ from llava_mini.models.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.models.processor import LlavaMiniProcessor
 from llava_mini.models.tokenizer import add_placeholder, has_tokenizer, load_tokenizer
 from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW
+from llava_mini.views import ViewMode
 
 log = logging.getLogger("llava_mini")
 
@@ -58,7 +59,7 @@ def convert_official(source: Path, target: Path, vision_tower: str | None = None
     fields = read_config(source)
     tower = _Tower(fields.get("mm_vision_tower"), vision_tower)
     config = official.our_config(fields, tower.config)
-    views = "square" if fields.get("image_aspect_ratio", "square") == "square" else "pad"
+    views: ViewMode = "square" if fields.get("image_aspect_ratio", "square") == "square" else "pad"
     if fields.get("resolution_ratio", 1) == 2:
         views = "hd"
     _Conversion(source, official.LAYOUT, config, tower).write(target, views)
@@ -178,7 +179,7 @@ class _Conversion:
             layout.theirs,
         )
 
-    def write(self, target: Path, views: str) -> None:
+    def write(self, target: Path, views: ViewMode) -> None:
         """Make the folder."""
         with new_folder(target) as folder:
             if has_tokenizer(self.source):
@@ -232,7 +233,7 @@ class _Conversion:
         wanted = [name for name in self.needed if name.startswith(layers)]
         return {f"language_model.model.layers.{name.removeprefix(layers)}": name for name in wanted}
 
-    def _processor(self, views: str) -> LlavaMiniProcessor:
+    def _processor(self, views: ViewMode) -> LlavaMiniProcessor:
         text, vision = self.config.text_config, self.config.vision_config
         tokenizer = load_tokenizer(str(self.source), config=text)
         add_placeholder(tokenizer, text.vocab_size)

@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from llava_mini.errors import UserError
 from llava_mini.models.interop.layout import Layout
+from llava_mini.views import ViewMode
 
 _OLD = Layout(  # what transformers writes
     (
@@ -68,7 +69,7 @@ class Source:
     vision_feature_layer: int
     projector_hidden_act: str
     image_token_id: int | None
-    views: str
+    views: ViewMode
 
 
 def source_of(config: dict[str, Any], names: Iterable[str]) -> Source:

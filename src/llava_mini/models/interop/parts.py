@@ -88,12 +88,11 @@ def load_language_model(place: str, dtype: torch.dtype) -> PreTrainedModel:
     return _load(AutoModelForCausalLM.from_pretrained, place, "language model", text_config_of(place), dtype)
 
 
-def check_same(given: dict[str, Any], built: PreTrainedConfig, own: PreTrainedConfig, key: str, place: str) -> None:
+def check_same(given: dict[str, Any], own: PreTrainedConfig, key: str, place: str) -> None:
     """Compare what a preset says about a part with the part's own config; what it does not say is the part's.
 
     Args:
-        given: The preset's fields.
-        built: The config that they make.
+        given: The preset's fields, as transformers writes them.
         own: The part's config.
         key: Where the fields stand, for the message.
         place: The part's folder or Hub id, for the message.
@@ -101,11 +100,10 @@ def check_same(given: dict[str, Any], built: PreTrainedConfig, own: PreTrainedCo
     Raises:
         UserError: naming the first field that differs, with both values.
     """
-    ours, theirs = built.to_dict(), own.to_dict()
-    for field in given:
-        name = "rope_parameters" if field in ("rope_theta", "rope_scaling") else field
-        if ours.get(name) != theirs.get(name):
-            raise UserError(f"model.{key}.{field}={given[field]!r}: {place} has {theirs.get(name)!r}")
+    theirs = own.to_dict()
+    for field, value in given.items():
+        if value != theirs.get(field):
+            raise UserError(f"model.{key}.{field}={value!r}: {place} has {theirs.get(field)!r}")
 
 
 def _read_config(place: str, part: str) -> PreTrainedConfig:

@@ -37,7 +37,8 @@ class ShardWriter:
     def close(self) -> None:
         """Write what is left, give the shards their names, and write the index."""
         self._flush()
-        count, weight_map = len(self._shards), {}
+        count = len(self._shards)
+        weight_map: dict[str, str] = {}
         for number, names in enumerate(self._shards):
             file = f"model-{number + 1:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
             self._part(number).rename(self.folder / file)
