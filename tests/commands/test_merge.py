@@ -91,7 +91,7 @@ def test_a_run_keeps_what_it_trained(run_dir: Path):
     kept = load_file(run_dir / "model" / "trained.safetensors")
     assert kept.keys() == {name for name in names if "lora_" not in name}
     config = json.loads((run_dir / "model" / "adapter" / "adapter_config.json").read_text())
-    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 16, 32)
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 32, 64)
     assert config["base_model_name_or_path"] == "checkpoints/tiny/stage0, checkpoints/tiny/stage1"
     params = json.loads((run_dir / "result.json").read_text())["params"]
     assert params["language_model"] == 385_856, "as many as before they were packed"
