@@ -17,10 +17,10 @@ from llava_mini.batch import VLMBatch
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.plan.ledger import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, SETUP, UPDATE, Ledger
 from llava_mini.plan.stand_ins import as_on_gpu
+from llava_mini.plan.unallocated import Unallocated
 
 if TYPE_CHECKING:  # a plan is made where Lightning is not installed too
-    from llava_mini.plan.unallocated import Unallocated
-from llava_mini.stages.base import VLMStage
+    from llava_mini.stages.base import VLMStage
 
 
 @dataclass(frozen=True)
