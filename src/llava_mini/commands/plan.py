@@ -196,20 +196,6 @@ def _notes(config: Config) -> list[str]:
     return [f"estimated: gradients held twice, for the exchange between {ranks} cards"]
 
 
-def training_sample(config: Config, batch: Any, image_token_id: int) -> Sample:
-    """The sample that a plan of a run assumes, by one of its batches."""
-    frames = int(batch.num_frames.max())
-    seen = batch.pixel_values if batch.image_features is None else batch.image_features
-    text = int((batch.input_ids != image_token_id).sum(1).max())
-    return Sample(
-        text_tokens=text,
-        frames=frames,
-        views=1 if seen is None else seen.shape[1],
-        stored_features=bool(config["data"]["features"]),
-        independent_turns=batch.turn_ids is not None,
-    )
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="llava-mini plan",

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 
 from llava_mini import build
 from llava_mini.commands.out_of_memory import out_of_memory_told
+from llava_mini.commands.planned import Memory
 from llava_mini.commands.ranks import own_rank
 from llava_mini.commands.run_folder import claim
 from llava_mini.commands.trained import measured, save_run
@@ -117,7 +118,7 @@ def train(config: dict[str, Any]) -> Path:
     run_dir = Path(config["run_dir"])
     if claim(run_dir, config):
         return run_dir
-    clock = Clock()
+    clock, memory = Clock(), Memory()
     run = assemble(config)
     if own_rank():
         fit(run, config, clock, [])
@@ -126,8 +127,10 @@ def train(config: dict[str, Any]) -> Path:
     save(config, run_dir / "config.yaml")
     write_json(run_dir / "code.json", {key: identity[key] for key in ("code_version", "commit")})
     log.info("%s", run.stage.parts_table())
+    memory.plan(config, run.datamodule, run.model.config.image_token_id)
     with _tracked(config, run_dir) as (tracker, loggers):
         trainer = fit(run, config, clock, loggers)
+        peaks = memory.measured(trainer.strategy.root_device)
         save_run(run.model, run.processor, config, run.base)
         with evaluation_precision(config, trainer):
             figures = measured(run.model, run.datamodule, run_dir)
@@ -137,10 +140,11 @@ def train(config: dict[str, Any]) -> Path:
             "params": {part: num_parameters(run.model.get_submodule(part)) for part in PARTS},
             **figures,
             **clock.used(run.stage.device, build.num_ranks(config)),
+            **peaks,
             "mlflow_run_id": tracker.run_id(wait=5.0) if tracker else None,
         }
         if tracker:
-            tracker.log_metrics({key: result[key] for key in _TRACKED})
+            tracker.log_metrics({key: result[key] for key in _TRACKED if result[key] is not None})
         write_json(run_dir / "result.json", result)
     shares = ", ".join(f"{split} {share:.4f}" for split, share in result["accuracy"].items())
     log.info("accuracy %s; %s", shares, run_dir / "result.json")
@@ -161,6 +165,8 @@ _TRACKED = (
     "gpu_seconds",
     "skipped",
     "peak_memory_bytes",
+    "planned_peak_bytes",
+    "measured_peak_bytes",
     "tokens",
     "n_fusion",
     "params",
