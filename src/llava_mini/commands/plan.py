@@ -8,6 +8,8 @@ import json
 import logging
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -43,14 +45,27 @@ def plan(arguments: list[str], config_dirs: tuple[str, ...]) -> int:
     """
     options = _parser().parse_intermixed_args(arguments)
     config = resolve(["trainer.max_steps=1", *options.overrides], (*config_dirs, *options.config_dir))
-    if options.json:
-        logging.getLogger("llava_mini").setLevel(logging.WARNING)
     sample = sample_of(config, options.text_tokens, options.frames)
-    found = inference_plan(config, sample, options.new_tokens) if options.inference else training_plan(config, sample)
+    with _quiet() if options.json else nullcontext():
+        found = (
+            inference_plan(config, sample, options.new_tokens) if options.inference else training_plan(config, sample)
+        )
     print(json.dumps(found.as_dict()) if options.json else str(found))
     if options.strict and found.fits is False:
         raise UserError(found.refusal())
     return 0
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What is logged goes to standard output, where one object alone is expected."""
+    logger = logging.getLogger("llava_mini")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def sample_of(config: Config, text_tokens: int = 300, frames: int = 1) -> Sample:
