@@ -1,17 +1,17 @@
 """What is adapted, quantised, frozen and cast, and that nothing else changes."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
-import bitsandbytes
 import peft.tuners.lora
 import pytest
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from torch import nn
 
 from llava_mini import finetune
 from llava_mini.errors import UserError
-from llava_mini.finetune import packages
 from llava_mini.finetune.adapters import TARGETS
 from llava_mini.finetune.quantization import nf4_linear, rounded_linear
 from llava_mini.models import LlavaMiniForConditionalGeneration
@@ -44,10 +44,10 @@ def test_adapters_are_on_the_decoders_linears_and_on_no_others(
     assert [len(layers) for layers in parts.values()] == [3 * 7, 2 * 7] and len(adapted) == 5 * 7
     assert {type(layer) for layer in parts["language_model"]} == {expected}
     assert {type(layer) for layer in parts["prefusion"]} == {peft.tuners.lora.Linear}
-    packed = {n for n, m in model.named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)}
+    packed = {n for n, m in model.named_modules() if isinstance(m, Linear4bit)}
     assert len(packed) == (21 if quantize else 0) and all(".layers." in name for name in packed)
     assert isinstance(model.language_model.lm_head, nn.Linear) and not isinstance(
-        model.language_model.lm_head, bitsandbytes.nn.Linear4bit
+        model.language_model.lm_head, Linear4bit
     )
 
 
@@ -117,7 +117,7 @@ def test_a_packed_layer_takes_half_a_byte_a_weight_and_rounds_once(bias: bool, s
 def test_a_packed_layer_keeps_its_bits_in_evaluation(make_model: Factory, spec_of: Factory):
     model = make_model()
     finetune.apply(model, spec_of(quantize="nf4"), **IN_32)
-    layers = [m for m in model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    layers = [m for m in model.modules() if isinstance(m, Linear4bit)]
     before = [layer.weight.detach().clone() for layer in layers]
     logits(model, {"input_ids": torch.arange(3, 9)[None]})
     assert all(torch.equal(layer.weight, kept) for layer, kept in zip(layers, before, strict=True))
@@ -202,7 +202,7 @@ def test_a_missing_package_is_one_line(make_model: Factory, spec_of: Factory, mo
         raise ModuleNotFoundError(f"No module named {name!r}")
 
     models = [make_model(), make_model()]
-    monkeypatch.setattr(packages.importlib, "import_module", absent)
+    monkeypatch.setattr(importlib, "import_module", absent)
     with pytest.raises(UserError, match=r"^finetune\.lora: peft is not installed: pip install 'llava-mini-lab\[fin"):
         finetune.apply(models[0], spec_of(), **IN_32)
     with pytest.raises(UserError, match=r"^finetune\.quantize=nf4: bitsandbytes is not installed: pip install"):
