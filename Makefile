@@ -59,6 +59,9 @@ qlora: $(STAMP) ## Fine-tune the tiny world over NF4 by LoRA, merge, and compare
 	rm -rf runs/tiny_qlora/merged
 	$(BIN)/llava-mini merge --check runs/tiny_qlora runs/tiny_qlora/merged
 
+gpu-check: ## Training steps of real shapes on the GPU here against their plan, into experiments/005-gpu (PYTHON=... ARGS=--tiny)
+	PYTHONPATH=src $(or $(PYTHON),python3) -m llava_mini.gpu_check $(ARGS)
+
 mlflow: $(STAMP) ## Show the runs in a browser, on PORT=5000 of this machine (MLFLOW_TRACKING_URI is respected)
 	$(if $(filter http%,$(MLFLOW_TRACKING_URI)),@echo 'The runs are shown at $(MLFLOW_TRACKING_URI)',\
 	  @mkdir -p mlruns && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 --host 127.0.0.1 --port $(PORT) \

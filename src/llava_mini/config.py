@@ -23,11 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from llava_mini.errors import UserError
-from llava_mini.files import write_text
+from llava_mini.files import CONFIG_DIR, write_text
 from llava_mini.schema import check, describe
-
-_PACKAGED = Path(__file__).parent / "conf"
-CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
 
 
 def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from typing import Any
 
 from llava_mini.errors import UserError
 
+_PACKAGED = Path(__file__).parent / "conf"
+CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:

@@ -60,7 +60,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(hidden_SD, weight_VD, bias_V, targets_S)
         ctx.chunk, ctx.dtype = chunk, dtype
         weight_VD, bias_V = _cast(weight_VD, bias_V, dtype)
-        loss = torch.zeros((), dtype=torch.float32, device=hidden_SD.device)
+        loss = hidden_SD.new_zeros((), dtype=torch.float32)
         for hidden_CD, targets_C in zip(hidden_SD.split(chunk), targets_S.split(chunk), strict=True):
             loss += _loss(nn.functional.linear(hidden_CD.to(dtype), weight_VD, bias_V), targets_C)
         return loss
