@@ -18,7 +18,7 @@ SEED_LIST = $(if $(filter-out 0,$(filter $(SEEDS),$(NUMBERS))),$(subst $(space),
   $(error SEEDS=$(SEEDS): allowed is a count of seeds, 1 to 99))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format world train sweep compare bench-data qlora mlflow clean
+.PHONY: help setup test lint format world train sweep compare bench-data qlora gpu-check mlflow clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -59,7 +59,7 @@ qlora: $(STAMP) ## Fine-tune the tiny world over NF4 by LoRA, merge, and compare
 	rm -rf runs/tiny_qlora/merged
 	$(BIN)/llava-mini merge --check runs/tiny_qlora runs/tiny_qlora/merged
 
-gpu-check: ## Training steps of real shapes on the GPU here against their plan, into experiments/005-gpu (PYTHON=... ARGS=--tiny)
+gpu-check: ## Train real shapes on the GPU here against their plan, into experiments/005-gpu (PYTHON=..., ARGS=--tiny)
 	PYTHONPATH=src $(or $(PYTHON),python3) -m llava_mini.gpu_check $(ARGS)
 
 mlflow: $(STAMP) ## Show the runs in a browser, on PORT=5000 of this machine (MLFLOW_TRACKING_URI is respected)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from llava_mini.config import CONFIG_DIR, instantiate, load, options, resolve, save
+from llava_mini.config import instantiate, load, options, resolve, save
 from llava_mini.errors import UserError
+from llava_mini.files import CONFIG_DIR
 
 
 def groups() -> list[tuple[str, str]]:

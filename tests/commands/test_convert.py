@@ -28,10 +28,11 @@ def llava(tmp_path: Path) -> Path:
     return tmp_path / "llava"
 
 
-def test_llava_to_ours_to_official_and_back(llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_llava_to_ours_to_official_and_back(llava: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     start, official, back = (str(tmp_path / name) for name in ("start", "official", "back"))
     assert main(["convert", "llava", str(llava), start, "--C", "2", "--fusion-layers", "1", "--init", "random"]) == 0
-    said = capsys.readouterr().out
+    said = caplog.text
     for line in (
         f"tensors from {llava}",
         "compressor: 10 tensors initialised",
@@ -52,9 +53,9 @@ def test_llava_to_ours_to_official_and_back(llava: Path, tmp_path: Path, capsys:
     ("arguments", "message"),
     [
         (["llava", "nowhere", "new"], "nowhere: no such folder"),
-        (["llava", "llava", "full"], "full: is there already"),
-        (["llava", "llava", "llava/config.json"], "config.json: is there already"),
-        (["llava", "llava", "new", "--C", "0"], "compressor.C=0"),
+        (["llava", "llava", "full", "--fusion-layers", "1"], "full: is there already"),
+        (["llava", "llava", "llava/config.json", "--fusion-layers", "1"], "config.json: is there already"),
+        (["llava", "llava", "new", "--C", "0", "--fusion-layers", "1"], "compressor.C=0"),
         (["llava", "llava", "new", "--fusion-layers", "9"], "--fusion-layers 9: copies at most the language model's 2"),
         (["official", "llava", "new"], "the vision tower is None: give its folder or Hub id by --vision-tower"),
         (["official", "llava", "new", "--vision-tower", "tower"], "config has no mm_vision_select_layer"),

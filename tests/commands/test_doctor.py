@@ -1,6 +1,7 @@
 """`llava-mini doctor` tells what is here and what does not go together."""
 
 import json
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_what_is_missing_is_named(monkeypatch) -> None:
 
 
 def _not_found(_name: str) -> str:
-    raise doctor.PackageNotFoundError
+    raise PackageNotFoundError
 
 
 def test_an_unknown_flag_is_a_mistake() -> None:

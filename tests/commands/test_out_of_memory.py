@@ -37,7 +37,10 @@ EVERY = [
 @pytest.mark.parametrize("error", [CUDA, CPU, MemoryError()])
 def test_what_is_a_want_of_memory(error: BaseException) -> None:
     assert is_out_of_memory(error)
-    with pytest.raises(RunOutOfMemoryError, match="out of memory at step 7"), out_of_memory_told(resolve([]), lambda: 7):
+    with (
+        pytest.raises(RunOutOfMemoryError, match="out of memory at step 7"),
+        out_of_memory_told(resolve([]), lambda: 7),
+    ):
         raise error
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from llava_mini.cli import main
-from llava_mini.commands.plan import GIB, OUTSIDE, planner_of, sample_of, training_plan
+from llava_mini.commands.plan import planner_of, sample_of, training_plan
 from llava_mini.config import resolve
+from llava_mini.plan.report import GIB, OUTSIDE
 
 BIG = ["model=llava_mini_vicuna_7b", "model.weights=random", "hardware=rtx5090_32gb", "data.features=false"]
 SMALL_CARD = ["hardware.memory_gib=0.66", "trainer.accelerator=gpu"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from llava_mini.finetune.packages import require
 from llava_mini.hardware import build_for, drives, find_cards, has_bf16, install_command
 
 # By what of this program each is needed.
@@ -80,9 +81,11 @@ def four_bits() -> str:
     """Whether bitsandbytes multiplies in 4 bits here, in words: it may be installed and still have no kernels."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        from bitsandbytes.nn import Linear4bit
-
-        layer = Linear4bit(64, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4").to(device)
+        layer = (
+            require("bitsandbytes.nn", "4-bit layers")
+            .Linear4bit(64, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+            .to(device)
+        )
         found = layer(torch.ones(1, 64, device=device))
         exact = bool(torch.isfinite(found).all())
     except Exception as error:  # noqa: BLE001  # whatever a library without its kernels raises is the answer

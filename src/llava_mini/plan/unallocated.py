@@ -28,7 +28,7 @@ class Unallocated(Tensor):
     """A tensor of the CPU, by all that torch sees; `meta` has its shape and, shared by its views, its storage."""
 
     meta: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, meta: Tensor) -> Unallocated:
@@ -43,11 +43,11 @@ class Unallocated(Tensor):
         made.meta = meta
         return made
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Unallocated(shape={tuple(self.shape)}, dtype={self.dtype})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise RuntimeError(f"{func}: an Unallocated tensor is used outside `with Unallocating(ledger)`")
 
 
@@ -150,7 +150,8 @@ def replace_weights(module: nn.Module, mode: Unallocating, part_of: dict[int, st
     """
     made: dict[int, Tensor] = {}
     for each in module.modules():
-        for table in (each._parameters, each._buffers):
+        tables: tuple[dict[str, Any], ...] = (each._parameters, each._buffers)
+        for table in tables:
             for name, weight in table.items():
                 if weight is None:
                     continue
