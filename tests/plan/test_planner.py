@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from llava_mini.plan.ledger import CASTS, FROZEN, GRADIENTS, LOGITS, OPTIMIZER, PARTS, QUANTIZED
+from llava_mini.plan import stand_ins
+from llava_mini.plan.ledger import CASTS, FROZEN, GRADIENTS, OPTIMIZER, PARTS, QUANTIZED
 from llava_mini.plan.planner import Planner
 from llava_mini.plan.sample import Sample
 from llava_mini.plan.step import Mode
@@ -32,7 +33,7 @@ def test_breakdown_sums_to_peak_and_names_what_there_is(stage_of: Callable) -> N
     peak = Planner(stage, Mode(autocast=torch.bfloat16), SAMPLE).step(2)
     assert list(peak.breakdown) == list(PARTS)
     assert sum(peak.breakdown.values()) == peak.bytes
-    assert min(peak.breakdown[part] for part in (FROZEN, QUANTIZED, GRADIENTS, OPTIMIZER, CASTS, LOGITS)) > 0
+    assert min(peak.breakdown[part] for part in (FROZEN, QUANTIZED, GRADIENTS, OPTIMIZER, CASTS)) > 0
 
 
 def test_features_from_disk_several_frames_and_turns_are_planned_as_they_run(
@@ -50,13 +51,14 @@ def test_8_bit_state_is_as_bitsandbytes_makes_it(stage_of: Callable, watched: Ca
     assert real.breakdown[OPTIMIZER] - planned.breakdown[OPTIMIZER] in (0, 2048)
 
 
-def test_paged_state_lies_in_host_memory(stage_of: Callable) -> None:
+def test_paged_state_lies_in_host_memory(stage_of: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stand_ins, "PAGED_FROM", 5000)
     kept = Planner(stage_of("full", meta=True, optimizer="adamw_8bit"), Mode(), SAMPLE).step(1)
     paged = Planner(stage_of("full", meta=True, optimizer="paged_adamw_8bit"), Mode(), SAMPLE)
     paged.use("paged_adamw_8bit")
     peak = paged.step(1)
     stage_parameters = [p for p in paged.stage.parameters() if p.requires_grad]
-    large = [p.numel() for p in stage_parameters if p.numel() >= 100_000]
+    large = [p.numel() for p in stage_parameters if p.numel() >= 5000]
     assert peak.host_bytes == 2 * sum(large) > 0
     assert peak.breakdown[OPTIMIZER] < kept.breakdown[OPTIMIZER]
 
@@ -73,7 +75,7 @@ def test_cache_grows_with_new_tokens(stage_of: Callable) -> None:
         return Planner(stage_of("full", meta=True), Mode(), Sample(text_tokens=8)).answer(2, new_tokens).bytes
 
     # two moments of three layers, 128 wide, of two samples, in float32; the last layer's is there twice when it grows
-    assert peak(3000) - peak(2000) == pytest.approx(2 * 3 * 128 * 4 * 2 * 1000, rel=0.4)
+    assert peak(3000) - peak(2000) == pytest.approx(2 * 3 * 128 * 4 * 2 * 1000 * 1.5, rel=0.02)
 
 
 def test_dropout_keeps_bytes_on_a_gpu(stage_of: Callable) -> None:

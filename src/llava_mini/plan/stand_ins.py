@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from llava_mini.finetune.packages import require
 
+PAGED_FROM = 100_000  # values of a parameter whose state bitsandbytes pages
 _BLOCK, _SCALES = 64, 256  # weights of a scale, scales of a scale of their own
 
 
@@ -129,7 +130,7 @@ class AdamW8bit(torch.optim.Optimizer):
         count = parameter.numel()
         packed = count >= 4096
         dtype = torch.uint8 if packed else torch.float32
-        if self.paged and count >= 100_000:
+        if self.paged and count >= PAGED_FROM:
             self.host_bytes += 2 * count * dtype.itemsize
         else:
             for name in ("state1", "state2"):
