@@ -18,7 +18,7 @@ SEED_LIST = $(if $(filter-out 0,$(filter $(SEEDS),$(NUMBERS))),$(subst $(space),
   $(error SEEDS=$(SEEDS): allowed is a count of seeds, 1 to 99))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format world train sweep compare bench-data mlflow clean
+.PHONY: help setup test lint format world train sweep compare bench-data qlora gpu-check mlflow clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -53,6 +53,14 @@ compare: $(STAMP) ## Report on a sweep again: SWEEP_DIR=...
 
 bench-data: $(STAMP) ## Measure the data path against the usual ways, into experiments/003-data-path (ARGS="--rounds 3")
 	OMP_NUM_THREADS=1 $(BIN)/llava-mini bench data $(ARGS)
+
+qlora: $(STAMP) ## Fine-tune the tiny world over NF4 by LoRA, merge, and compare the answers of both
+	$(BIN)/llava-mini train experiment=tiny_qlora run_dir=runs/tiny_qlora $(ARGS)
+	rm -rf runs/tiny_qlora/merged
+	$(BIN)/llava-mini merge --check runs/tiny_qlora runs/tiny_qlora/merged
+
+gpu-check: ## Train real shapes on the GPU here against their plan, into experiments/005-gpu (PYTHON=..., ARGS=--tiny)
+	PYTHONPATH=src $(or $(PYTHON),python3) -m llava_mini.gpu_check $(ARGS)
 
 mlflow: $(STAMP) ## Show the runs in a browser, on PORT=5000 of this machine (MLFLOW_TRACKING_URI is respected)
 	$(if $(filter http%,$(MLFLOW_TRACKING_URI)),@echo 'The runs are shown at $(MLFLOW_TRACKING_URI)',\

@@ -59,7 +59,7 @@ def test_config_prints_what_will_be_used(capsys: pytest.CaptureFixture):
         (["train", "trainer.accelerator=abacus"], ["trainer.accelerator='abacus'", "'cpu'"]),
         (["train", "model.weights=[nowhere]"], ["nowhere", "missing"]),
         (["train", "model.tokenizer=nowhere"], ["model.tokenizer=nowhere"]),
-        (["train", "model.text_config.hidden_size=72"], ["model.safetensors", "shape"]),
+        (["train", "model.text_config.hidden_size=72"], ["checkpoints/tiny/stage1", "shape"]),
         (["train", "model.text_config.hidden_size=wide"], ["hidden_size"]),
         (["train", "model.text_config.model_type=gpt9"], ["gpt9"]),
         (["train", "data.splits.train=nothing"], ["nothing"]),

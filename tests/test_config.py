@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from llava_mini.config import CONFIG_DIR, instantiate, load, options, resolve, save
+from llava_mini.config import instantiate, load, options, resolve, save
 from llava_mini.errors import UserError
+from llava_mini.files import CONFIG_DIR
 
 
 def groups() -> list[tuple[str, str]]:
@@ -23,7 +24,7 @@ def test_defaults_are_the_tiny_world_with_one_token():
     config = resolve([])
     assert config["choices"] == {
         "model": "tiny", "compressor": "query", "order": "release", "data": "toyworld", "stage": "instruction",
-        "experiment": "tiny",
+        "finetune": "full", "hardware": "auto", "experiment": "tiny",
     }  # fmt: skip
     assert (config["compressor"]["C"], config["fusion"]["num_layers"]) == (1, 4)
 
@@ -56,6 +57,9 @@ def test_one_value_chooses_the_papers_order():
         ("data.template=3", ["data.template=3: allowed are the name of a template and {field: text, ...}"]),
         ("data.views=round", ["data.views='round'", "'square', 'pad' or 'hd'"]),
         ("data.max_bad_fraction=2", ["data.max_bad_fraction=2", "less than or equal to 1"]),
+        ("model.weights=hub", ["model.weights=hub with model.hub=null", "model.hub={vision_tower: PLACE"]),
+        ("model.weights=none", ["model.weights='none': allowed are random, hub and [folder, ...]"]),
+        ("model.hub={vision_tower: a/b}", ["model.hub", "language_model"]),
         ("trainer.devices=0", ["trainer.devices=0", "greater than or equal to 1"]),
     ],
 )

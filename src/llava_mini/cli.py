@@ -1,6 +1,6 @@
 """`llava-mini <command> key=value ...`: reads the command line, resolves the config, calls the command.
 
-A user's mistake is one line on standard error and exit status 2; a run that stops itself (a non-finite loss) is 1;
+A user's mistake is one line on standard error and exit status 2; a run that stops itself (its loss, no memory) is 1;
 Ctrl-C is 130. Commands are imported when they are called, so that a mistake is reported before torch is loaded.
 """
 
@@ -63,12 +63,13 @@ def _train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
         return 0 if claim(run_dir, config) else run_ranks([*train_command(config_dirs), *overrides], count, run_dir)
     if rank:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 ends in order, and then all are ended
+    from llava_mini.commands.out_of_memory import RunOutOfMemoryError
     from llava_mini.commands.train import train
     from llava_mini.stages.base import NonFiniteLossError
 
     try:
         train(config)
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, RunOutOfMemoryError) as error:
         print(f"{OWN_MESSAGE}{error}", file=sys.stderr)
         return 1
     return 0
@@ -112,22 +113,51 @@ def _data(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
     return data(arguments)
 
 
+def _merge(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
+    from llava_mini.commands.merge import merge
+
+    return merge(arguments)
+
+
 def _bench(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
     from llava_mini.commands.bench import bench
 
     return bench(arguments)
 
 
+def _plan(arguments: list[str], config_dirs: tuple[str, ...]) -> int:
+    from llava_mini.commands.plan import plan
+
+    return plan(arguments, config_dirs)
+
+
+def _doctor(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
+    from llava_mini.commands.doctor import doctor
+
+    return doctor(arguments)
+
+
+def _convert(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
+    from llava_mini.commands.convert import convert
+
+    return convert(arguments)
+
+
 COMMANDS: dict[str, tuple[Command, str]] = {
     "train": (_train, "one run: train, evaluate, write result.json in run_dir"),
+    "plan": (_plan, "memory of a run's step, whether it fits the card, what saves: llava-mini plan --help"),
     "sweep": (_sweep, "many runs: key=value,value,... for any config key, sweep_dir=FOLDER; ends with compare"),
     "compare": (_compare, "table, plots and report.html of a sweep's folder"),
     "world": (_world, "make the tiny world's data and pre-trained parts anew"),
     "config": (_config, "print the resolved config of a run"),
     "data": (_data, "LLaVA JSON, images and videos to shards; their check, their counts: llava-mini data --help"),
+    "convert": (_convert, "weights of LLaVA and of the official release to ours, and back: llava-mini convert --help"),
+    "merge": (_merge, "a run with adapters as one plain model: llava-mini merge RUN DST"),
     "bench": (_bench, "measure this program on this machine: llava-mini bench --help"),
+    "doctor": (_doctor, "what is installed, whether it drives the card found, what to install instead"),
 }
-_WITH_FLAGS = ("data", "bench")  # commands that read --flags of their own instead of a config's key=value
+# Commands that read --flags of their own instead of a config's key=value.
+_WITH_FLAGS = ("plan", "data", "convert", "merge", "bench", "doctor")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,11 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from llava_mini.errors import UserError
-from llava_mini.files import write_text
+from llava_mini.files import CONFIG_DIR, write_text
 from llava_mini.schema import check, describe
-
-_PACKAGED = Path(__file__).parent / "conf"
-CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
 
 
 def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -59,11 +56,11 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str
     chosen = {group: name for group, name in choices.items() if group != "launcher" and not group.startswith("hydra/")}
     config: dict[str, Any] = {"choices": chosen, **resolved}  # type: ignore[dict-item]  # a mapping at the top gives a dict
     check(config)
-    _import_own(config, config_dirs)
+    import_own(config, config_dirs)
     return {**config, "inputs": _inputs(config, config_dirs)}
 
 
-def _import_own(config: dict[str, Any], config_dirs: tuple[str, ...]) -> None:
+def import_own(config: dict[str, Any], config_dirs: tuple[str, ...]) -> None:
     """Import the compressor's module when it lies in a folder that the user named; a model never imports by itself."""
     module = str(config["compressor"].get("_target_", "")).rpartition(".")[0]
     for folder in config_dirs:
@@ -75,7 +72,9 @@ def _import_own(config: dict[str, Any], config_dirs: tuple[str, ...]) -> None:
 
 def _inputs(config: dict[str, Any], config_dirs: tuple[str, ...]) -> dict[str, str]:
     """Hashes of the files that a run starts from, so that a changed one makes another run of the same values."""
-    weights = [Path(folder) / "model.safetensors" for folder in config["model"]["weights"]]
+    given = config["model"]["weights"]
+    folders = [Path(folder) for folder in given] if isinstance(given, list) else []
+    weights = [folder / name for folder in folders for name in ("model.safetensors", "model.safetensors.index.json")]
     tokenizer = Path(config["model"]["tokenizer"]) / "tokenizer.json"
     own = [path for folder in config_dirs for path in sorted(Path(folder).rglob("*.py"))]
     groups = {"weights": weights, "tokenizer": [tokenizer], "own_code": own}

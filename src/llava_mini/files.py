@@ -6,10 +6,16 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from llava_mini.errors import UserError
+
+_PACKAGED = Path(__file__).parent / "conf"
+CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
 
 
 @contextmanager
@@ -66,3 +72,22 @@ def shard_lock(folder: Path, number: int) -> Iterator[None]:
     with open(folder / ".shards.lock", "w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX, 1, number)
         yield
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place when the block ends, and is removed when it fails.
+
+    Raises:
+        UserError: `folder` is there and not an empty folder.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder}: is there already; allowed is a folder that is not there, or an empty one")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(folder)  # over an empty folder too
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

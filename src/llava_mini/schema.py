@@ -40,6 +40,8 @@ Sets = Annotated[
     _only("a set, [set, ...] and {set: weight above 0, ...}"),
 ]
 Template = Annotated[Name | dict[str, str | bool], _only("the name of a template and {field: text, ...}")]
+# Folders whose tensors are loaded in this order (what they leave out stays random), or the parts that model.hub names.
+Weights = Annotated[Literal["random", "hub"] | list[Name], _only("random, hub and [folder, ...]")]
 Features = Annotated[Flag | Name, _only("true, false and a folder")]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
 
@@ -61,6 +63,14 @@ class Order:
 
 
 @dataclass
+class Hub:
+    """The parts that a model is made of: Hub ids or folders."""
+
+    vision_tower: Name
+    language_model: Name
+
+
+@dataclass
 class Model:
     """Shapes of the parts, and where their weights and the tokenizer lie."""
 
@@ -68,8 +78,9 @@ class Model:
     text_config: dict[str, Any]
     vision_feature_layer: int
     image_processor: dict[str, Any]
-    tokenizer: str
-    weights: list[str]
+    hub: Hub | None
+    tokenizer: Name
+    weights: Weights
 
 
 @dataclass
@@ -96,6 +107,46 @@ class Data:
 
 
 @dataclass
+class Lora:
+    """Low-rank adapters (PEFT's LoraConfig)."""
+
+    rank: Positive
+    alpha: Positive
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    dora: Flag
+
+
+@dataclass
+class Finetune:
+    """Which weights of the language model and of pre-fusion train, and how the frozen ones are stored."""
+
+    language_model: Literal["full", "lora", "frozen"]
+    prefusion: Literal["full", "lora"]
+    quantize: Literal["nf4"] | None
+    lora: Lora | None
+
+
+@dataclass
+class Hardware:
+    """The card that a run is planned for."""
+
+    memory_gib: Annotated[float, Field(gt=0)] | None
+    torch_build: Literal["cpu", "cu126", "cu130"] | None
+
+
+@dataclass
+class Savers:
+    """What saves memory in training."""
+
+    checkpointing: Flag
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+    loss_chunk: Positive | None
+    frozen_dtype: Literal["float16", "bfloat16"] | None
+    vision_batch: Positive | None
+    offload_vision: Flag
+
+
+@dataclass
 class Trainer:
     """Length, precision and rhythm of a training run; steps are optimiser steps."""
 
@@ -104,6 +155,7 @@ class Trainer:
     gradient_clip_val: Annotated[float, Field(gt=0)] | None
     precision: Precision
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
+    strategy: Literal["auto", "fsdp"]
     devices: Positive  # processes of a machine that train together, each on a device of its own; CPUs are shared
     machines: Positive
     val_every: Positive
@@ -139,6 +191,9 @@ _TYPES: dict[str, Any] = {
     "order": Order,
     "model": Model,
     "data": Data,
+    "finetune": Finetune,
+    "hardware": Hardware,
+    "savers": Savers,
     "trainer": Trainer,
     "tracking": Tracking,
     "world": World,
@@ -156,6 +211,8 @@ def check(config: dict[str, Any]) -> None:
             TypeAdapter(kind).validate_python(config[name])
         except ValidationError as error:
             raise UserError(describe(name, error)) from error
+    _check_finetune(config)
+    _check_model(config["model"])
     data = config["data"]
     for split, sets in data["splits"].items():
         _check_different(split, set_names(sets))
@@ -170,6 +227,45 @@ def _check_different(split: str, names: list[str]) -> None:
     for number, name in enumerate(names):
         if places[number] in places[:number]:
             raise UserError(f"data.splits.{split}: {name} is given twice; allowed is each set once, its share a weight")
+
+
+def _check_model(model: dict[str, Any]) -> None:
+    """Refuse values that do not go together.
+
+    Raises:
+        UserError: naming them.
+    """
+    if model["weights"] == "hub" and model["hub"] is None:
+        raise UserError(
+            "model.weights=hub with model.hub=null: needed is model.hub={vision_tower: PLACE, language_model: PLACE}"
+        )
+    for key in ("vision_config", "text_config"):
+        if not model[key] and model["weights"] != "hub":
+            raise UserError(f"model.{key}={{}}: only with model.weights=hub does the part's own config say its shape")
+
+
+def _check_finetune(config: dict[str, Any]) -> None:
+    """Refuse values that do not go together.
+
+    Raises:
+        UserError: naming them.
+    """
+    finetune = config["finetune"]
+    frozen_dtype, precision = config["savers"]["frozen_dtype"], config["trainer"]["precision"]
+    if finetune["quantize"] is not None and finetune["language_model"] == "full":
+        raise UserError(
+            f"finetune.quantize={finetune['quantize']} with finetune.language_model=full: "
+            "weights in 4 bits cannot train; allowed are finetune.language_model=lora, frozen"
+        )
+    adapted = [part for part in ("language_model", "prefusion") if finetune[part] == "lora"]
+    if adapted and finetune["lora"] is None:
+        raise UserError(
+            f"finetune.{adapted[0]}=lora with finetune.lora=null: needed is finetune.lora={{rank: 16, alpha: 32, ...}}"
+        )
+    if frozen_dtype is not None and precision == "32-true":
+        raise UserError(
+            f"savers.frozen_dtype={frozen_dtype} with trainer.precision=32-true: allowed are null, or a mixed precision"
+        )
 
 
 def set_names(sets: str | list[str] | dict[str, float] | None) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from llava_mini import finetune
 from llava_mini.errors import UserError
 from llava_mini.stages.alignment import AlignmentStage
 from llava_mini.stages.base import PARTS, NonFiniteLossError
@@ -152,6 +153,112 @@ def test_a_checkpoint_holds_trained_weights_and_plain_values_only(
     fresh = make_stage({"projector": 1e-3, "compressor": 1e-3})
     fresh.load_state_dict(checkpoint["state_dict"], strict=stage.strict_loading)
     assert all(torch.equal(tensor, stage.model.state_dict()[name]) for name, tensor in fresh.model.state_dict().items())
+
+
+@pytest.fixture
+def make_adapted(make_model: Factory) -> Factory:
+    """make_adapted(finetune's changes, **options): a stage over a model with adapters, the same each time."""
+
+    def make(spec: dict[str, Any] | None = None, rates: dict[str, float] | None = None, **options: Any) -> Any:
+        lora = {"rank": 4, "alpha": 8, "dropout": 0.5, "dora": False}
+        how = {"language_model": "lora", "prefusion": "full", "quantize": "nf4", "lora": lora, **(spec or {})}
+        with torch.random.fork_rng():
+            torch.manual_seed(7)  # adapters begin at random
+            model = make_model()
+            finetune.apply(model, how, compute_dtype=torch.float32, frozen_dtype=None)
+        arguments = {"learning_rates": rates or ALL_RATES, "warmup_ratio": 0.0, "finetune": how, **options}
+        return InstructionStage(model=model, **arguments)
+
+    return make
+
+
+@pytest.mark.parametrize("prefusion", ["full", "lora"])
+def test_of_a_part_with_adapters_they_alone_train(
+    make_adapted: Factory, make_batch: Factory, fit: Factory, prefusion: str
+):
+    stage = make_adapted({"prefusion": prefusion}, weight_decay=0.1)
+    before = weights(stage)
+    optimizer = fit(stage, [make_batch(stage.model, [1, 2])] * 2).optimizers[0]
+    after = stage.model.state_dict()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert {name.split(".")[0] for name in changed} == set(ALL_RATES)
+    assert all("lora_" in name for name in changed if name.startswith("language_model"))
+    assert all("lora_" in name for name in changed if name.startswith("prefusion")) == (prefusion == "lora")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in stage.model.parameters() if p.requires_grad}
+
+
+def test_a_frozen_language_model_does_not_train_whatever_its_rate(
+    make_adapted: Factory, make_batch: Factory, fit: Factory
+):
+    stage = make_adapted({"language_model": "frozen", "lora": None, "quantize": None})
+    before = weights(stage)
+    fit(stage, [make_batch(stage.model, [1])])
+    assert changed_parts(stage, before) == set(ALL_RATES) - {"language_model"} == set(stage.trained_parts)
+    assert not stage.model.language_model.training
+    with pytest.raises(UserError, match=r"finetune\.language_model=frozen: stage\.learning_rates gives no other part"):
+        make_adapted({"language_model": "frozen", "lora": None}, {"language_model": 1e-3})
+
+
+def test_adapters_without_a_rate_are_refused(make_adapted: Factory):
+    with pytest.raises(UserError, match=r"finetune\.language_model=lora: stage\.learning_rates\.language_model gives"):
+        make_adapted(rates={"projector": 1e-3})
+
+
+def test_the_table_tells_adapters_and_packed_weights(make_adapted: Factory, make_model: Factory):
+    lines = make_adapted({"prefusion": "lora"}).parts_table().splitlines()
+    row = dict(zip(PARTS, lines, strict=True))
+    count = sum(p.numel() for p in make_model().language_model.parameters())
+    trained = 3 * 4 * (2 * (48 + 48) + 2 * (48 + 24) + 3 * (48 + 64))  # layers x rank x (ins + outs)
+    assert row["language_model"].endswith(f"{count:,} parameters  LoRA r=4: {trained:,} trained, lr 0.004; NF4")
+    assert row["prefusion"].endswith(f"LoRA r=4: {trained // 3 * 2:,} trained, lr 0.003")
+    frozen = make_adapted({"language_model": "frozen"}).parts_table().splitlines()
+    assert frozen[-1].endswith(f"{count:,} parameters  frozen; NF4")
+
+
+def test_checkpoints_hold_adapters_in_the_place_of_their_part(
+    make_adapted: Factory, make_batch: Factory, fit: Factory, tmp_path: Path
+):
+    stage = make_adapted()
+    keep = ModelCheckpoint(dirpath=tmp_path, filename="last", every_n_train_steps=1, enable_version_counter=False)
+    fit(
+        stage, [make_batch(stage.model, [1])], callbacks=[keep], plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=True,
+    )  # fmt: skip
+    names = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    of_language_model = {name for name in names if name.startswith("model.language_model")}
+    assert len(of_language_model) == 2 * 21 and all("lora_" in name for name in of_language_model)
+    assert {name.split(".")[1] for name in names} == set(ALL_RATES)
+
+
+def test_dropout_is_a_function_of_seed_and_place(make_adapted: Factory, make_batch: Factory, fit: Factory):
+    def losses(seed: int, drawn_before: int, positions: list[int]) -> list[float]:
+        stage, watch = make_adapted(seed=seed, rates=dict.fromkeys(ALL_RATES, 0.0)), Losses()
+        with torch.no_grad():
+            for name, parameter in stage.model.named_parameters():
+                if "lora_B" in name:
+                    parameter.fill_(0.1)
+        torch.rand(drawn_before)
+        batches = [make_batch(stage.model, [1, 2]) for _ in positions]
+        for batch, position in zip(batches, positions, strict=True):
+            batch.position = position
+        fit(stage, batches, callbacks=[watch])
+        return watch.seen
+
+    first = losses(0, 1, [2, 4, 6])
+    assert len(set(first)) == 3, "another mask at every place"
+    assert losses(0, 99, [2, 4, 6]) == first and losses(0, 5, [4, 6]) == first[1:]
+    assert not set(losses(1, 1, [2, 4, 6])) & set(first)
+
+
+class Losses(Callback):
+    """Notes the loss of every batch."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.seen.append(float(outputs["loss"]))
 
 
 def test_a_batch_without_usable_samples_teaches_nothing(make_stage: Factory, make_batch: Factory, fit: Factory):

@@ -4,8 +4,17 @@ What only neighbours know (widths, numbers of tokens and patches) is passed on h
 """
 
 from llava_mini.build.data import build_datamodule, build_template, prepare_data, store_features, tower_fingerprint
-from llava_mini.build.model import build_model, build_processor, build_tokenizer, build_vision_model, check_model
-from llava_mini.build.trainer import build_stage, build_trainer, make_trainer, num_ranks, seed_run
+from llava_mini.build.model import build_model, build_processor, build_vision_model, check_model
+from llava_mini.build.tokenizer import build_tokenizer
+from llava_mini.build.trainer import (
+    build_stage,
+    build_trainer,
+    fine_tune,
+    frozen_dtype,
+    make_trainer,
+    num_ranks,
+    seed_run,
+)
 
 __all__ = [
     "build_datamodule",
@@ -17,6 +26,8 @@ __all__ = [
     "build_trainer",
     "build_vision_model",
     "check_model",
+    "fine_tune",
+    "frozen_dtype",
     "make_trainer",
     "num_ranks",
     "prepare_data",

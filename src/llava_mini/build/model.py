@@ -1,54 +1,57 @@
-"""Config to model: its shape, the weights that it starts from, its tokenizer and its processor.
+"""Config to model: its shape, the weights that it starts from, and its processor.
 
 `check_model` finds the mistakes that need neither weights nor data, so that a sweep can tell them before any run.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from transformers import AutoTokenizer, CLIPImageProcessorPil, PreTrainedTokenizerBase
+from transformers import CLIPImageProcessorPil, PreTrainedConfig, PreTrainedTokenizerBase
 
+from llava_mini.build.tokenizer import image_token
+from llava_mini.build.weights import default_dtype, load_parts, load_tower, load_weights
 from llava_mini.config import check_spec
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.models.compressors import build_compressor
+from llava_mini.models.interop.parts import check_same, text_config_of, vision_config_of
 from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW, build_vision_tower
-
-log = logging.getLogger("llava_mini")
 
 Config = dict[str, Any]
 
 
-def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
-    """The model's tokenizer.
-
-    Raises:
-        UserError: when its folder holds none.
-    """
-    place = config["model"]["tokenizer"]
-    if not (Path(place) / "tokenizer_config.json").is_file():
-        raise UserError(f"model.tokenizer={place}: no tokenizer_config.json there; name a tokenizer's folder")
-    return AutoTokenizer.from_pretrained(place)
-
-
-def build_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> LlavaMiniForConditionalGeneration:
+def build_model(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> LlavaMiniForConditionalGeneration:
     """The model with its weights loaded and pre-fusion initialised.
+
+    Args:
+        config: The resolved config.
+        tokenizer: Of `build_tokenizer`.
+        device: Where it is built; "meta" gives shapes alone, and no weights are looked for.
+        dtype: Of its weights.
 
     Raises:
         UserError: for weights that are missing or do not fit, or an impossible fusion.
     """
-    model = _shaped(config, tokenizer)
-    for folder in config["model"]["weights"]:
-        load_weights(model, Path(folder))
+    spec, device = config["model"], torch.device(device)
+    from_parts = spec["weights"] == "hub" and device.type != "meta"
+    with torch.device("meta") if from_parts else device, default_dtype(dtype):
+        model = _shaped(config, tokenizer, from_parts=from_parts)
+    if device.type == "meta":
+        return model
+    if from_parts:
+        load_parts(model, spec, device, dtype)
+    for folder in _folders(spec):
+        load_weights(model, folder)
     if config["fusion"]["init"] == "copy" and config["fusion"]["num_layers"]:
         model.prefusion.copy_from(model.language_model)
     return model
@@ -60,33 +63,38 @@ def build_vision_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Ll
     Raises:
         UserError: for weights that are missing or do not fit, or that hold no vision tower.
     """
+    spec = config["model"]
     with torch.device("meta"):
-        model = _shaped(config, tokenizer)
+        model = _shaped(config, tokenizer, from_parts=spec["weights"] == "hub")
+    if spec["weights"] == "hub":
+        load_tower(model, spec, torch.device("cpu"), torch.float32)
+        return model
     model.vision_tower = build_vision_tower(model.config.vision_config)
-    found = [load_weights(model, Path(folder), part="vision_tower") for folder in config["model"]["weights"]]
+    found = [load_weights(model, folder, part="vision_tower") for folder in _folders(spec)]
     if not any(found):
-        raise UserError(f"model.weights={config['model']['weights']}: none of them holds a vision tower")
+        raise UserError(f"model.weights={spec['weights']}: none of them holds a vision tower")
     return model
 
 
-def _shaped(config: Config, tokenizer: PreTrainedTokenizerBase) -> LlavaMiniForConditionalGeneration:
-    """The model with random weights.
+def _folders(spec: dict[str, Any]) -> list[Path]:
+    """Folders whose tensors are loaded, in this order."""
+    return [Path(folder) for folder in spec["weights"]] if isinstance(spec["weights"], list) else []
+
+
+def _shaped(
+    config: Config, tokenizer: PreTrainedTokenizerBase, *, from_parts: bool
+) -> LlavaMiniForConditionalGeneration:
+    """The model with random weights, in the preset's shape or in that of the parts it will be made of.
 
     Raises:
-        UserError: for an impossible shape.
+        UserError: for an impossible shape, or a part whose config differs from the preset's.
     """
     spec = config["model"]
-    text_config = {
-        **spec["text_config"],
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
     try:
+        vision_config, text_config = _part_configs(spec, tokenizer, from_parts=from_parts)
         return LlavaMiniForConditionalGeneration(
             LlavaMiniConfig(
-                vision_config=spec["vision_config"],
+                vision_config=vision_config,
                 text_config=text_config,
                 image_token_id=tokenizer.convert_tokens_to_ids(image_token(config)),
                 vision_feature_layer=spec["vision_feature_layer"],
@@ -102,66 +110,52 @@ def _shaped(config: Config, tokenizer: PreTrainedTokenizerBase) -> LlavaMiniForC
         raise UserError(f"model: this shape cannot be built: {type(error).__name__}: {error}") from error
 
 
+def _part_configs(
+    spec: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, from_parts: bool
+) -> tuple[dict[str, Any] | PreTrainedConfig, dict[str, Any] | PreTrainedConfig]:
+    """Configs of vision tower and language model: the preset's, or the parts' own where they are read from there.
+
+    A preset that says nothing about a part leaves it to the part in any case. What a preset's text config does not say
+    follows from the tokenizer.
+
+    Raises:
+        UserError: the part whose config is needed cannot be found, or differs from what the preset says.
+    """
+    vision_config, text_config, hub = spec["vision_config"], spec["text_config"], spec["hub"]
+    if from_parts or not vision_config:
+        own = vision_config_of(hub["vision_tower"])
+        check_same(vision_config, own, "vision_config", hub["vision_tower"])
+        vision_config = own
+    if from_parts or not text_config:
+        own = text_config_of(hub["language_model"])
+        check_same(text_config, own, "text_config", hub["language_model"])
+        return vision_config, own
+    from_tokenizer = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return vision_config, {**from_tokenizer, **text_config}
+
+
 def check_model(config: Config) -> None:
     """Find the mistakes in a config that need no weights and no data, before anything is made for it.
 
     Raises:
         UserError: for an impossible stage, compressor or fusion.
     """
-    check_spec(config["stage"], "stage", {"model", "kinds", "report_dir"})
+    check_spec(config["stage"], "stage", {"model", "kinds", "report_dir", "finetune", "optimizer", "seed"})
     spec, fusion = config["model"], config["fusion"]
     before = config["order"]["compress_before_projection"]
-    build_compressor(config["compressor"], spec["vision_config" if before else "text_config"]["hidden_size"])
-    layers = spec["text_config"]["num_hidden_layers"]
-    if fusion["init"] == "copy" and fusion["num_layers"] > layers:
+    width = spec["vision_config" if before else "text_config"].get("hidden_size")
+    if width is not None:  # else the part's own config says it, which may still have to be fetched
+        build_compressor(config["compressor"], width)
+    layers = spec["text_config"].get("num_hidden_layers")
+    if layers is not None and fusion["init"] == "copy" and fusion["num_layers"] > layers:
         raise UserError(
             f"fusion.num_layers={fusion['num_layers']}: init 'copy' allows at most the language model's {layers} layers"
         )
-
-
-def load_weights(model: LlavaMiniForConditionalGeneration, folder: Path, part: str = "") -> bool:
-    """Load the parts of a model that `folder`/model.safetensors holds, or one of them.
-
-    Returns:
-        Whether it holds any.
-
-    Raises:
-        UserError: for a missing or unreadable file, or a tensor that the model does not have or has in another shape.
-    """
-    path = folder / "model.safetensors"
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"model.weights: {path} is missing; `make world` makes the tiny world's") from error
-    except SafetensorError as error:
-        raise UserError(f"model.weights: {path} is no safetensors file ({error})") from error
-    tensors = {name: tensor for name, tensor in tensors.items() if not part or name.startswith(f"{part}.")}
-    own = model.state_dict()
-    for name, tensor in tensors.items():
-        if name not in own or own[name].shape != tensor.shape:
-            has = f"shape {list(own[name].shape)}" if name in own else "no such tensor"
-            raise UserError(f"{path}: {name} has shape {list(tensor.shape)}, the model has {has}")
-    _check_hash(path)
-    model.load_state_dict(tensors, strict=False)
-    if tensors:
-        log.info("%s: weights of %s", path, ", ".join(sorted({name.split(".")[0] for name in tensors})))
-    return bool(tensors)
-
-
-def _check_hash(path: Path) -> None:
-    """Compare weights with the hash in the recipe beside them, where there is one."""
-    recipe = path.with_name("recipe.json")
-    if recipe.is_file():
-        expected = json.loads(recipe.read_text())["sha256"]
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != expected:
-            raise UserError(f"{path}: sha256 is {found[:12]}, {recipe.name} says {expected[:12]}; restore it")
-
-
-def image_token(config: Config) -> str:
-    """The placeholder in the tokenizer's vocabulary."""
-    template = config["data"]["template"]
-    return "<image>" if isinstance(template, str) else str(template.get("image_token", "<image>"))
 
 
 def build_processor(

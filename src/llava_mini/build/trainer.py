@@ -1,4 +1,4 @@
-"""Config to training: the stage, Lightning's Trainer and its callbacks, on one device or on several."""
+"""Config to training: what is fine-tuned, the stage, Lightning's Trainer and its callbacks, for any devices."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy
 
+from llava_mini import finetune
+from llava_mini.build.strategy import build_strategy
 from llava_mini.config import instantiate
 from llava_mini.data.datamodule import VLMDataModule
 from llava_mini.data.position import StreamPosition
 from llava_mini.data.quarantine import Quarantine
 from llava_mini.errors import UserError
+from llava_mini.hardware import check_card, find_cards
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.models.savers import apply_savers
 from llava_mini.stages.base import VLMStage
 from llava_mini.stages.callbacks import Clock, History, Progress
 from llava_mini.stages.checkpointing import AtomicCheckpointIO
+from llava_mini.stages.sharding import Gathered
 
 Config = dict[str, Any]
 
@@ -36,11 +40,50 @@ def seed_run(config: Config) -> None:
     torch.set_num_threads(config["trainer"]["threads"])
 
 
-def build_stage(config: Config, model: LlavaMiniForConditionalGeneration) -> VLMStage:
-    """The LightningModule of the stage."""
+def fine_tune(config: Config, model: LlavaMiniForConditionalGeneration, **options: Any) -> None:
+    """Quantise, adapt and freeze a model as the config says; its weights are those that it starts from.
+
+    Args:
+        config: `finetune`, `trainer.precision` and `savers.frozen_dtype` are read.
+        model: Changed in place.
+        **options: Of `llava_mini.finetune.apply`.
+
+    Raises:
+        UserError: without the packages that this needs.
+    """
+    torch.manual_seed(config["seed"])  # adapters begin alike, whether or not data and features had to be made before
+    compute_dtype = finetune.compute_dtype(config["trainer"]["precision"])
+    options = {"compute_dtype": compute_dtype, "frozen_dtype": frozen_dtype(config), **options}
+    finetune.apply(model, config["finetune"], **options)
+
+
+def frozen_dtype(config: Config) -> torch.dtype | None:
+    """Of the weights that do not train, where they are not as they were loaded."""
+    name = config["savers"]["frozen_dtype"]
+    return None if name is None else {"float16": torch.float16, "bfloat16": torch.bfloat16}[name]
+
+
+def build_stage(config: Config, model: LlavaMiniForConditionalGeneration, **options: Any) -> VLMStage:
+    """The LightningModule of the stage, over a model that saves memory as the config says.
+
+    Args:
+        config: The whole config.
+        model: With the weights that it starts from.
+        **options: Of `llava_mini.finetune.apply`.
+    """
+    apply_savers(model, config["savers"])
+    fine_tune(config, model, **options)
     stage: VLMStage = instantiate(
-        config["stage"], "stage", model=model, kinds=config["data"]["kinds"], report_dir=config["run_dir"]
+        config["stage"],
+        "stage",
+        model=model,
+        kinds=config["data"]["kinds"],
+        report_dir=config["run_dir"],
+        finetune=config["finetune"],
+        optimizer=config["savers"]["optimizer"],
+        seed=config["seed"],
     )
+    finetune.cast_frozen(model, frozen_dtype(config))  # what the stage has frozen besides
     return stage
 
 
@@ -79,6 +122,8 @@ def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, logge
             save_on_train_epoch_end=False,
         ),
     ]
+    if spec["strategy"] == "fsdp":
+        callbacks.append(Gathered())
     return make_trainer(
         config,
         callbacks=callbacks,
@@ -109,6 +154,8 @@ def make_trainer(config: Config, **options: Any) -> Trainer:
     if spec["accelerator"] in ("gpu", "cuda") and not on_gpu:
         raise UserError(f"trainer.accelerator={spec['accelerator']}: torch finds no GPU here; allowed are auto, cpu")
     _check_devices(spec["devices"], spec["accelerator"], on_gpu)
+    for card in find_cards()[: spec["devices"]] if on_gpu else ():
+        check_card(card, torch.cuda.get_arch_list(), spec["precision"])
     return Trainer(
         max_steps=spec["max_steps"],
         max_epochs=1,
@@ -118,8 +165,7 @@ def make_trainer(config: Config, **options: Any) -> Trainer:
         accelerator=spec["accelerator"],
         devices=spec["devices"],
         num_nodes=spec["machines"],
-        # A rank whose batch shows no image leaves the projector and all that is read through it unused.
-        strategy=DDPStrategy(find_unused_parameters=True) if num_ranks(config) > 1 else "auto",
+        strategy=build_strategy(config, num_ranks(config)),
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         enable_model_summary=False,

@@ -112,5 +112,5 @@ def features_of(config: dict[str, Any]) -> str:
     """What the vision tower's features depend on: the pictures, how they are cut, the tower and its weights."""
     data, model = config["data"], config["model"]
     pictures = {key: data[key] for key in ("folder", "world_seed", "sizes", "splits", "views", "features")}
-    tower = {key: model[key] for key in ("vision_config", "vision_feature_layer", "image_processor", "weights")}
+    tower = {key: model[key] for key in ("vision_config", "vision_feature_layer", "image_processor", "weights", "hub")}
     return json.dumps([pictures, tower], sort_keys=True)

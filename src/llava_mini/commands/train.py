@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +14,19 @@ from lightning import Trainer
 from lightning.pytorch.loggers import Logger
 
 from llava_mini import build
+from llava_mini.commands.out_of_memory import out_of_memory_told
+from llava_mini.commands.planned import Memory
 from llava_mini.commands.ranks import own_rank
 from llava_mini.commands.run_folder import claim
-from llava_mini.commands.trained import measured, save_model
+from llava_mini.commands.trained import measured, save_run
 from llava_mini.config import save
 from llava_mini.data.datamodule import VLMDataModule
 from llava_mini.files import write_json
+from llava_mini.finetune import fingerprints, num_parameters
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.stages.base import PARTS, VLMStage
 from llava_mini.stages.callbacks import Clock
+from llava_mini.stages.sharding import Gathered
 from llava_mini.sweep.grid import config_hash
 from llava_mini.sweep.provenance import code_version, git_commit
 
@@ -34,12 +38,13 @@ log = logging.getLogger("llava_mini")
 
 @dataclass
 class Run:
-    """What a config is made into."""
+    """What a config is made into, and fingerprints of the weights that it started from."""
 
     model: LlavaMiniForConditionalGeneration
     processor: LlavaMiniProcessor
     datamodule: VLMDataModule
     stage: VLMStage
+    base: dict[str, str]
 
 
 def assemble(config: dict[str, Any]) -> Run:
@@ -50,7 +55,8 @@ def assemble(config: dict[str, Any]) -> Run:
     model = build.build_model(config, tokenizer)
     processor = build.build_processor(config, model, tokenizer)
     datamodule = build.build_datamodule(config, model, processor)
-    return Run(model, processor, datamodule, build.build_stage(config, model))
+    base = fingerprints(model)
+    return Run(model, processor, datamodule, build.build_stage(config, model), base)
 
 
 @contextmanager
@@ -70,18 +76,32 @@ def fit(run: Run, config: dict[str, Any], clock: Clock, loggers: list[Logger]) -
 
     Raises:
         KeyboardInterrupt: when it was interrupted; Lightning has then ended in order.
+        RunOutOfMemoryError: when the memory of a device, or of the host, does not suffice.
     """
     trainer = build.build_trainer(config, run.datamodule, clock, loggers)
     last = Path(config["run_dir"]) / "checkpoints" / "last.ckpt"
-    with interruptible():
+    with interruptible(), out_of_memory_told(config, lambda: trainer.global_step):
         trainer.fit(run.stage, run.datamodule, ckpt_path=str(last) if last.exists() else None)
     # What follows is one process's work, on all data; Lightning has moved the model off its device.
     if torch.distributed.is_initialized():
         trainer.strategy.barrier()
         torch.distributed.destroy_process_group()
+    if config["trainer"]["strategy"] == "fsdp":
+        if own_rank():
+            return trainer
+        _make_whole(run, config, trainer)
     run.datamodule.trainer = None
     run.stage.to(trainer.strategy.root_device)
     return trainer
+
+
+def _make_whole(run: Run, config: dict[str, Any], trainer: Trainer) -> None:
+    """Put a model with all weights in place of one whose weights are dealt, which ends with the ranks."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it where mypy does not look
+    gathered = next(callback for callback in callbacks if isinstance(callback, Gathered))
+    whole = assemble(config)
+    whole.stage.load_state_dict(gathered.state)
+    run.model, run.stage, run.datamodule = whole.model, whole.stage, whole.datamodule
 
 
 def train(config: dict[str, Any]) -> Path:
@@ -98,7 +118,7 @@ def train(config: dict[str, Any]) -> Path:
     run_dir = Path(config["run_dir"])
     if claim(run_dir, config):
         return run_dir
-    clock = Clock()
+    clock, memory = Clock(), Memory()
     run = assemble(config)
     if own_rank():
         fit(run, config, clock, [])
@@ -107,23 +127,33 @@ def train(config: dict[str, Any]) -> Path:
     save(config, run_dir / "config.yaml")
     write_json(run_dir / "code.json", {key: identity[key] for key in ("code_version", "commit")})
     log.info("%s", run.stage.parts_table())
+    memory.plan(config, run.datamodule, run.model.config.image_token_id)
     with _tracked(config, run_dir) as (tracker, loggers):
-        fit(run, config, clock, loggers)
-        save_model(run.model, run.processor, run_dir / "model")
+        trainer = fit(run, config, clock, loggers)
+        peaks = memory.measured(trainer.strategy.root_device)
+        save_run(run.model, run.processor, config, run.base)
+        with evaluation_precision(config, trainer):
+            figures = measured(run.model, run.datamodule, run_dir)
         result = {
             "status": "finished",
             **identity,
-            "params": {part: sum(p.numel() for p in run.model.get_submodule(part).parameters()) for part in PARTS},
-            **measured(run.model, run.datamodule, run_dir),
+            "params": {part: num_parameters(run.model.get_submodule(part)) for part in PARTS},
+            **figures,
             **clock.used(run.stage.device, build.num_ranks(config)),
+            **peaks,
             "mlflow_run_id": tracker.run_id(wait=5.0) if tracker else None,
         }
         if tracker:
-            tracker.log_metrics({key: result[key] for key in _TRACKED})
+            tracker.log_metrics({key: result[key] for key in _TRACKED if result[key] is not None})
         write_json(run_dir / "result.json", result)
     shares = ", ".join(f"{split} {share:.4f}" for split, share in result["accuracy"].items())
     log.info("accuracy %s; %s", shares, run_dir / "result.json")
     return run_dir
+
+
+def evaluation_precision(config: dict[str, Any], trainer: Trainer) -> AbstractContextManager[Any]:
+    """As in training, for a model whose frozen weights are of another type than those that train."""
+    return trainer.precision_plugin.forward_context() if config["savers"]["frozen_dtype"] else nullcontext()
 
 
 _TRACKED = (
@@ -135,6 +165,8 @@ _TRACKED = (
     "gpu_seconds",
     "skipped",
     "peak_memory_bytes",
+    "planned_peak_bytes",
+    "measured_peak_bytes",
     "tokens",
     "n_fusion",
     "params",

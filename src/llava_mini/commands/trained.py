@@ -20,6 +20,7 @@ from llava_mini.errors import UserError
 from llava_mini.evaluate.accuracy import evaluate
 from llava_mini.evaluate.flops import prefill_flops
 from llava_mini.files import rank_paths
+from llava_mini.finetune import is_adapted, save_trained
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 
 
@@ -99,6 +100,29 @@ def one_question(batch: VLMBatch, image_size: int) -> VLMBatch:
         num_views=None if batch.num_views is None else batch.num_views[:frames],
         turn_ids=None,
     )
+
+
+def save_run(
+    model: LlavaMiniForConditionalGeneration,
+    processor: LlavaMiniProcessor,
+    config: dict[str, Any],
+    base: dict[str, str],
+) -> None:
+    """Write what a run has trained into its `model` folder.
+
+    That is the whole model; or, of a run with adapters or a base in 4 bits, what it trained and what it trained over.
+
+    Args:
+        model: As trained.
+        processor: The model's.
+        config: The run's.
+        base: Fingerprints of the model's parts as they were loaded.
+    """
+    folder, finetune = Path(config["run_dir"]) / "model", config["finetune"]
+    if is_adapted(finetune):
+        save_trained(model, folder, finetune, {"weights": config["model"]["weights"], "fingerprints": base})
+    else:
+        save_model(model, processor, folder)
 
 
 def save_model(model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor, folder: Path) -> None:

@@ -49,7 +49,7 @@ class LlavaMiniConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.vision_config = _sub_config(self.vision_config, "clip_vision_model", _CLIP_VIT_L_336)
+        self.vision_config = _sub_config(self.vision_config, "clip_vision_model", CLIP_VIT_L_336)
         self.text_config = _sub_config(self.text_config, "llama", {})
         if self.compressor is None:
             self.compressor = {"_target_": "llava_mini.models.compressors.query.QueryCompressor", "C": 1}
@@ -84,7 +84,7 @@ class LlavaMiniConfig(PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
 
-_CLIP_VIT_L_336 = {
+CLIP_VIT_L_336 = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,

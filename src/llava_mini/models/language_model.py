@@ -18,7 +18,7 @@ def build_language_model(text_config: PreTrainedConfig) -> PreTrainedModel:
     Raises:
         UserError: for a family whose decoder layers are not known to fit pre-fusion.
     """
-    _check_family(text_config)
+    check_family(text_config)
     return AutoModelForCausalLM.from_config(text_config, dtype=torch.get_default_dtype())
 
 
@@ -33,7 +33,7 @@ def build_decoder_layers(
     Raises:
         UserError: as `build_language_model`.
     """
-    _check_family(text_config)
+    check_family(text_config)
     fields = text_config.to_dict()
     for unfit in ("layer_types", "architectures", "model_type", "max_window_layers", "use_sliding_window"):
         fields.pop(unfit, None)
@@ -46,6 +46,7 @@ def build_decoder_layers(
     return decoder.layers, decoder.rotary_emb, config
 
 
-def _check_family(text_config: PreTrainedConfig) -> None:
+def check_family(text_config: PreTrainedConfig) -> None:
+    """Raises UserError for a family whose decoder layers are not known to fit pre-fusion."""
     if text_config.model_type not in FAMILIES:
         raise UserError(f"language model of type {text_config.model_type!r}: allowed are {', '.join(FAMILIES)}")

@@ -9,6 +9,7 @@ tower.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,9 +30,9 @@ from llava_mini.models.inputs import (
     instruction,
 )
 from llava_mini.models.language_model import build_language_model
-from llava_mini.models.loss import next_token_loss
-from llava_mini.models.prefusion import Prefusion
+from llava_mini.models.loss import next_token_loss, next_token_loss_of_hidden
 from llava_mini.models.packed import Packed
+from llava_mini.models.prefusion import Prefusion
 from llava_mini.models.projector import Projector
 from llava_mini.models.vision_tower import (
     HD_VIEWS,
@@ -50,6 +51,12 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
 
     Args:
         config: Shapes and order of work; weights are random until loaded.
+
+    Attributes:
+        loss_chunk: Tokens whose logits are held at once in training; None: all that are learnt.
+        vision_batch: Views that the vision tower encodes at once; None: all of a batch.
+        offload_vision: Whether a frozen vision tower's weights wait in host memory when features are made.
+        runs_all_layers: Whether also a batch without a frame runs the layers that read frames, as sharded weights need.
     """
 
     config_class = LlavaMiniConfig
@@ -70,6 +77,10 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
         self.prefusion = Prefusion(text_config=config.text_config, num_layers=config.num_fusion_layers)
         self.language_model = build_language_model(config.text_config)
         self.side = patches_per_side(config.vision_config)
+        self.loss_chunk: int | None = None
+        self.vision_batch: int | None = None
+        self.offload_vision = False
+        self.runs_all_layers = False
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -77,6 +88,16 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
             module.reset_parameters()
         else:
             super()._init_weights(module)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The projector's, which reads the features: parts that are frozen may be stored in half precision."""
+        return next(self.projector.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the projector's, as the vision tower may wait in host memory."""
+        return next(self.projector.parameters()).device
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.language_model.get_input_embeddings()
@@ -120,7 +141,7 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits, and the loss when labels are given.
+        """Logits, and the loss when labels are given; in training the loss alone, and no logits but those it needs.
 
         Args:
             input_ids: [B, T]; every frame stands as K placeholders `config.image_token_id`, in the order of the frames.
@@ -156,14 +177,21 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
             inputs_embeds = splice(text, placeholder_BT, compressed, visual.compressed_mask_FK)
         elif past == 0:
             check_no_frames(placeholder_BT, num_frames)
+            if self.runs_all_layers:
+                inputs_embeds = inputs_embeds + self._nothing_seen()
         if use_cache is None and labels is not None:
             use_cache = False
-        outputs = self.decode(
-            inputs_embeds, attention_mask, position_ids, turn_ids, past_key_values, use_cache, logits_to_keep, **kwargs
+        return self.decode(
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            turn_ids,
+            labels,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
         )
-        if labels is not None:
-            outputs.loss = next_token_loss(outputs.logits, labels, turn_ids)
-        return outputs
 
     def embed(self, input_ids: Tensor, placeholder_BT: Tensor) -> Tensor:
         """Token embeddings [B, T, D]; placeholders, whose id may lie beyond the vocabulary, are filled in later."""
@@ -180,18 +208,24 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
             return image_features.to(self.dtype) if len(image_features) else None
         if pixel_values is None or len(pixel_values) == 0:
             return None
-        return self.encode(pixel_values, num_views)
+        return self.encode(pixel_values, num_views).to(self.dtype)
 
     def encode(self, pixel_values: Tensor, num_views: Tensor | None = None) -> Tensor:
-        """Features of all real views in one pass of the tower: [F, V, 3, H, W] -> [F, V, N, Dv]; zeros elsewhere."""
+        """Features of all real views, in the tower's own type: [F, V, 3, H, W] -> [F, V, N, Dv]; zeros elsewhere."""
         check_pixels(pixel_values, num_views)
         frames, views = pixel_values.shape[:2]
-        layer, num_patches = self.config.vision_feature_layer, self.side**2
+        encode = partial(
+            encode_views,
+            self.vision_tower,
+            layer=self.config.vision_feature_layer,
+            num_patches=self.side**2,
+            batch=self.vision_batch,
+            offload=self.offload_vision,
+        )
         if num_views is None:
-            features = encode_views(self.vision_tower, pixel_values.flatten(0, 1), layer, num_patches)
-            return features.unflatten(0, (frames, views))
+            return encode(pixel_values.flatten(0, 1)).unflatten(0, (frames, views))
         real_FV = torch.arange(views, device=num_views.device) < num_views[:, None]
-        features = encode_views(self.vision_tower, pixel_values[real_FV], layer, num_patches)
+        features = encode(pixel_values[real_FV])
         padded = features.new_zeros(frames, views, *features.shape[1:])
         padded[real_FV] = features
         return padded
@@ -255,12 +289,12 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
         attention_mask: Tensor,
         position_ids: Tensor | None,
         turn_ids_BT: Tensor | None,
+        labels_BT: Tensor | None,
         past_key_values: Any,
-        use_cache: bool | None,
         logits_to_keep: int | Tensor,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """The language model over spliced embeddings [B, T, D]."""
+        """The language model over spliced embeddings [B, T, D], and its loss where there are labels."""
         if turn_ids_BT is not None and past_key_values is not None:
             raise ValueError("turn_ids: independent turns are for training and evaluation, not for cached generation")
         if position_ids is None and attention_mask.dim() == 2:
@@ -268,15 +302,31 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
         if turn_ids_BT is not None:
             implementation = self.config.text_config._attn_implementation
             attention_mask = mask_for(implementation, attention_mask.bool(), turn_ids_BT, inputs_embeds.dtype)
-        return self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            **kwargs,
-        )
+        kwargs |= {
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+        }
+        if labels_BT is not None and self.training:
+            decoded = self.get_decoder()(**kwargs)
+            loss = next_token_loss_of_hidden(
+                decoded.last_hidden_state, self.get_output_embeddings(), labels_BT, turn_ids_BT, self.loss_chunk
+            )
+            return CausalLMOutputWithPast(loss=loss, hidden_states=decoded.hidden_states)
+        outputs = self.language_model(**kwargs, logits_to_keep=logits_to_keep)
+        if labels_BT is not None:
+            outputs.loss = next_token_loss(outputs.logits, labels_BT, turn_ids_BT)
+        return outputs
+
+    def _nothing_seen(self) -> Tensor:
+        """Zero, by way of every part that reads frames."""
+        width = self.config.vision_config.hidden_size
+        features = torch.zeros(1, 1, self.side**2, width, dtype=self.dtype, device=self.device)
+        visual = self.compress_and_project(features)
+        hidden_FLD = torch.cat([visual.patches_FPD, visual.compressed_FKD], dim=1)
+        seen_FL = torch.ones(hidden_FLD.shape[:2], dtype=torch.bool, device=hidden_FLD.device)
+        return 0 * self.prefusion(hidden_FLD, seen_FL, None).sum()
 
     def _compress_group(self, features_FVND: Tensor, views: int) -> tuple[Tensor, Tensor]:
         """Patches [F, P, D] and compressed tokens [F, K, D] of frames that all have `views` views."""

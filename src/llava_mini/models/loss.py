@@ -2,11 +2,13 @@
 
 The first token of a turn follows the prefix, not the turn that happens to stand before it in the sequence.
 
-Shapes: B sequences, T tokens, S supervised tokens of the batch, Vocab entries of the vocabulary.
+Shapes: B sequences, T tokens, S supervised tokens of the batch, D width, Vocab entries of the vocabulary.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from llava_mini.models.chunked_loss import linear_cross_entropy
 
 
 def predictors(turn_ids_BT: Tensor) -> Tensor:
@@ -48,16 +50,36 @@ def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor, turn_ids_BT: Tensor |
     return torch.nn.functional.cross_entropy(logits_SV.float(), targets_S, reduction="sum") / max(len(targets_S), 1)
 
 
+def next_token_loss_of_hidden(
+    hidden_BTD: Tensor, head: nn.Module, labels_BT: Tensor, turn_ids_BT: Tensor | None, chunk: int | None
+) -> Tensor:
+    """`next_token_loss` of `head(hidden)`, without logits of what is not learnt.
+
+    Args:
+        hidden_BTD: [B, T, D], the decoder's last hidden states.
+        head: The language model's head, D -> Vocab.
+        labels_BT: [B, T] int64; -100 is not learnt.
+        turn_ids_BT: [B, T] int64 or None.
+        chunk: Tokens whose logits are held at once; None: all that are learnt.
+    """
+    hidden_SD, targets_S = supervised(hidden_BTD, labels_BT, turn_ids_BT)
+    if chunk is None:
+        loss = nn.functional.cross_entropy(head(hidden_SD).float(), targets_S, reduction="sum")
+    else:
+        loss = linear_cross_entropy(hidden_SD, head, targets_S, chunk)
+    return loss / max(len(targets_S), 1)
+
+
 def supervised(logits_BTV: Tensor, labels_BT: Tensor, turn_ids_BT: Tensor | None) -> tuple[Tensor, Tensor]:
     """Logits and labels of all tokens that are learnt.
 
     Args:
-        logits_BTV: [B, T, Vocab].
+        logits_BTV: [B, T, Vocab]; or hidden states [B, T, D], of which those that predict are taken likewise.
         labels_BT: [B, T] int64; -100 is not learnt.
         turn_ids_BT: [B, T] int64 or None.
 
     Returns:
-        [S, Vocab] and [S].
+        [S, Vocab] (or [S, D]) and [S].
 
     Raises:
         ValueError: when logits were kept of some positions only.

@@ -7,9 +7,12 @@ Shapes: F frames, V views, N = n*n patches of a view, D width.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 SINGLE_VIEW, HD_VIEWS = 1, 5
@@ -25,10 +28,79 @@ def patches_per_side(vision_config: PreTrainedConfig) -> int:
     return vision_config.image_size // vision_config.patch_size
 
 
-def encode_views(vision_tower: nn.Module, pixel_values_F3HW: Tensor, layer: int, num_patches: int) -> Tensor:
-    """Hidden states of one layer, without class tokens: [F, 3, H, W] -> [F, N, D]."""
-    outputs = vision_tower(pixel_values=pixel_values_F3HW, output_hidden_states=True)
-    return outputs.hidden_states[layer][:, -num_patches:]
+def encode_views(
+    vision_tower: PreTrainedModel,
+    pixel_values_F3HW: Tensor,
+    layer: int,
+    num_patches: int,
+    batch: int | None = None,
+    offload: bool = False,
+) -> Tensor:
+    """Hidden states of one layer, without class tokens: [F, 3, H, W] -> [F, N, D].
+
+    No layer runs beyond the one that is read, and no other layer's states are kept. A tower whose weights are stored in
+    half precision computes in it, also under autocast; one that is frozen records no gradients.
+
+    Args:
+        vision_tower: The tower.
+        pixel_values_F3HW: [F, 3, H, W], normalised.
+        layer: Index into the tower's hidden states, as transformers counts them.
+        num_patches: N.
+        batch: Views that are encoded at once; None: all.
+        offload: Whether a frozen tower's weights come from host memory and go back there.
+    """
+    frozen = not any(parameter.requires_grad for parameter in vision_tower.parameters())
+    device, dtype = pixel_values_F3HW.device, vision_tower.dtype
+    with ExitStack() as stack:
+        if frozen:
+            stack.enter_context(torch.no_grad())
+        if dtype in (torch.float16, torch.bfloat16):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+            pixel_values_F3HW = pixel_values_F3HW.to(dtype)
+        states = stack.enter_context(_states_of(vision_tower, layer))
+        weights = _lent(vision_tower, device) if offload and frozen else {}
+        for part in pixel_values_F3HW.split(batch or max(len(pixel_values_F3HW), 1)):
+            functional_call(vision_tower, weights, kwargs={"pixel_values": part})
+        return torch.cat([state[:, -num_patches:] for state in states])
+
+
+def _lent(vision_tower: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """Copies of the weights on `device`, while the tower itself waits in host memory, where it goes at the first call.
+
+    A frozen tower does not change, so nothing has to come back. Buffers (some indices) stay where they are.
+    """
+    for weight in vision_tower.parameters():
+        weight.data = weight.data.cpu()
+    return {name: weight.to(device) for name, weight in vision_tower.named_parameters()}
+
+
+@contextmanager
+def _states_of(vision_tower: PreTrainedModel, layer: int) -> Iterator[list[Tensor]]:
+    """A list that grows by the hidden states of one layer, class tokens included, with every call of the tower.
+
+    Meanwhile the tower has no layers behind that one.
+
+    Raises:
+        ValueError: for a tower whose layers are not one list of a transformer's.
+    """
+    count = vision_tower.config.num_hidden_layers
+    lists = [(name, module) for name, module in vision_tower.named_modules() if isinstance(module, nn.ModuleList)]
+    if [len(layers) for _, layers in lists] != [count]:
+        raise ValueError(f"{type(vision_tower).__name__}: no single list of its {count} layers to read one of")
+    name, layers = lists[0]
+    index, states = layer % (count + 1), list[Tensor]()
+    if index == 0:
+        handle = layers[0].register_forward_pre_hook(lambda _layer, given: states.append(given[0]))
+    else:
+        handle = layers[index - 1].register_forward_hook(lambda _layer, _given, output: states.append(output))
+    place, _, leaf = name.rpartition(".")
+    parent = vision_tower.get_submodule(place)
+    setattr(parent, leaf, layers[: max(index, 1)])
+    try:
+        yield states
+    finally:
+        setattr(parent, leaf, layers)
+        handle.remove()
 
 
 def merge_crops(features_FVND: Tensor) -> Tensor:

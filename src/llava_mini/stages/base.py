@@ -1,7 +1,8 @@
 """The base of the training stages: what trains, with which rate, one step, and what a checkpoint holds.
 
-A part with a learning rate trains and every other is frozen; a concrete stage says which may. A step draws no random
-number, so a resumed run equals the uninterrupted one.
+A part with a learning rate trains and every other is frozen; a concrete stage says which may. Fine-tuning may train of
+a part its adapters only, or nothing. What a step draws at random is a function of its place in the run, so a resumed
+run equals the uninterrupted one.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -21,10 +24,14 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 from llava_mini.batch import VLMBatch
 from llava_mini.errors import UserError
 from llava_mini.files import rank_path, write_json
+from llava_mini.finetune import adapted_parts, num_parameters, trains
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.stages.metrics import KindAccuracy, correct_answers
+from llava_mini.stages.optimizers import build_optimizer
+from llava_mini.stages.sharding import shard
 
 PARTS = ("vision_tower", "projector", "compressor", "prefusion", "language_model")
+WHOLE: dict[str, Any] = {"language_model": "full", "prefusion": "full", "quantize": None, "lora": None}
 
 
 class NonFiniteLossError(RuntimeError):
@@ -43,6 +50,10 @@ class VLMStage(LightningModule, ABC):
         min_lr_ratio: Rate at the end, as a share of the peak; cosine in between.
         kinds: Kinds of questions to score apart.
         report_dir: Where the keys of a batch with a non-finite loss are written.
+        finetune: The config's group; `llava_mini.finetune.apply` has been done with it. A part that it freezes does not
+            train, whatever its rate.
+        optimizer: adamw, adamw_8bit, paged_adamw_8bit.
+        seed: What dropout draws is a function of it and of the place in the run.
     """
 
     def __init__(
@@ -56,6 +67,9 @@ class VLMStage(LightningModule, ABC):
         min_lr_ratio: float = 0.0,
         kinds: list[str] | None = None,
         report_dir: str | Path = ".",
+        finetune: dict[str, Any] = WHOLE,
+        optimizer: str = "adamw",
+        seed: int = 0,
     ):
         super().__init__()
         self.model = model
@@ -63,6 +77,7 @@ class VLMStage(LightningModule, ABC):
         self.weight_decay, self.betas = weight_decay, (betas[0], betas[1])
         self.warmup_ratio, self.min_lr_ratio = warmup_ratio, min_lr_ratio
         self.report_dir = Path(report_dir)
+        self.finetune, self.optimizer, self.seed = finetune, optimizer, seed
         self.save_hyperparameters(  # plain values: what a checkpoint holds must load with weights_only
             {
                 "learning_rates": self.learning_rates,
@@ -76,7 +91,9 @@ class VLMStage(LightningModule, ABC):
         self.strict_loading = False  # checkpoints hold trained weights only
         self.check()
         for part in PARTS:
-            self._part(part).requires_grad_(part in self.trained_parts)
+            trained = set(map(id, self._trained(part)))
+            for parameter in self._part(part).parameters():
+                parameter.requires_grad = id(parameter) in trained
         self.train()  # Lightning keeps modes as they are, and a model may come in evaluation mode
 
     @property
@@ -88,37 +105,66 @@ class VLMStage(LightningModule, ABC):
         """Refuse what this stage cannot train; a stage that demands more of its model adds to it.
 
         Raises:
-            UserError: for a part that it does not train, or none.
+            UserError: for a part that it does not train, or none, or adapters on a part without a rate.
         """
         foreign = [part for part in self.learning_rates if part not in self.trainable_parts]
         if foreign or not self.learning_rates:
             culprit = f"stage.learning_rates.{foreign[0]}" if foreign else "stage.learning_rates is empty"
             raise UserError(f"{culprit}: {type(self).__name__} trains any of {', '.join(self.trainable_parts)}")
+        idle = [part for part in adapted_parts(self.model, self.finetune) if part not in self.learning_rates]
+        if idle:
+            raise UserError(f"finetune.{idle[0]}=lora: stage.learning_rates.{idle[0]} gives its adapters no rate")
+        if not self.trained_parts:
+            raise UserError("finetune.language_model=frozen: stage.learning_rates gives no other part a rate")
 
     @property
     def trained_parts(self) -> list[str]:
-        """The parts that this run trains."""
-        return [part for part in PARTS if part in self.learning_rates]
+        """The parts that this run trains, whole or by their adapters."""
+        return [p for p in PARTS if p in self.learning_rates and self.finetune.get(p, "full") != "frozen"]
 
     def parts_table(self) -> str:
         """What trains and what is frozen, with parameter counts and rates, a line a part."""
-        lines = []
-        for part in PARTS:
-            count = sum(p.numel() for p in self._part(part).parameters())
-            state = f"trained, lr {self.learning_rates[part]:g}" if part in self.trained_parts else "frozen"
-            lines.append(f"{part:<15} {count:>13,} parameters  {state}")
-        return "\n".join(lines)
+        return "\n".join(
+            f"{part:<15} {num_parameters(self._part(part)):>13,} parameters  {self._state(part)}" for part in PARTS
+        )
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def _state(self, part: str) -> str:
+        """What becomes of a part's weights, for people."""
+        count = sum(p.numel() for p in self._trained(part))
+        rate = f"lr {self.learning_rates[part]:g}" if part in self.trained_parts else ""
+        packed = "; NF4" if part == "language_model" and self.finetune["quantize"] else ""
+        if part in self.trained_parts and self.finetune.get(part) == "lora":
+            lora = self.finetune["lora"]
+            return f"{'DoRA' if lora['dora'] else 'LoRA'} r={lora['rank']}: {count:,} trained, {rate}{packed}"
+        return f"trained, {rate}" if rate else f"frozen{packed}"
+
+    def _trained(self, part: str) -> list[nn.Parameter]:
+        """The parameters of a part that train."""
+        if part not in self.trained_parts:
+            return []
+        named = self._part(part).named_parameters()
+        return [parameter for name, parameter in named if trains(name, part, self.finetune)]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser is given: of every part that trains its matrices, which decay, and the rest."""
         groups = []
         for part in self.trained_parts:
-            parameters = list(self._part(part).parameters())
+            parameters = self._trained(part)
             for decays in (True, False):
                 chosen = [p for p in parameters if (p.dim() > 1) == decays]
                 if chosen:
                     decay = self.weight_decay if decays else 0.0
                     groups.append({"params": chosen, "lr": self.learning_rates[part], "weight_decay": decay})
-        optimizer = torch.optim.AdamW(groups, betas=self.betas)
+        return groups
+
+    def configure_model(self) -> None:
+        """Deal the weights to the ranks, where the strategy is FSDP."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard(self.model, self.trainer.strategy.device_mesh["data_parallel"])
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        groups = self.parameter_groups()
+        optimizer = build_optimizer(self.optimizer, groups, self.betas, self.device)
         steps = self.trainer.max_steps
         scheduler = get_cosine_with_min_lr_schedule_with_warmup(
             optimizer, round(self.warmup_ratio * steps), steps, min_lr_rate=self.min_lr_ratio
@@ -126,6 +172,8 @@ class VLMStage(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: VLMBatch, batch_idx: int) -> Tensor:
+        place = np.random.SeedSequence((self.seed, batch.position, self.global_rank))
+        torch.manual_seed(int(place.generate_state(1)[0]))  # for the dropout of adapters
         loss, _ = self.forward_loss(batch)
         mean = self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean")  # over ranks; it works in place
         if not torch.isfinite(mean):

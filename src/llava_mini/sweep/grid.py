@@ -22,6 +22,8 @@ Resolve = Callable[[list[str]], dict[str, Any]]
 # What stands in these keys changes no result: where a run is written to, and how it is launched, tracked and fed.
 UNHASHED = ("run_dir", "tracking", "launcher")
 _UNHASHED_DATA = ("cache_dir", "num_workers", "max_bad_fraction")
+# They change how a step is computed and not what comes out, so a run that had too little memory goes on with them.
+_UNHASHED_SAVERS = ("checkpointing", "loss_chunk", "vision_batch", "offload_vision")
 # Batches of a step, whose product says which samples a step is made of, however they are dealt.
 _DEALT = ("devices", "machines", "accumulate_grad_batches")
 # What the reference has a fixed value for, or no use for.
@@ -103,6 +105,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
     kept = {key: value for key, value in config.items() if key not in UNHASHED}
     if "data" in kept:
         kept["data"] = {key: value for key, value in kept["data"].items() if key not in _UNHASHED_DATA}
+    if "savers" in kept:
+        kept["savers"] = {key: value for key, value in kept["savers"].items() if key not in _UNHASHED_SAVERS}
     if "trainer" in kept:
         trainer = {key: value for key, value in kept["trainer"].items() if key not in _DEALT}
         kept["trainer"] = {**trainer, "batches_a_step": math.prod(kept["trainer"].get(key, 1) for key in _DEALT)}

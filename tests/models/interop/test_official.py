@@ -4,15 +4,20 @@ The recordings (weights, inputs, outputs, and the comparison itself) lie beside 
 """
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig
 
 from llava_mini.errors import UserError
+from llava_mini.models import LlavaMiniForConditionalGeneration, interop
 from llava_mini.models.interop import from_official, official_batch
+from llava_mini.models.interop.convert import CLIP_ID, convert_official, convert_to_official
 
 Factory = Callable[..., Any]
 GOLDEN = Path(__file__).parents[4] / "shared" / "golden"
@@ -57,6 +62,39 @@ def check() -> Any:
 
 @pytest.mark.parametrize("case", CASES)
 def test_agrees_with_the_official_release(check: Any, case: str) -> None:
+    assert check.check_case(GOLDEN, case) == []
+
+
+@pytest.mark.parametrize("case", ["a_image_c1", "e_gqa_llama3", "h_prefusion0_c2"])
+def test_converted_folders_agree_with_the_official_release(
+    check: Any, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recorded weights in the release's layout, through folders to ours and back."""
+
+    def through_folders(config: dict[str, Any], state: dict[str, Any], clip: dict[str, Any]) -> Any:
+        source, tower = tmp_path / "release", tmp_path / "tower"
+        source.mkdir()
+        config = {**config, "model_type": "llava_mini", "mm_vision_tower": str(tower)}
+        (source / "config.json").write_text(json.dumps(config))
+        CLIPVisionConfig(**clip).save_pretrained(tower)
+        names = sorted(state)
+        for number, part in enumerate((names[::2], names[1::2]), start=1):
+            kept = {name: state[name] for name in part}
+            if case == "a_image_c1":
+                torch.save(kept, source / f"pytorch_model-{number:05d}-of-00002.bin")
+            else:
+                save_file(kept, source / f"model-{number:05d}-of-00002.safetensors")
+        convert_official(source, tmp_path / "ours", str(tower))
+        convert_to_official(tmp_path / "ours", tmp_path / "back")
+        back = load_file(tmp_path / "back" / "model.safetensors")
+        assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
+        again = json.loads((tmp_path / "back" / "config.json").read_text())
+        fields = {key: value for key, value in config.items() if key.startswith(("mm_", "compressor", "prefusion"))}
+        assert {key: again[key] for key in fields} == {**fields, "mm_vision_tower": CLIP_ID}
+        assert again["rope_theta"] == config["rope_theta"]
+        return LlavaMiniForConditionalGeneration.from_pretrained(tmp_path / "ours")
+
+    monkeypatch.setattr(interop, "from_official", through_folders)
     assert check.check_case(GOLDEN, case) == []
 
 

@@ -10,27 +10,33 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig
+from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
 from llava_mini.errors import UserError
 from llava_mini.models.configuration import LlavaMiniConfig
+from llava_mini.models.interop.checkpoint import check_shapes
+from llava_mini.models.interop.layout import Layout
 from llava_mini.models.llava_mini import LlavaMiniForConditionalGeneration
 
 OFFICIAL_IMAGE_ID = -200
 OFFICIAL_PAD_ID = 0  # the release hides this id from pre-fusion wherever it stands, a real token or not
-_PREFIXES = (
-    ("model.vision_tower.vision_tower.vision_model.", "vision_tower."),
-    ("model.compressor.attn.", "compressor.attention."),
-    ("model.compressor.ln_q.", "compressor.norm_query."),
-    ("model.compressor.ln_kv.", "compressor.norm_patches."),
-    ("model.compressor.pos_embed", "compressor.position"),
-    ("model.compressor.query", "compressor.query"),
-    ("model.mm_projector.0.", "projector.linear_1."),
-    ("model.mm_projector.2.", "projector.linear_2."),
-    ("model.prefusion_layers.", "prefusion.layers."),
-    ("model.", "language_model.model."),
-    ("lm_head.", "language_model.lm_head."),
+LAYOUT = Layout(
+    (
+        ("model.vision_tower.vision_tower.vision_model.", "vision_tower."),
+        ("model.compressor.attn.", "compressor.attention."),
+        ("model.compressor.ln_q.", "compressor.norm_query."),
+        ("model.compressor.ln_kv.", "compressor.norm_patches."),
+        ("model.compressor.pos_embed", "compressor.position"),
+        ("model.compressor.query", "compressor.query"),
+        ("model.mm_projector.0.", "projector.linear_1."),
+        ("model.mm_projector.2.", "projector.linear_2."),
+        ("model.prefusion_layers.", "prefusion.layers."),
+        ("model.", "language_model.model."),
+        ("lm_head.", "language_model.lm_head."),
+    )
 )
+_QUERY = "llava_mini.models.compressors.query.QueryCompressor"
+_NUM_HEADS = 8
 _NEEDED = ("mm_vision_select_layer", "compressor_size", "prefusion_layer_num")
 _OURS = ("compressor_size", "prefusion_layer_num", "resolution_ratio")
 
@@ -48,31 +54,83 @@ def from_official(
     Raises:
         UserError: for another model's config; for missing, unknown or misshapen tensors, by the release's name.
     """
+    model = LlavaMiniForConditionalGeneration(our_config(config, CLIPVisionConfig(**vision_config)))
+    _load(model, state_dict)
+    return model
+
+
+def our_config(config: dict[str, Any], vision_config: PreTrainedConfig) -> LlavaMiniConfig:
+    """Our config of the release's.
+
+    Raises:
+        UserError: it is another model's.
+    """
     for key in _NEEDED:
         if key not in config:
             raise UserError(
                 f"config has no {key}: not a config of the official release, which has {', '.join(_NEEDED)}"
             )
     text_fields = {key: value for key, value in config.items() if not key.startswith("mm_") and key not in _OURS}
-    text_fields.pop("model_type", None)
+    for unfit in ("model_type", "architectures"):
+        text_fields.pop(unfit, None)
     text_config = LlamaConfig(**text_fields)
-    ours = LlavaMiniConfig(
-        vision_config=CLIPVisionConfig(**vision_config),
+    return LlavaMiniConfig(
+        vision_config=vision_config,
         text_config=text_config,
         image_token_id=text_config.vocab_size,
         vision_feature_layer=config["mm_vision_select_layer"],
-        compressor={
-            "_target_": "llava_mini.models.compressors.query.QueryCompressor",
-            "C": config["compressor_size"],
-            "num_heads": 8,
-        },
+        compressor={"_target_": _QUERY, "C": config["compressor_size"], "num_heads": _NUM_HEADS},
         num_fusion_layers=config["prefusion_layer_num"],
         compress_before_projection=True,
         fuse_compressed_tokens=True,
     )
-    model = LlavaMiniForConditionalGeneration(ours)
-    _load(model, state_dict)
-    return model
+
+
+def official_config(ours: LlavaMiniConfig, views: str, vision_tower: str) -> dict[str, Any]:
+    """The release's config of ours.
+
+    Args:
+        ours: What the release can express: its order of work, query compression with 8 heads, Llama.
+        views: How the processor makes views of a picture.
+        vision_tower: Hub id or folder that the release reads the vision tower's config from.
+
+    Raises:
+        UserError: naming the first value that the release does not have.
+    """
+    needed = {
+        "text_config.model_type": (ours.text_config.model_type, "llama"),
+        "vision_config.model_type": (ours.vision_config.model_type, "clip_vision_model"),
+        "compressor._target_": (ours.compressor["_target_"], _QUERY),
+        "compressor.num_heads": (ours.compressor.get("num_heads", _NUM_HEADS), _NUM_HEADS),
+        "compress_before_projection": (ours.compress_before_projection, True),
+        "fuse_compressed_tokens": (ours.fuse_compressed_tokens, True),
+        "projector_hidden_act": (ours.projector_hidden_act, "gelu"),
+    }
+    for name, (value, only) in needed.items():
+        if value != only:
+            raise UserError(f"{name}={value!r}: the official release has {only!r} only")
+    fields = ours.text_config.to_dict()
+    rope = dict(fields.pop("rope_parameters"))  # the release's transformers knows two fields
+    theta = rope.pop("rope_theta")
+    return {
+        **fields,
+        "architectures": ["LlavaMiniLlamaForCausalLM"],
+        "model_type": "llava_mini",
+        "rope_theta": theta,
+        "rope_scaling": None if rope["rope_type"] == "default" else rope,
+        "compressor_size": ours.compressor["C"],
+        "prefusion_layer_num": ours.num_fusion_layers,
+        "resolution_ratio": 2 if views == "hd" else 1,
+        "image_aspect_ratio": "square" if views == "square" else "pad",
+        "mm_vision_tower": vision_tower,
+        "mm_vision_select_layer": ours.vision_feature_layer,
+        "mm_vision_select_feature": "patch",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_hidden_size": ours.vision_config.hidden_size,
+        "mm_patch_merge_type": "flat",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+    }
 
 
 def official_batch(
@@ -125,27 +183,9 @@ def official_batch(
     return {**batch, "pixel_values": torch.cat(kept), "num_frames": num_frames}
 
 
-def _our_name(name: str) -> str:
-    for theirs, ours in _PREFIXES:
-        if name.startswith(theirs):
-            return ours + name[len(theirs) :]
-    raise UserError(f"tensor {name}: not a name of the official release")
-
-
-def _their_name(name: str) -> str:
-    theirs, ours = next(pair for pair in _PREFIXES if name.startswith(pair[1]))
-    return theirs + name[len(ours) :]
-
-
 def _load(model: LlavaMiniForConditionalGeneration, state_dict: dict[str, Tensor]) -> None:
     """Load tensors that have the release's names."""
-    own, names = model.state_dict(), {_our_name(name): name for name in state_dict}
-    missing = sorted(_their_name(name) for name in own if name not in names)
-    unexpected = sorted(theirs for name, theirs in names.items() if name not in own)
-    if missing or unexpected:
-        raise UserError(f"official checkpoint: missing tensors {missing}, unexpected {unexpected}")
-    for name, theirs in names.items():
-        given, needed = list(state_dict[theirs].shape), list(own[name].shape)
-        if given != needed:
-            raise UserError(f"tensor {theirs}: shape {given}, the config says {needed}")
-    model.load_state_dict({name: state_dict[theirs] for name, theirs in names.items()})
+    ours = {LAYOUT.ours(name): tensor for name, tensor in state_dict.items()}
+    found, needed = ({name: list(each.shape) for name, each in state.items()} for state in (ours, model.state_dict()))
+    check_shapes("official checkpoint", found, needed, LAYOUT.theirs)
+    model.load_state_dict(ours)

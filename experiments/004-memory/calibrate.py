@@ -1,0 +1,149 @@
+"""Planned against measured peaks of training steps: `python experiments/004-memory/calibrate.py`, writes beside itself.
+
+Every config has a process of its own, which trains one step on the CPU after gradients and optimiser state are there.
+Measured are the storages that torch makes (`tracked`), and the growth of the process' resident memory to its highest
+(`process`), which has all in it that kernels need inside and that malloc does not give back.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava_mini import finetune
+from llava_mini.files import write_json, write_text
+from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
+from llava_mini.models.savers import apply_savers
+from llava_mini.plan.ledger import FROZEN, QUANTIZED, TRAINED, Ledger, Watching
+from llava_mini.plan.planner import Planner
+from llava_mini.plan.sample import Sample, batch_of
+from llava_mini.plan.stand_ins import linear_4bit
+from llava_mini.plan.step import Mode, settle, training_step
+from llava_mini.stages.instruction import InstructionStage
+from llava_mini.stages.optimizers import build_optimizer
+from llava_mini.sweep.provenance import git_commit
+
+FOLDER = Path(__file__).parent
+VOCAB = 8000
+SAMPLE = Sample(text_tokens=64)
+LORA = {"rank": 16, "alpha": 32, "dropout": 0.05, "dora": False}
+FINETUNE: dict[str, dict[str, Any]] = {
+    "full": {"language_model": "full", "prefusion": "full", "quantize": None, "lora": None},
+    "lora": {"language_model": "lora", "prefusion": "full", "quantize": None, "lora": LORA},
+    "qlora": {"language_model": "lora", "prefusion": "lora", "quantize": "nf4", "lora": LORA},
+}
+TRIALS = [
+    {"finetune": how, "checkpointing": checkpointing, "batch": batch, "C": side}
+    for how in FINETUNE
+    for checkpointing, batch, side in ((False, 1, 1), (False, 3, 1), (True, 3, 1), (True, 4, 4))
+]
+
+
+def stage_of(trial: dict[str, Any], *, meta: bool) -> InstructionStage:
+    """LLaVA-Mini with pictures of 576 patches, six decoder layers, 384 wide."""
+    torch.manual_seed(0)
+    config = LlavaMiniConfig(
+        vision_config={
+            "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "patch_size": 14, "image_size": 336,
+        },
+        text_config={
+            "model_type": "llama", "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6,
+            "num_attention_heads": 6, "vocab_size": VOCAB,
+        },
+        image_token_id=VOCAB,
+        num_fusion_layers=2,
+        compressor={"_target_": "llava_mini.models.compressors.query.QueryCompressor", "C": trial["C"]},
+    )  # fmt: skip
+    with torch.device("meta" if meta else "cpu"):
+        model = LlavaMiniForConditionalGeneration(config)
+    savers = {"loss_chunk": None, "vision_batch": None, "offload_vision": False}
+    apply_savers(model, {**savers, "checkpointing": trial["checkpointing"]})
+    how = FINETUNE[trial["finetune"]]
+    stand_in = {"linear_4bit": linear_4bit} if meta else {}
+    finetune.apply(model, how, compute_dtype=torch.float32, frozen_dtype=None, **stand_in)
+    rates: dict[str, float | None] = dict.fromkeys(("projector", "compressor", "prefusion", "language_model"), 1e-4)
+    return InstructionStage(model=model, learning_rates=rates, finetune=how)
+
+
+def planned(trial: dict[str, Any]) -> dict[str, Any]:
+    """The plan, and the seconds that it took."""
+    start = time.monotonic()
+    peak = Planner(stage_of(trial, meta=True), Mode(clip=1.0), SAMPLE).step(trial["batch"])
+    return {"planned": peak.bytes, "breakdown": peak.breakdown, "plan_seconds": round(time.monotonic() - start, 1)}
+
+
+def measured(trial: dict[str, Any]) -> dict[str, int]:
+    """Peaks of a real step."""
+    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is what is held now
+    before = status("VmRSS")
+    stage = stage_of(trial, meta=False)
+    mode, ledger = Mode(clip=1.0), Ledger(VOCAB)
+    for weight in (*stage.parameters(), *stage.buffers()):
+        ledger.note(weight, TRAINED if weight.requires_grad else FROZEN)
+    for module in stage.modules():
+        if type(module).__name__ == "Linear4bit" and type(module).__module__.startswith("bitsandbytes"):
+            layer: Any = module
+            state = layer.weight.quant_state
+            for tensor in (
+                layer.weight.data,
+                state.absmax,
+                state.code,
+                state.offset,
+                state.state2.absmax,
+                state.state2.code,
+            ):
+                ledger.note(tensor, QUANTIZED)
+    optimizer = build_optimizer("adamw", stage.parameter_groups(), stage.betas, torch.device("cpu"))
+    with Watching(ledger):
+        settle(stage, optimizer, mode, ledger)
+        batch = batch_of(stage.model, SAMPLE, trial["batch"])
+        ledger.begin()
+        training_step(stage, optimizer, batch, mode, ledger)
+    return {"tracked": ledger.peak, "process": status("VmHWM") - before}
+
+
+def status(name: str) -> int:
+    """Bytes of a line in this process' status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def table(found: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    """Markdown, a row a config."""
+    lines = [
+        "| finetune | checkpointing | batch | C | planned MiB | tracked MiB | error | process MiB | ratio |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in found:
+        error = row["planned"] / row["tracked"] - 1
+        sizes = [f"{row[name] / 2**20:.1f}" for name in ("planned", "tracked", "process")]
+        flag = "yes" if row["checkpointing"] else "no"
+        lines.append(
+            f"| {row['finetune']} | {flag} | {row['batch']} | {row['C']} | {sizes[0]} | {sizes[1]} | {error:+.2%} "
+            f"| {sizes[2]} | {row['planned'] / row['process']:.2f} |"
+        )
+    return "\n".join([*lines, "", f"commit {about['commit']}, torch {about['torch']}, {about['machine']}", ""])
+
+
+def main() -> None:
+    """Run all trials and write results.json and table.md."""
+    found = []
+    for trial in TRIALS:
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            found.append({**trial, **pool.apply(measured, (trial,)), **pool.apply(planned, (trial,))})
+        print(json.dumps({key: value for key, value in found[-1].items() if key != "breakdown"}), flush=True)
+    about = {"commit": git_commit(), "torch": torch.__version__, "machine": platform.machine()}
+    write_json(FOLDER / "results.json", {**about, "sample": vars(SAMPLE), "trials": found})
+    write_text(FOLDER / "table.md", table(found, about))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -1,0 +1,70 @@
+"""Config to tokenizer: from a folder or the Hub, with the placeholder of an image, or a stand-in for random weights."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from llava_mini.data.toyworld import tokenizer as toyworld
+from llava_mini.errors import UserError
+from llava_mini.models.interop.parts import is_place, text_config_of
+from llava_mini.models.tokenizer import add_placeholder, has_tokenizer, load_tokenizer, place_token
+
+log = logging.getLogger("llava_mini")
+
+Config = dict[str, Any]
+
+
+def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, in which the placeholder of an image is one token.
+
+    With `model.weights=random` nothing is downloaded: where the tokenizer is not on this machine, the tiny world's
+    takes its place, with the placeholder behind the vocabulary of the model.
+
+    Raises:
+        UserError: it cannot be had, or has more tokens than the vocabulary.
+    """
+    spec = config["model"]
+    place, rows = spec["tokenizer"], vocab_size(spec)
+    try:
+        tokenizer = _load(place, local_files_only=spec["weights"] == "random")
+    except UserError:
+        if spec["weights"] != "random" or rows is None:
+            raise
+        log.info("model.tokenizer=%s is not on this machine; the tiny world's takes its place", place)
+        tokenizer = toyworld.build_tokenizer()
+        place_token(tokenizer, image_token(config), rows)
+    if rows is not None:
+        add_placeholder(tokenizer, rows, image_token(config))
+    return tokenizer
+
+
+def image_token(config: Config) -> str:
+    """The placeholder in the tokenizer's vocabulary."""
+    template = config["data"]["template"]
+    return "<image>" if isinstance(template, str) else str(template.get("image_token", "<image>"))
+
+
+def vocab_size(spec: dict[str, Any]) -> int | None:
+    """Rows of the language model's embedding; None where there are as many as the tokenizer has tokens.
+
+    Raises:
+        UserError: the language model whose config says it cannot be found.
+    """
+    if "vocab_size" in spec["text_config"]:
+        return int(spec["text_config"]["vocab_size"])
+    return int(text_config_of(spec["hub"]["language_model"]).vocab_size) if spec["weights"] == "hub" else None
+
+
+def _load(place: str, *, local_files_only: bool) -> PreTrainedTokenizerBase:
+    if not is_place(place) or (Path(place).is_dir() and not has_tokenizer(Path(place))):
+        raise UserError(
+            f"model.tokenizer={place}: no tokenizer_config.json there; name its folder, or a Hub id (owner/name)"
+        )
+    try:
+        return load_tokenizer(place, local_files_only=local_files_only)
+    except UserError as error:
+        raise UserError(f"model.tokenizer: {error}") from error

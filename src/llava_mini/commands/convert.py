@@ -1,0 +1,92 @@
+"""`llava-mini convert official|to-official|llava SRC DST`: weights of other LLaVA projects to ours, and back."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+_OFFICIAL = """\
+Reads a folder of the official LLaVA-Mini release (config.json; safetensors or pytorch_model*.bin, whole or in shards)
+and writes a model that `from_pretrained` loads, with the processor where the folder has a tokenizer."""
+
+_TO_OFFICIAL = """\
+Writes a model of this program as the official release has it: its config.json, its tensor names, safetensors."""
+
+_LLAVA = """\
+Reads LLaVA-v1.5 or 1.6, as transformers has them (llava-hf/...) or as they were released (liuhaotian/llava-v1.5-7b),
+and writes a LLaVA-Mini model as a start for stage 2: vision tower, projector and language model are taken over,
+compressor and pre-fusion are initialised. What went where is printed part by part."""
+
+_EXAMPLES = """\
+examples:
+  llava-mini convert llava checkpoints/llava-1.5-7b-hf checkpoints/start --C 1 --init copy
+  llava-mini convert official checkpoints/llava-mini-llama-3.1-8b checkpoints/mini
+  llava-mini convert to-official runs/mine/model exported"""
+
+
+def convert(arguments: list[str]) -> int:
+    """Runs a subcommand.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UserError: SRC is no such checkpoint, or DST is there; then nothing is written.
+    """
+    options = vars(_parser().parse_args(arguments))
+    run = {"official": _official, "to-official": _to_official, "llava": _llava}[options.pop("command")]
+    run(**options)
+    return 0
+
+
+def _official(source: Path, target: Path, vision_tower: str | None) -> None:
+    from llava_mini.models.interop.convert import convert_official
+
+    convert_official(source, target, vision_tower)
+
+
+def _to_official(source: Path, target: Path, vision_tower: str | None) -> None:
+    from llava_mini.models.interop.convert import CLIP_ID, convert_to_official
+
+    convert_to_official(source, target, vision_tower or CLIP_ID)
+
+
+def _llava(source: Path, target: Path, vision_tower: str | None, **chosen: Any) -> None:
+    from llava_mini.config import resolve
+    from llava_mini.models.interop.convert import convert_llava
+
+    compressor = resolve(["compressor=query", f"compressor.C={chosen['C']}"])["compressor"]
+    layers, init = chosen["fusion_layers"], chosen["init"]
+    convert_llava(source, target, compressor=compressor, num_fusion_layers=layers, init=init, vision_tower=vision_tower)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llava-mini convert",
+        description="Weights in and out. Nothing is written unless all of SRC fits.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command", title="commands")
+    official = commands.add_parser("official", help="the official release to ours", description=_OFFICIAL)
+    back = commands.add_parser("to-official", help="ours to the official release", description=_TO_OFFICIAL)
+    llava = commands.add_parser("llava", help="LLaVA-v1.5 or 1.6 as a start for stage 2", description=_LLAVA)
+    for each in (official, back, llava):
+        each.add_argument("source", type=Path, metavar="SRC", help="a folder with config.json and weights")
+        each.add_argument("target", type=Path, metavar="DST", help="a folder that is not there yet")
+    for each in (official, llava):
+        each.add_argument(
+            "--vision-tower", metavar="PLACE", help="folder or Hub id of the vision tower, where SRC does not hold it"
+        )
+    back.add_argument("--vision-tower", metavar="NAME", help="what config.json names as the vision tower")
+    llava.add_argument("--init", choices=("copy", "random"), default="copy", help="of pre-fusion (default: copy)")
+    llava.add_argument("--C", type=_whole, default=1, metavar="N", help="side of the compression grid (default: 1)")
+    llava.add_argument("--fusion-layers", type=_whole, default=4, metavar="N", help="pre-fusion layers (default: 4)")
+    return parser
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers")
+    return int(text)

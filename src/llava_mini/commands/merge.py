@@ -1,0 +1,114 @@
+"""`llava-mini merge RUN DST`: a run with adapters or a 4-bit base as one plain model, in transformers' format.
+
+The base is built again from the run's config, with the weights that the run computed with: those of a base in 4 bits
+are its rounded ones, so the plain model answers as the trained one did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava_mini import build
+from llava_mini.commands.trained import save_model
+from llava_mini.config import import_own, load
+from llava_mini.errors import UserError
+from llava_mini.evaluate.accuracy import evaluate
+from llava_mini.finetune import fingerprints, is_adapted, load_trained, merge_adapters
+from llava_mini.finetune.quantization import rounded_linear
+from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
+from llava_mini.predictions import Predictions
+
+log = logging.getLogger("llava_mini")
+
+
+def merge(arguments: list[str]) -> int:
+    """Run the command.
+
+    Returns:
+        The exit status: 1 when `--check` finds answers that differ.
+    """
+    parser = argparse.ArgumentParser(prog="llava-mini merge", description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("destination", type=Path, metavar="DST", help="folder that is made")
+    parser.add_argument("--check", action="store_true", help="compare the plain model's answers with the run's")
+    parser.add_argument("--config-dir", action="append", default=[], help="folder with the run's own compressor")
+    given = parser.parse_args(arguments)
+    config = _config(given.run)
+    import_own(config, tuple(given.config_dir))
+    if given.destination.exists():
+        raise UserError(f"{given.destination} is there already; name a folder that is not")
+    merge_run(given.run, config, given.destination)
+    log.info("%s: a plain model of %s", given.destination, given.run)
+    return int(given.check and not same_answers(given.run, config, given.destination))
+
+
+def merge_run(run_dir: Path, config: dict[str, Any], destination: Path) -> None:
+    """Write the plain model of a run, whole or not at all.
+
+    It is merged in float32 and kept in the type of the run's frozen weights, if that was another.
+
+    Raises:
+        UserError: for another base, or files that do not fit the config.
+    """
+    build.seed_run(config)
+    tokenizer = build.build_tokenizer(config)
+    model = build.build_model(config, tokenizer)
+    found = fingerprints(model)
+    build.fine_tune(config, model, linear_4bit=rounded_linear)
+    model.float()
+    load_trained(model, run_dir / "model", config["finetune"], found)
+    merge_adapters(model, config["finetune"])
+    model.to(build.frozen_dtype(config) or torch.float32)
+    processor = build.build_processor(config, model, tokenizer)
+    temporary = destination.with_name(f".{destination.name}.tmp")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        save_model(model, processor, temporary)
+        temporary.rename(destination)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def same_answers(run_dir: Path, config: dict[str, Any], folder: Path) -> bool:
+    """Ask the plain model what the run was asked, and say how many answers are right and judged alike.
+
+    Returns:
+        Whether every answer is right where the run's is.
+    """
+    model = LlavaMiniForConditionalGeneration.from_pretrained(folder).eval()
+    processor = LlavaMiniProcessor.from_pretrained(folder)
+    datamodule = build.build_datamodule(config, model, processor)
+    alike = True
+    for split in (split for split in ("val", "test") if split in datamodule.splits):
+        before = Predictions.load(run_dir / f"predictions_{split}.npz")
+        after = evaluate(model, datamodule.evaluation_batches(split, model.device))
+        same = sum(int(was) == int(now) for was, now in zip(before.correct, after.correct, strict=True))
+        log.info(
+            "%s: accuracy of the run %.4f, of the plain model %.4f; %d of %d answers alike",
+            split, before.correct.mean(), after.accuracy(), same, len(after.correct),
+        )  # fmt: skip
+        alike &= same == len(after.correct)
+    return alike
+
+
+def _config(run_dir: Path) -> dict[str, Any]:
+    """The config of a finished run that has something to merge.
+
+    Raises:
+        UserError: when it is not one.
+    """
+    config = load(run_dir / "config.yaml")
+    if not (run_dir / "result.json").is_file():
+        raise UserError(f"{run_dir}: the run is not finished; `llava-mini train` with its config goes on with it")
+    if not is_adapted(config.get("finetune") or {"language_model": "full", "prefusion": "full", "quantize": None}):
+        raise UserError(
+            f"{run_dir}: no run with adapters or a base in 4 bits; its `model` folder is a plain model already"
+        )
+    return config

@@ -1,0 +1,25 @@
+"""Fine-tuning of large parts with little memory: low-rank adapters (LoRA, DoRA), frozen weights in 4 bits (NF4).
+
+The model's own classes stay: adapters and 4-bit layers take the places of linear layers inside the language model's
+decoder and, where that is wanted, pre-fusion. The vision tower, the embeddings and the head never change.
+"""
+
+from llava_mini.finetune.adapters import adapted_parts, is_adapted, is_adapter, trains
+from llava_mini.finetune.apply import apply, cast_frozen, compute_dtype, num_parameters
+from llava_mini.finetune.merging import merge_adapters
+from llava_mini.finetune.saved import fingerprints, load_trained, save_trained
+
+__all__ = [
+    "adapted_parts",
+    "apply",
+    "cast_frozen",
+    "compute_dtype",
+    "fingerprints",
+    "is_adapted",
+    "is_adapter",
+    "load_trained",
+    "merge_adapters",
+    "num_parameters",
+    "save_trained",
+    "trains",
+]

@@ -1,0 +1,103 @@
+"""Low-rank adapters on linear layers of decoder layers, by PEFT, and which parameters train with them.
+
+PEFT injects them in place: `q_proj` becomes a layer that holds the old one (`base_layer`) beside `lora_A` and `lora_B`,
+so the model's classes and all other names stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava_mini.finetune.packages import require
+from llava_mini.models import LlavaMiniForConditionalGeneration
+
+# As Llama, Mistral and Qwen2 name them all; the head (`lm_head`) is none of them.
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ADAPTER = "default"
+_MARK = "lora_"  # in the names of all parameters that PEFT's LoRA and DoRA add
+_PARTS = ("language_model", "prefusion")
+
+Finetune = Mapping[str, Any]
+
+
+def adapted_parts(model: LlavaMiniForConditionalGeneration, finetune: Finetune) -> list[str]:
+    """The parts of this model that have adapters; pre-fusion without a layer has none."""
+    wanted = [part for part in _PARTS if finetune[part] == "lora"]
+    return [part for part in wanted if part != "prefusion" or len(model.prefusion.layers)]
+
+
+def is_adapted(finetune: Finetune) -> bool:
+    """Whether a run keeps adapters and trained parts, because what it trains over is no plain model."""
+    return finetune["quantize"] is not None or "lora" in (finetune["language_model"], finetune["prefusion"])
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of this name belongs to an adapter."""
+    return _MARK in name
+
+
+def trains(name: str, part: str, finetune: Finetune) -> bool:
+    """Whether a parameter trains, of a part that the stage trains.
+
+    Args:
+        name: The parameter's.
+        part: One of the model's parts; those that fine-tuning does not speak of train whole.
+        finetune: The config's group.
+    """
+    how = finetune.get(part, "full")
+    return how == "full" or (how == "lora" and is_adapter(name))
+
+
+def add_adapters(part: nn.Module, lora: Mapping[str, Any]) -> None:
+    """Put fresh adapters on a part's decoder layers; what they add is zero until they have been trained.
+
+    Args:
+        part: The language model or pre-fusion; on meta too.
+        lora: `rank`, `alpha`, `dropout`, `dora`.
+
+    Raises:
+        UserError: without PEFT.
+    """
+    peft = require("peft", "finetune.lora")
+    config = peft.LoraConfig(
+        r=lora["rank"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora["dropout"],
+        use_dora=lora["dora"],
+        target_modules=list(TARGETS),
+    )
+    on_meta = any(parameter.device.type == "meta" for parameter in part.parameters())
+    peft.inject_adapter_in_model(config, part, ADAPTER, low_cpu_mem_usage=on_meta)
+    for name, parameter in part.named_parameters():
+        if is_adapter(name):
+            parameter.data = parameter.data.to(torch.float32)
+
+
+def adapter_state(part: nn.Module) -> dict[str, torch.Tensor]:
+    """An adapter's tensors under the names that PEFT gives them in a file."""
+    peft = require("peft", "finetune.lora")
+    state = peft.get_peft_model_state_dict(part, adapter_name=ADAPTER, save_embedding_layers=False)
+    return {f"base_model.model.{name}": tensor for name, tensor in state.items()}
+
+
+def load_adapter_state(part: nn.Module, tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Fill a part's adapters from what `adapter_state` gave.
+
+    Returns:
+        Names that one of the two has and the other lacks, or has in another shape; nothing is loaded then.
+    """
+    own = adapter_state(part)
+    unfit = [name for name in own.keys() | tensors.keys() if _shape(own, name) != _shape(tensors, name)]
+    if not unfit:
+        peft = require("peft", "finetune.lora")
+        plain = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
+        peft.set_peft_model_state_dict(part, plain, adapter_name=ADAPTER)
+    return sorted(unfit)
+
+
+def _shape(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Size | None:
+    return tensors[name].shape if name in tensors else None

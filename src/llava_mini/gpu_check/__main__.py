@@ -1,0 +1,128 @@
+"""`python -m llava_mini.gpu_check`: every trial in a process of its own, measured and planned at once; a report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava_mini.errors import UserError
+from llava_mini.gpu_check.measure import check_packages, measured, planned
+from llava_mini.gpu_check.report import write_report
+from llava_mini.gpu_check.trials import TINY_TRIALS, TRIALS, Trial
+from llava_mini.hardware import check_card, find_cards
+
+_RESULT = "gpu-check-result "  # what a trial's process has found stands behind it, in one line
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the trials.
+
+    Returns:
+        0 when all were measured, 1 when one was not, 2 for a mistake.
+    """
+    parser = argparse.ArgumentParser(prog="python -m llava_mini.gpu_check", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("experiments/005-gpu"), help="folder of the report")
+    parser.add_argument("--seconds", type=float, default=450, help="no trial goes on for longer than this in all")
+    parser.add_argument(
+        "--tiny", action="store_true", help="tiny shapes on the CPU: the command is tried, no GPU measured"
+    )
+    parser.add_argument("--trial", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--plan", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    trials = TINY_TRIALS if given.tiny else TRIALS
+    try:
+        if given.trial is not None:
+            print(_RESULT + json.dumps(_one(trials[given.trial], plan=given.plan, tiny=given.tiny)))
+            return 0
+        results = check(trials, given.out, given.seconds, tiny=given.tiny)
+    except UserError as error:
+        print(f"gpu-check: {error}", file=sys.stderr)
+        return 2
+    return 0 if all(result["status"] == "measured" for result in results) else 1
+
+
+def check(trials: tuple[Trial, ...], out: Path, seconds: float, *, tiny: bool) -> list[dict[str, Any]]:
+    """Run trials and write results.json and table.md.
+
+    Args:
+        trials: What is tried.
+        out: Folder of the report.
+        seconds: When they have passed, no trial is begun, and the one that runs is ended.
+        tiny: Whether the CPU is meant.
+
+    Raises:
+        UserError: there is no GPU, or one that this torch cannot drive, or a package is missing.
+    """
+    check_packages()
+    cards = find_cards()
+    if not tiny:
+        if not torch.cuda.is_available():
+            raise UserError("torch finds no GPU here; --tiny tries the command on the CPU")
+        check_card(cards[0], torch.cuda.get_arch_list(), "bf16-mixed")
+    device = "CPU" if tiny else str(cards[0])
+    end, results = time.monotonic() + seconds, []
+    for number, trial in enumerate(trials):
+        results.append({"name": trial.name, "limit_gib": trial.limit_gib, **_both(number, end, tiny)})
+        write_report(out, device, results)  # what is measured is kept, whatever happens to the next
+        print(f"{trial.name}: {_told(results[-1])}", flush=True)
+    return results
+
+
+def _one(trial: Trial, *, plan: bool, tiny: bool) -> dict[str, Any]:
+    """In a trial's own process."""
+    if plan:
+        return planned(trial, on_gpu=not tiny)
+    try:
+        return measured(trial, torch.device("cpu" if tiny else "cuda"))
+    except torch.OutOfMemoryError as error:
+        return {"status": f"out of memory: {str(error).splitlines()[0]}"}
+
+
+def _both(number: int, end: float, tiny: bool) -> dict[str, Any]:
+    """Measure and plan side by side: the plan takes no GPU."""
+    if time.monotonic() >= end:
+        return {"status": "not run: no time left"}
+    command = [sys.executable, "-m", "llava_mini.gpu_check", "--trial", str(number), *(["--tiny"] if tiny else [])]
+    running = [
+        subprocess.Popen([*command, *extra], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for extra in ([], ["--plan"])
+    ]
+    try:
+        measurement, plan = (_answer(process, end) for process in running)
+    finally:
+        for process in running:
+            process.kill()
+    if "status" in plan:  # the plan itself went wrong: it has a status only then
+        return {**measurement, "plan": plan["status"]}
+    return {**plan, **measurement}
+
+
+def _answer(process: subprocess.Popen[str], end: float) -> dict[str, Any]:
+    try:
+        told, errors = process.communicate(timeout=max(end - time.monotonic(), 1))
+    except subprocess.TimeoutExpired:
+        return {"status": "ended: no time left"}
+    for line in told.splitlines():
+        if line.startswith(_RESULT):
+            found: dict[str, Any] = json.loads(line.removeprefix(_RESULT))
+            return found
+    return {"status": f"failed: {(errors.strip() or 'no output').splitlines()[-1]}"}
+
+
+def _told(result: dict[str, Any]) -> str:
+    if result["status"] != "measured":
+        return str(result["status"])
+    plan = result.get("planned_bytes")
+    said = f", planned {plan / 2**30:.2f} ({100 * (plan / result['peak_bytes'] - 1):+.1f} %)" if plan else ""
+    return f"peak {result['peak_bytes'] / 2**30:.2f} GiB{said}, {result['samples_per_s']:.2f} samples/s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

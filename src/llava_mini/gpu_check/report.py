@@ -1,0 +1,45 @@
+"""The report of a check: results.json for machines, table.md for people."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava_mini.files import write_json, write_text
+
+_HEAD = (
+    "| trial | limit, GiB | peak, GiB | planned, GiB | error of the plan | samples/s |",
+    "|---|---|---|---|---|---|",
+)
+
+
+def write_report(out: Path, device: str, results: list[dict[str, Any]]) -> None:
+    """Write both files, whole or not at all.
+
+    Args:
+        out: Their folder; made when it is not there.
+        device: The card's description.
+        results: Of every trial: name, limit_gib, status, and what was measured and planned.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    packages = {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")}
+    write_json(out / "results.json", {"device": device, "packages": packages, "trials": results})
+    told = ", ".join(f"{name} {number}" for name, number in packages.items())
+    lines = [f"{device}; CUDA {torch.version.cuda or 'none'}; {told}.", "", *_HEAD, *map(_row, results)]
+    write_text(out / "table.md", "\n".join(lines) + "\n")
+
+
+def _row(result: dict[str, Any]) -> str:
+    limit = "all" if result["limit_gib"] is None else f"{result['limit_gib']:g}"
+    plan, peak = result.get("planned_bytes"), result.get("peak_bytes")
+    cells = [result["name"], limit, _gib(peak) if peak else result["status"], _gib(plan)]
+    cells.append(f"{100 * (plan / peak - 1):+.1f} %" if plan and peak else "")
+    cells.append(f"{result['samples_per_s']:.2f}" if peak else "")
+    return f"| {' | '.join(cells)} |"
+
+
+def _gib(count: int | None) -> str:
+    return "" if count is None else f"{count / 2**30:.2f}"

@@ -1,0 +1,81 @@
+"""From a trial to a model that is ready to train, on a device or, for a plan, on meta."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from llava_mini import finetune
+from llava_mini.batch import VLMBatch
+from llava_mini.files import CONFIG_DIR
+from llava_mini.finetune.quantization import Linear4bit, nf4_linear
+from llava_mini.gpu_check.trials import Trial
+from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.models.savers import apply_savers
+
+_ALWAYS_WHOLE = ("projector", "compressor")
+
+
+class PlainStage(nn.Module):
+    """What stage 2 trains, without Lightning: the interface of `VLMStage` that a plan and a step need.
+
+    Args:
+        model: With adapters and 4-bit layers in place.
+        optimizer: As `savers.optimizer`.
+    """
+
+    betas = (0.9, 0.999)
+
+    def __init__(self, model: LlavaMiniForConditionalGeneration, optimizer: str):
+        super().__init__()
+        self.model, self.optimizer = model, optimizer
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """One group, of all that trains."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": 1e-5, "weight_decay": 0.0}]
+
+    def forward_loss(self, batch: VLMBatch) -> tuple[Tensor, Tensor]:
+        """Loss and logits."""
+        outputs = self.model(**batch.model_inputs())
+        return outputs.loss, outputs.logits
+
+
+def half_type(trial: Trial) -> torch.dtype:
+    """The type of mixed precision and of frozen weights."""
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}[trial.half]
+
+
+def build_stage(trial: Trial, device: torch.device | str, linear_4bit: Linear4bit = nf4_linear) -> PlainStage:
+    """A stage with random weights: what trains in float32, what is frozen in half precision or 4 bits.
+
+    Args:
+        trial: What is built.
+        device: Where; "meta" for a plan.
+        linear_4bit: As in `llava_mini.finetune.apply`.
+    """
+    half = half_type(trial)
+    preset = yaml.safe_load((CONFIG_DIR / "model" / f"{trial.model}.yaml").read_text())
+    with torch.device(device), _default_dtype(half):  # in float32 a 7B model alone would not fit
+        model = LlavaMiniForConditionalGeneration(trial.model_config(preset))
+    for part in (*_ALWAYS_WHOLE, *(p for p in ("language_model", "prefusion") if trial.finetune[p] == "full")):
+        model.get_submodule(part).float()
+    finetune.apply(model, trial.finetune, compute_dtype=half, frozen_dtype=half, linear_4bit=linear_4bit)
+    apply_savers(model, dict(trial.savers))
+    stage = PlainStage(model, trial.optimizer).train()
+    model.vision_tower.eval()
+    return stage
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,89 @@
+"""What is tried: shapes, ways to fine-tune and memory limits of the cards that this project is for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llava_mini.models import LlavaMiniConfig
+
+QUERY = {"_target_": "llava_mini.models.compressors.query.QueryCompressor", "C": 1}
+NONE = {"_target_": "llava_mini.models.compressors.none.NoCompressor"}
+_LORA = {"rank": 128, "alpha": 256, "dropout": 0.05, "dora": False}
+FULL = {"language_model": "full", "prefusion": "full", "quantize": None, "lora": None}
+LORA = {**FULL, "language_model": "lora", "lora": _LORA}
+QLORA = {**LORA, "quantize": "nf4"}
+FROZEN = {**FULL, "language_model": "frozen"}
+_SAVERS = {"checkpointing": True, "loss_chunk": 1024, "vision_batch": 4, "offload_vision": False}
+_NO_SAVERS = {"checkpointing": False, "loss_chunk": None, "vision_batch": None, "offload_vision": False}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Training steps of one config.
+
+    Attributes:
+        name: For people.
+        model: A preset of conf/model.
+        finetune: As the config's group.
+        batch_size: Samples of a step.
+        limit_gib: Memory that the process may take; None: all that there is.
+        half: Type of mixed precision and of frozen weights.
+        optimizer: As the config's `savers.optimizer`.
+        savers: As the config's, for the model.
+        compressor: Of the model.
+        fusion_layers: N_fusion.
+        text_tokens: Of a sample, besides placeholders.
+    """
+
+    name: str
+    model: str
+    finetune: Mapping[str, Any]
+    batch_size: int
+    limit_gib: float | None = 31.5
+    half: str = "bfloat16"
+    optimizer: str = "adamw_8bit"
+    savers: Mapping[str, Any] = field(default_factory=lambda: _SAVERS)
+    compressor: Mapping[str, Any] = field(default_factory=lambda: QUERY)
+    fusion_layers: int = 4
+    text_tokens: int = 300
+
+    def model_config(self, preset: Mapping[str, Any]) -> LlavaMiniConfig:
+        """The model's configuration.
+
+        Args:
+            preset: The yaml of `model`.
+        """
+        vocab_size = preset["text_config"].get("vocab_size", 64)
+        return LlavaMiniConfig(
+            vision_config=dict(preset["vision_config"]),
+            text_config={**preset["text_config"], "vocab_size": vocab_size},
+            image_token_id=vocab_size,
+            vision_feature_layer=preset["vision_feature_layer"],
+            compressor=dict(self.compressor),
+            num_fusion_layers=self.fusion_layers,
+        )
+
+
+_7B = "llava_mini_vicuna_7b"
+TRIALS = (
+    Trial("7B QLoRA, batch 16 on 32 GB", _7B, QLORA, 16),
+    Trial("7B QLoRA in float16, batch 16 on 32 GB (V100's way)", _7B, QLORA, 16, half="float16"),
+    Trial("7B QLoRA, batch 8 on 24 GB", _7B, QLORA, 8, limit_gib=23.5),
+    Trial("7B QLoRA, pre-fusion by LoRA, batch 1 on 12 GB", _7B, {**QLORA, "prefusion": "lora"}, 1, limit_gib=11.5),
+    Trial("7B LoRA, batch 4 on 32 GB", _7B, LORA, 4),
+    Trial(
+        "7B LLaVA-v1.5 (576 tokens, no pre-fusion), LoRA, batch 1, nothing saved", _7B, LORA, 1, limit_gib=None,
+        optimizer="adamw", savers=_NO_SAVERS, compressor=NONE, fusion_layers=0,
+    ),
+    Trial("7B frozen language model, batch 4 on 32 GB", _7B, FROZEN, 4),
+    Trial("8B (Llama-3.1) QLoRA, batch 8 on 32 GB", "llava_mini_llama31_8b", QLORA, 8),
+    Trial("0.5B (Qwen2.5) full, batch 4 on 24 GB", "llava_mini_qwen25_0_5b", FULL, 4, limit_gib=23.5),
+)  # fmt: skip
+# The same ways in the tiny world's shape: they show on a CPU that the command works, and nothing about a GPU.
+TINY_TRIALS = (
+    Trial("tiny full", "tiny", FULL, 2, limit_gib=None, optimizer="adamw", savers=_NO_SAVERS, text_tokens=40),
+    Trial("tiny LoRA", "tiny", LORA, 2, limit_gib=None, text_tokens=40),
+    Trial("tiny QLoRA", "tiny", {**QLORA, "prefusion": "lora"}, 2, limit_gib=None, text_tokens=40),
+)

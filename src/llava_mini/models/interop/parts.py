@@ -1,0 +1,144 @@
+"""A model from parts: the vision tower and the language model of other projects, by Hub id or folder.
+
+A full CLIP or SigLIP checkpoint gives its vision half. No code of a checkpoint is ever run, safetensors are preferred,
+and a part that would start with missing tensors is refused.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    CLIPVisionModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SiglipVisionModel,
+)
+
+from llava_mini.errors import UserError
+from llava_mini.models.interop.checkpoint import some
+from llava_mini.models.language_model import check_family
+
+_TOWERS: dict[str, tuple[type[PreTrainedModel], bool]] = {  # by model_type: the class, and whether it is a half
+    "clip": (CLIPVisionModel, True),
+    "clip_vision_model": (CLIPVisionModel, False),
+    "siglip": (SiglipVisionModel, True),
+    "siglip_vision_model": (SiglipVisionModel, False),
+}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_LOAD_ERRORS = (
+    OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, StrictDataclassError, HFValidationError,
+)  # fmt: skip
+
+
+def is_place(place: str) -> bool:
+    """Whether it is a folder that is there or has the form of a Hub id, owner/name."""
+    return Path(place).is_dir() or _HUB_ID.fullmatch(place) is not None
+
+
+def vision_config_of(place: str) -> PreTrainedConfig:
+    """The config of the vision tower in a folder or at a Hub id.
+
+    Raises:
+        UserError: nothing is there, or it is neither CLIP nor SigLIP.
+    """
+    config = _read_config(place, "vision tower")
+    if config.model_type not in _TOWERS:
+        raise UserError(f"vision tower {place}: is of type {config.model_type!r}; allowed are {', '.join(_TOWERS)}")
+    return config.vision_config if _TOWERS[config.model_type][1] else config
+
+
+def text_config_of(place: str) -> PreTrainedConfig:
+    """The config of the language model in a folder or at a Hub id.
+
+    Raises:
+        UserError: nothing is there, or it is of another family than Llama, Mistral and Qwen2.
+    """
+    config = _read_config(place, "language model")
+    check_family(config)
+    return config
+
+
+def load_vision_tower(place: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The vision tower in a folder or at a Hub id, with its weights.
+
+    Raises:
+        UserError: as `vision_config_of`, or for weights that are missing or do not fit.
+    """
+    config = vision_config_of(place)
+    tower_class = next(kind for kind, _ in _TOWERS.values() if kind.config_class is type(config))
+    return _load(tower_class.from_pretrained, place, "vision tower", config, dtype)
+
+
+def load_language_model(place: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The language model in a folder or at a Hub id, with its weights.
+
+    Raises:
+        UserError: as `text_config_of`, or for weights that are missing or do not fit.
+    """
+    return _load(AutoModelForCausalLM.from_pretrained, place, "language model", text_config_of(place), dtype)
+
+
+def check_same(given: dict[str, Any], own: PreTrainedConfig, key: str, place: str) -> None:
+    """Compare what a preset says about a part with the part's own config; what it does not say is the part's.
+
+    Args:
+        given: The preset's fields, as transformers writes them.
+        own: The part's config.
+        key: Where the fields stand, for the message.
+        place: The part's folder or Hub id, for the message.
+
+    Raises:
+        UserError: naming the first field that differs, with both values.
+    """
+    theirs = own.to_dict()
+    for field, value in given.items():
+        if value != theirs.get(field):
+            raise UserError(f"model.{key}.{field}={value!r}: {place} has {theirs.get(field)!r}")
+
+
+def _read_config(place: str, part: str) -> PreTrainedConfig:
+    if not is_place(place):
+        raise UserError(f"{part} {place}: no such folder, and no Hub id (owner/name)")
+    try:
+        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except _LOAD_ERRORS as error:
+        raise UserError(f"{part} {place}: its config cannot be read: {_first_line(error)}") from error
+
+
+def _load(
+    from_pretrained: Callable[..., Any], place: str, part: str, config: PreTrainedConfig, dtype: torch.dtype
+) -> PreTrainedModel:
+    try:
+        model, info = from_pretrained(
+            place,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # so that they are told below, by name
+            output_loading_info=True,
+        )
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{part} {place}: its pickled weights hold something else than tensors") from error
+    except _LOAD_ERRORS as error:
+        raise UserError(f"{part} {place}: cannot be loaded: {_first_line(error)}") from error
+    wrong = [f"{name} {list(has)} (its config says {list(says)})" for name, has, says in info["mismatched_keys"]]
+    if info["missing_keys"] or wrong:
+        raise UserError(
+            f"{part} {place}: missing or misshapen tensors: {some(sorted({*info['missing_keys'], *wrong}))}"
+        )
+    return model.train()
+
+
+def _first_line(error: Exception) -> str:
+    """What was wrong, of the several lines that transformers may say it in."""
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,150 @@
+"""Planner: a stage whose model holds no numbers, and the memory of its step for any number of samples."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.plan.ledger import FROZEN, QUANTIZED, Block, Ledger
+from llava_mini.plan.sample import Sample, batch_of
+from llava_mini.plan.stand_ins import AdamW8bit, is_packed
+from llava_mini.plan.step import Mode, answering, settle, storage_of, training_step
+from llava_mini.plan.unallocated import Unallocating, replace_weights
+
+if TYPE_CHECKING:  # a plan is made where Lightning is not installed too
+    from llava_mini.stages.base import VLMStage
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The highest moment of a step.
+
+    Attributes:
+        bytes: Held on the device then.
+        breakdown: The same by part.
+        host_bytes: Held in host memory besides.
+    """
+
+    bytes: int
+    breakdown: dict[str, int]
+    host_bytes: int = 0
+
+
+@dataclass
+class Planner:
+    """Steps of one model on tensors without numbers.
+
+    Args:
+        stage: Over a model that was built on meta; it is of no other use afterwards.
+        mode: How it trains.
+        sample: What the batch's samples are like.
+    """
+
+    stage: VLMStage
+    mode: Mode
+    sample: Sample
+    ledger: Ledger = field(init=False)
+    _on: Unallocating = field(init=False)
+    _optimizer: torch.optim.Optimizer | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        model = self.model
+        self.ledger = Ledger(model.config.text_config.vocab_size)
+        self._on = Unallocating(self.ledger)
+        replace_weights(self.stage, self._on, _parts(self.stage))
+        self._tower = _OffloadedTower(model, self.ledger)
+
+    @property
+    def model(self) -> LlavaMiniForConditionalGeneration:
+        """The stage's model."""
+        return self.stage.model
+
+    def use(self, optimizer: str) -> None:
+        """Train with an optimiser of `savers.optimizer` from now on, with its state as after the first step."""
+        for parameter in self.stage.parameters():
+            parameter.grad = None
+        self._optimizer = None
+        groups = self.stage.parameter_groups()
+        if optimizer == "adamw":
+            self._optimizer = torch.optim.AdamW(groups, betas=self.stage.betas, foreach=self.mode.on_gpu)
+        else:
+            self._optimizer = AdamW8bit(groups, paged=optimizer == "paged_adamw_8bit")
+        with self._on:
+            settle(self.stage, self._optimizer, self.mode, self.ledger)
+
+    def step(self, batch_size: int) -> Peak:
+        """The peak of a training step that is not the first."""
+        if self._optimizer is None:
+            self.use(self.stage.optimizer)
+        assert self._optimizer is not None
+        with self._on, self._tower:
+            batch = batch_of(self.model, self.sample, batch_size)
+            self.ledger.begin()
+            training_step(self.stage, self._optimizer, batch, self.mode, self.ledger)
+            return self._peak(self._optimizer.host_bytes if isinstance(self._optimizer, AdamW8bit) else 0)
+
+    def answer(self, batch_size: int, new_tokens: int) -> Peak:
+        """The peak of answering: prefill and `new_tokens` tokens with a cache."""
+        self.stage.eval()
+        with self._on, self._tower:
+            batch = batch_of(self.model, self.sample, batch_size)
+            self.ledger.begin()
+            answering(self.model, batch, new_tokens, self.mode, self.ledger)
+            return self._peak(0)
+
+    def _peak(self, host: int) -> Peak:
+        peak = Peak(self.ledger.peak, self.ledger.breakdown(), host + self._tower.host_bytes)
+        gc.collect()  # checkpointing leaves cycles; what they hold must not count in the next step
+        return peak
+
+
+def _parts(stage: nn.Module) -> dict[int, str]:
+    """What the memory of weights is counted as, other than by whether they train."""
+    packed = [module for module in stage.modules() if is_packed(module)]
+    return {
+        id(tensor): QUANTIZED
+        for module in packed
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        if name != "bias"
+    }
+
+
+class _OffloadedTower:
+    """Counts a vision tower whose weights wait in host memory only while it encodes.
+
+    Whether it does is asked at every step. `models.vision_tower.resident` itself moves nothing where all is on a CPU.
+    """
+
+    def __init__(self, model: LlavaMiniForConditionalGeneration, ledger: Ledger):
+        self.model, self.ledger = model, ledger
+        self.host_bytes = 0
+        self._away: list[Block] = []
+        self._there: Block | None = None
+        model.vision_tower.register_forward_pre_hook(self._fetch)
+        model.vision_tower.register_forward_hook(self._leave)
+
+    def __enter__(self) -> None:
+        weights = list(self.model.vision_tower.parameters())
+        offloaded = self.model.offload_vision and not any(weight.requires_grad for weight in weights)
+        self._away = [self.ledger.note(storage_of(weight)) for weight in weights] if offloaded else []
+        self.host_bytes = sum(block.size for block in self._away)
+        for block in self._away:
+            self.ledger.drop(block)
+
+    def __exit__(self, *_: object) -> None:
+        for block in self._away:
+            self.ledger.restore(block)
+
+    def _fetch(self, *_: object) -> None:
+        if self._away:
+            self._there = self.ledger.add(self.host_bytes, FROZEN)
+
+    def _leave(self, *_: object) -> None:
+        if self._there is not None:
+            self.ledger.drop(self._there)
+            self._there = None

@@ -1,0 +1,142 @@
+"""What a plan says: one table for people, one object for programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from llava_mini.plan.ledger import CASTS, FROZEN, GRADIENTS, LOGITS, OPTIMIZER, QUANTIZED, TRAINED, WORKSPACE
+from llava_mini.plan.planner import Peak
+from llava_mini.plan.sample import Sample
+
+GIB = 2**30
+# What a process takes of a card that torch's allocator does not count: CUDA's context and kernels, by experience 0.4 to
+# 0.6 GiB, and the pieces that the allocator cannot use.
+OUTSIDE = 640 * 2**20
+# Counted by the allocator and seen by no operator: cuBLAS' own workspace (8 MiB, on Hopper 32).
+CUBLAS = 32 * 2**20
+
+_NAMES = {
+    FROZEN: "frozen weights",
+    TRAINED: "trained weights",
+    QUANTIZED: "quantised weights (NF4)",
+    GRADIENTS: "gradients",
+    OPTIMIZER: "optimiser state",
+    "activations": "activations",
+    LOGITS: "logits",
+    CASTS: "half copies of weights (autocast)",
+    WORKSPACE: "workspace",
+}
+
+
+@dataclass(frozen=True)
+class Saver:
+    """A change that saves memory.
+
+    Attributes:
+        change: As one writes it on the command line.
+        cost: In time.
+        peak_bytes: With it and all savers before it.
+    """
+
+    change: str
+    cost: str
+    peak_bytes: int
+
+
+@dataclass
+class Report:
+    """A plan.
+
+    Attributes:
+        peak: Of the config's own batch.
+        batch_size: The config's.
+        sample: What was assumed of a sample.
+        memory_bytes: The card's; None when no card is planned for.
+        outside_bytes: Taken of the card and not counted by torch's allocator; part of neither peak nor breakdown.
+        largest_batch: That fits; None without a card.
+        savers: What to turn on, cheapest first, until it fits.
+        batch_with_savers: The largest batch with all of them; None without any.
+        notes: What the figures leave out.
+        seconds: That planning took.
+    """
+
+    peak: Peak
+    batch_size: int
+    sample: Sample
+    memory_bytes: int | None
+    outside_bytes: int
+    largest_batch: int | None = None
+    savers: list[Saver] = field(default_factory=list)
+    batch_with_savers: int | None = None
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether it fits the card; None without one."""
+        return None if self.memory_bytes is None else self.peak.bytes + self.outside_bytes <= self.memory_bytes
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "peak_bytes": self.peak.bytes,
+            "fits": self.fits,
+            "largest_batch": self.largest_batch,
+            "seconds": round(self.seconds, 1),
+            "breakdown": self.peak.breakdown,
+            "batch_size": self.batch_size,
+            "memory_bytes": self.memory_bytes,
+            "outside_bytes": self.outside_bytes,
+            "host_bytes": self.peak.host_bytes,
+            "sample": vars(self.sample),
+            "savers": [vars(saver) for saver in self.savers],
+            "batch_with_savers": self.batch_with_savers,
+            "notes": self.notes,
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [*self._assumed(), *self._table(), *self._verdict(), *self.notes, f"planned in {self.seconds:.0f} s"]
+        )
+
+    def _assumed(self) -> list[str]:
+        sample = self.sample
+        frames = f"{sample.frames} frame{'s' * (sample.frames != 1)} of {sample.views} view{'s' * (sample.views != 1)}"
+        read = ", features read from disk" if sample.stored_features and sample.frames else ""
+        text = f"{sample.text_tokens} text tokens ({sample.learnt_tokens} of them learnt)"
+        return [f"batch of {self.batch_size}; each sample {text}, {frames}{read}", ""]
+
+    def _table(self) -> list[str]:
+        rows = [(_NAMES[part], size) for part, size in self.peak.breakdown.items() if size]
+        lines = [f"{name:<34} {size / GIB:8.2f} GiB" for name, size in [*rows, ("peak", self.peak.bytes)]]
+        if self.memory_bytes is not None:
+            lines.append(f"{'CUDA context, not counted above':<34} {self.outside_bytes / GIB:8.2f} GiB")
+            lines.append(f"{'the card':<34} {self.memory_bytes / GIB:8.2f} GiB")
+        if self.peak.host_bytes:
+            lines.append(f"{'host memory besides':<34} {self.peak.host_bytes / GIB:8.2f} GiB")
+        return [*lines, ""]
+
+    def _verdict(self) -> list[str]:
+        if self.memory_bytes is None:
+            return ["hardware.memory_gib is null: choose hardware=... to know whether it fits"]
+        lines = [
+            f"{'fits' if self.fits else 'does not fit'}; the largest batch that fits is {self.largest_batch}"
+            if self.largest_batch is not None
+            else ("fits" if self.fits else "does not fit")
+        ]
+        if self.savers:
+            lines.append("to turn on, cheapest in time first, each with those above it:")
+            lines += [f"  {s.change:<38} {s.peak_bytes / GIB:8.2f} GiB  time: {s.cost}" for s in self.savers]
+            lines.append(f"  with all of these the largest batch that fits is {self.batch_with_savers}")
+        elif not self.fits:
+            lines.append("every saver is on: take finetune=qlora, a smaller model or a larger card")
+        return lines
+
+    def refusal(self) -> str:
+        """The line for `--strict`."""
+        need, have = self.peak.bytes + self.outside_bytes, self.memory_bytes or 0
+        return (
+            f"does not fit: the step needs {need / GIB:.1f} GiB, the card has {have / GIB:.1f} GiB; "
+            f"the largest batch that fits is {self.largest_batch}"
+        )

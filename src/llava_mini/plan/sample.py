@@ -1,0 +1,68 @@
+"""The batch that a plan assumes: samples as long as one is told, with the frames and views of the config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from llava_mini.batch import VLMBatch
+from llava_mini.models import LlavaMiniForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What every sample of the batch is like.
+
+    Attributes:
+        text_tokens: Besides the placeholders; the second half of them is learnt.
+        frames: Of a picture one, of a video several.
+        views: Of each frame: 1, or 5 in high resolution.
+        stored_features: Whether features are read, and the vision tower has nothing to do.
+        independent_turns: Whether the text is turns that do not see one another, so that a mask is made.
+    """
+
+    text_tokens: int = 300
+    frames: int = 1
+    views: int = 1
+    stored_features: bool = False
+    independent_turns: bool = False
+
+    @property
+    def learnt_tokens(self) -> int:
+        """Tokens that are answers."""
+        return self.text_tokens // 2
+
+
+def batch_of(model: LlavaMiniForConditionalGeneration, sample: Sample, size: int) -> VLMBatch:
+    """`size` samples; the last of several is a token shorter, so that there is padding as in any batch.
+
+    Args:
+        model: Of whose shape the frames are.
+        sample: What each is like.
+        size: B.
+    """
+    placeholders = sample.frames * model.tokens_per_frame(sample.views)
+    length = placeholders + sample.text_tokens
+    ids = torch.ones(size, length, dtype=torch.long)
+    ids[:, :placeholders] = model.config.image_token_id
+    labels = ids.clone()
+    labels[:, : length - sample.learnt_tokens] = -100
+    mask = torch.ones_like(ids)
+    if size > 1:
+        mask[-1, -1], labels[-1, -1] = 0, -100
+    frames, vision = size * sample.frames, model.config.vision_config
+    pixels = features = None
+    if sample.frames and sample.stored_features:
+        features = torch.zeros(frames, sample.views, model.side**2, vision.hidden_size)
+    elif sample.frames:
+        pixels = torch.zeros(frames, sample.views, 3, vision.image_size, vision.image_size)
+    return VLMBatch(
+        input_ids=ids,
+        attention_mask=mask,
+        labels=labels,
+        num_frames=torch.full((size,), sample.frames),
+        pixel_values=pixels,
+        image_features=features,
+        turn_ids=(torch.arange(length) >= placeholders).long().repeat(size, 1) if sample.independent_turns else None,
+    )

@@ -1,0 +1,166 @@
+"""What runs in a plan in place of bitsandbytes and of CUDA kernels: nothing is computed, the same memory is taken.
+
+bitsandbytes' `Params4bit` is made by quantising real numbers, and its optimisers' kernels read them, so neither can be
+had without numbers. Sizes are those of bitsandbytes 0.50 (`QuantState`, `Optimizer2State.init_state`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from llava_mini.finetune.packages import require
+
+PAGED_FROM = 100_000  # values of a parameter whose state bitsandbytes pages
+_BLOCK, _SCALES = 64, 256  # weights of a scale, scales of a scale of their own
+
+
+def linear_4bit(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
+    """A layer with the memory of bitsandbytes' NF4 with double quantisation, on meta.
+
+    Args:
+        linear: On meta.
+        compute_dtype: In which products are computed.
+
+    Raises:
+        UserError: without bitsandbytes, by whose class PEFT knows a 4-bit layer.
+    """
+    base = require("bitsandbytes", "finetune.quantize=nf4").nn.Linear4bit
+
+    class PackedLinear(base):  # type: ignore[misc, valid-type]
+        """PEFT and the model see a bitsandbytes layer; its forward pass is the one below."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return packed_product(self, x)
+
+    layer = PackedLinear(
+        linear.in_features,
+        linear.out_features,
+        bias=False,
+        compute_dtype=compute_dtype,
+        quant_type="nf4",
+        device="meta",
+    )
+    count = linear.in_features * linear.out_features
+    scales = -(-count // _BLOCK)
+    weight: Any = nn.Parameter(_meta((count + 1) // 2, 1, dtype=torch.uint8), requires_grad=False)
+    weight.compress_statistics, weight.quant_type = True, "nf4"
+    layer.weight = weight
+    buffers = {
+        "scales": _meta(scales, dtype=torch.uint8),
+        "scales_of_scales": _meta(-(-scales // _SCALES), dtype=torch.float32),
+        "scale_code": _meta(256, dtype=torch.float32),
+        "code": _meta(16, dtype=torch.float32),
+        "offset": _meta(1, dtype=torch.float32),
+    }
+    for name, buffer in buffers.items():
+        layer.register_buffer(f"packed_{name}", buffer)
+    if linear.bias is not None:
+        layer.bias = nn.Parameter(linear.bias.detach().to(compute_dtype), requires_grad=False)
+    return layer
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Whether it is a layer that `linear_4bit` made."""
+    return type(module).__name__ == "PackedLinear"
+
+
+def packed_product(layer: Any, x: Tensor) -> Tensor:
+    """As bitsandbytes' Linear4bit: cast, multiply by weights that are unpacked for it, cast back."""
+    dtype = layer.compute_dtype
+    shape = (layer.out_features, layer.in_features)
+    product: Tensor = _PackedProduct.apply(x.to(dtype), layer.weight, layer.packed_scales, layer.bias, shape)
+    return product.to(x.dtype)
+
+
+class _PackedProduct(torch.autograd.Function):
+    """bitsandbytes' MatMul4Bit: keeps the packed weight, and unpacks it again in the backward pass.
+
+    With as many rows as in training its CUDA kernel unpacks the whole weight in the forward pass too.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, shape: tuple[int, int]
+    ) -> Tensor:
+        ctx.packed, ctx.shape = (weight, scales), shape
+        return functional.linear(x, _unpacked(scales, shape, x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x = grads[0] @ _unpacked(ctx.packed[1], ctx.shape, grads[0].dtype) if ctx.needs_input_grad[0] else None
+        return grad_x, None, None, None, None
+
+
+def _unpacked(scales: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """The weight; its scales are unpacked first, and are there until it is done."""
+    unpacked_scales = torch.empty(scales.shape, dtype=torch.float32)
+    weight = torch.empty(shape, dtype=dtype)
+    del unpacked_scales
+    return weight
+
+
+class AdamW8bit(torch.optim.Optimizer):
+    """The state of bitsandbytes' AdamW8bit: two moments of 8 bits, a scale for 256 values; small tensors in 32 bits.
+
+    Args:
+        groups: As of every optimiser.
+        paged: Moments of large tensors live in host memory, where a GPU reads them page by page.
+    """
+
+    def __init__(self, groups: Iterable[Any], *, paged: bool = False):
+        super().__init__(groups, {"lr": 1e-3})
+        self.paged = paged
+        self.host_bytes = 0
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and not self.state[parameter]:
+                    self._make_state(parameter)
+
+    def _make_state(self, parameter: Tensor) -> None:
+        count = parameter.numel()
+        packed = count >= 4096
+        dtype = torch.uint8 if packed else torch.float32
+        if self.paged and count >= PAGED_FROM:
+            self.host_bytes += 2 * count * dtype.itemsize
+        else:
+            for name in ("state1", "state2"):
+                self.state[parameter][name] = torch.empty_like(parameter, dtype=dtype)
+        if packed:
+            for name in ("absmax1", "absmax2"):
+                self.state[parameter][name] = torch.empty(-(-count // 256), dtype=torch.float32)
+
+
+@contextmanager
+def as_on_gpu() -> Iterator[None]:
+    """Where operators keep other memory on CUDA than on the CPU, they do as on CUDA.
+
+    Dropout keeps a mask of bytes, and not of the input's type; layer norm computes in float32 under autocast. They are
+    exchanged where torch's modules look for them: a TorchFunctionMode is not on in the backward pass, which calls
+    them again for checkpoints.
+    """
+    with patch.object(functional, "dropout", _dropout), patch.object(functional, "layer_norm", _layer_norm):
+        yield
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return torch.native_dropout(x, p, True)[0] if training and p > 0 and not inplace else x
+
+
+def _layer_norm(x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+    if torch.is_autocast_enabled("cpu"):
+        x, weight, bias = (None if each is None else each.float() for each in (x, weight, bias))
+    return torch.layer_norm(x, shape, weight, bias, eps)
+
+
+def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")

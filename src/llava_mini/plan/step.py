@@ -1,0 +1,140 @@
+"""One training step as Lightning does it, and one answer as `generate` gives it, entered into a ledger.
+
+The same functions run on tensors without numbers (a plan) and on real ones (calibration).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from llava_mini.batch import VLMBatch
+from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.plan.ledger import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, SETUP, UPDATE, Ledger
+from llava_mini.plan.stand_ins import as_on_gpu
+from llava_mini.plan.unallocated import Unallocated
+
+if TYPE_CHECKING:  # a plan is made where Lightning is not installed too
+    from llava_mini.stages.base import VLMStage
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a step is trained.
+
+    Attributes:
+        autocast: The type of mixed precision; None: none.
+        on_gpu: Whether operators keep the memory that they keep on CUDA.
+        clip: Largest norm of the gradients; None: any.
+        accumulate: Batches of an optimiser step.
+    """
+
+    autocast: torch.dtype | None = None
+    on_gpu: bool = False
+    clip: float | None = None
+    accumulate: int = 1
+
+    def kernels(self) -> AbstractContextManager[None]:
+        """Operators as on the device."""
+        return as_on_gpu() if self.on_gpu else nullcontext()
+
+    @contextmanager
+    def mixed(self) -> Iterator[None]:
+        """Mixed precision, for a forward pass."""
+        if self.autocast is None:
+            yield
+            return
+        before = torch.is_autocast_enabled("cuda")
+        torch.set_autocast_enabled("cuda", self.on_gpu)  # what PEFT asks for
+        try:
+            with torch.autocast("cpu", dtype=self.autocast):
+                yield
+        finally:
+            torch.set_autocast_enabled("cuda", before)
+
+
+def training_step(
+    stage: VLMStage, optimizer: torch.optim.Optimizer, batch: VLMBatch, mode: Mode, ledger: Ledger
+) -> None:
+    """Forward, backward, clip, update. Gradients of the last step stay until the backward pass, as in Lightning."""
+    with mode.kernels():
+        ledger.enter(FORWARD)
+        with mode.mixed():
+            loss, _ = stage.forward_loss(batch)
+        ledger.enter(BACKWARD)
+        if mode.accumulate == 1:
+            optimizer.zero_grad()
+        loss.backward()
+        del loss
+        note_gradients(stage, ledger)
+        ledger.enter(UPDATE)
+        if mode.clip is not None:
+            nn.utils.clip_grad_norm_([p for p in stage.parameters() if p.requires_grad], mode.clip, foreach=mode.on_gpu)
+        optimizer.step()
+        note_state(optimizer, ledger)
+        ledger.enter(SETUP)
+
+
+def settle(stage: VLMStage, optimizer: torch.optim.Optimizer, mode: Mode, ledger: Ledger) -> None:
+    """Gradients and optimiser state, as they are after the first step, without making one."""
+    ledger.enter(UPDATE)
+    for parameter in stage.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.empty_like(parameter)
+    note_gradients(stage, ledger)
+    with mode.kernels():
+        optimizer.step()
+    note_state(optimizer, ledger)
+    ledger.enter(SETUP)
+
+
+def note_gradients(stage: VLMStage, ledger: Ledger) -> None:
+    """Count gradients as such."""
+    for parameter in stage.parameters():
+        if parameter.grad is not None:
+            ledger.note(storage_of(parameter.grad), GRADIENTS)
+
+
+def note_state(optimizer: torch.optim.Optimizer, ledger: Ledger) -> None:
+    """Count what the optimiser keeps as such."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, torch.Tensor):
+                ledger.note(storage_of(value), OPTIMIZER)
+
+
+def storage_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor whose storage is in the ledger."""
+    return tensor.meta if isinstance(tensor, Unallocated) else tensor
+
+
+@torch.no_grad()
+def answering(
+    model: LlavaMiniForConditionalGeneration, batch: VLMBatch, new_tokens: int, mode: Mode, ledger: Ledger
+) -> None:
+    """Prefill, and the last of `new_tokens` decoding steps, when the cache is longest."""
+    ledger.enter(FORWARD)
+    inputs = {name: tensor for name, tensor in batch.model_inputs().items() if name not in ("labels", "turn_ids")}
+    with mode.kernels(), mode.mixed():
+        outputs = model(**inputs, use_cache=True, logits_to_keep=1)
+        cache = outputs.past_key_values
+        del outputs
+        if new_tokens > 1:
+            for index, layer in enumerate(cache.layers):
+                shape = (*layer.keys.shape[:2], new_tokens - 1, layer.keys.shape[3])
+                keys, values = layer.keys.new_empty(shape), layer.values.new_empty(shape)
+                cache.update(keys, values, index)
+        size, length = len(batch), batch.input_ids.shape[1] + new_tokens
+        model(
+            input_ids=torch.ones(size, 1, dtype=torch.long),
+            attention_mask=torch.ones(size, length, dtype=torch.long),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    ledger.enter(SETUP)

@@ -1,0 +1,169 @@
+"""Tensors that hold no numbers: a step runs on them as on real ones, and only shapes, types and lifetimes come out.
+
+Floating-point tensors hold nothing; tensors of whole numbers and booleans, and floating-point scalars that were made
+from such, are real. So a model may count placeholders, select by masks and ask for `int(x.max())`, and no model
+code knows of it. torch's own FakeTensorMode refuses all that, for it knows no values at all; an operator on its tensors
+takes twice the time of one on these (measured over a 7B model's step).
+
+Weights of any type that were built on meta become tensors without numbers too.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_any, tree_map_only
+
+from llava_mini.plan.ledger import CASTS, FROZEN, TRAINED, Ledger, is_cast
+
+_aten = torch.ops.aten
+_INDEXED = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
+
+
+class Unallocated(Tensor):
+    """A tensor of the CPU, by all that torch sees; `meta` has its shape and, shared by its views, its storage."""
+
+    meta: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, meta: Tensor) -> Unallocated:
+        made = Tensor._make_wrapper_subclass(
+            cls,
+            meta.size(),
+            strides=meta.stride(),
+            storage_offset=meta.storage_offset(),
+            dtype=meta.dtype,
+            device=torch.device("cpu"),
+        )
+        made.meta = meta
+        return made
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"Unallocated(shape={tuple(self.shape)}, dtype={self.dtype})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        raise RuntimeError(f"{func}: an Unallocated tensor is used outside `with Unallocating(ledger)`")
+
+
+class Unallocating(TorchDispatchMode):
+    """While it is on, no floating-point tensor is allocated; all that would be is entered into the ledger.
+
+    Args:
+        ledger: Told of every storage.
+    """
+
+    def __init__(self, ledger: Ledger):
+        super().__init__()
+        self.ledger = ledger
+
+    def of(self, meta: Tensor, part: str | None = None) -> Unallocated:
+        """A tensor without numbers, of the shape and storage of one on meta."""
+        self.ledger.note(meta, part)
+        return Unallocated(meta)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if any(issubclass(kind, Unallocated) for kind in types) or self._makes_floats(func, args, kwargs):
+            return self._without_numbers(func, args, kwargs)
+        return tree_map_only(Tensor, self._kept, func(*args, **kwargs))
+
+    @staticmethod
+    def _makes_floats(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+        """Whether it is asked for a floating-point tensor that is no scalar, out of nothing or of real numbers."""
+        if tree_any(lambda leaf: isinstance(leaf, Tensor), (args, kwargs)):
+            dtype = kwargs.get("dtype")
+            return dtype is not None and dtype.is_floating_point and args[0].dim() > 0
+        if not _takes_device(func):
+            return False
+        tried = func(*args, **{**kwargs, "device": "meta"})
+        return isinstance(tried, Tensor) and tried.is_floating_point() and tried.dim() > 0
+
+    def _without_numbers(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if func._schema.is_mutable and args and isinstance(args[0], Tensor) and not isinstance(args[0], Unallocated):
+            raise NotImplementedError(f"{func}: a real tensor is changed by one without numbers")
+        if func in _INDEXED:
+            args = (args[0], _whole_numbers(args[1]), *args[2:])
+        if "device" in kwargs:
+            kwargs = {**kwargs, "device": "meta"}
+        given: dict[int, Unallocated] = {}
+
+        def meta_of(tensor: Tensor) -> Tensor:
+            if not isinstance(tensor, Unallocated):
+                return _like(tensor)
+            given[id(tensor.meta)] = tensor
+            return tensor.meta
+
+        metas, options = tree_map_only(Tensor, meta_of, (args, kwargs))
+        out = func(*metas, **options)
+        part = CASTS if is_cast(func) and self.ledger.is_weight(metas[0]) else None
+
+        def result(meta: Tensor) -> Unallocated:
+            """An operator that works in place gives back the tensor that it was given."""
+            return given[id(meta)] if id(meta) in given else self.of(meta, part)
+
+        return tree_map_only(Tensor, result, out)
+
+    def _kept(self, real: Tensor) -> Tensor:
+        """A result of real numbers: itself, or without numbers where it is floating-point."""
+        if isinstance(real, Unallocated):
+            return real
+        if real.is_floating_point() and real.dim():
+            return self.of(_like(real))
+        if real.device.type == "cpu":
+            self.ledger.note(real)
+        return real
+
+
+@cache
+def _takes_device(func: Any) -> bool:
+    return any(argument.name == "device" for argument in func._schema.arguments)
+
+
+def _like(real: Tensor) -> Tensor:
+    return torch.empty_strided(real.size(), real.stride(), dtype=real.dtype, device="meta")
+
+
+def _whole_numbers(indices: list[Tensor | None]) -> list[Tensor | None]:
+    """A mask's length is known only by its values, so it becomes the indices that it stands for."""
+    found: list[Tensor | None] = []
+    for index in indices:
+        if index is not None and index.dtype == torch.bool and not isinstance(index, Unallocated):
+            found += index.nonzero(as_tuple=True)
+        else:
+            found.append(index)
+    return found
+
+
+def replace_weights(module: nn.Module, mode: Unallocating, part_of: dict[int, str]) -> None:
+    """Give a module that was built on meta weights and buffers without numbers; what is tied stays tied.
+
+    Args:
+        module: Changed in place.
+        mode: Not on.
+        part_of: By id of a weight what its memory is counted as, where it is neither trained nor frozen as usual.
+    """
+    made: dict[int, Tensor] = {}
+    for each in module.modules():
+        tables: tuple[dict[str, Any], ...] = (each._parameters, each._buffers)
+        for table in tables:
+            for name, weight in table.items():
+                if weight is None:
+                    continue
+                if id(weight) not in made:
+                    part = part_of.get(id(weight), TRAINED if weight.requires_grad else FROZEN)
+                    made[id(weight)] = _without_numbers(weight, mode, part)
+                table[name] = made[id(weight)]
+
+
+def _without_numbers(weight: Tensor, mode: Unallocating, part: str) -> Tensor:
+    new = mode.of(weight.detach(), part)
+    if not isinstance(weight, nn.Parameter):
+        return new
+    with mode:
+        return nn.Parameter(new, requires_grad=weight.requires_grad)

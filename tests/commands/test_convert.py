@@ -1,0 +1,82 @@
+"""`llava-mini convert`: folders in and out; mistakes are one line, exit status 2, nothing written."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+
+from llava_mini.cli import main
+
+
+@pytest.fixture
+def llava(tmp_path: Path) -> Path:
+    """A folder of LlavaForConditionalGeneration."""
+    shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    vision = CLIPVisionConfig(**shape, image_size=24, patch_size=6)
+    text = LlamaConfig(**shape, vocab_size=64, eos_token_id=1, bos_token_id=0)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=60)
+    LlavaForConditionalGeneration(config).save_pretrained(tmp_path / "llava")
+    return tmp_path / "llava"
+
+
+def test_llava_to_ours_to_official_and_back(llava: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    start, official, back = (str(tmp_path / name) for name in ("start", "official", "back"))
+    assert main(["convert", "llava", str(llava), start, "--C", "2", "--fusion-layers", "1", "--init", "random"]) == 0
+    said = caplog.text
+    for line in (
+        f"tensors from {llava}",
+        "compressor: 10 tensors initialised",
+        "prefusion: 9 tensors initialised (random)",
+    ):
+        assert line in said
+    config = AutoModelForImageTextToText.from_pretrained(start).config
+    assert (config.compressor["C"], config.num_fusion_layers) == (2, 1)
+    assert main(["convert", "to-official", start, official]) == 0
+    tower = tmp_path / "tower"
+    config.vision_config.save_pretrained(tower)
+    assert main(["convert", "official", official, back, "--vision-tower", str(tower)]) == 0
+    first, again = (load_file(Path(folder) / "model.safetensors") for folder in (start, back))
+    assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["llava", "nowhere", "new"], "nowhere: no such folder"),
+        (["llava", "llava", "full", "--fusion-layers", "1"], "full: is there already"),
+        (["llava", "llava", "llava/config.json", "--fusion-layers", "1"], "config.json: is there already"),
+        (["llava", "llava", "new", "--C", "0", "--fusion-layers", "1"], "compressor.C=0"),
+        (["llava", "llava", "new", "--fusion-layers", "9"], "--fusion-layers 9: copies at most the language model's 2"),
+        (["official", "llava", "new"], "the vision tower is None: give its folder or Hub id by --vision-tower"),
+        (["official", "llava", "new", "--vision-tower", "tower"], "config has no mm_vision_select_layer"),
+        (["to-official", "llava", "new"], "config of another model (model_type='llava')"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(
+    llava: Path, tmp_path: Path, arguments: list[str], message: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    CLIPVisionConfig(hidden_size=48).save_pretrained(tmp_path / "tower")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["convert", *arguments]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert message in said[-1] and said[-1].startswith("llava-mini: ")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_empty_folder_is_taken(llava: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["convert", "llava", str(llava), str(tmp_path / "empty"), "--fusion-layers", "0"]) == 0
+    assert (tmp_path / "empty" / "model.safetensors").is_file()

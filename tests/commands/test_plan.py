@@ -1,0 +1,83 @@
+"""`llava-mini plan` of tiny and of 7B configs: what it prints, what it refuses, and how long it takes."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from llava_mini.cli import main
+from llava_mini.commands.plan import planner_of, sample_of, training_plan
+from llava_mini.config import resolve
+from llava_mini.plan.report import GIB, OUTSIDE
+
+BIG = ["model=llava_mini_vicuna_7b", "model.weights=random", "hardware=rtx5090_32gb", "data.features=false"]
+SMALL_CARD = ["hardware.memory_gib=0.75", "trainer.accelerator=gpu"]
+
+
+@pytest.fixture
+def planned(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """planned("key=value", "--flag", ...): exit status, standard output, standard error."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        status = main(["plan", *arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def test_json_is_one_object_with_what_is_promised(planned: Callable) -> None:
+    status, out, _ = planned("--json", "data.batch_size=2", "--text-tokens", "20")
+    found = json.loads(out)
+    assert status == 0
+    assert {"peak_bytes", "fits", "largest_batch", "seconds", "breakdown"} <= set(found)
+    assert found["peak_bytes"] == sum(found["breakdown"].values()) > 0
+    assert found["fits"] is None and found["largest_batch"] is None  # no card is named
+    assert found["seconds"] < 20
+
+
+def test_strict_refuses_in_one_line_what_does_not_fit(planned: Callable) -> None:
+    status, out, err = planned("--strict", "data.batch_size=64", "--text-tokens", "200", *SMALL_CARD)
+    assert status == 2
+    assert "does not fit" in err and err.count("\n") == 1
+    assert "savers.checkpointing=true" in out
+
+
+def test_largest_batch_fits_and_one_more_does_not() -> None:
+    config = resolve(["trainer.max_steps=1", "data.batch_size=4", *SMALL_CARD])
+    sample = sample_of(config, text_tokens=100)
+    report = training_plan(config, sample)
+    limit, largest = 0.75 * GIB - OUTSIDE, report.largest_batch
+    assert largest is not None and 0 < largest < 4096
+
+    def peak(size: int) -> int:
+        whole: dict[str, Any] = {**config, "data": {**config["data"], "batch_size": size}}
+        return training_plan(whole, sample, search=False).peak.bytes
+
+    assert peak(largest) <= limit < peak(largest + 1)
+
+
+@pytest.mark.parametrize("how", ["full", "lora", "qlora"])
+def test_7b_step_is_planned_in_seconds(how: str) -> None:
+    config = resolve(["trainer.max_steps=1", f"finetune={how}", "savers.checkpointing=true", *BIG])
+    start = time.process_time()
+    peak = planner_of(config, sample_of(config, text_tokens=64)).step(2)
+    assert time.process_time() - start < 60  # 10 on a free machine
+    weights = sum(peak.breakdown[part] for part in ("frozen_weights", "trained_weights", "quantized_weights"))
+    # 6.7 G parameters of the language model in 4, 2 or half a byte, and of pre-fusion 0.8 G, which train, in 4
+    expected = {"full": 28.8, "lora": 17.8, "qlora": 8.5}[how] * GIB
+    assert weights == pytest.approx(expected, rel=0.05)
+
+
+def test_inference_counts_the_cache(planned: Callable) -> None:
+    status, out, _ = planned("--inference", "--json", "data.batch_size=2", "--new-tokens", "100")
+    assert status == 0
+    assert json.loads(out)["breakdown"]["optimizer_state"] == 0
+
+
+@pytest.mark.parametrize("flag", ["--frames=0", "--text-tokens=many"])
+def test_flags_are_checked(flag: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan", flag])

@@ -1,0 +1,77 @@
+"""The GPU check works on a CPU in tiny shapes, and imports nothing that a GPU machine may lack."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava_mini.gpu_check import __main__ as gpu_check
+from llava_mini.gpu_check.measure import measured, planned
+from llava_mini.gpu_check.setting import build_stage
+from llava_mini.gpu_check.trials import LORA, TINY_TRIALS, TRIALS, Trial
+from llava_mini.plan.stand_ins import linear_4bit
+
+ABSENT = ("lightning", "torchmetrics", "hydra", "omegaconf", "mlflow", "webdataset", "pydantic", "sklearn", "av")
+
+
+def test_the_command_measures_plans_and_reports(tmp_path: Path) -> None:
+    assert gpu_check.main(["--tiny", "--out", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())["trials"]
+    assert [result["name"] for result in results] == [trial.name for trial in TINY_TRIALS]
+    for result in results:
+        assert result["samples_per_s"] > 0
+        assert abs(result["planned_bytes"] / result["peak_bytes"] - 1) < 0.05, result
+    assert (tmp_path / "table.md").read_text().count("\n| tiny ") == len(TINY_TRIALS)
+
+
+@pytest.mark.parametrize("also", [[], ["--plan"]])
+def test_a_process_of_a_trial_imports_what_gpu_machines_have(also: list[str]) -> None:
+    without = f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r}))"
+    run = f"from llava_mini.gpu_check.__main__ import main; main({['--tiny', '--trial', '2', *also]!r})"
+    done = subprocess.run([sys.executable, "-c", f"{without}; {run}"], capture_output=True, text=True, check=False)
+    assert "_bytes" in done.stdout, done.stderr
+
+
+def test_trials_are_of_presets_and_build_on_meta() -> None:
+    for trial in TRIALS:
+        stage = build_stage(trial, "meta", linear_4bit)
+        trained = {name.split(".")[1] for name, p in stage.named_parameters() if p.requires_grad}
+        assert "vision_tower" not in trained and "projector" in trained, trial.name
+        assert all(p.dtype == torch.float32 for p in stage.parameters() if p.requires_grad), trial.name
+
+
+def test_without_a_gpu_it_says_so(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_check.main([]) == 2
+    assert "gpu-check: torch finds no GPU here; --tiny tries the command on the CPU" in capsys.readouterr().err
+
+
+def test_a_trial_that_fails_is_told_and_the_next_is_run(monkeypatch, tmp_path: Path) -> None:
+    answers = iter([{"status": "failed: NaN"}, {"status": "measured", "peak_bytes": 2**30, "samples_per_s": 1.0}])
+    monkeypatch.setattr(gpu_check, "_both", lambda *_: next(answers))
+    found = gpu_check.check(TINY_TRIALS[:2], tmp_path, 60.0, tiny=True)
+    assert [result["status"] for result in found] == ["failed: NaN", "measured"]
+    assert "| tiny full | all | failed: NaN |" in (tmp_path / "table.md").read_text()
+
+
+def test_no_trial_begins_when_the_time_is_over(tmp_path: Path) -> None:
+    found = gpu_check.check(TINY_TRIALS, tmp_path, 0.0, tiny=True)
+    assert {result["status"] for result in found} == {"not run: no time left"}
+
+
+def test_out_of_memory_is_a_result(monkeypatch) -> None:
+    def full(*_args, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    monkeypatch.setattr(gpu_check, "measured", full)
+    found = gpu_check._one(TINY_TRIALS[0], plan=False, tiny=True)
+    assert found == {"status": "out of memory: CUDA out of memory. Tried to allocate 2 GiB"}
+
+
+def test_plan_and_measurement_agree_in_float16() -> None:
+    trial = Trial("float16", "tiny", LORA, 3, limit_gib=None, half="float16", optimizer="adamw", text_tokens=30)
+    peak = measured(trial, torch.device("cpu"))["peak_bytes"]
+    assert abs(planned(trial, on_gpu=False)["planned_bytes"] / peak - 1) < 0.05

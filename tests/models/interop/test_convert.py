@@ -1,0 +1,236 @@
+"""Whole folders: a converted model answers as its source, a round trip loses nothing, a misfit writes nothing."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.models.interop.conftest import IMAGE_ID, VISION, to_new_layout, to_old_layout, to_original_layout
+from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPVisionConfig, CLIPVisionModel
+
+from llava_mini.errors import UserError
+from llava_mini.models.interop.convert import convert_llava, convert_official, convert_to_official
+
+Factory = Callable[..., Any]
+NONE = {"_target_": "llava_mini.models.compressors.none.NoCompressor"}
+QUERY = {"_target_": "llava_mini.models.compressors.query.QueryCompressor", "C": 2, "num_heads": 8}
+PATCHES = 16
+LAYOUTS = {
+    "as transformers saves it": lambda _folder: None,
+    "as published": to_old_layout,
+    "as its modules are named": to_new_layout,
+    "as first released": to_original_layout,
+}
+
+
+def plain(source: Path, target: Path, **changes: Any) -> None:
+    """LLaVA as it is: every patch, no pre-fusion."""
+    convert_llava(source, target, **{"compressor": NONE, "num_fusion_layers": 0, "init": "copy", **changes})
+
+
+@pytest.fixture
+def tower(tmp_path: Path) -> Path:
+    """A vision tower's folder."""
+    folder = tmp_path / "tower"
+    CLIPVisionModel(CLIPVisionConfig(**VISION)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@torch.no_grad()
+def test_without_compression_it_is_the_same_llava(
+    make_llava: Factory, tower: Path, tmp_path: Path, layout: str
+) -> None:
+    source_model, source = make_llava()
+    LAYOUTS[layout](source)
+    plain(source, tmp_path / "ours", vision_tower=str(tower))
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours").eval()
+    pixels = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(3))
+    ids = torch.tensor([[0, 5, *[IMAGE_ID] * PATCHES, 7, 9, 11], [0, 6, *[IMAGE_ID] * PATCHES, 8, 3, 4]])
+    expected = source_model(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids)).logits
+    logits = model(input_ids=ids, pixel_values=pixels[:, None], num_frames=torch.tensor([1, 1])).logits
+    torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)  # the same sums, in the same order but for masks
+    text = torch.tensor([[0, 5, 7, 9, 11, 59]])
+    only_text = model(input_ids=text).logits
+    assert only_text.shape[-1] == 64  # padded rows of the vocabulary stay
+    torch.testing.assert_close(only_text, source_model(input_ids=text).logits, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("original", [False, True])
+@torch.no_grad()
+def test_llava_next_gives_language_model_and_projector(
+    make_llava: Factory, tower: Path, tmp_path: Path, family: str, original: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    source_model, source = make_llava("llava_next", family)
+    if original:
+        to_original_layout(source)
+    with caplog.at_level(logging.INFO, "llava_mini"):
+        plain(source, tmp_path / "ours", vision_tower=str(tower))
+    assert "image_newline [48]" in caplog.text
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours").eval()
+    text = torch.tensor([[0, 5, 7, 9]])
+    torch.testing.assert_close(model(input_ids=text).logits, source_model(input_ids=text).logits, rtol=0, atol=2e-5)
+    features = torch.randn(1, 4, 32)
+    theirs = source_model.model.multi_modal_projector(features)
+    assert torch.equal(model.projector(features), theirs)
+    assert model.config.text_config.model_type == family
+
+
+@pytest.mark.parametrize("init", ["copy", "random"])
+def test_compressor_and_prefusion_are_new(
+    make_llava: Factory, tmp_path: Path, init: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, source = make_llava()
+    with caplog.at_level(logging.INFO, "llava_mini"):
+        convert_llava(source, tmp_path / "ours", compressor=QUERY, num_fusion_layers=2, init=init)
+    said = [line.split(": ")[0] + line.partition("tensors")[2] for line in caplog.messages if "tensors" in line]
+    assert sorted(said) == [
+        "compressor initialised", f"language_model from {source}", f"prefusion initialised ({init})",
+        f"projector from {source}", f"vision_tower from {source}",
+    ]  # fmt: skip
+    model, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert torch.equal(model.compressor.attention.out_proj.weight, torch.eye(32))
+    assert model.compressor.query.abs().max() > 0
+    for layer, own in zip(model.prefusion.layers, model.language_model.get_decoder().layers, strict=False):
+        same = [torch.equal(a, b) for a, b in zip(layer.parameters(), own.parameters(), strict=True)]
+        assert all(same) if init == "copy" else not any(same)
+    if init == "random":
+        assert 0.01 < model.prefusion.layers[0].mlp.up_proj.weight.std() < 0.03  # the config's initializer_range
+        assert torch.equal(model.prefusion.layers[0].input_layernorm.weight, torch.ones(48))
+    again = tmp_path / "again"
+    convert_llava(source, again, compressor=QUERY, num_fusion_layers=2, init=init)
+    assert (again / "model.safetensors").read_bytes() == (tmp_path / "ours" / "model.safetensors").read_bytes()
+
+
+@torch.no_grad()
+def test_processor_and_model_are_one(make_llava: Factory, tmp_path: Path, tower: Path) -> None:
+    """A tokenizer with <image> keeps its id; one without gets an id behind the vocabulary."""
+    _, source = make_llava()
+    convert_llava(source, tmp_path / "known", compressor=QUERY, num_fusion_layers=1, init="copy")
+    to_original_layout(source)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (source / name).read_text().replace("<image>", "<other>")
+        (source / name).write_text(text)
+    convert_llava(source, tmp_path / "new", compressor=QUERY, num_fusion_layers=1, init="copy", vision_tower=str(tower))
+    for name, image_id, views in (("known", 60, "square"), ("new", 64, "pad")):
+        model = AutoModelForImageTextToText.from_pretrained(tmp_path / name).eval()
+        processor = AutoProcessor.from_pretrained(tmp_path / name)
+        assert model.config.image_token_id == image_id and processor.views == views
+        inputs = processor(images=torch.zeros(24, 30, 3).byte().numpy(), text="<image> word7 word9")
+        assert inputs["input_ids"].tolist() == [[*[image_id] * 4, 7, 9]]
+        assert torch.isfinite(model(**inputs).logits).all()
+        processor.batch_decode(model.generate(**inputs, max_new_tokens=2))
+
+
+def test_half_precision_stays_and_is_one_type(make_llava: Factory, tmp_path: Path) -> None:
+    _, source = make_llava()
+    path = source / "model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    convert_llava(source, tmp_path / "ours", compressor=QUERY, num_fusion_layers=2, init="random")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "ours" / "model.safetensors").values()} == {torch.bfloat16}
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.fixture
+def official(make_model: Factory, tmp_path: Path) -> tuple[Any, Path]:
+    """(a model of ours, its folder in the release's layout)."""
+    model = make_model(vision_feature_layer=-2, compressor={**QUERY, "num_heads": 8})
+    model.save_pretrained(tmp_path / "ours")
+    convert_to_official(tmp_path / "ours", tmp_path / "official")
+    return model, tmp_path / "official"
+
+
+def test_official_round_trip_keeps_every_tensor(official: tuple[Any, Path], tower: Path, tmp_path: Path) -> None:
+    model, folder = official
+    names = load_file(folder / "model.safetensors")
+    assert "model.mm_projector.0.weight" in names and "model.prefusion_layers.1.mlp.up_proj.weight" in names
+    convert_official(folder, tmp_path / "back", str(tower))
+    own, back = load_file(tmp_path / "ours" / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
+    assert own.keys() == back.keys() and all(torch.equal(own[name], back[name]) for name in own)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "back").config.to_dict()
+    assert again["compressor"] == model.config.compressor and again["num_fusion_layers"] == 2
+    written = ("architectures", "dtype", "transformers_version")  # who wrote it, and how
+    ours = {key: value for key, value in model.config.text_config.to_dict().items() if key not in written}
+    assert {key: again["text_config"][key] for key in ours} == ours
+
+
+def test_a_vision_tower_that_was_not_trained_comes_from_its_own_folder(
+    official: tuple[Any, Path], tower: Path, tmp_path: Path
+) -> None:
+    _, folder = official
+    path = folder / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(path).items() if ".vision_tower." not in name}
+    save_file(kept, path, metadata={"format": "pt"})
+    convert_official(folder, tmp_path / "back", str(tower))
+    back, own = load_file(tmp_path / "back" / "model.safetensors"), load_file(tower / "model.safetensors")
+    assert all(torch.equal(back[f"vision_tower.{name}"], tensor) for name, tensor in own.items())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "mm_vision_tower": "./somewhere"}))
+    with pytest.raises(UserError, match=r"'\./somewhere': give its folder or Hub id by --vision-tower"):
+        convert_official(folder, tmp_path / "other")
+
+
+def test_what_the_release_cannot_express_is_named(make_model: Factory, tmp_path: Path, orders: Any) -> None:
+    model = make_model(**orders["paper"])
+    model.save_pretrained(tmp_path / "ours")
+    with pytest.raises(UserError, match="compress_before_projection=False"):
+        convert_to_official(tmp_path / "ours", tmp_path / "official")
+    assert not (tmp_path / "official").exists()
+
+
+def leave_out(folder: Path, *names: str, **more: torch.Tensor) -> None:
+    path = folder / "model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(path).items() if name not in names}
+    save_file({**tensors, **more}, path, metadata={"format": "pt"})
+
+
+LINEAR = "multi_modal_projector.linear_1.weight"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: leave_out(f, LINEAR), rf"missing tensors: {LINEAR} \[48, 32\]$"),
+        (lambda f: leave_out(f, **{"new.tensor": torch.zeros(2)}), r"unexpected tensors: new\.tensor \[2\]$"),
+        (
+            lambda f: leave_out(f, LINEAR, **{LINEAR: torch.zeros(48, 31)}),
+            rf"misshapen tensors: {LINEAR}: shape \[48, 31\], the config says \[48, 32\]$",
+        ),
+        (
+            lambda f: leave_out(f, *[name for name in load_file(f / "model.safetensors") if "layers.2" in name]),
+            r"missing tensors: vision_tower\.\S+ \[[\d, ]+\], .* and \d+ more$",
+        ),
+        (lambda f: (f / "config.json").write_text('{"model_type": "gpt2"}'), "another architecture.*'gpt2'"),
+        (lambda f: (f / "config.json").unlink(), r"has no config\.json"),
+        (lambda f: (f / "model.safetensors").unlink(), r"holds no model\*\.safetensors"),
+    ],
+)
+def test_what_does_not_fit_writes_nothing(make_llava: Factory, tmp_path: Path, spoil: Any, message: str) -> None:
+    _, source = make_llava()
+    spoil(source)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(UserError, match=message) as caught:
+        plain(source, tmp_path / "ours")
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_failure_while_writing_leaves_nothing(
+    make_llava: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, source = make_llava()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("llava_mini.models.interop.shards.save_file", full)
+    with pytest.raises(OSError, match="no space"):
+        plain(source, tmp_path / "ours")
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
