@@ -95,7 +95,8 @@ def test_the_command_ends_with_status_1_and_the_same_run_goes_on_with_savers(
 
     def watched(model: LlavaMiniForConditionalGeneration, *args, **kwargs):
         outputs = forward(model, *args, **kwargs)
-        losses.append(model.training and outputs.logits is None and model.loss_chunk == 1024)
+        if type(outputs.loss) is torch.Tensor:  # a plan's step has no numbers
+            losses.append(model.training and outputs.logits is None and model.loss_chunk == 1024)
         return outputs
 
     monkeypatch.setattr(LlavaMiniForConditionalGeneration, "forward", watched)

@@ -37,10 +37,11 @@ def multiply_adds(config: LlavaMiniConfig, tokens: int, length: int) -> int:
     patches, narrow, wide = (vision.image_size // vision.patch_size) ** 2, vision.hidden_size, text.hidden_size
     entries = patches + 1
     layer = entries * narrow * (4 * narrow + 2 * vision.intermediate_size) + 2 * entries * entries * narrow
-    tower = patches * 3 * vision.patch_size**2 * narrow + vision.num_hidden_layers * layer
+    read = config.vision_feature_layer % (vision.num_hidden_layers + 1)  # layers behind the one that is read do not run
+    tower = patches * 3 * vision.patch_size**2 * narrow + read * layer
     compressor = 2 * tokens * narrow * narrow + 2 * patches * narrow * narrow + 2 * tokens * patches * narrow
     projector = (patches + tokens) * (narrow * wide + wide * wide)
-    fusion = config.num_fusion_layers * decoder_layer(text, patches + tokens + length)
+    fusion = config.num_fusion_layers * decoder_layer(text, patches + length)  # placeholders stay out
     decoder = text.num_hidden_layers * decoder_layer(text, length) + wide * text.vocab_size
     return tower + compressor + projector + fusion + decoder
 

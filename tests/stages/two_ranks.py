@@ -60,7 +60,7 @@ def train(folder: Path, accumulate: int, kinds: list[str]) -> None:
     stage = InstructionStage(model=model(), learning_rates=rates, warmup_ratio=0.0, report_dir=folder)
     spec = {
         "max_steps": len(kinds) // accumulate, "accumulate_grad_batches": accumulate, "gradient_clip_val": 1.0,
-        "precision": "32-true", "accelerator": "cpu", "devices": 2, "machines": 1,
+        "precision": "32-true", "strategy": "auto", "accelerator": "cpu", "devices": 2, "machines": 1,
     }  # fmt: skip
     trainer = build.make_trainer({"trainer": spec}, logger=False, enable_checkpointing=False, val_check_interval=None)
     losses: list[float] = []

@@ -122,7 +122,7 @@ def test_an_interrupted_build_is_completed(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("seed", "sizes", "message"),
     [
-        (1, {"instruct-val": 4}, "recipe 2 and seed 0, not 2 and 1"),
+        (1, {"instruct-val": 4}, f"recipe {make.RECIPE_VERSION} and seed 0, not {make.RECIPE_VERSION} and 1"),
         (0, {"instruct-val": 5}, "holds 4 samples of instruct-val, not 5"),
         (0, {"instruct-dev": 5}, "instruct-dev=5: allowed are caption-train"),
         (0, {"instruct-val": 0}, "instruct-val=0"),
