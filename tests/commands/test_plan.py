@@ -9,7 +9,8 @@ import pytest
 
 from llava_mini.cli import main
 from llava_mini.commands.plan import planner_of, sample_of, training_plan
-from llava_mini.config import resolve
+from llava_mini.config import options, resolve
+from llava_mini.finetune import num_parameters
 from llava_mini.plan.report import GIB, OUTSIDE
 
 BIG = ["model=llava_mini_vicuna_7b", "model.weights=random", "hardware=rtx5090_32gb", "data.features=false"]
@@ -81,3 +82,23 @@ def test_inference_counts_the_cache(planned: Callable) -> None:
 def test_flags_are_checked(flag: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["plan", flag])
+
+
+@pytest.mark.parametrize("model", [name for name in options("model") if name != "tiny"])
+def test_every_preset_is_planned(model: str) -> None:
+    config = resolve(["trainer.max_steps=1", "finetune=qlora", "savers.checkpointing=true", f"model={model}", *BIG[1:]])
+    planner = planner_of(config, sample_of(config, text_tokens=32))
+    peak = planner.step(1)
+    # 4 bits a weight, 8 for every 64 weights, 32 for every 64 * 256
+    bits = 4 + 8 / 64 + 32 / (64 * 256)
+    weights = num_parameters(planner.model.get_decoder().layers)
+    assert peak.breakdown["quantized_weights"] == pytest.approx(bits / 8 * weights, rel=0.01)
+    assert sum(peak.breakdown.values()) == peak.bytes
+
+
+@pytest.mark.parametrize("hardware", options("hardware"))
+def test_every_card_is_planned_for(planned: Callable, hardware: str) -> None:
+    status, out, _ = planned("--json", f"hardware={hardware}", "data.batch_size=2", "--text-tokens", "20")
+    found = json.loads(out)
+    assert status == 0
+    assert found["fits"] is (None if hardware in ("auto", "cpu") else True)
