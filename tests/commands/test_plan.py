@@ -102,3 +102,9 @@ def test_every_card_is_planned_for(planned: Callable, hardware: str) -> None:
     found = json.loads(out)
     assert status == 0
     assert found["fits"] is (None if hardware in ("auto", "cpu") else True)
+
+
+def test_what_cannot_be_planned_says_so(planned: Callable) -> None:
+    status, _, err = planned("finetune=dora", "finetune.quantize=nf4")
+    assert status == 2
+    assert "finetune.lora.dora=true with finetune.quantize=nf4 cannot be planned" in err

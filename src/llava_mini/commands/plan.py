@@ -80,8 +80,14 @@ def sample_of(config: Config, text_tokens: int = 300, frames: int = 1) -> Sample
 
 
 def planner_of(config: Config, sample: Sample) -> Planner:
-    """A planner for a config; nothing is downloaded or read but a tokenizer that is here."""
-    spec = config["model"]
+    """A planner for a config; nothing is downloaded or read but a tokenizer that is here.
+
+    Raises:
+        UserError: for DoRA over NF4: PEFT unpacks the weights themselves, which have no numbers here.
+    """
+    spec, adapters = config["model"], config["finetune"]["lora"]
+    if config["finetune"]["quantize"] is not None and adapters is not None and adapters["dora"]:
+        raise UserError("finetune.lora.dora=true with finetune.quantize=nf4 cannot be planned; it takes more than LoRA")
     if spec["weights"] == "hub" and "vocab_size" in spec["text_config"]:
         config = {**config, "model": {**spec, "weights": "random"}}
     with warnings.catch_warnings():
