@@ -1,5 +1,6 @@
 """The placeholder behind the vocabulary, in tokenizers of the kinds that Llama and Qwen have."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,17 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
     ) as caught:
         load_tokenizer(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_model_alone_is_read(tmp_path: Path) -> None:
+    """As Vicuna and the original LLaVA ship it."""
+    words = [first + second for first in "abcdefgh" for second in "ijklmnop"]
+    (tmp_path / "text").write_text("\n".join(" ".join(words[i % 7 :: 3]) for i in range(200)))
+    trainer = importlib.import_module("sentencepiece").SentencePieceTrainer
+    trainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "tokenizer"), vocab_size=80, model_type="bpe"
+    )
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>"}')
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.decode(tokenizer("ai bj ck").input_ids, skip_special_tokens=True) == "ai bj ck"
+    assert add_placeholder(tokenizer, 80) == 80
