@@ -149,3 +149,9 @@ def test_a_yaml_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="duplicate key a") as caught:
         resolve(["data=twice"], (str(tmp_path),))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("memory", ["inf", "nan", "0", "-1"])
+def test_a_card_has_some_memory(memory: str) -> None:
+    with pytest.raises(UserError, match=r"hardware\.memory_gib="):
+        resolve([f"hardware.memory_gib={memory}"])

@@ -130,7 +130,7 @@ class Finetune:
 class Hardware:
     """The card that a run is planned for."""
 
-    memory_gib: Annotated[float, Field(gt=0)] | None
+    memory_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     torch_build: Literal["cpu", "cu126", "cu130"] | None
 
 
