@@ -79,13 +79,15 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its place when the block ends, and is removed when it fails.
 
     Raises:
-        UserError: `folder` is there and not an empty folder.
+        UserError: `folder` is there and not an empty folder, or cannot be made.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder}: is there already; allowed is a folder that is not there, or an empty one")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
-    temporary.mkdir()
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror})") from error
     try:
         yield temporary
         temporary.rename(folder)  # over an empty folder too

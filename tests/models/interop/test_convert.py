@@ -191,6 +191,14 @@ def leave_out(folder: Path, *names: str, **more: torch.Tensor) -> None:
     save_file({**tensors, **more}, path, metadata={"format": "pt"})
 
 
+def in_config(folder: Path, part: str, **values: Any) -> None:
+    """Values of a part in config.json, changed."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config[part].update(values)
+    path.write_text(json.dumps(config))
+
+
 LINEAR = "multi_modal_projector.linear_1.weight"
 
 
@@ -208,6 +216,10 @@ LINEAR = "multi_modal_projector.linear_1.weight"
             r"missing tensors: vision_tower\.\S+ \[[\d, ]+\], .* and \d+ more$",
         ),
         (lambda f: (f / "config.json").write_text('{"model_type": "gpt2"}'), "another architecture.*'gpt2'"),
+        (lambda f: in_config(f, "text_config", hidden_size="abc"), "no model can be built of it.*hidden_size"),
+        (lambda f: in_config(f, "text_config", num_attention_heads=0), "no model can be built of it: ZeroDivision"),
+        (lambda f: in_config(f, "text_config", model_type="nonsense"), "no model can be built of it: .*nonsense"),
+        (lambda f: in_config(f, "vision_config", patch_size=0), r"config\.json: no model can be built of it"),
         (lambda f: (f / "config.json").unlink(), r"has no config\.json"),
         (lambda f: (f / "model.safetensors").unlink(), r"holds no model\*\.safetensors"),
     ],

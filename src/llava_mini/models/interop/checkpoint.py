@@ -11,11 +11,13 @@ import json
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -182,3 +184,32 @@ def _json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: no JSON object")
     return value
+
+
+_IMPOSSIBLE = (
+    StrictDataclassError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError,
+)  # fmt: skip
+
+
+@contextmanager
+def config_trusted() -> Iterator[None]:
+    """What transformers or torch raise for a config.json with impossible values, as one line.
+
+    Raises:
+        UserError: in place of theirs.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        StrictDataclassError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"config.json: no model can be built of it: {type(error).__name__}: {reason}") from error

@@ -22,7 +22,7 @@ from llava_mini.files import new_folder
 from llava_mini.models.configuration import CLIP_VIT_L_336, LlavaMiniConfig
 from llava_mini.models.initialisation import initialise
 from llava_mini.models.interop import llava, official
-from llava_mini.models.interop.checkpoint import Checkpoint, check_shapes, read_config, some
+from llava_mini.models.interop.checkpoint import Checkpoint, check_shapes, config_trusted, read_config, some
 from llava_mini.models.interop.layout import Layout
 from llava_mini.models.interop.parts import load_vision_tower, vision_config_of
 from llava_mini.models.interop.shards import ShardWriter
@@ -262,7 +262,7 @@ class _Conversion:
 
 
 def _on_meta(config: LlavaMiniConfig) -> LlavaMiniForConditionalGeneration:
-    with torch.device("meta"):
+    with config_trusted(), torch.device("meta"):
         return LlavaMiniForConditionalGeneration(config)
 
 

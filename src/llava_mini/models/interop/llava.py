@@ -13,6 +13,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from llava_mini.errors import UserError
+from llava_mini.models.interop.checkpoint import config_trusted
 from llava_mini.models.interop.layout import Layout
 from llava_mini.views import ViewMode
 
@@ -82,10 +83,11 @@ def source_of(config: dict[str, Any], names: Iterable[str]) -> Source:
     Raises:
         UserError: none of them, or a variant that has no counterpart here.
     """
-    if config.get("model_type") in ("llava", "llava_next") and "text_config" in config:
-        return _transformers_source(config, names)
-    if "mm_projector_type" in config and config.get("model_type") in _FAMILIES:
-        return _original_source(config)
+    with config_trusted():
+        if config.get("model_type") in ("llava", "llava_next") and "text_config" in config:
+            return _transformers_source(config, names)
+        if "mm_projector_type" in config and config.get("model_type") in _FAMILIES:
+            return _original_source(config)
     raise UserError(
         f"config of another architecture (model_type={config.get('model_type')!r}); allowed are transformers' llava "
         "and llava_next, and the original LLaVA-v1.5 and 1.6"
