@@ -13,11 +13,12 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPImageProcessorPil, PreTrainedConfig, PreTrainedTokenizerBase
 
 from llava_mini.build.tokenizer import image_token
-from llava_mini.build.weights import default_dtype, load_parts, load_tower, load_weights
+from llava_mini.build.weights import load_parts, load_tower, load_weights
 from llava_mini.config import check_spec
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.models.compressors import build_compressor
+from llava_mini.models.initialisation import default_dtype
 from llava_mini.models.interop.parts import check_same, text_config_of, vision_config_of
 from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW, build_vision_tower
 

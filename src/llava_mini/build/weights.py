@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +12,11 @@ import torch
 
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniForConditionalGeneration
-from llava_mini.models.initialisation import initialise
+from llava_mini.models.initialisation import default_dtype, initialise
 from llava_mini.models.interop.checkpoint import Checkpoint
 from llava_mini.models.interop.parts import load_language_model, load_vision_tower
 
 log = logging.getLogger("llava_mini")
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Tensors that are made in the block have this type, unless they say another."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def load_parts(

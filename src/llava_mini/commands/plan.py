@@ -19,6 +19,7 @@ import torch
 from llava_mini import build
 from llava_mini.config import resolve
 from llava_mini.errors import UserError
+from llava_mini.finetune import compute_dtype
 from llava_mini.plan.ledger import FROZEN, GRADIENTS, OPTIMIZER, QUANTIZED, TRAINED, WORKSPACE
 from llava_mini.plan.planner import Peak, Planner
 from llava_mini.plan.report import CUBLAS, GIB, OUTSIDE, Report, Saver
@@ -31,7 +32,6 @@ from llava_mini.views import NUM_VIEWS
 
 Config = dict[str, Any]
 _DEALT = (FROZEN, TRAINED, QUANTIZED, GRADIENTS, OPTIMIZER)
-_HALF = {"16": torch.float16, "bf16": torch.bfloat16}
 
 
 def plan(arguments: list[str], config_dirs: tuple[str, ...]) -> int:
@@ -95,12 +95,13 @@ def planner_of(config: Config, sample: Sample) -> Planner:
         build.check_model(config)
         model = build.build_model(config, build.build_tokenizer(config), device="meta")
         stage = build.build_stage(config, model, linear_4bit=linear_4bit)
-    precision, _, kind = config["trainer"]["precision"].partition("-")
-    if kind == "true" and precision in _HALF:
-        stage.to(_HALF[precision])
+    precision = config["trainer"]["precision"]
+    mixed, dtype = precision.endswith("-mixed"), compute_dtype(precision)
+    if not mixed and dtype != torch.float32:
+        stage.to(dtype)
     trainer = config["trainer"]
     mode = Mode(
-        autocast=_HALF[precision] if kind == "mixed" else None,
+        autocast=dtype if mixed else None,
         on_gpu=on_gpu(config),
         clip=trainer["gradient_clip_val"],
         accumulate=trainer["accumulate_grad_batches"],

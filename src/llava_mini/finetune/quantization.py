@@ -30,14 +30,7 @@ def nf4_linear(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
         UserError: without bitsandbytes.
     """
     nn4 = require("bitsandbytes", _KEY).nn
-    layer = nn4.Linear4bit(
-        linear.in_features,
-        linear.out_features,
-        bias=False,
-        compute_dtype=compute_dtype,
-        quant_type="nf4",
-        device="meta",
-    )
+    layer = empty_like(linear, nn4.Linear4bit, compute_dtype)
     weight = nn4.Params4bit(
         linear.weight.detach(), requires_grad=False, compress_statistics=True, quant_type="nf4", module=layer
     )
@@ -47,6 +40,18 @@ def nf4_linear(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     # On CPUs with bf16 instructions the layer would store its weight anew, rounded, when it is first evaluated.
     layer.support_avx512bf16_for_cpu = False
     return layer
+
+
+def empty_like(linear: nn.Linear, kind: type[nn.Module], compute_dtype: torch.dtype) -> Any:
+    """A bitsandbytes layer of a linear layer's shape, on meta, without its weight and bias.
+
+    Args:
+        linear: Whose shape it takes.
+        kind: `bitsandbytes.nn.Linear4bit`, or a class of that kind.
+        compute_dtype: In which products are computed.
+    """
+    shape = (linear.in_features, linear.out_features)
+    return kind(*shape, bias=False, compute_dtype=compute_dtype, quant_type="nf4", device="meta")
 
 
 def rounded_linear(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from llava_mini.files import CONFIG_DIR
 from llava_mini.finetune.quantization import Linear4bit, nf4_linear
 from llava_mini.gpu_check.trials import Trial
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.models.initialisation import default_dtype
 from llava_mini.models.savers import apply_savers
 
 _ALWAYS_WHOLE = ("projector", "compressor")
@@ -60,7 +59,7 @@ def build_stage(trial: Trial, device: torch.device | str, linear_4bit: Linear4bi
     """
     half = half_type(trial)
     preset = yaml.safe_load((CONFIG_DIR / "model" / f"{trial.model}.yaml").read_text())
-    with torch.device(device), _default_dtype(half):  # in float32 a 7B model alone would not fit
+    with torch.device(device), default_dtype(half):  # in float32 a 7B model alone would not fit
         model = LlavaMiniForConditionalGeneration(trial.model_config(preset))
     for part in (*_ALWAYS_WHOLE, *(p for p in ("language_model", "prefusion") if trial.finetune[p] == "full")):
         model.get_submodule(part).float()
@@ -69,13 +68,3 @@ def build_stage(trial: Trial, device: torch.device | str, linear_4bit: Linear4bi
     stage = PlainStage(model, trial.optimizer).train()
     model.vision_tower.eval()
     return stage
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

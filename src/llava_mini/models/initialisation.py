@@ -1,9 +1,23 @@
 """Random weights for the parts that only LLaVA-Mini has, in a model whose other parts come from elsewhere."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from llava_mini.models.compressors import build_compressor
 from llava_mini.models.llava_mini import LlavaMiniForConditionalGeneration
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Tensors that are made in the block have this type, unless they say another."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def initialise(

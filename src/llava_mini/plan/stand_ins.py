@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llava_mini.finetune.packages import require
+from llava_mini.finetune.quantization import empty_like
 
 PAGED_FROM = 100_000  # values of a parameter whose state bitsandbytes pages
 _BLOCK, _SCALES = 64, 256  # weights of a scale, scales of a scale of their own
@@ -39,14 +40,7 @@ def linear_4bit(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
         def forward(self, x: Tensor) -> Tensor:
             return packed_product(self, x)
 
-    layer = PackedLinear(
-        linear.in_features,
-        linear.out_features,
-        bias=False,
-        compute_dtype=compute_dtype,
-        quant_type="nf4",
-        device="meta",
-    )
+    layer = empty_like(linear, PackedLinear, compute_dtype)
     count = linear.in_features * linear.out_features
     scales = -(-count // _BLOCK)
     weight: Any = nn.Parameter(_meta((count + 1) // 2, 1, dtype=torch.uint8), requires_grad=False)
