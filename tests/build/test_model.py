@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from transformers import AutoProcessor
 
 from llava_mini import build
 from llava_mini.config import options
@@ -186,3 +187,12 @@ def test_the_vision_tower_can_be_built_alone(config_of: Resolve, model_of: Model
     assert torch.equal(alone.eval().encode(pixels), whole.eval().encode(pixels))
     with pytest.raises(UserError, match="none of them holds a vision tower"):
         build.build_vision_model(config_of(), build.build_tokenizer(config))
+
+
+def test_the_processor_asks_as_the_data_are_written(config_of: Resolve, model_of: ModelOf, tmp_path: Path):
+    config = config_of()
+    build.build_processor(config, model_of(config), build.build_tokenizer(config)).save_pretrained(tmp_path)
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is here"}]}]
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    prompt = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    assert prompt == "<image>\nwhat is here <answer>"

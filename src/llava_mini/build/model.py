@@ -12,6 +12,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPImageProcessorPil, PreTrainedConfig, PreTrainedTokenizerBase
 
+from llava_mini.build.data import build_template
 from llava_mini.build.tokenizer import image_token
 from llava_mini.build.weights import load_parts, load_tower, load_weights
 from llava_mini.config import check_spec
@@ -162,7 +163,7 @@ def check_model(config: Config) -> None:
 def build_processor(
     config: Config, model: LlavaMiniForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
 ) -> LlavaMiniProcessor:
-    """The processor that fits the model."""
+    """The processor that fits the model, with the chat template that the data are written by."""
     return LlavaMiniProcessor(
         CLIPImageProcessorPil(**config["model"]["image_processor"]),
         tokenizer,
@@ -170,4 +171,5 @@ def build_processor(
         num_hd_image_tokens=model.tokens_per_frame(HD_VIEWS),
         views=config["data"]["views"],
         image_token=image_token(config),
+        chat_template=build_template(config).chat_template(),
     )

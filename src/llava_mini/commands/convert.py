@@ -41,9 +41,10 @@ def convert(arguments: list[str]) -> int:
 
 
 def _official(source: Path, target: Path, vision_tower: str | None) -> None:
+    from llava_mini.data.templates import LLAMA3
     from llava_mini.models.interop.convert import convert_official
 
-    convert_official(source, target, vision_tower)
+    convert_official(source, target, vision_tower, LLAMA3.chat_template())
 
 
 def _to_official(source: Path, target: Path, vision_tower: str | None) -> None:
@@ -54,11 +55,15 @@ def _to_official(source: Path, target: Path, vision_tower: str | None) -> None:
 
 def _llava(source: Path, target: Path, vision_tower: str | None, **chosen: Any) -> None:
     from llava_mini.config import resolve
+    from llava_mini.data.templates import VICUNA
     from llava_mini.models.interop.convert import convert_llava
 
     compressor = resolve(["compressor=query", f"compressor.C={chosen['C']}"])["compressor"]
     layers, init = chosen["fusion_layers"], chosen["init"]
-    convert_llava(source, target, compressor=compressor, num_fusion_layers=layers, init=init, vision_tower=vision_tower)
+    convert_llava(
+        source, target, compressor=compressor, num_fusion_layers=layers, init=init, vision_tower=vision_tower,
+        chat_template=VICUNA.chat_template(),
+    )  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,14 +1,16 @@
 """How conversations are written out for a language model: one `ConversationTemplate` for every public chat format.
 
-A template is data. It gives the text and the characters of every answer, so labels need no piecewise tokenising. What a
-tokenizer puts in front of a text by itself (`<s>`, `<|begin_of_text|>`) is not part of it.
+A template is data. It gives the text and the characters of every answer, so labels need no piecewise tokenising; and,
+for inference, the same as a Jinja template that is saved with the processor. What a tokenizer puts in front of a text
+by itself (`<s>`, `<|begin_of_text|>`) is part of neither: the processor is called with its default
+`add_special_tokens=True`, as labels are made.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llava_mini.data.conversation import IMAGE_PLACEHOLDER, Conversation
+from llava_mini.data.conversation import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Conversation
 from llava_mini.errors import UserError
 
 
@@ -28,6 +30,50 @@ class Rendered:
     text: str
     answers: tuple[Span, ...]
     head: int
+
+
+# A message's content becomes one text; then messages are joined as `ConversationTemplate.render` joins turns.
+_CHAT_TEMPLATE = """
+{%- macro written(content, shown) -%}
+    {%- set ns = namespace(text='', front=true) -%}
+    {%- if content is string -%}
+        {%- set ns.text = content -%}
+    {%- else -%}
+        {%- for part in content -%}
+            {%- if part.type == 'text' -%}
+                {%- set ns.text = ns.text + part.text -%}
+                {%- set ns.front = false -%}
+            {%- elif part.type in ('image', 'video') -%}
+                {%- set mark = image if part.type == 'image' else video -%}
+                {%- set ns.text = ns.text + mark + ('\\n' if ns.front and not loop.last else '') -%}
+            {%- else -%}
+                {{- raise_exception('a part of type ' ~ part.type ~ '; allowed are image, video and text') -}}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {%- if shown and captions_only -%}
+        {%- set ns.text = image * ns.text.count(image) + video * ns.text.count(video) -%}
+    {%- endif -%}
+    {%- set ns.text = ns.text | trim if strip else ns.text -%}
+    {{- ns.text.replace(image, image_token) if shown else ns.text -}}
+{%- endmacro -%}
+{%- if messages and messages[0].role == 'system' -%}
+    {%- set system = messages[0].content -%}
+    {%- set messages = messages[1:] -%}
+{%- endif -%}
+{%- set system = written(system, false) -%}
+{%- set system = system_prefix + system + system_suffix if system and not captions_only else '' -%}
+{{- '' if system_in_turn else system -}}
+{%- for message in messages -%}
+    {%- if message.role == 'user' -%}
+        {{- user_prefix + (system if system_in_turn and loop.first else '') + written(message.content, true) -}}
+        {{- opening if loop.last and add_generation_prompt else user_suffix -}}
+    {%- elif message.role == 'assistant' -%}
+        {{- assistant_prefix + written(message.content, false) + assistant_suffix + turn_suffix -}}
+    {%- else -%}
+        {{- raise_exception('a message of ' ~ message.role ~ '; allowed: user, assistant, and system as the first') -}}
+    {%- endif -%}
+{%- endfor -%}"""
 
 
 @dataclass(frozen=True)
@@ -83,6 +129,21 @@ class ConversationTemplate:
             answers.append(Span(start, text_end, len(text)))
             text += self.turn_suffix
         return Rendered(text, tuple(answers), head)
+
+    def chat_template(self) -> str:
+        """What `processor.apply_chat_template` needs to write the same text.
+
+        Messages are transformers': role ("system", first; "user"; "assistant") and content, a string in which
+        `<image>` and `<video>` may stand, or a list of {"type": "image"}, {"type": "video"} and
+        {"type": "text", "text": ...}. Pictures before the first text stand one a line, as in the data; later ones
+        within the text.
+
+        With `add_generation_prompt` the text ends where the answer begins, without the spaces before it: tokenizers
+        make them part of its first word.
+        """
+        opening = (self.user_suffix + self.assistant_prefix).rstrip(" ")
+        given = self.__dict__ | {"opening": opening, "image": IMAGE_PLACEHOLDER, "video": VIDEO_PLACEHOLDER}
+        return "\n".join(f"{{%- set {name} = {value!r} -%}}" for name, value in given.items()) + _CHAT_TEMPLATE
 
     @property
     def fixed_text(self) -> str:

@@ -88,7 +88,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    return _json_object(folder / "config.json")
+    return json_object(folder / "config.json")
 
 
 def check_shapes(
@@ -133,7 +133,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def _indexed(index: Path) -> tuple[list[Path], list[str]]:
-    weight_map = _json_object(index).get("weight_map")
+    weight_map = json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{index}: has no weight_map from tensors to files")
     files = []
@@ -174,7 +174,12 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     return loaded
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """A JSON file's object.
+
+    Raises:
+        UserError: it is missing, or holds something else.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

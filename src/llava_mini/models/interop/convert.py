@@ -22,6 +22,7 @@ from llava_mini.files import new_folder
 from llava_mini.models.configuration import CLIP_VIT_L_336, LlavaMiniConfig
 from llava_mini.models.initialisation import initialise
 from llava_mini.models.interop import llava, official
+from llava_mini.models.interop.chat import own_chat_template
 from llava_mini.models.interop.checkpoint import Checkpoint, check_shapes, config_trusted, read_config, some
 from llava_mini.models.interop.layout import Layout
 from llava_mini.models.interop.parts import load_vision_tower, vision_config_of
@@ -44,7 +45,9 @@ _OWN_HEAD = "language_model.lm_head.weight"
 _OURS = Layout((("", ""),))
 
 
-def convert_official(source: Path, target: Path, vision_tower: str | None = None) -> None:
+def convert_official(
+    source: Path, target: Path, vision_tower: str | None = None, chat_template: str | None = None
+) -> None:
     """The official release's folder to ours.
 
     Args:
@@ -52,6 +55,7 @@ def convert_official(source: Path, target: Path, vision_tower: str | None = None
         target: A new folder in transformers' format.
         vision_tower: Folder or Hub id of the vision tower: its config, and its weights if `source` holds none. Default:
             the CLIP that the release was trained with.
+        chat_template: Saved with the processor if `source` has none that shows images.
 
     Raises:
         UserError: `source` is no such checkpoint or `target` is there; then nothing is written.
@@ -62,7 +66,7 @@ def convert_official(source: Path, target: Path, vision_tower: str | None = None
     views: ViewMode = "square" if fields.get("image_aspect_ratio", "square") == "square" else "pad"
     if fields.get("resolution_ratio", 1) == 2:
         views = "hd"
-    _Conversion(source, official.LAYOUT, config, tower).write(target, views)
+    _Conversion(source, official.LAYOUT, config, tower).write(target, views, chat_template)
 
 
 def convert_llava(
@@ -73,6 +77,7 @@ def convert_llava(
     num_fusion_layers: int,
     init: str,
     vision_tower: str | None = None,
+    chat_template: str | None = None,
 ) -> None:
     """A LLaVA-v1.5 or 1.6 folder, transformers' or the original, to ours, as a start for stage 2.
 
@@ -85,6 +90,7 @@ def convert_llava(
         num_fusion_layers: N_fusion.
         init: "copy" (pre-fusion starts as the language model's first layers) or "random".
         vision_tower: As in `convert_official`.
+        chat_template: As in `convert_official`.
 
     Raises:
         UserError: `source` is no such checkpoint or `target` is there; then nothing is written.
@@ -106,7 +112,7 @@ def convert_llava(
         compressor=compressor,
         num_fusion_layers=num_fusion_layers,
     )
-    _Conversion(source, found.layout, config, tower, init).write(target, found.views)
+    _Conversion(source, found.layout, config, tower, init).write(target, found.views, chat_template)
 
 
 def convert_to_official(source: Path, target: Path, vision_tower: str = CLIP_ID) -> None:
@@ -179,11 +185,12 @@ class _Conversion:
             layout.theirs,
         )
 
-    def write(self, target: Path, views: ViewMode) -> None:
+    def write(self, target: Path, views: ViewMode, chat_template: str | None) -> None:
         """Make the folder."""
         with new_folder(target) as folder:
             if has_tokenizer(self.source):
                 processor = self._processor(views)
+                processor.chat_template = own_chat_template(self.source, processor) or chat_template
                 self.config.image_token_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
                 processor.save_pretrained(folder)
             writer = ShardWriter(folder)

@@ -1,0 +1,50 @@
+"""The chat template of another project's folder, if it is one for pictures.
+
+A folder of a language model has one too, but for texts alone; asked to show an image, it says nothing of it or fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from jinja2 import TemplateError
+
+from llava_mini.models.interop.checkpoint import json_object
+from llava_mini.models.processor import LlavaMiniProcessor
+
+_QUESTION = "What is it?"
+_ASKED = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _QUESTION}]}]
+
+
+def own_chat_template(source: Path, processor: LlavaMiniProcessor) -> str | None:
+    """The template of a folder that writes an image as the processor's image token; None if there is none.
+
+    Args:
+        source: A checkpoint's folder.
+        processor: Made for it.
+
+    Raises:
+        UserError: a file that should hold one is no JSON object.
+    """
+    return next((found for found in _templates(source, processor) if _shows_an_image(found, processor)), None)
+
+
+def _templates(source: Path, processor: LlavaMiniProcessor) -> Iterator[str]:
+    if (path := source / "chat_template.jinja").is_file():
+        yield path.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "processor_config.json"):  # where older versions of transformers wrote it
+        if (path := source / name).is_file():
+            found = json_object(path).get("chat_template")
+            if isinstance(found, str):
+                yield found
+    if isinstance(processor.tokenizer.chat_template, str):
+        yield processor.tokenizer.chat_template
+
+
+def _shows_an_image(template: str, processor: LlavaMiniProcessor) -> bool:
+    try:
+        text = processor.apply_chat_template(_ASKED, chat_template=template, add_generation_prompt=True, tokenize=False)
+    except (TemplateError, TypeError, ValueError):  # of templates that take a content for a string
+        return False
+    return text.count(processor.image_token) == 1 and _QUESTION in text
