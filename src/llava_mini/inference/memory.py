@@ -3,7 +3,7 @@
 Everything is arithmetic over shapes, so it holds for a model that is not here. A frame costs its compressed tokens in
 the language model's cache, always, and what is kept of it so that a later question can be fused with its patches.
 
-LLaVA-Mini-7B in half precision, 576 patches and one token a frame: 512 KiB in the cache; for fusion 36.1 MiB as keys and
+LLaVA-Mini-7B in half precision, 576 patches, one token a frame: 512 KiB in the cache; for fusion 36.1 MiB as keys and
 values of four layers, 18.6 MiB of them in 8 bits, or 1.1 MiB as features, from which they are computed again.
 """
 

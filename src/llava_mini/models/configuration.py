@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from llava_mini.errors import UserError
+from llava_mini.models.rotary import check_scaling
 
 
 class LlavaMiniConfig(PreTrainedConfig):
@@ -32,6 +33,8 @@ class LlavaMiniConfig(PreTrainedConfig):
             reads projected patches.
         fuse_compressed_tokens: True (release): compressed tokens pass through pre-fusion too; False (paper): they reach
             the language model as they are.
+        context_scaling: For more tokens than the language model was trained on: `kind` (linear, dynamic, yarn) and
+            `tokens`, see `models.rotary`. `text_config` stays as it was trained, as pre-fusion is of its kind.
     """
 
     model_type = "llava_mini"
@@ -46,6 +49,7 @@ class LlavaMiniConfig(PreTrainedConfig):
     num_fusion_layers: int = 4
     compress_before_projection: bool = True
     fuse_compressed_tokens: bool = True
+    context_scaling: Any = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -65,6 +69,7 @@ class LlavaMiniConfig(PreTrainedConfig):
             raise UserError(
                 f"projector_hidden_act={self.projector_hidden_act!r}: allowed are {', '.join(sorted(ACT2FN))}"
             )
+        check_scaling(self.context_scaling, self.text_config)
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         super().__post_init__(**kwargs)
 

@@ -1,0 +1,78 @@
+"""Rotary embeddings of a language model that reads more tokens than it was trained on.
+
+Frequencies are scaled for a number of tokens once and for all, not by the length of each prompt: keys in a cache were
+turned by them, and a prompt that is read in parts must be turned alike in all of them. Pre-fusion keeps its own,
+since its sequence is one frame.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from llava_mini.errors import UserError
+
+LINEAR, DYNAMIC, YARN = "linear", "dynamic", "yarn"
+KINDS = (LINEAR, DYNAMIC, YARN)
+# What may lie over the scaling that a model was trained with: positions can be interpolated further, and Llama 3.1's
+# scaling is one of low frequencies from a shorter length, as YaRN's is, which can start from there too.
+_OVER = {"default": KINDS, "linear": (LINEAR,), "llama3": (YARN,)}
+
+
+def check_scaling(scaling: Any, text_config: PreTrainedConfig) -> None:
+    """See that a config's `context_scaling` is None or {"kind": ..., "tokens": ...} and fits its language model.
+
+    Raises:
+        UserError: it is not, or does not.
+    """
+    if scaling is None:
+        return
+    if not isinstance(scaling, dict) or set(scaling) != {"kind", "tokens"}:
+        raise UserError(f"context_scaling={scaling!r}: allowed are none and {{'kind': ..., 'tokens': ...}}")
+    kind, tokens = scaling["kind"], scaling["tokens"]
+    if kind not in KINDS:
+        raise UserError(f"context_scaling.kind={kind!r}: allowed are {', '.join(KINDS)}")
+    trained = text_config.max_position_embeddings
+    if type(tokens) is not int or tokens <= trained:
+        raise UserError(f"context_scaling.tokens={tokens!r}: allowed are whole numbers above the model's own {trained}")
+    before = text_config.rope_parameters["rope_type"]
+    if kind not in _OVER.get(before, ()):
+        allowed = ", ".join(_OVER.get(before, ())) or "none"
+        raise UserError(f"context_scaling.kind={kind!r}: over the model's own {before!r} scaling allowed is {allowed}")
+
+
+def scaled_parameters(text_config: PreTrainedConfig, kind: str, tokens: int) -> dict[str, Any]:
+    """`rope_parameters` of transformers for so many tokens.
+
+    linear divides every frequency by the factor (position interpolation); dynamic raises the base so that the lowest
+    frequency is divided by it and the highest stays (NTK, at the length `tokens`); yarn interpolates low frequencies
+    alone and raises the attention's temperature (YaRN).
+    """
+    trained = dict(text_config.rope_parameters)
+    base, original = trained["rope_theta"], text_config.max_position_embeddings
+    factor = tokens / original
+    if kind == LINEAR:
+        return {"rope_type": LINEAR, "rope_theta": base, "factor": factor * trained.get("factor", 1.0)}
+    if kind == DYNAMIC:
+        width = text_config.to_dict().get("head_dim") or text_config.hidden_size // text_config.num_attention_heads
+        return {"rope_type": "default", "rope_theta": base * factor ** (width / (width - 2))}
+    original = trained.get("original_max_position_embeddings", original)
+    return {
+        "rope_type": YARN,
+        "rope_theta": base,
+        "factor": tokens / original,
+        "original_max_position_embeddings": original,
+    }
+
+
+def scale_rotary(language_model: PreTrainedModel, scaling: dict[str, Any] | None) -> None:
+    """Make the decoder's rotary embedding anew as a config's `context_scaling` says; None: as it was trained."""
+    decoder = language_model.get_decoder()
+    config = copy.deepcopy(language_model.config)
+    if scaling is not None:
+        config.rope_parameters = scaled_parameters(config, **scaling)
+        config.max_position_embeddings = scaling["tokens"]
+    before = decoder.rotary_emb
+    decoder.rotary_emb = type(before)(config).to(before.inv_freq.device)
