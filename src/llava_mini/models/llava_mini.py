@@ -34,6 +34,7 @@ from llava_mini.models.loss import next_token_loss, next_token_loss_of_hidden
 from llava_mini.models.packed import Packed
 from llava_mini.models.prefusion import Prefusion
 from llava_mini.models.projector import Projector
+from llava_mini.models.rotary import scale_rotary
 from llava_mini.models.vision_tower import (
     HD_VIEWS,
     SINGLE_VIEW,
@@ -76,6 +77,8 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
         self.projector = Projector(vision_dim=vision_dim, text_dim=text_dim, activation=config.projector_hidden_act)
         self.prefusion = Prefusion(text_config=config.text_config, num_layers=config.num_fusion_layers)
         self.language_model = build_language_model(config.text_config)
+        if config.context_scaling is not None:
+            scale_rotary(self.language_model, config.context_scaling)
         self.side = patches_per_side(config.vision_config)
         self.loss_chunk: int | None = None
         self.vision_batch: int | None = None
