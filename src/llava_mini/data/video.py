@@ -56,19 +56,70 @@ def frames_at(path: Path, fps: float, *, short_side: int | None = None) -> Itera
             `MAX_PIXELS` pixels a frame, or would give more than `MAX_FRAMES` frames.
         UserError: PyAV is not installed, or fps is not positive.
     """
-    if av is None:
-        raise UserError("videos need PyAV: pip install 'llava-mini-lab[data]'")
-    if not 0 < fps < math.inf:
-        raise UserError(f"fps={fps}; it must be positive")
-    with _readable():
-        clip = _scanned(path)
+    reader = VideoReader(path, fps=fps)
+    if reader.stopped:
+        raise SampleError(reader.stopped)
+    yield from reader.frames(short_side)
+    if reader.stopped:
+        raise SampleError(reader.stopped)
+
+
+class VideoReader:
+    """Frames of one video, as far as it can be read.
+
+    Args:
+        path: As in `frames_at`.
+        fps: Frames for a second, those of `frames_at`.
+        count: In place of `fps` so many periods of equal length; of a video with fewer frames as many as it has.
+
+    Attributes:
+        seconds: What can be read, by its time stamps.
+        expected: How many frames it will give.
+        stopped: Why it ends before its end, where it does; that may show only when frames are read.
+
+    Raises:
+        SampleError: as in `frames_at`, but for videos that end too early or are damaged behind their first frame.
+        UserError: as in `frames_at`, or `count` is below 1.
+    """
+
+    def __init__(self, path: Path, *, fps: float = 1.0, count: int | None = None) -> None:
+        if av is None:
+            raise UserError("videos need PyAV: pip install 'llava-mini-lab[data]'")
+        if not 0 < fps < math.inf:
+            raise UserError(f"fps={fps}; it must be positive")
+        if count is not None and count < 1:
+            raise UserError(f"{count} frames of a video; at least one is needed")
+        with _readable():
+            self._path, self._clip = path, _scanned(path)
+        self.seconds = float(self._clip.length * self._clip.unit)
+        self.expected = self._clip.periods(fps) if count is None else min(count, self._clip.frames)
+        self.stopped = self._clip.stopped
+        if self.expected > MAX_FRAMES:
+            raise SampleError(
+                f"video of {self.seconds:.0f} s has {self.expected} frames"
+                + (f" at {fps} fps" if count is None else "")
+                + f", {MAX_FRAMES} are allowed"
+            )
+
+    def frames(self, short_side: int | None = None) -> Iterator[NDArray[np.uint8]]:
+        """The frames, RGB [H, W, 3], decoded one at a time; what follows damage is left out.
+
+        Raises:
+            SampleError: not even the first can be read, or it has more than `MAX_PIXELS` pixels.
+        """
         previous = None
-        for frame in _shown_at(clip.middles(fps), _decoded(path)):
-            if frame is not previous:  # a frame that is shown for several periods is made pixels once
-                pixels = _upright(frame, clip.pixel_aspect)
-                pixels = pixels if short_side is None else shrunk(pixels, short_side)
-            previous = frame
-            yield pixels
+        try:
+            with _readable():
+                for frame in _shown_at(self._clip.middles(self.expected), _decoded(self._path)):
+                    if frame is not previous:  # a frame that is shown for several periods is made pixels once
+                        pixels = _upright(frame, self._clip.pixel_aspect)
+                        pixels = pixels if short_side is None else shrunk(pixels, short_side)
+                    previous = frame
+                    yield pixels
+        except SampleError as error:
+            if previous is None:
+                raise
+            self.stopped = self.stopped or str(error)
 
 
 @dataclass(frozen=True)
@@ -80,45 +131,58 @@ class _Clip:
         length: From there to the end of the last.
         unit: Seconds.
         pixel_aspect: Width of a pixel over its height.
+        frames: How many there are.
+        stopped: Why it ends before its end, where it does.
     """
 
     start: int
     length: int
     unit: Fraction
     pixel_aspect: Fraction
+    frames: int
+    stopped: str | None
 
-    def middles(self, fps: float) -> Iterator[int]:
-        """Time stamps of the middles of all periods, rounded down."""
-        periods = max(1, math.floor(self.length * self.unit * Fraction(fps) + _ROUNDING))
-        if periods > MAX_FRAMES:
-            seconds = float(self.length * self.unit)
-            raise SampleError(f"video of {seconds:.0f} s has {periods} frames at {fps} fps, {MAX_FRAMES} are allowed")
+    def periods(self, fps: float) -> int:
+        """How many there are of 1 / fps seconds."""
+        return max(1, math.floor(self.length * self.unit * Fraction(fps) + _ROUNDING))
+
+    def middles(self, periods: int) -> Iterator[int]:
+        """Time stamps of the middles of so many periods, rounded down."""
         return (self.start + (2 * period + 1) * self.length // (2 * periods) for period in range(periods))
 
 
 def _scanned(path: Path) -> _Clip:
     """Reads all packets and decodes none."""
     first, last, end = math.inf, -math.inf, -math.inf
-    frames, latest = 0, 0.0  # seconds, of all streams: audio may go on for longer
+    frames, latest, stopped = 0, 0.0, None  # seconds, of all streams: audio may go on for longer
     with _opened(path) as (container, stream):
-        for packet in container.demux():
+        for packet in _packets(container):
+            if packet is None or packet.is_corrupt:
+                stopped = "video is damaged or cut off"
+                break
             if packet.pts is None or packet.time_base is None:
                 continue  # the empty packet that ends a stream
-            if packet.is_corrupt:
-                raise SampleError("video is damaged or cut off")
             stop = packet.pts + (packet.duration or 0)
             latest = max(latest, float(stop * packet.time_base))
             if packet.stream is stream and not packet.is_discard:  # by an edit list, which trims without coding anew
                 first, last, end = min(first, packet.pts), max(last, packet.pts), max(end, stop)
                 frames += 1
         if (declared := _declared(container, stream)) - latest > _MISSING_SECONDS:
-            raise SampleError(f"video stops after {latest:.1f} of {declared:.1f} s")
+            stopped = f"video stops after {latest:.1f} of {declared:.1f} s"
         if frames == 0 or stream.time_base is None:
-            raise SampleError("video without frames")
+            raise SampleError(stopped or "video without frames")
         if end <= last:  # some formats tell no lengths of packets: the last is as long as the mean
             end = last + (last - first) // max(1, frames - 1)
         aspect = stream.sample_aspect_ratio or Fraction(1)
-        return _Clip(int(first), int(end - first), stream.time_base, aspect)
+        return _Clip(int(first), int(end - first), stream.time_base, aspect, frames, stopped)
+
+
+def _packets(container: av.container.InputContainer) -> Iterator[av.Packet[av.VideoStream] | None]:
+    """All packets of a container; None where it cannot be read on."""
+    try:
+        yield from container.demux()
+    except av.FFmpegError:
+        yield None
 
 
 def _declared(container: av.container.InputContainer, stream: av.VideoStream) -> float:

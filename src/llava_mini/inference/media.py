@@ -1,0 +1,129 @@
+"""Images and videos that a user names: opened, checked, and a video read frame by frame; what is wrong is one line.
+
+What the files must be is said by `llava_mini.data`, which reads those of training. A video that cannot be read to its
+end gives what can be read, and says so.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from llava_mini.data.errors import SampleError
+from llava_mini.data.images import decode_image
+from llava_mini.data.video import VideoReader
+from llava_mini.errors import UserError
+
+MOST_BYTES = 2**30  # of an image's file, which is held in memory
+
+# How files of images begin; a GIF is a video to us, since most are.
+_IMAGES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
+
+
+@dataclass
+class VideoSource:
+    """A video that is read as a stream: one frame in memory at a time.
+
+    Attributes:
+        path: Of its file.
+    """
+
+    path: Path
+    _reader: VideoReader
+
+    @property
+    def expected(self) -> int:
+        """How many frames it gives, if nothing is damaged."""
+        return self._reader.expected
+
+    @property
+    def seconds(self) -> float:
+        """How long what can be read of it is."""
+        return self._reader.seconds
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the video ends too early; None if it does not, as far as has been read."""
+        return self._reader.stopped
+
+    def frames(self) -> Iterator[NDArray[np.uint8]]:
+        """The frames [H, W, 3], upright; they end where the video is damaged.
+
+        Raises:
+            UserError: none can be read.
+        """
+        try:
+            yield from self._reader.frames()
+        except SampleError as error:
+            raise UserError(f"{self.path}: {error}") from None
+
+
+def open_image(path: Path | str) -> Image.Image:
+    """The image in a file: RGB, upright as its EXIF says.
+
+    Raises:
+        UserError: it is missing, empty, truncated, too large or no image.
+    """
+    path = check_file(path)
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise UserError(f"{path}: image of {size} bytes, {MOST_BYTES} allowed")
+    try:
+        return Image.fromarray(decode_image(path.read_bytes()))
+    except SampleError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def open_video(path: Path | str, *, fps: float = 1.0, count: int | None = None) -> VideoSource:
+    """The video in a file; all of it is read once, and nothing is decoded yet.
+
+    Args:
+        path: Of the file.
+        fps: Frames that are shown of a second.
+        count: In place of `fps` so many frames at equal distances, or all if it has fewer.
+
+    Raises:
+        UserError: it is missing, empty or no video, its header is cut off, or `fps` or `count` is impossible.
+    """
+    path = check_file(path)
+    try:
+        return VideoSource(path, VideoReader(path, fps=fps, count=count))
+    except SampleError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def kind_of(path: Path | str) -> Literal["image", "video"]:
+    """Whether a file is opened as an image or as a video, by its first bytes.
+
+    Raises:
+        UserError: it is missing or empty.
+    """
+    with check_file(path).open("rb") as file:
+        head = file.read(16)
+    return "image" if head.startswith(_IMAGES) or (head[:4], head[8:12]) == (b"RIFF", b"WEBP") else "video"
+
+
+def check_file(path: Path | str) -> Path:
+    """The path of a file with something in it.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path)
+    try:
+        found = path.stat()
+        if stat.S_ISREG(found.st_mode) and found.st_size:
+            path.open("rb").close()
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise UserError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{path}: no file; allowed are files of images and videos")
+    if not found.st_size:
+        raise UserError(f"{path}: the file is empty")
+    return path
