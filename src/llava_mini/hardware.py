@@ -7,10 +7,12 @@ the cu126 builds, the last of which are torch 2.14's; Blackwell (RTX 5090) needs
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -19,6 +21,7 @@ from llava_mini.errors import UserError
 WHEELS = "https://download.pytorch.org/whl"
 _OLD_BUILD, _NEW_BUILD = "cu126", "cu130"
 _NEW_BUILD_SINCE = (7, 5)  # cu130 builds have Turing and later
+_CGROUP = Path("/sys/fs/cgroup")
 _BF16_SINCE = (8, 0)  # Ampere; before it torch emulates bfloat16, which is slower than float32
 
 
@@ -53,6 +56,26 @@ def find_cards() -> list[Card]:
         return parse_cards(answer)
     except (subprocess.SubprocessError, OSError, ValueError):
         return []  # a driver that does not answer is no card that can be used
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of a device that can still be had: on a GPU also what torch holds unused; on a CPU within its cgroup."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    free = _free_in_host()
+    limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
+    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
+        return min(free, max(0, int(most) - int(used.read_text())))
+    return free
+
+
+def _free_in_host() -> int:
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():  # not Linux: the half of it is a careful guess
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
 
 
 def parse_cards(answer: str) -> list[Card]:

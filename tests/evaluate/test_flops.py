@@ -24,11 +24,21 @@ def question(make_sample: Callable, collate: Callable) -> Callable[[Any], VLMBat
     return make
 
 
-def decoder_layer(config: Any, length: int) -> int:
-    """Multiply-adds of a layer: four projections, attention over all pairs, a gated MLP."""
+def decoder_layer(config: Any, length: int, rows: int | None = None, seen: int = 0) -> int:
+    """Multiply-adds of a layer: keys and values of all entries; for `rows` of them queries, attention, output, MLP."""
     width, keys = config.hidden_size, config.hidden_size * config.num_key_value_heads // config.num_attention_heads
-    projections = length * width * (2 * width + 2 * keys)
-    return projections + 2 * length * length * width + 3 * length * width * config.intermediate_size
+    rows = length if rows is None else rows
+    attention = rows * 2 * width * width + 2 * rows * (seen + length) * width
+    return 2 * length * width * keys + attention + 3 * rows * width * config.intermediate_size
+
+
+def fusion_layers(config: LlavaMiniConfig, seen: int, tokens: int, said: int) -> int:
+    """Patches and compressed tokens first, of which the last layer computes tokens alone; then text against them."""
+    text, count = config.text_config, config.num_fusion_layers
+    if count == 0:
+        return 0
+    last = decoder_layer(text, seen, rows=tokens)
+    return (count - 1) * decoder_layer(text, seen) + last + count * decoder_layer(text, said, seen=seen)
 
 
 def multiply_adds(config: LlavaMiniConfig, tokens: int, length: int) -> int:
@@ -41,7 +51,7 @@ def multiply_adds(config: LlavaMiniConfig, tokens: int, length: int) -> int:
     tower = patches * 3 * vision.patch_size**2 * narrow + read * layer
     compressor = 2 * tokens * narrow * narrow + 2 * patches * narrow * narrow + 2 * tokens * patches * narrow
     projector = (patches + tokens) * (narrow * wide + wide * wide)
-    fusion = config.num_fusion_layers * decoder_layer(text, patches + length)  # placeholders stay out
+    fusion = fusion_layers(config, patches + tokens, tokens, length - tokens)
     decoder = text.num_hidden_layers * decoder_layer(text, length) + wide * text.vocab_size
     return tower + compressor + projector + fusion + decoder
 

@@ -86,10 +86,12 @@ def test_training_predicts_what_generation_says(
 
 def test_the_cache_sees_frames_once(make_model: Factory, collate: Factory, samples: list[Any]) -> None:
     model = make_model()
-    calls: list[int] = []
-    model.vision_tower.register_forward_pre_hook(lambda *_: calls.append(1))
+    views: list[int] = []
+    model.vision_tower.register_forward_pre_hook(
+        lambda _, args, given: views.append(len(given["pixel_values"])), with_kwargs=True
+    )
     new_tokens(model, collate(model, samples, padding_side="left", answers=False))
-    assert len(calls) == 1
+    assert sum(views) == sum(len(frame) for sample in samples for frame in sample.frames)
 
 
 def test_sampling_with_a_seed_is_reproducible(make_model: Factory, collate: Factory, samples: list[Any]) -> None:

@@ -97,15 +97,19 @@ def test_a_mixed_batch_in_every_family(
 
 
 @torch.no_grad()
-def test_the_vision_tower_runs_once_for_real_views_only(make_model, make_sample, collate) -> None:
+@pytest.mark.parametrize(("trains", "expected"), [(True, [1 + 5 + 3]), (False, [1 + 3, 5])])
+def test_the_vision_tower_runs_once_for_a_kind_of_frames_and_real_views_only(
+    make_model, make_sample, collate, trains: bool, expected: list[int]
+) -> None:
     model = make_model()
     calls: list[int] = []
     model.vision_tower.register_forward_hook(
         lambda module, args, kwargs, output: calls.append(len(kwargs["pixel_values"])), with_kwargs=True
     )
     samples = [make_sample(1), make_sample(2, views=5), make_sample(3, frames=3), make_sample(4, frames=0)]
-    model(**collate(model, samples))
-    assert calls == [1 + 5 + 3]
+    with torch.set_grad_enabled(trains):
+        model(**collate(model, samples))
+    assert calls == expected
 
 
 @torch.no_grad()
@@ -174,8 +178,8 @@ def test_frames_of_a_video_are_fused_on_their_own_and_text_is_their_mean(
     text, said = model.embed(ids, torch.zeros_like(ids).bool()), torch.ones_like(ids).bool()
 
     def fuse(frames: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        visual = model.compress_and_project(model.encode(torch.stack(frames)))
-        return model.fuse(visual, text, said, None, torch.tensor([len(frames)]))
+        given = model.frames(torch.stack(frames), None, None)
+        return model.fuse(given, text, said, None, torch.tensor([len(frames)]))
 
     compressed, fused = fuse(list(sample.frames))
     alone = [fuse([frame]) for frame in sample.frames]

@@ -232,7 +232,7 @@ def test_a_tower_in_half_precision_feeds_trained_parts_in_full_precision(make_mo
     assert inside == [torch.bfloat16] * 2
     features = model.encode(batch["pixel_values"])
     assert features.dtype == torch.bfloat16
-    assert model.features(None, features, None).dtype == torch.float32
+    assert model.compress_and_project(features).patches_FPD.dtype == torch.float32
 
 
 def test_what_is_saved_is_loaded_in_the_trained_parts_type(make_model, tmp_path) -> None:

@@ -39,4 +39,4 @@ def test_splice_worked_example() -> None:
     placeholder = torch.tensor([[False, True, True, False], [False, False, True, True]])
     compressed = torch.tensor([[[1.0], [2.0], [9.0]], [[3.0], [4.0], [9.0]]])
     real = torch.tensor([[True, True, False]] * 2)
-    assert splice(text, placeholder, compressed, real)[..., 0].tolist() == [[0, 1, 2, 0], [0, 0, 3, 4]]
+    assert splice(text, placeholder, compressed[real])[..., 0].tolist() == [[0, 1, 2, 0], [0, 0, 3, 4]]

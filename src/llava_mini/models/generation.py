@@ -39,6 +39,9 @@ class FramesGenerationMixin(GenerationMixin):
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in _PREFILL_ONLY:
                 inputs.pop(name, None)
+        elif "attention_mask" in inputs:
+            # For a static cache it was made 4D, which does not tell padding; the language model does that by itself.
+            inputs["attention_mask"] = kwargs.get("attention_mask")
         return inputs
 
     def _expand_inputs_for_generation(

@@ -6,6 +6,8 @@ Shapes: B samples, T tokens, F frames of the whole batch, V views of a frame, N 
 of a frame, Dv width of the vision tower.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -51,11 +53,16 @@ def check_frames(num_frames_B: Tensor | None, frames: int, batch: int) -> Tensor
     return num_frames_B
 
 
-def check_placeholders(placeholder_BT: Tensor, compressed_mask_FK: Tensor, num_frames_B: Tensor) -> None:
-    """ValueError unless every sample has a placeholder for each compressed token of its own frames."""
+def check_placeholders(
+    placeholder_BT: Tensor, views_F: Tensor, num_frames_B: Tensor, tokens_of: Callable[[int], int]
+) -> None:
+    """ValueError unless every sample has a placeholder for each of the `tokens_of(views)` tokens of its own frames."""
+    tokens_F = torch.zeros_like(views_F, dtype=torch.int64)
+    for views in views_F.unique().tolist():
+        tokens_F = tokens_F.masked_fill(views_F == views, tokens_of(views))
     owner_F = torch.arange(len(num_frames_B), device=num_frames_B.device).repeat_interleave(num_frames_B)
     found_B = placeholder_BT.sum(1)
-    expected_B = torch.zeros_like(found_B).index_add(0, owner_F, compressed_mask_FK.sum(1))
+    expected_B = torch.zeros_like(found_B).index_add(0, owner_F, tokens_F)
     if wrong := (found_B != expected_B).nonzero().flatten().tolist():
         i = wrong[0]
         raise ValueError(

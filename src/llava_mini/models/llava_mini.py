@@ -2,14 +2,12 @@
 
 The forward pass reads as the paper's Figure 6: embed, encode, compress, project, fuse, splice, decode.
 
-Shapes: B samples, T tokens, F frames of the whole batch, V views of a frame, N patches of a view, P patches of a frame
-that pre-fusion reads (N, or 5N for HD), K compressed tokens of a frame, D width of the language model, Dv of the vision
-tower.
+Shapes: B samples, T tokens, F frames of the whole batch, V views of a frame, N patches of a view, K compressed tokens
+of a frame, D width of the language model, Dv of the vision tower.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,34 +18,20 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from llava_mini.models.attention import mask_for, packed_positions
 from llava_mini.models.compressors import Compressor, build_compressor
 from llava_mini.models.configuration import LlavaMiniConfig
+from llava_mini.models.frames import FramesMixin
 from llava_mini.models.generation import FramesGenerationMixin
-from llava_mini.models.inputs import (
-    check_features,
-    check_frames,
-    check_no_frames,
-    check_pixels,
-    check_placeholders,
-    instruction,
-)
+from llava_mini.models.inputs import check_frames, check_no_frames, check_placeholders, instruction
 from llava_mini.models.language_model import build_language_model
 from llava_mini.models.loss import next_token_loss, next_token_loss_of_hidden
-from llava_mini.models.packed import Packed
 from llava_mini.models.prefusion import Prefusion
 from llava_mini.models.projector import Projector
 from llava_mini.models.rotary import scale_rotary
-from llava_mini.models.vision_tower import (
-    HD_VIEWS,
-    SINGLE_VIEW,
-    build_vision_tower,
-    compression_grid,
-    encode_views,
-    patches_per_side,
-    prefusion_patches,
-)
-from llava_mini.models.visual_tokens import VisualTokens, splice
+from llava_mini.models.savings import Savings
+from llava_mini.models.vision_tower import build_vision_tower, patches_per_side
+from llava_mini.models.visual_tokens import splice
 
 
-class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
+class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGenerationMixin):
     """LLaVA-Mini with a language-model head.
 
     Args:
@@ -55,9 +39,6 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
 
     Attributes:
         loss_chunk: Tokens whose logits are held at once in training; None: all that are learnt.
-        vision_batch: Views that the vision tower encodes at once; None: all of a batch.
-        offload_vision: Whether a frozen vision tower's weights wait in host memory when features are made.
-        runs_all_layers: Whether also a batch without a frame runs the layers that read frames, as sharded weights need.
     """
 
     config_class = LlavaMiniConfig
@@ -81,7 +62,8 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
             scale_rotary(self.language_model, config.context_scaling)
         self.side = patches_per_side(config.vision_config)
         self.loss_chunk: int | None = None
-        self.vision_batch: int | None = None
+        self.savings = Savings()
+        self.vision_batch = None
         self.offload_vision = False
         self.runs_all_layers = False
         self.post_init()
@@ -121,11 +103,6 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
         """As in transformers; pre-fusion follows the language model."""
         super().set_attn_implementation(attn_implementation, **kwargs)
         self.prefusion.config._attn_implementation = self.config.text_config._attn_implementation
-
-    def tokens_per_frame(self, views: int = SINGLE_VIEW) -> int:
-        """K: placeholders that a frame of `views` views takes in input_ids."""
-        side = self.side * (2 if views == HD_VIEWS else 1)
-        return self.compressor.num_tokens(side, side)
 
     def forward(
         self,
@@ -170,15 +147,14 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
             attention_mask = input_ids.new_ones(len(input_ids), past + input_ids.shape[1])
         placeholder_BT = input_ids == self.config.image_token_id
         inputs_embeds = self.embed(input_ids, placeholder_BT)
-        features = self.features(pixel_values, image_features, num_views)
-        if features is not None:
-            num_frames = check_frames(num_frames, len(features), len(input_ids))
-            visual = self.compress_and_project(features, num_views)
-            check_placeholders(placeholder_BT, visual.compressed_mask_FK, num_frames)
+        frames = self.frames(pixel_values, image_features, num_views)
+        if frames is not None:
+            num_frames = check_frames(num_frames, len(frames), len(input_ids))
+            check_placeholders(placeholder_BT, frames.views(), num_frames, self.tokens_per_frame)
             instruction_BT = instruction(attention_mask, placeholder_BT, labels, instruction_mask)
-            compressed, text = self.fuse(visual, inputs_embeds, instruction_BT, turn_ids, num_frames)
-            inputs_embeds = splice(text, placeholder_BT, compressed, visual.compressed_mask_FK)
-        elif past == 0:
+            compressed, text = self.fuse(frames, inputs_embeds, instruction_BT, turn_ids, num_frames)
+            inputs_embeds = splice(text, placeholder_BT, compressed)
+        elif isinstance(past, int) and past == 0:  # a static cache that was written to counts in a tensor
             check_no_frames(placeholder_BT, num_frames)
             if self.runs_all_layers:
                 inputs_embeds = inputs_embeds + self._nothing_seen()
@@ -199,92 +175,6 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
     def embed(self, input_ids: Tensor, placeholder_BT: Tensor) -> Tensor:
         """Token embeddings [B, T, D]; placeholders, whose id may lie beyond the vocabulary, are filled in later."""
         return self.get_input_embeddings()(input_ids.masked_fill(placeholder_BT, 0))
-
-    def features(
-        self, pixel_values: Tensor | None, image_features: Tensor | None, num_views: Tensor | None
-    ) -> Tensor | None:
-        """Features [F, V, N, Dv] of all frames, encoded now or before; None without a frame."""
-        if pixel_values is not None and image_features is not None:
-            raise ValueError("pixel_values and image_features: give one of them, the frames or their features")
-        if image_features is not None:
-            check_features(image_features, num_views, self.side**2, self.config.vision_config.hidden_size)
-            return image_features.to(self.dtype) if len(image_features) else None
-        if pixel_values is None or len(pixel_values) == 0:
-            return None
-        return self.encode(pixel_values, num_views).to(self.dtype)
-
-    def encode(self, pixel_values: Tensor, num_views: Tensor | None = None) -> Tensor:
-        """Features of all real views, in the tower's own type: [F, V, 3, H, W] -> [F, V, N, Dv]; zeros elsewhere."""
-        check_pixels(pixel_values, num_views)
-        frames, views = pixel_values.shape[:2]
-        encode = partial(
-            encode_views,
-            self.vision_tower,
-            layer=self.config.vision_feature_layer,
-            num_patches=self.side**2,
-            batch=self.vision_batch,
-            offload=self.offload_vision,
-        )
-        if num_views is None:
-            return encode(pixel_values.flatten(0, 1)).unflatten(0, (frames, views))
-        real_FV = torch.arange(views, device=num_views.device) < num_views[:, None]
-        features = encode(pixel_values[real_FV])
-        padded = features.new_zeros(frames, views, *features.shape[1:])
-        padded[real_FV] = features
-        return padded
-
-    def compress_and_project(self, features_FVND: Tensor, num_views: Tensor | None = None) -> VisualTokens:
-        """Compressed tokens and patches in the language model's width, in the configured order.
-
-        Frames with one view and HD frames lie in different grids, so each of the two kinds is worked on at once.
-        """
-        if num_views is None:
-            return VisualTokens.of_one_kind(*self._compress_group(features_FVND, features_FVND.shape[1]))
-        kinds = [(num_views == views, views) for views in num_views.unique().tolist()]
-        return VisualTokens.of_kinds(
-            [(chosen, *self._compress_group(features_FVND[chosen], views)) for chosen, views in kinds]
-        )
-
-    def fuse(
-        self,
-        visual: VisualTokens,
-        text_BTD: Tensor,
-        instruction_BT: Tensor,
-        turn_ids_BT: Tensor | None,
-        num_frames_B: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Pre-fusion of every frame with its sample's instruction; fused text is the mean over the sample's frames.
-
-        Only the instruction goes through it: answers, placeholders and padding, which it must not see, cost nothing.
-        Text outside the instruction, and samples without a frame, keep their plain embedding. Gradients do not flow
-        back into text embeddings through pre-fusion (release).
-
-        Returns:
-            Compressed tokens [F, K, D] and text [B, T, D].
-        """
-        if self.config.num_fusion_layers == 0 or len(visual.patches_FPD) == 0:
-            return visual.compressed_FKD, text_BTD
-        owner_F = torch.arange(len(text_BTD), device=text_BTD.device).repeat_interleave(num_frames_B)
-        fused_BT = instruction_BT & (num_frames_B > 0)[:, None]
-        read = Packed.of(fused_BT)
-        text_BSD = read.take(text_BTD)
-        parts, masks = [visual.patches_FPD], [visual.patch_mask_FP]
-        if self.config.fuse_compressed_tokens:
-            parts.append(visual.compressed_FKD)
-            masks.append(visual.compressed_mask_FK)
-        seen = sum(part.shape[1] for part in parts)
-        hidden_FLD = torch.cat([*parts, text_BSD.detach()[owner_F]], dim=1)
-        visible_FL = torch.cat([*masks, read.mask_BS[owner_F]], dim=1)
-        turn_ids_FL = None
-        if turn_ids_BT is not None:
-            turn_ids_FL = torch.nn.functional.pad(read.take(turn_ids_BT)[owner_F], (seen, 0))
-        fused_FLD = self.prefusion(hidden_FLD, visible_FL, turn_ids_FL)
-        compressed_FKD = visual.compressed_FKD
-        if self.config.fuse_compressed_tokens:
-            compressed_FKD = fused_FLD[:, visual.patches_FPD.shape[1] : seen]
-        sum_BSD = torch.zeros_like(text_BSD).index_add(0, owner_F, fused_FLD[:, seen:].to(text_BTD.dtype))
-        mean_BSD = sum_BSD / num_frames_B.clamp(min=1)[:, None, None].to(text_BTD.dtype)
-        return compressed_FKD, text_BTD.masked_scatter(fused_BT[..., None], mean_BSD[read.mask_BS])
 
     def decode(
         self,
@@ -321,25 +211,3 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
         if labels_BT is not None:
             outputs.loss = next_token_loss(outputs.logits, labels_BT, turn_ids_BT)
         return outputs
-
-    def _nothing_seen(self) -> Tensor:
-        """Zero, by way of every part that reads frames."""
-        width = self.config.vision_config.hidden_size
-        features = torch.zeros(1, 1, self.side**2, width, dtype=self.dtype, device=self.device)
-        visual = self.compress_and_project(features)
-        hidden_FLD = torch.cat([visual.patches_FPD, visual.compressed_FKD], dim=1)
-        seen_FL = torch.ones(hidden_FLD.shape[:2], dtype=torch.bool, device=hidden_FLD.device)
-        return 0 * self.prefusion(hidden_FLD, seen_FL, None).sum()
-
-    def _compress_group(self, features_FVND: Tensor, views: int) -> tuple[Tensor, Tensor]:
-        """Patches [F, P, D] and compressed tokens [F, K, D] of frames that all have `views` views."""
-        if views not in (SINGLE_VIEW, HD_VIEWS):
-            raise ValueError(
-                f"a frame has {views} views, expected {SINGLE_VIEW} or {HD_VIEWS} (2x2 crops and the whole)"
-            )
-        grid = compression_grid(features_FVND, views)
-        side = self.side * (2 if views == HD_VIEWS else 1)
-        patches = self.projector(prefusion_patches(features_FVND, views))
-        if self.config.compress_before_projection:
-            return patches, self.projector(self.compressor(grid, side, side))
-        return patches, self.compressor(self.projector(grid), side, side)

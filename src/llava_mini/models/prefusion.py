@@ -3,15 +3,37 @@
 Sequence of a frame: [all patches ; compressed tokens (release) ; instruction], causal, positions counted over visible
 entries only (paper section 4.2, REFERENCE section 2).
 
-Shapes: F frames, L entries of the sequence, D width.
+What stands before the instruction cannot see it, so the sequence can be worked on in two steps: `see` for patches and
+compressed tokens, once for a frame, and `read` for any instruction against their keys and values (REFERENCE section 4).
+
+Shapes: F frames, L entries of the sequence, P patches, K compressed tokens, S entries of the instruction, D width, H
+heads of keys and values, E width of a head.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llava_mini.errors import UserError
-from llava_mini.models.attention import mask_for, packed_positions
+from llava_mini.models.attention import mask_for, packed_mask, packed_positions
+from llava_mini.models.decoder_layer import KeysValues, Rope, layer_rows
 from llava_mini.models.language_model import build_decoder_layers
+
+
+@dataclass(frozen=True)
+class SeenKV:
+    """Keys and values [F, H, L, E] of what stands before the instruction, a pair for every pre-fusion layer."""
+
+    layers: tuple[KeysValues, ...]
+
+    @property
+    def length(self) -> int:
+        """L: entries before the instruction."""
+        return self.layers[0][0].shape[2]
 
 
 class Prefusion(nn.Module):
@@ -46,6 +68,44 @@ class Prefusion(nn.Module):
             )
         return hidden_FLD
 
+    def see(self, hidden_FLD: Tensor, first: int, trim: bool = True) -> tuple[Tensor, SeenKV]:
+        """The part of the sequence before the instruction: nothing in it is hidden.
+
+        Args:
+            hidden_FLD: [F, L, D], patches and then what is fused with them.
+            first: The first row that is wanted; L for none.
+            trim: Whether the last layer computes nothing but keys and values for rows before `first`.
+
+        Returns:
+            Rows from `first` on [F, L - first, D], and what `read` needs.
+        """
+        rope = self._rope(hidden_FLD, torch.arange(hidden_FLD.shape[1], device=hidden_FLD.device)[None])
+        kept = []
+        for layer in self.layers[:-1]:
+            hidden_FLD, own = layer_rows(layer, hidden_FLD, rope)
+            kept.append(own)
+        rows_FRD, own = layer_rows(self.layers[-1], hidden_FLD, rope, first=first if trim else 0)
+        return rows_FRD if trim else rows_FRD[:, first:], SeenKV((*kept, own))
+
+    def read(self, text_FSD: Tensor, seen: SeenKV, visible_FS: Tensor, turn_ids_FS: Tensor | None = None) -> Tensor:
+        """Fuse an instruction with frames that were seen: as `forward` of both together, row by row.
+
+        Args:
+            text_FSD: [F, S, D].
+            seen: Of the same frames.
+            visible_FS: [F or 1, S] bool.
+            turn_ids_FS: [F or 1, S] int64, 0 for shared text; None: one conversation.
+
+        Returns:
+            [F, S, D].
+        """
+        rope = self._rope(text_FSD, seen.length + packed_positions(visible_FS, turn_ids_FS))
+        text_mask = packed_mask(visible_FS, turn_ids_FS, text_FSD.dtype)
+        mask = nn.functional.pad(text_mask, (seen.length, 0), value=True)
+        for layer, before in zip(self.layers, seen.layers, strict=True):
+            text_FSD, _ = layer_rows(layer, text_FSD, rope, before=before, mask=mask)
+        return text_FSD
+
     def copy_from(self, language_model: PreTrainedModel) -> None:
         """Start from the language model's first layers (initialisation `copy`).
 
@@ -60,3 +120,7 @@ class Prefusion(nn.Module):
             )
         for layer, first in zip(self.layers, source, strict=False):
             layer.load_state_dict(first.state_dict())
+
+    def _rope(self, hidden_FLD: Tensor, position_ids: Tensor) -> Rope:
+        cos, sin = self.rotary_emb(hidden_FLD, position_ids=position_ids)
+        return cos[:, None], sin[:, None]

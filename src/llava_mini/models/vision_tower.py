@@ -35,10 +35,11 @@ def encode_views(
     num_patches: int,
     batch: int | None = None,
     offload: bool = False,
+    stop: bool = True,
 ) -> Tensor:
     """Hidden states of one layer, without class tokens: [F, 3, H, W] -> [F, N, D].
 
-    No layer runs beyond the one that is read, and no other layer's states are kept. A tower whose weights are stored in
+    No other layer's states are kept. A tower whose weights are stored in
     half precision computes in it, also under autocast; one that is frozen records no gradients.
 
     Args:
@@ -48,6 +49,7 @@ def encode_views(
         num_patches: N.
         batch: Views that are encoded at once; None: all.
         offload: Whether a frozen tower's weights come from host memory and go back there.
+        stop: Whether no layer runs beyond the one that is read; False is for comparing.
     """
     frozen = not any(parameter.requires_grad for parameter in vision_tower.parameters())
     device, dtype = pixel_values_F3HW.device, vision_tower.dtype
@@ -57,7 +59,7 @@ def encode_views(
         if dtype in (torch.float16, torch.bfloat16):
             stack.enter_context(torch.autocast(device.type, enabled=False))
             pixel_values_F3HW = pixel_values_F3HW.to(dtype)
-        states = stack.enter_context(_states_of(vision_tower, layer))
+        states = stack.enter_context(_states_of(vision_tower, layer, stop))
         weights = _lent(vision_tower, device) if offload and frozen else {}
         for part in pixel_values_F3HW.split(batch or max(len(pixel_values_F3HW), 1)):
             functional_call(vision_tower, weights, kwargs={"pixel_values": part})
@@ -75,10 +77,10 @@ def _lent(vision_tower: nn.Module, device: torch.device) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _states_of(vision_tower: PreTrainedModel, layer: int) -> Iterator[list[Tensor]]:
+def _states_of(vision_tower: PreTrainedModel, layer: int, stop: bool) -> Iterator[list[Tensor]]:
     """A list that grows by the hidden states of one layer, class tokens included, with every call of the tower.
 
-    Meanwhile the tower has no layers behind that one.
+    With `stop` the tower has meanwhile no layers behind that one.
 
     Raises:
         ValueError: for a tower whose layers are not one list of a transformer's.
@@ -95,7 +97,8 @@ def _states_of(vision_tower: PreTrainedModel, layer: int) -> Iterator[list[Tenso
         handle = layers[index - 1].register_forward_hook(lambda _layer, _given, output: states.append(output))
     place, _, leaf = name.rpartition(".")
     parent = vision_tower.get_submodule(place)
-    setattr(parent, leaf, layers[: max(index, 1)])
+    if stop:
+        setattr(parent, leaf, layers[: max(index, 1)])
     try:
         yield states
     finally:

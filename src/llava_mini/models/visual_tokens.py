@@ -44,15 +44,14 @@ class VisualTokens:
         return cls(*patches, *merge_groups([(chosen, compressed) for chosen, _, compressed in groups]))
 
 
-def splice(text_BTD: Tensor, placeholder_BT: Tensor, compressed_FKD: Tensor, compressed_mask_FK: Tensor) -> Tensor:
-    """Put the compressed tokens of all frames, in order, where the placeholders stand: [B, T, D].
+def splice(text_BTD: Tensor, placeholder_BT: Tensor, tokens_ND: Tensor) -> Tensor:
+    """Put the N compressed tokens of all frames, in order, where the placeholders stand: [B, T, D].
 
     Example (two samples of one frame each, K = 2, `i` a placeholder):
         s  i  i  q        s  a1 a2 q
         s  q  i  i        s  q  b1 b2
     """
-    tokens = compressed_FKD[compressed_mask_FK].to(text_BTD.dtype)
-    return text_BTD.masked_scatter(placeholder_BT[..., None], tokens)
+    return text_BTD.masked_scatter(placeholder_BT[..., None], tokens_ND.to(text_BTD.dtype))
 
 
 def merge_groups(groups: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

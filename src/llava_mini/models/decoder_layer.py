@@ -1,0 +1,82 @@
+"""A decoder layer of transformers worked on by parts: keys and values of all rows, everything else for some rows.
+
+Llama, Mistral and Qwen2 name their parts alike. The layers' own forward pass computes all rows of what it is given; the
+results are the same (tested for each family).
+
+Shapes: F sequences, L entries, R rows that are computed, D width, H heads of keys and values, E width of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.models.llama.modeling_llama import rotate_half
+
+Rope = tuple[Tensor, Tensor]  # cosines and sines [F or 1, 1, L, E]
+KeysValues = tuple[Tensor, Tensor]  # [F, H, L, E] each
+
+
+def layer_rows(
+    layer: Any,
+    hidden_FLD: Tensor,
+    rope: Rope,
+    *,
+    before: KeysValues | None = None,
+    first: int = 0,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, KeysValues]:
+    """The layer's result for rows from `first` on, and the keys and values of all rows that it was given.
+
+    Args:
+        layer: A decoder layer in evaluation mode.
+        hidden_FLD: What the layer is given.
+        rope: Of these entries.
+        before: Keys and values of earlier entries that the rows look at too.
+        first: First row that is computed; L for none.
+        mask: [F or 1, 1, R, entries before and L] bool; None: each row sees all entries up to itself.
+
+    Returns:
+        [F, L - first, D], and keys (turned by their positions) and values [F, H, L, E].
+    """
+    attention = layer.self_attn
+    normed_FLD = layer.input_layernorm(hidden_FLD)
+    keys = _turned(_heads(attention.k_proj(normed_FLD), attention.head_dim), rope)
+    own = keys, _heads(attention.v_proj(normed_FLD), attention.head_dim)
+    rows_FRD = hidden_FLD[:, first:]
+    if rows_FRD.shape[1] == 0:
+        return rows_FRD, own
+    queries = _heads(attention.q_proj(normed_FLD[:, first:]), attention.head_dim)
+    queries = _turned(queries, (rope[0][:, :, first:], rope[1][:, :, first:]))
+    keys, values = own
+    if before is not None:
+        keys, values = torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
+    rows, entries = queries.shape[2], keys.shape[2]
+    if mask is None and rows < entries:
+        mask = torch.ones(rows, entries, dtype=torch.bool, device=rows_FRD.device).tril(entries - rows)[None, None]
+    rows_FRD = rows_FRD + attention.o_proj(_attended(queries, keys, values, mask, attention.scaling))
+    return rows_FRD + layer.mlp(layer.post_attention_layernorm(rows_FRD)), own
+
+
+def _attended(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """[F, R, D]. Queries that share keys lie under one another, so that no key or value is repeated in memory."""
+    heads, rows = queries.shape[1:3]
+    groups = heads // keys.shape[1]
+    if mask is None:
+        mixed = scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale, enable_gqa=groups > 1)
+    else:
+        stacked = queries.unflatten(1, (-1, groups)).flatten(2, 3)
+        mixed = scaled_dot_product_attention(stacked, keys, values, mask.repeat(1, 1, groups, 1), scale=scale)
+        mixed = mixed.unflatten(2, (groups, rows)).flatten(1, 2)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def _heads(rows_FLD: Tensor, head_dim: int) -> Tensor:
+    return rows_FLD.unflatten(2, (-1, head_dim)).transpose(1, 2)
+
+
+def _turned(heads: Tensor, rope: Rope) -> Tensor:
+    cos, sin = rope
+    return heads * cos + rotate_half(heads) * sin

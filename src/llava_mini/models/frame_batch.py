@@ -1,0 +1,34 @@
+"""How many frames go through vision tower, compressor and pre-fusion together when no gradients are recorded."""
+
+from __future__ import annotations
+
+import torch
+
+from llava_mini.hardware import free_bytes
+from llava_mini.models.configuration import LlavaMiniConfig
+
+# More frames at once bring nothing: the matrices are large enough. On a CPU what they leave in its caches counts too.
+_MOST = {"cpu": 16, "cuda": 64}
+_SHARE = 0.25  # of free memory: the language model's cache and what lies around it need the rest
+
+
+def frames_at_once(config: LlavaMiniConfig, views: int, dtype: torch.dtype, device: torch.device) -> int:
+    """The size of a micro-batch: 1 at least, what fits into a quarter of the free memory at most."""
+    fit = int(free_bytes(device) * _SHARE) // frame_bytes(config, views, dtype)
+    return max(1, min(fit, max(1, _MOST.get(device.type, 16) // views)))
+
+
+def frame_bytes(config: LlavaMiniConfig, views: int, dtype: torch.dtype) -> int:
+    """Bytes that a frame of `views` views takes while it is worked on, from its shapes: rather more than it will.
+
+    The larger of tower and pre-fusion counts, as they run one after the other: a row between two layers, normalised, as
+    queries and mixed, and three times in the MLP; pre-fusion keeps keys and values of all its layers besides.
+    """
+    vision, text = config.vision_config, config.text_config
+    patches = views * (vision.image_size // vision.patch_size) ** 2
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    tower = 6 * vision.hidden_size + 2 * vision.intermediate_size
+    layer = 6 * text.hidden_size + 3 * text.intermediate_size
+    kept = 2 * heads * head_dim * config.num_fusion_layers + 2 * text.hidden_size
+    return patches * (max(tower, layer) + kept) * dtype.itemsize

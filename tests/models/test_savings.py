@@ -1,0 +1,127 @@
+"""What is left out changes no result: images, HD images, videos and text, in every order, family and depth."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from llava_mini.errors import UserError
+from llava_mini.models.savings import RELEASE, Savings
+
+REFERENCE = Savings(stop_tower=False, split_prefusion=False, trim_last_layer=False)
+SAVINGS = {
+    "all": Savings(),
+    "stop_tower": replace(REFERENCE, stop_tower=True),
+    "split_prefusion": replace(REFERENCE, split_prefusion=True),
+    "trim_last_layer": replace(REFERENCE, split_prefusion=True, trim_last_layer=True),
+    "frame_batch": replace(REFERENCE, frame_batch=2),
+    "all, frame by frame": Savings(frame_batch=1),
+    "release": RELEASE,
+}
+
+
+def logits_of(model, batch, savings: Savings) -> torch.Tensor:
+    model.savings = savings
+    return model(**batch).logits[batch["attention_mask"].bool()]
+
+
+@pytest.fixture
+def mixed(make_sample):
+    """An image, an HD image, a video, text, a longer video: their prompts differ in length."""
+    samples = [(1, 1, 1), (2, 1, 5), (3, 3, 1), (4, 0, 1), (5, 4, 1)]
+    return [make_sample(seed, frames=frames, views=views) for seed, frames, views in samples]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SAVINGS)
+@pytest.mark.parametrize("order", ["release", "paper"])
+def test_a_mixed_batch_has_the_reference_logits(make_model, collate, mixed, orders, order: str, name: str) -> None:
+    model = make_model(**orders[order])
+    for answers in (True, False):
+        batch = collate(model, mixed, answers=answers)
+        expected = logits_of(model, batch, REFERENCE)
+        torch.testing.assert_close(logits_of(model, batch, SAVINGS[name]), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("depth", [0, 1, 3, 4])
+@pytest.mark.parametrize("compressor", ["query", "none", "zero"])
+def test_every_depth_and_compressor(make_model, collate, mixed, compressors, compressor: str, depth: int) -> None:
+    model = make_model(num_fusion_layers=depth, compressor=compressors[compressor])
+    batch = collate(model, mixed)
+    expected = logits_of(model, batch, REFERENCE)
+    torch.testing.assert_close(logits_of(model, batch, Savings()), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
+def test_every_family_of_layers(make_model, make_text_config, collate, mixed, family: str) -> None:
+    model = make_model(text_config=make_text_config(family))
+    batch = collate(model, mixed)
+    expected = logits_of(model, batch, REFERENCE)
+    torch.testing.assert_close(logits_of(model, batch, Savings()), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_reference_is_what_training_computes(make_model, collate, mixed) -> None:
+    model = make_model()
+    batch = collate(model, mixed)
+    saved = logits_of(model, batch, Savings())
+    with torch.enable_grad():
+        trained = model(**batch).logits[batch["attention_mask"].bool()]
+    torch.testing.assert_close(trained.detach(), saved, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_generation_gives_the_same_tokens(make_model, collate, mixed) -> None:
+    model = make_model()
+    batch = collate(model, mixed, padding_side="left", answers=False)
+    batch.pop("labels", None)
+    said = []
+    for savings in (REFERENCE, Savings(), Savings(frame_batch=1)):
+        model.savings = savings
+        said.append(model.generate(**batch, max_new_tokens=5, do_sample=False))
+    assert torch.equal(said[0], said[1]) and torch.equal(said[0], said[2])
+
+
+@torch.no_grad()
+def test_less_is_computed(make_model, collate, make_sample) -> None:
+    """Rows of the tower's last layer and of pre-fusion's last MLP."""
+    model = make_model()
+    batch = collate(model, [make_sample(1, frames=3)])
+    rows: dict[str, list[Any]] = {}
+    tower = model.vision_tower.get_submodule("encoder.layers")[-1]
+    for name, module in (("tower", tower.mlp), ("prefusion", model.prefusion.layers[-1].mlp)):
+        module.register_forward_pre_hook(lambda _, given, name=name: rows.setdefault(name, []).append(given[0].shape))
+    logits_of(model, batch, REFERENCE)
+    assert rows["tower"] == [(3, model.side**2 + 1, model.config.vision_config.hidden_size)]
+    assert rows["prefusion"][0][:1] == (3,) and rows["prefusion"][0][1] > model.side**2
+    rows.clear()
+    logits_of(model, batch, Savings(frame_batch=2))
+    assert "tower" not in rows
+    assert [shape[:2] for shape in rows["prefusion"][::2]] == [(2, 4), (1, 4)]
+
+
+@torch.no_grad()
+def test_a_question_reads_what_was_seen(make_model, make_sample) -> None:
+    """`see` once, `read` twice: each as if frame and question had gone through together."""
+    model = make_model()
+    visual = model.compress_and_project(model.encode(torch.stack(list(make_sample(1, frames=2).frames))))
+    seen_FLD = torch.cat([visual.patches_FPD, visual.compressed_FKD], dim=1)
+    patches = visual.patches_FPD.shape[1]
+    compressed, seen = model.prefusion.see(seen_FLD, first=patches)
+    for count in (3, 5):
+        text = torch.randn(2, count, seen_FLD.shape[2], generator=torch.Generator().manual_seed(count))
+        whole = torch.cat([seen_FLD, text], dim=1)
+        expected = model.prefusion(whole, torch.ones(whole.shape[:2], dtype=torch.bool), None)
+        fused = model.prefusion.read(text, seen, torch.ones(1, count, dtype=torch.bool))
+        torch.testing.assert_close(fused, expected[:, -count:], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(compressed, expected[:, patches:-count], atol=1e-5, rtol=1e-5)
+
+
+def test_impossible_savings_are_refused() -> None:
+    with pytest.raises(UserError, match="trim_last_layer=True needs split_prefusion=True"):
+        Savings(split_prefusion=False)
+    with pytest.raises(UserError, match="frame_batch=0"):
+        Savings(frame_batch=0)
