@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,7 +178,7 @@ def _scanned(path: Path) -> _Clip:
         return _Clip(int(first), int(end - first), stream.time_base, aspect, frames, stopped)
 
 
-def _packets(container: av.container.InputContainer) -> Iterator[av.Packet[av.VideoStream] | None]:
+def _packets(container: av.container.InputContainer) -> Iterator[av.Packet[Any] | None]:
     """All packets of a container; None where it cannot be read on."""
     try:
         yield from container.demux()
