@@ -1,4 +1,4 @@
-"""Static shapes: with transformers' static cache the same words, and a decoding step is one graph for `torch.compile`."""
+"""Static shapes: the same words with transformers' static cache, and a decoding step is one graph for torch.compile."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +11,12 @@ Factory = Callable[..., Any]
 LENGTH = 6
 
 
-def test_the_same_words(make_model: Factory, make_sample: Factory, collate: Factory) -> None:
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
+def test_the_same_words(
+    make_model: Factory, make_text_config: Factory, make_sample: Factory, collate: Factory, family: str
+) -> None:
     """For one image, and for a padded batch of an image, an HD image, a video and text."""
-    model = make_model()
+    model = make_model(text_config=make_text_config(family))
     samples = [make_sample(1), make_sample(2, views=5), make_sample(3, frames=3), make_sample(4, frames=0)]
     for chosen in (samples[:1], samples):
         batch = collate(model, chosen, padding_side="left", answers=False)
@@ -22,12 +25,9 @@ def test_the_same_words(make_model: Factory, make_sample: Factory, collate: Fact
         assert torch.equal(model.generate(**batch, cache_implementation="static", **options), expected)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_decoding_is_one_graph(
-    make_model: Factory, make_text_config: Factory, make_sample: Factory, collate: Factory, family: str
-) -> None:
+def test_decoding_is_one_graph(make_model: Factory, make_sample: Factory, collate: Factory) -> None:
     """The whole model is captured once and serves every step; a graph break would be an error."""
-    model = make_model(text_config=make_text_config(family))
+    model = make_model()
     batch = collate(model, [make_sample(1, frames=2)], answers=False)
     options = {"do_sample": False, "max_new_tokens": LENGTH}
     expected = model.generate(**batch, **options)
