@@ -1,0 +1,64 @@
+"""`llava-mini batch MODEL --input requests.jsonl --output answers.jsonl`: many requests, a line each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llava_mini.commands.asking import load_model, parser_for, whole
+from llava_mini.errors import UserError
+
+_DESCRIPTION = """\
+Answers the requests of a file, those of about the same length together. A request is a JSON object on a line:
+
+  {"id": "a7", "image": "photos/a.jpg", "question": "What is on the table?"}
+  {"image": ["a.jpg", "b.jpg"], "video": "clip.mp4", "question": "What do they have in common?"}
+
+image and video are a path or a list of paths, relative ones in the folder of the requests, and may be left out. The
+id, a text or a whole number, is the line's number where none is given, and no two requests have the same.
+
+Of each request one line is added to the answers, in the order in which they are finished:
+
+  {"id": "a7", "question": "What is on the table?", "answer": "Two apples."}
+  {"id": 2, "error": "b.jpg: No such file or directory"}
+
+A video that stops in the middle is answered on what was read, and "note" says so. A run that is killed goes on where
+it was when the command is given again: no request is lost, none is answered twice, failed ones neither (delete their
+lines to have them tried again). Answers do not depend on the batch size, but for ties within rounding."""
+
+
+def batch(arguments: list[str]) -> int:
+    """Run the command.
+
+    Returns:
+        0, also where requests failed; the last line counts them.
+
+    Raises:
+        UserError: no model, no requests, or answers that are not to these requests.
+    """
+    parser = parser_for("batch", _DESCRIPTION)
+    parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="the requests")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the answers; made, or gone on with")
+    parser.add_argument("--batch-size", type=whole, default=8, metavar="N", help="requests at once (default: 8)")
+    given = parser.parse_args(arguments)
+
+    from llava_mini.inference.requests import open_answers, read_requests
+
+    requests = read_requests(given.input)
+    if given.output.exists() and given.output.samefile(given.input):
+        raise UserError(f"--output {given.output}: the requests are in this file; name another")
+    with open_answers(given.output, requests) as answers:
+        before = len(answers.answered) + len(answers.failed)
+        if before < len(requests):
+            from tqdm import tqdm
+
+            from llava_mini.inference.batch import Batcher
+
+            model, processor = load_model(given)
+            batcher = Batcher(
+                model, processor, given.batch_size, given.max_new_tokens, fps=given.fps, count=given.frames
+            )
+            with tqdm(total=len(requests), initial=before, unit=" requests", disable=None) as bar:
+                batcher.run(requests, answers, bar.update)
+        earlier = f" ({before} of them earlier)" if before else ""
+        print(f"{len(answers.answered)} answered, {len(answers.failed)} failed{earlier}; {given.output}")
+    return 0

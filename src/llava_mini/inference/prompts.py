@@ -1,0 +1,76 @@
+"""Questions to prompts: messages as transformers has them, written out by the processor's chat template.
+
+What the user types is text and nothing else: a question that spells a special token or a placeholder is refused, as
+such texts are left out of training.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import TemplateError
+
+from llava_mini.errors import UserError
+from llava_mini.models import LlavaMiniProcessor
+
+Message = dict[str, Any]
+
+
+def check_question(question: str, processor: LlavaMiniProcessor) -> str:
+    """The question without white space around it.
+
+    Raises:
+        UserError: it is empty, or contains a special token.
+    """
+    if not question.strip():
+        raise UserError("the question is empty")
+    for token in (processor.image_token, processor.video_token, *_special(processor)):
+        if token in question:
+            raise UserError(f"the question contains {token}, which is a special token")
+    return question.strip()
+
+
+def user_message(question: str, images: int = 0, videos: int = 0) -> Message:
+    """A user's message: so many images, so many videos, and the question behind them."""
+    shown = [{"type": "image"}] * images + [{"type": "video"}] * videos
+    return {"role": "user", "content": [*shown, {"type": "text", "text": question}]}
+
+
+def prompt_of(processor: LlavaMiniProcessor, messages: list[Message]) -> str:
+    """The text of a conversation, up to where its next answer begins.
+
+    Raises:
+        UserError: the chat template cannot write it.
+    """
+    try:
+        text: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise UserError(f"the chat template cannot write this conversation: {error}") from error
+    return text
+
+
+def has_bos(processor: LlavaMiniProcessor, prompt: str) -> bool:
+    """Whether the chat template has written the token that begins a text; then the tokenizer must not.
+
+    Ours never do, others' may; `apply_chat_template(tokenize=True)` has the same rule.
+    """
+    bos = processor.tokenizer.bos_token
+    return bos is not None and prompt.startswith(bos)
+
+
+def end_of_answer(processor: LlavaMiniProcessor) -> int | None:
+    """The special token that the chat template writes behind an answer; None where it writes none."""
+    said = [user_message("?"), {"role": "assistant", "content": [{"type": "text", "text": "An answer"}]}]
+    try:
+        text: str = processor.apply_chat_template(said, tokenize=False)
+    except (TemplateError, TypeError, ValueError):
+        return None
+    ids = processor.tokenizer(text.rpartition("An answer")[2].strip(), add_special_tokens=False)["input_ids"]
+    return ids[0] if ids and ids[0] in _special(processor).values() else None
+
+
+def _special(processor: LlavaMiniProcessor) -> dict[str, int]:
+    """Special tokens and their ids."""
+    tokenizer = processor.tokenizer
+    added = {str(token): token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {**dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)), **added}

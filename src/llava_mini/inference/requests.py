@@ -1,0 +1,171 @@
+"""Requests and answers of a batch, a JSON object a line; what is answered stays answered however often it is killed.
+
+A request is known by its id. Answers are appended, so a killed run leaves at most one line that is torn; it is cut off
+and its request is answered again. Two processes cannot write the same answers.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from llava_mini.errors import UserError
+
+Id = str | int
+Record = dict[str, Any]
+
+_FIELDS = ("id", "image", "video", "question")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question about any number of images and videos.
+
+    Attributes:
+        id: As given, or the number of its line.
+        question: As given.
+        images: Files, relative ones in the folder of the requests.
+        videos: Likewise.
+        refused: Why it cannot be asked; None if nothing is wrong so far.
+    """
+
+    id: Id
+    question: str = ""
+    images: tuple[Path, ...] = ()
+    videos: tuple[Path, ...] = ()
+    refused: str | None = None
+
+
+def read_requests(path: Path) -> list[Request]:
+    """The requests of a file in their order, those that cannot be asked included; empty lines are none.
+
+    Raises:
+        UserError: the file cannot be read, or two requests have the same id.
+    """
+    requests: list[Request] = []
+    lines: dict[Id, int] = {}
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    request = _request(line, number, path.parent)
+                    if (first := lines.setdefault(request.id, number)) != number:
+                        raise UserError(f"{path}: lines {first} and {number} have the same id {request.id!r}")
+                    requests.append(request)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    return requests
+
+
+def _request(line: bytes, number: int, folder: Path) -> Request:
+    """A line that is no request is one that is refused; its id, "line N", is no other's."""
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return Request(f"line {number}", refused=f"no JSON: {error}")
+    if not isinstance(fields, dict):
+        return Request(f"line {number}", refused="no JSON object")
+    given = number if fields.get("id") is None else fields["id"]
+    if isinstance(given, bool) or not isinstance(given, (str, int)):
+        return Request(f"line {number}", refused="id is neither text nor a whole number")
+    question = fields.get("question")
+    if unknown := sorted(fields.keys() - set(_FIELDS)):
+        return Request(given, refused=f"unknown field {unknown[0]!r}; allowed are {', '.join(_FIELDS)}")
+    if not isinstance(question, str):
+        return Request(given, refused="no question")
+    images, videos = (_paths(fields.get(name), folder) for name in ("image", "video"))
+    if images is None or videos is None:
+        return Request(given, question, refused="image and video must be a path or a list of paths")
+    return Request(given, question, images, videos)
+
+
+def _paths(value: Any, folder: Path) -> tuple[Path, ...] | None:
+    paths = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(paths, list) or not all(isinstance(each, str) and each for each in paths):
+        return None
+    return tuple(folder / each for each in paths)
+
+
+class Answers:
+    """The records that are written, and those of earlier runs.
+
+    Attributes:
+        failed: Ids of requests that could not be answered.
+        answered: Ids of those that were.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, requests: Sequence[Request]) -> None:
+        self._path, self._file = path, file
+        self.answered: set[Id] = set()
+        self.failed: set[Id] = set()
+        questions = {request.id: request.question for request in requests}
+        for number, line in enumerate(_whole_lines(file), 1):
+            self._count(self._earlier(line, number, questions))
+
+    def __contains__(self, request: Request) -> bool:
+        return request.id in self.answered or request.id in self.failed
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Append records; when this returns, they outlast this process and the machine."""
+        for record in records:
+            self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            self._count(record)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _count(self, record: Record) -> None:
+        (self.failed if "error" in record else self.answered).add(record["id"])
+
+    def _earlier(self, line: bytes, number: int, questions: dict[Id, str]) -> Record:
+        try:
+            record = json.loads(line)
+            given, of_a_request = record["id"], record["id"] in questions
+        except (ValueError, LookupError, TypeError):
+            raise UserError(f"{self._path}: line {number} is no answer; name another file for the answers") from None
+        if (
+            not of_a_request
+            or record.get("question", questions[given]) != questions[given]
+            or given in (self.answered | self.failed)
+        ):
+            raise UserError(
+                f"{self._path}: line {number} answers another request than the one with the id {given!r}; name another "
+                "file for the answers"
+            )
+        return dict(record)
+
+
+@contextmanager
+def open_answers(path: Path, requests: Sequence[Request]) -> Iterator[Answers]:
+    """The answers to requests, made or gone on with; for one process at a time.
+
+    Raises:
+        UserError: the file cannot be written, is in use, or holds something else than answers to these requests.
+    """
+    try:
+        file = path.open("a+b")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{path}: another process is writing to it") from None
+        yield Answers(path, file, requests)
+
+
+def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines from the file's beginning; a last one without its end is cut off."""
+    file.seek(0)
+    end = 0
+    for line in file:
+        if not line.endswith(b"\n"):
+            break
+        end += len(line)
+        yield line
+    file.truncate(end)

@@ -1,0 +1,121 @@
+"""Requests are read or refused one by one; answers are gone on with, and are nobody else's."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llava_mini.errors import UserError
+from llava_mini.inference.requests import Request, open_answers, read_requests
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "requests.jsonl"
+
+
+def test_fields_of_requests(path: Path) -> None:
+    lines = [
+        '{"id": "a", "image": "x/1.png", "question": "what is here"}',
+        "",
+        '{"image": ["/1.png", "2.png"], "video": "v.mp4", "question": "what"}',
+        '{"id": 7, "image": null, "question": "where"}',
+    ]
+    path.write_text("\n".join(lines))
+    folder = path.parent
+    assert read_requests(path) == [
+        Request("a", "what is here", (folder / "x/1.png",)),
+        Request(3, "what", (Path("/1.png"), folder / "2.png"), (folder / "v.mp4",)),
+        Request(7, "where"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "named", "reason"),
+    [
+        (b"{", "line 1", "no JSON"),
+        (b"\xff\xfe", "line 1", "no JSON"),
+        (b"[" * 100_000, "line 1", "no JSON"),
+        (b"[1]", "line 1", "no JSON object"),
+        (b'{"id": [1], "question": "?"}', "line 1", "id is neither"),
+        (b'{"id": true, "question": "?"}', "line 1", "id is neither"),
+        (b'{"id": "a"}', "a", "no question"),
+        (b'{"question": 5}', 1, "no question"),
+        (b'{"question": "?", "images": "a.png"}', 1, "unknown field 'images'; allowed are id, image, video, question"),
+        (b'{"question": "?", "image": 5}', 1, "must be a path or a list of paths"),
+        (b'{"question": "?", "video": ["a", ""]}', 1, "must be a path or a list of paths"),
+    ],
+)
+def test_a_line_that_is_no_request_is_refused_alone(path: Path, line: bytes, named: str | int, reason: str) -> None:
+    path.write_bytes(line + b'\n{"question": "and this"}\n')
+    wrong, right = read_requests(path)
+    assert wrong.id == named and wrong.refused is not None and reason in wrong.refused
+    assert right == Request(2, "and this")
+
+
+def test_two_requests_of_one_id_are_an_error(path: Path) -> None:
+    path.write_text('{"id": 2, "question": "?"}\n{"question": "?"}\n')
+    with pytest.raises(UserError, match="lines 1 and 2 have the same id 2"):
+        read_requests(path)
+    path.write_text('{"id": "2", "question": "?"}\n{"question": "?"}\n')
+    assert [request.id for request in read_requests(path)] == ["2", 2]
+
+
+def test_no_requests(path: Path) -> None:
+    with pytest.raises(UserError, match=r"requests\.jsonl: No such file"):
+        read_requests(path)
+
+
+REQUESTS = [Request(1, "one"), Request("b", "two"), Request(3, "three")]
+FIRST = {"id": "b", "question": "two", "answer": "早 a\nb"}
+SECOND = {"id": 3, "error": "why"}
+
+
+def test_answers_are_gone_on_with_and_a_torn_line_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    with open_answers(path, REQUESTS) as answers:
+        answers.add([FIRST])
+    whole = path.read_bytes()
+    for torn in range(1, len(json.dumps(SECOND))):
+        path.write_bytes(whole + json.dumps(SECOND).encode()[:torn])
+        with open_answers(path, REQUESTS) as answers:
+            assert [request in answers for request in REQUESTS] == [False, True, False]
+            answers.add([SECOND])
+            assert (answers.answered, answers.failed) == ({"b"}, {3})
+        assert [json.loads(line) for line in path.read_text().splitlines()] == [FIRST, SECOND]
+    with open_answers(path, REQUESTS) as answers:
+        assert [request in answers for request in REQUESTS] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("text\n", "line 1 is no answer"),
+        ('{"answer": "a"}\n', "line 1 is no answer"),
+        ('{"id": [1]}\n', "line 1 is no answer"),
+        ('{"id": 1, "question": "one", "answer": ""}\n{"id": 9, "error": ""}\n', "line 2 answers another request"),
+        (
+            '{"id": 1, "question": "other", "answer": "a"}\n',
+            "line 1 answers another request than the one with the id 1",
+        ),
+        ('{"id": 1, "error": "a"}\n' * 2, "line 2 answers another request"),
+    ],
+)
+def test_what_is_no_answer_to_these_requests_is_left_alone(tmp_path: Path, content: str, reason: str) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=reason), open_answers(path, REQUESTS):
+        pass
+    assert path.read_text() == content
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    with (
+        open_answers(path, REQUESTS),
+        pytest.raises(UserError, match="another process is writing to it"),
+        open_answers(path, REQUESTS),
+    ):
+        pass
+    with pytest.raises(UserError, match="cannot be written"), open_answers(tmp_path, REQUESTS):
+        pass
