@@ -22,7 +22,8 @@ __all__ = ["clip"]  # a fixture
 
 @pytest.fixture
 def batcher(make_asked: Callable[..., Any]) -> Batcher:
-    return Batcher(*make_asked(), max_new_tokens=5)
+    model, processor = make_asked()
+    return Batcher(model, processor, max_new_tokens=5)
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ def test_records_are_there_as_soon_as_their_batch_is_done(
 def test_a_template_that_writes_the_first_token_gets_no_second(make_asked: Callable[..., Any], pictures: Path) -> None:
     model, processor = make_asked(chat_template="<s> <image> what is here <answer>")
     with_own = Batcher(model, processor, max_new_tokens=3)
-    plain = Batcher(*make_asked(), max_new_tokens=3)
+    plain = Batcher(model, make_asked()[1], max_new_tokens=3)
     image = open_image(pictures / "0.png")
     own = with_own.generate(["<s> <image> what is here <answer>"], [image], [])
     assert own == plain.generate(["<image> what is here <answer>"], [image], [])

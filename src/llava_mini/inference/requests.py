@@ -142,7 +142,7 @@ class Answers:
 
 @contextmanager
 def open_answers(path: Path, requests: Sequence[Request]) -> Iterator[Answers]:
-    """The answers to requests, made or gone on with; for one process at a time.
+    """The answers to requests, made with the first of them or gone on with; for one process at a time.
 
     Raises:
         UserError: the file cannot be written, is in use, or holds something else than answers to these requests.
@@ -156,7 +156,11 @@ def open_answers(path: Path, requests: Sequence[Request]) -> Iterator[Answers]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"{path}: another process is writing to it") from None
-        yield Answers(path, file, requests)
+        try:
+            yield Answers(path, file, requests)
+        finally:
+            if os.fstat(file.fileno()).st_size == 0:
+                path.unlink(missing_ok=True)  # nothing was answered, for whatever reason
 
 
 def _whole_lines(file: BinaryIO) -> Iterator[bytes]:

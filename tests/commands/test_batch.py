@@ -1,0 +1,87 @@
+"""`llava-mini batch`: a run that is killed again and again answers every request once; mistakes are one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.inference.conftest import make_asked, model_folder, pictures
+
+from llava_mini.cli import main
+
+__all__ = ["make_asked", "model_folder", "pictures"]  # fixtures
+KINDS = ("star", "ring", "box", "circle", "cross")
+
+
+@pytest.fixture
+def requests(tmp_path: Path, pictures: Path) -> Path:
+    """Sixty requests, every sixth of which cannot be answered."""
+    lines = []
+    for number in range(60):
+        image = os.path.relpath(pictures / f"{number % 6}.png", tmp_path) if number % 6 else "none.png"
+        question = f"what color is the {KINDS[number % 5]} " + "and the box " * (number % 4)
+        lines.append({"id": f"n{number}", "image": image, "question": question})
+    path = tmp_path / "requests.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def records(path: Path) -> dict[str, Any]:
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(found) == len({record["id"] for record in found}), "none twice"
+    return {record["id"]: record for record in found}
+
+
+def test_a_run_that_is_killed_goes_on_and_answers_as_one_that_was_not(
+    model_folder: Path, requests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    asked = ["batch", str(model_folder), "--input", str(requests), "--max-new-tokens", "12", "--output"]
+    assert main([*asked, str(whole), "--batch-size", "7"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"50 answered, 10 failed; {whole}"
+    expected = records(whole)
+    assert len(expected) == 60 and expected["n0"]["error"].endswith("none.png: No such file or directory")
+
+    command = [sys.executable, "-m", "llava_mini", *asked, str(killed), "--batch-size", "1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        until = time.monotonic() + 120
+        while time.monotonic() < until and process.poll() is None:
+            if killed.exists() and len(killed.read_bytes().splitlines()) >= 15:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.005)
+    assert process.returncode == -signal.SIGKILL
+    kept = killed.read_bytes()
+    assert 14 <= len(kept.splitlines()) < 60
+    last = kept.rfind(b"\n", 0, -1) + 1
+    killed.write_bytes(kept[: last + 9])  # as if the kill had torn the last line
+
+    assert main([*asked, str(killed), "--batch-size", "4"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("50 answered, 10 failed (")
+    assert records(killed) == expected
+    assert killed.read_bytes().startswith(kept[:last]), "what was answered stays"
+    assert main([*asked, str(killed)]) == 0
+    assert capsys.readouterr().out == f"50 answered, 10 failed (60 of them earlier); {killed}\n"
+
+
+def test_mistakes_are_one_line_and_leave_no_file(
+    model_folder: Path, requests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers, twice = tmp_path / "answers.jsonl", tmp_path / "twice.jsonl"
+    twice.write_text('{"id": 1, "question": "?"}\n' * 2)
+    for model, given, output, reason in [
+        (model_folder, tmp_path / "none.jsonl", answers, "none.jsonl: No such file"),
+        (model_folder, twice, answers, "lines 1 and 2 have the same id 1"),
+        (model_folder, requests, requests, "name another"),
+        (model_folder, requests, tmp_path / "no" / "a.jsonl", "cannot be written"),
+        (tmp_path, requests, answers, "no model, it has no config.json"),
+    ]:
+        assert main(["batch", str(model), "--input", str(given), "--output", str(output)]) == 2
+        said = capsys.readouterr().err
+        assert reason in said and len(said.splitlines()) == 1
+        assert output.exists() == (output == requests)
