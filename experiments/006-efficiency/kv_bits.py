@@ -2,9 +2,9 @@
 
     python experiments/006-efficiency/kv_bits.py RUN [--questions 480]
 
-RUN is the folder of a run with independent turns (config.yaml, model/). Of every question the whole prompt but its last token is frozen, image
-tokens and instruction alike, which is more than a session freezes; the answer is then decoded greedily. Writes
-kv_bits.md beside this file.
+RUN is the folder of a run with independent turns (config.yaml, model/). Of every question the whole prompt but its last
+token is frozen, image tokens and instruction alike, which is more than a session freezes; the answer is then decoded
+greedily. Writes kv_bits.md beside this file.
 """
 
 from __future__ import annotations
@@ -38,11 +38,13 @@ TEXT = """\
 
 Validation questions, asked one by one. All of the prompt but its last token is frozen in the language model's cache
 (quantised per token and head; 4 bits: per 64 channels, where there are so many), the answer is decoded greedily. The
-prompts have {tokens:.0f} tokens on average: what rounding costs in a long context is not measured here. Commit {commit}.
+prompts have {tokens:.0f} tokens on average: what rounding costs in a long context is not measured. Commit {commit}.
 
 {table}
 """
 Sample = tuple[dict[str, Tensor], Tensor, Tensor, Tensor, list[str]]  # frames, ids, labels, turns, kinds of questions
+# Of every question its kind and the right answer's ids; and what was said with each kind of cache.
+Asked = tuple[list[str], list[list[int]], dict[int | None, list[list[int]]]]
 Question = tuple[str, Tensor, list[int]]  # its kind, the prompt's embeddings [1, T, D], the answer's ids
 
 
@@ -93,8 +95,8 @@ def answer(
 
 
 @torch.no_grad()
-def ask(run: Path, count: int) -> tuple[list[str], list[list[int]], dict[int | None, list[list[int]]], float]:
-    """Kinds and right answers of the questions, what was said with every kind of cache, the mean length of a prompt."""
+def ask(run: Path, count: int) -> tuple[Asked, float]:
+    """The questions, and the mean length of a prompt."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"]["features"] = False  # pictures, as a user has them
     model = LlavaMiniForConditionalGeneration.from_pretrained(run / "model").eval()
@@ -109,11 +111,12 @@ def ask(run: Path, count: int) -> tuple[list[str], list[list[int]], dict[int | N
         tokens += embeds.shape[1]
         for bits in BITS:
             said[bits].append(answer(model, embeds, bits, 2 * len(expected), processor.tokenizer.eos_token_id))
-    return kinds, right, said, tokens / len(kinds)
+    return (kinds, right, said), tokens / len(kinds)
 
 
-def table(kinds: list[str], right: list[list[int]], said: dict[int | None, list[list[int]]]) -> str:
+def table(asked: Asked) -> str:
     """Accuracy, by kind too, and the share of answers that are the same as in full precision."""
+    kinds, right, said = asked
     places: dict[str, list[int]] = defaultdict(list)
     for i, kind in enumerate(kinds):
         places[kind].append(i)
@@ -132,8 +135,8 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--questions", type=int, default=480)
     options = parser.parse_args()
-    *answers, tokens = ask(options.run, options.questions)
-    text = TEXT.format(table=table(*answers), tokens=tokens, commit=git_commit()[:7])
+    asked, tokens = ask(options.run, options.questions)
+    text = TEXT.format(table=table(asked), tokens=tokens, commit=git_commit()[:7])
     print(text)
     write_text(HERE / "kv_bits.md", text)
 
