@@ -109,7 +109,7 @@ def table(states: list[VisualState], plans: list[SessionPlan]) -> str:
         "",
         f"A session of {FRAMES:,} frames on a card of {_gib(CARD)} GiB; sizes in GiB, features in host memory.",
         "",
-        "| model | weights | cache | weights | cache | working | together | fits | most frames | features: fp16 | 8 bits |",
+        "| model | weights | cache | weights | cache | working | in all | fits | most frames | features: fp16 | 8 bits |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for plan in plans:
