@@ -1,6 +1,6 @@
 """What a quantised cache costs in answers: validation questions with the cache in full precision, 8 and 4 bits.
 
-    python experiments/006-efficiency/kv_bits.py RUN [--questions 480]
+    python experiments/006-efficiency/kv_bits.py RUN ... [--questions 480]
 
 RUN is the folder of a run with independent turns (config.yaml, model/). Of every question the whole prompt but its last
 token is frozen, image tokens and instruction alike, which is more than a session freezes; the answer is then decoded
@@ -33,14 +33,13 @@ HERE = Path(__file__).parent
 TEXT = """\
 # A quantised cache on the tiny world
 
-    llava-mini train experiment=tiny compressor.C=1 run_dir=RUN
-    python experiments/006-efficiency/kv_bits.py RUN
+    llava-mini train experiment=tiny compressor.C=1 run_dir=RUN1
+    llava-mini train experiment=tiny compressor=none fusion.num_layers=0 run_dir=RUN2
+    python experiments/006-efficiency/kv_bits.py RUN1 RUN2
 
 Validation questions, asked one by one. All of the prompt but its last token is frozen in the language model's cache
-(quantised per token and head; 4 bits: per 64 channels, where there are so many), the answer is decoded greedily. The
-prompts have {tokens:.0f} tokens on average: what rounding costs in a long context is not measured. Commit {commit}.
-
-{table}
+(quantised per token and head; 4 bits: per 64 channels, where there are so many), the answer is decoded greedily. What
+rounding costs in a long context, or a language model of billions of weights, is not measured here. Commit {commit}.
 """
 Sample = tuple[dict[str, Tensor], Tensor, Tensor, Tensor, list[str]]  # frames, ids, labels, turns, kinds of questions
 # Of every question its kind and the right answer's ids; and what was said with each kind of cache.
@@ -132,13 +131,20 @@ def table(asked: Asked) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--questions", type=int, default=480)
     options = parser.parse_args()
-    asked, tokens = ask(options.run, options.questions)
-    text = TEXT.format(table=table(asked), tokens=tokens, commit=git_commit()[:7])
+    text = TEXT.format(commit=git_commit()[:7])
+    for run in options.runs:
+        asked, tokens = ask(run, options.questions)
+        text += f"\n{_title(run)}; {tokens:.0f} tokens a prompt on average:\n\n{table(asked)}\n"
     print(text)
     write_text(HERE / "kv_bits.md", text)
+
+
+def _title(run: Path) -> str:
+    config = LlavaMiniForConditionalGeneration.config_class.from_pretrained(run / "model")
+    return f"`{config.compressor['_target_'].rsplit('.', 1)[1]}`, {config.num_fusion_layers} pre-fusion layers"
 
 
 if __name__ == "__main__":
