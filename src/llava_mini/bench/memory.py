@@ -109,8 +109,8 @@ def table(states: list[VisualState], plans: list[SessionPlan]) -> str:
         "",
         f"A session of {FRAMES:,} frames on a card of {_gib(CARD)} GiB; sizes in GiB, features in host memory.",
         "",
-        "| model | weights | cache | weights | cache | working | in all | fits | most frames | features: fp16 | 8 bits |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| model | weights | cache | weights | cache | working | sum | fits | most frames | features: fp16 | 8 bits |",
+        "|---" * 11 + "|",
     ]
     for plan in plans:
         cache = "fp16" if plan.bits is None else f"{plan.bits} bits"
