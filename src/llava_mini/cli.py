@@ -143,6 +143,24 @@ def _convert(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
     return convert(arguments)
 
 
+def _ask(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
+    from llava_mini.commands.ask import ask
+
+    return ask(arguments)
+
+
+def _chat(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
+    from llava_mini.commands.chat import chat
+
+    return chat(arguments)
+
+
+def _batch(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
+    from llava_mini.commands.batch import batch
+
+    return batch(arguments)
+
+
 COMMANDS: dict[str, tuple[Command, str]] = {
     "train": (_train, "one run: train, evaluate, write result.json in run_dir"),
     "plan": (_plan, "memory of a run's step, whether it fits the card, what saves: llava-mini plan --help"),
@@ -153,18 +171,21 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "data": (_data, "LLaVA JSON, images and videos to shards; their check, their counts: llava-mini data --help"),
     "convert": (_convert, "weights of LLaVA and of the official release to ours, and back: llava-mini convert --help"),
     "merge": (_merge, "a run with adapters as one plain model: llava-mini merge RUN DST"),
+    "ask": (_ask, "answer questions about images and videos: llava-mini ask --help"),
+    "chat": (_chat, "the same in the terminal, with history: llava-mini chat MODEL"),
+    "batch": (_batch, "many requests from a file, batched, resumable: llava-mini batch --help"),
     "bench": (_bench, "measure this program on this machine: llava-mini bench --help"),
     "doctor": (_doctor, "what is installed, whether it drives the card found, what to install instead"),
 }
 # Commands that read --flags of their own instead of a config's key=value.
-_WITH_FLAGS = ("plan", "data", "convert", "merge", "bench", "doctor")
+_WITH_FLAGS = ("plan", "data", "convert", "merge", "ask", "chat", "batch", "bench", "doctor")
 
 
 def _parser() -> argparse.ArgumentParser:
     listing = "\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="llava-mini",
-        description="Train and compare LLaVA-Mini models.",
+        description="Train, compare and ask LLaVA-Mini models.",
         epilog=f"commands:\n{listing}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

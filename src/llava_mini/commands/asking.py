@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from llava_mini.errors import UserError
 
 if TYPE_CHECKING:
+    from llava_mini.inference.media import VideoSource
+    from llava_mini.inference.session import Look, Session
     from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
+
+    Source = Image.Image | VideoSource
 
 
 def parser_for(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -55,6 +63,51 @@ def load_model(given: argparse.Namespace) -> tuple[LlavaMiniForConditionalGenera
                 raise UserError(f"--config-dir {folder}: no such folder")
         import_own({"compressor": model_fields(given.model).get("compressor") or {}}, tuple(given.config_dir))
     return load(given.model, device=given.device, dtype=given.dtype)
+
+
+def add_media(parser: argparse.ArgumentParser) -> None:
+    """Flags that show images and videos, in the order in which they are given."""
+    for kind in ("image", "video"):
+        parser.add_argument(
+            f"--{kind}", action="append", dest="shown", default=[], type=partial(_of_kind, kind), metavar="PATH",
+            help="shown to the model; any number of times, of both kinds, in their order",
+        )  # fmt: skip
+
+
+def opened(given: argparse.Namespace) -> list[Source]:
+    """What the command line shows, checked before a model is loaded.
+
+    Raises:
+        UserError: a file cannot be used.
+    """
+    return [opened_one(kind, path, given) for kind, path in given.shown]
+
+
+def opened_one(kind: str, path: str, given: argparse.Namespace) -> Source:
+    """An image, or a video of which no frame is decoded yet.
+
+    Raises:
+        UserError: the file cannot be used.
+    """
+    from llava_mini.inference.media import open_image, open_video
+
+    place = Path(path).expanduser()
+    return open_image(place) if kind == "image" else open_video(place, fps=given.fps, count=given.frames)
+
+
+def look_at(session: Session, source: Source, given: argparse.Namespace) -> Look:
+    """Show the session an image or a video, with a progress bar where someone watches.
+
+    Raises:
+        UserError: the video cannot be decoded, or has more frames than fit.
+    """
+    if isinstance(source, Image.Image):
+        return session.look(source)
+    return session.look(source.path, fps=given.fps, count=given.frames, progress=sys.stderr.isatty())
+
+
+def _of_kind(kind: str, path: str) -> tuple[str, str]:
+    return kind, path
 
 
 def whole(text: str) -> int:

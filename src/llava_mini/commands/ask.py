@@ -1,0 +1,60 @@
+"""`llava-mini ask MODEL --image/--video PATH --question "..."`: questions about what is shown, each by itself."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from llava_mini.commands.asking import add_media, checked_questions, load_model, look_at, opened, parser_for
+
+_DESCRIPTION = """\
+Shows the model images and videos and asks it about them. All of them are looked at once, then every question is asked
+by itself: it does not know of those before it. Prints an answer a line; with --json one object a question, with
+question, answer, seconds (of the answer alone) and frames, and note where a video stops before its end: it is then
+answered on what could be read."""
+
+_EXAMPLES = """\
+examples:
+  llava-mini ask runs/mine/model --image photo.jpg --question "What is on the table?"
+  llava-mini ask runs/mine/model --video film.mp4 --frames 64 --question "Who comes in?" --question "Why?" --json"""
+
+
+def ask(arguments: list[str]) -> int:
+    """Run the command.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: a file, the model or a question cannot be used.
+    """
+    parser = parser_for("ask", _DESCRIPTION, _EXAMPLES)
+    add_media(parser)
+    parser.add_argument(
+        "--question", action="append", required=True, metavar="TEXT", help="any number of times, each by itself"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object a question")
+    given = parser.parse_args(arguments)
+    questions, shown = checked_questions(given.question), opened(given)
+
+    model, processor = load_model(given)
+    from llava_mini.inference.prompts import check_question
+    from llava_mini.inference.session import Session
+
+    for question in questions:
+        check_question(question, processor)
+    session = Session(model, processor)
+    looks = [look_at(session, source, given) for source in shown]
+    about: dict[str, Any] = {"frames": sum(look.frames for look in looks)}
+    if notes := [look.stopped for look in looks if look.stopped]:
+        about["note"] = "; ".join(notes)
+        print(f"answers are about what could be read: {about['note']}", file=sys.stderr)
+    for question in questions:
+        begun = time.perf_counter()
+        answer = session.ask(question, follow_up=False, max_new_tokens=given.max_new_tokens)
+        seconds = round(time.perf_counter() - begun, 4)
+        record = {"question": question, "answer": answer, "seconds": seconds, **about}
+        print(json.dumps(record, ensure_ascii=False) if given.json else answer, flush=True)
+    return 0

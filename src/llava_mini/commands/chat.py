@@ -1,0 +1,102 @@
+"""`llava-mini chat MODEL [--image PATH ...]`: a conversation in the terminal, or with what is piped into it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from llava_mini.commands.asking import add_media, load_model, look_at, opened, opened_one, parser_for
+from llava_mini.errors import UserError
+
+if TYPE_CHECKING:
+    from llava_mini.inference.session import Look, Session
+
+_COMMANDS = "/image PATH, /video PATH, /forget (the conversation, not what was shown), /quit"
+_DESCRIPTION = f"""\
+A conversation about images and videos: every question knows of those before it. A line is a question, or one of
+{_COMMANDS}.
+Ctrl-C ends an answer, Ctrl-D the chat. Answers go to standard output, all else to standard error, so a chat can be
+piped; a mistake is one line, and the chat goes on."""
+
+
+def chat(arguments: list[str]) -> int:
+    """Run the command.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: the model or a file of the command line cannot be used.
+    """
+    parser = parser_for("chat", _DESCRIPTION)
+    add_media(parser)
+    given = parser.parse_args(arguments)
+    shown = opened(given)
+
+    model, processor = load_model(given)
+    from llava_mini.inference.session import Session
+
+    session = Session(model, processor)
+    for source in shown:
+        _tell(look_at(session, source, given))
+    for line in _lines():
+        try:
+            if line == "/quit":
+                break
+            _turn(session, line, given)
+        except UserError as error:
+            _say(" ".join(str(error).split()))
+        except KeyboardInterrupt:
+            print(flush=True)  # the end of an answer that was interrupted
+    return 0
+
+
+def _turn(session: Session, line: str, given: argparse.Namespace) -> None:
+    command, _, rest = line.partition(" ")
+    if command in ("/image", "/video"):
+        _tell(look_at(session, opened_one(command[1:], rest.strip(), given), given))
+    elif line == "/forget":
+        session.forget()
+    elif line.startswith("/"):
+        raise UserError(f"{command}: unknown; there are {_COMMANDS}")
+    else:
+        with closing(session.stream(line, follow_up=True, max_new_tokens=given.max_new_tokens)) as pieces:
+            for piece in pieces:
+                print(piece, end="", flush=True)
+        print(flush=True)
+
+
+def _lines() -> Iterator[str]:
+    """Lines that are not empty, until the end of input."""
+    interactive = sys.stdin.isatty()
+    if interactive:
+        import readline  # noqa: F401  # `input` then has a history, and lines can be edited
+
+        _say(_COMMANDS)
+    while True:
+        try:
+            line = input("> ") if interactive else sys.stdin.readline()
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print()
+            continue
+        if not interactive and not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _tell(look: Look) -> None:
+    length = "" if look.seconds is None else f" of {look.seconds:.1f} s"
+    _say(f"{look.kind}: {look.frames} frame{'' if look.frames == 1 else 's'}{length}")
+    if look.stopped:
+        _say(f"answers are about what could be read: {look.stopped}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
