@@ -1,9 +1,22 @@
-"""Which torch drives which card."""
+"""Which torch drives which card, and how much memory is free."""
+
+import os
+from pathlib import Path
 
 import pytest
+import torch
 
 from llava_mini.errors import UserError
-from llava_mini.hardware import Card, build_for, check_card, drives, has_bf16, parse_cards
+from llava_mini.hardware import (
+    Card,
+    _free_in_groups,
+    build_for,
+    check_card,
+    drives,
+    free_bytes,
+    has_bf16,
+    parse_cards,
+)
 
 # As torch's own builds of 2.11 to 2.13 list them.
 CU126 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
@@ -61,3 +74,48 @@ def test_the_drivers_list() -> None:
     assert parse_cards("") == []
     with pytest.raises(ValueError, match="unpack"):
         parse_cards("No devices were found")
+
+
+def _group(folder: Path, files: dict[str, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+
+
+def test_a_control_group_limits_what_is_free(tmp_path: Path) -> None:
+    """Version 2: the tightest of a group and those around it; what was read from files gives way."""
+    groups, root = tmp_path / "cgroup", tmp_path / "fs"
+    groups.write_text("0::/outer/inner\n")
+    _group(root, {})  # the root of a machine has no limit
+    _group(root / "outer", {"memory.max": "1000\n", "memory.current": "900\n", "memory.stat": "inactive_file 300\n"})
+    _group(root / "outer" / "inner", {"memory.max": "max\n", "memory.current": "900\n", "memory.stat": ""})
+    assert _free_in_groups(groups, root) == [400]
+    _group(root / "outer" / "inner", {"memory.max": "800\n"})
+    assert _free_in_groups(groups, root) == [0, 400]
+
+
+def test_a_control_group_of_version_1(tmp_path: Path) -> None:
+    groups, root = tmp_path / "cgroup", tmp_path / "fs"
+    groups.write_text("5:cpu,cpuacct:/job\n4:memory:/job\n0::/\n")
+    files = {"memory.limit_in_bytes": "1000", "memory.usage_in_bytes": "600", "memory.stat": "total_inactive_file 50\n"}
+    _group(root / "memory" / "job", files)
+    assert _free_in_groups(groups, root) == [450]
+
+
+def test_no_control_groups(tmp_path: Path) -> None:
+    assert _free_in_groups(tmp_path / "none", tmp_path) == []
+
+
+def test_free_memory_of_this_machine() -> None:
+    free = free_bytes(torch.device("cpu"))
+    assert 2**20 < free < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_free_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the driver has and torch holds unused, but no more than the process may take."""
+    known = {"mem_get_info": (300, 1000), "memory_allocated": 200, "memory_reserved": 500}
+    for name, value in known.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _device, value=value: value)
+    for fraction, expected in ((1.0, 600), (0.5, 300), (0.1, 0)):
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _device, value=fraction: value)
+        assert free_bytes(torch.device("cuda")) == expected

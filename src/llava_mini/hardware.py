@@ -1,4 +1,4 @@
-"""Which graphics card this machine has, and whether the installed torch can drive it.
+"""Which graphics card this machine has, whether the installed torch can drive it, and how much memory is free.
 
 A build of torch holds kernels for some architectures only (`torch.cuda.get_arch_list()`): a newer torch may have
 dropped an old card, an older one does not know a new card. The sources are PyTorch's release notes: Volta (V100) is in
@@ -22,6 +22,11 @@ WHEELS = "https://download.pytorch.org/whl"
 _OLD_BUILD, _NEW_BUILD = "cu126", "cu130"
 _NEW_BUILD_SINCE = (7, 5)  # cu130 builds have Turing and later
 _CGROUP = Path("/sys/fs/cgroup")
+# Files of a control group that tell its limit and what is used, and of what is used what gives way: versions 2 and 1.
+_GROUP_FILES = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 _BF16_SINCE = (8, 0)  # Ampere; before it torch emulates bfloat16, which is slower than float32
 
 
@@ -59,14 +64,44 @@ def find_cards() -> list[Card]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory of a device that can still be had: on a GPU also what torch holds unused; on a CPU within its cgroup."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + unused
-    free = _free_in_host()
-    limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
-    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
-        return min(free, max(0, int(most) - int(used.read_text())))
+    """Memory of a device that can still be had.
+
+    On a GPU also what torch holds unused, within the share that the process may take
+    (`torch.cuda.set_per_process_memory_fraction`); on a CPU within the limits of its control groups.
+    """
+    if device.type != "cuda":
+        return min([_free_in_host(), *_free_in_groups(Path("/proc/self/cgroup"), _CGROUP)])
+    free, total = torch.cuda.mem_get_info(device)
+    allocated = torch.cuda.memory_allocated(device)
+    within = int(total * torch.cuda.get_per_process_memory_fraction(device)) - allocated
+    return max(0, min(free + torch.cuda.memory_reserved(device) - allocated, within))
+
+
+def _free_in_groups(groups: Path, root: Path) -> list[int]:
+    """What each control group of a process, from its own up to the root's, leaves free; none without a limit.
+
+    Files that were read fill a group's memory too, but give way: they count as free.
+
+    Args:
+        groups: Lines "number:controllers:/path"; "0::/path" is version 2.
+        root: Where the groups are mounted.
+    """
+    if not groups.exists():
+        return []
+    free = []
+    for line in groups.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        mount = root / controllers
+        limit, used, cached = _GROUP_FILES[controllers]
+        own = mount / path.lstrip("/")
+        for folder in (own, *own.parents):
+            if folder.is_relative_to(mount) and (folder / limit).exists() and (folder / used).exists():
+                most = (folder / limit).read_text().strip()
+                if most != "max":
+                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    free.append(max(0, int(most) - int((folder / used).read_text()) + int(stat.get(cached, 0))))
     return free
 
 
