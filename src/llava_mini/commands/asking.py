@@ -13,8 +13,9 @@ from PIL import Image
 from llava_mini.errors import UserError
 
 if TYPE_CHECKING:
+    from llava_mini.inference.looking import Look
     from llava_mini.inference.media import VideoSource
-    from llava_mini.inference.session import Look, Session
+    from llava_mini.inference.session import Session
     from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 
     Source = Image.Image | VideoSource

@@ -12,7 +12,8 @@ from llava_mini.commands.asking import add_media, load_model, look_at, opened, o
 from llava_mini.errors import UserError
 
 if TYPE_CHECKING:
-    from llava_mini.inference.session import Look, Session
+    from llava_mini.inference.looking import Look
+    from llava_mini.inference.session import Session
 
 _COMMANDS = "/image PATH, /video PATH, /forget (the conversation, not what was shown), /quit"
 _DESCRIPTION = f"""\

@@ -1,0 +1,127 @@
+"""`llava-mini ask`: each question stands alone, mistakes are one line before a model is loaded."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.data.test_video import clip
+from tests.inference.conftest import make_asked, model_folder, pictures
+
+from llava_mini.cli import main
+from llava_mini.inference.batch import Batcher
+from llava_mini.inference.loading import load
+from llava_mini.inference.media import open_image
+from llava_mini.inference.requests import Request, open_answers
+
+__all__ = ["clip", "make_asked", "model_folder", "pictures"]  # fixtures
+MakeClip = Callable[..., Path]
+Captured = pytest.CaptureFixture[str]
+SHORT = ("--max-new-tokens", "6")
+
+
+def asked_alone(folder: Path, request: Request, path: Path) -> str:
+    """The answer that `batch` gives."""
+    model, processor = load(str(folder))
+    with open_answers(path, [request]) as answers:
+        Batcher(model, processor, max_new_tokens=6).run([request], answers)
+    answer: str = json.loads(path.read_text())["answer"]
+    return answer
+
+
+def test_questions_stand_alone_and_are_answered_as_in_a_batch(
+    model_folder: Path, pictures: Path, clip: MakeClip, tmp_path: Path, capsys: Captured
+) -> None:
+    questions = ["what color is the star", "how many objects", "what color is the star"]
+    shown = ["--image", str(pictures / "0.png"), "--video", str(clip(30)), "--image", str(pictures / "1.png")]
+    flags = [flag for question in questions for flag in ("--question", question)]
+    assert main(["ask", str(model_folder), *shown, *flags, *SHORT]) == 0
+    answers = capsys.readouterr().out.splitlines()
+    assert len(answers) == 3 and answers[0] == answers[2] and answers[0]
+    only = ["--image", str(pictures / "0.png"), "--image", str(pictures / "2.png")]
+    assert main(["ask", str(model_folder), *only, *flags[:2], *SHORT]) == 0
+    request = Request(1, questions[0], (pictures / "0.png", pictures / "2.png"))
+    assert capsys.readouterr().out.strip() == asked_alone(model_folder, request, tmp_path / "a.jsonl")
+
+
+def test_json_is_an_object_a_question_and_nothing_else(
+    model_folder: Path, clip: MakeClip, tmp_path: Path, capsys: Captured
+) -> None:
+    path = clip(40)
+    flags = ["--question", "what moved", "--question", " where is the box ", "--json", *SHORT]
+    assert main(["ask", str(model_folder), "--video", str(path), *flags]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert list(first) == ["question", "answer", "seconds", "frames"] and first["seconds"] > 0
+    assert [first["frames"], first["question"], second["question"]] == [4, "what moved", " where is the box "]
+    assert first["answer"] == asked_alone(model_folder, Request(1, "what moved", (), (path,)), tmp_path / "a.jsonl")
+    assert main(["ask", str(model_folder), "--video", str(path), *flags, "--frames", "2"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["frames"] == 2
+    assert main(["ask", str(model_folder), "--video", str(path), *flags, "--fps", "2"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["frames"] == 8
+
+
+def test_a_question_without_pictures(model_folder: Path, tmp_path: Path, capsys: Captured) -> None:
+    assert main(["ask", str(model_folder), "--question", "what", *SHORT]) == 0
+    assert capsys.readouterr().out.strip() == asked_alone(model_folder, Request(1, "what"), tmp_path / "a.jsonl")
+
+
+def test_a_photo_is_shown_upright(model_folder: Path, tmp_path: Path, capsys: Captured) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    upright = open_image(tmp_path / "turned.png")
+    upright.save(tmp_path / "plain.png")
+    assert not np.array_equal(np.asarray(upright), pixels)
+    for name in ("turned.png", "plain.png"):
+        assert main(["ask", str(model_folder), "--image", str(tmp_path / name), "--question", "what", *SHORT]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+
+
+def test_a_video_that_stops_is_answered_on_what_was_read(model_folder: Path, clip: MakeClip, capsys: Captured) -> None:
+    path = clip(100, name="a.mkv")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    flags = ["--video", str(path), "--question", "what moved", *SHORT]
+    assert main(["ask", str(model_folder), *flags, "--json"]) == 0
+    said = capsys.readouterr()
+    record = json.loads(said.out)
+    assert 2 <= record["frames"] < 9 and record["answer"] and "video stops after" in record["note"]
+    assert "answers are about what could be read" in said.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--image", "none.png", "--question", "what"], "none.png: No such file or directory"),
+        (["--image", "empty.png", "--question", "what"], "empty.png: the file is empty"),
+        (["--image", "short.png", "--question", "what"], "short.png: image cannot be decoded"),
+        (["--image", "text.jpg", "--question", "what"], "text.jpg: image cannot be decoded"),
+        (["--video", "text.jpg", "--question", "what"], "text.jpg: video cannot be read"),
+        (["--video", ".", "--question", "what"], "no file"),
+        (["--question", " "], "the question is empty"),
+        (["--question", "what <image>"], "<image>, which is a special token"),
+        (["--question", "what", "--device", "gpu"], "device=gpu; allowed are auto"),
+        (["--question", "what", "--dtype", "int8"], "dtype=int8; allowed are float32"),
+        (["--question", "what", "--config-dir", "none"], "--config-dir none: no such folder"),
+    ],
+)
+def test_mistakes_are_one_line(
+    model_folder: Path, pictures: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch,
+    flags: list[str], reason: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("empty.png").touch()
+    Path("short.png").write_bytes((pictures / "0.png").read_bytes()[:1000])
+    Path("text.jpg").write_text("text")
+    assert main(["ask", str(model_folder), *flags]) == 2
+    said = capsys.readouterr()
+    assert reason in said.err and len(said.err.splitlines()) == 1 and not said.out
+
+
+def test_a_language_model_is_given_no_images(pictures: Path, tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert main(["ask", str(tmp_path), "--image", str(pictures / "0.png"), "--question", "what"]) == 2
+    assert "a model of type 'llama', which this program gives no images to" in capsys.readouterr().err
