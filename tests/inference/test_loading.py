@@ -28,7 +28,7 @@ def test_a_saved_model_is_ready_to_answer(model_folder: Path) -> None:
     model, processor = load(str(model_folder))
     assert (model.training, model.dtype, model.device.type) == (False, torch.float32, "cpu")
     assert model.generation_config.eos_token_id == [2] and model.generation_config.pad_token_id == 0
-    assert prompt_of(processor, [user_message("what", 1, 1)]) == "<image>\n<video>\nwhat <answer>"
+    assert prompt_of(processor, [user_message("what", ["image", "video"])]) == "<image>\n<video>\nwhat <answer>"
     half, _ = load(str(model_folder), device="cpu", dtype="bfloat16")
     assert half.dtype == torch.bfloat16
 

@@ -2,7 +2,7 @@
 
 Requests are taken in groups, each sorted by frames and tokens, longest first, so that batches hold little padding and
 memory runs out early if it does. A batch gives the answers that its requests would have got alone, up to rounding: it
-is the same arithmetic on rows that are padded on their left.
+is the same arithmetic on rows that are padded on their left. A long video is left to a `Session`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from PIL import Image
 
 from llava_mini.errors import UserError
 from llava_mini.inference.long_context import check_length
+from llava_mini.inference.looking import Look
 from llava_mini.inference.media import VideoSource, check_file, open_image, open_video
 from llava_mini.inference.prompts import check_question, has_bos, prompt_of, user_message
 from llava_mini.inference.requests import Answers, Record, Request
+from llava_mini.inference.session import Session
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.views import NUM_VIEWS
 
-MOST_FRAMES = 512  # whose pixels are held at once; a request with more is a batch of its own
+MOST_FRAMES = 512  # whose pixels are held at once; a request with more is read as a stream, by itself
 _GROUP = 1024  # requests that are sorted at once
 
 _Frames = list[NDArray[np.uint8]]
@@ -110,7 +112,9 @@ class Batcher:
         for path in request.images:
             check_file(path)
         videos = tuple(open_video(path, fps=self.fps, count=self.count) for path in request.videos)
-        prompt = prompt_of(self.processor, [user_message(question, len(request.images), len(videos))])
+        prompt = prompt_of(
+            self.processor, [user_message(question, ["image"] * len(request.images) + ["video"] * len(videos))]
+        )
         views, shown = NUM_VIEWS[self.processor.views], sum(video.expected for video in videos)
         text = self.processor.tokenizer(prompt, add_special_tokens=not has_bos(self.processor, prompt))["input_ids"]
         tokens = len(text) + len(request.images) * self.processor.tokens_of(views) + shown * self.processor.tokens_of(1)
@@ -119,6 +123,8 @@ class Batcher:
 
     def _records(self, batch: Sequence[Prepared]) -> list[Record]:
         """A record of every request; one whose files are damaged leaves the others their answers."""
+        if batch[0].frames > MOST_FRAMES:
+            return [self._streamed(batch[0])]
         records, readable = [], []
         for one in batch:
             try:
@@ -142,11 +148,24 @@ class Batcher:
             if len(batch) == 1:
                 return [_failed(batch[0][0].request, error)]
         else:
-            return [_answer(one, text) for (one, _, _), text in zip(batch, found, strict=True)]
+            return [_answer(one, text, one.videos) for (one, _, _), text in zip(batch, found, strict=True)]
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
         half = len(batch) // 2
         return self._answered(batch[:half]) + self._answered(batch[half:])
+
+    def _streamed(self, one: Prepared) -> Record:
+        """A request with more frames than are held at once."""
+        session = Session(self.model, self.processor)
+        try:
+            for path in one.request.images:
+                session.look(open_image(path))
+            for video in one.videos:
+                session.look(video.path, fps=self.fps, count=self.count)
+            text = session.ask(one.request.question, max_new_tokens=self.max_new_tokens)
+        except (UserError, torch.OutOfMemoryError) as error:
+            return _failed(one.request, error)
+        return _answer(one, text, session.looks[len(one.request.images) :])
 
     @torch.no_grad()
     def generate(self, prompts: list[str], images: list[Image.Image], videos: list[_Frames]) -> list[str]:
@@ -179,9 +198,10 @@ def _batches(prepared: Iterable[Prepared], size: int) -> Iterator[list[Prepared]
         yield batch
 
 
-def _answer(one: Prepared, text: str) -> Record:
+def _answer(one: Prepared, text: str, videos: Sequence[VideoSource | Look]) -> Record:
     record: Record = {"id": one.request.id, "question": one.request.question, "answer": text}
-    if notes := [f"{video.path}: {video.stopped}" for video in one.videos if video.stopped]:
+    read = zip(one.request.videos, videos, strict=True)
+    if notes := [f"{path}: {video.stopped}" for path, video in read if video.stopped]:
         record["note"] = "; ".join(notes)
     return record
 

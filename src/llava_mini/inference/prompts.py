@@ -6,6 +6,7 @@ such texts are left out of training.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -30,10 +31,9 @@ def check_question(question: str, processor: LlavaMiniProcessor) -> str:
     return question.strip()
 
 
-def user_message(question: str, images: int = 0, videos: int = 0) -> Message:
-    """A user's message: so many images, so many videos, and the question behind them."""
-    shown = [{"type": "image"}] * images + [{"type": "video"}] * videos
-    return {"role": "user", "content": [*shown, {"type": "text", "text": question}]}
+def user_message(question: str, kinds: Sequence[str] = ()) -> Message:
+    """A user's message: an "image" or a "video" for each of `kinds`, and the question behind them."""
+    return {"role": "user", "content": [*({"type": kind} for kind in kinds), {"type": "text", "text": question}]}
 
 
 def prompt_of(processor: LlavaMiniProcessor, messages: list[Message]) -> str:
@@ -42,8 +42,17 @@ def prompt_of(processor: LlavaMiniProcessor, messages: list[Message]) -> str:
     Raises:
         UserError: the chat template cannot write it.
     """
+    return written(processor, messages, add_generation_prompt=True)
+
+
+def written(processor: LlavaMiniProcessor, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
+    """The text of a conversation, up to the end of its last message.
+
+    Raises:
+        UserError: the chat template cannot write it.
+    """
     try:
-        text: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text: str = processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
     except (TemplateError, TypeError, ValueError) as error:
         raise UserError(f"the chat template cannot write this conversation: {error}") from error
     return text
@@ -62,8 +71,8 @@ def end_of_answer(processor: LlavaMiniProcessor) -> int | None:
     """The special token that the chat template writes behind an answer; None where it writes none."""
     said = [user_message("?"), {"role": "assistant", "content": [{"type": "text", "text": "An answer"}]}]
     try:
-        text: str = processor.apply_chat_template(said, tokenize=False)
-    except (TemplateError, TypeError, ValueError):
+        text = written(processor, said)
+    except UserError:
         return None
     ids = processor.tokenizer(text.rpartition("An answer")[2].strip(), add_special_tokens=False)["input_ids"]
     return ids[0] if ids and ids[0] in _special(processor).values() else None

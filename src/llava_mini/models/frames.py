@@ -21,7 +21,7 @@ from llava_mini.models.compressors import Compressor
 from llava_mini.models.frame_batch import frames_at_once
 from llava_mini.models.inputs import check_features, check_pixels
 from llava_mini.models.packed import Packed
-from llava_mini.models.prefusion import Prefusion
+from llava_mini.models.prefusion import Prefusion, SeenKV
 from llava_mini.models.projector import Projector
 from llava_mini.models.savings import Savings
 from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW, compression_grid, encode_views, prefusion_patches
@@ -183,6 +183,20 @@ class FramesMixin:
         mean_BSD = sum_BSD / num_frames_B.clamp(min=1)[:, None, None].to(text_BTD.dtype)
         return torch.cat(tokens)[order], text_BTD.masked_scatter(fused_BT[..., None], mean_BSD[read.mask_BS])
 
+    def see(self, visual: VisualTokens) -> tuple[Tensor, SeenKV]:
+        """What pre-fusion does before there is a question.
+
+        Args:
+            visual: Of frames of one kind.
+
+        Returns:
+            Compressed tokens [F, K, D] as the language model reads them, and what `prefusion.read` needs.
+        """
+        fuses, patches = self.config.fuse_compressed_tokens, visual.patches_FPD.shape[1]
+        seen_FLD = torch.cat([visual.patches_FPD, visual.compressed_FKD], dim=1) if fuses else visual.patches_FPD
+        rows_FRD, seen = self.prefusion.see(seen_FLD, first=patches, trim=self.savings.trim_last_layer)
+        return rows_FRD if fuses else visual.compressed_FKD, seen
+
     def _batches(self, frames: Frames) -> Iterator[tuple[Tensor, Frames]]:
         """Frames that are worked on together, and where they stand: all of them when gradients are recorded."""
         views_F = frames.views()
@@ -206,16 +220,15 @@ class FramesMixin:
         self, visual: VisualTokens, text_FSD: Tensor, visible_FS: Tensor, turn_ids_FS: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Compressed tokens [F, K, D] and text [F, S, D] of frames behind pre-fusion."""
-        fuses = self.config.fuse_compressed_tokens
         if self.config.num_fusion_layers == 0:
             return visual.compressed_FKD, text_FSD
-        patches = visual.patches_FPD.shape[1]
-        seen_FLD = torch.cat([visual.patches_FPD, visual.compressed_FKD], dim=1) if fuses else visual.patches_FPD
         if self._splits_prefusion():
-            rows_FRD, seen = self.prefusion.see(seen_FLD, first=patches, trim=self.savings.trim_last_layer)
+            compressed_FKD, seen = self.see(visual)
             if text_FSD.shape[1]:
                 text_FSD = self.prefusion.read(text_FSD, seen, visible_FS, turn_ids_FS)
-            return rows_FRD if fuses else visual.compressed_FKD, text_FSD
+            return compressed_FKD, text_FSD
+        fuses, patches = self.config.fuse_compressed_tokens, visual.patches_FPD.shape[1]
+        seen_FLD = torch.cat([visual.patches_FPD, visual.compressed_FKD], dim=1) if fuses else visual.patches_FPD
         length = seen_FLD.shape[1]
         masks = [visual.patch_mask_FP, visual.compressed_mask_FK] if fuses else [visual.patch_mask_FP]
         visible_FL = torch.cat([*masks, visible_FS], dim=1)

@@ -9,9 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
+from transformers import GenerationConfig, GenerationMixin
+
+from llava_mini.models.configuration import LlavaMiniConfig
 
 _PREFILL_ONLY = ("pixel_values", "image_features", "num_frames", "num_views", "instruction_mask", "turn_ids")
+
+
+def suppressed_tokens(config: LlavaMiniConfig, chosen: GenerationConfig, given: list[int] | None) -> list[int] | None:
+    """Tokens that are never generated: those that were named, and the placeholder where the vocabulary has it."""
+    named = chosen.suppress_tokens if given is None else given
+    if config.image_token_id >= config.text_config.vocab_size:
+        return named
+    return [*(named or []), config.image_token_id]
 
 
 class FramesGenerationMixin(GenerationMixin):
@@ -26,10 +36,9 @@ class FramesGenerationMixin(GenerationMixin):
         if kwargs.get("instruction_mask") is None and prompt is not None:
             mask = kwargs.get("attention_mask")
             kwargs["instruction_mask"] = torch.ones_like(prompt) if mask is None else mask.clone()
-        if self.config.image_token_id < self.config.text_config.vocab_size:
-            chosen = kwargs.get("generation_config") or self.generation_config
-            suppressed = kwargs.get("suppress_tokens", chosen.suppress_tokens) or []
-            kwargs["suppress_tokens"] = [*suppressed, self.config.image_token_id]
+        chosen = kwargs.get("generation_config") or self.generation_config
+        if suppressed := suppressed_tokens(self.config, chosen, kwargs.get("suppress_tokens")):
+            kwargs["suppress_tokens"] = suppressed
         return super().generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(

@@ -1,0 +1,91 @@
+"""A conversation about images and videos as tokens, and which of them pre-fusion sees: no placeholder and no answer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from llava_mini.errors import UserError
+from llava_mini.inference.prompts import Message, has_bos, prompt_of, user_message, written
+from llava_mini.models import LlavaMiniProcessor
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question, the number of images and videos that came with it, and its answer when there is one."""
+
+    looks: int
+    question: str
+    answer: str | None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation up to where its next answer begins.
+
+    Attributes:
+        turns: The conversation.
+        ids: Token ids; placeholders stand for compressed tokens.
+        visible: Whether pre-fusion sees a token.
+    """
+
+    turns: list[Turn]
+    ids: list[int]
+    visible: list[bool]
+
+
+def build_prompt(processor: LlavaMiniProcessor, turns: list[Turn], kinds: list[str], tokens: list[int]) -> Prompt:
+    """The prompt of a conversation.
+
+    Answers are hidden with their end mark, as labels hide them in training; the space before an answer's first word
+    is part of it for most tokenizers.
+
+    Args:
+        processor: With a chat template and a fast tokenizer.
+        turns: The conversation; the last turn has no answer yet.
+        kinds: "image" or "video" for everything that was looked at, in order.
+        tokens: How many compressed tokens each of them has.
+
+    Raises:
+        UserError: the chat template cannot write it.
+    """
+    messages: list[Message] = []
+    answers: list[tuple[int, int]] = []
+    rest = list(kinds)
+    for turn in turns:
+        looks, rest = rest[: turn.looks], rest[turn.looks :]
+        messages.append(user_message(turn.question, looks))
+        if turn.answer is not None:
+            start = len(_expanded(processor, prompt_of(processor, messages), kinds, tokens))
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
+            end = len(_expanded(processor, written(processor, messages), kinds, tokens).rstrip())
+            answers.append((start, end))
+    prompt = prompt_of(processor, messages)
+    text = _expanded(processor, prompt, kinds, tokens)
+    encoded: Any = processor.tokenizer(
+        text, add_special_tokens=not has_bos(processor, prompt), return_offsets_mapping=True
+    )
+    ids: list[int] = encoded["input_ids"]
+    placeholder = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    if (found := ids.count(placeholder)) != sum(tokens):
+        raise UserError(f"the chat template leaves {found} of {sum(tokens)} placeholders in the prompt")
+    visible = [
+        token != placeholder and not any(start < last and first < end for first, last in answers)
+        for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True)
+    ]
+    return Prompt(turns, ids, visible)
+
+
+def _expanded(processor: LlavaMiniProcessor, text: str, kinds: list[str], tokens: list[int]) -> str:
+    """The text with a placeholder for every compressed token."""
+    marks = {"image": processor.image_token, "video": processor.video_token}
+    rest = iter(zip(kinds, tokens, strict=True))
+
+    def placeholders(mark: re.Match[str]) -> str:
+        kind, count = next(rest, ("", 0))
+        if mark[0] != marks.get(kind):
+            raise UserError("the chat template does not write images and videos in the order in which they were given")
+        return processor.image_token * count
+
+    return re.sub("|".join(re.escape(mark) for mark in marks.values()), placeholders, text)

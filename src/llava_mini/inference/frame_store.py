@@ -1,0 +1,262 @@
+"""What is kept of frames so that a later question can be fused with them.
+
+Every frame keeps its compressed tokens and, in host memory, the vision tower's features. As long as a budget lasts it
+also keeps pre-fusion's keys and values of its patches, against which a question costs its own tokens alone; of frames
+beyond the budget they are computed again from the features for every question.
+
+Bytes of a frame of LLaVA-Mini-7B in half precision (576 patches, one token; `memory.FrameShape`): keys and values 36.1
+MiB, in 8 bits 18.6 MiB; features 1.1 MiB, in 8 bits 0.6 MiB; its compressed token 8 KiB.
+
+Shapes: F frames, V views, N patches of a view, L entries before an instruction, S tokens of it, K compressed tokens of
+a frame, D width of the language model, Dv of the vision tower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from llava_mini.errors import UserError
+from llava_mini.inference.memory import INT8, FrameShape
+from llava_mini.inference.quantize import Quantized, dequantize, quantize
+from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.models.prefusion import SeenKV
+
+_KINDS = {"model": None, "float16": torch.float16, "int8": INT8}
+KINDS = tuple(_KINDS)
+Kind = Literal["model", "float16", "int8"]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How frames are kept.
+
+    Args:
+        kv_budget: Bytes for keys and values; frames beyond it are computed again from their features. None: a quarter
+            of what is free on the device when a session begins.
+        kv: Their type: the model's, float16, or int8 with a scale for every token and head.
+        kv_place: "device", or "host" to copy them over for every question.
+        features: Type of the features: the model's, float16 or int8.
+
+    Raises:
+        UserError: another word, or a negative budget.
+    """
+
+    kv_budget: int | None = None
+    kv: Kind = "model"
+    kv_place: Literal["device", "host"] = "device"
+    features: Kind = "model"
+
+    def __post_init__(self) -> None:
+        for name, given, allowed in (
+            ("kv", self.kv, KINDS),
+            ("kv_place", self.kv_place, ("device", "host")),
+            ("features", self.features, KINDS),
+        ):
+            if given not in allowed:
+                raise UserError(f"keep.{name}={given!r}: allowed are {', '.join(allowed)}")
+        if self.kv_budget is not None and self.kv_budget < 0:
+            raise UserError(f"keep.kv_budget={self.kv_budget}: allowed are 0 bytes and more")
+
+    def kv_dtype(self, model: torch.dtype) -> torch.dtype:
+        """Type of keys and values for a model of this type."""
+        return _KINDS[self.kv] or model
+
+    def features_dtype(self, model: torch.dtype) -> torch.dtype:
+        """Type of features for a model of this type."""
+        return _KINDS[self.features] or model
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A tensor in the type in which it is kept."""
+
+    values: Tensor | Quantized
+
+    @classmethod
+    def of(cls, values: Tensor, dtype: torch.dtype, device: torch.device) -> _Held:
+        if dtype == INT8:
+            return cls(Quantized(*(part.to(device) for part in quantize(values, 8))))
+        return cls(values.to(device, dtype, copy=True))  # a view would keep alive what it is a part of
+
+    def get(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        if isinstance(self.values, Tensor):
+            return self.values.to(device, dtype)
+        parts = Quantized(*(part.to(device) for part in self.values))
+        out = torch.empty(parts.codes.shape, dtype=dtype, device=device)
+        dequantize(parts, 8, out)
+        return out
+
+    def joined(self, other: _Held) -> _Held:
+        if isinstance(self.values, Tensor):
+            return _Held(torch.cat([self.values, other.values]))  # type: ignore[list-item]
+        return _Held(Quantized(*(torch.cat(pair) for pair in zip(self.values, other.values, strict=True))))
+
+    def parts(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        return {"features": self.values} if isinstance(self.values, Tensor) else self.values._asdict()
+
+    @classmethod
+    def of_parts(cls, parts: dict[str, Tensor]) -> _Held:
+        """What `parts` gave."""
+        return cls(parts["features"] if set(parts) == {"features"} else Quantized(**parts))
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.values.shape if isinstance(self.values, Tensor) else self.values.codes.shape
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in ((self.values,) if isinstance(self.values, Tensor) else self.values))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Frames of one item and of as many views each, kept together.
+
+    Attributes:
+        item: Number of the image or video that they are of.
+        tokens: [F, K, D], compressed and behind pre-fusion.
+        features: [F, V, N, Dv]; None for a model without pre-fusion.
+        kv: Keys and values of every pre-fusion layer; None: computed again from the features.
+    """
+
+    item: int
+    tokens: Tensor
+    features: _Held | None
+    kv: tuple[tuple[_Held, _Held], ...] | None
+
+    def joins(self, other: Chunk, most: int) -> bool:
+        return (
+            self.item == other.item
+            and len(self.tokens) + len(other.tokens) <= most
+            and self.tokens.shape[1:] == other.tokens.shape[1:]
+            and (self.kv is None) == (other.kv is None)
+        )
+
+    def joined(self, other: Chunk) -> Chunk:
+        features, kv = self.features, self.kv
+        if features is not None and other.features is not None:
+            features = features.joined(other.features)
+        if kv is not None and other.kv is not None:
+            kv = tuple(
+                (keys.joined(more[0]), values.joined(more[1]))
+                for (keys, values), more in zip(kv, other.kv, strict=True)
+            )
+        return replace(self, tokens=torch.cat([self.tokens, other.tokens]), features=features, kv=kv)
+
+
+class FrameStore:
+    """The frames of a session, in order.
+
+    Args:
+        model: Without gradients.
+        keep: How they are kept.
+        kv_budget: Bytes that keys and values may take in all.
+    """
+
+    def __init__(self, model: LlavaMiniForConditionalGeneration, keep: Keep, kv_budget: int):
+        self.model, self.keep, self.kv_budget = model, keep, kv_budget
+        self.chunks: list[Chunk] = []
+        self.kv_bytes = 0
+
+    def __len__(self) -> int:
+        return sum(len(chunk.tokens) for chunk in self.chunks)
+
+    def add(self, item: int, features_FVND: Tensor, most: int) -> None:
+        """Compress frames, let pre-fusion see them, and keep what later questions need.
+
+        Args:
+            item: Number of the image or video that they are of.
+            features_FVND: [F, V, N, Dv], of the tower.
+            most: Frames that are read together by a question.
+        """
+        tokens, seen = self._seen(features_FVND)
+        features = None
+        if seen is not None:
+            features = _Held.of(features_FVND, self.keep.features_dtype(features_FVND.dtype), torch.device("cpu"))
+        chunk = self._with_kv(Chunk(item, tokens.clone(), features, None), seen)
+        if self.chunks and self.chunks[-1].joins(chunk, most):
+            chunk = self.chunks.pop().joined(chunk)
+        self.chunks.append(chunk)
+
+    def restore(self, item: int, tokens_FKD: Tensor, parts: dict[str, Tensor]) -> None:
+        """Add frames that were kept by another store of the same model: its `Chunk.tokens` and `features.parts()`.
+
+        Raises:
+            ValueError: they do not fit this model.
+        """
+        model, seen, features = self.model, None, None
+        tokens_FKD = tokens_FKD.to(model.device, model.dtype)
+        if tokens_FKD.dim() != 3 or not len(tokens_FKD) or tokens_FKD.shape[2] != model.config.text_config.hidden_size:
+            raise ValueError(f"tokens of shape {list(tokens_FKD.shape)}")
+        if model.config.num_fusion_layers:
+            features = _Held.of_parts(parts)
+            expected = (len(tokens_FKD), model.side**2, model.config.vision_config.hidden_size)
+            if (features.shape[0], *features.shape[2:]) != expected:
+                raise ValueError(f"features of shape {list(features.shape)}")
+            if self.kv_bytes + self._kv_bytes(features.shape[1], tokens_FKD) <= self.kv_budget:
+                seen = self._seen(features.get(model.dtype, model.device))[1]
+        self.chunks.append(self._with_kv(Chunk(item, tokens_FKD, features, None), seen))
+
+    def tokens(self) -> Tensor:
+        """Compressed tokens of all frames in order: [sum of K, D]."""
+        return torch.cat([chunk.tokens.flatten(0, 1) for chunk in self.chunks])
+
+    def read(self, text_SD: Tensor) -> Tensor:
+        """An instruction fused with every frame: its mean over them [S, D]."""
+        if not self.chunks or self.model.config.num_fusion_layers == 0 or not len(text_SD):
+            return text_SD
+        total = torch.zeros_like(text_SD)
+        visible_FS = torch.ones(1, len(text_SD), dtype=torch.bool, device=text_SD.device)
+        for frames, seen in self._all_seen():
+            text_FSD = text_SD.expand(frames, -1, -1)
+            total += self.model.prefusion.read(text_FSD, seen, visible_FS).sum(0)
+        return total / len(self)
+
+    def held_bytes(self) -> dict[str, int]:
+        """Bytes of what is kept: tokens, features, kv."""
+        features = sum(chunk.features.nbytes for chunk in self.chunks if chunk.features is not None)
+        kv = sum(held.nbytes for chunk in self.chunks for pair in chunk.kv or () for held in pair)
+        return {"tokens": sum(chunk.tokens.nbytes for chunk in self.chunks), "features": features, "kv": kv}
+
+    def _all_seen(self) -> Iterator[tuple[int, SeenKV]]:
+        device, dtype = self.model.device, self.model.dtype
+        for chunk in self.chunks:
+            if chunk.kv is not None:
+                layers = tuple((keys.get(dtype, device), values.get(dtype, device)) for keys, values in chunk.kv)
+                yield len(chunk.tokens), SeenKV(layers)
+            else:
+                assert chunk.features is not None
+                seen = self._seen(chunk.features.get(dtype, device))[1]
+                assert seen is not None
+                yield len(chunk.tokens), seen
+
+    def _seen(self, features_FVND: Tensor) -> tuple[Tensor, SeenKV | None]:
+        """Compressed tokens [F, K, D] behind pre-fusion, and what it saw; None without pre-fusion."""
+        model = self.model
+        visual = model.compress_and_project(features_FVND)
+        if model.config.num_fusion_layers == 0:
+            return visual.compressed_FKD, None
+        return model.see(visual)
+
+    def _with_kv(self, chunk: Chunk, seen: SeenKV | None) -> Chunk:
+        """The chunk with its keys and values, if they are within the budget."""
+        if seen is None or chunk.features is None:
+            return chunk
+        size = self._kv_bytes(chunk.features.shape[1], chunk.tokens)
+        if self.kv_bytes + size > self.kv_budget:
+            return chunk
+        self.kv_bytes += size
+        place = self.model.device if self.keep.kv_place == "device" else torch.device("cpu")
+        kind = self.keep.kv_dtype(self.model.dtype)
+        kv = tuple((_Held.of(keys, kind, place), _Held.of(values, kind, place)) for keys, values in seen.layers)
+        return replace(chunk, kv=kv)
+
+    def _kv_bytes(self, views: int, tokens_FKD: Tensor) -> int:
+        shape = FrameShape.of(self.model.config, tokens_FKD.shape[1], views)
+        return len(tokens_FKD) * shape.kv_bytes(self.keep.kv_dtype(self.model.dtype))

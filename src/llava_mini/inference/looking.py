@@ -1,0 +1,133 @@
+"""What a session looks at: whatever a user names, as a stream of pixels, with progress.
+
+Shapes: F frames, V views, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from llava_mini.errors import UserError
+from llava_mini.inference.media import kind_of, open_image, open_video
+from llava_mini.models import LlavaMiniProcessor
+
+Source = str | Path | Image.Image | np.ndarray | Iterable[Any]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Something that was looked at.
+
+    Attributes:
+        kind: "image" or "video".
+        frames: How many of it were seen.
+        seconds: Length of a video that was read from a file.
+        stopped: Why a damaged video ended early.
+    """
+
+    kind: Literal["image", "video"]
+    frames: int
+    seconds: float | None
+    stopped: str | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a look is.
+
+    Attributes:
+        frames: Seen so far.
+        expected: Of how many, where that is known.
+        frames_per_second: Since it began.
+        video_seconds_per_second: The same in seconds of the video, where its length is known.
+    """
+
+    frames: int
+    expected: int | None
+    frames_per_second: float
+    video_seconds_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source that can be read once."""
+
+    name: str
+    kind: Literal["image", "video"]
+    frames: Iterator[Any]
+    expected: int | None
+    seconds: float | None
+    stopped: Callable[[], str | None]
+
+
+def open_source(source: Source, *, fps: float = 1.0, count: int | None = None) -> Opened:
+    """Whatever `Session.look` takes, ready to be read.
+
+    Raises:
+        UserError: it is missing, cannot be read, or is neither picture nor frames.
+    """
+    if isinstance(source, (str, Path)):
+        return _opened_file(Path(source), fps, count)
+    if isinstance(source, Image.Image) or (isinstance(source, np.ndarray) and source.ndim == 3):
+        return Opened("image", "image", iter([source]), 1, None, lambda: None)
+    if not isinstance(source, Iterable) or (isinstance(source, np.ndarray) and source.ndim != 4):
+        raise UserError(
+            f"look: {type(source).__name__} is neither a path, a PIL image, an array [H, W, 3] nor frames of a video"
+        )
+    expected = len(source) if hasattr(source, "__len__") else None
+    return Opened("frames", "video", iter(source), expected, None, lambda: None)
+
+
+def pixels_of(opened: Opened, processor: LlavaMiniProcessor, at_once: Callable[[int], int]) -> Iterator[Tensor]:
+    """Pixels [F, V, 3, H, W] of the next frames, `at_once(V)` at a time; no more than those are held.
+
+    Raises:
+        UserError: a frame is no picture.
+    """
+    held: list[Tensor] = []
+    for frame in opened.frames:
+        if not isinstance(frame, (Image.Image, np.ndarray)):
+            raise UserError(f"{opened.name}: a frame is {type(frame).__name__}; allowed are PIL images and arrays")
+        held.append(processor.pixels(frame, is_video=opened.kind == "video"))
+        if len(held) >= at_once(len(held[0])):
+            yield torch.stack(held)
+            held = []
+    if held:
+        yield torch.stack(held)
+
+
+@contextmanager
+def shown(progress: bool | Callable[[Progress], None], opened: Opened) -> Iterator[Callable[[int], None]]:
+    """What is told how many frames were seen, and shows it as `Session.look` was asked to."""
+    began = time.monotonic()
+    bar = tqdm(total=opened.expected, unit="frame", desc=opened.name, disable=progress is not True)
+
+    def report(frames: int) -> None:
+        rate = frames / max(time.monotonic() - began, 1e-9)
+        video = rate * opened.seconds / opened.expected if opened.seconds and opened.expected else None
+        if video is not None:
+            bar.set_postfix_str(f"{video:.1f} s of video/s", refresh=False)
+        bar.update(frames - bar.n)
+        if callable(progress):
+            progress(Progress(frames, opened.expected, rate, video))
+
+    with bar:
+        yield report
+
+
+def _opened_file(path: Path, fps: float, count: int | None) -> Opened:
+    if kind_of(path) == "image":
+        return Opened(str(path), "image", iter([open_image(path)]), 1, None, lambda: None)
+    video = open_video(path, fps=fps, count=count)
+    return Opened(str(path), "video", video.frames(), video.expected, video.seconds, lambda: video.stopped)

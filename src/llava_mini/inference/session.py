@@ -1,0 +1,364 @@
+"""Session: look at images and videos once, ask about them any number of times.
+
+What was looked at goes through vision tower, compressor and the text-independent part of pre-fusion once
+(`FrameStore`). A question then costs its own tokens in pre-fusion, for every frame, and what of the prompt the language
+model has not read yet: its cache is cut back to the beginning that the new prompt shares with the last one.
+
+Answers are those of `model.generate` on the whole prompt (tested). In a conversation earlier answers are hidden from
+pre-fusion, as in training.
+
+Shapes: T tokens of a prompt, S of them visible to pre-fusion, D width of the language model.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+from llava_mini.errors import UserError
+from llava_mini.hardware import free_bytes
+from llava_mini.inference.cache import SessionCache
+from llava_mini.inference.conversation import Prompt, Turn, build_prompt
+from llava_mini.inference.frame_store import FrameStore, Keep
+from llava_mini.inference.long_context import check_length
+from llava_mini.inference.looking import Look, Progress, Source, open_source, pixels_of, shown
+from llava_mini.inference.memory import FrameShape, KVShape, check_frames
+from llava_mini.inference.prompts import check_question
+from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
+from llava_mini.models.frame_batch import frames_at_once
+from llava_mini.models.generation import suppressed_tokens
+
+_KV_SHARE = 0.25  # of the free memory, for pre-fusion's keys and values
+_PREFILL = 512  # tokens that the language model reads at once; more are no faster and take more memory
+_TIMEOUT = 600.0  # seconds without a token after which streaming gives up
+
+
+class Session:
+    """Images and videos that were looked at, and a conversation about them.
+
+    Args:
+        model: In evaluation mode; it and its processor as `inference.loading.load` gives them.
+        processor: The model's, with a chat template.
+        keep: How frames are kept for later questions; default: keys and values as far as memory allows.
+        kv_bits: Bits of the language model's cache of what it has read: 8 or 4; None: the model's type.
+        frame_batch: Frames that are encoded together; None: as memory allows.
+
+    Raises:
+        UserError: the processor has no chat template, or a value is not allowed.
+    """
+
+    def __init__(
+        self,
+        model: LlavaMiniForConditionalGeneration,
+        processor: LlavaMiniProcessor,
+        *,
+        keep: Keep | None = None,
+        kv_bits: int | None = None,
+        frame_batch: int | None = None,
+    ):
+        if processor.chat_template is None:
+            raise UserError("the processor has no chat template, so nobody knows how this model is asked")
+        if frame_batch is not None and frame_batch < 1:
+            raise UserError(f"frame_batch={frame_batch}: allowed are 1 and above, and None")
+        self.model, self.processor, self.frame_batch = model, processor, frame_batch
+        keep = keep or Keep()
+        budget = int(free_bytes(model.device) * _KV_SHARE) if keep.kv_budget is None else keep.kv_budget
+        self.store = FrameStore(model, keep, budget)
+        self.looks: list[Look] = []
+        self.cache = SessionCache(model.config, kv_bits)
+        self._turns: list[Turn] = []
+        self._read: list[tuple[int, bool]] = []  # of every token in the cache: id, and whether pre-fusion saw it
+        self._live: int | None = None
+
+    @torch.no_grad()
+    def look(
+        self,
+        source: Source,
+        *,
+        fps: float = 1.0,
+        count: int | None = None,
+        progress: bool | Callable[[Progress], None] = False,
+    ) -> Look:
+        """Encode an image or a video; a video is read as a stream, a few frames in memory at a time.
+
+        Args:
+            source: The path of an image or a video; a PIL image or an array [H, W, 3]; frames of a video as a list, an
+                iterator or an array [F, H, W, 3].
+            fps: Frames for a second of a video that is read from a file.
+            count: In place of `fps` so many frames at equal distances.
+            progress: True for a bar on standard error, or what is called behind every micro-batch.
+
+        Returns:
+            What was seen; `stopped` says why a damaged video ended early.
+
+        Raises:
+            UserError: it cannot be read, or its frames do not fit into memory. Nothing of it is kept then.
+        """
+        opened = open_source(source, fps=fps, count=count)
+        if opened.expected:
+            self._check_memory(opened.expected)
+        item, before = len(self.looks), len(self.store.chunks)
+        kv_bytes = self.store.kv_bytes
+        self._live = None
+        frames = 0
+        try:
+            with shown(progress, opened) as report:
+                for pixels_FV3HW in pixels_of(opened, self.processor, self._frames_at_once):
+                    self._add(item, pixels_FV3HW)
+                    frames += len(pixels_FV3HW)
+                    report(frames)
+            if not frames:
+                raise UserError(f"{opened.name}: a video without frames")
+        except BaseException:
+            del self.store.chunks[before:]
+            self.store.kv_bytes = kv_bytes
+            raise
+        found = Look(opened.kind, frames, opened.seconds, opened.stopped())
+        self._seen(found)
+        return found
+
+    @torch.no_grad()
+    def push(self, frame: Any) -> Look:
+        """One more frame of a live video; the first one, and the first behind a `look`, begins a video.
+
+        Args:
+            frame: A PIL image or an array [H, W, 3].
+
+        Returns:
+            The video so far.
+        """
+        pixels_V3HW = self.processor.pixels(frame, is_video=True)
+        begins = self._live is None
+        item = len(self.looks) if self._live is None else self._live
+        self._add(item, pixels_V3HW[None])
+        if begins:
+            self._seen(Look("video", 1, None, None))
+            self._live = item
+        else:
+            self.looks[item] = Look("video", self.looks[item].frames + 1, None, None)
+            self._forget_read()
+        return self.looks[item]
+
+    def ask(self, question: str, *, follow_up: bool = False, max_new_tokens: int = 256, **generation: Any) -> str:
+        """The answer to a question about everything that was looked at.
+
+        Args:
+            question: Text.
+            follow_up: Whether it goes on with the conversation; else it stands alone behind what was looked at, and a
+                later follow-up goes on from it.
+            max_new_tokens: The longest answer.
+            **generation: As `generate` of transformers takes it: do_sample, temperature, top_p. Default: greedy.
+
+        Raises:
+            UserError: the question is empty or has special tokens, or prompt and answer are longer than the language
+                model reads or memory holds.
+        """
+        prompt = self._prompt(question, follow_up, max_new_tokens)
+        return self._answer(prompt, max_new_tokens, generation, None, None)
+
+    def stream(
+        self, question: str, *, follow_up: bool = False, max_new_tokens: int = 256, **generation: Any
+    ) -> Generator[str, None, None]:
+        """As `ask`, piece by piece; when it is left early, the answer ends where it is and is kept so."""
+        prompt = self._prompt(question, follow_up, max_new_tokens)
+        return self._stream(prompt, max_new_tokens, generation)
+
+    def forget(self) -> None:
+        """Forget questions and answers; what was looked at stays."""
+        self._turns = []
+
+    def save(self, path: Path | str) -> None:
+        """Write what was looked at, to be asked again without it; questions and answers are not written.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        from llava_mini.inference.session_file import save
+
+        save(self, Path(path))
+
+    @classmethod
+    def load(
+        cls, path: Path | str, model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor, **options: Any
+    ) -> Session:
+        """A session with what `save` wrote; `options` are those of the class.
+
+        Raises:
+            UserError: the file cannot be read, or is of another model.
+        """
+        from llava_mini.inference.session_file import load
+
+        session = cls(model, processor, **options)
+        load(session, Path(path))
+        return session
+
+    def _add(self, item: int, pixels_FV3HW: Tensor) -> None:
+        model = self.model
+        pixels = pixels_FV3HW.to(model.device, model.dtype)
+        self.store.add(item, model.encode(pixels), self._frames_at_once(pixels.shape[1]))
+
+    def _seen(self, look: Look) -> None:
+        self.looks.append(look)
+        self._forget_read()
+
+    def _forget_read(self) -> None:
+        """Another frame changes the fused text, also of tokens before it; without pre-fusion it changes nothing."""
+        if self.model.config.num_fusion_layers:
+            self._read = []
+
+    def _frames_at_once(self, views: int) -> int:
+        return self.frame_batch or frames_at_once(self.model.config, views, self.model.dtype, self.model.device)
+
+    def _prompt(self, question: str, follow_up: bool, max_new_tokens: int) -> Prompt:
+        question = check_question(question, self.processor)
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens={max_new_tokens}: allowed are 1 and above")
+        earlier = self._turns if follow_up else []
+        shown = sum(turn.looks for turn in earlier)
+        turns = [*earlier, Turn(len(self.looks) - shown, question, None)]
+        tokens = [0] * len(self.looks)
+        for chunk in self.store.chunks:
+            tokens[chunk.item] += chunk.tokens.shape[0] * chunk.tokens.shape[1]
+        prompt = build_prompt(self.processor, turns, [look.kind for look in self.looks], tokens)
+        check_length(self.model.config, len(prompt.ids) + max_new_tokens)
+        self._check_cache(len(prompt.ids) + max_new_tokens)
+        return prompt
+
+    def _check_cache(self, tokens: int) -> None:
+        """See that the language model's cache fits before it grows."""
+        shape = KVShape.of(self.model.config.text_config)
+        need = shape.cache_bytes(tokens, self.model.dtype, self.cache.bits)
+        free = free_bytes(self.model.device) + self.cache.held_bytes
+        if need > free:
+            raise UserError(
+                f"a prompt and answer of {tokens} tokens need {need / 2**30:.2f} GiB for the language model's cache, "
+                f"{free / 2**30:.2f} GiB are free: fewer frames, or kv_bits=8 or 4"
+            )
+
+    def _check_memory(self, frames: int) -> None:
+        """See that so many more frames fit, with what of them cannot be done without: tokens, features, cache."""
+        model, held = self.model, len(self.store)
+        shape = FrameShape.of(model.config, model.tokens_per_frame())
+        features = shape.features_bytes(self.store.keep.features_dtype(model.dtype)) if self._fuses() else 0
+        text = KVShape.of(model.config.text_config)
+
+        def on_device(count: int) -> int:
+            tokens = (held + count) * shape.tokens
+            return text.cache_bytes(tokens, model.dtype, self.cache.bits) + count * shape.tokens_bytes(model.dtype)
+
+        host = torch.device("cpu")
+        if model.device.type == "cpu":
+            check_frames(frames, lambda count: on_device(count) + count * features, free_bytes(host), "memory")
+            return
+        check_frames(frames, on_device, free_bytes(model.device), "GPU memory")
+        check_frames(frames, lambda count: count * features, free_bytes(host), "host memory")
+
+    def _fuses(self) -> bool:
+        return bool(self.model.config.num_fusion_layers)
+
+    @torch.no_grad()
+    def _answer(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int,
+        generation: dict[str, Any],
+        streamer: TextIteratorStreamer | None,
+        stop: threading.Event | None,
+    ) -> str:
+        language_model = self.model.language_model
+        keys = list(zip(prompt.ids, prompt.visible, strict=True))
+        begin = min(_shared(self._read, keys), len(keys) - 1, self.cache.get_seq_length())
+        self._read = []  # until the answer is whole, nothing in the cache is relied on
+        self.cache.cut(begin)
+        self.cache.freeze()
+        rest_TD = self._embedded(prompt, begin)
+        *chunks, last_TD = rest_TD.split(_PREFILL)
+        for chunk_TD in chunks:
+            language_model.get_decoder()(inputs_embeds=chunk_TD[None], past_key_values=self.cache, use_cache=True)
+            self.cache.freeze()
+        # `generate` reads what the cache does not hold yet of embeddings of the whole prompt.
+        inputs_embeds = last_TD.new_zeros(1, len(keys), last_TD.shape[1])
+        inputs_embeds[0, len(keys) - len(last_TD) :] = last_TD
+        config = copy.deepcopy(self.model.generation_config)
+        suppressed = suppressed_tokens(self.model.config, config, generation.pop("suppress_tokens", None))
+        ids = language_model.generate(
+            inputs_embeds=inputs_embeds,
+            attention_mask=torch.ones(inputs_embeds.shape[:2], dtype=torch.int64, device=inputs_embeds.device),
+            past_key_values=self.cache,
+            generation_config=config,
+            max_new_tokens=max_new_tokens,
+            suppress_tokens=suppressed,
+            streamer=streamer,
+            stopping_criteria=StoppingCriteriaList([] if stop is None else [_Stop(stop)]),
+            **{"do_sample": False, **generation},
+        )[0].tolist()
+        answer = str(self.processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        self._turns = [*prompt.turns[:-1], Turn(prompt.turns[-1].looks, prompt.turns[-1].question, answer)]
+        said = [(token, False) for token in ids]
+        self._read = [*keys, *said][: self.cache.get_seq_length()]
+        return answer
+
+    def _embedded(self, prompt: Prompt, begin: int) -> Tensor:
+        """Embeddings of the prompt from `begin` on [T - begin, D]: compressed tokens, fused text, plain answers."""
+        device = self.model.device
+        ids = torch.tensor(prompt.ids, device=device)
+        visible = torch.tensor(prompt.visible, device=device)
+        placeholder = ids == self.model.config.image_token_id
+        text_SD = self.model.embed(ids[visible][None], placeholder[visible][None])[0]
+        fused_SD = self.store.read(text_SD) if bool(visible[begin:].any()) else text_SD
+        part = slice(begin, None)
+        embedded_TD = self.model.embed(ids[None, part], placeholder[None, part])[0].clone()
+        first = int(visible[:begin].sum())
+        embedded_TD[visible[part]] = fused_SD[first:].to(embedded_TD.dtype)
+        if bool(placeholder[part].any()):
+            tokens = self.store.tokens()[int(placeholder[:begin].sum()) :]
+            embedded_TD[placeholder[part]] = tokens.to(embedded_TD.dtype)
+        return embedded_TD
+
+    def _stream(self, prompt: Prompt, max_new_tokens: int, generation: dict[str, Any]) -> Generator[str, None, None]:
+        streamer = TextIteratorStreamer(
+            self.processor.tokenizer, skip_prompt=False, timeout=_TIMEOUT, skip_special_tokens=True
+        )
+        stop, failed = threading.Event(), list[BaseException]()
+
+        def work() -> None:
+            try:
+                self._answer(prompt, max_new_tokens, generation, streamer, stop)
+            except BaseException as error:  # noqa: BLE001 (raised again where the answer is read)
+                failed.append(error)
+                streamer.end()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            yield from streamer
+        finally:
+            stop.set()
+            thread.join()
+        if failed:
+            raise failed[0]
+
+
+class _Stop(StoppingCriteria):
+    """Ends an answer when an event is set."""
+
+    def __init__(self, event: threading.Event):
+        self.event = event
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        return torch.full((len(input_ids),), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
+
+
+def _shared(first: list[tuple[int, bool]], second: list[tuple[int, bool]]) -> int:
+    """How many tokens two prompts have in common at their beginning."""
+    for i, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return i
+    return min(len(first), len(second))

@@ -1,0 +1,368 @@
+"""A session's answers are those of `generate` on the whole prompt, however much of it was computed before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from llava_mini.errors import UserError
+from llava_mini.inference.frame_store import Keep
+from llava_mini.inference.looking import Progress
+from llava_mini.inference.prompts import prompt_of, user_message
+from llava_mini.inference.session import Session
+
+QUESTIONS = ["how many circle objects", "what color is the square", "is there a triangle"]
+LENGTH = 6
+KEEPS = {
+    "keys and values": Keep(),
+    "features": Keep(kv_budget=0),
+    "keys and values of some": Keep(kv_budget=40_000),
+    "on the host": Keep(kv_place="host"),
+}
+
+
+def picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 30, 3), dtype=np.uint8))
+
+
+def clip(seed: int, frames: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).integers(0, 256, (frames, 24, 24, 3), dtype=np.uint8))
+
+
+class Watched:
+    """What a language model is given and gives: tokens that it read, and its logits of every step."""
+
+    def __init__(self, model: Any):
+        self.tokens, self.logits = 0, list[torch.Tensor]()
+        model.get_decoder().layers[0].register_forward_pre_hook(self._count)
+        model.language_model.lm_head.register_forward_hook(lambda _, given, out: self.logits.append(out[:, -1]))
+
+    def _count(self, _layer: Any, given: Any) -> None:
+        self.tokens += given[0].shape[1]
+
+    def take(self) -> tuple[int, torch.Tensor]:
+        """Tokens read and logits of the steps since the last call."""
+        found = self.tokens, torch.cat(self.logits)
+        self.tokens, self.logits = 0, []
+        return found
+
+
+def reference(asked: Any, prompt: str, images: Any = None, videos: Any = None, **given: Any) -> str:
+    model, processor = asked
+    inputs = processor(images=images, videos=videos, text=prompt)
+    said = model.generate(**inputs, **given, max_new_tokens=LENGTH, do_sample=False)
+    return str(processor.tokenizer.decode(said[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+
+
+def same(session: Session, watched: Watched, expected: Callable[[], str], **asked: Any) -> int:
+    """See that a session's answer and the logits of all its steps are the reference's; how many tokens were read."""
+    answer = session.ask(**asked, max_new_tokens=LENGTH)
+    tokens, logits = watched.take()
+    assert answer == expected()
+    torch.testing.assert_close(logits, watched.take()[1], atol=2e-5, rtol=2e-5)
+    return tokens
+
+
+@pytest.fixture
+def asked(make_asked: Callable[..., Any]) -> Any:
+    return make_asked()
+
+
+@pytest.mark.parametrize("name", KEEPS)
+@torch.no_grad()
+def test_answers_are_those_of_generate(asked: Any, name: str) -> None:
+    session, watched = Session(*asked, keep=KEEPS[name], frame_batch=2), Watched(asked[0])
+    assert session.look(picture(1)).kind == "image"
+    assert session.look(iter(clip(2, 5))).frames == 5
+
+    def expected(question: str, kinds: list[str], images: list[Any]) -> str:
+        return reference(asked, prompt_of(asked[1], [user_message(question, kinds)]), images, [clip(2, 5)])
+
+    read = [
+        same(session, watched, lambda q=question: expected(q, ["image", "video"], [picture(1)]), question=question)
+        for question in QUESTIONS
+    ]
+    assert read[1] < read[0] / 2  # the later question starts behind what was looked at
+    session.look(picture(3))
+    same(
+        session,
+        watched,
+        lambda: expected(QUESTIONS[0], ["image", "video", "image"], [picture(1), picture(3)]),
+        question=QUESTIONS[0],
+    )
+    held = session.store.held_bytes()
+    assert (held["kv"] == 0) == (name == "features")
+
+
+@torch.no_grad()
+def test_the_whole_video_is_seen_once_for_all_questions(asked: Any) -> None:
+    model, _ = asked
+    views: list[int] = []
+    model.vision_tower.register_forward_pre_hook(
+        lambda _, args, given: views.append(len(given["pixel_values"])), with_kwargs=True
+    )
+    session = Session(*asked, frame_batch=2)
+    session.look(clip(2, 5))
+    mlp_rows: list[int] = []
+    model.prefusion.layers[0].mlp.register_forward_pre_hook(lambda _, given: mlp_rows.append(given[0].shape[1]))
+    for question in QUESTIONS:
+        session.ask(question, max_new_tokens=2)
+    assert views == [2, 2, 1]
+    assert max(mlp_rows) < model.side**2  # text alone, never a frame's patches again
+
+
+@torch.no_grad()
+def test_a_conversation_hides_answers_from_prefusion(asked: Any) -> None:
+    model, processor = asked
+    session, watched = Session(*asked), Watched(model)
+    session.look(picture(1))
+    first = session.ask(QUESTIONS[0], max_new_tokens=LENGTH)
+    watched.take()
+    said = {"role": "assistant", "content": [{"type": "text", "text": first}]}
+    messages = [user_message(QUESTIONS[0], ["image"]), said, user_message(QUESTIONS[1])]
+    prompt = prompt_of(processor, messages)
+    before = prompt_of(processor, messages[:1])
+    ids = processor(images=[picture(1)], text=prompt)["input_ids"]
+    start = processor(images=[picture(1)], text=before)["input_ids"].shape[1]
+    behind = len(processor.tokenizer(processor.tokenizer.eos_token + prompt_of(processor, [messages[2]])).input_ids)
+    end = ids.shape[1] - behind + 1 + 1  # behind the answer's end token; a text begins with one more
+    mask = torch.ones_like(ids)
+    mask[0, start:end] = 0
+    kept = [processor.tokenizer.decode(i) for i in ids[0, start:end]]
+    assert kept[-1] == processor.tokenizer.eos_token and " ".join(kept[:-1]).split() == first.split()
+    tokens = same(
+        session,
+        watched,
+        lambda: reference(asked, prompt, [picture(1)], instruction_mask=mask),
+        question=QUESTIONS[1],
+        follow_up=True,
+    )
+    assert tokens < ids.shape[1] + LENGTH - start
+    alone = prompt_of(processor, [user_message(QUESTIONS[1], ["image"])])
+    same(session, watched, lambda: reference(asked, alone, [picture(1)]), question=QUESTIONS[1])
+
+
+@torch.no_grad()
+def test_what_is_looked_at_later_belongs_to_the_next_question(asked: Any) -> None:
+    session = Session(*asked)
+    session.look(picture(1))
+    session.ask(QUESTIONS[0], max_new_tokens=2)
+    session.look(picture(2))
+    session.ask(QUESTIONS[1], follow_up=True, max_new_tokens=2)
+    assert [turn.looks for turn in session._turns] == [1, 1]
+    session.forget()
+    alone = prompt_of(asked[1], [user_message(QUESTIONS[2], ["image", "image"])])
+    answer = session.ask(QUESTIONS[2], follow_up=True, max_new_tokens=LENGTH)
+    assert answer == reference(asked, alone, [picture(1), picture(2)])
+
+
+@torch.no_grad()
+def test_a_question_without_anything_to_look_at(asked: Any) -> None:
+    alone = prompt_of(asked[1], [user_message(QUESTIONS[0])])
+    assert Session(*asked).ask(QUESTIONS[0], max_new_tokens=LENGTH) == reference(asked, alone)
+
+
+@torch.no_grad()
+def test_live_frames_with_questions_in_between(asked: Any) -> None:
+    session, watched = Session(*asked, frame_batch=3), Watched(asked[0])
+    frames = clip(4, 5)
+    alone = prompt_of(asked[1], [user_message(QUESTIONS[0], ["video"])])
+    for number, frame in enumerate(frames, start=1):
+        assert session.push(frame).frames == number
+        if number % 2:
+            same(session, watched, lambda n=number: reference(asked, alone, None, [frames[:n]]), question=QUESTIONS[0])
+    assert len(session.looks) == 1
+    session.look(picture(1))
+    assert session.push(frames[0]).frames == 1 and len(session.looks) == 3
+
+
+@torch.no_grad()
+def test_streaming_gives_the_answer_in_pieces_and_can_be_left(asked: Any) -> None:
+    session = Session(*asked)
+    session.look(picture(1))
+    whole = session.ask(QUESTIONS[0], max_new_tokens=LENGTH)
+    pieces = list(session.stream(QUESTIONS[0], max_new_tokens=LENGTH))
+    assert "".join(pieces).strip() == whole and len(pieces) > 1
+    begun = session.stream(QUESTIONS[0], max_new_tokens=200)
+    next(begun)
+    begun.close()
+    assert session.ask(QUESTIONS[0], max_new_tokens=LENGTH) == whole
+
+
+@torch.no_grad()
+def test_a_mistake_while_streaming_reaches_the_caller(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(*asked)
+    session.look(picture(1))
+    with pytest.raises(ValueError, match="nonsense"):
+        list(session.stream(QUESTIONS[0], max_new_tokens=3, nonsense=1))
+    assert session.ask(QUESTIONS[0], max_new_tokens=3) == Session.ask(session, QUESTIONS[0], max_new_tokens=3)
+
+
+@torch.no_grad()
+def test_sampling_with_a_seed(asked: Any) -> None:
+    session = Session(*asked)
+    session.look(picture(1))
+    said = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        said.append(session.ask(QUESTIONS[0], max_new_tokens=LENGTH, do_sample=True, temperature=2.0, top_k=0))
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("kind", ["float16", "int8"])
+@torch.no_grad()
+def test_fewer_bytes_for_frames_answer_nearly_alike(asked: Any, kind: Any) -> None:
+    watched = Watched(asked[0])
+    exact, small = Session(*asked), Session(*asked, keep=Keep(kv=kind, features=kind))
+    found = []
+    for session in (exact, small):
+        session.look(clip(2, 3))
+        session.ask(QUESTIONS[0], max_new_tokens=1)
+        found.append(watched.take()[1])
+    torch.testing.assert_close(found[1], found[0], atol=0.05, rtol=0.05)
+    assert (found[1] != found[0]).any()
+    before, after = exact.store.held_bytes(), small.store.held_bytes()
+    assert after["kv"] < 0.6 * before["kv"] and after["features"] < 0.6 * before["features"]
+
+
+@pytest.mark.parametrize("name", KEEPS)
+@torch.no_grad()
+def test_a_saved_session_answers_as_before(asked: Any, tmp_path: Path, name: str) -> None:
+    session = Session(*asked, keep=KEEPS[name], frame_batch=2)
+    session.look(picture(1))
+    session.look(clip(2, 3))
+    answers = [session.ask(question, max_new_tokens=LENGTH) for question in QUESTIONS]
+    session.save(tmp_path / "seen.safetensors")
+    loaded = Session.load(tmp_path / "seen.safetensors", *asked, keep=KEEPS[name])
+    assert loaded.looks == session.looks
+    assert [loaded.ask(question, max_new_tokens=LENGTH) for question in QUESTIONS] == answers
+    loaded.look(picture(3))
+    session.look(picture(3))
+    assert loaded.ask(QUESTIONS[0], max_new_tokens=3) == session.ask(QUESTIONS[0], max_new_tokens=3)
+
+
+def test_files_that_are_no_session_of_this_model(asked: Any, make_model: Any, tmp_path: Path) -> None:
+    model, processor = asked
+    session = Session(*asked)
+    path = tmp_path / "seen.safetensors"
+    with pytest.raises(UserError, match="nothing was looked at"):
+        session.save(path)
+    session.look(picture(1))
+    session.save(path)
+    other = make_model(seed=5, text_config=model.config.text_config, image_token_id=model.config.image_token_id)
+    with pytest.raises(UserError, match="a session of another model: vision_tower, compressor, projector, prefusion"):
+        Session.load(path, other, processor)
+    whole = path.read_bytes()
+    for damaged, message in ((whole[:200], "no session can be read"), (b"", "is empty"), (b"text", "no session can")):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=message):
+            Session.load(path, *asked)
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match="no session of this program"):
+        Session.load(tmp_path / "model/model.safetensors", *asked)
+    with pytest.raises(UserError, match="No such file"):
+        Session.load(tmp_path / "none", *asked)
+    with pytest.raises(UserError, match="cannot be written"):
+        session.save(tmp_path / "no" / "folder")
+
+
+@torch.no_grad()
+def test_what_cannot_be_looked_at_leaves_nothing(asked: Any, tmp_path: Path) -> None:
+    session = Session(*asked, frame_batch=1)
+    session.look(picture(1))
+    expected = session.ask(QUESTIONS[0], max_new_tokens=3)
+    (tmp_path / "text.png").write_text("no picture")
+
+    def broken() -> Any:
+        yield clip(1, 1)[0]
+        raise RuntimeError("camera gone")
+
+    for source, error in (
+        (tmp_path / "none.png", UserError),
+        (tmp_path / "text.png", UserError),
+        ([], UserError),
+        (["frame"], UserError),
+        (7, UserError),
+        (broken(), RuntimeError),
+    ):
+        with pytest.raises(error):
+            session.look(source)  # type: ignore[arg-type]
+        assert len(session.looks) == 1 and len(session.store) == 1
+    assert session.ask(QUESTIONS[0], max_new_tokens=3) == expected
+
+
+def test_questions_and_values_that_are_refused(asked: Any) -> None:
+    session = Session(*asked)
+    for question in ("", "  \n", "what is <image>"):
+        with pytest.raises(UserError, match="question"):
+            session.ask(question)
+    with pytest.raises(UserError, match="max_new_tokens=0"):
+        session.ask(QUESTIONS[0], max_new_tokens=0)
+    with pytest.raises(UserError, match="the language model reads"):
+        session.ask(QUESTIONS[0], max_new_tokens=1_000_000)
+    for given, message in (
+        ({"kv_bits": 3}, "kv_bits=3"),
+        ({"frame_batch": 0}, "frame_batch=0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Session(*asked, **given)
+    with pytest.raises(UserError, match=r"keep\.kv='int4': allowed are model, float16, int8"):
+        Keep(kv="int4")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="kv_budget=-1"):
+        Keep(kv_budget=-1)
+    asked[1].chat_template = None
+    with pytest.raises(UserError, match="no chat template"):
+        Session(*asked)
+
+
+def test_too_many_frames_are_refused_before_one_is_read(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(*asked)
+    monkeypatch.setattr("llava_mini.inference.session.free_bytes", lambda _: 2**20)
+
+    class Many:
+        def __len__(self) -> int:
+            return 100_000
+
+        def __iter__(self) -> Any:
+            yield pytest.fail("a frame was read")
+
+    with pytest.raises(UserError, match=r"100000 frames need .* at most \d+ frames fit"):
+        session.look(Many())
+    assert not session.looks
+
+
+def test_progress_tells_frames_and_rates(asked: Any) -> None:
+    told: list[Progress] = []
+    Session(*asked, frame_batch=2).look(clip(1, 5), progress=told.append)
+    assert [each.frames for each in told] == [2, 4, 5] and {each.expected for each in told} == {5}
+    assert all(each.frames_per_second > 0 for each in told)
+
+
+def test_an_hd_image_and_a_video_in_one_session(make_asked: Any) -> None:
+    asked = make_asked(views="hd")
+    session = Session(*asked)
+    session.look(picture(1))
+    session.look(clip(2, 2))
+    alone = prompt_of(asked[1], [user_message(QUESTIONS[0], ["image", "video"])])
+    expected = reference(asked, alone, [picture(1)], [clip(2, 2)])
+    assert session.ask(QUESTIONS[0], max_new_tokens=LENGTH) == expected
+
+
+@pytest.mark.parametrize("changes", [{"num_fusion_layers": 0}, {"fuse_compressed_tokens": False}])
+def test_models_without_prefusion_and_in_the_papers_order(make_asked: Any, make_model: Any, changes: Any) -> None:
+    model, processor = make_asked()
+    same_words = {"text_config": model.config.text_config, "image_token_id": model.config.image_token_id}
+    asked = make_model(**same_words, **changes), processor
+    session, watched = Session(*asked), Watched(asked[0])
+    for number in (1, 2):
+        session.look(picture(number))
+        alone = prompt_of(processor, [user_message(QUESTIONS[0], ["image"] * number)])
+        expected = partial(reference, asked, alone, [picture(i) for i in range(1, number + 1)])
+        same(session, watched, expected, question=QUESTIONS[0])
