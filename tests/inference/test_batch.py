@@ -121,19 +121,46 @@ def test_requests_without_memory_are_halved_until_they_fit(
 def test_a_batch_holds_no_more_frames_than_are_allowed(
     batcher: Batcher, requests: list[Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Requests with more are read as a stream, and answered alike; also what is said of a video that stops."""
+    expected = answered(batcher, requests, tmp_path / "whole.jsonl")
     monkeypatch.setattr(module, "MOST_FRAMES", 4)
     monkeypatch.setattr(module, "_GROUP", 3)
-    seen = []
-    original = batcher.processor.__class__.__call__
+    seen, streamed = [], []
+    generate, stream = Batcher.generate, Batcher._streamed
 
-    def call(self: Any, images: Any = None, text: Any = None, videos: Any = None, **more: Any) -> Any:
-        seen.append((len(text), len(images or []) + sum(map(len, videos or []))))
-        return original(self, images=images, text=text, videos=videos, **more)
+    def counted(self: Batcher, prompts: Any, images: Any, videos: Any) -> list[str]:
+        seen.append((len(prompts), len(images) + sum(map(len, videos))))
+        return generate(self, prompts, images, videos)
 
-    monkeypatch.setattr(batcher.processor.__class__, "__call__", call)
+    def noted(self: Batcher, one: module.Prepared) -> dict[str, Any]:
+        streamed.append(one.request.id)
+        return stream(self, one)
+
+    monkeypatch.setattr(Batcher, "generate", counted)
+    monkeypatch.setattr(Batcher, "_streamed", noted)
+    assert answered(batcher, requests, tmp_path / "a.jsonl") == expected
+    assert max(frames for _, frames in seen) <= 4 and max(rows for rows, _ in seen) > 1
+    assert streamed == [5], "an image and videos of seven and three frames"
+
+
+def test_a_long_video_that_stops_or_cannot_be_read_has_its_own_record(
+    batcher: Batcher, clip: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_FRAMES", 2)
+    stopped = clip(100, name="stopped.mkv")
+    stopped.write_bytes(stopped.read_bytes()[: stopped.stat().st_size * 6 // 10])
+    gone, prepare = clip(50, name="gone.mp4"), Batcher.prepare
+
+    def prepared(self: Batcher, request: Request) -> module.Prepared:
+        found = prepare(self, request)
+        gone.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Batcher, "prepare", prepared)
+    requests = [Request(1, "what moved", (), (gone,)), Request(2, "what moved", (), (stopped,))]
     found = answered(batcher, requests, tmp_path / "a.jsonl")
-    assert len(found) == 7
-    assert all(frames <= 4 or rows == 1 for rows, frames in seen) and max(seen)[0] > 1
+    assert "gone.mp4: No such file" in found[1]["error"]
+    assert found[2]["answer"] and "stopped.mkv: video stops after" in found[2]["note"]
 
 
 def test_records_are_there_as_soon_as_their_batch_is_done(
