@@ -314,7 +314,7 @@ def test_questions_and_values_that_are_refused(asked: Any) -> None:
         with pytest.raises(UserError, match=message):
             Session(*asked, **given)
     with pytest.raises(UserError, match=r"keep\.kv='int4': allowed are model, float16, int8"):
-        Keep(kv="int4")  # type: ignore[arg-type]
+        Keep(kv="int4")
     with pytest.raises(UserError, match="kv_budget=-1"):
         Keep(kv_budget=-1)
     asked[1].chat_template = None

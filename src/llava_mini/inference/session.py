@@ -287,17 +287,16 @@ class Session:
         inputs_embeds = last_TD.new_zeros(1, len(keys), last_TD.shape[1])
         inputs_embeds[0, len(keys) - len(last_TD) :] = last_TD
         config = copy.deepcopy(self.model.generation_config)
-        suppressed = suppressed_tokens(self.model.config, config, generation.pop("suppress_tokens", None))
+        rest = config.update(**{"do_sample": False, "max_new_tokens": max_new_tokens, **generation})
+        config.suppress_tokens = suppressed_tokens(self.model.config, config, None)
         ids = language_model.generate(
             inputs_embeds=inputs_embeds,
             attention_mask=torch.ones(inputs_embeds.shape[:2], dtype=torch.int64, device=inputs_embeds.device),
             past_key_values=self.cache,
             generation_config=config,
-            max_new_tokens=max_new_tokens,
-            suppress_tokens=suppressed,
             streamer=streamer,
             stopping_criteria=StoppingCriteriaList([] if stop is None else [_Stop(stop)]),
-            **{"do_sample": False, **generation},
+            **rest,
         )[0].tolist()
         answer = str(self.processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
         self._turns = [*prompt.turns[:-1], Turn(prompt.turns[-1].looks, prompt.turns[-1].question, answer)]
