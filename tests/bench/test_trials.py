@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from llava_mini.bench.made_data import MadeData
-from llava_mini.bench.trials import build, bytes_of_records, cost, fresh, memory, verification
+from llava_mini.bench.process_memory import fresh
+from llava_mini.bench.trials import build, bytes_of_records, cost, memory, verification
 from llava_mini.data.shards import ShardSet
 
 

@@ -1,15 +1,19 @@
 """`llava-mini bench`: what is wanted is written, what cannot be is one line and exit status 2."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
-from llava_mini.bench import data_path
+from llava_mini.bench import data_path, peak_memory
 from llava_mini.bench.data_path import OWN, OWN_SMALL, USUAL, USUAL_OUR_LABELS, USUAL_SMALL, WDS, WDS_SHUFFLED, Findings
 from llava_mini.bench.large_set import Opening
+from llava_mini.bench.peak_memory import POINTS, Point
 from llava_mini.bench.trials import Build, Cost, Memory
 from llava_mini.cli import main
+from llava_mini.tracking import EXPERIMENT
 
 NAMES = (USUAL, USUAL_OUR_LABELS, USUAL_SMALL, WDS_SHUFFLED, WDS, OWN, OWN_SMALL)
 
@@ -33,6 +37,29 @@ def test_a_bench_writes_table_figures_and_picture(
     assert asked == [(7, 2)]
     assert sorted(path.name for path in out.iterdir()) == ["data_path.png", "results.json", "table.md"]
     assert (out / "table.md").read_text() in capsys.readouterr().out
+
+
+def test_memory_writes_table_figures_picture_and_a_tracked_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri, out = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "out"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    points = [Point(way, frames, frames << 20, frames << 10) for way in POINTS for frames in (1, 4)]
+    monkeypatch.setattr(peak_memory, "measure", lambda: points)
+    assert main(["bench", "memory", "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["memory.json", "memory.md", "memory.png"]
+    text = (out / "memory.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "| LLaVA-v1.5, all patches | 4 | 4.0 | 0.0 |" in text
+    found = json.loads((out / "memory.json").read_text())
+    assert {name: len(found[name]) for name in ("visual_state", "sessions", "measured")} == {
+        "visual_state": 4,
+        "sessions": 12,
+        "measured": 6,
+    }
+    [run] = MlflowClient(uri).search_runs([MlflowClient(uri).get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert run.info.run_name == "bench-memory" and run.info.status == "FINISHED"
+    assert run.data.metrics["peak_bytes.LLaVA-Mini_features_kept"] == 4 << 20
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

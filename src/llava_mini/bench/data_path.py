@@ -25,7 +25,8 @@ from llava_mini.bench.loaders import (
     usual_with_our_labels,
 )
 from llava_mini.bench.made_data import MadeData, make_data
-from llava_mini.bench.trials import Build, Cost, Memory, build, bytes_of_records, cost, fresh, memory, verification
+from llava_mini.bench.process_memory import fresh
+from llava_mini.bench.trials import Build, Cost, Memory, build, bytes_of_records, cost, memory, verification
 
 log = logging.getLogger("llava_mini")
 

@@ -1,12 +1,33 @@
-"""Memory that a process does not share, as the kernel counts it. It is what one more worker costs."""
+"""Processes that begin with nothing warm or allocated, and their memory as the kernel counts it."""
 
 from __future__ import annotations
 
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def fresh(function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    """What a function returns in a new process."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *args, **kwargs).result()
 
 
 def private_memory() -> float:
-    """MiB that only this process has, pages of files that no other has mapped among them."""
+    """MiB that only this process has, pages of files that no other has mapped among them: a worker's cost."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
     kib = {name: int(value.split()[0]) for name, value in (line.split(":") for line in lines)}
     return (kib["Private_Clean"] + kib["Private_Dirty"]) / 1024
+
+
+def resident_memory() -> tuple[int, int]:
+    """Bytes that this process has in memory now, and the most that it has had."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    now, most = (1024 * int(lines[name].split()[0]) for name in ("VmRSS", "VmHWM"))
+    return now, most

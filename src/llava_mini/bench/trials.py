@@ -6,17 +6,14 @@ Each is called in a process of its own (`fresh`), so that nothing is warm or all
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 
@@ -27,9 +24,6 @@ from llava_mini.data.images import verify_image
 
 _WARM_UP = 4  # batches
 _MIB = 2**20
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -55,13 +49,6 @@ class Build:
     cpu: float
     wall: float
     picture_bytes: float
-
-
-def fresh(function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-    """What a function returns in a new process."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *args, **kwargs).result()
 
 
 def cost(loader: Loader, data: MadeData, samples: int) -> Cost:

@@ -1,0 +1,92 @@
+"""What `llava-mini bench memory` found: table, figures, picture, and a run in MLflow."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from llava_mini.bench.memory import SessionPlan, VisualState, table
+from llava_mini.bench.peak_memory import LLAVA, OURS, OURS_KV, Point
+from llava_mini.files import atomic_path, write_json, write_text
+from llava_mini.tracking import Tracker, init_tracking
+
+_COLOURS = {LLAVA: "#b6bcc6", OURS_KV: "#56b4e9", OURS: "#0072b2"}  # the blues are Okabe and Ito's
+
+
+def write_memory(
+    folder: Path, states: list[VisualState], plans: list[SessionPlan], points: Sequence[Point], about: dict[str, Any]
+) -> str:
+    """Write memory.md, memory.json and memory.png, and log to MLflow.
+
+    Returns:
+        The text of memory.md.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "\n\n".join((_conditions(about), table(states, plans), _measured(points))) + "\n"
+    write_text(folder / "memory.md", text)
+    found = {
+        "about": about,
+        "visual_state": [asdict(state) for state in states],
+        "sessions": [asdict(plan) | {"total_bytes": plan.total_bytes, "fits": plan.fits} for plan in plans],
+        "measured": [asdict(point) for point in points],
+    }
+    write_json(folder / "memory.json", found)
+    with atomic_path(folder / "memory.png") as path:
+        _draw(points, path)
+    _log(plans, points, about)
+    return text
+
+
+def _conditions(about: dict[str, Any]) -> str:
+    commit = about["commit"]
+    return (
+        f"Commit `{commit[:12]}{commit[40:]}`, {about['cpu']}, torch {about['torch']}. The first two tables are"
+        " arithmetic over the published shapes, the last one is measured."
+    )
+
+
+def _measured(points: Sequence[Point]) -> str:
+    about = (
+        "Growth of a process' memory while it looks at frames as a stream and answers a question; float32, a small"
+        " model with random weights (language model 128 wide, 8 layers), 576 patches a frame."
+    )
+    lines = [about, "", "| model | frames | peak, MiB | of it the language model's cache, MiB |", "|---|---|---|---|"]
+    lines += [
+        f"| {point.way} | {point.frames} | {point.peak_bytes / 2**20:.1f} | {point.cache_bytes / 2**20:.1f} |"
+        for point in points
+    ]
+    return "\n".join(lines)
+
+
+def _draw(points: Sequence[Point], path: Path) -> None:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for way, colour in _COLOURS.items():
+        chosen = [point for point in points if point.way == way]
+        axes.plot([p.frames for p in chosen], [p.peak_bytes / 2**20 for p in chosen], "o-", color=colour, label=way)
+    axes.set(xscale="log", yscale="log", xlabel="frames", ylabel="peak memory beyond the model's, MiB")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e5e7eb", linewidth=0.8)
+    axes.legend(frameon=False)
+    figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
+
+
+def _log(plans: Sequence[SessionPlan], points: Sequence[Point], about: dict[str, Any]) -> None:
+    init_tracking()
+    with tempfile.TemporaryDirectory(prefix="llava-mini-bench-") as spool:
+        tracker = Tracker(Path(spool), name="bench-memory")
+        tracker.log_params({"about": about})
+        for plan in plans:
+            name = f"{plan.model} {plan.weights} {plan.bits or 16} bits".translate(_PLAIN)
+            tracker.log_metrics({"largest_frames": {name: plan.largest}, "session_bytes": {name: plan.total_bytes}})
+        for point in points:
+            tracker.log_metrics({"peak_bytes": {point.way.translate(_PLAIN): point.peak_bytes}}, step=point.frames)
+        tracker.finish()
+
+
+_PLAIN = str.maketrans({" ": "_", ",": "", "'": ""})  # what MLflow takes in names

@@ -1,0 +1,105 @@
+"""Peak memory of a session against its number of frames, measured: all patches to the language model, or one token.
+
+Every point is a process of its own that looks at frames as a stream and answers one question; what counts is how far
+its resident memory grows beyond what the model takes. Weights are random and small, patches are 576 as in the real
+models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig
+
+from llava_mini.bench.process_memory import fresh, resident_memory
+from llava_mini.data.templates import TINY
+from llava_mini.data.toyworld.tokenizer import build_tokenizer
+from llava_mini.inference.frame_store import Keep
+from llava_mini.inference.session import Session
+from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
+
+LLAVA, OURS_KV, OURS = "LLaVA-v1.5, all patches", "LLaVA-Mini, fusion's KV kept", "LLaVA-Mini, features kept"
+POINTS = {LLAVA: (1, 2, 4, 8, 16), OURS_KV: (1, 4, 16, 64), OURS: (1, 4, 16, 64, 256)}
+SIDE = 336  # pixels
+
+_FRAME_BATCH = 4
+_QUESTION = "what is here"
+_ALL: dict[str, Any] = {"_target_": "llava_mini.models.compressors.none.NoCompressor"}
+_ONE: dict[str, Any] = {"_target_": "llava_mini.models.compressors.query.QueryCompressor", "C": 1, "num_heads": 4}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A session.
+
+    Attributes:
+        way: `LLAVA`, `OURS_KV` or `OURS`.
+        frames: Looked at.
+        peak_bytes: Growth of the resident memory.
+        cache_bytes: Of it the language model's keys and values.
+    """
+
+    way: str
+    frames: int
+    peak_bytes: int
+    cache_bytes: int
+
+
+def measure(points: dict[str, tuple[int, ...]] = POINTS) -> list[Point]:
+    """Every point in a new process."""
+    return [fresh(session_peak, way, frames) for way, numbers in points.items() for frames in numbers]
+
+
+def session_peak(way: str, frames: int) -> Point:
+    """One point, in this process; what it took before must be less than the session takes."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, processor = _model(way)
+    keep = Keep(kv_budget=0) if way == OURS else Keep(kv_budget=2**40)
+    session = Session(model, processor, keep=keep, frame_batch=_FRAME_BATCH)
+    session.look(_frames(1))  # what is loaded at the first call is not a frame's
+    session.ask(_QUESTION, max_new_tokens=2)
+    session = Session(model, processor, keep=keep, frame_batch=_FRAME_BATCH)
+    before, _ = resident_memory()
+    session.look(_frames(frames))
+    session.ask(_QUESTION, max_new_tokens=2)
+    _, most = resident_memory()
+    return Point(way, frames, most - before, session.cache.used_bytes)
+
+
+def _model(way: str) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]:
+    tokenizer = build_tokenizer()
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=8, num_attention_heads=4,
+        max_position_embeddings=32_768, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=SIDE,
+        patch_size=14,
+    )
+    config = LlavaMiniConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        compressor=_ALL if way == LLAVA else _ONE,
+        num_fusion_layers=0 if way == LLAVA else 2,
+    )
+    model = LlavaMiniForConditionalGeneration(config).eval()
+    images = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SIDE)
+    tokens = model.tokens_per_frame()
+    return model, LlavaMiniProcessor(
+        images, tokenizer, num_image_tokens=tokens, num_hd_image_tokens=4 * tokens, chat_template=TINY.chat_template()
+    )
+
+
+def _frames(count: int) -> Iterator[np.ndarray]:
+    noise = np.random.default_rng(0)
+    return (noise.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for _ in range(count))
