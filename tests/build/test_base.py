@@ -19,7 +19,11 @@ PLAIN = {"frozen_dtype": None}
 FINE = {
     "qlora": ["finetune=qlora", "finetune.lora.rank=2", "trainer.precision=bf16-mixed"],
     "lora": ["finetune=lora", "finetune.lora.rank=2", "savers.frozen_dtype=bfloat16", "trainer.precision=bf16-mixed"],
-    "frozen by its stage": ["stage=alignment", "savers.frozen_dtype=bfloat16", "trainer.precision=bf16-mixed"],
+    "frozen by its stage": [
+        "stage.learning_rates.language_model=null",
+        "savers.frozen_dtype=bfloat16",
+        "trainer.precision=bf16-mixed",
+    ],
 }
 
 
