@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
+from llava_mini.combinations import check_combinations
 from llava_mini.errors import UserError
 from llava_mini.files import CONFIG_DIR, write_text
 from llava_mini.schema import check, describe
@@ -56,6 +57,7 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str
     chosen = {group: name for group, name in choices.items() if group != "launcher" and not group.startswith("hydra/")}
     config: dict[str, Any] = {"choices": chosen, **resolved}  # type: ignore[dict-item]  # a mapping at the top gives a dict
     check(config)
+    check_combinations(config)
     import_own(config, config_dirs)
     return {**config, "inputs": _inputs(config, config_dirs)}
 
