@@ -128,5 +128,5 @@ def test_lightnings_own_deprecated_call_is_not_told(trainer_of: Callable[..., An
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         trainer_of("trainer.max_steps=1")
-        _pytree.tree_unflatten(*_pytree._tree_flatten([torch.ones(1)]))
+        _pytree._tree_flatten([torch.ones(1)])
     assert not [warning for warning in told if "LeafSpec" in str(warning.message)]
