@@ -154,11 +154,14 @@ def load(path: Path) -> dict[str, Any]:
     """Read a config that `save` wrote.
 
     Raises:
-        UserError: when there is none or it is no mapping.
+        UserError: when there is none, or it is no yaml or no mapping.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; allowed is the folder of a run, which holds config.yaml")
-    config = yaml.safe_load(path.read_text())
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as yaml ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a config of this program")
     return config

@@ -25,7 +25,7 @@ def test_a_result_without_its_config_is_a_failure(sweep_folder: SweepFolder) -> 
     failed = analyse(folder).of_state("failed")
     assert [m.outcome.error for m in failed] == [
         "config.yaml cannot be read (UserError)",
-        "config.yaml cannot be read (ParserError)",
+        "config.yaml cannot be read (UserError)",
     ]
 
 

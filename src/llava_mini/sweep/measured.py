@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from yaml import YAMLError
 
 from llava_mini.config import load
 from llava_mini.errors import UserError
@@ -97,5 +96,5 @@ def _test_set(path: Path) -> tuple[str, str]:
         if data["world_seed"] is None:
             return split, f"{data['folder']}/{name}/"
         return split, f"world_seed={data['world_seed']}/{name}={data['sizes'][name]}/"
-    except (UserError, YAMLError, KeyError, TypeError) as error:
+    except (UserError, KeyError, TypeError) as error:
         raise UserError(f"{path.name} cannot be read ({type(error).__name__})") from error
