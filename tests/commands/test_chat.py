@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llava_mini.inference.session import Session
 from tests.data.test_video import clip
 from tests.inference.conftest import make_asked, model_folder, pictures
 
 from llava_mini.cli import main
+from llava_mini.inference.session import Session
 
 __all__ = ["clip", "make_asked", "model_folder", "pictures"]  # fixtures
 Captured = pytest.CaptureFixture[str]

@@ -86,7 +86,7 @@ def test_answers_are_those_of_generate(asked: Any, name: str) -> None:
         return reference(asked, prompt_of(asked[1], [user_message(question, kinds)]), images, [clip(2, 5)])
 
     read = [
-        same(session, watched, lambda q=question: expected(q, ["image", "video"], [picture(1)]), question=question)
+        same(session, watched, partial(expected, question, ["image", "video"], [picture(1)]), question=question)
         for question in QUESTIONS
     ]
     assert read[1] < read[0] / 2  # the later question starts behind what was looked at
@@ -177,7 +177,8 @@ def test_live_frames_with_questions_in_between(asked: Any) -> None:
     for number, frame in enumerate(frames, start=1):
         assert session.push(frame).frames == number
         if number % 2:
-            same(session, watched, lambda n=number: reference(asked, alone, None, [frames[:n]]), question=QUESTIONS[0])
+            so_far = partial(reference, asked, alone, None, [frames[:number]])
+            same(session, watched, so_far, question=QUESTIONS[0])
     assert len(session.looks) == 1
     session.look(picture(1))
     assert session.push(frames[0]).frames == 1 and len(session.looks) == 3
@@ -293,7 +294,7 @@ def test_what_cannot_be_looked_at_leaves_nothing(asked: Any, tmp_path: Path) -> 
         (broken(), RuntimeError),
     ):
         with pytest.raises(error):
-            session.look(source)  # type: ignore[arg-type]
+            session.look(source)
         assert len(session.looks) == 1 and len(session.store) == 1
     assert session.ask(QUESTIONS[0], max_new_tokens=3) == expected
 

@@ -6,7 +6,7 @@ Shapes: F frames, V views, H x W pixels.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +85,7 @@ def open_source(source: Source, *, fps: float = 1.0, count: int | None = None) -
         raise UserError(
             f"look: {type(source).__name__} is neither a path, a PIL image, an array [H, W, 3] nor frames of a video"
         )
-    expected = len(source) if hasattr(source, "__len__") else None
+    expected = len(source) if isinstance(source, Sized) else None
     return Opened("frames", "video", iter(source), expected, None, lambda: None)
 
 
