@@ -3,8 +3,9 @@
 What only neighbours know (widths, numbers of tokens and patches) is passed on here, so no config repeats it.
 """
 
-from llava_mini.build.data import build_datamodule, build_template, prepare_data, store_features, tower_fingerprint
+from llava_mini.build.data import build_datamodule, prepare_data, store_features, tower_fingerprint
 from llava_mini.build.model import build_model, build_processor, build_vision_model, check_model
+from llava_mini.build.template import build_template
 from llava_mini.build.tokenizer import build_tokenizer
 from llava_mini.build.trainer import (
     build_base,

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llava_mini.build.template import build_template
 from llava_mini.build.trainer import uses_gpu
-from llava_mini.config import instantiate
 from llava_mini.data.datamodule import Mix, VLMDataModule
 from llava_mini.data.feature_codec import FeatureType
 from llava_mini.data.feature_store import FEATURES_VERSION, FeatureStore
@@ -23,7 +23,6 @@ from llava_mini.data.order import exact_quotas
 from llava_mini.data.pixels import PixelTransform, normalised
 from llava_mini.data.samples import SampleReader
 from llava_mini.data.shards import ShardSet
-from llava_mini.data.templates import ConversationTemplate, template_named
 from llava_mini.data.toyworld.make import make_world
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
@@ -31,20 +30,6 @@ from llava_mini.schema import is_url, names_a_place, set_names
 from llava_mini.views import NUM_VIEWS
 
 Config = dict[str, Any]
-
-
-def build_template(config: Config) -> ConversationTemplate:
-    """How conversations are written out: a template of this package by its name, or one's own.
-
-    Raises:
-        UserError: for an unknown name or field.
-    """
-    spec = config["data"]["template"]
-    if isinstance(spec, str):
-        return template_named(spec)
-    path = f"{ConversationTemplate.__module__}.{ConversationTemplate.__qualname__}"
-    template: ConversationTemplate = instantiate({"_target_": path, **spec}, "data.template")
-    return template
 
 
 def prepare_data(config: Config) -> None:

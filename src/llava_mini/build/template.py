@@ -1,0 +1,22 @@
+"""Config to the template that conversations are written out by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llava_mini.config import instantiate
+from llava_mini.data.templates import ConversationTemplate, template_named
+
+
+def build_template(config: dict[str, Any]) -> ConversationTemplate:
+    """How conversations are written out: a template of this package by its name, or one's own.
+
+    Raises:
+        UserError: for an unknown name or field.
+    """
+    spec = config["data"]["template"]
+    if isinstance(spec, str):
+        return template_named(spec)
+    path = f"{ConversationTemplate.__module__}.{ConversationTemplate.__qualname__}"
+    template: ConversationTemplate = instantiate({"_target_": path, **spec}, "data.template")
+    return template
