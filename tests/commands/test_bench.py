@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from llava_mini.bench import data_path, peak_memory
+from llava_mini.bench import data_path, flop_rows, peak_memory
 from llava_mini.bench.data_path import OWN, OWN_SMALL, USUAL, USUAL_OUR_LABELS, USUAL_SMALL, WDS, WDS_SHUFFLED, Findings
 from llava_mini.bench.large_set import Opening
 from llava_mini.bench.peak_memory import POINTS, Point
@@ -44,6 +44,7 @@ def test_memory_writes_table_figures_picture_and_a_tracked_run(
 ) -> None:
     uri, out = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "out"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
     points = [Point(way, frames, frames << 20, frames << 10) for way in POINTS for frames in (1, 4)]
     monkeypatch.setattr(peak_memory, "measure", lambda: points)
     assert main(["bench", "memory", "--out", str(out)]) == 0
@@ -58,8 +59,29 @@ def test_memory_writes_table_figures_picture_and_a_tracked_run(
         "measured": 6,
     }
     [run] = MlflowClient(uri).search_runs([MlflowClient(uri).get_experiment_by_name(EXPERIMENT).experiment_id])
-    assert run.info.run_name == "bench-memory" and run.info.status == "FINISHED"
-    assert run.data.metrics["peak_bytes.LLaVA-Mini_features_kept"] == 4 << 20
+    assert run.data.tags["bench"] == "memory" and run.info.status == "FINISHED"
+    assert run.data.metrics["peak_bytes.LLaVA-Mini_features_kept_4_frames"] == 4 << 20
+
+
+@pytest.fixture
+def few_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real bench counts for half a minute; the tests of its rooms do that for what they need."""
+    rows = [flop_rows.row(name, 40) for name in (flop_rows.BASE, flop_rows.MINI)]
+    monkeypatch.setattr(flop_rows, "rows", lambda text_tokens: [{**row, "text_tokens": text_tokens} for row in rows])
+
+
+def test_flops_as_json_are_all_that_is_printed(
+    few_models: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "flops", "--json", "--text-tokens", "7"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["model"], row["text_tokens"], row["order"]) for row in rows] == [
+        ("llava-v1.5-7b", 7, "release"),
+        ("llava-mini-7b", 7, "release"),
+    ]
+    assert all({"resolution", "frames", "cached", "flops"} <= row.keys() for row in rows)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +92,10 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "bench data needs webdataset: pip install" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["model"], ["data", "--samples", "0"], ["data", "--rounds", "many"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["model"], ["data", "--samples", "0"], ["data", "--rounds", "many"], ["flops", "--text-tokens", "0"]],
+)
 def test_impossible_arguments_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["bench", *arguments])

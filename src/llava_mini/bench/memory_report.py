@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +11,8 @@ from matplotlib.figure import Figure
 
 from llava_mini.bench.memory import SessionPlan, VisualState, table
 from llava_mini.bench.peak_memory import LLAVA, OURS, OURS_KV, Point
-from llava_mini.files import atomic_path, write_json, write_text
-from llava_mini.tracking import Tracker, init_tracking
+from llava_mini.bench.record import told, track, write
+from llava_mini.files import atomic_path
 
 _COLOURS = {LLAVA: "#b6bcc6", OURS_KV: "#56b4e9", OURS: "#0072b2"}  # the blues are Okabe and Ito's
 
@@ -26,28 +25,19 @@ def write_memory(
     Returns:
         The text of memory.md.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    text = "\n\n".join((_conditions(about), table(states, plans), _measured(points))) + "\n"
-    write_text(folder / "memory.md", text)
+    said = "The first two tables are arithmetic over the published shapes, the last one is measured."
+    text = "\n\n".join((f"{told(about)} {said}", table(states, plans), _measured(points))) + "\n"
     found = {
         "about": about,
         "visual_state": [asdict(state) for state in states],
         "sessions": [asdict(plan) | {"total_bytes": plan.total_bytes, "fits": plan.fits} for plan in plans],
         "measured": [asdict(point) for point in points],
     }
-    write_json(folder / "memory.json", found)
+    write(folder, "memory", found, text)
     with atomic_path(folder / "memory.png") as path:
         _draw(points, path)
-    _log(plans, points, about)
+    track("memory", about, _metrics(plans, points))
     return text
-
-
-def _conditions(about: dict[str, Any]) -> str:
-    commit = about["commit"]
-    return (
-        f"Commit `{commit[:12]}{commit[40:]}`, {about['cpu']}, torch {about['torch']}. The first two tables are"
-        " arithmetic over the published shapes, the last one is measured."
-    )
 
 
 def _measured(points: Sequence[Point]) -> str:
@@ -76,17 +66,13 @@ def _draw(points: Sequence[Point], path: Path) -> None:
     figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
 
 
-def _log(plans: Sequence[SessionPlan], points: Sequence[Point], about: dict[str, Any]) -> None:
-    init_tracking()
-    with tempfile.TemporaryDirectory(prefix="llava-mini-bench-") as spool:
-        tracker = Tracker(Path(spool), name="bench-memory")
-        tracker.log_params({"about": about})
-        for plan in plans:
-            name = f"{plan.model} {plan.weights} {plan.bits or 16} bits".translate(_PLAIN)
-            tracker.log_metrics({"largest_frames": {name: plan.largest}, "session_bytes": {name: plan.total_bytes}})
-        for point in points:
-            tracker.log_metrics({"peak_bytes": {point.way.translate(_PLAIN): point.peak_bytes}}, step=point.frames)
-        tracker.finish()
+def _metrics(plans: Sequence[SessionPlan], points: Sequence[Point]) -> dict[str, Any]:
+    sessions = {f"{plan.model} {plan.weights} {plan.bits or 16} bits".translate(_PLAIN): plan for plan in plans}
+    return {
+        "largest_frames": {name: plan.largest for name, plan in sessions.items()},
+        "session_bytes": {name: plan.total_bytes for name, plan in sessions.items()},
+        "peak_bytes": {f"{point.way.translate(_PLAIN)}_{point.frames}_frames": point.peak_bytes for point in points},
+    }
 
 
 _PLAIN = str.maketrans({" ": "_", ",": "", "'": ""})  # what MLflow takes in names

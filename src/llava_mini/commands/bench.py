@@ -1,11 +1,11 @@
-"""`llava-mini bench`: measures this program against the usual ways and writes what was found."""
+"""`llava-mini bench`: measures this program and writes what was found."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from llava_mini.errors import UserError
 from llava_mini.sweep.provenance import git_commit
@@ -14,10 +14,16 @@ _DATA = """\
 Makes JPEGs and conversations, and measures reading them as a run does against the usual loader (JSON in memory, a file
 an image, Pillow, floats) and against WebDataset; opening a set of three million samples; and building shards. Needs
 1.3 GB in the folder for temporary files (TMPDIR) and, with the defaults, about ten minutes."""
-
+_FLOPS = """\
+Counts the FLOPs of a first token by part (vision tower, compressor, projector, pre-fusion, language model) while the
+models' code runs on tensors that hold nothing, at real sizes: LLaVA, LLaVA-Mini in the official release's order of
+work and with everything left out that no answer needs, images, HD images and videos, first and later questions. As in
+the paper `flops` leaves out what attention multiplies besides weights, but in the vision tower;
+`flops_with_attention` has it all. Takes about half a minute."""
 _MEMORY = """\
 Bytes of an image and of a session of 10,000 frames at 7B and 8B, by arithmetic; and the peak memory of small models
 against the number of frames, a process a point. Takes a few minutes."""
+_EFFICIENCY = Path("experiments/006-efficiency")
 
 
 def bench(arguments: list[str]) -> int:
@@ -30,40 +36,64 @@ def bench(arguments: list[str]) -> int:
         UserError: a mistake in the arguments, or a library is missing.
     """
     options = _parser().parse_args(arguments)
+    return int(options.run(options))
+
+
+def _data(options: argparse.Namespace) -> int:
     try:
-        from llava_mini.bench.report import circumstances
+        from llava_mini.bench.data_path import run
+        from llava_mini.bench.plot import draw
+        from llava_mini.bench.report import circumstances, table, write_report
 
         about = circumstances(git_commit())
-        text: str = options.run(options, about)
     except ModuleNotFoundError as error:
-        raise UserError(f"bench {options.command} needs {error.name}: pip install 'llava-mini-lab[bench]'") from None
-    print(f"{text}\nwritten to {options.out}")
-    return 0
-
-
-def _data(options: argparse.Namespace, about: dict[str, Any]) -> str:
-    from llava_mini.bench.data_path import run
-    from llava_mini.bench.plot import draw
-    from llava_mini.bench.report import table, write_report
-
+        raise UserError(f"bench data needs {error.name}: pip install 'llava-mini-lab[bench]'") from None
     with tempfile.TemporaryDirectory(prefix="llava-mini-bench-") as work:
         found = run(Path(work), options.samples, options.rounds)
     write_report(found, options.out, about)
     draw(found, options.out / "data_path.png")
-    return table(found, about)
+    print(f"{table(found, about)}\nwritten to {options.out}")
+    return 0
 
 
-def _memory(options: argparse.Namespace, about: dict[str, Any]) -> str:
+def _memory(options: argparse.Namespace) -> int:
     from llava_mini.bench.memory import session_plans, visual_states
     from llava_mini.bench.memory_report import write_memory
     from llava_mini.bench.peak_memory import measure
+    from llava_mini.bench.record import circumstances
 
-    return write_memory(options.out, visual_states(), session_plans(), measure(), about)
+    about = circumstances(git_commit())
+    print(f"{write_memory(options.out, visual_states(), session_plans(), measure(), about)}\nwritten to {options.out}")
+    return 0
+
+
+def _flops(options: argparse.Namespace) -> int:
+    from llava_mini.bench.flop_rows import rows, table
+    from llava_mini.bench.flops_plot import draw
+    from llava_mini.bench.record import circumstances, told, track, write
+
+    found = rows(options.text_tokens)
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    about = {**circumstances(git_commit()), "text_tokens": options.text_tokens}
+    shown = f"{told(about)}\nT = {options.text_tokens} text tokens.\n\n{table(found)}"
+    write(options.out, "flops", {"about": about, "rows": found}, shown)
+    draw(found, options.out / "flops.png")
+    if options.mlflow:
+        names = ("model", "resolution", "frames", "order")
+        metrics = {
+            ".".join([*(str(row[name]) for name in names), *(["later"] if row["cached"] else [])]): row["flops"]
+            for row in found
+        }
+        track("flops", about, metrics)
+    print(f"{shown}\nwritten to {options.out}")
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llava-mini bench", description="Measures this program on this machine.")
-    commands = parser.add_subparsers(required=True, metavar="command", title="commands", dest="command")
+    commands = parser.add_subparsers(required=True, metavar="command", title="commands")
     data = commands.add_parser("data", help="the data path against the usual ways", description=_DATA)
     data.set_defaults(run=_data)
     data.add_argument("--samples", type=_positive, default=2000, metavar="N", help="made and read (default: 2000)")
@@ -72,13 +102,27 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("experiments/003-data-path"), metavar="DIR",
         help="where table.md, results.json and data_path.png go (default: experiments/003-data-path)",
     )  # fmt: skip
+    flops = commands.add_parser("flops", help="FLOPs by part at real sizes", description=_FLOPS)
+    flops.set_defaults(run=_flops)
+    flops.add_argument("--json", action="store_true", help="print a JSON list of rows and write nothing")
+    flops.add_argument("--text-tokens", type=_positive, default=40, metavar="T", help="of the prompt (default: 40)")
+    _add_out(flops, "flops")
+    _add_mlflow(flops)
     memory = commands.add_parser("memory", help="memory of images, frames and sessions", description=_MEMORY)
     memory.set_defaults(run=_memory)
-    memory.add_argument(
-        "--out", type=Path, default=Path("experiments/006-efficiency"), metavar="DIR",
-        help="where memory.md, memory.json and memory.png go (default: experiments/006-efficiency)",
-    )  # fmt: skip
+    _add_out(memory, "memory")
     return parser
+
+
+def _add_out(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=_EFFICIENCY, metavar="DIR",
+        help=f"where {name}.md, {name}.json and {name}.png go (default: {_EFFICIENCY})",
+    )  # fmt: skip
+
+
+def _add_mlflow(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-mlflow", dest="mlflow", action="store_false", help="log nothing to MLflow")
 
 
 def _positive(text: str) -> int:
