@@ -1,0 +1,56 @@
+"""What a bench leaves behind: JSON, a table and what explains the figures; the figures in MLflow unless unwanted."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava_mini.files import write_json, write_text
+
+_RUNS = Path("runs/bench")  # where a report to MLflow waits while the tracker is down
+
+
+def circumstances(commit: str) -> dict[str, Any]:
+    """Commit, processor, threads and versions."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
+    libraries = {name: version(name) for name in ("torch", "transformers")}
+    threads = torch.get_num_threads()
+    return {"commit": commit, "cpu": model, "threads": threads, "python": platform.python_version(), **libraries}
+
+
+def told(about: Mapping[str, Any]) -> str:
+    """The circumstances in a sentence."""
+    commit = about["commit"]
+    threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
+    return (
+        f"Commit `{commit[:12]}{commit[40:]}`; {threads} on {about['cpu']}; python {about['python']},"
+        f" torch {about['torch']}, transformers {about['transformers']}."
+    )
+
+
+def write(folder: Path, name: str, results: Any, table: str) -> None:
+    """Writes NAME.json and NAME.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{name}.json", results)
+    write_text(folder / f"{name}.md", table)
+
+
+def track(name: str, about: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    """One MLflow run; a tracker that is down neither ends nor delays the bench."""
+    from llava_mini.tracking import Tracker, init_tracking  # takes seconds to import
+
+    init_tracking()
+    run = f"bench-{name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
+    tracker = Tracker(_RUNS / run)
+    tracker.log_params(about)
+    tracker.set_tags({"bench": name, "commit": about["commit"]})
+    tracker.log_metrics(metrics)
+    tracker.finish()
