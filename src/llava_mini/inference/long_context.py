@@ -59,27 +59,19 @@ def check_length(config: LlavaMiniConfig, tokens: int) -> None:
 
 
 @torch.no_grad()
-def prefill(language_model: PreTrainedModel, inputs_embeds: Tensor, cache: SessionCache, chunk: int) -> Tensor:
-    """Read a prompt behind what the cache holds, `chunk` tokens at a time.
+def prefill(language_model: PreTrainedModel, inputs_embeds: Tensor, cache: SessionCache, chunk: int) -> None:
+    """Read the beginning of a prompt behind what the cache holds, `chunk` tokens at a time; what follows it answers.
 
-    Memory is that of a chunk, its attention over all before it, and the cache; only the last token's logits are made.
-    A cache with bits is frozen behind every chunk, so that no more than one is held in full precision; later chunks
-    then read the earlier ones as they were rounded.
+    Memory is that of a chunk, its attention over all before it, and the cache; no logits are made. A cache with bits
+    is frozen behind every chunk, so that no more than one is held in full precision; later chunks then read the
+    earlier ones as they were rounded.
 
     Args:
         language_model: Of LLaVA-Mini, or any that transformers has.
-        inputs_embeds: [1, T, D], spliced; T at least 1.
+        inputs_embeds: [1, T, D], spliced; T may be 0.
         cache: Holds the beginning, and the prompt afterwards.
         chunk: Tokens, at least 1.
-
-    Returns:
-        Logits of the last token [1, vocabulary].
     """
-    decoder = language_model.get_decoder()
-    *chunks, last = inputs_embeds.split(chunk, dim=1)
-    for part in chunks:
-        decoder(inputs_embeds=part, past_key_values=cache, use_cache=True)
+    for part in inputs_embeds.split(chunk, dim=1) if inputs_embeds.shape[1] else ():
+        language_model.get_decoder()(inputs_embeds=part, past_key_values=cache, use_cache=True)
         cache.freeze()
-    logits = language_model(inputs_embeds=last, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-    cache.freeze()
-    return logits[:, -1]

@@ -27,7 +27,7 @@ from llava_mini.hardware import free_bytes
 from llava_mini.inference.cache import SessionCache
 from llava_mini.inference.conversation import Prompt, Turn, build_prompt
 from llava_mini.inference.frame_store import FrameStore, Keep
-from llava_mini.inference.long_context import check_length
+from llava_mini.inference.long_context import check_length, prefill
 from llava_mini.inference.looking import Look, Progress, Source, open_source, pixels_of, shown
 from llava_mini.inference.memory import FrameShape, KVShape, check_frames
 from llava_mini.inference.prompts import check_question
@@ -279,13 +279,11 @@ class Session:
         self.cache.cut(begin)
         self.cache.freeze()
         rest_TD = self._embedded(prompt, begin)
-        *chunks, last_TD = rest_TD.split(_PREFILL)
-        for chunk_TD in chunks:
-            language_model.get_decoder()(inputs_embeds=chunk_TD[None], past_key_values=self.cache, use_cache=True)
-            self.cache.freeze()
+        last = (len(rest_TD) - 1) % _PREFILL + 1
+        prefill(language_model, rest_TD[None, :-last], self.cache, _PREFILL)
         # `generate` reads what the cache does not hold yet of embeddings of the whole prompt.
-        inputs_embeds = last_TD.new_zeros(1, len(keys), last_TD.shape[1])
-        inputs_embeds[0, len(keys) - len(last_TD) :] = last_TD
+        inputs_embeds = rest_TD.new_zeros(1, len(keys), rest_TD.shape[1])
+        inputs_embeds[0, -last:] = rest_TD[-last:]
         config = copy.deepcopy(self.model.generation_config)
         rest = config.update(**{"do_sample": False, "max_new_tokens": max_new_tokens, **generation})
         config.suppress_tokens = suppressed_tokens(self.model.config, config, None)
