@@ -120,6 +120,20 @@ def test_a_question_reads_what_was_seen(make_model, make_sample) -> None:
         torch.testing.assert_close(compressed, expected[:, patches:-count], atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("frozen", [torch.float32, torch.bfloat16])
+def test_half_precision_by_autocast_and_in_a_frozen_language_model(make_model, collate, mixed, frozen) -> None:
+    model = make_model()
+    batch = collate(model, mixed)
+    exact = logits_of(model, batch, Savings())
+    model.language_model.to(frozen)
+    model.vision_tower.to(frozen)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, saved = logits_of(model, batch, REFERENCE), logits_of(model, batch, Savings())
+    assert saved.dtype == expected.dtype
+    assert (saved - exact).abs().mean() < 1.2 * (expected - exact).abs().mean() < 0.2
+
+
 def test_impossible_savings_are_refused() -> None:
     with pytest.raises(UserError, match="trim_last_layer=True needs split_prefusion=True"):
         Savings(split_prefusion=False)
