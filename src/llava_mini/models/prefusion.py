@@ -99,9 +99,8 @@ class Prefusion(nn.Module):
         Returns:
             [F, S, D].
         """
-        text_FSD = text_FSD.to(
-            self.layers[0].input_layernorm.weight.dtype
-        )  # a frozen embedding may be in half precision
+        # A frozen embedding may be in half precision; the weights' own type is no guide where they are in 4 bits.
+        text_FSD = text_FSD.to(self.layers[0].get_parameter("input_layernorm.weight").dtype)
         rope = self._rope(text_FSD, seen.length + packed_positions(visible_FS, turn_ids_FS))
         text_mask = packed_mask(visible_FS, turn_ids_FS, text_FSD.dtype)
         mask = nn.functional.pad(text_mask, (seen.length, 0), value=True)
