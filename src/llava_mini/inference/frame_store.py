@@ -213,9 +213,8 @@ class FrameStore:
             return text_SD
         total = torch.zeros_like(text_SD)
         visible_FS = torch.ones(1, len(text_SD), dtype=torch.bool, device=text_SD.device)
-        for frames, seen in self._all_seen():
-            text_FSD = text_SD.expand(frames, -1, -1)
-            total += self.model.prefusion.read(text_FSD, seen, visible_FS).sum(0)
+        for seen in self._all_seen():
+            total += self.model.prefusion.read(text_SD[None], seen, visible_FS).sum(0)
         return total / len(self)
 
     def held_bytes(self) -> dict[str, int]:
@@ -224,17 +223,17 @@ class FrameStore:
         kv = sum(held.nbytes for chunk in self.chunks for pair in chunk.kv or () for held in pair)
         return {"tokens": sum(chunk.tokens.nbytes for chunk in self.chunks), "features": features, "kv": kv}
 
-    def _all_seen(self) -> Iterator[tuple[int, SeenKV]]:
+    def _all_seen(self) -> Iterator[SeenKV]:
         device, dtype = self.model.device, self.model.dtype
         for chunk in self.chunks:
             if chunk.kv is not None:
                 layers = tuple((keys.get(dtype, device), values.get(dtype, device)) for keys, values in chunk.kv)
-                yield len(chunk.tokens), SeenKV(layers)
+                yield SeenKV(layers)
             else:
                 assert chunk.features is not None
                 seen = self._seen(chunk.features.get(dtype, device))[1]
                 assert seen is not None
-                yield len(chunk.tokens), seen
+                yield seen
 
     def _seen(self, features_FVND: Tensor) -> tuple[Tensor, SeenKV | None]:
         """Compressed tokens [F, K, D] behind pre-fusion, and what it saw; None without pre-fusion."""

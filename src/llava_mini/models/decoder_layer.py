@@ -32,7 +32,7 @@ def layer_rows(
 
     Args:
         layer: A decoder layer in evaluation mode.
-        hidden_FLD: What the layer is given.
+        hidden_FLD: What the layer is given; one sequence may stand for F that differ in `before` alone.
         rope: Of these entries.
         before: Keys and values of earlier entries that the rows look at too.
         first: First row that is computed; L for none.
@@ -52,6 +52,7 @@ def layer_rows(
     queries = _turned(queries, (rope[0][:, :, first:], rope[1][:, :, first:]))
     keys, values = own
     if before is not None:
+        queries, keys, values = (each.expand(len(before[0]), -1, -1, -1) for each in (queries, keys, values))
         keys, values = torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
     rows, entries = queries.shape[2], keys.shape[2]
     if mask is None and rows < entries:

@@ -91,7 +91,7 @@ class Prefusion(nn.Module):
         """Fuse an instruction with frames that were seen: as `forward` of both together, row by row.
 
         Args:
-            text_FSD: [F, S, D].
+            text_FSD: [F, S, D]; [1, S, D] where all frames are asked the same.
             seen: Of the same frames.
             visible_FS: [F or 1, S] bool.
             turn_ids_FS: [F or 1, S] int64, 0 for shared text; None: one conversation.
