@@ -11,9 +11,6 @@ this file.
 from __future__ import annotations
 
 import argparse
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from llava_mini.bench.process_memory import fresh, resident_memory, settled_memory
 from llava_mini.data.toyworld.films import write_mp4
 from llava_mini.data.toyworld.scenes import scene_at
 from llava_mini.files import write_text
@@ -46,14 +44,13 @@ def film(path: Path, seconds: int) -> None:
 
 
 def measure(model_folder: str, path: Path, name: str) -> str:
-    """A row of the table; in a process of its own, whose peak is that of nothing else."""
+    """A row of the table."""
     torch.set_num_threads(1)
     model, processor = load(model_folder, device="cpu")
     keep, bits = KEEPS[name]
     for frames in (64, None):  # a first look and question load what is loaded late
         session = Session(model, processor, keep=keep, kv_bits=bits)
-        if frames is None:
-            before = _peak()
+        before = settled_memory()
         began = time.perf_counter()
         seen = session.look(path, count=frames)
         looked = time.perf_counter() - began
@@ -68,7 +65,7 @@ def measure(model_folder: str, path: Path, name: str) -> str:
     kept = sum(held.values()) / seen.frames / 1024
     return (
         f"| {name} | {seen.frames:,} | {seen.frames / looked:.0f} | {seconds[0]:.1f} | {seconds[1]:.1f} | {kept:.1f} | "
-        f"{session.cache.held_bytes / 2**20:.0f} | {(_peak() - before) / 1024:.0f} |"
+        f"{session.cache.held_bytes / 2**20:.0f} | {(resident_memory()[1] - before) / 2**20:.0f} |"
     )
 
 
@@ -76,27 +73,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--frames", type=int, default=10_000)
-    parser.add_argument("--measure", nargs=2, metavar=("FILM", "NAME"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.measure:
-        print(measure(options.model, Path(options.measure[0]), options.measure[1]))
-        return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
         film(path, options.frames)
         for name in KEEPS:
-            command = [sys.executable, __file__, options.model, "--measure", str(path), name]
-            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            rows.append(said.splitlines()[-1])
+            rows.append(fresh(measure, options.model, path, name))
             print(rows[-1], flush=True)
     write_text(
         HERE / "long_session.md", _TEXT.format(commit=git_commit()[:7], frames=options.frames) + "\n".join(rows) + "\n"
     )
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 _TEXT = """\

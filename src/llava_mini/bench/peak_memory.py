@@ -7,8 +7,6 @@ models.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +15,7 @@ import numpy as np
 import torch
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig
 
-from llava_mini.bench.process_memory import fresh, resident_memory
+from llava_mini.bench.process_memory import fresh, resident_memory, settled_memory
 from llava_mini.data.templates import TINY
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.inference.frame_store import Keep
@@ -57,7 +55,7 @@ def measure() -> list[Point]:
 
 
 def session_peak(way: str, frames: int) -> Point:
-    """One point, in this process; what it took before must be less than the session takes."""
+    """One point, in this process."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model, processor = _model(way)
@@ -66,9 +64,7 @@ def session_peak(way: str, frames: int) -> Point:
     session.look(_frames(1))  # what is loaded at the first call is not a frame's
     session.ask(_QUESTION, max_new_tokens=2)
     session = Session(model, processor, keep=keep, frame_batch=_FRAME_BATCH)
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # else what was freed would be used again and not be counted
-    before, _ = resident_memory()
+    before = settled_memory()
     session.look(_frames(frames))
     session.ask(_QUESTION, max_new_tokens=2)
     _, most = resident_memory()

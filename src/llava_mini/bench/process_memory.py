@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +26,14 @@ def private_memory() -> float:
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
     kib = {name: int(value.split()[0]) for name, value in (line.split(":") for line in lines)}
     return (kib["Private_Clean"] + kib["Private_Dirty"]) / 1024
+
+
+def settled_memory() -> int:
+    """Bytes that this process has in memory once what it freed is given back; its peak is counted from here on."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # else what was freed would be used again and not be counted
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident_memory()[0]
 
 
 def resident_memory() -> tuple[int, int]:
