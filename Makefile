@@ -18,11 +18,11 @@ SEED_LIST = $(if $(filter-out 0,$(filter $(SEEDS),$(NUMBERS))),$(subst $(space),
   $(error SEEDS=$(SEEDS): allowed is a count of seeds, 1 to 99))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format world train sweep compare bench-data qlora gpu-check mlflow clean
+.PHONY: help setup test lint format world train sweep compare bench-data bench-flops bench-latency bench-memory qlora gpu-check gpu-bench mlflow clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make or renew .venv (PYTHON=python3.12 chooses the interpreter of a new one)
 
@@ -54,6 +54,15 @@ compare: $(STAMP) ## Report on a sweep again: SWEEP_DIR=...
 bench-data: $(STAMP) ## Measure the data path against the usual ways, into experiments/003-data-path (ARGS="--rounds 3")
 	OMP_NUM_THREADS=1 $(BIN)/llava-mini bench data $(ARGS)
 
+bench-flops: $(STAMP) ## Count FLOPs by part at real sizes, into experiments/006-efficiency (ARGS=--json)
+	$(BIN)/llava-mini bench flops $(ARGS)
+
+bench-latency: $(STAMP) ## Measure first and further tokens of four ways on this CPU, ten minutes (ARGS="--rounds 3")
+	$(BIN)/llava-mini bench latency $(ARGS)
+
+bench-memory: $(STAMP) ## Plan and measure memory of images, frames and sessions, into experiments/006-efficiency
+	$(BIN)/llava-mini bench memory $(ARGS)
+
 qlora: $(STAMP) ## Fine-tune the tiny world over NF4 by LoRA, merge, and compare the answers of both
 	$(BIN)/llava-mini train experiment=tiny_qlora run_dir=runs/tiny_qlora $(ARGS)
 	rm -rf runs/tiny_qlora/merged
@@ -61,6 +70,9 @@ qlora: $(STAMP) ## Fine-tune the tiny world over NF4 by LoRA, merge, and compare
 
 gpu-check: ## Train real shapes on the GPU here against their plan, into experiments/005-gpu (PYTHON=..., ARGS=--tiny)
 	PYTHONPATH=src $(or $(PYTHON),python3) -m llava_mini.gpu_check $(ARGS)
+
+gpu-bench: ## Measure first tokens, HD, videos, 10,000 frames on the GPU here, into experiments/006-efficiency (PYTHON=..., ARGS=--tiny)
+	PYTHONPATH=src $(or $(PYTHON),python3) -m llava_mini.gpu_bench $(ARGS)
 
 mlflow: $(STAMP) ## Show the runs in a browser, on PORT=5000 of this machine (MLFLOW_TRACKING_URI is respected)
 	$(if $(filter http%,$(MLFLOW_TRACKING_URI)),@echo 'The runs are shown at $(MLFLOW_TRACKING_URI)',\

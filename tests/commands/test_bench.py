@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from llava_mini.bench import data_path, flop_rows, peak_memory
+from llava_mini.bench import data_path, flop_rows, latency, peak_memory
 from llava_mini.bench.data_path import OWN, OWN_SMALL, USUAL, USUAL_OUR_LABELS, USUAL_SMALL, WDS, WDS_SHUFFLED, Findings
 from llava_mini.bench.large_set import Opening
 from llava_mini.bench.peak_memory import POINTS, Point
@@ -82,6 +82,17 @@ def test_flops_as_json_are_all_that_is_printed(
     ]
     assert all({"resolution", "frames", "cached", "flops"} <= row.keys() for row in rows)
     assert not list(tmp_path.iterdir())
+
+
+def test_latency_writes_table_figures_and_picture(
+    make_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(latency, "mid_size", lambda: make_config(image_token_id=98))
+    out = tmp_path / "out"
+    assert main(["bench", "latency", "--rounds", "1", "--no-mlflow", "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["latency.json", "latency.md", "latency.png"]
+    assert (out / "latency.md").read_text() in capsys.readouterr().out
+    assert json.loads((out / "latency.json").read_text())["rounds"] == 1
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

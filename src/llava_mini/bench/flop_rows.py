@@ -125,6 +125,8 @@ def row(
     """
     model = {**MODELS, **ABLATIONS}[name].build()
     views = RESOLUTIONS[resolution]
+    # The release, as the paper's totals, has logits of the whole prompt.
+    work = Work(views, frames, text_tokens, cached, last_logits=order != "release")
     per_frame = views * model.side**2 if is_plain(model) else model.tokens_per_frame(views)
     return {
         "model": name,
@@ -134,7 +136,7 @@ def row(
         "cached": cached,
         "text_tokens": text_tokens,
         "image_tokens": frames * per_frame,
-        **count(model, Work(views, frames, text_tokens, cached), ORDERS[order]).as_dict(),
+        **count(model, work, ORDERS[order]).as_dict(),
     }
 
 

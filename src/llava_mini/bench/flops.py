@@ -22,7 +22,7 @@ from transformers import DynamicCache
 
 from llava_mini.inference.memory import KVShape
 from llava_mini.models import LlavaMiniForConditionalGeneration
-from llava_mini.models.savings import RELEASE, Savings
+from llava_mini.models.savings import Savings
 from llava_mini.models.vision_tower import SINGLE_VIEW, encode_views, prefusion_patches
 
 PARTS = ("vision_tower", "compressor", "projector", "prefusion", "language_model")
@@ -37,12 +37,14 @@ class Work:
         frames: Of one prompt.
         text_tokens: Of the prompt; all stand behind the frames.
         cached: Whether it is a later question about frames of which everything reusable was kept.
+        last_logits: Whether logits are computed for the last position alone.
     """
 
     views: int = SINGLE_VIEW
     frames: int = 1
     text_tokens: int = 40
     cached: bool = False
+    last_logits: bool = True
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,7 @@ def count(model: LlavaMiniForConditionalGeneration, work: Work, savings: Savings
         model: On meta. One that does not compress and has no pre-fusion is LLaVA-v1.5, whose language model reads all
             patches of all views.
         work: What is asked for.
-        savings: What is left out; how many frames go through at once makes no difference. `RELEASE` also computes
-            logits for all positions, as the release and the paper's totals do, anything else for the last.
+        savings: What is left out; how many frames go through at once makes no difference.
 
     Raises:
         ValueError: a later question where pre-fusion is not split, so that nothing of it can be kept.
@@ -104,7 +105,7 @@ def count(model: LlavaMiniForConditionalGeneration, work: Work, savings: Savings
     try:
         with torch.no_grad(), meter:
             tokens = _look(model, work, savings, meter)
-            _answer(model, tokens, work, meter, last_logits=savings != RELEASE)
+            _answer(model, tokens, work, meter)
     finally:
         for hook in hooks:
             hook.remove()
@@ -159,9 +160,7 @@ def _fuse(
         model.prefusion.read(text_FSD, seen, _visible(text_FSD))
 
 
-def _answer(
-    model: LlavaMiniForConditionalGeneration, tokens: int, work: Work, meter: _Meter, *, last_logits: bool
-) -> None:
+def _answer(model: LlavaMiniForConditionalGeneration, tokens: int, work: Work, meter: _Meter) -> None:
     """The language model up to the first token."""
     cache = DynamicCache(config=model.config.text_config)
     if work.cached:
@@ -172,7 +171,7 @@ def _answer(
     rows = work.text_tokens + (0 if work.cached else tokens)
     with meter.part("language_model"):
         model.language_model(
-            inputs_embeds=_rows(model, 1, rows), past_key_values=cache, logits_to_keep=int(last_logits)
+            inputs_embeds=_rows(model, 1, rows), past_key_values=cache, logits_to_keep=int(work.last_logits)
         )
 
 

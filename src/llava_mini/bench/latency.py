@@ -1,0 +1,146 @@
+"""The bench of latency on a CPU: first and further tokens, batches, videos and later questions, in a mid-size shape.
+
+The shape keeps the real proportions: of the uncompressed model's work nearly all is the language model's.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from llava_mini.bench.flops import Work
+from llava_mini.bench.stopwatch import Timing, Trial, matmul_peak, measure
+from llava_mini.bench.ways import (
+    OURS,
+    RELEASED,
+    TRANSFORMERS,
+    UNCOMPRESSED,
+    WAYS,
+    Later,
+    Models,
+    first_token,
+    further_tokens,
+)
+from llava_mini.models import LlavaMiniConfig
+
+log = logging.getLogger("llava_mini")
+
+IMAGE, VIDEO, FURTHER = "image", "video", "further token"
+LATER_IMAGE, LATER_VIDEO = "later question, image", "later question, video"
+
+_FURTHER = 8  # tokens at once
+_MATMUL = 2048
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured.
+
+    Attributes:
+        frames: Of a video.
+        text_tokens: Of a prompt.
+        batches: Sizes of batches of images, besides one.
+    """
+
+    frames: int = 16
+    text_tokens: int = 40
+    batches: tuple[int, ...] = (4,)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A ratio that is required: how much longer `slow` takes than `fast`."""
+
+    text: str
+    slow: tuple[str, str]
+    fast: tuple[str, str]
+    limit: float
+
+
+BARS = (
+    Bar("image: transformers' LLaVA over ours", (TRANSFORMERS, IMAGE), (OURS, IMAGE), 3),
+    Bar("image: ours without compression over ours", (UNCOMPRESSED, IMAGE), (OURS, IMAGE), 3),
+    Bar("video: the release's order over ours", (RELEASED, VIDEO), (OURS, VIDEO), 1.2),
+    Bar("image: first question over a later one", (OURS, IMAGE), (OURS, LATER_IMAGE), 2.5),
+    Bar("video: first question over a later one", (OURS, VIDEO), (OURS, LATER_VIDEO), 6),
+)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that was measured.
+
+    Attributes:
+        rounds: How often.
+        setting: What.
+        peak: Of large matrix products.
+        timings: Of all trials.
+    """
+
+    rounds: int
+    setting: Setting
+    peak: Timing
+    timings: list[Timing]
+
+    def find(self, way: str, task: str, batch: int = 1) -> Timing:
+        return next(each for each in self.timings if (each.way, each.task, each.batch) == (way, task, batch))
+
+    def ratio(self, bar: Bar, of: str = "wall") -> float:
+        """Of medians; `of`: wall or cpu."""
+        slow, fast = (getattr(self.find(*which), of).median for which in (bar.slow, bar.fast))
+        return slow / fast
+
+
+def mid_size() -> LlavaMiniConfig:
+    """331 GFLOP for an image without compression, 64 with it."""
+    vision = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6}
+    text = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 32, "num_attention_heads": 12}
+    return LlavaMiniConfig(
+        vision_config={**vision, "patch_size": 14, "image_size": 336, "projection_dim": 384},
+        text_config={**text, "vocab_size": 32000, "max_position_embeddings": 4096},
+        image_token_id=31999,
+        num_fusion_layers=4,
+    )
+
+
+def run(config: LlavaMiniConfig, setting: Setting, rounds: int) -> Findings:
+    """Measure on the CPU in float32, with torch's threads."""
+    device = torch.device("cpu")
+    torch.manual_seed(0)
+    models = Models(config, device, torch.float32)
+    with torch.no_grad():
+        trials = [matmul_peak(device, torch.float32, _MATMUL), *_trials(models, setting)]
+    log.info("measuring %d things in %d rounds and one to warm up", len(trials), rounds)
+    peak, *timings = measure(trials, rounds, device)
+    return Findings(rounds, setting, peak, timings)
+
+
+def _trials(models: Models, setting: Setting) -> list[Trial]:
+    image = Work(text_tokens=setting.text_tokens)
+    video = Work(frames=setting.frames, text_tokens=setting.text_tokens)
+    trials = [_first(models, way, IMAGE, image, batch) for batch in (1, *setting.batches) for way in WAYS]
+    trials += [_first(models, way, VIDEO, video) for way in (RELEASED, OURS)]
+    for task, work in ((LATER_IMAGE, image), (LATER_VIDEO, video)):
+        later = Later(models, work)
+        flops = models.flops(OURS, Work(work.views, work.frames, work.text_tokens, cached=True))
+        trials.append(Trial(OURS, task, later.ask, frames=work.frames, flops=flops))
+    return trials + [_further(models, way, image) for way in WAYS]
+
+
+def _first(models: Models, way: str, task: str, work: Work, batch: int = 1) -> Trial:
+    inputs: dict[str, Any] = models.prompt(way, work, batch)
+
+    def first() -> None:
+        first_token(models.of(way), inputs)
+
+    return Trial(way, task, first, batch, work.frames, flops=batch * models.flops(way, work))
+
+
+def _further(models: Models, way: str, work: Work) -> Trial:
+    model = models.of(way)
+    cache = first_token(model, models.prompt(way, work))
+    return Trial(way, FURTHER, partial(further_tokens, model, cache, _FURTHER), times=_FURTHER)

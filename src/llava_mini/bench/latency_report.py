@@ -1,0 +1,133 @@
+"""What the bench of latency found: a table, figures for machines and for MLflow, and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from llava_mini.bench.latency import BARS, FURTHER, IMAGE, LATER_IMAGE, LATER_VIDEO, VIDEO, Bar, Findings
+from llava_mini.bench.stopwatch import Spread, Timing
+from llava_mini.bench.ways import OURS, RELEASED, WAYS
+
+_COLOURS = {way: "#0072B2" if way == OURS else "#b6bcc6" for way in WAYS}  # the blue is Okabe and Ito's
+_GREY, _INK = "#6b7280", "#1f2937"
+
+
+def met(found: Findings, bar: Bar) -> bool:
+    """Whether the ratio of wall times is what is required."""
+    return found.ratio(bar) >= bar.limit
+
+
+def figures(found: Findings) -> dict[str, Any]:
+    """Everything, and the ratios that are required."""
+    bars = [
+        {"text": bar.text, "at_least": bar.limit, "wall": found.ratio(bar), "cpu": found.ratio(bar, "cpu"),
+         "met": met(found, bar)}
+        for bar in BARS
+    ]  # fmt: skip
+    timings = [asdict(each) | {"peak_share": each.share(found.peak)} for each in found.timings]
+    return {
+        "rounds": found.rounds,
+        "setting": asdict(found.setting),
+        "bars": bars,
+        "peak_gflops": {of: _gflops(found.peak, of) for of in ("wall", "cpu")},
+        "timings": timings,
+    }
+
+
+def metrics(found: Findings) -> dict[str, float]:
+    """For MLflow: ratios, and milliseconds by median."""
+    ratios = {f"ratio.{_plain(bar.text)}": found.ratio(bar) for bar in BARS}
+    return ratios | {
+        f"{_plain(each.task)}.{_plain(each.way)}.batch_{each.batch}": 1000 * each.wall.median for each in found.timings
+    }
+
+
+def table(found: Findings) -> str:
+    """Everything as Markdown."""
+    setting = found.setting
+    about = (
+        f"Seconds are medians of {found.rounds} interleaved rounds (least to most); float32; {setting.text_tokens} text"
+        f" tokens; a video has {setting.frames} frames. CPU-seconds are those of all threads. The matmul peak, measured"
+        f" in the same rounds, is {_gflops(found.peak, 'wall'):.0f} GFLOP/s ({_gflops(found.peak, 'cpu'):.0f} a"
+        " CPU-second); the last columns say how much of it a way reaches with the FLOPs that it does."
+    )
+    return "\n\n".join((about, _bars_table(found), _timings(found))) + "\n"
+
+
+def _bars_table(found: Findings) -> str:
+    lines = ["| how many times as fast | required | wall | CPU | met |", "|---|---|---|---|---|"]
+    for bar in BARS:
+        wall, cpu = (f"{found.ratio(bar, of):.2f}" for of in ("wall", "cpu"))
+        lines.append(f"| {bar.text} | {bar.limit:g} | {wall} | {cpu} | {'yes' if met(found, bar) else 'no'} |")
+    return "\n".join(lines)
+
+
+def _timings(found: Findings) -> str:
+    head = ["task", "way", "batch", "seconds", "CPU-seconds", "a second", "GFLOP", "of the peak", "a CPU-second"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for each in found.timings:
+        cells = [each.task, each.way, str(each.batch), _spread(each.wall), _spread(each.cpu), _rate(each)]
+        if each.flops:
+            shares = (f"{100 * each.share(found.peak, of):.0f} %" for of in ("wall", "cpu"))
+            cells += [f"{each.flops / 1e9:.1f}", *shares]
+        else:
+            cells += [""] * 3
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _rate(each: Timing) -> str:
+    unit = "frames" if each.frames > 1 else "tokens" if each.task == FURTHER else "images"
+    return f"{each.batch * each.frames / each.wall.median:.2f} {unit}"
+
+
+def _spread(spread: Spread) -> str:
+    return f"{spread.median:.3f} ({spread.least:.3f} to {spread.most:.3f})"
+
+
+def _gflops(each: Timing, of: str) -> float:
+    return float(each.flops / getattr(each, of).median / 1e9)
+
+
+def _plain(text: str) -> str:
+    """What MLflow takes in names."""
+    return "_".join(text.replace("'", "").replace(",", "").replace(":", "").split())
+
+
+def draw(found: Findings, path: Path) -> None:
+    """Writes the picture as a PNG."""
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    image, video, further = figure.subplots(1, 3, width_ratios=[3, 2, 2])
+    _bars(image, "Image: seconds to the first token", found, [(way, IMAGE) for way in WAYS] + [(OURS, LATER_IMAGE)])
+    _bars(video, "Video", found, [(RELEASED, VIDEO), (OURS, VIDEO), (OURS, LATER_VIDEO)])
+    _bars(further, "Each further token", found, [(way, FURTHER) for way in WAYS])
+    figure.supxlabel("Medians, and the range of the rounds.", fontsize=8.5, color=_GREY, x=0.99, ha="right")
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def _bars(axes: Axes, title: str, found: Findings, shown: Sequence[tuple[str, str]]) -> None:
+    timings = [found.find(*which) for which in shown][::-1]  # bars are drawn from below
+    names = [f"{each.way}{', later question' if 'later' in each.task else ''}" for each in timings]
+    medians = [each.wall.median for each in timings]
+    errors = [
+        [each.wall.median - each.wall.least for each in timings],
+        [each.wall.most - each.wall.median for each in timings],
+    ]
+    axes.barh(names, medians, xerr=errors, color=[_COLOURS[each.way] for each in timings], height=0.66, ecolor=_INK)
+    for row, each in enumerate(timings):
+        axes.annotate(
+            f"{each.wall.median:.3g}", (each.wall.most, row), (5, 0), textcoords="offset points", va="center",
+            fontsize=8.5, color=_INK,
+        )  # fmt: skip
+    axes.set_title(title, loc="left", fontsize=10, weight="bold", color=_INK)
+    axes.set_xlim(0, 1.25 * max(each.wall.most for each in timings))
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(_GREY)
+    axes.tick_params(axis="x", colors=_GREY, labelsize=8.5)
+    axes.tick_params(axis="y", length=0, labelsize=8.5, labelcolor=_INK)

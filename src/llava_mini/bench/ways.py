@@ -1,0 +1,139 @@
+"""The ways to a first token that are compared, all on the same weights: transformers' LLaVA, and ours in four manners.
+
+It needs torch and transformers alone, so that a machine with a GPU needs nothing else.
+
+Shapes: B prompts, F frames of each, V views, T text tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+from llava_mini.bench.flops import Work, count
+from llava_mini.inference.cache import SessionCache
+from llava_mini.inference.frame_store import FrameStore, Keep
+from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
+from llava_mini.models.frame_batch import frames_at_once
+from llava_mini.models.initialisation import default_dtype
+from llava_mini.models.savings import RELEASE, Savings
+
+TRANSFORMERS, UNCOMPRESSED = "transformers' LLaVA", "ours, no compression"
+RELEASED, OURS = "LLaVA-Mini, release's order", "LLaVA-Mini, ours"
+WAYS = (TRANSFORMERS, UNCOMPRESSED, RELEASED, OURS)
+
+
+class Models:
+    """Every model, with the vision tower, projector and language model of one; weights are random.
+
+    Args:
+        config: Of LLaVA-Mini; its placeholder lies in the vocabulary, as transformers' LLaVA needs.
+        device: Where.
+        dtype: Of the weights.
+    """
+
+    def __init__(self, config: LlavaMiniConfig, device: torch.device, dtype: torch.dtype):
+        self.config, self.device, self.dtype = config, device, dtype
+        with device, default_dtype(dtype):
+            self.mini = LlavaMiniForConditionalGeneration(config).eval().requires_grad_(False)
+        with torch.device("meta"):
+            self.plain = LlavaMiniForConditionalGeneration(plain_config(config)).eval()
+            self.llava = LlavaForConditionalGeneration(_llava_config(config)).eval()
+        mini, llava = self.mini, self.llava.model
+        self.plain.vision_tower, self.plain.projector = mini.vision_tower, mini.projector
+        self.plain.language_model = mini.language_model
+        llava.vision_tower, llava.language_model = mini.vision_tower, mini.language_model.model
+        self.llava.lm_head = mini.language_model.lm_head
+        llava.multi_modal_projector.linear_1 = mini.projector.linear_1
+        llava.multi_modal_projector.linear_2 = mini.projector.linear_2
+
+    def of(self, way: str) -> Any:
+        """The model of a way, told how to work."""
+        if way == TRANSFORMERS:
+            return self.llava
+        model = self.plain if way == UNCOMPRESSED else self.mini
+        model.savings = RELEASE if way == RELEASED else Savings()
+        return model
+
+    def prompt(self, way: str, work: Work, batch: int = 1) -> dict[str, Any]:
+        """Inputs [B, F·K + T] of a way's model, random; transformers' LLaVA reads views as images."""
+        size, placeholder = self.config.vision_config.image_size, self.config.image_token_id
+        model = self.of(way)
+        per_frame = work.views * self.mini.side**2 if way == TRANSFORMERS else model.tokens_per_frame(work.views)
+        text = torch.randint(0, placeholder, (batch, work.text_tokens), device=self.device)
+        frames = torch.full((batch, work.frames * per_frame), placeholder, device=self.device)
+        shape = (batch * work.frames, work.views, 3, size, size)
+        pixels = torch.randn(shape, device=self.device, dtype=self.dtype)
+        inputs = {"input_ids": torch.cat([frames, text], dim=1)}
+        if way == TRANSFORMERS:
+            return inputs | {"pixel_values": pixels.flatten(0, 1)}
+        return inputs | {"pixel_values": pixels, "num_frames": torch.full((batch,), work.frames, device=self.device)}
+
+    def flops(self, way: str, work: Work) -> int:
+        """Up to the first token of one prompt, attention included."""
+        plain = way in (TRANSFORMERS, UNCOMPRESSED)
+        with torch.device("meta"):
+            model = LlavaMiniForConditionalGeneration(plain_config(self.config) if plain else self.config).eval()
+        savings = RELEASE if way == RELEASED else Savings(stop_tower=way != TRANSFORMERS)
+        return count(model, work, savings).flops_with_attention
+
+
+def plain_config(config: LlavaMiniConfig) -> LlavaMiniConfig:
+    """The same without compression and pre-fusion."""
+    fields = {name: value for name, value in config.to_dict().items() if name not in ("compressor", "model_type")}
+    compressor = {"_target_": "llava_mini.models.compressors.none.NoCompressor"}
+    return LlavaMiniConfig(**{**fields, "compressor": compressor, "num_fusion_layers": 0})
+
+
+def _llava_config(config: LlavaMiniConfig) -> LlavaConfig:
+    return LlavaConfig(
+        vision_config=config.vision_config,
+        text_config=config.text_config,
+        image_token_index=config.image_token_id,
+        vision_feature_layer=config.vision_feature_layer,
+        projector_hidden_act=config.projector_hidden_act,
+    )
+
+
+def first_token(model: Any, inputs: dict[str, Any]) -> Any:
+    """A prefill; gives the cache."""
+    return model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
+
+
+def further_tokens(model: Any, cache: Any, tokens: int) -> None:
+    """Greedy decoding behind what the cache holds; the cache is as before afterwards."""
+    length = cache.get_seq_length()
+    ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    for _ in range(tokens):
+        ids = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1:].argmax(-1)
+    cache.crop(length - cache.get_seq_length())
+
+
+class Later:
+    """Frames that were looked at and asked about once, as `Session` keeps them.
+
+    Args:
+        models: All of them.
+        work: Frames and text.
+    """
+
+    def __init__(self, models: Models, work: Work):
+        self.model = models.of(OURS)
+        inputs = models.prompt(OURS, work)
+        self.text_ids = inputs["input_ids"][:, -work.text_tokens :]
+        self.store = FrameStore(self.model, Keep(), kv_budget=2**62)
+        most = frames_at_once(models.config, work.views, models.dtype, models.device)
+        for pixels in inputs["pixel_values"].split(most):
+            self.store.add(0, self.model.encode(pixels), most)
+        self.cache = SessionCache(models.config)
+        tokens_ND = self.store.tokens()
+        self.frames = len(tokens_ND)
+        self.model.get_decoder()(inputs_embeds=tokens_ND[None], past_key_values=self.cache, use_cache=True)
+
+    def ask(self) -> Any:
+        """A question up to its first token; gives the language model's output."""
+        self.cache.cut(self.frames)
+        text_SD = self.store.read(self.model.get_input_embeddings()(self.text_ids[0]))
+        return self.model.language_model(inputs_embeds=text_SD[None], past_key_values=self.cache, logits_to_keep=1)
