@@ -1,0 +1,108 @@
+"""`python -m llava_mini.gpu_bench`: every part in a process of its own, and a report that grows with each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava_mini.errors import UserError
+from llava_mini.gpu_bench.parts import PARTS
+from llava_mini.gpu_bench.report import write_report
+from llava_mini.gpu_bench.sizes import REAL, TINY
+from llava_mini.hardware import check_card, find_cards
+
+_ROW = "gpu-bench-row "  # what a part's process has found stands behind it, a line a row
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the bench.
+
+    Returns:
+        0 when all was measured, 1 when something was not, 2 for a mistake.
+    """
+    parser = argparse.ArgumentParser(prog="python -m llava_mini.gpu_bench", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("experiments/006-efficiency"), help="folder of the report")
+    parser.add_argument("--seconds", type=float, default=450, help="nothing goes on for longer than this in all")
+    parser.add_argument(
+        "--tiny", action="store_true", help="tiny shapes on the CPU: the command is tried, no GPU measured"
+    )
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    try:
+        if given.part is not None:
+            _tell(given.part, given.seconds, tiny=given.tiny)
+            return 0
+        rows = bench(given.out, given.seconds, tiny=given.tiny)
+    except UserError as error:
+        print(f"gpu-bench: {error}", file=sys.stderr)
+        return 2
+    return 0 if all(row["status"] == "measured" for row in rows) else 1
+
+
+def bench(out: Path, seconds: float, *, tiny: bool) -> list[dict[str, Any]]:
+    """Run all parts and write gpu.json and gpu.md.
+
+    Args:
+        out: Folder of the report.
+        seconds: When they have passed, what runs is ended; each part has its share of what is left.
+        tiny: Whether the CPU is meant.
+
+    Raises:
+        UserError: there is no GPU, or one that this torch cannot drive.
+    """
+    cards = find_cards()
+    if not tiny:
+        if not torch.cuda.is_available():
+            raise UserError("torch finds no GPU here; --tiny tries the command on the CPU")
+        check_card(cards[0], torch.cuda.get_arch_list(), "bf16-mixed")
+    device = "CPU, tiny shapes: no figure of it means anything" if tiny else str(cards[0])
+    end, rows, text = time.monotonic() + seconds, list[dict[str, Any]](), ""
+    shares = [share for _, share in PARTS.values()]
+    for number, name in enumerate(PARTS):
+        left = end - time.monotonic()
+        rows += _part(name, left * shares[number] / sum(shares[number:]), tiny=tiny)
+        text = write_report(out, device, rows)  # what is measured is kept, whatever happens to the next
+        print(f"{name}: done", file=sys.stderr, flush=True)
+    print(text)
+    return rows
+
+
+def _tell(part: str, seconds: float, *, tiny: bool) -> None:
+    """In a part's own process."""
+    run, _ = PARTS[part]
+    size, device = (TINY, "cpu") if tiny else (REAL, "cuda")
+    torch.manual_seed(0)
+    for row in run(size, torch.device(device), time.monotonic() + seconds):
+        print(_ROW + json.dumps(row), flush=True)
+
+
+def _part(name: str, seconds: float, *, tiny: bool) -> list[dict[str, Any]]:
+    """What a part found, also when it was ended or failed in the middle."""
+    command = [sys.executable, "-m", "llava_mini.gpu_bench", "--part", name, "--seconds", str(0.9 * seconds)]
+    process = subprocess.Popen(
+        [*command, *(["--tiny"] if tiny else [])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    status = None
+    try:
+        told, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        told, errors = process.communicate()
+        status = "ended: no time left"
+    finally:
+        process.kill()
+    rows = [json.loads(line.removeprefix(_ROW)) for line in told.splitlines() if line.startswith(_ROW)]
+    if status is None and process.returncode:
+        status = f"failed: {(errors.strip() or 'no output').splitlines()[-1]}"
+    return rows if status is None else [*rows, {"task": name, "status": status}]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""The report of the GPU bench: gpu.json for machines, gpu.md for people."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava_mini.files import write_json, write_text
+
+_HEAD = ("task", "way", "batch", "milliseconds", "a second", "TFLOP", "of the matmul peak", "status")
+
+
+def write_report(out: Path, device: str, rows: list[dict[str, Any]]) -> str:
+    """Write both files, whole or not at all.
+
+    Args:
+        out: Their folder; made when it is not there.
+        device: The card's description.
+        rows: Of everything that was tried: task, status, and what was measured.
+
+    Returns:
+        The text of gpu.md.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    packages = {name: version(name) for name in ("torch", "transformers")}
+    write_json(out / "gpu.json", {"device": device, "packages": packages, "rows": rows})
+    peaks = [row["peak_tflops"] for row in rows if "peak_tflops" in row]
+    peak = f"; matmul peak {max(peaks):.1f} TFLOP/s" if peaks else ""
+    told = ", ".join(f"{name} {number}" for name, number in packages.items())
+    about = f"{device}; CUDA {torch.version.cuda or 'none'}; {told}{peak}."
+    lines = [about, "", f"| {' | '.join(_HEAD)} |", "|---" * len(_HEAD) + "|"]
+    lines += [_row(row) for row in rows if row["task"] != "long video"]
+    lines += [_long(row) for row in rows if row["task"] == "long video"]
+    text = "\n".join(lines) + "\n"
+    write_text(out / "gpu.md", text)
+    return text
+
+
+def _row(row: dict[str, Any]) -> str:
+    wall = row.get("wall", {}).get("median")
+    cells = [row["task"], row.get("way", ""), str(row.get("batch", ""))]
+    cells += [f"{1000 * wall:.2f}", _rate(row, wall)] if wall else ["", ""]
+    cells += [f"{row['flops'] / 1e12:.2f}", f"{100 * row['peak_share']:.0f} %"] if "peak_share" in row else ["", ""]
+    return f"| {' | '.join([*cells, row['status']])} |"
+
+
+def _rate(row: dict[str, Any], wall: float) -> str:
+    unit = "frames" if row.get("frames", 1) > 1 else "tokens" if "token" in row["task"] else "images"
+    return f"{row.get('batch', 1) * row.get('frames', 1) / wall:.1f} {unit}"
+
+
+def _long(row: dict[str, Any]) -> str:
+    """Behind the table, in sentences."""
+    if "frames_per_s" not in row:
+        return f"\nLong video: {row['status']}."
+    memory = f"; at most {row['peak_gib']:.2f} of {row['limit_gib']:g} GiB on the card" if "peak_gib" in row else ""
+    return (
+        f"\nLong video ({row['status']}): {row['frames']:,} frames, {row['frames_per_s']:.1f} frames/s; a question"
+        f" {row['question_s']:.1f} s, a later one {row['later_question_s']:.1f} s{memory}; features in 8 bits in host"
+        f" memory, {row['host_gib']:.2f} GiB."
+    )
