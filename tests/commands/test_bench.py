@@ -64,24 +64,43 @@ def test_memory_writes_table_figures_picture_and_a_tracked_run(
 
 
 @pytest.fixture
-def few_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real bench counts for half a minute; the tests of its rooms do that for what they need."""
-    rows = [flop_rows.row(name, 40) for name in (flop_rows.BASE, flop_rows.MINI)]
+def counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two models are counted, and stand for all rows: the real bench counts for half a minute."""
+    counted = {name: flop_rows.row(name, 40) for name in (flop_rows.BASE, flop_rows.MINI)}
+    which = [
+        {"model": name, "resolution": resolution, "frames": frames, "order": order, "cached": cached}
+        for name in (*flop_rows.MODELS, *flop_rows.ABLATIONS)
+        for resolution, frames in (("standard", 1), ("standard", 16), ("hd", 1))
+        for order, cached in (("release", False), ("exact", False), ("exact", True))
+    ]
+    rows = [{**counted[flop_rows.MINI if "mini" in each["model"] else flop_rows.BASE], **each} for each in which]
     monkeypatch.setattr(flop_rows, "rows", lambda text_tokens: [{**row, "text_tokens": text_tokens} for row in rows])
 
 
 def test_flops_as_json_are_all_that_is_printed(
-    few_models: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    counted_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["bench", "flops", "--json", "--text-tokens", "7"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [(row["model"], row["text_tokens"], row["order"]) for row in rows] == [
-        ("llava-v1.5-7b", 7, "release"),
-        ("llava-mini-7b", 7, "release"),
-    ]
-    assert all({"resolution", "frames", "cached", "flops"} <= row.keys() for row in rows)
+    assert {row["text_tokens"] for row in rows} == {7}
+    assert all({"model", "resolution", "frames", "order", "cached", "flops"} <= row.keys() for row in rows)
     assert not list(tmp_path.iterdir())
+
+
+def test_flops_writes_table_figures_picture_and_a_tracked_run(
+    counted_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri, out = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "out"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "flops", "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["flops.json", "flops.md", "flops.png"]
+    assert (out / "flops.md").read_text() in capsys.readouterr().out
+    rows = json.loads((out / "flops.json").read_text())["rows"]
+    [run] = MlflowClient(uri).search_runs([MlflowClient(uri).get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert run.data.tags["bench"] == "flops" and len(run.data.metrics) == len(rows)
+    assert run.data.metrics["llava-v1.5-7b.standard.1.release"] == pytest.approx(8.55e12, rel=0.02)
 
 
 def test_latency_writes_table_figures_and_picture(
