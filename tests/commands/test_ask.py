@@ -67,6 +67,39 @@ def test_a_question_without_pictures(model_folder: Path, tmp_path: Path, capsys:
     assert capsys.readouterr().out.strip() == asked_alone(model_folder, Request(1, "what"), tmp_path / "a.jsonl")
 
 
+def test_what_was_seen_is_saved_and_asked_again_without_it(
+    model_folder: Path, pictures: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    question = ["--question", "how many objects", *SHORT]
+    saved = tmp_path / "seen.safetensors"
+    shown = ["--image", str(pictures / "0.png"), "--image", str(pictures / "1.png")]
+    assert main(["ask", str(model_folder), *shown, *question, "--save", str(saved)]) == 0
+    first = capsys.readouterr().out
+    again = ["--session", str(saved), "--keep-gib", "0", "--kv-bits", "8", "--context", "5000", "--json"]
+    assert main(["ask", str(model_folder), *question, *again]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["frames"] == 2 and record["answer"]
+    assert main(["ask", str(model_folder), *question, "--session", str(saved)]) == 0
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--save", "no/folder/seen"], "--save no/folder/seen: no folder no/folder"),
+        (["--session", "none"], "none: No such file or directory"),
+        (["--context", "3"], "context_scaling.tokens=3"),
+        (["--context", "9000", "--scaling", "ntk"], "context_scaling.kind='ntk'"),
+    ],
+)
+def test_flags_of_a_session_that_cannot_be(
+    model_folder: Path, capsys: Captured, flags: list[str], message: str
+) -> None:
+    assert main(["ask", str(model_folder), "--question", "what", *flags]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
+
+
 def test_a_photo_is_shown_upright(model_folder: Path, tmp_path: Path, capsys: Captured) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     exif = Image.Exif()

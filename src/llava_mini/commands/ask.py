@@ -7,7 +7,16 @@ import sys
 import time
 from typing import Any
 
-from llava_mini.commands.asking import add_media, checked_questions, load_model, look_at, opened, parser_for
+from llava_mini.commands.asking import (
+    add_media,
+    add_session,
+    checked_questions,
+    load_model,
+    look_at,
+    open_session,
+    opened,
+    parser_for,
+)
 
 _DESCRIPTION = """\
 Shows the model images and videos and asks it about them. All of them are looked at once, then every question is asked
@@ -32,6 +41,7 @@ def ask(arguments: list[str]) -> int:
     """
     parser = parser_for("ask", _DESCRIPTION, _EXAMPLES)
     add_media(parser)
+    add_session(parser)
     parser.add_argument(
         "--question", action="append", required=True, metavar="TEXT", help="any number of times, each by itself"
     )
@@ -41,14 +51,16 @@ def ask(arguments: list[str]) -> int:
 
     model, processor = load_model(given)
     from llava_mini.inference.prompts import check_question
-    from llava_mini.inference.session import Session
 
     for question in questions:
         check_question(question, processor)
-    session = Session(model, processor)
-    looks = [look_at(session, source, given) for source in shown]
-    about: dict[str, Any] = {"frames": sum(look.frames for look in looks)}
-    if notes := [look.stopped for look in looks if look.stopped]:
+    session = open_session(given, model, processor)
+    for source in shown:
+        look_at(session, source, given)
+    if given.save is not None:
+        session.save(given.save)
+    about: dict[str, Any] = {"frames": sum(look.frames for look in session.looks)}
+    if notes := [look.stopped for look in session.looks if look.stopped]:
         about["note"] = "; ".join(notes)
         print(f"answers are about what could be read: {about['note']}", file=sys.stderr)
     for question in questions:

@@ -75,6 +75,49 @@ def add_media(parser: argparse.ArgumentParser) -> None:
         )  # fmt: skip
 
 
+def add_session(parser: argparse.ArgumentParser) -> None:
+    """Flags that say what a session keeps, and how long it may become."""
+    parser.add_argument(
+        "--session", type=Path, metavar="FILE", help="begin with what a session of this model saw, as --save wrote it"
+    )
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE", help="at the end write what was seen, to be asked again without it"
+    )
+    parser.add_argument(
+        "--kv-bits", type=int, choices=(8, 4), help="of the language model's cache (default: the model's type)"
+    )
+    parser.add_argument(
+        "--keep-gib", type=amount, metavar="GIB",
+        help="memory for keys and values that make later questions cheap; frames beyond it are computed again for "
+        "every question (default: a quarter of what is free)",
+    )  # fmt: skip
+    parser.add_argument("--context", type=whole, metavar="TOKENS", help="scale the language model for so many tokens")
+    parser.add_argument("--scaling", default="yarn", help="how: linear, dynamic, yarn (default: yarn)")
+
+
+def open_session(
+    given: argparse.Namespace, model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor
+) -> Session:
+    """A session as the command line wants it.
+
+    Raises:
+        UserError: a value is not allowed, or the file is no session of this model.
+    """
+    from llava_mini.inference.frame_store import Keep
+    from llava_mini.inference.long_context import extend_context
+    from llava_mini.inference.session import Session
+
+    if given.save is not None and not given.save.parent.is_dir():
+        raise UserError(f"--save {given.save}: no folder {given.save.parent}")
+    if given.context is not None:
+        extend_context(model, given.context, given.scaling)
+    keep = Keep(kv_budget=None if given.keep_gib is None else int(given.keep_gib * 2**30))
+    options = {"keep": keep, "kv_bits": given.kv_bits}
+    if given.session is None:
+        return Session(model, processor, **options)
+    return Session.load(given.session, model, processor, **options)
+
+
 def opened(given: argparse.Namespace) -> list[Source]:
     """What the command line shows, checked before a model is loaded.
 
@@ -120,12 +163,19 @@ def whole(text: str) -> int:
 
 def rate(text: str) -> float:
     """A number above 0."""
+    if (value := amount(text)) == 0:
+        raise argparse.ArgumentTypeError(f"{text}: allowed are numbers above 0")
+    return value
+
+
+def amount(text: str) -> float:
+    """A number of 0 and above."""
     try:
         value = float(text)
     except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: allowed are numbers above 0")
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: allowed are numbers from 0")
     return value
 
 

@@ -8,7 +8,16 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from llava_mini.commands.asking import add_media, load_model, look_at, opened, opened_one, parser_for
+from llava_mini.commands.asking import (
+    add_media,
+    add_session,
+    load_model,
+    look_at,
+    open_session,
+    opened,
+    opened_one,
+    parser_for,
+)
 from llava_mini.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,13 +43,12 @@ def chat(arguments: list[str]) -> int:
     """
     parser = parser_for("chat", _DESCRIPTION)
     add_media(parser)
+    add_session(parser)
     given = parser.parse_args(arguments)
     shown = opened(given)
 
     model, processor = load_model(given)
-    from llava_mini.inference.session import Session
-
-    session = Session(model, processor)
+    session = open_session(given, model, processor)
     for source in shown:
         _tell(look_at(session, source, given))
     for line in _lines():
@@ -52,6 +60,8 @@ def chat(arguments: list[str]) -> int:
             _say(" ".join(str(error).split()))
         except KeyboardInterrupt:
             print(flush=True)  # the end of an answer that was interrupted
+    if given.save is not None:
+        session.save(given.save)
     return 0
 
 
