@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from llava_mini.cli import main
-from llava_mini.commands.plan import planner_of, sample_of, training_plan
+from llava_mini.commands.peaks import Peaks, sample_of
+from llava_mini.commands.plan import training_plan
 from llava_mini.config import options, resolve
 from llava_mini.finetune import num_parameters
 from llava_mini.plan.report import GIB, OUTSIDE
@@ -64,7 +65,7 @@ def test_largest_batch_fits_and_one_more_does_not() -> None:
 def test_7b_step_is_planned_in_seconds(how: str) -> None:
     config = resolve(["trainer.max_steps=1", f"finetune={how}", "savers.checkpointing=true", *BIG])
     start = time.process_time()
-    peak = planner_of(config, sample_of(config, text_tokens=64)).step(2)
+    peak = Peaks(config, sample_of(config, text_tokens=64))(2)
     assert time.process_time() - start < 60  # 10 on a free machine
     weights = sum(peak.breakdown[part] for part in ("frozen_weights", "trained_weights", "quantized_weights"))
     # 6.7 G parameters of the language model in 4, 2 or half a byte, and of pre-fusion 0.8 G, which train, in 4
@@ -87,11 +88,11 @@ def test_flags_are_checked(flag: str) -> None:
 @pytest.mark.parametrize("model", [name for name in options("model") if name != "tiny"])
 def test_every_preset_is_planned(model: str) -> None:
     config = resolve(["trainer.max_steps=1", "finetune=qlora", "savers.checkpointing=true", f"model={model}", *BIG[1:]])
-    planner = planner_of(config, sample_of(config, text_tokens=32))
-    peak = planner.step(1)
+    peaks = Peaks(config, sample_of(config, text_tokens=32))
+    peak = peaks(1)
     # 4 bits a weight, 8 for every 64 weights, 32 for every 64 * 256
     bits = 4 + 8 / 64 + 32 / (64 * 256)
-    weights = num_parameters(planner.model.get_decoder().layers)
+    weights = num_parameters(peaks.planner.model.get_decoder().layers)
     assert peak.breakdown["quantized_weights"] == pytest.approx(bits / 8 * weights, rel=0.01)
     assert sum(peak.breakdown.values()) == peak.bytes
 

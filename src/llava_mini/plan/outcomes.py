@@ -42,13 +42,14 @@ class Outcomes:
         given: list[Tensor] = []
         try:
             key = (func, _key(args, given), _key(tuple(kwargs.items()), given))
-            known = self._known.get(key, False)
+            new = key not in self._known
         except TypeError:  # an argument without a hash, or of a kind that is not known here
             return func(*args, **kwargs)
-        if known is False:
+        if new:
             out = func(*args, **kwargs)
             self._known[key] = None if torch.Tag.inplace_view in func.tags else _described(out, given)
             return out
+        known = self._known[key]
         if known is None:
             return func(*args, **kwargs)
         kind, parts = known
@@ -90,7 +91,7 @@ def _described(out: Any, given: list[Tensor]) -> tuple[type, tuple[_Made | None,
 def _part(out: Any, given: list[Tensor]) -> _Made | None:
     if not isinstance(out, Tensor):
         return None
-    shape = tuple(out.size()), tuple(out.stride()), out.storage_offset(), out.dtype
+    shape = tuple(out.size()), tuple(out.stride()), int(out.storage_offset()), out.dtype
     for place, tensor in enumerate(given):
         if out is tensor:
             return _Made(place, True, *shape)

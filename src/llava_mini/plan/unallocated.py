@@ -30,6 +30,7 @@ from llava_mini.plan.outcomes import Outcomes
 LARGEST_REAL = 2**22
 
 _aten = torch.ops.aten
+_OUTCOMES = Outcomes()  # of all plans of this process: the same layers are asked for by each
 _INDEXED = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
 
 
@@ -70,7 +71,6 @@ class Unallocating(TorchDispatchMode):
     def __init__(self, ledger: Ledger):
         super().__init__()
         self.ledger = ledger
-        self._outcomes = Outcomes()
 
     def of(self, meta: Tensor, part: str | None = None) -> Unallocated:
         """A tensor without numbers, of the shape and storage of one on meta."""
@@ -114,7 +114,7 @@ class Unallocating(TorchDispatchMode):
             return tensor.meta
 
         metas, options = _mapped(meta_of, args), _mapped(meta_of, kwargs)
-        out = self._outcomes.of(func, metas, options)
+        out = _OUTCOMES.of(func, metas, options)
         part = CASTS if is_cast(func) and self.ledger.is_weight(metas[0]) else None
 
         def result(meta: Tensor) -> Unallocated:
@@ -144,7 +144,7 @@ def _is_mask(shape: Sequence[int]) -> bool:
 
 
 def _mapped(change: Callable[[Tensor], Any], tree: Any) -> Any:
-    """Every tensor of an operator's arguments or results changed (torch's own for any tree takes three times as long)."""
+    """Every tensor of an operator's arguments or results changed (torch's own takes three times as long)."""
     if isinstance(tree, Tensor):
         return change(tree)
     if isinstance(tree, (tuple, list)):
