@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llava_mini.cli import main
+from llava_mini.commands.advice import Advice
 from llava_mini.commands.peaks import Peaks, sample_of
 from llava_mini.commands.plan import training_plan
 from llava_mini.config import options, resolve
@@ -109,3 +110,43 @@ def test_what_cannot_be_planned_says_so(planned: Callable) -> None:
     status, _, err = planned("finetune=dora", "finetune.quantize=nf4")
     assert status == 2
     assert "finetune.lora.dora=true with finetune.quantize=nf4 cannot be planned" in err
+
+
+def test_long_text_is_planned_without_its_masks(planned: Callable) -> None:
+    status, out, _ = planned("--json", "data.batch_size=2", "--text-tokens", "100000")  # a mask of 10^10 values
+    assert status == 0
+    assert json.loads(out)["peak_bytes"] > 2 * 100_000**2
+
+
+def test_a_large_batch_lies_on_the_line_of_those_that_are_run() -> None:
+    config = resolve(["trainer.max_steps=1"])
+    peaks = Peaks(config, sample_of(config, text_tokens=20))
+    peaks.largest_planned = 20
+    drawn = peaks(33)
+    peaks.largest_planned = 40
+    whole = Peaks(config, peaks.sample)(33)
+    assert drawn.bytes == pytest.approx(whole.bytes, rel=1e-3)
+
+
+def test_advice_names_ways_to_fine_tune_and_nothing_that_saves_nothing() -> None:
+    config = resolve(["trainer.max_steps=1", "data.batch_size=8", *SMALL_CARD])
+    found = Advice(Peaks(config, sample_of(config, text_tokens=50)), 1)  # nothing fits a byte
+    peaks = [saver.peak_bytes for saver in found.saved]
+    assert peaks == sorted(set(peaks), reverse=True)
+    assert {"finetune=lora", "finetune=qlora"} <= {saver.change for saver in found.saved}
+
+
+def test_refusal_says_that_the_context_is_in_it(planned: Callable) -> None:
+    status, _, err = planned("--strict", "data.batch_size=64", "--text-tokens", "200", *SMALL_CARD)
+    assert status == 2 and "0.6 GiB of it CUDA's context" in err
+
+
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_strict_needs_a_card(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--strict", "hardware=cpu"]) == 2
+    assert "hardware.memory_gib=null" in capsys.readouterr().err
+
+
+def test_new_tokens_need_an_answer() -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan", "--new-tokens", "9"])

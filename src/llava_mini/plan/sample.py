@@ -11,6 +11,8 @@ from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.plan.unallocated import LARGEST_REAL
 
+_RUN = 2**18  # entries of all samples of a batch
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -37,7 +39,7 @@ class Sample:
 
 
 def largest_planned(model: LlavaMiniForConditionalGeneration, sample: Sample) -> int:
-    """Samples of the largest batch whose entries are few enough to be real numbers.
+    """Samples of the largest batch that is run: its entries are real numbers, and they take time.
 
     Raises:
         UserError: a sample is so long that a batch of four is too large.
@@ -49,7 +51,7 @@ def largest_planned(model: LlavaMiniForConditionalGeneration, sample: Sample) ->
             f"{sample.text_tokens} text tokens, each read with {sample.frames} frames, cannot be planned; allowed are "
             f"samples of up to {LARGEST_REAL // 4} entries, this one has {entries}"
         )
-    return LARGEST_REAL // entries
+    return max(4, _RUN // entries)
 
 
 def batch_of(model: LlavaMiniForConditionalGeneration, sample: Sample, size: int) -> VLMBatch:
