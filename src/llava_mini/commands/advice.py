@@ -83,7 +83,10 @@ class Advice:
     def _take(self, change: Change) -> bool:
         """Whether a change saves memory; it is then taken."""
         gc.collect()
-        peaks = self.peaks.of(change.of(self.peaks.config))
+        config = change.of(self.peaks.config)
+        if config["finetune"]["prefusion"] == "lora" and config["finetune"]["lora"] is None:
+            return False  # adapters are defined by a change that saved nothing
+        peaks = self.peaks.of(config)
         peak = peaks.bytes(peaks.config["data"]["batch_size"])
         if peak >= self._peak:
             return False
