@@ -14,6 +14,7 @@ from llava_mini.commands.plan import training_plan
 from llava_mini.config import options, resolve
 from llava_mini.finetune import num_parameters
 from llava_mini.plan.report import GIB, OUTSIDE
+from llava_mini.plan.savers import finetunings
 
 BIG = ["model=llava_mini_vicuna_7b", "model.weights=random", "hardware=rtx5090_32gb", "data.features=false"]
 SMALL_CARD = ["hardware.memory_gib=0.75", "trainer.accelerator=gpu"]
@@ -133,7 +134,8 @@ def test_advice_names_ways_to_fine_tune_and_nothing_that_saves_nothing() -> None
     found = Advice(Peaks(config, sample_of(config, text_tokens=50)), 1)  # nothing fits a byte
     peaks = [saver.peak_bytes for saver in found.saved]
     assert peaks == sorted(set(peaks), reverse=True)
-    assert {"finetune=lora", "finetune=qlora"} & {saver.change for saver in found.saved}
+    # adapters of rank 128 are larger than this model's own layers: they are offered, and save nothing here
+    assert ["finetune=lora", "finetune=qlora"] == [change.text for change in finetunings(config)][:2]
 
 
 def test_refusal_says_that_the_context_is_in_it(planned: Callable) -> None:
