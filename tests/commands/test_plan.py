@@ -135,7 +135,7 @@ def test_advice_names_ways_to_fine_tune_and_nothing_that_saves_nothing() -> None
     peaks = [saver.peak_bytes for saver in found.saved]
     assert peaks == sorted(set(peaks), reverse=True)
     # adapters of rank 128 are larger than this model's own layers: they are offered, and save nothing here
-    assert ["finetune=lora", "finetune=qlora"] == [change.text for change in finetunings(config)][:2]
+    assert [change.text for change in finetunings(config)][:2] == ["finetune=lora", "finetune=qlora"]
 
 
 def test_refusal_says_that_the_context_is_in_it(planned: Callable) -> None:
