@@ -141,6 +141,10 @@ def test_loading_what_is_no_config(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("- a\n")
     with pytest.raises(UserError, match="not a config"):
         load(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text("a: [\n")
+    with pytest.raises(UserError, match=r"config\.yaml: not readable as yaml \(while parsing") as caught:
+        load(tmp_path / "config.yaml")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_yaml_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
+from llava_mini.combinations import check_combinations
 from llava_mini.errors import UserError
 from llava_mini.files import CONFIG_DIR, write_text
 from llava_mini.schema import check, describe
@@ -56,6 +57,7 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str
     chosen = {group: name for group, name in choices.items() if group != "launcher" and not group.startswith("hydra/")}
     config: dict[str, Any] = {"choices": chosen, **resolved}  # type: ignore[dict-item]  # a mapping at the top gives a dict
     check(config)
+    check_combinations(config)
     import_own(config, config_dirs)
     return {**config, "inputs": _inputs(config, config_dirs)}
 
@@ -152,11 +154,14 @@ def load(path: Path) -> dict[str, Any]:
     """Read a config that `save` wrote.
 
     Raises:
-        UserError: when there is none or it is no mapping.
+        UserError: when there is none, or it is no yaml or no mapping.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; allowed is the folder of a run, which holds config.yaml")
-    config = yaml.safe_load(path.read_text())
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as yaml ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a config of this program")
     return config

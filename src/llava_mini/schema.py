@@ -211,7 +211,6 @@ def check(config: dict[str, Any]) -> None:
             TypeAdapter(kind).validate_python(config[name])
         except ValidationError as error:
             raise UserError(describe(name, error)) from error
-    _check_finetune(config)
     _check_model(config["model"])
     data = config["data"]
     for split, sets in data["splits"].items():
@@ -242,30 +241,6 @@ def _check_model(model: dict[str, Any]) -> None:
     for key in ("vision_config", "text_config"):
         if not model[key] and model["weights"] != "hub":
             raise UserError(f"model.{key}={{}}: only with model.weights=hub does the part's own config say its shape")
-
-
-def _check_finetune(config: dict[str, Any]) -> None:
-    """Refuse values that do not go together.
-
-    Raises:
-        UserError: naming them.
-    """
-    finetune = config["finetune"]
-    frozen_dtype, precision = config["savers"]["frozen_dtype"], config["trainer"]["precision"]
-    if finetune["quantize"] is not None and finetune["language_model"] == "full":
-        raise UserError(
-            f"finetune.quantize={finetune['quantize']} with finetune.language_model=full: "
-            "weights in 4 bits cannot train; allowed are finetune.language_model=lora, frozen"
-        )
-    adapted = [part for part in ("language_model", "prefusion") if finetune[part] == "lora"]
-    if adapted and finetune["lora"] is None:
-        raise UserError(
-            f"finetune.{adapted[0]}=lora with finetune.lora=null: needed is finetune.lora={{rank: 16, alpha: 32, ...}}"
-        )
-    if frozen_dtype is not None and precision == "32-true":
-        raise UserError(
-            f"savers.frozen_dtype={frozen_dtype} with trainer.precision=32-true: allowed are null, or a mixed precision"
-        )
 
 
 def set_names(sets: str | list[str] | dict[str, float] | None) -> list[str]:

@@ -129,6 +129,8 @@ def test_weights_that_do_not_fit_are_named(
     ("overrides", "message"),
     [
         (["compressor.C=0"], r"compressor\.C=0"),
+        (["compressor.C=9"], r"compressor\.C=9: allowed are 1 to 8, the side of the vision tower's grid of patches"),
+        (["compressor=avg_pool", "compressor.C=9"], r"compressor\.C=9: allowed are 1 to 8"),
         (["compressor.num_heads=7"], r"compressor\.num_heads=7"),
         (["fusion.num_layers=3"], r"fusion\.num_layers=3: init 'copy' allows at most the language model's 2 layers"),
     ],

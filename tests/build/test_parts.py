@@ -4,18 +4,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     CLIPVisionConfig,
     CLIPVisionModel,
+    SiglipImageProcessorPil,
+    SiglipVisionConfig,
+    SiglipVisionModel,
 )
 
 from llava_mini import build
+from llava_mini.data.pixels import PixelTransform
 from llava_mini.errors import UserError
+from llava_mini.models.interop.parts import language_model_folder
+from llava_mini.models.stored import StoredLinear
 
 Resolve = Callable[..., dict[str, Any]]
 VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=64,
@@ -99,6 +107,59 @@ def test_meta_needs_no_weights(from_parts: Resolve, tmp_path: Path) -> None:
     model = build.build_model(config, tokenizer, device="meta")
     assert all(parameter.is_meta for parameter in model.parameters())
     assert model.config.text_config.hidden_size == 48
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("parts")
+def test_siglips_tower_gets_siglips_pictures(from_parts: Resolve, tmp_path: Path) -> None:
+    """The whole picture in its square, from -1 to 1, in the processor and in the data alike."""
+    SiglipVisionModel(SiglipVisionConfig(**VISION)).save_pretrained(tmp_path / "tower")
+    config = from_parts("compressor.num_heads=4")
+    tokenizer = build.build_tokenizer(config)
+    model = build.build_model(config, tokenizer)
+    with pytest.raises(UserError, match=r"SigLIP's pictures are resized to a square"):
+        build.build_processor(config, model, tokenizer)
+    config["model"]["image_processor"] = {}
+    processor = build.build_processor(config, model, tokenizer)
+    picture = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
+    theirs = SiglipImageProcessorPil(size={"height": 64, "width": 64})(Image.fromarray(picture), return_tensors="pt")
+    inputs = processor(images=picture, text="<image> what color <answer>")
+    assert torch.equal(inputs["pixel_values"][0], theirs["pixel_values"])
+    transform = PixelTransform.from_image_processor(processor.image_processor)
+    assert not transform.cut and transform.size == 64
+    assert torch.isfinite(model.eval()(**inputs).logits).all()
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_frozen_language_model_comes_from_its_files_or_from_the_hubs_cache(
+    parts: dict[str, Any], from_parts: Resolve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache's snapshots are links to blobs; what the base is packed from is what is stored."""
+    snapshot, blobs = (tmp_path / "hub" / "models--some--model" / name for name in ("snapshots/1234", "blobs"))
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("1234")
+    for path in (tmp_path / "text").iterdir():
+        (blobs / path.name).write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    for module in ("huggingface_hub.constants", "transformers.utils.hub.constants"):
+        monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert language_model_folder("some/model").resolve() == snapshot.resolve()
+    config = from_parts("finetune=qlora", "trainer.precision=bf16-mixed")
+    tokenizer = build.build_tokenizer(config)
+    model = build.build_model(config, tokenizer)
+    waiting = [(name, each) for name, each in model.language_model.named_modules() if isinstance(each, StoredLinear)]
+    state = parts["text"].state_dict()
+    assert len(waiting) == 3 * 7 and all(torch.equal(each.read(), state[f"{name}.weight"]) for name, each in waiting)
+    assert torch.equal(waiting[0][1].bias, state[f"{waiting[0][0]}.bias"])
+    assert model.language_model.lm_head.weight is model.get_input_embeddings().weight
+    build.fine_tune(config, model)
+    processor = build.build_processor(config, model, tokenizer)
+    inputs = processor(images=torch.zeros(64, 64, 3).byte().numpy(), text="<image> what color <answer>")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(model.eval()(**inputs).logits).all()
 
 
 @torch.no_grad()

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from llava_mini import build
 from llava_mini.config import options, resolve
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.models.interop.parts import check_same
 
 LANGUAGE_MODELS = {  # parameters, as the models' cards say or their index files sum up to
     "llava_mini_vicuna_7b": 6_738_415_616,
@@ -48,6 +50,33 @@ def test_preset_has_the_published_models_shape(name: str) -> None:
     assert len(model.prefusion.layers) == 4
     assert model.config.image_token_id == text.vocab_size  # behind the vocabulary: it is never embedded
     build.check_model(config)
+
+
+LLAMA_2 = dict(vocab_size=32000, bos_token_id=1, eos_token_id=2, rms_norm_eps=1e-5, rope_theta=10000.0)
+QWEN = dict(vocab_size=151936, bos_token_id=151643, eos_token_id=151645, rms_norm_eps=1e-6, rope_theta=1e6,
+            tie_word_embeddings=True, max_position_embeddings=32768, pad_token_id=None)  # fmt: skip
+LLAMA_3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+PUBLISHED: dict[str, dict[str, Any]] = {  # facts of config.json; conf/model says where each was found
+    "llava_mini_vicuna_7b": {**LLAMA_2, "pad_token_id": 0, "max_position_embeddings": 4096},
+    "llava_mini_vicuna_13b": {**LLAMA_2, "pad_token_id": 0, "max_position_embeddings": 4096},
+    "llava_mini_tinyllama_1_1b": {**LLAMA_2, "pad_token_id": None, "max_position_embeddings": 2048},
+    "llava_mini_mistral_7b": {**LLAMA_2, "rope_theta": 1e6, "sliding_window": None, "max_position_embeddings": 32768},
+    "llava_mini_llama31_8b": dict(
+        vocab_size=128256, bos_token_id=128000, eos_token_id=[128001, 128008, 128009], rms_norm_eps=1e-5,
+        rope_theta=500000.0, rope_scaling={**LLAMA_3, "rope_type": "llama3"}, max_position_embeddings=131072,
+    ),
+    "llava_mini_qwen25_0_5b": QWEN,
+    "llava_mini_qwen25_1_5b": QWEN,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_preset_says_what_the_published_config_says(name: str) -> None:
+    """Read by transformers, which keeps rotary fields of all times in one."""
+    preset = resolve([f"model={name}"])["model"]["text_config"]
+    fields = {key: value for key, value in preset.items() if key not in PUBLISHED[name] and key != "rope_parameters"}
+    published = AutoConfig.for_model(**{"tie_word_embeddings": False, **fields, **PUBLISHED[name]})
+    check_same(preset, published, "text_config", name)
 
 
 def test_rotary_scaling_and_vocabulary_are_the_published_ones() -> None:

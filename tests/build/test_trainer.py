@@ -1,5 +1,7 @@
 """Config to training: every stage builds, and the trainer is as the config says, on one device and on several."""
 
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import _pytree
 
 from llava_mini import build
+from llava_mini.commands.train import assemble
 from llava_mini.config import instantiate, options, resolve
 from llava_mini.data.datamodule import VLMDataModule
 from llava_mini.data.position import StreamPosition
 from llava_mini.data.quarantine import Quarantine
 from llava_mini.errors import UserError
+from llava_mini.finetune import fingerprints
 from llava_mini.stages.base import PARTS
 from llava_mini.stages.callbacks import Clock, History
 from llava_mini.sweep.launcher import LocalLauncher
@@ -89,3 +94,39 @@ def test_another_number_of_processes_than_the_config_says_is_one_line(
     with pytest.raises(UserError, match=r"trainer\.devices x trainer\.machines are 2 processes, but 4 were begun"):
         trainer_of("trainer.accelerator=cpu", "trainer.machines=2")
     assert trainer_of("trainer.accelerator=cpu", "trainer.devices=2", "trainer.machines=2").world_size == 4
+
+
+def test_what_this_machine_lacks_is_told_before_anything_is_made(
+    config_of: Resolve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    build.check_training(config_of("finetune=qlora", "savers.optimizer=adamw_8bit"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    lacking = {
+        "trainer.accelerator=gpu": "trainer.accelerator=gpu: torch finds no GPU here",
+        "savers.optimizer=paged_adamw_8bit": "savers.optimizer=paged_adamw_8bit: needs a GPU",
+    }
+    for override, told in lacking.items():
+        with pytest.raises(UserError, match=told):
+            assemble(config_of(override))
+    for package in ("peft", "bitsandbytes"):
+        with monkeypatch.context() as patched:
+            patched.setitem(sys.modules, package, None)
+            with pytest.raises(UserError, match=f"{package} is not installed"):
+                assemble(config_of("finetune=qlora"))
+    assert not (tmp_path / "world").exists()
+
+
+def test_a_base_with_random_weights_is_the_same_for_a_run_and_for_its_merging(config_of: Resolve) -> None:
+    config = config_of("fusion.init=random")
+    base = fingerprints(build.build_base(config)[1])
+    torch.manual_seed(9)
+    assert fingerprints(build.build_base(config)[1]) == base
+    assert fingerprints(build.build_base({**config, "seed": 1})[1]) != base
+
+
+def test_lightnings_own_deprecated_call_is_not_told(trainer_of: Callable[..., Any]) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        trainer_of("trainer.max_steps=1")
+        _pytree._tree_flatten([torch.ones(1)])
+    assert not [warning for warning in told if "LeafSpec" in str(warning.message)]

@@ -2,12 +2,11 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from tests.commands.several_ranks import MIXED_STEPS, ROOT, Nursery, write_texts
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +40,33 @@ def llava_mini() -> Callable[..., subprocess.CompletedProcess]:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    made = Nursery(tmp_path_factory.mktemp("nursery") / "log.txt")
+    yield made
+    made.process.kill()
+    made.process.wait()
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """arguments(run_dir, "key=value", ...): of a run of the smallest model on a mix of pictures and texts."""
+    folder = tmp_path_factory.mktemp("resume")
+    write_texts(folder / "texts", 9)
+    own = {
+        "experiment": "smoke", "tracking.enabled": "false", "data.folder": folder / "world", "data.features": "false",
+        "data.sizes.instruct-train": 24, "data.sizes.instruct-val": 5, "data.max_bad_fraction": 1,
+        "data.splits": f"{{train: {{instruct-train: 2, {folder / 'texts'}: 1}}, val: instruct-val, test: null}}",
+        "data.batch_size": 2, "data.eval_batch_size": 2,
+        "trainer.max_steps": MIXED_STEPS, "trainer.val_every": MIXED_STEPS, "trainer.checkpoint_every": 1,
+        "model.weights": "[]", "model.vision_config.num_hidden_layers": 1, "model.text_config.num_hidden_layers": 1,
+        "fusion.num_layers": 1,
+    }  # fmt: skip
+
+    def make(run_dir: Path, *overrides: str) -> list[str]:
+        given = dict(item.split("=", 1) for item in overrides)
+        return [f"{key}={value}" for key, value in {**own, "run_dir": run_dir, **given}.items()]
+
+    return make

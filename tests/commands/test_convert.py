@@ -54,11 +54,20 @@ def test_llava_to_ours_to_official_and_back(llava: Path, tmp_path: Path, caplog:
     [
         (["llava", "nowhere", "new"], "nowhere: no such folder"),
         (["llava", "llava", "full", "--fusion-layers", "1"], "full: is there already"),
-        (["llava", "llava", "llava/config.json", "--fusion-layers", "1"], "config.json: is there already"),
+        (["llava", "llava", "full/file", "--fusion-layers", "1"], "file: is there already"),
+        (["llava", "llava", "llava/inside", "--fusion-layers", "1"], "llava/inside: lies in llava or around it"),
+        (["llava", "llava", "link/inside", "--fusion-layers", "1"], "link/inside: lies in llava or around it"),
+        (["llava", "llava", ".", "--fusion-layers", "1"], ".: lies in llava or around it; allowed is a folder apart"),
+        (["official", "llava", "llava", "--vision-tower", "tower"], "llava: lies in llava or around it"),
+        (["to-official", "llava", "llava/../llava/new"], "new: lies in llava or around it"),
+        (["llava", "llava", "new", "--C", "5", "--fusion-layers", "1"], "compressor.C=5: allowed are 1 to 4, the side"),
         (["llava", "llava", "new", "--C", "0", "--fusion-layers", "1"], "compressor.C=0"),
         (["llava", "llava", "new", "--fusion-layers", "9"], "--fusion-layers 9: copies at most the language model's 2"),
-        (["official", "llava", "new"], "the vision tower is None: give its folder or Hub id by --vision-tower"),
-        (["official", "llava", "new", "--vision-tower", "tower"], "config has no mm_vision_select_layer"),
+        (
+            ["official", "llava", "new"],
+            "another architecture (LlavaForConditionalGeneration), with no mm_vision_select",
+        ),
+        (["official", "llava", "new"], "allowed is the official release's LlavaMiniLlamaForCausalLM"),
         (["to-official", "llava", "new"], "config of another model (model_type='llava')"),
     ],
 )
@@ -69,6 +78,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     CLIPVisionConfig(hidden_size=48).save_pretrained(tmp_path / "tower")
+    (tmp_path / "link").symlink_to(llava)
     before = sorted(tmp_path.rglob("*"))
     assert main(["convert", *arguments]) == 2
     said = capsys.readouterr().err.strip().splitlines()

@@ -1,6 +1,7 @@
 """`llava-mini doctor` tells what is here and what does not go together."""
 
 import json
+import sys
 from importlib.metadata import PackageNotFoundError
 
 import pytest
@@ -41,6 +42,12 @@ def test_bitsandbytes_that_does_not_work_is_told(monkeypatch) -> None:
 
     monkeypatch.setattr("bitsandbytes.nn.Linear4bit", broken)
     assert doctor.four_bits() == "does not work on cpu: RuntimeError: no kernels"
+
+
+def test_bitsandbytes_that_cannot_be_loaded_says_why_and_what_to_do(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.delitem(sys.modules, "bitsandbytes.nn", raising=False)
+    assert doctor.four_bits() == "4-bit layers: bitsandbytes is not installed: pip install 'llava-mini-lab[finetune]'"
 
 
 def test_what_is_missing_is_named(monkeypatch) -> None:

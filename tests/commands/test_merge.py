@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from llava_mini.cli import main
 from llava_mini.commands.train import assemble, train
 from llava_mini.config import resolve
-from llava_mini.errors import UserError
 from llava_mini.finetune import load_trained
 from llava_mini.models import LlavaMiniForConditionalGeneration
 
@@ -156,19 +154,3 @@ def test_an_adapter_for_another_base_is_one_line(run_dir: Path, tmp_path: Path, 
     said = refusal(capsys, copy, tmp_path / "out")
     assert "copy/model: made for another base: language_model has the fingerprint" in said
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (
-            ["finetune=qlora", "finetune.language_model=full"],
-            r"finetune\.quantize=nf4 with finetune\.language_model=full",
-        ),
-        (["finetune=full", "finetune.prefusion=lora"], r"finetune\.prefusion=lora with finetune\.lora=null: needed is"),
-        (["savers.frozen_dtype=float16"], r"savers\.frozen_dtype=float16 with trainer\.precision=32-true: allowed are"),
-    ],
-)
-def test_values_that_do_not_go_together_are_one_line(smoke: Callable[..., list[str]], given: list[str], message: str):
-    with pytest.raises(UserError, match=message):
-        resolve([*smoke(), *given])

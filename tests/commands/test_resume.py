@@ -12,96 +12,31 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from tests.commands.several_ranks import (
+    MIXED_STEPS,
+    ROOT,
+    Nursery,
+    has_trained,
+    history,
+    in_group,
+    is_gone,
+    trained_lines,
+    wait_for,
+    write_texts,
+)
 
 from llava_mini.cli import main
-from llava_mini.data.shards import write_shards
 from llava_mini.files import rank_paths
 from llava_mini.sweep import child
 
-ROOT = Path(__file__).parents[2]
 TWO_RANKS = ["trainer.devices=2", "trainer.accumulate_grad_batches=2", "data.num_workers=2"]
-STEPS, SAMPLES = 20, 20 * 8  # two samples a batch
-
-
-class Nursery:
-    """See nursery.py."""
-
-    def __init__(self, log: Path) -> None:
-        self.log = log
-        command = [sys.executable, str(Path(__file__).with_name("nursery.py"))]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        with log.open("w") as file:
-            self.process = subprocess.Popen(command, cwd=ROOT, stderr=file, **pipes)
-        assert self._line() == "ready"
-
-    def begin(self, arguments: list[str], ranks: int, machines: int = 1) -> int:
-        """The process group of a run that has begun."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([ranks, arguments, machines]) + "\n")
-        self.process.stdin.flush()
-        return int(self._line())
-
-    def status(self) -> int:
-        """How the run has ended, once it has."""
-        return int(self._line())
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    made = Nursery(tmp_path_factory.mktemp("nursery") / "log.txt")
-    yield made
-    made.process.kill()
-    made.process.wait()
-
-
-@pytest.fixture(scope="module")
-def arguments(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
-    """arguments(run_dir, "key=value", ...): of a run of the smallest model on a mix of pictures and texts."""
-    folder = tmp_path_factory.mktemp("resume")
-    write_texts(folder / "texts", 9)
-    own = {
-        "experiment": "smoke", "tracking.enabled": "false", "data.folder": folder / "world", "data.features": "false",
-        "data.sizes.instruct-train": 24, "data.sizes.instruct-val": 5, "data.max_bad_fraction": 1,
-        "data.splits": f"{{train: {{instruct-train: 2, {folder / 'texts'}: 1}}, val: instruct-val, test: null}}",
-        "data.batch_size": 2, "data.eval_batch_size": 2,
-        "trainer.max_steps": STEPS, "trainer.val_every": STEPS, "trainer.checkpoint_every": 1,
-        "model.weights": "[]", "model.vision_config.num_hidden_layers": 1, "model.text_config.num_hidden_layers": 1,
-        "fusion.num_layers": 1,
-    }  # fmt: skip
-
-    def make(run_dir: Path, *overrides: str) -> list[str]:
-        given = dict(item.split("=", 1) for item in overrides)
-        return [f"{key}={value}" for key, value in {**own, "run_dir": run_dir, **given}.items()]
-
-    return make
-
-
-def write_texts(folder: Path, count: int) -> None:
-    """A set of texts, and one record that is broken."""
-    talk = [{"from": "human", "value": "how many star objects"}, {"from": "gpt", "value": "two"}]
-    record = {"json": json.dumps({"id": "0", "conversations": talk}).encode()}
-    write_shards([*((f"text-{i}", record) for i in range(count)), ("text-bad", {"json": b"{"})], folder)
-
-
-def history(run_dir: Path) -> list[dict[str, Any]]:
-    """What all ranks have trained on, in the order of the samples."""
-    lines = [
-        {**json.loads(line), "rank": rank}
-        for rank, path in enumerate(rank_paths(run_dir / "history.jsonl"))
-        for line in path.read_text().splitlines()
-    ]
-    return sorted(lines, key=lambda line: (line["position"], line["rank"]))
+STEPS, SAMPLES = MIXED_STEPS, MIXED_STEPS * 8  # two samples a batch
 
 
 def keys(run_dir: Path) -> list[str]:
@@ -111,39 +46,6 @@ def keys(run_dir: Path) -> list[str]:
 def quarantined(run_dir: Path) -> list[tuple[int, str]]:
     lines = [line for path in rank_paths(run_dir / "quarantine.jsonl") for line in path.read_text().splitlines()]
     return sorted((bad["position"], bad["key"]) for bad in map(json.loads, lines))
-
-
-def wait_for(what: Callable[[], bool], seconds: float = 240.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-
-
-def trained_lines(run_dir: Path) -> int:
-    path = run_dir / "history.jsonl"
-    return path.read_text().count("\n") if path.exists() else 0
-
-
-def has_trained(run_dir: Path, lines: int) -> bool:
-    return trained_lines(run_dir) >= lines
-
-
-def in_group(group: int) -> list[int]:
-    """Processes of a group that are alive."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, member = path.read_text().rpartition(")")[2].split()[:3]
-        except OSError:
-            continue  # it has ended meanwhile
-        if int(member) == group and state != "Z":
-            found.append(int(path.parent.name))
-    return found
-
-
-def is_gone(group: int) -> bool:
-    return not in_group(group)
 
 
 @pytest.fixture(scope="module")

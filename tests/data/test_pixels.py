@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from llava_mini.data.errors import SampleError
 from llava_mini.data.pixels import CLIP_GRAY, PixelTransform, normalised
@@ -77,6 +77,21 @@ def test_square_is_clips_own_processing_within_two_steps(make: Callable[..., Pix
     theirs = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
     assert ours_normalised.dtype == theirs.dtype == torch.float32
     assert (as_bytes(ours_normalised, processor) - as_bytes(theirs, processor)).abs().max() <= 2 + 1e-3
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_siglips_pictures_are_its_own_processing_within_two_steps(
+    make: Callable[..., Pixels], size: tuple[int, int]
+) -> None:
+    """The whole picture in a square, whatever its shape; values from -1 to 1."""
+    pixels, processor = make(*size), SiglipImageProcessorPil(size={"height": 24, "width": 24})
+    transform = PixelTransform.from_image_processor(processor)
+    ours = normalised(transform([png(pixels)]), processor.image_mean, processor.image_std)[0, 0]
+    theirs = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
+    assert ours.shape == theirs.shape == (3, 24, 24) and theirs.min() >= -1 and theirs.max() <= 1
+    assert (as_bytes(ours, processor) - as_bytes(theirs, processor)).abs().max() <= 2 + 1e-3
+    assert transform.background == (127, 127, 127)
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
@@ -208,8 +223,9 @@ def test_bytes_are_normalised_as_clip_does() -> None:
         ({"rescale_factor": 1 / 127.5}, "rescale_factor=0.0078"),
         ({"crop_size": {"height": 24, "width": 20}}, "crop_size={'height': 24, 'width': 20}; only"),
         ({"crop_size": {"height": 20, "width": 20}}, "crop_size={'height': 20, 'width': 20}; only"),
-        ({"size": {"height": 24, "width": 24}}, "size={'height': 24, 'width': 24}; only a shortest_edge"),
-        ({"size": {"shortest_edge": 24, "longest_edge": 48}}, "only a shortest_edge can be mirrored"),
+        ({"size": {"height": 24, "width": 24}}, "do_center_crop=True; only False"),
+        ({"size": {"height": 24, "width": 20}}, "size={'height': 24, 'width': 20}; only a shortest_edge or a square"),
+        ({"size": {"shortest_edge": 24, "longest_edge": 48}}, "only a shortest_edge or a square can be mirrored"),
     ],
 )
 def test_a_processor_that_cannot_be_mirrored_is_named(change: dict[str, Any], message: str) -> None:

@@ -199,7 +199,7 @@ def test_4_bit_layers_compute_in_the_runs_precision(precision: str, dtype: torch
 
 def test_a_missing_package_is_one_line(make_model: Factory, spec_of: Factory, monkeypatch: pytest.MonkeyPatch):
     def absent(name: str) -> Any:
-        raise ModuleNotFoundError(f"No module named {name!r}")
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     models = [make_model(), make_model()]
     monkeypatch.setattr(importlib, "import_module", absent)

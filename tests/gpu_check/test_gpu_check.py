@@ -49,6 +49,14 @@ def test_without_a_gpu_it_says_so(monkeypatch, capsys) -> None:
     assert "gpu-check: torch finds no GPU here; --tiny tries the command on the CPU" in capsys.readouterr().err
 
 
+def test_a_missing_package_is_one_line(monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    assert gpu_check.main(["--tiny"]) == 2
+    assert capsys.readouterr().err == (
+        "gpu-check: training steps: bitsandbytes is not installed: pip install 'llava-mini-lab[finetune]'\n"
+    )
+
+
 def test_a_trial_that_fails_is_told_and_the_next_is_run(monkeypatch, tmp_path: Path) -> None:
     answers = iter([{"status": "failed: NaN"}, {"status": "measured", "peak_bytes": 2**30, "samples_per_s": 1.0}])
     monkeypatch.setattr(gpu_check, "_both", lambda *_: next(answers))

@@ -7,8 +7,10 @@ from llava_mini.build.data import build_datamodule, build_template, prepare_data
 from llava_mini.build.model import build_model, build_processor, build_vision_model, check_model
 from llava_mini.build.tokenizer import build_tokenizer
 from llava_mini.build.trainer import (
+    build_base,
     build_stage,
     build_trainer,
+    check_training,
     fine_tune,
     frozen_dtype,
     make_trainer,
@@ -17,6 +19,7 @@ from llava_mini.build.trainer import (
 )
 
 __all__ = [
+    "build_base",
     "build_datamodule",
     "build_model",
     "build_processor",
@@ -26,6 +29,7 @@ __all__ = [
     "build_trainer",
     "build_vision_model",
     "check_model",
+    "check_training",
     "fine_tune",
     "frozen_dtype",
     "make_trainer",

@@ -10,19 +10,23 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CLIPImageProcessorPil, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from llava_mini.build.base import Base, copy_to_prefusion, is_kept_small, load_base
 from llava_mini.build.tokenizer import image_token
+from llava_mini.build.trainer import frozen_dtype
 from llava_mini.build.weights import load_parts, load_tower, load_weights
 from llava_mini.config import check_spec
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.models.compressors import build_compressor
-from llava_mini.models.initialisation import default_dtype
-from llava_mini.models.interop.parts import check_same, text_config_of, vision_config_of
+from llava_mini.models.image_processor import build_image_processor
+from llava_mini.models.initialisation import default_dtype, initialise
+from llava_mini.models.interop.parts import check_same, language_model_folder, text_config_of, vision_config_of
 from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW, build_vision_tower
 
 Config = dict[str, Any]
+_BEHIND_THE_TOWER = ("compressor", "projector", "prefusion", "language_model")
 
 
 def build_model(
@@ -38,24 +42,65 @@ def build_model(
         config: The resolved config.
         tokenizer: Of `build_tokenizer`.
         device: Where it is built; "meta" gives shapes alone, and no weights are looked for.
-        dtype: Of its weights.
+        dtype: Of its weights; a language model that the run freezes is in the type in which it is kept, and linear
+            layers that will be packed into 4 bits wait in their files (`StoredLinear`) for `fine_tune`.
 
     Raises:
         UserError: for weights that are missing or do not fit, or an impossible fusion.
     """
     spec, device = config["model"], torch.device(device)
-    from_parts = spec["weights"] == "hub" and device.type != "meta"
+    if device.type == "meta":
+        with device, default_dtype(dtype):
+            return _shaped(config, tokenizer, from_parts=False)
+    small = _with_frozen_base(config, tokenizer, device, dtype) if is_kept_small(config) else None
+    if small is not None:
+        return small
+    from_parts = spec["weights"] == "hub"
     with torch.device("meta") if from_parts else device, default_dtype(dtype):
         model = _shaped(config, tokenizer, from_parts=from_parts)
-    if device.type == "meta":
-        return model
     if from_parts:
         load_parts(model, spec, device, dtype)
     for folder in _folders(spec):
         load_weights(model, folder)
-    if config["fusion"]["init"] == "copy" and config["fusion"]["num_layers"]:
+    if _copies(config):
         model.prefusion.copy_from(model.language_model)
     return model
+
+
+def _with_frozen_base(
+    config: Config, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: torch.dtype
+) -> LlavaMiniForConditionalGeneration | None:
+    """The model of a run that freezes its language model; None where some of that one's weights are random."""
+    spec = config["model"]
+    from_parts = spec["weights"] == "hub"
+    with torch.device("meta"), default_dtype(dtype):
+        model = _shaped(config, tokenizer, from_parts=from_parts)
+    if from_parts:
+        base = Base.of([language_model_folder(spec["hub"]["language_model"])], prefix="")
+    else:
+        base = Base.of(_folders(spec))
+        if not base.is_whole(model.language_model):
+            return None
+    base.check(model.language_model, str(spec["hub"]["language_model"] if from_parts else spec["weights"]))
+    if from_parts:
+        load_tower(model, spec, device, dtype)
+    else:
+        with device, default_dtype(dtype):
+            model.vision_tower = build_vision_tower(model.config.vision_config)
+    with default_dtype(dtype):
+        initialise(model, ("compressor", "projector", "prefusion"), device)
+    for folder in _folders(spec):
+        load_weights(model, folder, without=("language_model",))
+    packed = config["finetune"]["quantize"] is not None
+    load_base(model, base, device, frozen_dtype(config) or dtype, packed=packed)
+    if _copies(config):
+        copy_to_prefusion(model, base)
+    return model
+
+
+def _copies(config: Config) -> bool:
+    """Whether pre-fusion starts from the language model's first layers."""
+    return config["fusion"]["init"] == "copy" and config["fusion"]["num_layers"] > 0
 
 
 def build_vision_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> LlavaMiniForConditionalGeneration:
@@ -71,7 +116,7 @@ def build_vision_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Ll
         load_tower(model, spec, torch.device("cpu"), torch.float32)
         return model
     model.vision_tower = build_vision_tower(model.config.vision_config)
-    found = [load_weights(model, folder, part="vision_tower") for folder in _folders(spec)]
+    found = [load_weights(model, folder, _BEHIND_THE_TOWER) for folder in _folders(spec)]
     if not any(found):
         raise UserError(f"model.weights={spec['weights']}: none of them holds a vision tower")
     return model
@@ -151,7 +196,7 @@ def check_model(config: Config) -> None:
     before = config["order"]["compress_before_projection"]
     width = spec["vision_config" if before else "text_config"].get("hidden_size")
     if width is not None:  # else the part's own config says it, which may still have to be fetched
-        build_compressor(config["compressor"], width)
+        build_compressor(config["compressor"], width, _side(spec["vision_config"]))
     layers = spec["text_config"].get("num_hidden_layers")
     if layers is not None and fusion["init"] == "copy" and fusion["num_layers"] > layers:
         raise UserError(
@@ -159,12 +204,22 @@ def check_model(config: Config) -> None:
         )
 
 
+def _side(vision_config: dict[str, Any]) -> int | None:
+    """Patches along a side of a view, where the preset says it and not the part."""
+    image, patch = vision_config.get("image_size"), vision_config.get("patch_size")
+    return image // patch if isinstance(image, int) and isinstance(patch, int) and patch > 0 else None
+
+
 def build_processor(
     config: Config, model: LlavaMiniForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
 ) -> LlavaMiniProcessor:
-    """The processor that fits the model."""
+    """The processor that fits the model, with the pictures that its vision tower was trained with.
+
+    Raises:
+        UserError: `model.image_processor` does not fit the tower's kind.
+    """
     return LlavaMiniProcessor(
-        CLIPImageProcessorPil(**config["model"]["image_processor"]),
+        build_image_processor(model.config.vision_config, config["model"]["image_processor"]),
         tokenizer,
         num_image_tokens=model.tokens_per_frame(SINGLE_VIEW),
         num_hd_image_tokens=model.tokens_per_frame(HD_VIEWS),

@@ -11,8 +11,6 @@ from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
-from llava_mini.errors import UserError
-
 
 def build_strategy(config: dict[str, Any], ranks: int) -> Strategy | str:
     """Lightning's strategy for a run.
@@ -23,29 +21,10 @@ def build_strategy(config: dict[str, Any], ranks: int) -> Strategy | str:
     Args:
         config: The run's.
         ranks: Processes that train together.
-
-    Raises:
-        UserError: for what FSDP cannot do.
     """
     if config["trainer"]["strategy"] == "fsdp":
-        _check_fsdp(config, ranks)
         return ModelParallelStrategy(
             data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
     # A rank whose batch shows no image leaves the projector and all that is read through it unused.
     return DDPStrategy(find_unused_parameters=True) if ranks > 1 else "auto"
-
-
-def _check_fsdp(config: dict[str, Any], ranks: int) -> None:
-    """Refuse what cannot be dealt."""
-    trainer, savers = config["trainer"], config["savers"]
-    refusals = [
-        (ranks < 2, f"trainer.devices={trainer['devices']}", "several devices"),
-        (trainer["precision"] == "16-mixed", "trainer.precision=16-mixed", "32-true, bf16-mixed, bf16-true, 16-true"),
-        (config["finetune"]["quantize"] is not None, f"finetune.quantize={config['finetune']['quantize']}", "null"),
-        (savers["optimizer"] != "adamw", f"savers.optimizer={savers['optimizer']}", "adamw"),
-        (savers["offload_vision"], "savers.offload_vision=true", "false"),
-    ]
-    for refused, given, allowed in refusals:
-        if refused:
-            raise UserError(f"{given} with trainer.strategy=fsdp: allowed are {allowed}")

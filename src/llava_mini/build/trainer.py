@@ -15,9 +15,12 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from transformers import PreTrainedTokenizerBase
 
 from llava_mini import finetune
+from llava_mini.build.model import build_model, check_model
 from llava_mini.build.strategy import build_strategy
+from llava_mini.build.tokenizer import build_tokenizer
 from llava_mini.config import instantiate
 from llava_mini.data.datamodule import VLMDataModule
 from llava_mini.data.position import StreamPosition
@@ -29,6 +32,7 @@ from llava_mini.models.savers import apply_savers
 from llava_mini.stages.base import VLMStage
 from llava_mini.stages.callbacks import Clock, History, Progress
 from llava_mini.stages.checkpointing import AtomicCheckpointIO
+from llava_mini.stages.optimizers import check_optimizer
 from llava_mini.stages.sharding import Gathered
 
 Config = dict[str, Any]
@@ -38,6 +42,29 @@ def seed_run(config: Config) -> None:
     """Seed all generators and set the threads of this process."""
     seed_everything(config["seed"], verbose=False)
     torch.set_num_threads(config["trainer"]["threads"])
+
+
+def build_base(config: Config) -> tuple[PreTrainedTokenizerBase, LlavaMiniForConditionalGeneration]:
+    """The tokenizer, and the model that a run starts from: the same, random weights too, for whoever asks for it.
+
+    Raises:
+        UserError: as `check_model` and `build_model`.
+    """
+    seed_run(config)
+    tokenizer = build_tokenizer(config)
+    check_model(config)
+    return tokenizer, build_model(config, tokenizer)
+
+
+def check_training(config: Config) -> None:
+    """Find what this machine lacks for a run, before anything is made for it.
+
+    Raises:
+        UserError: for a package that is not installed, or devices that are not there or that torch cannot drive.
+    """
+    finetune.check_packages(config["finetune"])
+    check_optimizer(config["savers"]["optimizer"], "cuda" if uses_gpu(config) else "cpu")
+    _check_hardware(config["trainer"], on_gpu=uses_gpu(config))
 
 
 def fine_tune(config: Config, model: LlavaMiniForConditionalGeneration, **options: Any) -> None:
@@ -149,13 +176,10 @@ def make_trainer(config: Config, **options: Any) -> Trainer:
     warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('val/")  # of all ranks already
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a run that continues
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # `StreamPosition` resumes it
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is dep")  # what Lightning asks torch
     spec = config["trainer"]
     on_gpu = uses_gpu(config)
-    if spec["accelerator"] in ("gpu", "cuda") and not on_gpu:
-        raise UserError(f"trainer.accelerator={spec['accelerator']}: torch finds no GPU here; allowed are auto, cpu")
-    _check_devices(spec["devices"], spec["accelerator"], on_gpu)
-    for card in find_cards()[: spec["devices"]] if on_gpu else ():
-        check_card(card, torch.cuda.get_arch_list(), spec["precision"])
+    _check_hardware(spec, on_gpu=on_gpu)
     return Trainer(
         max_steps=spec["max_steps"],
         max_epochs=1,
@@ -174,6 +198,15 @@ def make_trainer(config: Config, **options: Any) -> Trainer:
         deterministic="warn" if on_gpu else True,  # CUDA has no deterministic form of some backward passes (pooling)
         **options,
     )
+
+
+def _check_hardware(spec: Config, *, on_gpu: bool) -> None:
+    """Refuse devices that are not there, and cards that the installed torch cannot drive."""
+    if spec["accelerator"] in ("gpu", "cuda") and not on_gpu:
+        raise UserError(f"trainer.accelerator={spec['accelerator']}: torch finds no GPU here; allowed are auto, cpu")
+    _check_devices(spec["devices"], spec["accelerator"], on_gpu)
+    for card in find_cards()[: spec["devices"]] if on_gpu else ():
+        check_card(card, torch.cuda.get_arch_list(), spec["precision"])
 
 
 def _check_devices(devices: int, accelerator: str, on_gpu: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,13 @@ def load_tower(
 
 
 @torch.no_grad()
-def load_weights(model: LlavaMiniForConditionalGeneration, folder: Path, part: str = "") -> bool:
-    """Load the parts of a model that a folder's checkpoint holds, or one of them; file by file, if there are several.
+def load_weights(model: LlavaMiniForConditionalGeneration, folder: Path, without: Container[str] = ()) -> bool:
+    """Load the parts of a model that a folder's checkpoint holds; file by file, if there are several.
+
+    Args:
+        model: Changed in place.
+        folder: With safetensors.
+        without: Parts that are not wanted.
 
     Returns:
         Whether it holds any.
@@ -72,15 +78,15 @@ def load_weights(model: LlavaMiniForConditionalGeneration, folder: Path, part: s
     except UserError as error:
         raise UserError(f"model.weights: {error}") from error
     own = model.state_dict()
-    wanted = {name: shape for name, shape in checkpoint.shapes.items() if not part or name.startswith(f"{part}.")}
+    wanted = {name: shape for name, shape in checkpoint.shapes.items() if name.split(".")[0] not in without}
+    checkpoint.check_floats(name for name in wanted if name in own and own[name].is_floating_point())
     for name, shape in wanted.items():
         if name not in own or list(own[name].shape) != shape:
             has = f"shape {list(own[name].shape)}" if name in own else "no such tensor"
             raise UserError(f"{folder}: {name} has shape {shape}, the model has {has}")
     _check_hash(path)
-    for name, tensor in checkpoint.stream():
-        if name in wanted:
-            own[name].copy_(tensor)
+    for name, tensor in checkpoint.stream(wanted):
+        own[name].copy_(tensor)
     if wanted:
         log.info("%s: weights of %s", folder, ", ".join(sorted({name.split(".")[0] for name in wanted})))
     return bool(wanted)

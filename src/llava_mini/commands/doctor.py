@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from llava_mini.errors import UserError
 from llava_mini.finetune.packages import require
 from llava_mini.hardware import build_for, drives, find_cards, has_bf16, install_command
 
@@ -88,6 +89,8 @@ def four_bits() -> str:
         )
         found = layer(torch.ones(1, 64, device=device))
         exact = bool(torch.isfinite(found).all())
+    except UserError as error:
+        return str(error)
     except Exception as error:  # noqa: BLE001  # whatever a library without its kernels raises is the answer
         return f"does not work on {device}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return f"4-bit layers work on {device}" if exact else f"4-bit layers give no numbers on {device}"

@@ -19,7 +19,7 @@ from llava_mini.commands.trained import save_model
 from llava_mini.config import import_own, load
 from llava_mini.errors import UserError
 from llava_mini.evaluate.accuracy import evaluate
-from llava_mini.finetune import fingerprints, is_adapted, load_trained, merge_adapters
+from llava_mini.finetune import check_packages, fingerprints, is_adapted, load_trained, merge_adapters
 from llava_mini.finetune.quantization import rounded_linear
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.predictions import Predictions
@@ -56,9 +56,8 @@ def merge_run(run_dir: Path, config: dict[str, Any], destination: Path) -> None:
     Raises:
         UserError: for another base, or files that do not fit the config.
     """
-    build.seed_run(config)
-    tokenizer = build.build_tokenizer(config)
-    model = build.build_model(config, tokenizer)
+    check_packages(config["finetune"])
+    tokenizer, model = build.build_base(config)
     found = fingerprints(model)
     build.fine_tune(config, model, linear_4bit=rounded_linear)
     model.float()

@@ -50,10 +50,8 @@ class Run:
 
 def assemble(config: dict[str, Any]) -> Run:
     """Build everything that a run needs; data and features are made when they are not there."""
-    build.seed_run(config)
-    tokenizer = build.build_tokenizer(config)
-    build.check_model(config)
-    model = build.build_model(config, tokenizer)
+    build.check_training(config)
+    tokenizer, model = build.build_base(config)
     processor = build.build_processor(config, model, tokenizer)
     datamodule = build.build_datamodule(config, model, processor)
     base = fingerprints(model)

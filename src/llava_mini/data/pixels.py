@@ -34,46 +34,54 @@ class ImageProcessor(Protocol):
 
 
 class PixelTransform:
-    """Encoded pictures to bytes [F, V, 3, S, S]: their views (`llava_mini.views`), each resized and cut as CLIP does.
+    """Encoded pictures to bytes [F, V, 3, S, S]: their views (`llava_mini.views`), each resized as the tower's are.
 
-    For example 640x480 at S = 336: `square` resizes to 448x336 and keeps columns 56-391; `pad` resizes a square of
-    640x640; `hd` resizes its four quarters of 320x320 and the whole.
+    CLIP's are cut to their middle square, SigLIP's resized to a square as they are. For example 640x480 at S = 336:
+    `square` resizes to 448x336 and keeps columns 56-391; `pad` resizes a square of 640x640; `hd` resizes its four
+    quarters of 320x320 and the whole.
 
     Args:
         size: S.
         mode: How a picture becomes views.
         background: RGB around pictures that are not square.
+        cut: Whether a view keeps its shape and is cut; else it is resized to S x S whatever its shape.
 
     Raises:
         UserError: another mode, or a size below 1.
     """
 
-    def __init__(self, size: int, mode: ViewMode = "square", background: Colour = CLIP_GRAY) -> None:
+    def __init__(
+        self, size: int, mode: ViewMode = "square", background: Colour = CLIP_GRAY, *, cut: bool = True
+    ) -> None:
         check_mode(mode)
         if size < 1:
             raise UserError(f"size={size} pixels of a view; it must be at least 1")
-        self.size, self.mode, self.background = size, mode, background
+        self.size, self.mode, self.background, self.cut = size, mode, background, cut
 
     @classmethod
     def from_image_processor(cls, processor: ImageProcessor, mode: ViewMode = "square") -> PixelTransform:
         """What gives the pixels of `processor`, before their normalising, with its mean colour as background.
 
         Raises:
-            UserError: the processor does something else than CLIP's resizing and cropping to one square size.
+            UserError: the processor does something else than CLIP's resizing and cropping to one square size, or
+                SigLIP's resizing to one.
         """
         facts = processor.to_dict()
         size = facts.get("size")
-        edge = size.get("shortest_edge") if isinstance(size, Mapping) else None
-        if not isinstance(edge, int) or size != {"shortest_edge": edge}:
-            raise UserError(f"image processor: size={size}; only a shortest_edge can be mirrored")
+        sides = dict(size) if isinstance(size, Mapping) else {}
+        edge = sides.get("shortest_edge", sides.get("height"))
+        square = {"height": edge, "width": edge}
+        if not isinstance(edge, int) or sides not in ({"shortest_edge": edge}, square):
+            raise UserError(f"image processor: size={size}; only a shortest_edge or a square can be mirrored")
+        cut = sides != square
         needed = {
-            "do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True, "resample": _BICUBIC,
-            "crop_size": {"height": edge, "width": edge}, "rescale_factor": 1 / 255,
+            "do_resize": True, "do_center_crop": cut, "do_rescale": True, "do_normalize": True, "resample": _BICUBIC,
+            "crop_size": square if cut else None, "rescale_factor": 1 / 255,
         }  # fmt: skip
         for name, value in needed.items():
-            if facts.get(name) != value:
+            if (facts.get(name) or False) != (value or False):  # SigLIP's does not say that it does not cut
                 raise UserError(f"image processor: {name}={facts.get(name)}; only {value} can be mirrored")
-        return cls(edge, mode, mean_colour(facts["image_mean"]))
+        return cls(edge, mode, mean_colour(facts["image_mean"]), cut=cut)
 
     @property
     def num_views(self) -> int:
@@ -97,7 +105,7 @@ class PixelTransform:
             except UserError as error:
                 raise SampleError(str(error)) from None
             for place, view in enumerate(views):
-                frame[place] = self._cropped(view)
+                frame[place] = self._cropped(view) if self.cut else _resized(view, self.size, self.size)
         return frames
 
     def _cropped(self, pixels: NDArray[np.uint8]) -> Tensor:

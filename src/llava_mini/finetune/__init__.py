@@ -4,7 +4,7 @@ The model's own classes stay: adapters and 4-bit layers take the places of linea
 decoder and, where that is wanted, pre-fusion. The vision tower, the embeddings and the head never change.
 """
 
-from llava_mini.finetune.adapters import adapted_parts, is_adapted, is_adapter, trains
+from llava_mini.finetune.adapters import adapted_parts, check_packages, is_adapted, is_adapter, trains
 from llava_mini.finetune.apply import apply, cast_frozen, compute_dtype, num_parameters
 from llava_mini.finetune.merging import merge_adapters
 from llava_mini.finetune.saved import fingerprints, load_trained, save_trained
@@ -13,6 +13,7 @@ __all__ = [
     "adapted_parts",
     "apply",
     "cast_frozen",
+    "check_packages",
     "compute_dtype",
     "fingerprints",
     "is_adapted",

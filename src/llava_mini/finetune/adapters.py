@@ -52,6 +52,21 @@ def trains(name: str, part: str, finetune: Finetune) -> bool:
     return how == "full" or (how == "lora" and is_adapter(name))
 
 
+def check_packages(finetune: Finetune) -> None:
+    """Find out before anything is made whether the packages are there that a run of this kind needs.
+
+    Args:
+        finetune: The config's group.
+
+    Raises:
+        UserError: without PEFT or bitsandbytes, where they are needed.
+    """
+    if "lora" in (finetune["language_model"], finetune["prefusion"]):
+        require("peft", "finetune.lora")
+    if finetune["quantize"] is not None:
+        require("bitsandbytes", f"finetune.quantize={finetune['quantize']}")
+
+
 def add_adapters(part: nn.Module, lora: Mapping[str, Any]) -> None:
     """Put fresh adapters on a part's decoder layers; what they add is zero until they have been trained.
 

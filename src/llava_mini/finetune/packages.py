@@ -8,11 +8,20 @@ from typing import Any
 
 from llava_mini.errors import UserError
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns that a kernel of another project is not installed
+# On CPUs with bf16 instructions bitsandbytes looks for a kernel of another project as soon as it is imported, and warns
+# when there is none. The layers here would not use it: it rounds weights anew (`quantization.nf4_linear`).
+_UNUSED_KERNEL = "Failed to load CPU gemm_4bit_forward"
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_UNUSED_KERNEL)
+
+
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_wanted)
 
 
 def require(name: str, key: str) -> Any:
-    """Import an optional package.
+    """Import an optional package, or a module of it.
 
     Args:
         name: The package.
@@ -21,8 +30,13 @@ def require(name: str, key: str) -> Any:
     Raises:
         UserError: when it is not installed or cannot be loaded.
     """
+    package = name.partition(".")[0]
     try:
+        importlib.import_module(package)
         return importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:  # bitsandbytes fails in several ways without its library
-        reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
-        raise UserError(f"{key}: {name} {reason}: pip install 'llava-mini-lab[finetune]'") from error
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            raise UserError(f"{key}: {package} is not installed: pip install 'llava-mini-lab[finetune]'") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        again = f"pip install --force-reinstall {package}"
+        raise UserError(f"{key}: {package} is installed and cannot be loaded ({reason}): {again}") from error

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from llava_mini.finetune.packages import require
+from llava_mini.models.stored import StoredLinear
 
 Linear4bit = Callable[[nn.Linear, torch.dtype], nn.Module]
 _KEY = "finetune.quantize=nf4"
@@ -71,8 +72,12 @@ def rounded_linear(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
 
 
 def quantize_linears(decoder: nn.Module, compute_dtype: torch.dtype, linear_4bit: Linear4bit) -> None:
-    """Replace every linear layer in a decoder, one at a time, so that only one is held twice."""
+    """Replace every linear layer in a decoder, one at a time, so that only one is held twice.
+
+    The weight of one that is still in its file is in memory, in float32, for no longer than its own turn.
+    """
     for parent in list(decoder.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(parent, name, linear_4bit(child, compute_dtype))
+                plain = child.loaded() if isinstance(child, StoredLinear) else child
+                setattr(parent, name, linear_4bit(plain, compute_dtype))

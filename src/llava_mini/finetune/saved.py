@@ -30,6 +30,7 @@ from llava_mini.finetune.adapters import (
     load_adapter_state,
 )
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.models.stored import StoredLinear
 
 _FOLDERS = {"language_model": "adapter", "prefusion": "prefusion_adapter"}
 _SAMPLE = 4096  # values of a tensor that its part's fingerprint reads
@@ -44,8 +45,9 @@ def fingerprints(model: nn.Module) -> dict[str, str]:
     found = {}
     for part, module in model.named_children():
         digest = hashlib.sha256()
+        stored = {f"{path}.weight": each for path, each in module.named_modules() if isinstance(each, StoredLinear)}
         for name, tensor in sorted(module.named_parameters()):
-            flat = tensor.detach().flatten()
+            flat = (stored[name].read() if name in stored else tensor.detach()).flatten()
             sample = flat[:: max(1, len(flat) // _SAMPLE)][:_SAMPLE].float().cpu()
             digest.update(f"{name} {list(tensor.shape)}".encode() + sample.numpy().tobytes())
         found[part] = digest.hexdigest()[:16]

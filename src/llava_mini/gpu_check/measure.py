@@ -101,4 +101,4 @@ def check_packages() -> None:
         UserError: without peft or bitsandbytes.
     """
     for package in ("peft", "bitsandbytes"):
-        require(package, "gpu-check")
+        require(package, "training steps")

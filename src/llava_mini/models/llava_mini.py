@@ -72,11 +72,11 @@ class LlavaMiniForConditionalGeneration(PreTrainedModel, FramesGenerationMixin):
         vision_dim, text_dim = config.vision_config.hidden_size, config.text_config.hidden_size
         compressor_dim = vision_dim if config.compress_before_projection else text_dim
         self.vision_tower = build_vision_tower(config.vision_config)
-        self.compressor = build_compressor(config.compressor, compressor_dim)
+        self.side = patches_per_side(config.vision_config)
+        self.compressor = build_compressor(config.compressor, compressor_dim, self.side)
         self.projector = Projector(vision_dim=vision_dim, text_dim=text_dim, activation=config.projector_hidden_act)
         self.prefusion = Prefusion(text_config=config.text_config, num_layers=config.num_fusion_layers)
         self.language_model = build_language_model(config.text_config)
-        self.side = patches_per_side(config.vision_config)
         self.loss_chunk: int | None = None
         self.vision_batch: int | None = None
         self.offload_vision = False

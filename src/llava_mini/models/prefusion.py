@@ -52,11 +52,15 @@ class Prefusion(nn.Module):
         Raises:
             UserError: when there are fewer of them than pre-fusion layers.
         """
+        self.check_copy(language_model)
+        for layer, first in zip(self.layers, language_model.get_decoder().layers, strict=False):
+            layer.load_state_dict(first.state_dict())
+
+    def check_copy(self, language_model: PreTrainedModel) -> None:
+        """Raises UserError when the language model has fewer layers than are to be copied."""
         source = language_model.get_decoder().layers
         if len(self.layers) > len(source):
             raise UserError(
                 f"fusion.num_layers={len(self.layers)}: "
                 f"init 'copy' allows at most the language model's {len(source)} layers"
             )
-        for layer, first in zip(self.layers, source, strict=False):
-            layer.load_state_dict(first.state_dict())

@@ -9,6 +9,7 @@ import torch
 from llava_mini.errors import UserError
 from llava_mini.finetune.packages import require
 
+_PACKAGE = "bitsandbytes.optim"
 _EIGHT_BIT = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}
 
 
@@ -28,11 +29,21 @@ def build_optimizer(
     Raises:
         UserError: without bitsandbytes, or for paged state without a GPU.
     """
+    check_optimizer(name, device.type)
     if name == "adamw":
         return torch.optim.AdamW(groups, betas=betas)
-    if name == "paged_adamw_8bit" and device.type != "cuda":
-        raise UserError(f"savers.optimizer={name}: needs a GPU; allowed on {device.type} are adamw, adamw_8bit")
-    optimizer: torch.optim.Optimizer = getattr(
-        require("bitsandbytes.optim", f"savers.optimizer={name}"), _EIGHT_BIT[name]
-    )(groups, betas=betas)
+    package = require(_PACKAGE, f"savers.optimizer={name}")
+    optimizer: torch.optim.Optimizer = getattr(package, _EIGHT_BIT[name])(groups, betas=betas)
     return optimizer
+
+
+def check_optimizer(name: str, device: str) -> None:
+    """Refuse an optimiser that cannot be had on a type of device.
+
+    Raises:
+        UserError: without bitsandbytes, or for paged state without a GPU.
+    """
+    if name == "paged_adamw_8bit" and device != "cuda":
+        raise UserError(f"savers.optimizer={name}: needs a GPU; allowed on {device} are adamw, adamw_8bit")
+    if name != "adamw":
+        require(_PACKAGE, f"savers.optimizer={name}")

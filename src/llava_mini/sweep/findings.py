@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from llava_mini.sweep.analysis import Analysis, Configuration
+from llava_mini.sweep.analysis import Analysis
+from llava_mini.sweep.configurations import Configuration
 from llava_mini.sweep.statistics import Difference
 from llava_mini.sweep.text import percent, percent_range, points_range, tokens
 

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from llava_mini.sweep.analysis import Analysis, Change, Configuration
+from llava_mini.sweep.analysis import Analysis
+from llava_mini.sweep.changes import Change
+from llava_mini.sweep.configurations import Configuration
 from llava_mini.sweep.findings import headline
 from llava_mini.sweep.statistics import RESAMPLES, Difference, Interval
 from llava_mini.sweep.style import CSS

@@ -15,7 +15,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llava_mini.sweep.analysis import Analysis, Configuration
+from llava_mini.sweep.analysis import Analysis
+from llava_mini.sweep.configurations import Configuration
 from llava_mini.sweep.statistics import Interval
 from llava_mini.sweep.text import operations
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini.files import atomic_path, write_text
-from llava_mini.sweep.analysis import Analysis, Configuration, analyse
+from llava_mini.sweep.analysis import Analysis, analyse
+from llava_mini.sweep.configurations import Configuration
 from llava_mini.sweep.findings import headline
 from llava_mini.sweep.folder import write_json
 from llava_mini.sweep.html import page

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llava_mini.errors import UserError
-from llava_mini.models.interop.checkpoint import Checkpoint, check_shapes, read_config
+from llava_mini.models.interop.checkpoint import Checkpoint, check_plain, check_shapes, read_config
 from llava_mini.models.interop.shards import ShardWriter
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3).half(), "b": torch.ones(4).half(), "c": torch.zeros(2, 2)}
@@ -121,6 +121,68 @@ def test_what_cannot_be_read_is_one_line(
         Checkpoint.of(tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_number_that_is_not_finite_is_named_when_it_is_reached(
+    tmp_path: Path, kind: str, value: float, dtype: torch.dtype
+) -> None:
+    spoilt = torch.zeros(3, 4, dtype=dtype)
+    spoilt[1, 2] = value
+    tensors = {"a": torch.ones(2), "b": spoilt, "empty": torch.zeros(0), "ids": torch.arange(3)}
+    if kind == "bin":
+        torch.save(tensors, tmp_path / "pytorch_model.bin")
+    else:
+        save_file(tensors, tmp_path / "model.safetensors")
+    checkpoint = Checkpoint.of(tmp_path)
+    assert {name for name, _ in checkpoint.stream({"a", "empty", "ids"})} == {"a", "empty", "ids"}
+    with pytest.raises(UserError, match=rf"model\.{kind}: b holds NaN or infinity; allowed are finite numbers"):
+        list(checkpoint.stream())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.float8_e4m3fn])
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_weights_that_are_no_floating_numbers_are_named(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+    tensors = {"a": torch.ones(2).half(), "codes": torch.ones(300).to(dtype)}
+    if kind == "bin":
+        torch.save(tensors, tmp_path / "pytorch_model.bin")
+    else:
+        save_file(tensors, tmp_path / "model.safetensors")
+    checkpoint = Checkpoint.of(tmp_path)
+    assert checkpoint.dtype == torch.float16  # codes do not count
+    checkpoint.check_floats(["a"])
+    with pytest.raises(UserError, match=r"codes is stored as \w+, as in a quantised .* float64, float32, float16, bf"):
+        checkpoint.check_floats(["a", "codes"])
+
+
+@pytest.mark.parametrize("part", ["the whole", "its language model"])
+def test_a_config_that_says_quantised_is_refused(part: str) -> None:
+    said: dict[str, Any] = {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    check_plain("folder", {"text_config": {}, "quantization_config": None})
+    with pytest.raises(UserError, match=r"folder: a quantised checkpoint \(quantization_config: awq\); allowed are"):
+        check_plain("folder", said if part == "the whole" else {"text_config": said})
+
+
+def test_a_folder_of_links_is_read_as_the_hubs_cache_is(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    save_file(TENSORS, tmp_path / "blobs" / "0123")
+    (tmp_path / "snapshot" / "model.safetensors").symlink_to("../blobs/0123")
+    assert Checkpoint.of(tmp_path / "snapshot").shapes.keys() == TENSORS.keys()
+
+
+@pytest.mark.parametrize(
+    "name", ["../blobs/x.safetensors", "/x.safetensors", "a/../x.safetensors", "..", "", "a\\b.bin"]
+)
+def test_an_index_cannot_lead_out_of_its_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    save_file(TENSORS, tmp_path / "blobs" / "x.safetensors")
+    index(tmp_path / "snapshot", "safetensors", {"a": name})
+    with pytest.raises(UserError, match="names the file"):
+        Checkpoint.of(tmp_path / "snapshot")
 
 
 def test_config_of_a_folder(tmp_path: Path) -> None:

@@ -177,6 +177,44 @@ def test_a_vision_tower_that_was_not_trained_comes_from_its_own_folder(
         convert_official(folder, tmp_path / "other")
 
 
+def test_a_tower_that_is_named_and_not_there_is_asked_for(official: tuple[Any, Path], tmp_path: Path) -> None:
+    """The release's own CLIP is not on this machine."""
+    _, folder = official
+    path = folder / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(path).items() if ".vision_tower." not in name}
+    save_file(kept, path, metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"clip-vit-large-patch14-336: .*official holds none: --vision-tower names its folder"
+    ):
+        convert_official(folder, tmp_path / "back")
+
+
+def test_another_tower_than_the_releases_is_told(
+    make_model: Factory, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_model(vision_feature_layer=-2, compressor={**QUERY, "num_heads": 8}).save_pretrained(tmp_path / "ours")
+    with caplog.at_level(logging.WARNING, "llava_mini"):
+        convert_to_official(tmp_path / "ours", tmp_path / "official", "my/tower")
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "is no CLIP ViT-L/14-336 (hidden_size=32, " in said and "reads its shape from my/tower" in said
+    assert "\n" not in said
+
+
+def test_a_vision_tower_with_numbers_that_are_not_finite_is_refused(
+    official: tuple[Any, Path], tower: Path, tmp_path: Path
+) -> None:
+    _, folder = official
+    path = folder / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(path).items() if ".vision_tower." not in name}
+    save_file(kept, path, metadata={"format": "pt"})
+    state = load_file(tower / "model.safetensors")
+    state["post_layernorm.bias"][3] = float("inf")
+    save_file(state, tower / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"tower: holds NaN or infinity in post_layernorm\.bias"):
+        convert_official(folder, tmp_path / "back", str(tower))
+    assert not (tmp_path / "back").exists()
+
+
 def test_what_the_release_cannot_express_is_named(make_model: Factory, tmp_path: Path, orders: Any) -> None:
     model = make_model(**orders["paper"])
     model.save_pretrained(tmp_path / "ours")
@@ -200,6 +238,7 @@ def in_config(folder: Path, part: str, **values: Any) -> None:
 
 
 LINEAR = "multi_modal_projector.linear_1.weight"
+SPOILT = torch.full((48, 32), float("nan"))
 
 
 @pytest.mark.parametrize(
@@ -220,6 +259,15 @@ LINEAR = "multi_modal_projector.linear_1.weight"
         (lambda f: in_config(f, "text_config", num_attention_heads=0), "no model can be built of it: ZeroDivision"),
         (lambda f: in_config(f, "text_config", model_type="nonsense"), "no model can be built of it: .*nonsense"),
         (lambda f: in_config(f, "vision_config", patch_size=0), r"config\.json: no model can be built of it"),
+        (lambda f: leave_out(f, LINEAR, **{LINEAR: SPOILT}), rf"model\.safetensors: {LINEAR} holds NaN or infinity"),
+        (
+            lambda f: leave_out(f, LINEAR, **{LINEAR: torch.ones(48, 32).to(torch.int8)}),
+            rf"model\.safetensors: {LINEAR} is stored as I8, as in a quantised checkpoint; allowed are weights in",
+        ),
+        (
+            lambda f: in_config(f, "text_config", quantization_config={"quant_method": "gptq"}),
+            r"a quantised checkpoint \(quantization_config: gptq\); allowed are weights in float64, float32",
+        ),
         (lambda f: (f / "config.json").unlink(), r"has no config\.json"),
         (lambda f: (f / "model.safetensors").unlink(), r"holds no model\*\.safetensors"),
     ],

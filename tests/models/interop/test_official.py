@@ -17,7 +17,8 @@ from transformers import CLIPVisionConfig
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniForConditionalGeneration, interop
 from llava_mini.models.interop import from_official, official_batch
-from llava_mini.models.interop.convert import CLIP_ID, convert_official, convert_to_official
+from llava_mini.models.interop.convert import convert_official, convert_to_official
+from llava_mini.models.interop.parts import CLIP_ID
 
 Factory = Callable[..., Any]
 GOLDEN = Path(__file__).parents[4] / "shared" / "golden"

@@ -44,15 +44,17 @@ def grid_side(C: int) -> int:
     return C
 
 
-def build_compressor(spec: dict[str, Any], dim: int) -> Compressor:
+def build_compressor(spec: dict[str, Any], dim: int, side: int | None = None) -> Compressor:
     """Make the compressor that a model config describes.
 
     Args:
         spec: `_target_` and the class's own keyword arguments.
         dim: D, the width of the patches it will read.
+        side: Of the grid of patches of one view; None where only the compressor itself is looked at.
 
     Raises:
-        UserError: for a class that cannot be found or is no compressor, or arguments it does not take.
+        UserError: for a class that cannot be found or is no compressor, arguments it does not take, or a C beyond
+            `side`, which would make more tokens than there are patches.
     """
     if dim < 1:
         raise UserError(f"a compressor cannot read patches of width {dim}: at least 1 is needed")
@@ -60,9 +62,13 @@ def build_compressor(spec: dict[str, Any], dim: int) -> Compressor:
     target = arguments.pop("_target_", None)
     compressor_class = _find_class(target)
     try:
-        return compressor_class(dim=dim, **arguments)
+        compressor = compressor_class(dim=dim, **arguments)
     except TypeError as error:
         raise UserError(f"compressor {target}: {error}") from error
+    C = arguments.get("C", 1)
+    if side is not None and isinstance(C, int) and side < C:
+        raise UserError(f"compressor.C={C}: allowed are 1 to {side}, the side of the vision tower's grid of patches")
+    return compressor
 
 
 def _find_class(target: Any) -> type[Compressor]:

@@ -1,8 +1,9 @@
 """A checkpoint as it lies in a folder: config.json and tensors in one file or several, safetensors or pickled.
 
 Shapes are read first and tensors later, file by file, so that a checkpoint can be refused before anything is written,
-and converted in the memory of one of its files. Files are not trusted: pickles are read by `weights_only=True`, and an
-index may name files of its own folder only.
+and converted in the memory of one of its files. Files are not trusted: pickles are read by `weights_only=True`, an
+index may name files of its own folder only, and weights must be finite numbers of a floating type. A file may itself be
+a symbolic link, to wherever its user has put it: the Hub's cache is made of such links.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from llava_mini.errors import UserError
 Shape = list[int]
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_FLOATS = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
 _SHOWN = 4  # tensors that a message names
 
 
@@ -37,13 +39,13 @@ class Checkpoint:
         folder: Where they lie.
         shapes: By name.
         files: Which file holds which names.
-        dtype: In which most of them are stored.
+        types: In which type each is stored, by name, as float16 or int8.
     """
 
     folder: Path
     shapes: dict[str, Shape]
     files: dict[Path, list[str]]
-    dtype: torch.dtype
+    types: dict[str, str]
 
     @classmethod
     def of(cls, folder: Path) -> Checkpoint:
@@ -55,29 +57,64 @@ class Checkpoint:
         files, index = _weight_files(folder)
         shapes: dict[str, Shape] = {}
         held: dict[Path, list[str]] = {}
-        counted: Counter[torch.dtype] = Counter()
+        types: dict[str, str] = {}
         for path in files:
             found = _headers(path)
             held[path] = list(found)
-            for name, (shape, dtype) in found.items():
+            for name, (shape, stored) in found.items():
                 if name in shapes:
                     raise UserError(f"{folder}: tensor {name} stands in two files")
-                shapes[name] = shape
-                counted[dtype] += torch.Size(shape).numel()
+                shapes[name], types[name] = shape, stored
         if absent := sorted(set(index) - shapes.keys()):
             raise UserError(f"{folder}: the index names tensors that no file holds: {some(absent)}")
-        dtype = counted.most_common(1)[0][0] if counted else torch.float32
-        return cls(folder, shapes, held, dtype)
+        return cls(folder, shapes, held, types)
 
-    def stream(self) -> Iterator[tuple[str, Tensor]]:
-        """All tensors with their names, of one file after another."""
-        for path, names in self.files.items():
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating type in which most of the numbers are stored."""
+        counted: Counter[str] = Counter()
+        for name, stored in self.types.items():
+            if stored in _FLOATS:
+                counted[stored] += torch.Size(self.shapes[name]).numel()
+        return _FLOATS[counted.most_common(1)[0][0]] if counted else torch.float32
+
+    def check_floats(self, names: Iterable[str]) -> None:
+        """Refuse weights that are stored as something else than floating numbers; a quantised checkpoint has such.
+
+        Args:
+            names: Of the tensors that must be floating.
+
+        Raises:
+            UserError: naming the first that is not, and its file.
+        """
+        wanted = set(names)
+        for path, held in self.files.items():
+            for name in held:
+                if name in wanted and self.types[name] not in _FLOATS:
+                    raise UserError(
+                        f"{path}: {name} is stored as {self.types[name]}, as in a quantised checkpoint; "
+                        f"allowed are weights in {', '.join(_FLOATS)}"
+                    )
+
+    def stream(self, wanted: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Tensors with their names, of one file after another.
+
+        Args:
+            wanted: Names; None: all.
+
+        Raises:
+            UserError: one of them holds a number that is not finite, when it is reached.
+        """
+        for path, held in self.files.items():
+            names = [name for name in held if wanted is None or name in wanted]
             if path.suffix == ".safetensors":
                 with safe_open(path, framework="pt") as file:
                     for name in names:
-                        yield name, file.get_tensor(name)
-            else:
-                yield from _unpickled(path).items()
+                        yield name, _finite(path, name, file.get_tensor(name))
+            elif names:
+                loaded = _unpickled(path)
+                for name in names:
+                    yield name, _finite(path, name, loaded[name])
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -89,6 +126,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     return _json_object(folder / "config.json")
+
+
+def check_plain(where: Path | str, config: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose config.json says that it is quantised: its tensors are codes, and not weights.
+
+    Args:
+        where: The checkpoint, for the message.
+        config: Its config.json.
+
+    Raises:
+        UserError: it is quantised, or its language model is.
+    """
+    for part in (config, config.get("text_config")):
+        how = part.get("quantization_config") if isinstance(part, Mapping) else None
+        if how is not None:
+            method = how.get("quant_method") if isinstance(how, Mapping) else how
+            raise UserError(
+                f"{where}: a quantised checkpoint (quantization_config: {method}); allowed are weights in "
+                f"{', '.join(_FLOATS)}, which `finetune=qlora` quantises itself"
+            )
 
 
 def check_shapes(
@@ -146,17 +203,35 @@ def _indexed(index: Path) -> tuple[list[Path], list[str]]:
     return files, list(weight_map)
 
 
-def _headers(path: Path) -> dict[str, tuple[Shape, torch.dtype]]:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; in one pass and without a copy of it."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))  # NaN is both the least and the largest
+
+
+def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
+    if tensor.dtype in _DTYPES.values() and not is_finite(tensor):
+        raise UserError(f"{path}: {name} holds NaN or infinity; allowed are finite numbers")
+    return tensor
+
+
+def _headers(path: Path) -> dict[str, tuple[Shape, str]]:
+    """Shape and type of every tensor of a file."""
     if path.suffix != ".safetensors":
-        return {name: (list(tensor.shape), tensor.dtype) for name, tensor in _unpickled(path).items()}
+        loaded = _unpickled(path)
+        return {name: (list(each.shape), str(each.dtype).removeprefix("torch.")) for name, each in loaded.items()}
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-            return {
-                name: (part.get_shape(), _DTYPES.get(part.get_dtype(), torch.float32)) for name, part in slices.items()
-            }
+            return {name: (part.get_shape(), _type_of(part.get_dtype())) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no safetensors file ({error})") from error
+
+
+def _type_of(stored: str) -> str:
+    """The name of a safetensors type, as torch's where it is a plain floating type."""
+    return str(_DTYPES[stored]).removeprefix("torch.") if stored in _DTYPES else stored
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
@@ -202,14 +277,6 @@ def config_trusted() -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (
-        StrictDataclassError,
-        ArithmeticError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RuntimeError,
-    ) as error:
+    except _IMPOSSIBLE as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"config.json: no model can be built of it: {type(error).__name__}: {reason}") from error

@@ -9,22 +9,29 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, CLIPImageProcessorPil, CLIPVisionConfig, PreTrainedConfig
+from transformers import AutoProcessor
 
 from llava_mini.errors import UserError
 from llava_mini.files import new_folder
 from llava_mini.models.configuration import CLIP_VIT_L_336, LlavaMiniConfig
+from llava_mini.models.image_processor import build_image_processor
 from llava_mini.models.initialisation import initialise
 from llava_mini.models.interop import llava, official
-from llava_mini.models.interop.checkpoint import Checkpoint, check_shapes, config_trusted, read_config, some
+from llava_mini.models.interop.checkpoint import (
+    Checkpoint,
+    check_plain,
+    check_shapes,
+    config_trusted,
+    read_config,
+    some,
+)
 from llava_mini.models.interop.layout import Layout
-from llava_mini.models.interop.parts import load_vision_tower, vision_config_of
+from llava_mini.models.interop.parts import CLIP_ID, Tower, load_vision_tower
 from llava_mini.models.interop.shards import ShardWriter
 from llava_mini.models.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.models.processor import LlavaMiniProcessor
@@ -34,7 +41,6 @@ from llava_mini.views import ViewMode
 
 log = logging.getLogger("llava_mini")
 
-CLIP_ID = "openai/clip-vit-large-patch14-336"
 _BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")  # computed; checkpoints of old versions hold them
 _TEXT_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -56,8 +62,9 @@ def convert_official(source: Path, target: Path, vision_tower: str | None = None
     Raises:
         UserError: `source` is no such checkpoint or `target` is there; then nothing is written.
     """
-    fields = read_config(source)
-    tower = _Tower(fields.get("mm_vision_tower"), vision_tower)
+    fields = _config_of(source, target)
+    official.check_config(fields)
+    tower = Tower(fields.get("mm_vision_tower"), vision_tower)
     config = official.our_config(fields, tower.config)
     views: ViewMode = "square" if fields.get("image_aspect_ratio", "square") == "square" else "pad"
     if fields.get("resolution_ratio", 1) == 2:
@@ -89,10 +96,10 @@ def convert_llava(
     Raises:
         UserError: `source` is no such checkpoint or `target` is there; then nothing is written.
     """
-    fields = read_config(source)
+    fields = _config_of(source, target)
     checkpoint = Checkpoint.of(source)
     found = llava.source_of(fields, checkpoint.shapes)
-    tower = _Tower(found.vision_tower, vision_tower, found.vision_config)
+    tower = Tower(found.vision_tower, vision_tower, found.vision_config)
     layers = found.text_config.num_hidden_layers
     if init == "copy" and num_fusion_layers > layers:
         raise UserError(f"--fusion-layers {num_fusion_layers}: copies at most the language model's {layers} layers")
@@ -120,10 +127,12 @@ def convert_to_official(source: Path, target: Path, vision_tower: str = CLIP_ID)
     Raises:
         UserError: `source` is no model of ours or one that the release cannot express, or `target` is there.
     """
-    read_config(source)
+    _config_of(source, target)
     config = LlavaMiniConfig.from_pretrained(source)
     checkpoint = Checkpoint.of(source)
-    check_shapes(source, checkpoint.shapes, _shapes(_on_meta(config)), str)
+    model = _on_meta(config)
+    checkpoint.check_floats(_floating(model))
+    check_shapes(source, checkpoint.shapes, _shapes(model), str)
     views = AutoProcessor.from_pretrained(source).views if has_tokenizer(source) else "square"
     fields = official.official_config(config, views, vision_tower)
     with new_folder(target) as folder:
@@ -137,31 +146,32 @@ def convert_to_official(source: Path, target: Path, vision_tower: str = CLIP_ID)
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
     log.info("%s: %d tensors under the official release's names", target, len(checkpoint.shapes))
+    own = config.vision_config.to_dict()
+    if other := [f"{key}={own[key]}" for key, value in CLIP_VIT_L_336.items() if own[key] != value]:
+        log.warning(
+            "%s: the vision tower is no CLIP ViT-L/14-336 (%s), and the release reads its shape from %s: "
+            "--vision-tower names a place that has it", target, ", ".join(other), vision_tower,
+        )  # fmt: skip
 
 
-class _Tower:
-    """The vision tower's config, and where its weights are if the checkpoint has none."""
-
-    def __init__(self, named: str | None, given: str | None, own: PreTrainedConfig | None = None):
-        if own is not None:
-            self.config = own
-        elif given is not None:
-            self.config = vision_config_of(given)
-        elif named == CLIP_ID:
-            self.config = CLIPVisionConfig(**CLIP_VIT_L_336)
-        else:
-            raise UserError(f"the vision tower is {named!r}: give its folder or Hub id by --vision-tower")
-        self.place = given or named or ""
+def _config_of(source: Path, target: Path) -> dict[str, Any]:
+    """config.json of `source`, which lies apart from `target` and is not quantised."""
+    here, there = source.resolve(), target.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise UserError(f"{target}: lies in {source} or around it; allowed is a folder apart from it")
+    fields = read_config(source)
+    check_plain(source, fields)
+    return fields
 
 
 class _Conversion:
     """One checkpoint under another project's names, on its way to a folder of ours."""
 
-    def __init__(self, source: Path, layout: Layout, config: LlavaMiniConfig, tower: _Tower, init: str | None = None):
+    def __init__(self, source: Path, layout: Layout, config: LlavaMiniConfig, tower: Tower, init: str | None = None):
         self.source, self.layout, self.config, self.init = source, layout, config, init
         self.checkpoint = Checkpoint.of(source)
         self.model = _on_meta(config)
-        self.needed = _shapes(self.model)
+        self.needed, floating = _shapes(self.model), _floating(self.model)
         self.names = {name: layout.ours(name) for name in self.checkpoint.shapes if not name.endswith(_BUFFERS)}
         if init is not None:
             self.names = {name: ours for name, ours in self.names.items() if not name.endswith(llava.LEFT_OUT)}
@@ -169,6 +179,7 @@ class _Conversion:
             self.names = {name: ours for name, ours in self.names.items() if ours != _OWN_HEAD}
         if twice := [name for name, count in Counter(self.names.values()).items() if count > 1]:
             raise UserError(f"{source}: two tensors for {some(twice)}")
+        self.checkpoint.check_floats(name for name, ours in self.names.items() if ours in floating)
         self.others = self._other_parts(tower)
         self.copies = self._copies()
         made = {*self.others, *self.copies.values()}
@@ -204,12 +215,17 @@ class _Conversion:
                 shutil.copyfile(self.source / "generation_config.json", folder / "generation_config.json")
         self._report(target)
 
-    def _other_parts(self, tower: _Tower) -> dict[str, Tensor]:
+    def _other_parts(self, tower: Tower) -> dict[str, Tensor]:
         """What the checkpoint does not hold: a vision tower that was never trained, parts that only LLaVA-Mini has."""
         others: dict[str, Tensor] = {}
         self.origin = dict.fromkeys(("vision_tower", "projector", "language_model"), f"from {self.source}")
         if tower.place and not any(name.startswith("vision_tower.") for name in self.names.values()):
-            loaded = load_vision_tower(tower.place, self.checkpoint.dtype).state_dict()
+            try:
+                loaded = load_vision_tower(tower.place, self.checkpoint.dtype).state_dict()
+            except UserError as error:
+                raise UserError(
+                    f"{error}; {self.source} holds none: --vision-tower names its folder or Hub id"
+                ) from error
             others |= {f"vision_tower.{name}": tensor for name, tensor in loaded.items()}
             self.origin["vision_tower"] = f"from {tower.place}"
         if self.init is None:
@@ -237,11 +253,8 @@ class _Conversion:
         text, vision = self.config.text_config, self.config.vision_config
         tokenizer = load_tokenizer(str(self.source), config=text)
         add_placeholder(tokenizer, text.vocab_size)
-        side = vision.image_size
         return LlavaMiniProcessor(
-            CLIPImageProcessorPil(
-                size={"shortest_edge": side}, crop_size={"height": side, "width": side}, **_normalisation(vision)
-            ),
+            build_image_processor(vision),
             tokenizer,
             num_image_tokens=self.model.tokens_per_frame(SINGLE_VIEW),
             num_hd_image_tokens=self.model.tokens_per_frame(HD_VIEWS),
@@ -274,8 +287,6 @@ def _shapes(model: LlavaMiniForConditionalGeneration) -> dict[str, list[int]]:
     return shapes
 
 
-def _normalisation(vision_config: PreTrainedConfig) -> Mapping[str, list[float]]:
-    """SigLIP's pixels are -1 to 1; CLIP's mean and deviation are the image processor's own."""
-    if vision_config.model_type == "siglip_vision_model":
-        return {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    return {}
+def _floating(model: LlavaMiniForConditionalGeneration) -> set[str]:
+    """Names of the tensors that hold floating numbers."""
+    return {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}

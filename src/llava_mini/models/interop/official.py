@@ -36,6 +36,7 @@ LAYOUT = Layout(
     )
 )
 _QUERY = "llava_mini.models.compressors.query.QueryCompressor"
+_ARCHITECTURE = "LlavaMiniLlamaForCausalLM"
 _NUM_HEADS = 8
 _NEEDED = ("mm_vision_select_layer", "compressor_size", "prefusion_layer_num")
 _OURS = ("compressor_size", "prefusion_layer_num", "resolution_ratio")
@@ -59,17 +60,28 @@ def from_official(
     return model
 
 
+def check_config(config: dict[str, Any]) -> None:
+    """Refuse the config of another architecture.
+
+    Raises:
+        UserError: naming what it is, what is missing, and what is allowed.
+    """
+    absent = [key for key in _NEEDED if key not in config]
+    if absent:
+        found = ", ".join(config.get("architectures") or []) or f"model_type={config.get('model_type')!r}"
+        raise UserError(
+            f"config of another architecture ({found}), with no {', '.join(absent)}; allowed is the official release's "
+            f"{_ARCHITECTURE}"
+        )
+
+
 def our_config(config: dict[str, Any], vision_config: PreTrainedConfig) -> LlavaMiniConfig:
     """Our config of the release's.
 
     Raises:
         UserError: it is another model's.
     """
-    for key in _NEEDED:
-        if key not in config:
-            raise UserError(
-                f"config has no {key}: not a config of the official release, which has {', '.join(_NEEDED)}"
-            )
+    check_config(config)
     text_fields = {key: value for key, value in config.items() if not key.startswith("mm_") and key not in _OURS}
     for unfit in ("model_type", "architectures"):
         text_fields.pop(unfit, None)
@@ -114,7 +126,7 @@ def official_config(ours: LlavaMiniConfig, views: str, vision_tower: str) -> dic
     theta = rope.pop("rope_theta")
     return {
         **fields,
-        "architectures": ["LlavaMiniLlamaForCausalLM"],
+        "architectures": [_ARCHITECTURE],
         "model_type": "llava_mini",
         "rope_theta": theta,
         "rope_scaling": None if rope["rope_type"] == "default" else rope,

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    CLIPVisionConfig,
     CLIPVisionModel,
     PreTrainedConfig,
     PreTrainedModel,
@@ -25,7 +27,8 @@ from transformers import (
 )
 
 from llava_mini.errors import UserError
-from llava_mini.models.interop.checkpoint import some
+from llava_mini.models.configuration import CLIP_VIT_L_336
+from llava_mini.models.interop.checkpoint import check_plain, is_finite, some
 from llava_mini.models.language_model import check_family
 
 _TOWERS: dict[str, tuple[type[PreTrainedModel], bool]] = {  # by model_type: the class, and whether it is a half
@@ -34,10 +37,35 @@ _TOWERS: dict[str, tuple[type[PreTrainedModel], bool]] = {  # by model_type: the
     "siglip": (SiglipVisionModel, True),
     "siglip_vision_model": (SiglipVisionModel, False),
 }
+CLIP_ID = "openai/clip-vit-large-patch14-336"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LOAD_ERRORS = (
     OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, StrictDataclassError, HFValidationError,
 )  # fmt: skip
+
+
+class Tower:
+    """A checkpoint's vision tower: its config, and where its weights are if the checkpoint has none.
+
+    Args:
+        named: By the checkpoint's config.
+        given: By the user.
+        own: The checkpoint's own config of it.
+
+    Raises:
+        UserError: nothing but a name that only its maker can follow.
+    """
+
+    def __init__(self, named: str | None, given: str | None, own: PreTrainedConfig | None = None):
+        if own is not None:
+            self.config = own
+        elif given is not None:
+            self.config = vision_config_of(given)
+        elif named == CLIP_ID:
+            self.config = CLIPVisionConfig(**CLIP_VIT_L_336)
+        else:
+            raise UserError(f"the vision tower is {named!r}: give its folder or Hub id by --vision-tower")
+        self.place = given or named or ""
 
 
 def is_place(place: str) -> bool:
@@ -88,6 +116,25 @@ def load_language_model(place: str, dtype: torch.dtype) -> PreTrainedModel:
     return _load(AutoModelForCausalLM.from_pretrained, place, "language model", text_config_of(place), dtype)
 
 
+def language_model_folder(place: str) -> Path:
+    """Where the files of a language model lie on this machine; those of a Hub id are fetched, safetensors if there are.
+
+    Raises:
+        UserError: as `text_config_of`, or when there are no weights.
+    """
+    text_config_of(place)
+    if Path(place).is_dir():
+        return Path(place)
+    try:
+        for pattern in ("model*.safetensors*", "pytorch_model*.bin*"):
+            folder = Path(snapshot_download(place, allow_patterns=["config.json", pattern]))
+            if any(folder.glob(pattern)):
+                return folder
+    except _LOAD_ERRORS as error:
+        raise UserError(f"language model {place}: cannot be loaded: {_first_line(error)}") from error
+    raise UserError(f"language model {place}: holds no model*.safetensors and no pytorch_model*.bin")
+
+
 def check_same(given: dict[str, Any], own: PreTrainedConfig, key: str, place: str) -> None:
     """Compare what a preset says about a part with the part's own config; what it does not say is the part's.
 
@@ -110,9 +157,11 @@ def _read_config(place: str, part: str) -> PreTrainedConfig:
     if not is_place(place):
         raise UserError(f"{part} {place}: no such folder, and no Hub id (owner/name)")
     try:
-        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     except _LOAD_ERRORS as error:
         raise UserError(f"{part} {place}: its config cannot be read: {_first_line(error)}") from error
+    check_plain(f"{part} {place}", config.to_dict())
+    return config
 
 
 def _load(
@@ -136,6 +185,9 @@ def _load(
         raise UserError(
             f"{part} {place}: missing or misshapen tensors: {some(sorted({*info['missing_keys'], *wrong}))}"
         )
+    spoilt = [name for name, tensor in model.state_dict().items() if not is_finite(tensor)]
+    if spoilt:
+        raise UserError(f"{part} {place}: holds NaN or infinity in {some(spoilt)}; allowed are finite numbers")
     return model.train()
 
 

@@ -1,0 +1,54 @@
+"""Values of a config that are allowed each by itself and do not go together, told before anything is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llava_mini.errors import UserError
+
+
+def check_combinations(config: dict[str, Any]) -> None:
+    """Find values that do not go together in a config whose values are each as `schema` wants them.
+
+    Raises:
+        UserError: naming them, and what is allowed.
+    """
+    _check_finetune(config)
+    if config["trainer"]["strategy"] == "fsdp":
+        _check_fsdp(config)
+
+
+def _check_finetune(config: dict[str, Any]) -> None:
+    """Refuse what cannot be fine-tuned."""
+    finetune = config["finetune"]
+    frozen_dtype, precision = config["savers"]["frozen_dtype"], config["trainer"]["precision"]
+    if finetune["quantize"] is not None and finetune["language_model"] == "full":
+        raise UserError(
+            f"finetune.quantize={finetune['quantize']} with finetune.language_model=full: "
+            "weights in 4 bits cannot train; allowed are finetune.language_model=lora, frozen"
+        )
+    adapted = [part for part in ("language_model", "prefusion") if finetune[part] == "lora"]
+    if adapted and finetune["lora"] is None:
+        raise UserError(
+            f"finetune.{adapted[0]}=lora with finetune.lora=null: needed is finetune.lora={{rank: 16, alpha: 32, ...}}"
+        )
+    if frozen_dtype is not None and precision == "32-true":
+        raise UserError(
+            f"savers.frozen_dtype={frozen_dtype} with trainer.precision=32-true: allowed are null, or a mixed precision"
+        )
+
+
+def _check_fsdp(config: dict[str, Any]) -> None:
+    """Refuse what cannot be dealt to ranks."""
+    trainer, savers, quantize = config["trainer"], config["savers"], config["finetune"]["quantize"]
+    alone = trainer["devices"] * trainer["machines"] < 2
+    refusals = [
+        (alone, f"trainer.devices={trainer['devices']}", "several devices"),
+        (trainer["precision"] == "16-mixed", "trainer.precision=16-mixed", "32-true, bf16-mixed, bf16-true, 16-true"),
+        (quantize is not None, f"finetune.quantize={quantize}", "null"),
+        (savers["optimizer"] != "adamw", f"savers.optimizer={savers['optimizer']}", "adamw"),
+        (savers["offload_vision"], "savers.offload_vision=true", "false"),
+    ]
+    for refused, given, allowed in refusals:
+        if refused:
+            raise UserError(f"{given} with trainer.strategy=fsdp: allowed are {allowed}")

@@ -1,0 +1,63 @@
+"""A run of a sweep as it is read from its folder: its row, its test set, and what makes it a failure."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llava_mini.spool import Origin, Spool
+from llava_mini.sweep.analysis import analyse
+
+SweepFolder = Callable[..., Path]
+
+
+def test_a_result_without_predictions_is_a_failure(sweep_folder: SweepFolder) -> None:
+    folder = sweep_folder()
+    next(folder.glob("runs/query*")).joinpath("predictions_test.npz").write_bytes(b"cut")
+    failed = analyse(folder).of_state("failed")
+    assert [m.outcome.error for m in failed] == ["predictions_test.npz cannot be read (ValueError)"]
+
+
+def test_a_result_without_its_config_is_a_failure(sweep_folder: SweepFolder) -> None:
+    folder = sweep_folder()
+    next(folder.glob("runs/query*")).joinpath("config.yaml").write_text("data: [")
+    next(folder.glob("runs/none*")).joinpath("config.yaml").unlink()
+    failed = analyse(folder).of_state("failed")
+    assert [m.outcome.error for m in failed] == [
+        "config.yaml cannot be read (UserError)",
+        "config.yaml cannot be read (UserError)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argument", "compared"),
+    [
+        ("data.sizes.train=100,200", True),
+        ("data.folder=a,b", True),
+        ("data.sizes.test=40,41", False),
+        ("data.splits.test=test,train", False),
+        ("data.world_seed=0,1", False),
+    ],
+)
+def test_a_test_set_is_its_world_name_and_size(sweep_folder: SweepFolder, argument: str, compared: bool) -> None:
+    analysis = analyse(sweep_folder(argument))
+    key = argument.partition("=")[0]
+    assert [change.key for change in analysis.changes] == [key, key] * compared
+    assert bool(analysis.not_compared()) != compared
+
+
+def test_rows_hold_all_of_a_run(sweep_folder: SweepFolder) -> None:
+    folder = sweep_folder("trainer.max_steps=5,6", failed={"query-C1-N4-max_steps=5-s0": "ValueError: <no>"})
+    spooled = Spool(next(folder.glob("runs/none-N0-max_steps=5*")))
+    spooled.create(Origin("uri", "experiment", "name", run_id="mlflow-1"))
+    rows = [measured.row() for measured in analyse(folder).runs]
+    finished, failed = rows[0], rows[1]
+    assert (finished["status"], finished["seed"], finished["reference"]) == ("finished", 0, True)
+    assert [finished[key] for key in ("compressor", "C", "tokens", "n_fusion")] == ["none", None, 64, 0]
+    assert (finished["trainer.max_steps"], finished["fusion.num_layers"]) == (5, 0)
+    assert finished["ci_low"] < finished["accuracy"] < finished["ci_high"]
+    assert (finished["prefill_flops"], finished["seconds"]) == (84_000_000, 61.5)
+    assert (finished["peak_memory_bytes"], finished["mlflow_run_id"]) == (600_000_000, "mlflow-1")
+    assert (failed["status"], failed["error"], failed["tokens"]) == ("failed", "ValueError: <no>", 1)
+    assert failed["accuracy"] is failed["ci_low"] is failed["prefill_flops"] is failed["mlflow_run_id"] is None
+    assert all(list(row) == list(finished) for row in rows)
