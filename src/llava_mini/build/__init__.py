@@ -3,6 +3,7 @@
 What only neighbours know (widths, numbers of tokens and patches) is passed on here, so no config repeats it.
 """
 
+from llava_mini.build.base import frozen_dtype
 from llava_mini.build.data import build_datamodule, build_template, prepare_data, store_features, tower_fingerprint
 from llava_mini.build.model import build_model, build_processor, build_vision_model, check_model
 from llava_mini.build.tokenizer import build_tokenizer
@@ -12,7 +13,6 @@ from llava_mini.build.trainer import (
     build_trainer,
     check_training,
     fine_tune,
-    frozen_dtype,
     make_trainer,
     num_ranks,
     seed_run,

@@ -33,6 +33,12 @@ def is_kept_small(config: dict[str, Any]) -> bool:
     return small and (rate is None or config["finetune"]["language_model"] != "full")
 
 
+def frozen_dtype(config: dict[str, Any]) -> torch.dtype | None:
+    """Of the weights that do not train, where they are not as they were loaded."""
+    name = config["savers"]["frozen_dtype"]
+    return None if name is None else {"float16": torch.float16, "bfloat16": torch.bfloat16}[name]
+
+
 @dataclass(frozen=True)
 class Base:
     """Where the language model's tensors lie.

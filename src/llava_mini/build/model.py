@@ -12,9 +12,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from llava_mini.build.base import Base, copy_to_prefusion, is_kept_small, load_base
+from llava_mini.build.base import Base, copy_to_prefusion, frozen_dtype, is_kept_small, load_base
 from llava_mini.build.tokenizer import image_token
-from llava_mini.build.trainer import frozen_dtype
 from llava_mini.build.weights import load_parts, load_tower, load_weights
 from llava_mini.config import check_spec
 from llava_mini.errors import UserError

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedTokenizerBase
 
 from llava_mini import finetune
+from llava_mini.build.base import frozen_dtype
 from llava_mini.build.model import build_model, check_model
 from llava_mini.build.strategy import build_strategy
 from llava_mini.build.tokenizer import build_tokenizer
@@ -82,12 +83,6 @@ def fine_tune(config: Config, model: LlavaMiniForConditionalGeneration, **option
     compute_dtype = finetune.compute_dtype(config["trainer"]["precision"])
     options = {"compute_dtype": compute_dtype, "frozen_dtype": frozen_dtype(config), **options}
     finetune.apply(model, config["finetune"], **options)
-
-
-def frozen_dtype(config: Config) -> torch.dtype | None:
-    """Of the weights that do not train, where they are not as they were loaded."""
-    name = config["savers"]["frozen_dtype"]
-    return None if name is None else {"float16": torch.float16, "bfloat16": torch.bfloat16}[name]
 
 
 def build_stage(config: Config, model: LlavaMiniForConditionalGeneration, **options: Any) -> VLMStage:
