@@ -97,4 +97,4 @@ class Advice:
 
     def _largest(self) -> int:
         assert self.limit is not None
-        return largest_batch(self.peaks.bytes, self.limit, self._size)
+        return largest_batch(self.peaks.bytes, self.limit, self._size, self.peaks.largest_planned)

@@ -26,7 +26,7 @@ _DEALT = (FROZEN, TRAINED, QUANTIZED, GRADIENTS, OPTIMIZER)
 
 @dataclass
 class Peaks:
-    """Peaks by number of samples, each planned once.
+    """Peaks by number of samples: of up to `largest_planned` a step is run, once; of more it is estimated.
 
     Args:
         config: The run's.
@@ -54,9 +54,9 @@ class Peaks:
         return Peaks(config, self.sample, self.new_tokens, self.tokenizer)
 
     def __call__(self, size: int) -> Peak:
-        """The peak; beyond `largest_planned` samples on the line through the two points before."""
+        """The peak."""
         if size not in self._known:
-            self._known[size] = self._planned(size) if size <= self.largest_planned else self._on_line(size)
+            self._known[size] = self._planned(size) if size <= self.largest_planned else self._estimated(size)
         return self._known[size]
 
     def bytes(self, size: int) -> int:
@@ -68,16 +68,16 @@ class Peaks:
             return _on_card(self.planner.answer(size, self.new_tokens), self.config)
         return _on_card(self.planner.step(size), self.config, self.planner)
 
-    def _on_line(self, size: int) -> Peak:
-        """Every moment of a step grows by the same bytes with every sample, so the largest batches lie on a line."""
-        below, last = self.largest_planned // 2, self.largest_planned
-        first, second = self(below), self(last)
-
-        def drawn(low: int, high: int) -> int:
-            return high + (high - low) * (size - last) // (last - below)
-
-        parts = {part: drawn(first.breakdown[part], high) for part, high in second.breakdown.items()}
-        return Peak(sum(parts.values()), parts, drawn(first.host_bytes, second.host_bytes))
+    def _estimated(self, size: int) -> Peak:
+        """On the line of the largest batches that are run: every moment of a step grows evenly with its samples."""
+        last = self.largest_planned
+        below = last - max(1, last // 8)
+        first, second = self(below).breakdown, self(last)
+        parts = {
+            part: high + max(0, high - first[part]) * (size - last) // (last - below)
+            for part, high in second.breakdown.items()
+        }
+        return Peak(sum(parts.values()), parts, second.host_bytes)
 
 
 def sample_of(config: Config, text_tokens: int = 300, frames: int = 1) -> Sample:

@@ -125,17 +125,16 @@ def _report(peaks: Peaks) -> Report:
     memory_bytes = None if memory is None else int(memory * GIB)
     report = Report(peaks(size), size, peaks.sample, memory_bytes, OUTSIDE if on_gpu(config) else 0)
     if size > peaks.largest_planned:
-        last = peaks.largest_planned
-        report.notes.append(
-            f"batches above {last} are not run: their figures lie on the line of {last // 2} and {last}"
-        )
+        report.notes.append(f"estimated: a batch of {size}, from smaller ones; up to {peaks.largest_planned} are run")
     return report
 
 
 def _search(report: Report, peaks: Peaks) -> None:
     assert report.memory_bytes is not None
     limit = report.memory_bytes - report.outside_bytes
-    report.largest_batch = largest_batch(peaks.bytes, limit, report.batch_size)
+    report.largest_batch = largest_batch(peaks.bytes, limit, report.batch_size, peaks.largest_planned)
+    if report.largest_batch == peaks.largest_planned:
+        report.notes.append(f"batches above {report.largest_batch} were not tried")
 
 
 def _notes(config: Config) -> list[str]:

@@ -11,7 +11,7 @@ from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.plan.unallocated import LARGEST_REAL
 
-_RUN = 2**18  # entries of all samples of a batch
+_MOST = 4096  # samples; no card is asked for more
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Sample:
 
 
 def largest_planned(model: LlavaMiniForConditionalGeneration, sample: Sample) -> int:
-    """Samples of the largest batch that is run: its entries are real numbers, and they take time.
+    """Samples of the largest batch that is run: its entries are real numbers, which a plan has room for.
 
     Raises:
         UserError: a sample is so long that a batch of four is too large.
@@ -51,7 +51,7 @@ def largest_planned(model: LlavaMiniForConditionalGeneration, sample: Sample) ->
             f"{sample.text_tokens} text tokens, each read with {sample.frames} frames, cannot be planned; allowed are "
             f"samples of up to {LARGEST_REAL // 4} entries, this one has {entries}"
         )
-    return max(4, _RUN // entries)
+    return min(_MOST, LARGEST_REAL // entries)
 
 
 def batch_of(model: LlavaMiniForConditionalGeneration, sample: Sample, size: int) -> VLMBatch:

@@ -9,40 +9,39 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-LARGEST = 4096  # nobody asks for more, and a tiny model would take for ever
 
-
-def largest_batch(peak_of: Callable[[int], int], limit: int, start: int) -> int:
+def largest_batch(peak_of: Callable[[int], int], limit: int, start: int, most: int) -> int:
     """The largest number of samples whose peak is within `limit`; 0 when one sample is too many.
 
-    The answer has been planned and fits; one more sample has been planned and does not, unless it is LARGEST.
+    The answer was asked for and fits; one more sample was asked for and does not, unless the answer is `most`.
 
     Args:
         peak_of: Bytes at the peak for a number of samples.
         limit: Bytes that there are.
         start: A number of samples whose peak is known or wanted anyway.
+        most: Samples that may be asked for, at least 3.
     """
-    known = {size: peak_of(size) for size in sorted({2, min(max(start, 3), LARGEST)})}
+    known = {size: peak_of(size) for size in sorted({2, min(max(start, 3), most)})}
     ahead = 1
     while True:
-        low = max((size for size in known if known[size] <= limit), default=0)
-        high = min((size for size in known if known[size] > limit), default=LARGEST + 1)
+        high = min((size for size in known if known[size] > limit), default=most + 1)
+        low = max((size for size in known if size < high), default=0)
         if high == 2:
             return int(peak_of(1) <= limit)
         if low + 1 == high:
             return low
-        size = _guess(known, limit)
+        size = _guess(known, limit, most)
         if size <= low:  # on it, or nearly
             size, ahead = low + ahead, 2 * ahead
         size = min(size, high - 1)
         known[size] = peak_of(size)
 
 
-def _guess(known: dict[int, int], limit: int) -> int:
+def _guess(known: dict[int, int], limit: int, most: int) -> int:
     """Where the line through two known points meets the limit: those next to it, or the largest."""
     (first, second) = sorted(known)[-2:]
     if known[first] > limit:
         second = min(size for size in known if known[size] > limit)
         first = max((size for size in known if size < second), default=first)
     slope = (known[second] - known[first]) / (second - first)
-    return LARGEST if slope <= 0 else min(int(second + (limit - known[second]) / slope), LARGEST)
+    return most if slope <= 0 else min(int(second + (limit - known[second]) / slope), most)
