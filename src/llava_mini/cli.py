@@ -64,14 +64,20 @@ def _train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
     from llava_mini.commands.run_folder import claim
     from llava_mini.config import resolve
 
-    strict = _STRICT in overrides
-    config = resolve([override for override in overrides if override != _STRICT], config_dirs)
+    strict, overrides = _STRICT in overrides, [override for override in overrides if override != _STRICT]
+    config = resolve(overrides, config_dirs)
     count, machines, rank = config["trainer"]["devices"], config["trainer"]["machines"], own_rank()
+    run_dir = Path(config["run_dir"])
     if machines > 1 and rank is None:
         raise UserError(f"trainer.machines={machines}: begin the run on each by torchrun -m llava_mini train ...")
+    if rank is None and claim(run_dir, config):
+        return 0
+    if strict and not rank:
+        from llava_mini.commands.planned import check_fits
+
+        check_fits(config)
     if count > 1 and rank is None:
-        run_dir = Path(config["run_dir"])
-        return 0 if claim(run_dir, config) else run_ranks([*train_command(config_dirs), *overrides], count, run_dir)
+        return run_ranks([*train_command(config_dirs), *overrides], count, run_dir)
     if rank:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 ends in order, and then all are ended
     from llava_mini.commands.out_of_memory import RunOutOfMemoryError
@@ -79,7 +85,7 @@ def _train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
     from llava_mini.stages.base import NonFiniteLossError
 
     try:
-        train(config, strict=strict)
+        train(config)
     except (NonFiniteLossError, RunOutOfMemoryError) as error:
         print(f"{OWN_MESSAGE}{error}", file=sys.stderr)
         return 1

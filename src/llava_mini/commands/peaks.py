@@ -10,7 +10,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava_mini import build
-from llava_mini.errors import UserError
 from llava_mini.finetune import compute_dtype
 from llava_mini.plan.ledger import FROZEN, GRADIENTS, OPTIMIZER, QUANTIZED, TRAINED, WORKSPACE
 from llava_mini.plan.planner import Peak, Planner
@@ -100,14 +99,7 @@ def as_planned(config: Config) -> Config:
 
 
 def planner_of(config: Config, sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Planner:
-    """A planner for a config; nothing is downloaded or read.
-
-    Raises:
-        UserError: for DoRA over NF4: PEFT unpacks the weights themselves, which have no numbers here.
-    """
-    adapters = config["finetune"]["lora"]
-    if config["finetune"]["quantize"] is not None and adapters is not None and adapters["dora"]:
-        raise UserError("finetune.lora.dora=true with finetune.quantize=nf4 cannot be planned; it takes more than LoRA")
+    """A planner for a config; nothing is downloaded or read."""
     config = as_planned(config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights on meta, which are never initialised

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from llava_mini import build
 from llava_mini.commands.advice import Advice
-from llava_mini.commands.peaks import Peaks, sample_of
-from llava_mini.commands.plan import training_plan
+from llava_mini.commands.peaks import Peaks, as_planned, sample_of
+from llava_mini.commands.plan import check_card_is_named, training_plan
 from llava_mini.data.collate import collate
 from llava_mini.data.datamodule import Mix, VLMDataModule
 from llava_mini.data.errors import SampleError
 from llava_mini.errors import UserError
-from llava_mini.plan.report import GIB, OUTSIDE, Report
+from llava_mini.plan.report import GIB, OUTSIDE
 from llava_mini.plan.sample import Sample
 from llava_mini.plan.savers import Change, finetunings, savers
 from llava_mini.stages.callbacks import peak_memory_bytes
@@ -68,9 +70,8 @@ class Memory:
         self.tokenizer = tokenizer
         try:
             self.sample = longest_sample(self.config, datamodule.splits["train"], image_token_id)
-            report = self._report(search=False)
-            if strict and report.fits is False:
-                report = self._report(search=True)
+            with torch.random.fork_rng(devices=[]):  # what a run draws does not depend on its plan
+                report = training_plan(self.config, self.sample, search=False, tokenizer=tokenizer)
         except _FAILED as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             if strict:
@@ -79,16 +80,12 @@ class Memory:
             return
         self.planned = report.peak.bytes
         if report.fits is False:
+            refusal = f"{report.refusal()}; llava-mini plan says what to change"
             if strict:
-                log.info("%s", report)
-                raise UserError(report.refusal())
-            log.warning("plan: %s; llava-mini plan says what to change", report.refusal())
+                raise UserError(refusal)
+            log.warning("plan: %s", refusal)
             return
         log.info("plan: a step takes %.2f GiB%s", self.planned / GIB, ", the card has that" if report.fits else "")
-
-    def _report(self, *, search: bool) -> Report:
-        with torch.random.fork_rng(devices=[]):  # what a run draws does not depend on its plan
-            return training_plan(self.config, self.sample, search=search, tokenizer=self.tokenizer)
 
     def measured(self, device: torch.device) -> dict[str, Any]:
         """Both peaks, and which the measured one is, for the run's result; to be asked when training ends."""
@@ -110,6 +107,24 @@ class Memory:
         except _FAILED:
             return [*savers(self.config), *finetunings(self.config)]
         return found.changes
+
+
+def check_fits(config: dict[str, Any]) -> None:
+    """Refuse a run that does not fit its card, before its weights are read and its ranks begin; data are made for it.
+
+    Raises:
+        UserError: it does not fit, cannot be planned, or names no card.
+    """
+    check_card_is_named(config)
+    tokenizer = build.build_tokenizer(as_planned(config))
+    build.check_model(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of weights on meta, which are never initialised
+        model = build.build_model(as_planned(config), tokenizer, device="meta")
+    # a tower without weights makes no features
+    as_pictures = {**config, "data": {**config["data"], "features": False}}
+    datamodule = build.build_datamodule(as_pictures, model, build.build_processor(config, model, tokenizer))
+    Memory(config).plan(datamodule, tokenizer, model.config.image_token_id, strict=True)
 
 
 def longest_sample(config: dict[str, Any], mix: Mix, image_token_id: int) -> Sample:

@@ -15,7 +15,6 @@ from lightning.pytorch.loggers import Logger
 
 from llava_mini import build
 from llava_mini.commands.out_of_memory import out_of_memory_told
-from llava_mini.commands.plan import check_card_is_named
 from llava_mini.commands.planned import Memory
 from llava_mini.commands.ranks import own_rank
 from llava_mini.commands.run_folder import claim
@@ -111,24 +110,21 @@ def _make_whole(run: Run, config: dict[str, Any], trainer: Trainer) -> None:
     run.model, run.stage, run.datamodule = whole.model, whole.stage, whole.datamodule
 
 
-def train(config: dict[str, Any], *, strict: bool = False) -> Path:
+def train(config: dict[str, Any]) -> Path:
     """Train, evaluate on validation and test, and write the run's result.
 
     Of several ranks all train, and rank 0 alone does the rest.
 
     Args:
         config: The run's.
-        strict: Whether a run is refused that does not fit the card, as planned.
 
     Returns:
         The run's folder.
 
     Raises:
-        UserError: when the folder holds another run, or the config is impossible, or, with `strict`, does not fit.
+        UserError: when the folder holds another run, or the config is impossible.
     """
     run_dir = Path(config["run_dir"])
-    if strict:
-        check_card_is_named(config)
     if claim(run_dir, config):
         return run_dir
     clock, memory = Clock(), Memory(config)
@@ -137,7 +133,7 @@ def train(config: dict[str, Any], *, strict: bool = False) -> Path:
         fit(run, config, clock, [])
         return run_dir
     log.info("%s", run.stage.parts_table())
-    memory.plan(run.datamodule, run.processor.tokenizer, run.model.config.image_token_id, strict=strict)
+    memory.plan(run.datamodule, run.processor.tokenizer, run.model.config.image_token_id)
     identity = _identity(config)
     save(config, run_dir / "config.yaml")
     write_json(run_dir / "code.json", {key: identity[key] for key in ("code_version", "commit")})
