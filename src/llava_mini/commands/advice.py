@@ -37,7 +37,7 @@ class Advice:
         self._shares = shares(self.peaks.planner.stage)
         self._find()
         if self.saved and self.limit is not None:
-            self.largest = self._largest()
+            self.largest = self._largest(self.peaks)
 
     @property
     def _size(self) -> int:
@@ -76,9 +76,16 @@ class Advice:
         return left
 
     def _take_smaller_batch(self) -> bool:
-        fits = self._size // 2 if self.limit is None else self._largest()
+        fits = self._size // 2 if self.limit is None else self._largest(self._accumulating())
         change = smaller_batch(self.peaks.config, fits)
         return change is not None and self._take(change)
+
+    def _accumulating(self) -> Peaks:
+        """The same with gradients that stay from batch to batch, as they will with any part of this one."""
+        config = self.peaks.config
+        if self._size == 1 or config["trainer"]["accumulate_grad_batches"] > 1:
+            return self.peaks
+        return self.peaks.of({**config, "trainer": {**config["trainer"], "accumulate_grad_batches": 2}})
 
     def _take(self, change: Change) -> bool:
         """Whether a change saves memory; it is then taken."""
@@ -95,6 +102,6 @@ class Advice:
         self.peaks, self._peak = peaks, peak
         return True
 
-    def _largest(self) -> int:
+    def _largest(self, peaks: Peaks) -> int:
         assert self.limit is not None
-        return largest_batch(self.peaks.bytes, self.limit, self._size, self.peaks.largest_planned)
+        return largest_batch(peaks.bytes, self.limit, self._size, peaks.largest_planned)

@@ -48,8 +48,9 @@ def linear_4bit(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
 
         def dequantize(self) -> Tensor:
             """All weights, [out_features, in_features], of the type that they had."""
-            return _unpacked(self.packed_scales, (self.out_features, self.in_features), linear.weight.dtype)
+            return _unpacked(self.packed_scales, (self.out_features, self.in_features), dtype)
 
+    dtype = linear.weight.dtype
     layer = empty_like(linear, PackedLinear, compute_dtype)
     count = linear.in_features * linear.out_features
     scales = -(-count // _BLOCK)
@@ -104,8 +105,8 @@ class _PackedProduct(torch.autograd.Function):
 
 def _unpacked(scales: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """The weight; its scales are unpacked first, and are there until it is done."""
-    unpacked_scales = torch.empty(scales.shape, dtype=torch.float32)
-    weight = torch.empty(shape, dtype=dtype)
+    unpacked_scales = torch.empty(scales.shape, dtype=torch.float32, device=scales.device)
+    weight = torch.empty(shape, dtype=dtype, device=scales.device)
     del unpacked_scales
     return weight
 
