@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from llava_mini.cli import main
 from llava_mini.commands import planned
 from llava_mini.commands.advice import Advice
 from llava_mini.commands.out_of_memory import RunOutOfMemoryError, is_out_of_memory, message, out_of_memory_told
-from llava_mini.commands.peaks import Peaks, sample_of
 from llava_mini.commands.planned import Memory
 from llava_mini.config import resolve
 from llava_mini.models import LlavaMiniForConditionalGeneration
@@ -22,6 +22,7 @@ CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. G
 CPU = RuntimeError(
     "[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: not enough memory: you tried to allocate 9"
 )
+THIN = ["model.text_config.num_hidden_layers=1", "fusion.num_layers=1", "model.vision_config.num_hidden_layers=2"]
 HERE = ("savers.checkpointing", "savers.loss_chunk", "savers.vision_batch", "savers.offload_vision")
 
 
@@ -41,11 +42,18 @@ def test_any_other_error_stays_what_it_is() -> None:
     assert not isinstance(raised.value, RunOutOfMemoryError)
 
 
-def test_advice_is_the_plans_and_marks_what_needs_another_folder() -> None:
-    config = resolve(["data.features=false", "data.batch_size=8", "trainer.accumulate_grad_batches=3"])
+def test_advice_is_the_plans_and_marks_what_needs_another_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolve(["data.features=false", "data.batch_size=8", "trainer.accumulate_grad_batches=3", *THIN])
+    made: list[Advice] = []
+
+    def kept(*arguments: Any) -> Advice:
+        made.append(Advice(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(planned, "Advice", kept)
     told = message(config, 3, CUDA, Memory(config).advice())
     named = told.split("cheapest first: ")[1].removesuffix(" (* in another run_dir)").split("; ")
-    saved = [saver.change for saver in Advice(Peaks(config, sample_of(config)), None).saved]
+    saved = [saver.change for saver in made[0].saved]
     assert named == [f"{change}{'*' * (not change.startswith(HERE))}" for change in saved]
     assert "savers.checkpointing=true" in named
     assert "data.batch_size=4 trainer.accumulate_grad_batches=6*" in named

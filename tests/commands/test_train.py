@@ -216,4 +216,5 @@ def test_strict_refuses_before_anything_is_written_or_started(smoke, tmp_path: P
 def test_a_run_that_fits_is_trained_with_strict_too(smoke, tmp_path: Path):
     options = ["trainer.max_steps=1", "trainer.val_every=1", "hardware.memory_gib=4"]
     assert main(["train", "--strict", *smoke(*options)]) == 0
-    assert (tmp_path / "run" / "result.json").exists()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["measured_peak_is"].startswith("the growth of the process")

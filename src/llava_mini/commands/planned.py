@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_mini import build
 from llava_mini.commands.advice import Advice
-from llava_mini.commands.peaks import Peaks, as_planned, sample_of
+from llava_mini.commands.peaks import Peaks, as_planned, on_gpu, sample_of
 from llava_mini.commands.plan import check_card_is_named, training_plan
 from llava_mini.data.collate import collate
 from llava_mini.data.datamodule import Mix, VLMDataModule
@@ -101,7 +101,8 @@ class Memory:
         memory = self.config["hardware"]["memory_gib"]
         try:
             peaks = Peaks(self.config, self.sample, tokenizer=self.tokenizer)
-            found = Advice(peaks, None if memory is None else int(memory * GIB) - OUTSIDE)
+            outside = OUTSIDE if on_gpu(self.config) else 0
+            found = Advice(peaks, None if memory is None else int(memory * GIB) - outside)
             if not found.changes:  # the plan says that it fits, which it did not
                 found = Advice(peaks, None)
         except _FAILED:
