@@ -167,3 +167,10 @@ def test_strict_needs_a_card(command: str, capsys: pytest.CaptureFixture[str]) -
 def test_new_tokens_need_an_answer() -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["plan", "--new-tokens", "9"])
+
+
+def test_a_tokenizer_that_is_not_here_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    elsewhere = ["model=llava_mini_qwen25_0_5b", "model.weights=random", "data.features=false", "finetune=frozen_llm"]
+    with caplog.at_level("INFO", "llava_mini"):
+        assert main(["plan", "--text-tokens", "8", "data.batch_size=2", *elsewhere, *SMALL_CARD]) == 0
+    assert sum("the tiny world's takes its place" in line for line in caplog.messages) == 1
