@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     if given and given[0] in _WITH_FLAGS:
         arguments = argparse.Namespace(command=given[0], overrides=given[1:], config_dir=[])
     else:
-        arguments = _parser().parse_args(given)
+        arguments = _read(given)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for folder in arguments.config_dir:
@@ -45,6 +45,16 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def _read(given: list[str]) -> argparse.Namespace:
+    parser = _parser()
+    arguments = parser.parse_intermixed_args(given)
+    if arguments.strict and arguments.command != "train":
+        parser.error(f"{arguments.command} takes no --strict; allowed are train and plan")
+    if arguments.strict:
+        arguments.overrides.append(_STRICT)
+    return arguments
+
+
 def _fail(message: str) -> int:
     print(f"{OWN_MESSAGE}{' '.join(message.split())}", file=sys.stderr)
     return 2
@@ -54,13 +64,20 @@ def _train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
     from llava_mini.commands.run_folder import claim
     from llava_mini.config import resolve
 
+    strict, overrides = _STRICT in overrides, [override for override in overrides if override != _STRICT]
     config = resolve(overrides, config_dirs)
     count, machines, rank = config["trainer"]["devices"], config["trainer"]["machines"], own_rank()
+    run_dir = Path(config["run_dir"])
     if machines > 1 and rank is None:
         raise UserError(f"trainer.machines={machines}: begin the run on each by torchrun -m llava_mini train ...")
+    if rank is None and claim(run_dir, config):
+        return 0
+    if strict and not rank:
+        from llava_mini.commands.planned import check_fits
+
+        check_fits(config)
     if count > 1 and rank is None:
-        run_dir = Path(config["run_dir"])
-        return 0 if claim(run_dir, config) else run_ranks([*train_command(config_dirs), *overrides], count, run_dir)
+        return run_ranks([*train_command(config_dirs), *overrides], count, run_dir)
     if rank:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 ends in order, and then all are ended
     from llava_mini.commands.out_of_memory import RunOutOfMemoryError
@@ -179,6 +196,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
 }
 # Commands that read --flags of their own instead of a config's key=value.
 _WITH_FLAGS = ("plan", "data", "convert", "merge", "ask", "chat", "batch", "bench", "doctor")
+_STRICT = "--strict"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -192,6 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config-dir", action="append", default=[], help="a further folder with config groups and code"
     )
+    parser.add_argument(_STRICT, action="store_true", help="train: status 2 when, as planned, it does not fit the card")
     parser.add_argument("command", choices=COMMANDS, metavar="command", help="see below")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, as Hydra reads them")
     return parser

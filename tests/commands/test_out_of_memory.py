@@ -3,35 +3,27 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from llava_mini.cli import main
-from llava_mini.commands.out_of_memory import (
-    RunOutOfMemoryError,
-    is_out_of_memory,
-    memory_advice,
-    message,
-    out_of_memory_told,
-)
+from llava_mini.commands import planned
+from llava_mini.commands.advice import Advice
+from llava_mini.commands.out_of_memory import RunOutOfMemoryError, is_out_of_memory, message, out_of_memory_told
+from llava_mini.commands.planned import Memory
 from llava_mini.config import resolve
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.plan.savers import finetunings, savers
 from llava_mini.stages.base import VLMStage
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 31.4 GiB")
 CPU = RuntimeError(
     "[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: not enough memory: you tried to allocate 9"
 )
-EVERY = [
-    "data.features=false",
-    "savers.vision_batch=1",
-    "savers.loss_chunk=9",
-    "savers.optimizer=adamw_8bit",
-    "savers.checkpointing=true",
-    "finetune=qlora",
-    "data.batch_size=1",
-]
+THIN = ["model.text_config.num_hidden_layers=1", "fusion.num_layers=1", "model.vision_config.num_hidden_layers=2"]
+HERE = ("savers.checkpointing", "savers.loss_chunk", "savers.vision_batch", "savers.offload_vision")
 
 
 @pytest.mark.parametrize("error", [CUDA, CPU, MemoryError()])
@@ -39,34 +31,45 @@ def test_what_is_a_want_of_memory(error: BaseException) -> None:
     assert is_out_of_memory(error)
     with (
         pytest.raises(RunOutOfMemoryError, match="out of memory at step 7"),
-        out_of_memory_told(resolve([]), lambda: 7),
+        out_of_memory_told(resolve([]), lambda: 7, list),
     ):
         raise error
 
 
 def test_any_other_error_stays_what_it_is() -> None:
-    with pytest.raises(RuntimeError, match="shapes") as raised, out_of_memory_told(resolve([]), lambda: 7):
+    with pytest.raises(RuntimeError, match="shapes") as raised, out_of_memory_told(resolve([]), lambda: 7, list):
         raise RuntimeError("shapes do not match")
     assert not isinstance(raised.value, RunOutOfMemoryError)
 
 
-def test_advice_is_what_is_not_on_in_the_order_of_its_cost() -> None:
-    config = resolve(["data.features=false", "data.batch_size=8", "trainer.accumulate_grad_batches=3"])
-    assert memory_advice(config) == [
-        "savers.vision_batch=4",
-        "savers.loss_chunk=1024",
-        "savers.optimizer=paged_adamw_8bit*",
-        "savers.checkpointing=true",
-        "finetune=qlora*",
-        "data.batch_size=4 trainer.accumulate_grad_batches=6*",
-    ]
-    for saver in range(len(EVERY)):
-        assert len(memory_advice(resolve(["data.batch_size=2", *EVERY[: saver + 1]]))) == 6 - saver
-    assert "savers.vision_batch=4" not in memory_advice(resolve(["data.features=true"]))
+def test_advice_is_the_plans_and_marks_what_needs_another_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolve(["data.features=false", "data.batch_size=8", "trainer.accumulate_grad_batches=3", *THIN])
+    made: list[Advice] = []
+
+    def kept(*arguments: Any) -> Advice:
+        made.append(Advice(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(planned, "Advice", kept)
+    told = message(config, 3, CUDA, Memory(config).advice())
+    named = told.split("cheapest first: ")[1].removesuffix(" (* in another run_dir)").split("; ")
+    saved = [saver.change for saver in made[0].saved]
+    assert named == [f"{change}{'*' * (not change.startswith(HERE))}" for change in saved]
+    assert "savers.checkpointing=true" in named
+    assert "data.batch_size=4 trainer.accumulate_grad_batches=6*" in named
 
 
-def test_with_every_saver_on_it_says_what_is_left() -> None:
-    assert "every saver is on: shorten data.max_length" in message(resolve(EVERY), 3, CUDA)
+def test_what_cannot_be_planned_is_advised_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_memory(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    config = resolve(["data.features=false"])
+    monkeypatch.setattr(planned, "Peaks", without_memory)
+    assert Memory(config).advice() == [*savers(config), *finetunings(config)]
+
+
+def test_with_nothing_to_turn_on_it_says_what_is_left() -> None:
+    assert "nothing is left to turn on: shorten data.max_length" in message(resolve([]), 3, CUDA, [])
 
 
 def test_the_command_ends_with_status_1_and_the_same_run_goes_on_with_savers(
@@ -86,7 +89,7 @@ def test_the_command_ends_with_status_1_and_the_same_run_goes_on_with_savers(
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert told.startswith("llava-mini: out of memory at step 3 (CUDA out of memory. Tried to allocate 2.00 GiB.")
-    assert f"the last checkpoint is good: {last}; try, cheapest first: savers.loss_chunk=1024; " in told
+    assert f"the last checkpoint is good: {last}; try, one after another, cheapest first: " in told
     assert torch.load(last, weights_only=True)["global_step"] == 2
     assert not (tmp_path / "run" / "result.json").exists()
 

@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 
 from llava_mini.cli import main
-from llava_mini.commands.plan import planner_of, sample_of, training_plan
+from llava_mini.commands.peaks import Peaks, sample_of
+from llava_mini.commands.plan import training_plan
 from llava_mini.config import options, resolve
 from llava_mini.finetune import num_parameters
 from llava_mini.plan.report import GIB, OUTSIDE
+from llava_mini.plan.savers import finetunings
 
 BIG = ["model=llava_mini_vicuna_7b", "model.weights=random", "hardware=rtx5090_32gb", "data.features=false"]
-SMALL_CARD = ["hardware.memory_gib=0.75", "trainer.accelerator=gpu"]
+THIN = ["model.text_config.num_hidden_layers=1", "fusion.num_layers=1", "model.vision_config.num_hidden_layers=2"]
+SMALL_CARD = ["hardware.memory_gib=0.75", "trainer.accelerator=gpu", *THIN]
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def test_json_is_one_object_with_what_is_promised(planned: Callable) -> None:
 def test_strict_refuses_in_one_line_what_does_not_fit(planned: Callable) -> None:
     status, out, err = planned("--strict", "data.batch_size=64", "--text-tokens", "200", *SMALL_CARD)
     assert status == 2
-    assert "does not fit" in err and err.count("\n") == 1
+    assert "does not fit" in err and "0.6 GiB of it CUDA's context" in err and err.count("\n") == 1
     assert "savers.checkpointing=true" in out
 
 
@@ -64,7 +67,7 @@ def test_largest_batch_fits_and_one_more_does_not() -> None:
 def test_7b_step_is_planned_in_seconds(how: str) -> None:
     config = resolve(["trainer.max_steps=1", f"finetune={how}", "savers.checkpointing=true", *BIG])
     start = time.process_time()
-    peak = planner_of(config, sample_of(config, text_tokens=64)).step(2)
+    peak = Peaks(config, sample_of(config, text_tokens=64))(2)
     assert time.process_time() - start < 60  # 10 on a free machine
     weights = sum(peak.breakdown[part] for part in ("frozen_weights", "trained_weights", "quantized_weights"))
     # 6.7 G parameters of the language model in 4, 2 or half a byte, and of pre-fusion 0.8 G, which train, in 4
@@ -87,11 +90,11 @@ def test_flags_are_checked(flag: str) -> None:
 @pytest.mark.parametrize("model", [name for name in options("model") if name != "tiny"])
 def test_every_preset_is_planned(model: str) -> None:
     config = resolve(["trainer.max_steps=1", "finetune=qlora", "savers.checkpointing=true", f"model={model}", *BIG[1:]])
-    planner = planner_of(config, sample_of(config, text_tokens=32))
-    peak = planner.step(1)
+    peaks = Peaks(config, sample_of(config, text_tokens=32))
+    peak = peaks(1)
     # 4 bits a weight, 8 for every 64 weights, 32 for every 64 * 256
     bits = 4 + 8 / 64 + 32 / (64 * 256)
-    weights = num_parameters(planner.model.get_decoder().layers)
+    weights = num_parameters(peaks.planner.model.get_decoder().layers)
     assert peak.breakdown["quantized_weights"] == pytest.approx(bits / 8 * weights, rel=0.01)
     assert sum(peak.breakdown.values()) == peak.bytes
 
@@ -104,7 +107,70 @@ def test_every_card_is_planned_for(planned: Callable, hardware: str) -> None:
     assert found["fits"] is (None if hardware in ("auto", "cpu") else True)
 
 
-def test_what_cannot_be_planned_says_so(planned: Callable) -> None:
-    status, _, err = planned("finetune=dora", "finetune.quantize=nf4")
-    assert status == 2
-    assert "finetune.lora.dora=true with finetune.quantize=nf4 cannot be planned" in err
+def test_long_text_is_planned_without_its_masks(planned: Callable) -> None:
+    status, out, _ = planned("--json", "data.batch_size=2", "--text-tokens", "100000")  # a mask of 10^10 values
+    assert status == 0
+    assert json.loads(out)["peak_bytes"] > 2 * 100_000**2
+
+
+def test_an_estimated_batch_is_as_one_that_is_run() -> None:
+    config = resolve(["trainer.max_steps=1"])
+    peaks = Peaks(config, sample_of(config, text_tokens=20))
+    assert peaks.largest_planned == 4096
+    peaks.largest_planned = 20
+    estimated = peaks(33)
+    run = Peaks(config, peaks.sample)(33)
+    assert estimated.bytes == pytest.approx(run.bytes, rel=5e-3)
+    assert sum(estimated.breakdown.values()) == estimated.bytes
+
+
+def test_a_batch_that_is_not_run_is_said_to_be_estimated(planned: Callable) -> None:
+    status, out, _ = planned("--json", "data.batch_size=100000", "--text-tokens", "20")
+    found = json.loads(out)
+    assert status == 0
+    assert found["notes"] == ["estimated: a batch of 100000, from smaller ones; up to 4096 are run"]
+    assert min(found["breakdown"].values()) >= 0
+
+
+def test_ways_to_fine_tune_are_offered_for_full_fine_tuning() -> None:
+    assert [change.text for change in finetunings(resolve([]))][:2] == ["finetune=lora", "finetune=qlora"]
+
+
+def test_advice_for_full_fine_tuning_that_does_not_fit_is_true_to_the_byte(planned: Callable) -> None:
+    """Each line's figure is what a plan gives of the command line with what it and those above it say."""
+    wide = ["model=llava_mini_vicuna_7b", "model.weights=random", "hardware=rtx5090_32gb", "data.batch_size=8"]
+    command = [*wide, *THIN, "finetune=full", "hardware.memory_gib=3"]
+    status, out, _ = planned("--json", "--text-tokens", "16", *command)
+    found = json.loads(out)
+    offered = [saver["change"] for saver in found["savers"]]
+    assert status == 0 and not found["fits"]
+    assert {"finetune=lora", "finetune=qlora"} <= set(offered) and offered[-1].startswith("data.batch_size=")
+    assert found["savers"][-1]["peak_bytes"] + found["outside_bytes"] <= found["memory_bytes"]
+    assert found["batch_with_savers"] >= int(offered[-1].split()[0].split("=")[1])
+    peaks = [saver["peak_bytes"] for saver in found["savers"]]
+    assert peaks == sorted(set(peaks), reverse=True)  # nothing that saves nothing
+    given = dict(item.split("=", 1) for item in command)
+    for saver in found["savers"]:
+        given |= dict(item.split("=", 1) for item in saver["change"].split())
+        if saver["change"].startswith("savers."):
+            continue
+        config = resolve(["trainer.max_steps=1", *(f"{key}={value}" for key, value in given.items())])
+        assert Peaks(config, sample_of(config, 16)).bytes(config["data"]["batch_size"]) == saver["peak_bytes"]
+
+
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_strict_needs_a_card(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--strict", "hardware=cpu"]) == 2
+    assert "hardware.memory_gib=null" in capsys.readouterr().err
+
+
+def test_new_tokens_need_an_answer() -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan", "--new-tokens", "9"])
+
+
+def test_a_tokenizer_that_is_not_here_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    elsewhere = ["model=llava_mini_qwen25_0_5b", "model.weights=random", "data.features=false", "finetune=frozen_llm"]
+    with caplog.at_level("INFO", "llava_mini"):
+        assert main(["plan", "--text-tokens", "8", "data.batch_size=2", *elsewhere, *SMALL_CARD]) == 0
+    assert sum("the tiny world's takes its place" in line for line in caplog.messages) == 1

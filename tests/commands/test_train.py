@@ -201,3 +201,20 @@ def test_shard_sets_of_ones_own_are_read_as_they_are(smoke, tmp_path: Path, worl
     shards = ShardSet(tmp_path / "mine" / "everything")
     assert trained_on == {shards.key(index) for index in range(len(shards))}
     assert not (tmp_path / "mine" / "world.json").exists()
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_strict_refuses_before_anything_is_written_or_started(smoke, tmp_path: Path, monkeypatch, capsys, devices: int):
+    monkeypatch.setattr("llava_mini.cli.run_ranks", lambda *_: pytest.fail("ranks were started"))
+    on_cpu = ["trainer.accelerator=cpu", f"trainer.devices={devices}"]
+    assert main(["train", "--strict", *smoke(*on_cpu, "hardware.memory_gib=0.01")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("llava-mini: does not fit: it needs ") and told.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_fits_is_trained_with_strict_too(smoke, tmp_path: Path):
+    options = ["trainer.max_steps=1", "trainer.val_every=1", "hardware.memory_gib=4"]
+    assert main(["train", "--strict", *smoke(*options)]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["measured_peak_is"].startswith("the growth of the process")

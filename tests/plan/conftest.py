@@ -44,6 +44,7 @@ FINETUNE: dict[str, dict[str, Any]] = {
     "full": {"language_model": "full", "prefusion": "full", "quantize": None, "lora": None},
     "lora": {"language_model": "lora", "prefusion": "full", "quantize": None, "lora": LORA},
     "qlora": {"language_model": "lora", "prefusion": "lora", "quantize": "nf4", "lora": LORA},
+    "qdora": {"language_model": "lora", "prefusion": "full", "quantize": "nf4", "lora": {**LORA, "dora": True}},
 }
 SAVERS = {"loss_chunk": None, "vision_batch": None, "offload_vision": False, "checkpointing": False}
 RATES: dict[str, float | None] = {"projector": 1e-4, "compressor": 1e-4, "prefusion": 1e-4, "language_model": 1e-4}

@@ -9,12 +9,13 @@ from llava_mini.plan import stand_ins
 from llava_mini.plan.ledger import CASTS, FROZEN, GRADIENTS, OPTIMIZER, PARTS, QUANTIZED
 from llava_mini.plan.planner import Planner
 from llava_mini.plan.sample import Sample
+from llava_mini.plan.search import largest_batch
 from llava_mini.plan.step import Mode
 
 SAMPLE = Sample(text_tokens=40)
 
 
-@pytest.mark.parametrize("kind", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("kind", ["full", "lora", "qlora", "qdora"])
 @pytest.mark.parametrize(("checkpointing", "size", "half"), [(False, 3, None), (True, 2, torch.bfloat16)])
 def test_plan_equals_watched_step(
     stage_of: Callable, watched: Callable, kind: str, checkpointing: bool, size: int, half: torch.dtype | None
@@ -82,3 +83,15 @@ def test_dropout_keeps_bytes_on_a_gpu(stage_of: Callable) -> None:
     on_cpu = Planner(stage_of("lora", meta=True), Mode(), SAMPLE).step(2)
     on_gpu = Planner(stage_of("lora", meta=True), Mode(on_gpu=True), SAMPLE).step(2)
     assert on_gpu.bytes < on_cpu.bytes
+
+
+def test_what_works_in_portions_does_not_mislead_the_search(stage_of: Callable, watched: Callable) -> None:
+    """Chunks of the loss and portions of the tower grow up to their size only, so the peak is no straight line."""
+    bent = {"loss_chunk": 32, "vision_batch": 3}
+    planner = Planner(stage_of("full", meta=True, **bent), Mode(), SAMPLE)
+    peaks = {size: planner.step(size).bytes for size in range(1, 8)}
+    for limit in range(min(peaks.values()), peaks[7], (peaks[7] - peaks[1]) // 40):
+        expected = max(size for size, peak in peaks.items() if peak <= limit)
+        assert largest_batch(peaks.__getitem__, limit, 4, 7) == expected
+    real = watched(stage_of("full", meta=False, **bent), Mode(), SAMPLE, 5)
+    assert peaks[5] == real.bytes

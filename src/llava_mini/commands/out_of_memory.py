@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from llava_mini.plan.savers import Change
+from llava_mini.sweep.grid import config_hash
+
 _OF_A_CPU = ("DefaultCPUAllocator", "not enough memory")
 ANOTHER_RUN = "*"  # marks what changes the run's result, so that it cannot go on in its folder
 
@@ -18,12 +21,15 @@ class RunOutOfMemoryError(RuntimeError):
 
 
 @contextmanager
-def out_of_memory_told(config: dict[str, Any], step: Callable[[], int]) -> Iterator[None]:
+def out_of_memory_told(
+    config: dict[str, Any], step: Callable[[], int], advice: Callable[[], list[Change]]
+) -> Iterator[None]:
     """Turn what torch raises for want of memory into one line.
 
     Args:
         config: Of the run.
         step: Gives the optimiser steps that are done.
+        advice: Gives what the config can change to need less memory, in order; asked only when memory is wanting.
 
     Raises:
         RunOutOfMemoryError: in place of torch's or Python's own error.
@@ -33,7 +39,7 @@ def out_of_memory_told(config: dict[str, Any], step: Callable[[], int]) -> Itera
     except (RuntimeError, MemoryError) as error:  # torch's own error on a GPU is a RuntimeError too
         if not is_out_of_memory(error):
             raise
-        raise RunOutOfMemoryError(message(config, step(), error)) from error
+        raise RunOutOfMemoryError(message(config, step(), error, advice())) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -43,30 +49,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OF_A_CPU)
 
 
-def message(config: dict[str, Any], step: int, error: BaseException) -> str:
+def message(config: dict[str, Any], step: int, error: BaseException, advice: list[Change]) -> str:
     """The line for the user."""
     last = Path(config["run_dir"]) / "checkpoints" / "last.ckpt"
     kept = f"the last checkpoint is good: {last}" if last.exists() else "no checkpoint was due yet"
     reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
     told = f"out of memory at step {step} ({reason}); {kept}; "
-    if not (advice := memory_advice(config)):
-        return f"{told}every saver is on: shorten data.max_length, or take a smaller model or a larger card"
-    marked = any(item.endswith(ANOTHER_RUN) for item in advice)
-    return f"{told}try, cheapest first: {'; '.join(advice)}" + (
+    if not advice:
+        return f"{told}nothing is left to turn on: shorten data.max_length, or take a smaller model or a larger card"
+    named = _named(config, advice)
+    marked = any(item.endswith(ANOTHER_RUN) for item in named)
+    return f"{told}try, one after another, cheapest first: {'; '.join(named)}" + (
         f" ({ANOTHER_RUN} in another run_dir)" if marked else ""
     )
 
 
-def memory_advice(config: dict[str, Any]) -> list[str]:
-    """What is not on yet, in the order of what it costs in time and precision; see `ANOTHER_RUN`."""
-    savers, batch = config["savers"], config["data"]["batch_size"]
-    accumulate = 2 * config["trainer"]["accumulate_grad_batches"]
-    offers = [
-        (savers["vision_batch"] is None and not config["data"]["features"], "savers.vision_batch=4"),
-        (savers["loss_chunk"] is None, "savers.loss_chunk=1024"),
-        (savers["optimizer"] == "adamw", f"savers.optimizer=paged_adamw_8bit{ANOTHER_RUN}"),
-        (not savers["checkpointing"], "savers.checkpointing=true"),
-        (config["finetune"]["quantize"] is None, f"finetune=qlora{ANOTHER_RUN}"),
-        (batch > 1, f"data.batch_size={batch // 2} trainer.accumulate_grad_batches={accumulate}{ANOTHER_RUN}"),
-    ]
-    return [text for applies, text in offers if applies]
+def _named(config: dict[str, Any], advice: list[Change]) -> list[str]:
+    """Changes as they are written, each marked whose run cannot go on in the folder of this one."""
+    here = config_hash(config)
+    return [f"{change.text}{'' if config_hash(change.of(config)) == here else ANOTHER_RUN}" for change in advice]

@@ -66,8 +66,15 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt from error
 
 
-def fit(run: Run, config: dict[str, Any], clock: Clock, loggers: list[Logger]) -> Trainer:
+def fit(run: Run, config: dict[str, Any], clock: Clock, loggers: list[Logger], memory: Memory | None = None) -> Trainer:
     """Train from the last checkpoint in the run's folder, or from the start.
+
+    Args:
+        run: What is trained.
+        config: The same as values.
+        clock: Told of the time that it takes.
+        loggers: Lightning's.
+        memory: With the run's plan, if there is one.
 
     Returns:
         The trainer, with the last metrics.
@@ -78,7 +85,8 @@ def fit(run: Run, config: dict[str, Any], clock: Clock, loggers: list[Logger]) -
     """
     trainer = build.build_trainer(config, run.datamodule, clock, loggers)
     last = Path(config["run_dir"]) / "checkpoints" / "last.ckpt"
-    with interruptible(), out_of_memory_told(config, lambda: trainer.global_step):
+    advice = (memory or Memory(config)).advice
+    with interruptible(), out_of_memory_told(config, lambda: trainer.global_step, advice):
         trainer.fit(run.stage, run.datamodule, ckpt_path=str(last) if last.exists() else None)
     # What follows is one process's work, on all data; Lightning has moved the model off its device.
     if torch.distributed.is_initialized():
@@ -107,6 +115,9 @@ def train(config: dict[str, Any]) -> Path:
 
     Of several ranks all train, and rank 0 alone does the rest.
 
+    Args:
+        config: The run's.
+
     Returns:
         The run's folder.
 
@@ -116,18 +127,18 @@ def train(config: dict[str, Any]) -> Path:
     run_dir = Path(config["run_dir"])
     if claim(run_dir, config):
         return run_dir
-    clock, memory = Clock(), Memory()
+    clock, memory = Clock(), Memory(config)
     run = assemble(config)
     if own_rank():
         fit(run, config, clock, [])
         return run_dir
+    log.info("%s", run.stage.parts_table())
+    memory.plan(run.datamodule, run.processor.tokenizer, run.model.config.image_token_id)
     identity = _identity(config)
     save(config, run_dir / "config.yaml")
     write_json(run_dir / "code.json", {key: identity[key] for key in ("code_version", "commit")})
-    log.info("%s", run.stage.parts_table())
-    memory.plan(config, run.datamodule, run.model.config.image_token_id)
     with _tracked(config, run_dir) as (tracker, loggers):
-        trainer = fit(run, config, clock, loggers)
+        trainer = fit(run, config, clock, loggers, memory)
         peaks = memory.measured(trainer.strategy.root_device)
         save_run(run.model, run.processor, config, run.base)
         with evaluation_precision(config, trainer):
@@ -142,6 +153,7 @@ def train(config: dict[str, Any]) -> Path:
             "mlflow_run_id": tracker.run_id(wait=5.0) if tracker else None,
         }
         if tracker:
+            tracker.set_tags({"measured_peak_is": peaks["measured_peak_is"]})
             tracker.log_metrics({key: result[key] for key in _TRACKED if result[key] is not None})
         write_json(run_dir / "result.json", result)
     shares = ", ".join(f"{split} {share:.4f}" for split, share in result["accuracy"].items())

@@ -16,6 +16,8 @@ OUTSIDE = 640 * 2**20
 # Counted by the allocator and seen by no operator: cuBLAS' own workspace (8 MiB, on Hopper 32).
 CUBLAS = 32 * 2**20
 
+NAME_A_CARD = "choose hardware=..., or give its memory as hardware.memory_gib=..."
+
 _NAMES = {
     FROZEN: "frozen weights",
     TRAINED: "trained weights",
@@ -119,24 +121,29 @@ class Report:
 
     def _verdict(self) -> list[str]:
         if self.memory_bytes is None:
-            return ["hardware.memory_gib is null: choose hardware=... to know whether it fits"]
-        lines = [
-            f"{'fits' if self.fits else 'does not fit'}; the largest batch that fits is {self.largest_batch}"
-            if self.largest_batch is not None
-            else ("fits" if self.fits else "does not fit")
-        ]
+            return ["no card is named, so whether it fits is not known: " + NAME_A_CARD]
+        largest = "" if self.largest_batch is None else f"; the largest batch that fits is {self.largest_batch}"
+        lines = [f"{'fits' if self.fits else 'does not fit'}{largest}"]
         if self.savers:
-            lines.append("to turn on, cheapest in time first, each with those above it:")
-            lines += [f"  {s.change:<38} {s.peak_bytes / GIB:8.2f} GiB  time: {s.cost}" for s in self.savers]
+            lines.append("to change, each with those above it, cheapest in time first, what trains other weights last:")
+            width = max(len(saver.change) for saver in self.savers)
+            lines += [f"  {s.change:<{width}} {s.peak_bytes / GIB:8.2f} GiB  time: {s.cost}" for s in self.savers]
             lines.append(f"  with all of these the largest batch that fits is {self.batch_with_savers}")
-        elif not self.fits:
-            lines.append("every saver is on: take finetune=qlora, a smaller model or a larger card")
+        if not self.fits and not self.batch_with_savers:
+            lines.append("nothing more to change saves enough: take a shorter sample, a smaller model or a larger card")
         return lines
 
     def refusal(self) -> str:
-        """The line for `--strict`."""
-        need, have = self.peak.bytes + self.outside_bytes, self.memory_bytes or 0
+        """The line for `--strict`.
+
+        Raises:
+            ValueError: it fits, or no card is named.
+        """
+        if self.fits is not False or self.memory_bytes is None:
+            raise ValueError("a plan that fits has no refusal")
+        largest = "" if self.largest_batch is None else f"; the largest batch that fits is {self.largest_batch}"
+        context = f", {self.outside_bytes / GIB:.1f} GiB of it CUDA's context" if self.outside_bytes else ""
         return (
-            f"does not fit: the step needs {need / GIB:.1f} GiB, the card has {have / GIB:.1f} GiB; "
-            f"the largest batch that fits is {self.largest_batch}"
+            f"does not fit: it needs {(self.peak.bytes + self.outside_bytes) / GIB:.1f} GiB{context}; "
+            f"the card has {self.memory_bytes / GIB:.1f} GiB{largest}"
         )

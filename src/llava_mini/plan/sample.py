@@ -7,7 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from llava_mini.batch import VLMBatch
+from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.plan.unallocated import LARGEST_REAL
+
+_MOST = 4096  # samples; no card is asked for more
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,22 @@ class Sample:
     def learnt_tokens(self) -> int:
         """Tokens that are answers."""
         return self.text_tokens // 2
+
+
+def largest_planned(model: LlavaMiniForConditionalGeneration, sample: Sample) -> int:
+    """Samples of the largest batch that is run: its entries are real numbers, which a plan has room for.
+
+    Raises:
+        UserError: a sample is so long that a batch of four is too large.
+    """
+    seen = sample.views * model.side**2 + model.tokens_per_frame(sample.views) + sample.text_tokens
+    entries = sample.text_tokens + sample.frames * seen
+    if entries > LARGEST_REAL // 4:
+        raise UserError(
+            f"{sample.text_tokens} text tokens, each read with {sample.frames} frames, cannot be planned; allowed are "
+            f"samples of up to {LARGEST_REAL // 4} entries, this one has {entries}"
+        )
+    return min(_MOST, LARGEST_REAL // entries)
 
 
 def batch_of(model: LlavaMiniForConditionalGeneration, sample: Sample, size: int) -> VLMBatch:

@@ -1,58 +1,141 @@
-"""Savers in the order of what they cost in time, as changes of a config that does not have them yet."""
+"""What a config can change to need less memory, in the order of what it costs in time.
+
+What leaves the result of a run as it is, or nearly, comes first; then a smaller batch, accumulated to the same step;
+what trains other weights is last. It is the one list, for a plan as for a run that has ended for want of memory.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import yaml
 from torch import nn
 
+from llava_mini.files import CONFIG_DIR
 from llava_mini.finetune import is_adapter, num_parameters
 from llava_mini.stages.base import VLMStage
 
 Config = dict[str, Any]
-Change = tuple[dict[str, Any], str]
 
 
-def offers(config: Config, stage: VLMStage) -> list[Change]:
-    """What is not on yet, cheapest in time first: keys of `savers` with their values, and the cost in words.
+@dataclass(frozen=True)
+class Change:
+    """A change of a config.
 
-    Args:
-        config: The whole config.
-        stage: Over its model; what is computed again is a share of the work that its parameters make.
+    Attributes:
+        text: As one writes it on the command line.
+        values: The same, by group of the config.
+        cost: In time, in words; `{head}` and `{layers}` are what `shares` says.
     """
-    savers, precision = config["savers"], config["trainer"]["precision"]
+
+    text: str
+    values: Mapping[str, Mapping[str, Any]]
+    cost: str
+
+    def of(self, config: Config) -> Config:
+        """The config with it."""
+        return {**config, **{group: {**config[group], **values} for group, values in self.values.items()}}
+
+
+def savers(config: Config) -> list[Change]:
+    """What is not on yet of `savers`, cheapest in time first."""
+    now, precision = config["savers"], config["trainer"]["precision"]
     tower = not config["data"]["features"]
     half = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}.get(precision)
     sharded = config["trainer"]["strategy"] == "fsdp"
-    every: list[tuple[bool, Change]] = [
-        (savers["frozen_dtype"] is None and half is not None, ({"frozen_dtype": half}, "none")),
-        (savers["optimizer"] == "adamw" and not sharded, ({"optimizer": "adamw_8bit"}, "none")),
-        (savers["vision_batch"] is None and tower, ({"vision_batch": 4}, "none to speak of")),
-        (savers["loss_chunk"] is None, ({"loss_chunk": 256}, f"+{share_of_head(stage):.1%}, the head's product again")),
+    every: list[tuple[bool, str, Any, str]] = [
+        (now["frozen_dtype"] is None and half is not None, "frozen_dtype", half, "none"),
+        (now["optimizer"] == "adamw" and not sharded, "optimizer", "adamw_8bit", "none"),
+        (now["vision_batch"] is None and tower, "vision_batch", 4, "none to speak of"),
+        (now["loss_chunk"] is None, "loss_chunk", 1024, "+{head:.1%}, the head's product again"),
+        (not now["checkpointing"], "checkpointing", True, "+{layers:.0%}, the decoder layers' forward pass again"),
         (
-            not savers["checkpointing"],
-            ({"checkpointing": True}, f"+{share_of_layers(stage):.0%}, the decoder layers' forward pass again"),
+            not now["offload_vision"] and tower and not sharded,
+            "offload_vision",
+            True,
+            "a copy of the tower to the card every step",
         ),
         (
-            not savers["offload_vision"] and tower and not sharded,
-            ({"offload_vision": True}, "a copy of the tower to the card every step"),
-        ),
-        (
-            savers["optimizer"] in ("adamw", "adamw_8bit") and not sharded,
-            ({"optimizer": "paged_adamw_8bit"}, "copies of state every step"),
+            now["optimizer"] != "paged_adamw_8bit" and not sharded,
+            "optimizer",
+            "paged_adamw_8bit",
+            "copies of its state every step",
         ),
     ]
-    return [change for applies, change in every if applies]
+    return [
+        Change(f"savers.{key}={str(value).lower()}", {"savers": {key: value}}, cost)
+        for applies, key, value, cost in every
+        if applies
+    ]
 
 
-def share_of_layers(stage: VLMStage) -> float:
-    """The decoder layers' forward pass as a share of a step's products, counted by their parameters."""
-    return _size(_decoder(stage)) / _products(stage)
+def smaller_batch(config: Config, fits: int) -> Change | None:
+    """The largest part of the batch that fits, accumulated to the same step; None where there is none.
+
+    Args:
+        config: The whole config.
+        fits: The largest batch that fits.
+    """
+    now, accumulate = config["data"]["batch_size"], config["trainer"]["accumulate_grad_batches"]
+    size = next((size for size in range(min(fits, now - 1), 0, -1) if now % size == 0), None)
+    if size is None:
+        return None
+    times = accumulate * now // size
+    return Change(
+        f"data.batch_size={size} trainer.accumulate_grad_batches={times}",
+        {"data": {"batch_size": size}, "trainer": {"accumulate_grad_batches": times}},
+        "smaller products, the same samples in a step",
+    )
 
 
-def share_of_head(stage: VLMStage) -> float:
-    """The head's forward pass likewise; half of the tokens go through it."""
-    return _size([stage.model.get_output_embeddings()]) / 2 / _products(stage)
+def finetunings(config: Config) -> list[Change]:
+    """Ways to train fewer weights, or to store them in 4 bits; each for a config with those before it."""
+    now, rates = config["finetune"], config["stage"].get("learning_rates", {})
+    quantizable = now["quantize"] is None and config["trainer"]["strategy"] != "fsdp"
+    found: list[Change] = []
+    values: dict[str, Any]
+    if rates.get("language_model") is None or now["language_model"] == "frozen":
+        if quantizable:
+            first = "" if now["language_model"] == "frozen" else "finetune=frozen_llm "
+            values = {"language_model": "frozen", "quantize": "nf4"}
+            cost = "weights are unpacked for every product"
+            found.append(Change(f"{first}finetune.quantize=nf4", {"finetune": values}, cost))
+        return found
+    adapters = now["lora"]
+    if now["language_model"] == "full":
+        adapters = _adapters("lora")
+        values = {"language_model": "lora", "lora": adapters}
+        found.append(Change("finetune=lora", {"finetune": values}, "none; adapters train instead of all weights"))
+    if quantizable:
+        adapters = _adapters("qlora") if adapters["dora"] else adapters
+        values = {"language_model": "lora", "quantize": "nf4", "lora": adapters}
+        cost = "weights are unpacked for every product; adapters train"
+        found.append(Change("finetune=qlora", {"finetune": values}, cost))
+    if now["prefusion"] == "full" and rates.get("prefusion") is not None and config["fusion"]["num_layers"] > 0:
+        cost = "none; adapters train instead of pre-fusion's weights"
+        found.append(Change("finetune.prefusion=lora", {"finetune": {"prefusion": "lora"}}, cost))
+    return found
+
+
+def _adapters(name: str) -> dict[str, Any]:
+    """`lora` of a preset of conf/finetune."""
+    preset = yaml.safe_load((CONFIG_DIR / "finetune" / f"{name}.yaml").read_text())
+    adapters: dict[str, Any] = preset["lora"]
+    return adapters
+
+
+def shares(stage: VLMStage) -> dict[str, float]:
+    """Forward passes as shares of a step's products, counted by the parameters in them.
+
+    `layers` is the decoder layers', `head` the language model's head's, through which half of the tokens go.
+    """
+    products = _products(stage)
+    return {
+        "layers": _size(_decoder(stage)) / products,
+        "head": _size([stage.model.get_output_embeddings()]) / 2 / products,
+    }
 
 
 def _decoder(stage: VLMStage) -> list[nn.Module]:

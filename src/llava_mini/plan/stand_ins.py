@@ -35,11 +35,22 @@ def linear_4bit(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     base = require("bitsandbytes", "finetune.quantize=nf4").nn.Linear4bit
 
     class PackedLinear(base):  # type: ignore[misc, valid-type]
-        """PEFT and the model see a bitsandbytes layer; its forward pass is the one below."""
+        """PEFT and the model see a bitsandbytes layer; its forward pass is the one below.
+
+        DoRA reads the weights themselves. PEFT asks bitsandbytes for them by a weight's numbers, but a layer with `W_q`
+        (HQQ's) to unpack them itself, which takes the same memory.
+        """
+
+        W_q = property(lambda self: self.weight)
 
         def forward(self, x: Tensor) -> Tensor:
             return packed_product(self, x)
 
+        def dequantize(self) -> Tensor:
+            """All weights, [out_features, in_features], of the type that they had."""
+            return _unpacked(self.packed_scales, (self.out_features, self.in_features), dtype)
+
+    dtype = linear.weight.dtype
     layer = empty_like(linear, PackedLinear, compute_dtype)
     count = linear.in_features * linear.out_features
     scales = -(-count // _BLOCK)
@@ -94,8 +105,8 @@ class _PackedProduct(torch.autograd.Function):
 
 def _unpacked(scales: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """The weight; its scales are unpacked first, and are there until it is done."""
-    unpacked_scales = torch.empty(scales.shape, dtype=torch.float32)
-    weight = torch.empty(shape, dtype=dtype)
+    unpacked_scales = torch.empty(scales.shape, dtype=torch.float32, device=scales.device)
+    weight = torch.empty(shape, dtype=dtype, device=scales.device)
     del unpacked_scales
     return weight
 

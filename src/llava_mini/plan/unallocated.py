@@ -5,22 +5,32 @@ from such, are real. So a model may count placeholders, select by masks and ask 
 code knows of it. torch's own FakeTensorMode refuses all that, for it knows no values at all; an operator on its tensors
 takes twice the time of one on these (measured over a 7B model's step).
 
+Masks of every entry against every other grow with the square of the length, and no model looks into them: where one
+is larger than any list of a batch's entries may be, it holds nothing either.
+
 Weights of any type that were built on meta become tensors without numbers too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_any, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from llava_mini.plan.ledger import CASTS, FROZEN, TRAINED, Ledger, is_cast
+from llava_mini.plan.outcomes import Outcomes
+
+# Values of the largest tensor of numbers that a model looks at: entries of all samples of a planned batch.
+LARGEST_REAL = 2**22
 
 _aten = torch.ops.aten
+_OUTCOMES = Outcomes()  # of all plans of this process: the same layers are asked for by each
 _INDEXED = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
 
 
@@ -69,20 +79,24 @@ class Unallocating(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if any(issubclass(kind, Unallocated) for kind in types) or self._makes_floats(func, args, kwargs):
+        if any(issubclass(kind, Unallocated) for kind in types) or self._holds_nothing(func, args, kwargs):
             return self._without_numbers(func, args, kwargs)
-        return tree_map_only(Tensor, self._kept, func(*args, **kwargs))
+        return _mapped(self._kept, func(*args, **kwargs))
 
     @staticmethod
-    def _makes_floats(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-        """Whether it is asked for a floating-point tensor that is no scalar, out of nothing or of real numbers."""
-        if tree_any(lambda leaf: isinstance(leaf, Tensor), (args, kwargs)):
+    def _holds_nothing(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+        """Whether it makes a floating-point tensor that is no scalar, or a mask, out of nothing or of real numbers."""
+        shapes = [leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if shapes:
             dtype = kwargs.get("dtype")
-            return dtype is not None and dtype.is_floating_point and args[0].dim() > 0
+            to_floats = dtype is not None and dtype.is_floating_point and args[0].dim() > 0
+            return to_floats or (torch.Tag.pointwise in func.tags and _is_mask(torch.broadcast_shapes(*shapes)))
         if not _takes_device(func):
             return False
         tried = func(*args, **{**kwargs, "device": "meta"})
-        return isinstance(tried, Tensor) and tried.is_floating_point() and tried.dim() > 0
+        if not isinstance(tried, Tensor) or not tried.dim():
+            return False
+        return tried.is_floating_point() or (tried.dtype == torch.bool and _is_mask(tried.shape))
 
     def _without_numbers(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if func._schema.is_mutable and args and isinstance(args[0], Tensor) and not isinstance(args[0], Unallocated):
@@ -99,15 +113,15 @@ class Unallocating(TorchDispatchMode):
             given[id(tensor.meta)] = tensor
             return tensor.meta
 
-        metas, options = tree_map_only(Tensor, meta_of, (args, kwargs))
-        out = func(*metas, **options)
+        metas, options = _mapped(meta_of, args), _mapped(meta_of, kwargs)
+        out = _OUTCOMES.of(func, metas, options)
         part = CASTS if is_cast(func) and self.ledger.is_weight(metas[0]) else None
 
         def result(meta: Tensor) -> Unallocated:
             """An operator that works in place gives back the tensor that it was given."""
             return given[id(meta)] if id(meta) in given else self.of(meta, part)
 
-        return tree_map_only(Tensor, result, out)
+        return _mapped(result, out)
 
     def _kept(self, real: Tensor) -> Tensor:
         """A result of real numbers: itself, or without numbers where it is floating-point."""
@@ -123,6 +137,21 @@ class Unallocating(TorchDispatchMode):
 @cache
 def _takes_device(func: Any) -> bool:
     return any(argument.name == "device" for argument in func._schema.arguments)
+
+
+def _is_mask(shape: Sequence[int]) -> bool:
+    return prod(shape) > LARGEST_REAL
+
+
+def _mapped(change: Callable[[Tensor], Any], tree: Any) -> Any:
+    """Every tensor of an operator's arguments or results changed (torch's own takes three times as long)."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, (tuple, list)):
+        return type(tree)([_mapped(change, each) for each in tree])
+    if isinstance(tree, dict):
+        return {name: _mapped(change, each) for name, each in tree.items()}
+    return tree
 
 
 def _like(real: Tensor) -> Tensor:

@@ -1,0 +1,107 @@
+"""Which changes of a config save memory, each planned with those before it, until it fits."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+
+from llava_mini.commands.peaks import Peaks
+from llava_mini.plan.report import Saver
+from llava_mini.plan.savers import Change, finetunings, savers, shares, smaller_batch
+from llava_mini.plan.search import largest_batch
+
+
+@dataclass
+class Advice:
+    """Changes that are taken one after another.
+
+    Args:
+        peaks: Of the config.
+        limit: Bytes that there are; None: unknown, so that whatever saves is taken.
+
+    Attributes:
+        saved: What was taken, for people.
+        changes: The same as changes of a config.
+        peaks: Of the config with all of it.
+        largest: The largest batch that fits with all of it; None when nothing was taken or the limit is unknown.
+    """
+
+    peaks: Peaks
+    limit: int | None
+
+    def __post_init__(self) -> None:
+        self.saved: list[Saver] = []
+        self.changes: list[Change] = []
+        self.largest: int | None = None
+        self._peak = self.peaks.bytes(self._size)
+        self._shares = shares(self.peaks.planner.stage)
+        self._find()
+        if self.saved and self.limit is not None:
+            self.largest = self._largest(self.peaks)
+
+    @property
+    def _size(self) -> int:
+        size: int = self.peaks.config["data"]["batch_size"]
+        return size
+
+    @property
+    def _fits(self) -> bool:
+        return self.limit is not None and self._peak <= self.limit
+
+    def _find(self) -> None:
+        """Savers; then a smaller batch; where even one sample is too large, other ways to fine-tune before it."""
+        left = self._take_all(savers(self.peaks.config))
+        if self.saved and not self._fits:
+            self._take_all(left)  # what saved nothing while other memory made the peak
+        ways = finetunings(self.peaks.config)
+        if self.limit is None:
+            self._take_smaller_batch()
+            self._take_all(ways)
+            return
+        while not self._fits and not self._take_smaller_batch() and ways:
+            self._take(ways.pop(0))
+
+    def _take_all(self, changes: list[Change]) -> list[Change]:
+        """Take what saves memory until it fits.
+
+        Returns:
+            What saves nothing.
+        """
+        left = []
+        for change in changes:
+            if self._fits:
+                break
+            if not self._take(change):
+                left.append(change)
+        return left
+
+    def _take_smaller_batch(self) -> bool:
+        fits = self._size // 2 if self.limit is None else self._largest(self._accumulating())
+        change = smaller_batch(self.peaks.config, fits)
+        return change is not None and self._take(change)
+
+    def _accumulating(self) -> Peaks:
+        """The same with gradients that stay from batch to batch, as they will with any part of this one."""
+        config = self.peaks.config
+        if self._size == 1 or config["trainer"]["accumulate_grad_batches"] > 1:
+            return self.peaks
+        return self.peaks.of({**config, "trainer": {**config["trainer"], "accumulate_grad_batches": 2}})
+
+    def _take(self, change: Change) -> bool:
+        """Whether a change saves memory; it is then taken."""
+        gc.collect()
+        config = change.of(self.peaks.config)
+        if config["finetune"]["prefusion"] == "lora" and config["finetune"]["lora"] is None:
+            return False  # adapters are defined by a change that saved nothing
+        peaks = self.peaks.of(config)
+        peak = peaks.bytes(peaks.config["data"]["batch_size"])
+        if peak >= self._peak:
+            return False
+        self.changes.append(change)
+        self.saved.append(Saver(change.text, change.cost.format(**self._shares), peak))
+        self.peaks, self._peak = peaks, peak
+        return True
+
+    def _largest(self, peaks: Peaks) -> int:
+        assert self.limit is not None
+        return largest_batch(peaks.bytes, self.limit, self._size, peaks.largest_planned)
