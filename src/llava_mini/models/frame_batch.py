@@ -7,8 +7,8 @@ import torch
 from llava_mini.hardware import free_bytes
 from llava_mini.models.configuration import LlavaMiniConfig
 
-# More frames at once bring nothing: the matrices are large enough. On a CPU they cost: what a layer leaves is no longer in
-# the caches for the next, and large tensors are given back to the system each time (16 at once: 15 % slower than 2).
+# More frames at once bring nothing: the matrices are large enough. On a CPU they cost: what a layer leaves is no longer
+# in the caches for the next, and large tensors go back to the system each time (16 at once: 15 % slower than 2).
 _MOST = {"cpu": 2, "cuda": 64}
 _SHARE = 0.25  # of free memory: the language model's cache and what lies around it need the rest
 
