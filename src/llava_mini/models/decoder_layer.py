@@ -45,10 +45,11 @@ def layer_rows(
     normed_FLD = layer.input_layernorm(hidden_FLD)
     keys = _turned(_heads(attention.k_proj(normed_FLD), attention.head_dim), rope)
     own = keys, _heads(attention.v_proj(normed_FLD), attention.head_dim)
-    rows_FRD = hidden_FLD[:, first:]
-    if rows_FRD.shape[1] == 0:
-        return rows_FRD, own
-    queries = _heads(attention.q_proj(normed_FLD[:, first:]), attention.head_dim)
+    if first == hidden_FLD.shape[1]:
+        return hidden_FLD[:, first:], own
+    # Contiguous, so that few rows of many sequences are multiplied as one matrix and not sequence by sequence.
+    rows_FRD, normed_FRD = hidden_FLD[:, first:].contiguous(), normed_FLD[:, first:].contiguous()
+    queries = _heads(attention.q_proj(normed_FRD), attention.head_dim)
     queries = _turned(queries, (rope[0][:, :, first:], rope[1][:, :, first:]))
     keys, values = own
     if before is not None:
