@@ -94,7 +94,7 @@ def test_less_is_computed(make_model, collate, make_sample) -> None:
     tower = model.vision_tower.get_submodule("encoder.layers")[-1]
     for name, module in (("tower", tower.mlp), ("prefusion", model.prefusion.layers[-1].mlp)):
         module.register_forward_pre_hook(lambda _, given, name=name: rows.setdefault(name, []).append(given[0].shape))
-    logits_of(model, batch, REFERENCE)
+    logits_of(model, batch, replace(REFERENCE, frame_batch=3))
     assert rows["tower"] == [(3, model.side**2 + 1, model.config.vision_config.hidden_size)]
     assert rows["prefusion"][0][:1] == (3,) and rows["prefusion"][0][1] > model.side**2
     rows.clear()
