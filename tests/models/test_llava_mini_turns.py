@@ -149,9 +149,9 @@ def test_the_image_is_encoded_and_fused_once_for_all_turns(make_model, make_samp
     counts: list[int] = []
     see = model.prefusion.see
 
-    def counted(seen, **rest):
+    def counted(seen, *rest):
         counts.append(len(seen))
-        return see(seen, **rest)
+        return see(seen, *rest)
 
     model.prefusion.see = counted
     packed, _ = packed_and_separate(model, [make_sample(1), make_sample(2)], TURNS["questions"], stack)

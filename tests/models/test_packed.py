@@ -3,6 +3,7 @@
 import torch
 
 from llava_mini.models.packed import Packed
+from llava_mini.models.savings import Savings
 
 
 def test_the_example_of_the_docstring() -> None:
@@ -30,15 +31,17 @@ def test_prefusion_gets_neither_answers_nor_placeholders_nor_padding(make_model,
     model = make_model()
     batch = collate(model, [make_sample(1), make_sample(2, frames=2)])
     lengths = []
-    read = model.prefusion.read
+    see = model.prefusion.see
 
-    def counted(text, *rest):
-        lengths.append(text.shape[1])
-        return read(text, *rest)
+    def counted(seen, *rest):
+        lengths.append(seen.shape[1])
+        return see(seen, *rest)
 
-    model.prefusion.read = counted
+    model.prefusion.see = counted
+    model.savings = Savings(frame_batch=8)
     said = batch["attention_mask"].bool() & (batch["input_ids"] != model.config.image_token_id)
     said[:, -2:] = False
     model(**{**batch, "instruction_mask": said})
-    assert lengths == [int(said.sum(1).max())]
-    assert lengths[0] < batch["input_ids"].shape[1]
+    patches, tokens = model.side**2, model.tokens_per_frame()
+    assert lengths == [patches + tokens * model.config.fuse_compressed_tokens + int(said.sum(1).max())]
+    assert lengths[0] < patches + batch["input_ids"].shape[1]

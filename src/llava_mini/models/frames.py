@@ -192,10 +192,17 @@ class FramesMixin:
         Returns:
             Compressed tokens [F, K, D] as the language model reads them, and what `prefusion.read` needs.
         """
+        nothing = visual.patches_FPD[:, :0]
+        compressed_FKD, _, seen = self._seen_with(visual, nothing)
+        return compressed_FKD, seen
+
+    def _seen_with(self, visual: VisualTokens, text_FSD: Tensor) -> tuple[Tensor, Tensor, SeenKV]:
+        """`see` with a text behind it: compressed tokens, fused text, and keys and values of all of them."""
         fuses, patches = self.config.fuse_compressed_tokens, visual.patches_FPD.shape[1]
-        seen_FLD = torch.cat([visual.patches_FPD, visual.compressed_FKD], dim=1) if fuses else visual.patches_FPD
-        rows_FRD, seen = self.prefusion.see(seen_FLD, first=patches, trim=self.savings.trim_last_layer)
-        return rows_FRD if fuses else visual.compressed_FKD, seen
+        parts = [visual.patches_FPD, *([visual.compressed_FKD] if fuses else []), text_FSD]
+        rows_FRD, seen = self.prefusion.see(torch.cat(parts, dim=1), patches, self.savings.trim_last_layer)
+        tokens = visual.compressed_FKD.shape[1] if fuses else 0
+        return rows_FRD[:, :tokens] if fuses else visual.compressed_FKD, rows_FRD[:, tokens:], seen
 
     def _batches(self, frames: Frames) -> Iterator[tuple[Tensor, Frames]]:
         """Frames that are worked on together, and where they stand: all of them when gradients are recorded."""
@@ -223,10 +230,10 @@ class FramesMixin:
         if self.config.num_fusion_layers == 0:
             return visual.compressed_FKD, text_FSD
         if self._splits_prefusion():
+            if turn_ids_FS is None:  # text is one more part of what is seen, and its padding is behind all that reads
+                return self._seen_with(visual, text_FSD)[:2]
             compressed_FKD, seen = self.see(visual)
-            if text_FSD.shape[1]:
-                text_FSD = self.prefusion.read(text_FSD, seen, visible_FS, turn_ids_FS)
-            return compressed_FKD, text_FSD
+            return compressed_FKD, self.prefusion.read(text_FSD, seen, visible_FS, turn_ids_FS)
         fuses, patches = self.config.fuse_compressed_tokens, visual.patches_FPD.shape[1]
         seen_FLD = torch.cat([visual.patches_FPD, visual.compressed_FKD], dim=1) if fuses else visual.patches_FPD
         length = seen_FLD.shape[1]
