@@ -15,6 +15,8 @@ from llava_mini.bench.latency import (
     IMAGE,
     LATER_IMAGE,
     LATER_VIDEO,
+    SHARED_IMAGE,
+    SHARED_VIDEO,
     VIDEO,
     Findings,
     Setting,
@@ -42,7 +44,7 @@ def models(config: LlavaMiniConfig) -> Models:
 
 @pytest.fixture(scope="module")
 def found(config: LlavaMiniConfig) -> Findings:
-    return run(config, Setting(frames=3, text_tokens=5, batches=(2,)), rounds=2)
+    return run(config, Setting(frames=3, text_tokens=5, shared_tokens=3, batches=(2,)), rounds=2)
 
 
 def test_everything_is_measured(found: Findings) -> None:
@@ -50,7 +52,7 @@ def test_everything_is_measured(found: Findings) -> None:
     assert asked == {
         *((way, IMAGE, batch) for way in WAYS for batch in (1, 2)),
         *((way, VIDEO, 1) for way in (RELEASED, OURS)),
-        *((OURS, task, 1) for task in (LATER_IMAGE, LATER_VIDEO)),
+        *((OURS, task, 1) for task in (LATER_IMAGE, LATER_VIDEO, SHARED_IMAGE, SHARED_VIDEO)),
         *((way, FURTHER, 1) for way in WAYS),
     }
     for each in (found.peak, *found.timings):
@@ -81,6 +83,20 @@ def test_a_later_question_gives_what_the_whole_prompt_gives(models: Models) -> N
     expected = models.of(OURS)(**inputs, logits_to_keep=1).logits
     for _ in range(2):
         torch.testing.assert_close(later.ask().logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_shared_system_text_stands_before_the_frames(models: Models) -> None:
+    torch.manual_seed(1)
+    later = Later(models, Work(frames=3, text_tokens=5), shared=2)
+    torch.manual_seed(1)
+    inputs = models.prompt(OURS, Work(frames=3, text_tokens=5))
+    ids = inputs["input_ids"]
+    inputs["input_ids"] = torch.cat([ids[:, -5:-3], ids[:, :-5], ids[:, -3:]], dim=1)
+    expected = models.of(OURS)(**inputs, logits_to_keep=1).logits
+    for _ in range(2):
+        torch.testing.assert_close(later.ask().logits, expected, atol=1e-5, rtol=1e-5)
+    assert models.later_flops(Work(text_tokens=5), 2) < models.later_flops(Work(text_tokens=5), 0)
 
 
 @torch.no_grad()
@@ -115,9 +131,10 @@ def test_ratios_and_shares() -> None:
     timings = [timing(TRANSFORMERS, IMAGE, 6.0), timing(OURS, IMAGE, 1.9)]
     timings += [timing(UNCOMPRESSED, IMAGE, 5.0), timing(RELEASED, VIDEO, 6.0), timing(OURS, VIDEO, 5.0)]
     timings += [timing(OURS, LATER_IMAGE, 0.5), timing(OURS, LATER_VIDEO, 0.5)]
+    timings += [timing(OURS, SHARED_IMAGE, 0.25), timing(OURS, SHARED_VIDEO, 1.0)]
     found = Findings(3, Setting(), timing("matmul", "2x2", 1.0, flops=400), timings)
-    assert [round(found.ratio(bar), 2) for bar in BARS] == [3.16, 2.63, 1.2, 3.8, 10.0]
-    assert [met(found, bar) for bar in BARS] == [True, False, True, True, True]
+    assert [round(found.ratio(bar), 2) for bar in BARS] == [3.16, 2.63, 1.2, 3.8, 7.6, 10.0, 5.0]
+    assert [met(found, bar) for bar in BARS] == [True, False, True, True, True, True, False]
     assert found.find(OURS, LATER_IMAGE).share(found.peak) == 0.5
     assert "| image: ours without compression over ours | 3 | 2.63 | 2.63 | no |" in table(found)
 

@@ -7,9 +7,11 @@ Shapes: B prompts, F frames of each, V views, T text tokens.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from llava_mini.bench.flops import Work, count
@@ -79,6 +81,15 @@ class Models:
         savings = RELEASE if way == RELEASED else Savings(stop_tower=way != TRANSFORMERS)
         return count(model, work, savings).flops_with_attention
 
+    def later_flops(self, work: Work, shared: int) -> int:
+        """Of a later question about cached frames, `shared` tokens of whose text the language model has read."""
+        with torch.device("meta"):
+            model = LlavaMiniForConditionalGeneration(self.config).eval()
+        whole = count(model, replace(work, cached=True), Savings()).parts_with_attention
+        asked = replace(work, cached=True, text_tokens=work.text_tokens - shared)
+        few = count(model, asked, Savings()).parts_with_attention
+        return sum(whole.values()) - whole["language_model"] + few["language_model"]
+
 
 def plain_config(config: LlavaMiniConfig) -> LlavaMiniConfig:
     """The same without compression and pre-fusion."""
@@ -117,10 +128,12 @@ class Later:
     Args:
         models: All of them.
         work: Frames and text.
+        shared: Tokens of the text that stand before the frames, as a system text does, and are the same in every
+            question: pre-fusion reads them with it, the language model has read them.
     """
 
-    def __init__(self, models: Models, work: Work):
-        self.model = models.of(OURS)
+    def __init__(self, models: Models, work: Work, shared: int = 0):
+        self.model, self.shared = models.of(OURS), shared
         inputs = models.prompt(OURS, work)
         self.text_ids = inputs["input_ids"][:, -work.text_tokens :]
         self.store = FrameStore(self.model, Keep(), kv_budget=2**62)
@@ -128,12 +141,15 @@ class Later:
         for pixels in inputs["pixel_values"].split(most):
             self.store.add(0, self.model.encode(pixels), most)
         self.cache = SessionCache(models.config)
-        tokens_ND = self.store.tokens()
-        self.frames = len(tokens_ND)
-        self.model.get_decoder()(inputs_embeds=tokens_ND[None], past_key_values=self.cache, use_cache=True)
+        begins_ND = torch.cat([self._text()[:shared], self.store.tokens()])
+        self.begins = len(begins_ND)
+        self.model.get_decoder()(inputs_embeds=begins_ND[None], past_key_values=self.cache, use_cache=True)
 
     def ask(self) -> Any:
         """A question up to its first token; gives the language model's output."""
-        self.cache.cut(self.frames)
-        text_SD = self.store.read(self.model.get_input_embeddings()(self.text_ids[0]))
-        return self.model.language_model(inputs_embeds=text_SD[None], past_key_values=self.cache, logits_to_keep=1)
+        self.cache.cut(self.begins)
+        asked_SD = self._text()[self.shared :]
+        return self.model.language_model(inputs_embeds=asked_SD[None], past_key_values=self.cache, logits_to_keep=1)
+
+    def _text(self) -> Tensor:
+        return self.store.read(self.model.get_input_embeddings()(self.text_ids[0]))

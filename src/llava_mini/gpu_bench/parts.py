@@ -69,8 +69,7 @@ def _tasks(models: Models, size: Size) -> dict[str, Callable[[], list[Trial]]]:
         ]
 
     def later(task: str, work: Work) -> list[Trial]:
-        flops = models.flops(OURS, Work(work.views, work.frames, work.text_tokens, cached=True))
-        return [Trial(OURS, task, Later(models, work).ask, frames=work.frames, flops=flops)]
+        return [Trial(OURS, task, Later(models, work).ask, frames=work.frames, flops=models.later_flops(work, 0))]
 
     def further() -> list[Trial]:
         trials = []

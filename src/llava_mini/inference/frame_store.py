@@ -28,6 +28,7 @@ from llava_mini.models.prefusion import SeenKV
 
 _KINDS = {"model": None, "float16": torch.float16, "int8": INT8}
 KINDS = tuple(_KINDS)
+_READ = 8  # frames at least that a question reads together: the few rows of its text make small matrices
 Kind = Literal["model", "float16", "int8"]
 
 
@@ -173,14 +174,14 @@ class FrameStore:
         Args:
             item: Number of the image or video that they are of.
             features_FVND: [F, V, N, Dv], of the tower.
-            most: Frames that are read together by a question.
+            most: Frames that a question reads together, if it is more than 8.
         """
         tokens, seen = self._seen(features_FVND)
         features = None
         if seen is not None:
             features = _Held.of(features_FVND, self.keep.features_dtype(features_FVND.dtype), torch.device("cpu"))
         chunk = self._with_kv(Chunk(item, tokens.clone(), features, None), seen)
-        if self.chunks and self.chunks[-1].joins(chunk, most):
+        if self.chunks and self.chunks[-1].joins(chunk, max(most, _READ)):
             chunk = self.chunks.pop().joined(chunk)
         self.chunks.append(chunk)
 
