@@ -52,7 +52,7 @@ class Checkpoint:
         """The checkpoint in a folder; safetensors are preferred where both kinds are there.
 
         Raises:
-            UserError: there is none, a file cannot be read, or the index does not fit.
+            UserError: there is none, a file cannot be read, the index does not fit, or there is no tensor.
         """
         files, index = _weight_files(folder)
         shapes: dict[str, Shape] = {}
@@ -67,6 +67,8 @@ class Checkpoint:
                 shapes[name], types[name] = shape, stored
         if absent := sorted(set(index) - shapes.keys()):
             raise UserError(f"{folder}: the index names tensors that no file holds: {some(absent)}")
+        if not shapes:
+            raise UserError(f"{folder}: {', '.join(path.name for path in files)} holds no tensor")
         return cls(folder, shapes, held, types)
 
     @property
