@@ -87,13 +87,12 @@ def load_weights(
                 raise UserError(f"{checkpoint.folder}: {name} has shape {shape}, the model has {has}")
         held |= wanted.keys()
     parts = {_part(name) for name in held}
-    missing = [
-        f"{name} {list(own[name].shape)}" for name in _needed(model) if _part(name) in parts and name not in held
-    ]
+    missing = [name for name in _needed(model) if _part(name) in parts and name not in held]
     if missing:
+        named = some(f"{name} {list(own[name].shape)}" for name in missing)
+        where = ", ".join(map(str, folders))
         raise UserError(
-            f"model.weights: {', '.join(map(str, folders))}: missing tensors: {some(missing)}; allowed are whole parts, "
-            "and parts that are left out"
+            f"model.weights: {where}: missing tensors: {named}; allowed are whole parts, and parts left out as a whole"
         )
     for checkpoint in checkpoints:
         _check_hash(checkpoint.folder / "model.safetensors")
