@@ -113,11 +113,10 @@ def load_vision_tower(place: str, dtype: torch.dtype) -> PreTrainedModel:
     def ours(name: str) -> str | None:
         return None if is_half and not name.startswith(_HALF) else name.removeprefix(_HALF)
 
-    part = f"vision tower {place}"
-    with config_trusted(part), torch.device("meta"):
+    with config_trusted(f"vision tower {place}"), torch.device("meta"):
         shaped = tower_class(config)
-    _check_stored(part, _folder_of(place, "vision tower"), shaped, ours)
-    return _load(tower_class.from_pretrained, place, part, config, dtype)
+    _check_stored(place, "vision tower", shaped, ours)
+    return _load(tower_class.from_pretrained, place, "vision tower", config, dtype)
 
 
 def load_language_model(place: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -126,12 +125,12 @@ def load_language_model(place: str, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         UserError: as `text_config_of`, or for weights that are missing or do not fit.
     """
-    config, part = text_config_of(place), f"language model {place}"
-    with config_trusted(part), torch.device("meta"):
+    config = text_config_of(place)
+    with config_trusted(f"language model {place}"), torch.device("meta"):
         shaped = AutoModelForCausalLM.from_config(config)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    _check_stored(part, _folder_of(place, "language model"), shaped, lambda name: None if name in tied else name)
-    return _load(AutoModelForCausalLM.from_pretrained, place, part, config, dtype)
+    _check_stored(place, "language model", shaped, lambda name: None if name in tied else name)
+    return _load(AutoModelForCausalLM.from_pretrained, place, "language model", config, dtype)
 
 
 def language_model_folder(place: str) -> Path:
@@ -188,26 +187,27 @@ def _read_config(place: str, part: str) -> PreTrainedConfig:
     return config
 
 
-def _check_stored(part: str, folder: Path, shaped: PreTrainedModel, ours: Callable[[str], str | None]) -> None:
-    """Compare what lies in a folder with the model that its config describes, before any of it is loaded.
+def _check_stored(place: str, part: str, shaped: PreTrainedModel, ours: Callable[[str], str | None]) -> None:
+    """Compare what is stored with the model that its config describes, before any of it is loaded.
 
     Args:
-        part: For the message.
-        folder: With the part's weights.
+        place: Folder or Hub id.
+        part: What it is, for the message.
         shaped: The model, on meta.
         ours: From a name there to the model's; None for what is none of its.
 
     Raises:
         UserError: for weights that are no floating numbers, and for missing, unexpected or misshapen tensors.
     """
+    folder = _folder_of(place, part)
     try:
         checkpoint = Checkpoint.of(folder)
         names = {name: ours(name) for name in checkpoint.shapes if not name.endswith(_COMPUTED)}
         checkpoint.check_floats(name for name, own in names.items() if own is not None)
     except UserError as error:
-        raise UserError(f"{part}: {error}") from error
+        raise UserError(f"{part} {error}") from error
     found: dict[str, Shape] = {own: checkpoint.shapes[name] for name, own in names.items() if own is not None}
-    check_shapes(part, found, {name: list(each.shape) for name, each in shaped.named_parameters()}, str)
+    check_shapes(f"{part} {place}", found, {name: list(each.shape) for name, each in shaped.named_parameters()}, str)
 
 
 def _load(
@@ -216,10 +216,10 @@ def _load(
     try:
         model: PreTrainedModel = from_pretrained(place, config=config, dtype=dtype, trust_remote_code=False)
     except _LOAD_ERRORS as error:
-        raise UserError(f"{part}: cannot be loaded: {_one_line(error)}") from error
+        raise UserError(f"{part} {place}: cannot be loaded: {_one_line(error)}") from error
     spoilt = [name for name, tensor in model.state_dict().items() if not is_finite(tensor)]
     if spoilt:
-        raise UserError(f"{part}: holds NaN or infinity in {some(spoilt)}; allowed are finite numbers")
+        raise UserError(f"{part} {place}: holds NaN or infinity in {some(spoilt)}; allowed are finite numbers")
     return model.train()
 
 
