@@ -113,7 +113,7 @@ def test_pre_fusion_starts_from_what_is_stored_and_not_from_what_is_kept(run_of:
         model_of(run_of("lora", "fusion.num_layers=3", "fusion.init=copy"))
 
 
-def test_weights_that_leave_some_out_stay_random(config_of: Resolve, model_of: Any) -> None:
+def test_a_language_model_that_no_folder_holds_stays_random(config_of: Resolve, model_of: Any) -> None:
     model = model_of(config_of(*FINE["qlora"]))
     assert not any(isinstance(each, StoredLinear) for each in model.modules())
 
@@ -129,7 +129,7 @@ def spoil(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w[:-1].contiguous(), "misshapen tensors: model.layers.1.mlp.up_proj.weight"),
+        (lambda w: w[:-1].contiguous(), "misshapen tensors: language_model.model.layers.1.mlp.up_proj.weight"),
         (lambda w: w.to(torch.int8), "up_proj.weight is stored as I8, as in a quantised checkpoint"),
         (lambda w: w.fill_(torch.nan), "up_proj.weight holds NaN or infinity"),
     ],
