@@ -123,10 +123,8 @@ def test_a_frozen_base_in_4_bits_is_merged_too(
 
 def test_another_base_is_refused(trained: Factory, again: Factory, spec_of: Factory):
     trained(spec_of())
-    with pytest.raises(
-        UserError,
-        match=r"made for another base: \w+ has the fingerprint \w+, base.json says \w+ \(weights: a tower, a language model\)",
-    ):
+    told = r"another base: \w+ has the fingerprint \w+, base.json says \w+ \(weights: a tower, a language model\)"
+    with pytest.raises(UserError, match=told):
         again(spec_of(), seed=1)
 
 
