@@ -77,6 +77,15 @@ def test_fusion_is_copied_from_loaded_weights(config_of: Resolve, model_of: Mode
     assert all(same(layer.state_dict(), layers[i].state_dict()) for i, layer in enumerate(model.prefusion.layers))
 
 
+@pytest.mark.parametrize("finetune", ["full", "qlora"])
+def test_a_trained_fusion_is_kept(config_of: Resolve, model_of: ModelOf, tmp_path: Path, finetune: str):
+    source = model_of(config_of("seed=5", "fusion.init=random")).half().float()
+    folder = save(source.state_dict(), tmp_path / "weights", "language_model", "prefusion")
+    precision = ["trainer.precision=bf16-mixed"] if finetune == "qlora" else []
+    model = model_of(config_of(f"model.weights=[{folder}]", f"finetune={finetune}", *precision))
+    assert same(model.prefusion.state_dict(), source.prefusion.state_dict())
+
+
 def save(state: dict[str, torch.Tensor], folder: Path, *parts: str) -> Path:
     """The tensors of some parts, in half precision as they are shipped."""
     folder.mkdir(parents=True)
@@ -167,7 +176,7 @@ def test_weights_of_several_folders_are_loaded_in_order(config_of: Resolve, mode
     [
         (None, r"model\.weights: .*weights/model\.safetensors is missing; `make world`"),
         ({}, r"model\.weights: .*weights: model\.safetensors holds no tensor"),
-        (b"no tensors", r"model\.weights: .*model\.safetensors is no safetensors file"),
+        (b"no tensors", r"model\.weights: .*model\.safetensors is a text and no weights"),
         (
             {"projector.linear_1.weight": torch.zeros(3, 5)},
             r"projector\.linear_1\.weight has shape \[3, 5\], the model",

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from llava_mini.build.base import Base, copy_to_prefusion, frozen_dtype, is_kept_small, load_base
 from llava_mini.build.tokenizer import image_token
-from llava_mini.build.weights import load_parts, load_tower, load_weights
+from llava_mini.build.weights import holds, load_parts, load_tower, load_weights
 from llava_mini.config import check_spec
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
@@ -102,8 +102,9 @@ def _with_frozen_base(
 
 
 def _copies(config: Config) -> bool:
-    """Whether pre-fusion starts from the language model's first layers."""
-    return config["fusion"]["init"] == "copy" and config["fusion"]["num_layers"] > 0
+    """Whether pre-fusion starts from the language model's first layers: where no weights bring a trained one."""
+    fusion = config["fusion"]
+    return fusion["init"] == "copy" and fusion["num_layers"] > 0 and not holds(_folders(config["model"]), "prefusion")
 
 
 def _say_new(config: Config, model: LlavaMiniForConditionalGeneration, loaded: set[str]) -> None:

@@ -103,6 +103,15 @@ def load_weights(
     return parts
 
 
+def holds(folders: Sequence[Path], part: str) -> bool:
+    """Whether the checkpoint of a folder has weights of a part.
+
+    Raises:
+        UserError: for a missing, empty or unreadable file.
+    """
+    return any(_part(name) == part for folder in folders for name in _checkpoint_of(folder).shapes)
+
+
 def _checkpoint_of(folder: Path) -> Checkpoint:
     if not any(folder.glob("model*.safetensors*")):
         raise UserError(
