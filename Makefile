@@ -63,10 +63,12 @@ bench-latency: $(STAMP) ## Measure first and further tokens of four ways on this
 bench-memory: $(STAMP) ## Plan and measure memory of images, frames and sessions, into experiments/006-efficiency
 	$(BIN)/llava-mini bench memory $(ARGS)
 
-qlora: $(STAMP) ## Fine-tune the tiny world over NF4 by LoRA, merge, and compare the answers of both
+qlora: $(STAMP) ## Fine-tune the tiny world over NF4 by LoRA, merge, compare answers, and accuracy with full fine-tuning
 	$(BIN)/llava-mini train experiment=tiny_qlora run_dir=runs/tiny_qlora $(ARGS)
 	rm -rf runs/tiny_qlora/merged
 	$(BIN)/llava-mini merge --check runs/tiny_qlora runs/tiny_qlora/merged
+	$(BIN)/llava-mini train experiment=tiny trainer.max_steps=450 trainer.val_every=150 run_dir=runs/tiny_full $(ARGS)
+	$(BIN)/python experiments/004-memory/qlora_against_full.py runs/tiny_qlora runs/tiny_full
 
 gpu-check: ## Train real shapes on the GPU here against their plan, into experiments/005-gpu (PYTHON=..., ARGS=--tiny)
 	PYTHONPATH=src $(or $(PYTHON),python3) -m llava_mini.gpu_check $(ARGS)

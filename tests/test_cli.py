@@ -1,8 +1,12 @@
 """The command line: help; a user's mistakes are one line on standard error, exit status 2 and nothing written."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from llava_mini.cli import COMMANDS, main
 
@@ -93,3 +97,34 @@ def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture):
         main(["trian"])
     assert caught.value.code == 2
     assert "train" in capsys.readouterr().err
+
+
+def test_what_this_machine_lacks_is_told_once_before_ranks_begin(
+    elsewhere: Path, places: list[str], capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["train", *places, "hardware=a100_80gb_x8"]) == 2
+    assert capfd.readouterr().err == (
+        "llava-mini: trainer.accelerator=gpu: torch finds no GPU here; allowed are auto, cpu\n"
+    )
+    assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_tracker_that_is_not_installed_is_one_line_before_anything_is_made(
+    elsewhere: Path, places: list[str], capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, devices: int
+):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    chosen = ["tracking.enabled=true", "trainer.accelerator=cpu", f"trainer.devices={devices}"]
+    assert main(["train", *places, *chosen]) == 2
+    told = capfd.readouterr().err
+    assert told.startswith("llava-mini: tracking.enabled=true: mlflow is not installed: ") and told.count("\n") == 1
+    assert not list(elsewhere.iterdir())
+
+
+def test_bars_of_transformers_are_for_terminals():
+    ask = "import transformers.utils.logging as told; sys.exit(told.is_progress_bar_enabled())"
+    code = f"import sys; from llava_mini.cli import main; main(['compare', 'nowhere']); {ask}"
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -26,6 +27,8 @@ def main(argv: list[str] | None = None) -> int:
         The exit status.
     """
     given = sys.argv[1:] if argv is None else argv
+    if not sys.stderr.isatty():  # transformers reads it when it is imported: bars of weights that it reads and writes
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if given and given[0] in _WITH_FLAGS:
         arguments = argparse.Namespace(command=given[0], overrides=given[1:], config_dir=[])
     else:
@@ -77,6 +80,9 @@ def _train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
 
         check_fits(config)
     if count > 1 and rank is None:
+        from llava_mini.build import check_training
+
+        check_training(config)  # once, and before every rank loads all that it needs to find the same
         return run_ranks([*train_command(config_dirs), *overrides], count, run_dir)
     if rank:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 ends in order, and then all are ended

@@ -81,10 +81,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         UserError: `folder` is there and not an empty folder, or cannot be made.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder}: is there already; allowed is a folder that is not there, or an empty one")
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
     try:
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise UserError(f"{folder}: is there already; allowed is a folder that is not there, or an empty one")
         temporary.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made ({error.strerror})") from error

@@ -1,5 +1,6 @@
 """Config to model: every shipped choice builds, misfit weights are named, a seed says everything that is random."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,12 +78,83 @@ def test_fusion_is_copied_from_loaded_weights(config_of: Resolve, model_of: Mode
     assert all(same(layer.state_dict(), layers[i].state_dict()) for i, layer in enumerate(model.prefusion.layers))
 
 
+@pytest.mark.parametrize("finetune", ["full", "qlora"])
+def test_a_trained_fusion_is_kept(config_of: Resolve, model_of: ModelOf, tmp_path: Path, finetune: str):
+    source = model_of(config_of("seed=5", "fusion.init=random")).half().float()
+    folder = save(source.state_dict(), tmp_path / "weights", "language_model", "prefusion")
+    precision = ["trainer.precision=bf16-mixed"] if finetune == "qlora" else []
+    model = model_of(config_of(f"model.weights=[{folder}]", f"finetune={finetune}", *precision))
+    assert same(model.prefusion.state_dict(), source.prefusion.state_dict())
+
+
 def save(state: dict[str, torch.Tensor], folder: Path, *parts: str) -> Path:
     """The tensors of some parts, in half precision as they are shipped."""
     folder.mkdir(parents=True)
     kept = {name: tensor.half() for name, tensor in state.items() if name.split(".")[0] in parts}
     save_file(kept, folder / "model.safetensors")
     return folder
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["finetune=full"], "language_model.model.layers.1.mlp.up_proj.weight"),
+        (["finetune=qlora", "trainer.precision=bf16-mixed"], "language_model.model.layers.1.mlp.up_proj.weight"),
+        (["finetune=full"], "vision_tower.post_layernorm.bias"),
+        (["finetune=qlora", "trainer.precision=bf16-mixed"], "projector.linear_2.bias"),
+        (["finetune=full", "fusion.init=random"], "prefusion.layers.0.mlp.up_proj.weight"),
+        (["finetune=full"], "compressor.query"),
+    ],
+)
+def test_a_part_that_is_partly_there_is_refused(
+    config_of: Resolve, model_of: ModelOf, tmp_path: Path, overrides: list[str], named: str
+):
+    state = model_of(config_of()).state_dict()
+    shape = list(state.pop(named).shape)
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=f"missing tensors: {re.escape(f'{named} {shape}')}") as caught:
+        model_of(config_of(f"model.weights=[{tmp_path}]", *overrides))
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_a_part_may_lie_in_two_folders(config_of: Resolve, model_of: ModelOf, tmp_path: Path):
+    state = model_of(config_of("seed=1")).state_dict()
+    for place, names in (("one", list(state)[::2]), ("two", list(state)[1::2])):
+        (tmp_path / place).mkdir()
+        save_file({name: state[name] for name in names}, tmp_path / place / "model.safetensors")
+    both = f"model.weights=[{tmp_path / 'one'},{tmp_path / 'two'}]"
+    assert same(model_of(config_of(both, "fusion.init=random")).state_dict(), state)
+
+
+def test_a_vision_tower_that_is_partly_there_makes_no_features(config_of: Resolve, model_of: ModelOf, tmp_path: Path):
+    state = model_of(config_of()).state_dict()
+    del state["vision_tower.post_layernorm.bias"]
+    save_file(state, tmp_path / "model.safetensors")
+    config = config_of(f"model.weights=[{tmp_path}]")
+    with pytest.raises(UserError, match=r"missing tensors: vision_tower\.post_layernorm\.bias \["):
+        build.build_vision_model(config, build.build_tokenizer(config))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["finetune=full"],
+        ["finetune=qlora", "trainer.precision=bf16-mixed"],
+        ["finetune=full", "compressor=none", "fusion.num_layers=0"],
+    ],
+)
+def test_what_is_wholly_left_out_is_said_in_one_line(
+    config_of: Resolve, model_of: ModelOf, tmp_path: Path, overrides: list[str], caplog: pytest.LogCaptureFixture
+):
+    state = model_of(config_of()).state_dict()
+    folder = save(state, tmp_path / "weights", "language_model", "projector")
+    with caplog.at_level("INFO", "llava_mini"):
+        model_of(config_of(f"model.weights=[{folder}]", *overrides))
+    (said,) = [line for line in caplog.messages if line.startswith("initialised")]
+    if "compressor=none" in overrides:  # neither part has a tensor
+        assert said == "initialised, not loaded: vision_tower"
+    else:
+        assert said.startswith("initialised, not loaded: compressor, prefusion, vision_tower (prefusion from")
 
 
 def test_weights_of_several_folders_are_loaded_in_order(config_of: Resolve, model_of: ModelOf, tmp_path: Path):
@@ -104,7 +176,8 @@ def test_weights_of_several_folders_are_loaded_in_order(config_of: Resolve, mode
     ("content", "message"),
     [
         (None, r"model\.weights: .*weights/model\.safetensors is missing; `make world`"),
-        (b"no tensors", r"model\.weights: .*model\.safetensors is no safetensors file"),
+        ({}, r"model\.weights: .*weights: model\.safetensors holds no tensor"),
+        (b"no tensors", r"model\.weights: .*model\.safetensors is a text and no weights"),
         (
             {"projector.linear_1.weight": torch.zeros(3, 5)},
             r"projector\.linear_1\.weight has shape \[3, 5\], the model",

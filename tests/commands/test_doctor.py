@@ -52,7 +52,7 @@ def test_bitsandbytes_that_cannot_be_loaded_says_why_and_what_to_do(monkeypatch)
 
 def test_what_is_missing_is_named(monkeypatch) -> None:
     monkeypatch.setattr(doctor, "version", _not_found)
-    report = doctor.diagnosis(try_bitsandbytes=True)
+    report = doctor.diagnosis()
     assert report["packages"]["peft"] is None and report["bitsandbytes"] == "not tried"
     assert "for LoRA, QLoRA: pip install 'llava-mini-lab[finetune]' (brings peft)" in report["advice"]
 
@@ -61,7 +61,11 @@ def _not_found(_name: str) -> str:
     raise PackageNotFoundError
 
 
-def test_an_unknown_flag_is_a_mistake() -> None:
+@pytest.mark.parametrize(("flag", "status"), [("--what", 2), ("--help", 0)])
+def test_an_unknown_flag_is_a_mistake_and_help_is_given_before_anything_is_tried(monkeypatch, flag, status) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr(doctor, "four_bits", lambda: tried.append("4 bits"))
     with pytest.raises(SystemExit) as ended:
-        main(["doctor", "--what"])
-    assert ended.value.code == 2
+        main(["doctor", flag])
+    assert ended.value.code == status
+    assert not tried

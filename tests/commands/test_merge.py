@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from llava_mini.cli import main
@@ -126,7 +127,7 @@ def refusal(capsys: pytest.CaptureFixture, *arguments: Path | str) -> str:
 
 
 def test_what_cannot_be_merged_is_one_line(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    assert "is there already" in refusal(capsys, run_dir, tmp_path)
+    assert "is there already" in refusal(capsys, run_dir, run_dir)
     assert f"{tmp_path}/config.yaml: no such file" in refusal(capsys, tmp_path, tmp_path / "out")
     begun = tmp_path / "begun"
     begun.mkdir()
@@ -138,6 +139,37 @@ def test_what_cannot_be_merged_is_one_line(run_dir: Path, tmp_path: Path, capsys
     full = {"language_model": "full", "prefusion": "full", "quantize": None, "lora": None}
     (whole / "config.yaml").write_text(yaml.safe_dump({**resolve_of(run_dir), "finetune": full}))
     assert f"{whole}: no run with adapters" in refusal(capsys, whole, tmp_path / "out")
+    (whole / "config.yaml").write_text("finetune: {language_model: lora, prefusion: full, quantize: null}\n")
+    assert f"{whole}/config.yaml: lacks choices, " in refusal(capsys, whole, tmp_path / "out")
+    savers = {key: value for key, value in resolve_of(run_dir)["savers"].items() if key != "loss_chunk"}
+    (whole / "config.yaml").write_text(yaml.safe_dump({**resolve_of(run_dir), "savers": savers}))
+    assert f"{whole}/config.yaml: savers.loss_chunk=" in refusal(capsys, whole, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_destination_that_cannot_be_written_is_one_line(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").touch()
+    assert "file/x: cannot be made (Not a directory)" in refusal(capsys, run_dir, tmp_path / "file" / "x")
+    assert "cannot be made (File name too long)" in refusal(capsys, run_dir, tmp_path / ("x" * 300))
+
+    def full(model: LlavaMiniForConditionalGeneration, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(LlavaMiniForConditionalGeneration, "save_pretrained", full)
+    assert "out: cannot be written (I/O error: No space left" in refusal(capsys, run_dir, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_trained_parts_that_are_gone_are_one_line(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy)
+    path = copy / "model" / "trained.safetensors"
+    tensors = load_file(path)
+    save_file({name: tensor for name, tensor in tensors.items() if name.startswith("projector.")}, path)
+    assert f"{path}: missing tensors: compressor." in refusal(capsys, copy, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

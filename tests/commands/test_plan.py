@@ -54,7 +54,7 @@ def test_largest_batch_fits_and_one_more_does_not() -> None:
     sample = sample_of(config, text_tokens=100)
     report = training_plan(config, sample)
     limit, largest = 0.75 * GIB - OUTSIDE, report.largest_batch
-    assert largest is not None and 0 < largest < 4096
+    assert largest is not None and 0 < largest < 1024
 
     def peak(size: int) -> int:
         whole: dict[str, Any] = {**config, "data": {**config["data"], "batch_size": size}}
@@ -116,7 +116,7 @@ def test_long_text_is_planned_without_its_masks(planned: Callable) -> None:
 def test_an_estimated_batch_is_as_one_that_is_run() -> None:
     config = resolve(["trainer.max_steps=1"])
     peaks = Peaks(config, sample_of(config, text_tokens=20))
-    assert peaks.largest_planned == 4096
+    assert peaks.largest_planned == 1024
     peaks.largest_planned = 20
     estimated = peaks(33)
     run = Peaks(config, peaks.sample)(33)
@@ -128,7 +128,7 @@ def test_a_batch_that_is_not_run_is_said_to_be_estimated(planned: Callable) -> N
     status, out, _ = planned("--json", "data.batch_size=100000", "--text-tokens", "20")
     found = json.loads(out)
     assert status == 0
-    assert found["notes"] == ["estimated: a batch of 100000, from smaller ones; up to 4096 are run"]
+    assert found["notes"] == ["estimated: a batch of 100000, from smaller ones; up to 1024 are run"]
     assert min(found["breakdown"].values()) >= 0
 
 

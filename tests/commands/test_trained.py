@@ -9,7 +9,7 @@ import torch
 
 from llava_mini.batch import VLMBatch
 from llava_mini.commands.train import assemble
-from llava_mini.commands.trained import measured, one_question
+from llava_mini.commands.trained import measured, one_question, weights_of
 from llava_mini.config import resolve
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 
@@ -82,3 +82,18 @@ def test_a_run_is_measured_with_the_views_that_it_trained_on(
     views = 5 if hd else 1
     tower = 12 * 96**2 * 3 * 65 * 2  # of one view, projections and MLP only
     assert result["prefill_flops"] > views * tower
+
+
+@pytest.mark.parametrize(
+    ("weights", "places", "of_language_model"),
+    [
+        ("hub", ["openai/clip", "lmsys/vicuna"], "lmsys/vicuna"),
+        ("random", ["random weights"], "random weights"),
+        ([], ["random weights"], "random weights"),
+        (["stage0", "stage1"], ["stage0", "stage1"], "stage0, stage1"),
+    ],
+)
+def test_a_base_is_named_by_where_its_weights_come_from(weights, places: list[str], of_language_model: str):
+    hub = {"vision_tower": "openai/clip", "language_model": "lmsys/vicuna"}
+    found = weights_of({"weights": weights, "hub": hub if weights == "hub" else None})
+    assert found == {"weights": places, "language_model": of_language_model}

@@ -30,12 +30,13 @@ def trained(make_model: Factory, stir: Factory, tmp_path: Path) -> Factory:
 
     def make(spec: dict[str, Any], **changes: Any) -> Any:
         model = make_model(**changes)
-        base = {"weights": ["somewhere"], "fingerprints": finetune.fingerprints(model)}
+        places = {"weights": ["a tower", "a language model"], "language_model": "a language model"}
+        base = {**places, "fingerprints": finetune.fingerprints(model)}
         finetune.apply(model, spec, **IN_32)
         stir(model)
         with torch.no_grad():
             model.projector.requires_grad_(True).linear_1.weight.mul_(1.1)
-        model.compressor.requires_grad_(False)  # as a stage may
+        model.compressor.requires_grad_(False)  # as a stage does
         finetune.save_trained(model, tmp_path / "model", spec, base)
         return model
 
@@ -50,6 +51,7 @@ def again(make_model: Factory, tmp_path: Path) -> Factory:
         model = make_model(**changes)
         found = finetune.fingerprints(model)
         finetune.apply(model, spec, **IN_32, linear_4bit=rounded_linear)
+        model.compressor.requires_grad_(False)
         finetune.load_trained(model, tmp_path / "model", spec, found)
         return model
 
@@ -88,8 +90,14 @@ def test_what_is_kept_are_adapters_and_trained_parts(trained: Factory, spec_of: 
     adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
     assert len(adapter) == 2 * 21 and all(".lora_A." in name or ".lora_B." in name for name in adapter)
     base = json.loads((folder / "base.json").read_text())
-    assert base["weights"] == ["somewhere"] and base["fingerprints"].keys() == dict(model.named_children()).keys()
+    assert (
+        base["weights"] == ["a tower", "a language model"]
+        and base["fingerprints"].keys() == dict(model.named_children()).keys()
+    )
     assert base["finetune"]["quantize"] == "nf4"
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "a language model"
+    assert config["target_modules"] == sorted(config["target_modules"]), "the same bytes from every process"
 
 
 def test_peft_itself_loads_the_language_models_adapter(
@@ -115,7 +123,8 @@ def test_a_frozen_base_in_4_bits_is_merged_too(
 
 def test_another_base_is_refused(trained: Factory, again: Factory, spec_of: Factory):
     trained(spec_of())
-    with pytest.raises(UserError, match=r"made for another base: \w+ has the fingerprint \w+, base.json says \w+ \(we"):
+    told = r"another base: \w+ has the fingerprint \w+, base.json says \w+ \(weights: a tower, a language model\)"
+    with pytest.raises(UserError, match=told):
         again(spec_of(), seed=1)
 
 
@@ -128,6 +137,7 @@ def test_a_part_that_was_trained_whole_may_have_begun_otherwise(
         model.projector.linear_1.weight.zero_()
     found = finetune.fingerprints(model)
     finetune.apply(model, spec_of(), **IN_32)
+    model.compressor.requires_grad_(False)
     finetune.load_trained(model, tmp_path / "model", spec_of(), found)
     assert torch.equal(model.projector.linear_1.weight, kept)
 
@@ -142,30 +152,74 @@ def test_a_fingerprint_tells_any_other_training_and_shape(make_model: Factory):
     assert {part for part in before if before[part] != after[part]} == {"compressor"}
 
 
+def changed(name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    """changed("trained.safetensors", change): as if the file had been written with other tensors."""
+
+    def damage(folder: Path) -> None:
+        tensors = {key: tensor.clone() for key, tensor in load_file(folder / name).items()}
+        change(tensors)
+        save_file(tensors, folder / name)
+
+    return damage
+
+
+TRAINED, ADAPTER = "trained.safetensors", "adapter/adapter_model.safetensors"
+BIAS = "projector.linear_1.bias"
+LORA_A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+NORM, PACKED = "language_model.model.norm.weight", "language_model.model.layers.0.mlp.up_proj.base_layer.weight"
+FLOATS = "float64, float32, float16, bfloat16"
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda f: (f / "base.json").write_text("{}"), r"base\.json: not what a run with adapters writes"),
         (lambda f: (f / "base.json").unlink(), r"base\.json: not what a run .* \(FileNotFoundError\)"),
-        (lambda f: (f / "trained.safetensors").write_text("no"), r"trained\.safetensors: not a readable safetensors"),
-        (lambda f: (f / "adapter" / "adapter_model.safetensors").unlink(), r"adapter_model\.safetensors: not a readab"),
+        (
+            lambda f: (f / "base.json").write_text('{"weights": "hub", "fingerprints": {}}'),
+            r"base\.json: not what a run with adapters writes \(weights are names",
+        ),
+        (
+            lambda f: (f / "base.json").write_text('{"weights": ["a"], "fingerprints": {}}'),
+            r"base\.json: has fingerprints of no part; needed are those of .*projector",
+        ),
+        (lambda f: (f / TRAINED).write_text("no"), r"trained\.safetensors: not a readable safetensors"),
+        (lambda f: (f / TRAINED).unlink(), r"trained\.safetensors: not a readable safetensors file \(No such file"),
+        (lambda f: (f / ADAPTER).unlink(), r"adapter_model\.safetensors: not a readab"),
+        (changed(TRAINED, lambda t: t.pop(BIAS)), rf"trained\.safetensors: missing tensors: {BIAS} \["),
+        (
+            changed(TRAINED, lambda t: t[BIAS].fill_(torch.nan)),
+            rf"trained\.safetensors: {BIAS} holds numbers that are n",
+        ),
+        (
+            changed(TRAINED, lambda t: t.update({BIAS: t[BIAS].int()})),
+            rf"{BIAS} is stored as int32; allowed are {FLOATS}",
+        ),
+        (changed(TRAINED, lambda t: t.update({NORM: torch.ones(32)})), rf"ors: unexpected tensors: {NORM} \[32\]$"),
+        (changed(TRAINED, lambda t: t.update({PACKED: torch.ones(2)})), rf"ors: unexpected tensors: {PACKED} \[2\]$"),
+        (
+            changed(TRAINED, lambda t: t.update({BIAS: torch.zeros(2)})),
+            rf"misshapen tensors: {BIAS}: shape \[2\], the ",
+        ),
+        (
+            changed(ADAPTER, lambda t: t[LORA_A].fill_(torch.inf)),
+            rf"adapter_model\.safetensors: {LORA_A} holds numbers",
+        ),
+        (changed(ADAPTER, lambda t: t.update({LORA_A: t[LORA_A].int()})), rf"{LORA_A} is stored as int32"),
+        (changed(ADAPTER, lambda t: t.pop(LORA_A)), rf"adapter_model\.safetensors: missing tensors: {LORA_A} \["),
+        (changed(ADAPTER, lambda t: t.update({"more": torch.ones(1)})), r"unexpected tensors: more \[1\]$"),
     ],
 )
-def test_damaged_files_are_named(
+def test_what_is_missing_or_spoilt_is_named(
     trained: Factory, again: Factory, spec_of: Factory, tmp_path: Path, damage: Any, message: str
 ):
-    trained(spec_of())
+    trained(spec_of(quantize="nf4"))
     damage(tmp_path / "model")
     with pytest.raises(UserError, match=message):
-        again(spec_of())
+        again(spec_of(quantize="nf4"))
 
 
-def test_tensors_that_do_not_fit_are_named(trained: Factory, again: Factory, spec_of: Factory, tmp_path: Path):
+def test_adapters_of_another_rank_are_named(trained: Factory, again: Factory, spec_of: Factory):
     trained(spec_of())
-    with pytest.raises(UserError, match=r"adapter_model\.safetensors: base_model\.model\.\S+ and 41 more do not fit"):
+    with pytest.raises(UserError, match=r"misshapen tensors: base_model\.\S+: shape \[4, \d+\], the config says \[8, "):
         again(spec_of({"rank": 8}))
-    path = tmp_path / "model" / "trained.safetensors"
-    tensors = load_file(path)
-    save_file({**tensors, "projector.linear_1.weight": torch.zeros(2, 2)}, path)
-    with pytest.raises(UserError, match=r"projector\.linear_1\.weight has shape \[2, 2\], the model has shape \["):
-        again(spec_of())

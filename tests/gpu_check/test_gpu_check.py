@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from llava_mini.config import resolve
+from llava_mini.files import CONFIG_DIR
 from llava_mini.gpu_check import __main__ as gpu_check
-from llava_mini.gpu_check.measure import measured, planned
+from llava_mini.gpu_check import trials
+from llava_mini.gpu_check.measure import CLIP, measured, planned
 from llava_mini.gpu_check.setting import build_stage
 from llava_mini.gpu_check.trials import LORA, TINY_TRIALS, TRIALS, Trial
 from llava_mini.plan.stand_ins import linear_4bit
@@ -43,9 +47,60 @@ def test_trials_are_of_presets_and_build_on_meta() -> None:
         assert all(p.dtype == torch.float32 for p in stage.parameters() if p.requires_grad), trial.name
 
 
-def test_without_a_gpu_it_says_so(monkeypatch, capsys) -> None:
+def test_ways_to_fine_tune_are_those_of_conf() -> None:
+    ways = {"full": trials.FULL, "lora": trials.LORA, "qlora": trials.QLORA, "frozen_llm": trials.FROZEN}
+    for name, way in ways.items():
+        assert way == resolve([f"finetune={name}"])["finetune"], name
+    for name, compressor in {"query": trials.QUERY, "none": trials.NONE}.items():
+        assert compressor == resolve([f"compressor={name}"])["compressor"], name
+
+
+# A trial's limit, in GiB, and its type of half precision: the card that it stands for. None: no card of conf/.
+CARDS = {
+    (31.4, "bfloat16"): "rtx5090_32gb", (31.7, "float16"): "v100_32gb", (23.5, "bfloat16"): "rtx4090_24gb",
+    (11.5, "bfloat16"): None, (None, "bfloat16"): None,
+}  # fmt: skip
+
+
+def test_limits_and_types_of_trials_are_those_of_conf() -> None:
+    for trial in TRIALS:
+        card = CARDS[trial.limit_gib, trial.half]
+        if card is not None:
+            config = resolve([f"hardware={card}"])
+            assert (trial.limit_gib, trial.half) == (config["hardware"]["memory_gib"], config["savers"]["frozen_dtype"])
+            assert config["trainer"]["precision"] == {"bfloat16": "bf16-mixed", "float16": "16-mixed"}[trial.half]
+
+
+def test_what_trials_leave_at_its_default_is_that_of_conf() -> None:
+    config = resolve([])
+    assert config["trainer"]["gradient_clip_val"] == CLIP
+    assert {key: config["savers"][key] for key in trials._NO_SAVERS} == trials._NO_SAVERS
+    assert config["savers"]["optimizer"] == "adamw"
+    fusion = {trial.fusion_layers for trial in TRIALS if trial.compressor == trials.QUERY}
+    assert fusion == {config["fusion"]["num_layers"]}
+    preset = yaml.safe_load((CONFIG_DIR / "model" / "llava_mini_vicuna_7b.yaml").read_text())
+    shape = TRIALS[0].model_config(preset).to_dict()
+    assert {key: shape[key] for key in config["order"]} == config["order"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--out", "/dev/null/x"], "--out /dev/null/x: no folder that can be written (Not a directory)"),
+        (["--seconds", "nan"], "--seconds nan: allowed are 0 to 86400"),
+        (["--seconds", "-1"], "--seconds -1: allowed are 0 to 86400"),
+        (["--seconds", "1e300"], "--seconds 1e+300: allowed are 0 to 86400"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], told: str, capsys, tmp_path: Path) -> None:
+    assert gpu_check.main(["--tiny", "--out", str(tmp_path), *arguments]) == 2
+    assert capsys.readouterr().err == f"gpu-check: {told}\n"
+
+
+def test_without_a_gpu_it_says_so(monkeypatch, capsys, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu_check.main([]) == 2
+    assert gpu_check.main(["--out", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
     assert "gpu-check: torch finds no GPU here; --tiny tries the command on the CPU" in capsys.readouterr().err
 
 

@@ -45,9 +45,11 @@ class Base:
 
     Args:
         held: By its own names: the checkpoint, and the name there. What stands in two is the later one's.
+        prefix: What the names there begin with.
     """
 
     held: dict[str, tuple[Checkpoint, str]]
+    prefix: str
 
     @classmethod
     def of(cls, folders: list[Path], prefix: str = _PREFIX) -> Base:
@@ -60,11 +62,7 @@ class Base:
         for checkpoint in map(Checkpoint.of, folders):
             names = [name for name in checkpoint.shapes if name.startswith(prefix) and not name.endswith(_COMPUTED)]
             held |= {name.removeprefix(prefix): (checkpoint, name) for name in names}
-        return cls(held)
-
-    def is_whole(self, language_model: nn.Module) -> bool:
-        """Whether nothing of the language model is left out."""
-        return _needed(language_model).keys() <= self.held.keys()
+        return cls(held, prefix)
 
     def read(self, name: str) -> Tensor:
         """One tensor, as it is stored, in memory of its own.
@@ -86,7 +84,7 @@ class Base:
             checkpoint.check_floats([name])
         ignored = {_HEAD} - needed.keys()  # a tied head, which a checkpoint may hold all the same
         found = {name: each.shapes[theirs] for name, (each, theirs) in self.held.items() if name not in ignored}
-        check_shapes(where, found, needed, str)
+        check_shapes(where, found, needed, lambda name: self.prefix + name)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from llava_mini.build.base import Base, copy_to_prefusion, frozen_dtype, is_kept_small, load_base
 from llava_mini.build.template import build_template
 from llava_mini.build.tokenizer import image_token
-from llava_mini.build.weights import load_parts, load_tower, load_weights
+from llava_mini.build.weights import holds, load_parts, load_tower, load_weights
 from llava_mini.config import check_spec
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
@@ -24,6 +25,8 @@ from llava_mini.models.image_processor import build_image_processor
 from llava_mini.models.initialisation import default_dtype, initialise
 from llava_mini.models.interop.parts import check_same, language_model_folder, text_config_of, vision_config_of
 from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW, build_vision_tower
+
+log = logging.getLogger("llava_mini")
 
 Config = dict[str, Any]
 _BEHIND_THE_TOWER = ("compressor", "projector", "prefusion", "language_model")
@@ -60,17 +63,17 @@ def build_model(
         model = _shaped(config, tokenizer, from_parts=from_parts)
     if from_parts:
         load_parts(model, spec, device, dtype)
-    for folder in _folders(spec):
-        load_weights(model, folder)
+    loaded = load_weights(model, _folders(spec), without=("prefusion",) if _copies(config) else ())
     if _copies(config):
         model.prefusion.copy_from(model.language_model)
+    _say_new(config, model, loaded)
     return model
 
 
 def _with_frozen_base(
     config: Config, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: torch.dtype
 ) -> LlavaMiniForConditionalGeneration | None:
-    """The model of a run that freezes its language model; None where some of that one's weights are random."""
+    """The model of a run that freezes its language model; None where that one's weights are random."""
     spec = config["model"]
     from_parts = spec["weights"] == "hub"
     with torch.device("meta"), default_dtype(dtype):
@@ -79,7 +82,7 @@ def _with_frozen_base(
         base = Base.of([language_model_folder(spec["hub"]["language_model"])], prefix="")
     else:
         base = Base.of(_folders(spec))
-        if not base.is_whole(model.language_model):
+        if not base.held:
             return None
     base.check(model.language_model, str(spec["hub"]["language_model"] if from_parts else spec["weights"]))
     if from_parts:
@@ -89,18 +92,28 @@ def _with_frozen_base(
             model.vision_tower = build_vision_tower(model.config.vision_config)
     with default_dtype(dtype):
         initialise(model, ("compressor", "projector", "prefusion"), device)
-    for folder in _folders(spec):
-        load_weights(model, folder, without=("language_model",))
+    without = ("language_model", "prefusion") if _copies(config) else ("language_model",)
+    loaded = load_weights(model, _folders(spec), without=without)
     packed = config["finetune"]["quantize"] is not None
     load_base(model, base, device, frozen_dtype(config) or dtype, packed=packed)
     if _copies(config):
         copy_to_prefusion(model, base)
+    _say_new(config, model, {"language_model", *loaded})
     return model
 
 
 def _copies(config: Config) -> bool:
-    """Whether pre-fusion starts from the language model's first layers."""
-    return config["fusion"]["init"] == "copy" and config["fusion"]["num_layers"] > 0
+    """Whether pre-fusion starts from the language model's first layers: where no weights bring a trained one."""
+    fusion = config["fusion"]
+    return fusion["init"] == "copy" and fusion["num_layers"] > 0 and not holds(_folders(config["model"]), "prefusion")
+
+
+def _say_new(config: Config, model: LlavaMiniForConditionalGeneration, loaded: set[str]) -> None:
+    """Say which parts no folder of `model.weights` has given."""
+    new = sorted({name.split(".")[0] for name in model.state_dict()} - loaded)
+    if _folders(config["model"]) and new:
+        copied = " (prefusion from the language model's first layers: fusion.init=copy)" if _copies(config) else ""
+        log.info("initialised, not loaded: %s%s", ", ".join(new), copied)
 
 
 def build_vision_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> LlavaMiniForConditionalGeneration:
@@ -116,8 +129,7 @@ def build_vision_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Ll
         load_tower(model, spec, torch.device("cpu"), torch.float32)
         return model
     model.vision_tower = build_vision_tower(model.config.vision_config)
-    found = [load_weights(model, folder, _BEHIND_THE_TOWER) for folder in _folders(spec)]
-    if not any(found):
+    if not load_weights(model, _folders(spec), _BEHIND_THE_TOWER):
         raise UserError(f"model.weights={spec['weights']}: none of them holds a vision tower")
     return model
 

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def check_training(config: Config) -> None:
     Raises:
         UserError: for a package that is not installed, or devices that are not there or that torch cannot drive.
     """
+    if config["tracking"]["enabled"] and find_spec("mlflow") is None:  # importing it takes seconds
+        raise UserError("tracking.enabled=true: mlflow is not installed: pip install mlflow; or tracking.enabled=false")
     finetune.check_packages(config["finetune"])
     check_optimizer(config["savers"]["optimizer"], "cuda" if uses_gpu(config) else "cpu")
     _check_hardware(config["trainer"], on_gpu=uses_gpu(config))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.initialisation import default_dtype, initialise
-from llava_mini.models.interop.checkpoint import Checkpoint
+from llava_mini.models.interop.checkpoint import Checkpoint, some
 from llava_mini.models.interop.parts import load_language_model, load_vision_tower
 
 log = logging.getLogger("llava_mini")
@@ -56,40 +56,81 @@ def load_tower(
 
 
 @torch.no_grad()
-def load_weights(model: LlavaMiniForConditionalGeneration, folder: Path, without: Container[str] = ()) -> bool:
-    """Load the parts of a model that a folder's checkpoint holds; file by file, if there are several.
+def load_weights(
+    model: LlavaMiniForConditionalGeneration, folders: Sequence[Path], without: Container[str] = ()
+) -> set[str]:
+    """Load the parts of a model that the checkpoints of folders hold; file by file, if there are several.
+
+    A part is held as a whole or not at all, so that none trains over a random tensor that its checkpoint has lost.
 
     Args:
         model: Changed in place.
-        folder: With safetensors.
+        folders: With safetensors; what stands in two is the later one's.
         without: Parts that are not wanted.
 
     Returns:
-        Whether it holds any.
+        The parts that were loaded; the others are as they were.
 
     Raises:
-        UserError: for a missing or unreadable file, or a tensor that the model does not have or has in another shape.
+        UserError: for a missing, empty or unreadable file, a part of which tensors are missing, or a tensor that the
+            model does not have or has in another shape.
     """
-    path = folder / "model.safetensors"
+    checkpoints = [_checkpoint_of(folder) for folder in folders]
+    own = model.state_dict()
+    held: set[str] = set()
+    for checkpoint in checkpoints:
+        wanted = {name: shape for name, shape in checkpoint.shapes.items() if _part(name) not in without}
+        checkpoint.check_floats(name for name in wanted if name in own and own[name].is_floating_point())
+        for name, shape in wanted.items():
+            if name not in own or list(own[name].shape) != shape:
+                has = f"shape {list(own[name].shape)}" if name in own else "no such tensor"
+                raise UserError(f"{checkpoint.folder}: {name} has shape {shape}, the model has {has}")
+        held |= wanted.keys()
+    parts = {_part(name) for name in held}
+    missing = [name for name in _needed(model) if _part(name) in parts and name not in held]
+    if missing:
+        named = some(f"{name} {list(own[name].shape)}" for name in missing)
+        where = ", ".join(map(str, folders))
+        raise UserError(
+            f"model.weights: {where}: missing tensors: {named}; allowed are whole parts, and parts left out as a whole"
+        )
+    for checkpoint in checkpoints:
+        _check_hash(checkpoint.folder / "model.safetensors")
+        for name, tensor in checkpoint.stream(held):
+            own[name].copy_(tensor)
+        if here := sorted({_part(name) for name in held & checkpoint.shapes.keys()}):
+            log.info("%s: weights of %s", checkpoint.folder, ", ".join(here))
+    return parts
+
+
+def holds(folders: Sequence[Path], part: str) -> bool:
+    """Whether the checkpoint of a folder has weights of a part.
+
+    Raises:
+        UserError: for a missing, empty or unreadable file.
+    """
+    return any(_part(name) == part for folder in folders for name in _checkpoint_of(folder).shapes)
+
+
+def _checkpoint_of(folder: Path) -> Checkpoint:
     if not any(folder.glob("model*.safetensors*")):
-        raise UserError(f"model.weights: {path} is missing; `make world` makes the tiny world's")
+        raise UserError(
+            f"model.weights: {folder / 'model.safetensors'} is missing; `make world` makes the tiny world's"
+        )
     try:
-        checkpoint = Checkpoint.of(folder)
+        return Checkpoint.of(folder)
     except UserError as error:
         raise UserError(f"model.weights: {error}") from error
-    own = model.state_dict()
-    wanted = {name: shape for name, shape in checkpoint.shapes.items() if name.split(".")[0] not in without}
-    checkpoint.check_floats(name for name in wanted if name in own and own[name].is_floating_point())
-    for name, shape in wanted.items():
-        if name not in own or list(own[name].shape) != shape:
-            has = f"shape {list(own[name].shape)}" if name in own else "no such tensor"
-            raise UserError(f"{folder}: {name} has shape {shape}, the model has {has}")
-    _check_hash(path)
-    for name, tensor in checkpoint.stream(wanted):
-        own[name].copy_(tensor)
-    if wanted:
-        log.info("%s: weights of %s", folder, ", ".join(sorted({name.split(".")[0] for name in wanted})))
-    return bool(wanted)
+
+
+def _part(name: str) -> str:
+    return name.split(".")[0]
+
+
+def _needed(model: LlavaMiniForConditionalGeneration) -> list[str]:
+    """Names of what a checkpoint of the model holds; a tied head is none of it."""
+    tied = {"language_model.lm_head.weight"} if model.config.text_config.tie_word_embeddings else set()
+    return [name for name in model.state_dict() if name not in tied]
 
 
 def _check_hash(path: Path) -> None:

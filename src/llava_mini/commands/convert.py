@@ -48,7 +48,7 @@ def _official(source: Path, target: Path, vision_tower: str | None) -> None:
 
 
 def _to_official(source: Path, target: Path, vision_tower: str | None) -> None:
-    from llava_mini.models.interop.convert import convert_to_official
+    from llava_mini.models.interop.export import convert_to_official
     from llava_mini.models.interop.parts import CLIP_ID
 
     convert_to_official(source, target, vision_tower or CLIP_ID)

@@ -37,19 +37,17 @@ def doctor(arguments: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="llava-mini doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object in place of text")
-    report = diagnosis(try_bitsandbytes=True)
-    if parser.parse_args(arguments).json:
+    given = parser.parse_args(arguments)
+    report = diagnosis()
+    if given.json:
         print(json.dumps(report, indent=1))
     else:
         print("\n".join(_lines(report)))
     return 1 if any(card["problem"] for card in report["cards"]) else 0
 
 
-def diagnosis(*, try_bitsandbytes: bool) -> dict[str, Any]:
+def diagnosis() -> dict[str, Any]:
     """What is installed and found, what does not go together, and what to do.
-
-    Args:
-        try_bitsandbytes: Whether a small matrix is multiplied in 4 bits.
 
     Returns:
         python, packages (name -> version or null), torch_cuda, arch_list, cards (each with `problem`, null or a
@@ -73,7 +71,7 @@ def diagnosis(*, try_bitsandbytes: bool) -> dict[str, Any]:
         "torch_cuda": torch.version.cuda,
         "arch_list": arch_list,
         "cards": cards,
-        "bitsandbytes": four_bits() if try_bitsandbytes and packages["bitsandbytes"] else "not tried",
+        "bitsandbytes": four_bits() if packages["bitsandbytes"] else "not tried",
         "advice": list(dict.fromkeys(advice)),
     }
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from llava_mini import build
+from llava_mini import build, schema
 from llava_mini.commands.trained import save_model
-from llava_mini.config import import_own, load
+from llava_mini.config import import_own, load, resolve
 from llava_mini.errors import UserError
 from llava_mini.evaluate.accuracy import evaluate
+from llava_mini.files import new_folder
 from llava_mini.finetune import check_packages, fingerprints, is_adapted, load_trained, merge_adapters
 from llava_mini.finetune.quantization import rounded_linear
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
@@ -41,8 +42,6 @@ def merge(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     config = _config(given.run)
     import_own(config, tuple(given.config_dir))
-    if given.destination.exists():
-        raise UserError(f"{given.destination} is there already; name a folder that is not")
     merge_run(given.run, config, given.destination)
     log.info("%s: a plain model of %s", given.destination, given.run)
     return int(given.check and not same_answers(given.run, config, given.destination))
@@ -54,25 +53,27 @@ def merge_run(run_dir: Path, config: dict[str, Any], destination: Path) -> None:
     It is merged in float32 and kept in the type of the run's frozen weights, if that was another.
 
     Raises:
-        UserError: for another base, or files that do not fit the config.
+        UserError: for another base, files that do not fit the config, or a destination that is there or cannot be
+            written.
     """
     check_packages(config["finetune"])
+    with new_folder(destination) as temporary:
+        model, processor = _merged(run_dir, config)
+        try:
+            save_model(model, processor, temporary)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{destination}: cannot be written ({error})") from error
+
+
+def _merged(run_dir: Path, config: dict[str, Any]) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]:
     tokenizer, model = build.build_base(config)
     found = fingerprints(model)
-    build.fine_tune(config, model, linear_4bit=rounded_linear)
+    build.build_stage(config, model, linear_4bit=rounded_linear)  # it says what was trained
     model.float()
     load_trained(model, run_dir / "model", config["finetune"], found)
     merge_adapters(model, config["finetune"])
     model.to(build.frozen_dtype(config) or torch.float32)
-    processor = build.build_processor(config, model, tokenizer)
-    temporary = destination.with_name(f".{destination.name}.tmp")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        save_model(model, processor, temporary)
-        temporary.rename(destination)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    return model, build.build_processor(config, model, tokenizer)
 
 
 def same_answers(run_dir: Path, config: dict[str, Any], folder: Path) -> bool:
@@ -103,10 +104,17 @@ def _config(run_dir: Path) -> dict[str, Any]:
     Raises:
         UserError: when it is not one.
     """
-    config = load(run_dir / "config.yaml")
+    path = run_dir / "config.yaml"
+    config = load(path)
+    if missing := [key for key in resolve([]) if key not in config]:
+        raise UserError(f"{path}: lacks {', '.join(missing)}; allowed is the config of a run of this program")
+    try:
+        schema.check(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     if not (run_dir / "result.json").is_file():
         raise UserError(f"{run_dir}: the run is not finished; `llava-mini train` with its config goes on with it")
-    if not is_adapted(config.get("finetune") or {"language_model": "full", "prefusion": "full", "quantize": None}):
+    if not is_adapted(config["finetune"]):
         raise UserError(
             f"{run_dir}: no run with adapters or a base in 4 bits; its `model` folder is a plain model already"
         )

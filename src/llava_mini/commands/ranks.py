@@ -1,6 +1,6 @@
 """Several processes that train one run together (`trainer.devices`): started, watched and ended as one.
 
-The process of the command line starts the ranks and waits, without loading torch. Rank 0 writes the run and speaks to
+The process of the command line starts the ranks and waits. Rank 0 writes the run and speaks to
 the terminal; what the others say goes to `log.rankN.txt` in the run's folder. When one fails all are ended, and on
 Linux none outlives the process that started it.
 """

@@ -120,9 +120,26 @@ def save_run(
     """
     folder, finetune = Path(config["run_dir"]) / "model", config["finetune"]
     if is_adapted(finetune):
-        save_trained(model, folder, finetune, {"weights": config["model"]["weights"], "fingerprints": base})
+        save_trained(model, folder, finetune, {**weights_of(config["model"]), "fingerprints": base})
     else:
         save_model(model, processor, folder)
+
+
+def weights_of(spec: dict[str, Any]) -> dict[str, Any]:
+    """Where a base's weights come from, for people and for PEFT.
+
+    Args:
+        spec: The config's `model`.
+
+    Returns:
+        `weights`, all places; `language_model`, those of the language model as one text.
+    """
+    if spec["weights"] == "hub":
+        hub = spec["hub"]
+        return {"weights": [hub["vision_tower"], hub["language_model"]], "language_model": hub["language_model"]}
+    folders = list(spec["weights"]) if isinstance(spec["weights"], list) else []
+    places = folders or ["random weights"]
+    return {"weights": places, "language_model": ", ".join(places)}
 
 
 def save_model(model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor, folder: Path) -> None:

@@ -99,20 +99,8 @@ def adapter_state(part: nn.Module) -> dict[str, torch.Tensor]:
     return {f"base_model.model.{name}": tensor for name, tensor in state.items()}
 
 
-def load_adapter_state(part: nn.Module, tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """Fill a part's adapters from what `adapter_state` gave.
-
-    Returns:
-        Names that one of the two has and the other lacks, or has in another shape; nothing is loaded then.
-    """
-    own = adapter_state(part)
-    unfit = [name for name in own.keys() | tensors.keys() if _shape(own, name) != _shape(tensors, name)]
-    if not unfit:
-        peft = require("peft", "finetune.lora")
-        plain = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
-        peft.set_peft_model_state_dict(part, plain, adapter_name=ADAPTER)
-    return sorted(unfit)
-
-
-def _shape(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Size | None:
-    return tensors[name].shape if name in tensors else None
+def load_adapter_state(part: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Fill a part's adapters from what `adapter_state` gave of one with the same names and shapes."""
+    peft = require("peft", "finetune.lora")
+    plain = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
+    peft.set_peft_model_state_dict(part, plain, adapter_name=ADAPTER)

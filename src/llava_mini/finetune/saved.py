@@ -3,7 +3,7 @@
 adapter/             adapter_config.json and adapter_model.safetensors, PEFT's layout for the language model
 prefusion_adapter/   the same for pre-fusion
 trained.safetensors  the parts that trained whole, under the model's names
-base.json            the base's weights and their fingerprints
+base.json            where the base's weights came from, and their fingerprints
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from llava_mini.finetune.adapters import (
     load_adapter_state,
 )
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.models.interop.checkpoint import check_shapes
 from llava_mini.models.stored import StoredLinear
 
 _FOLDERS = {"language_model": "adapter", "prefusion": "prefusion_adapter"}
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _SAMPLE = 4096  # values of a tensor that its part's fingerprint reads
 
 
@@ -63,18 +65,21 @@ def save_trained(
         model: As it was trained.
         folder: Made when it is not there.
         finetune: The config's group.
-        base: What base.json says: `weights`, and `fingerprints` of the base.
+        base: What base.json says of the base: `weights`, all places that its weights came from; `language_model`, the
+            one that PEFT is to name; and `fingerprints`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for part in adapted_parts(model, finetune):
         module = model.get_submodule(part)
-        config: Any = module.peft_config
-        config[ADAPTER].inference_mode = True
-        config[ADAPTER].base_model_name_or_path = ", ".join(base["weights"])
-        config[ADAPTER].save_pretrained(folder / _FOLDERS[part])
+        configs: Any = module.peft_config
+        config = configs[ADAPTER]
+        config.inference_mode = True
+        config.base_model_name_or_path = base["language_model"]
+        config.target_modules = sorted(config.target_modules)  # a set, whose order is another in every process
+        config.save_pretrained(folder / _FOLDERS[part])
         tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter_state(module).items()}
         save_file(tensors, folder / _FOLDERS[part] / "adapter_model.safetensors", metadata={"format": "pt"})
-    whole = {name: p for name, p in model.named_parameters() if p.requires_grad and not is_adapter(name)}
+    whole = _trained_whole(model)
     if whole:
         save_file({name: p.detach().cpu().contiguous() for name, p in whole.items()}, folder / "trained.safetensors")
     write_json(folder / "base.json", {**base, "finetune": dict(finetune)})
@@ -83,52 +88,87 @@ def save_trained(
 def load_trained(
     model: LlavaMiniForConditionalGeneration, folder: Path, finetune: Finetune, found: Mapping[str, str]
 ) -> None:
-    """Load what `save_trained` wrote into the same base with the same adapters, untrained.
+    """Load what `save_trained` wrote into the same base with the same adapters, untrained; all of it or nothing.
 
     Args:
-        model: After `apply`.
+        model: After `apply`, with gradients wanted of exactly what the run trained: a stage sees to that.
         folder: A run's `model` folder.
         finetune: The config's group.
         found: `fingerprints` of the model before `apply`.
 
     Raises:
-        UserError: for another base, a missing or unreadable file, or tensors that do not fit.
+        UserError: for another base, a missing or unreadable file, or tensors that are missing, unexpected, misshapen,
+            of another type or not finite.
     """
-    base = _base(folder)
+    whole = _trained_whole(model)
+    _check_base(model, folder, found)
     path = folder / "trained.safetensors"
-    whole = _tensors(path) if path.exists() else {}
-    names = dict(model.named_parameters())
-    for part, expected in base["fingerprints"].items():
-        own = [name for name in names if name.startswith(f"{part}.") and not is_adapter(name)]
-        if found.get(part) != expected and not all(name in whole for name in own):
-            raise UserError(
-                f"{folder}: made for another base: {part} has the fingerprint {found.get(part)}, "
-                f"base.json says {expected} (weights {', '.join(base['weights'])})"
-            )
-    for name, tensor in whole.items():
-        if name not in names or names[name].shape != tensor.shape:
-            has = f"shape {list(names[name].shape)}" if name in names else "no such tensor"
-            raise UserError(f"{path}: {name} has shape {list(tensor.shape)}, the model has {has}")
+    trained = _tensors(path, whole) if whole or path.exists() else {}
+    adapters = {}
     for part in adapted_parts(model, finetune):
         path = folder / _FOLDERS[part] / "adapter_model.safetensors"
-        if unfit := load_adapter_state(model.get_submodule(part), _tensors(path)):
-            raise UserError(f"{path}: {unfit[0]} and {len(unfit) - 1} more do not fit the adapters of this config")
+        adapters[part] = _tensors(path, adapter_state(model.get_submodule(part)))
+    for part, tensors in adapters.items():
+        load_adapter_state(model.get_submodule(part), tensors)
     with torch.no_grad():
-        for name, tensor in whole.items():
-            names[name].copy_(tensor)
+        for name, tensor in trained.items():
+            whole[name].copy_(tensor)
 
 
-def _base(folder: Path) -> dict[str, Any]:
+def _trained_whole(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What trains and is no adapter, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and not is_adapter(name)}
+
+
+def _is_trained_whole(part: nn.Module) -> bool:
+    return all(p.requires_grad for name, p in part.named_parameters() if not is_adapter(name))
+
+
+def _check_base(model: nn.Module, folder: Path, found: Mapping[str, str]) -> None:
+    """Compare a base with the one that base.json describes; a part that was trained whole may have begun otherwise."""
     path = folder / "base.json"
+    base = _base(path)
+    if base["fingerprints"].keys() != found.keys():
+        told = ", ".join(base["fingerprints"]) or "no part"
+        raise UserError(f"{path}: has fingerprints of {told}; needed are those of {', '.join(found)}")
+    for part, expected in base["fingerprints"].items():
+        if found[part] != expected and not _is_trained_whole(model.get_submodule(part)):
+            raise UserError(
+                f"{folder}: made for another base: {part} has the fingerprint {found[part]}, "
+                f"base.json says {expected} (weights: {', '.join(base['weights'])})"
+            )
+
+
+def _base(path: Path) -> dict[str, Any]:
     try:
         base = json.loads(path.read_text())
-        return {"weights": list(base["weights"]), "fingerprints": dict(base["fingerprints"])}
+        weights, known = base["weights"], base["fingerprints"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: not what a run with adapters writes ({type(error).__name__})") from error
+    if not isinstance(known, dict) or not isinstance(weights, list) or not all(isinstance(w, str) for w in weights):
+        raise UserError(f"{path}: not what a run with adapters writes (weights are names, fingerprints by part)")
+    return {"weights": weights, "fingerprints": known}
 
 
-def _tensors(path: Path) -> dict[str, torch.Tensor]:
+def _tensors(path: Path, needed: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A file's tensors, which must have the names and shapes of `needed` and be finite floating numbers."""
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+    check_shapes(path, _shapes(tensors), _shapes(needed), str)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _FLOATS:
+            allowed = ", ".join(map(_name, _FLOATS))
+            raise UserError(f"{path}: {name} is stored as {_name(tensor.dtype)}; allowed are {allowed}")
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: {name} holds numbers that are not finite")
+    return tensors
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

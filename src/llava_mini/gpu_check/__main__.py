@@ -14,11 +14,13 @@ import torch
 
 from llava_mini.errors import UserError
 from llava_mini.gpu_check.measure import check_packages, measured, planned
-from llava_mini.gpu_check.report import write_report
+from llava_mini.gpu_check.report import check_folder, write_report
 from llava_mini.gpu_check.trials import TINY_TRIALS, TRIALS, Trial
 from llava_mini.hardware import check_card, find_cards
 
 _RESULT = "gpu-check-result "  # what a trial's process has found stands behind it, in one line
+
+_LONGEST = 24 * 3600
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,14 +60,18 @@ def check(trials: tuple[Trial, ...], out: Path, seconds: float, *, tiny: bool) -
         tiny: Whether the CPU is meant.
 
     Raises:
-        UserError: there is no GPU, or one that this torch cannot drive, or a package is missing.
+        UserError: there is no GPU, or one that this torch cannot drive, or a package is missing, or the folder cannot
+            be written, or the seconds are no number of them.
     """
+    if not 0 <= seconds <= _LONGEST:  # NaN too
+        raise UserError(f"--seconds {seconds:g}: allowed are 0 to {_LONGEST}")
     check_packages()
     cards = find_cards()
     if not tiny:
         if not torch.cuda.is_available():
             raise UserError("torch finds no GPU here; --tiny tries the command on the CPU")
         check_card(cards[0], torch.cuda.get_arch_list(), "bf16-mixed")
+    check_folder(out)
     device = "CPU" if tiny else str(cards[0])
     end, results = time.monotonic() + seconds, []
     for number, trial in enumerate(trials):

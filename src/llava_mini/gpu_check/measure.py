@@ -19,14 +19,14 @@ from llava_mini.plan.step import Mode
 from llava_mini.stages.optimizers import build_optimizer
 
 _WARM_UP, _STEPS = 2, 4
-_CLIP = 1.0
+CLIP = 1.0  # trainer.gradient_clip_val
 
 
 def planned(trial: Trial, *, on_gpu: bool) -> dict[str, Any]:
     """The peak that the planner predicts, in bytes and by part; it takes no device."""
     started = time.monotonic()
     stage = build_stage(trial, "meta", linear_4bit)
-    mode = Mode(autocast=half_type(trial), on_gpu=on_gpu, clip=_CLIP)
+    mode = Mode(autocast=half_type(trial), on_gpu=on_gpu, clip=CLIP)
     # The planner asks of a stage what this one has.
     peak = Planner(cast(Any, stage), mode, Sample(text_tokens=trial.text_tokens)).step(trial.batch_size)
     return {"planned_bytes": peak.bytes, "breakdown": peak.breakdown, "plan_seconds": time.monotonic() - started}
@@ -88,7 +88,7 @@ def _step(
     optimizer.zero_grad()
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
-    torch.nn.utils.clip_grad_norm_([p for p in stage.parameters() if p.requires_grad], _CLIP)
+    torch.nn.utils.clip_grad_norm_([p for p in stage.parameters() if p.requires_grad], CLIP)
     scaler.step(optimizer)
     scaler.update()
     return float(loss.detach())  # waits for the device

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llava_mini.errors import UserError
 from llava_mini.files import write_json, write_text
 
 _HEAD = (
@@ -16,15 +18,28 @@ _HEAD = (
 )
 
 
+def check_folder(out: Path) -> None:
+    """Find out before anything is measured whether the report can be written; the folder is made if it is not there.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UserError(f"--out {out}: no folder that can be written ({error.strerror})") from error
+
+
 def write_report(out: Path, device: str, results: list[dict[str, Any]]) -> None:
     """Write both files, whole or not at all.
 
     Args:
-        out: Their folder; made when it is not there.
+        out: Their folder.
         device: The card's description.
         results: Of every trial: name, limit_gib, status, and what was measured and planned.
     """
-    out.mkdir(parents=True, exist_ok=True)
     packages = {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")}
     write_json(out / "results.json", {"device": device, "packages": packages, "trials": results})
     told = ", ".join(f"{name} {number}" for name, number in packages.items())

@@ -1,4 +1,7 @@
-"""What is tried: shapes, ways to fine-tune and memory limits of the cards that this project is for."""
+"""What is tried: shapes, ways to fine-tune and memory limits of the cards that this project is for.
+
+Values of conf/ stand here again, because the check runs where nothing is installed that composes them; a test compares.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ from typing import Any
 
 from llava_mini.models import LlavaMiniConfig
 
-QUERY = {"_target_": "llava_mini.models.compressors.query.QueryCompressor", "C": 1}
+QUERY = {"_target_": "llava_mini.models.compressors.query.QueryCompressor", "C": 1, "num_heads": 8}
 NONE = {"_target_": "llava_mini.models.compressors.none.NoCompressor"}
 _LORA = {"rank": 128, "alpha": 256, "dropout": 0.05, "dora": False}
 FULL = {"language_model": "full", "prefusion": "full", "quantize": None, "lora": None}
 LORA = {**FULL, "language_model": "lora", "lora": _LORA}
 QLORA = {**LORA, "quantize": "nf4"}
 FROZEN = {**FULL, "language_model": "frozen"}
+_RTX_5090, _RTX_4090, _V100 = 31.4, 23.5, 31.7  # hardware.memory_gib
 _SAVERS = {"checkpointing": True, "loss_chunk": 1024, "vision_batch": 4, "offload_vision": False}
 _NO_SAVERS = {"checkpointing": False, "loss_chunk": None, "vision_batch": None, "offload_vision": False}
 
@@ -41,7 +45,7 @@ class Trial:
     model: str
     finetune: Mapping[str, Any]
     batch_size: int
-    limit_gib: float | None = 31.5
+    limit_gib: float | None = _RTX_5090
     half: str = "bfloat16"
     optimizer: str = "adamw_8bit"
     savers: Mapping[str, Any] = field(default_factory=lambda: _SAVERS)
@@ -69,8 +73,8 @@ class Trial:
 _7B = "llava_mini_vicuna_7b"
 TRIALS = (
     Trial("7B QLoRA, batch 16 on 32 GB", _7B, QLORA, 16),
-    Trial("7B QLoRA in float16, batch 16 on 32 GB (V100's way)", _7B, QLORA, 16, half="float16"),
-    Trial("7B QLoRA, batch 8 on 24 GB", _7B, QLORA, 8, limit_gib=23.5),
+    Trial("7B QLoRA in float16, batch 16 on 32 GB (V100's way)", _7B, QLORA, 16, limit_gib=_V100, half="float16"),
+    Trial("7B QLoRA, batch 8 on 24 GB", _7B, QLORA, 8, limit_gib=_RTX_4090),
     Trial("7B QLoRA, pre-fusion by LoRA, batch 1 on 12 GB", _7B, {**QLORA, "prefusion": "lora"}, 1, limit_gib=11.5),
     Trial("7B LoRA, batch 4 on 32 GB", _7B, LORA, 4),
     Trial(
@@ -79,7 +83,7 @@ TRIALS = (
     ),
     Trial("7B frozen language model, batch 4 on 32 GB", _7B, FROZEN, 4),
     Trial("8B (Llama-3.1) QLoRA, batch 8 on 32 GB", "llava_mini_llama31_8b", QLORA, 8),
-    Trial("0.5B (Qwen2.5) full, batch 4 on 24 GB", "llava_mini_qwen25_0_5b", FULL, 4, limit_gib=23.5),
+    Trial("0.5B (Qwen2.5) full, batch 4 on 24 GB", "llava_mini_qwen25_0_5b", FULL, 4, limit_gib=_RTX_4090),
 )  # fmt: skip
 # The same ways in the tiny world's shape: they show on a CPU that the command works, and nothing about a GPU.
 TINY_TRIALS = (

@@ -84,7 +84,7 @@ class LlavaMiniConfig(PreTrainedConfig):
         if found != cls.model_type or "text_config" not in config_dict or "vision_config" not in config_dict:
             raise UserError(
                 f"config of another model (model_type={found!r}): needed are model_type={cls.model_type!r}, text_config"
-                " and vision_config; the official release's weights go through interop.from_official"
+                " and vision_config; `llava-mini convert official` reads the official release's"
             )
         return super().from_dict(config_dict, **kwargs)
 

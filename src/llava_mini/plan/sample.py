@@ -11,7 +11,7 @@ from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.plan.unallocated import LARGEST_REAL
 
-_MOST = 4096  # samples; no card is asked for more
+_MOST = 1024  # samples; a step of more is no longer planned in seconds
 
 
 @dataclass(frozen=True)

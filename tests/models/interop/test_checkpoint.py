@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llava_mini.errors import UserError
-from llava_mini.models.interop.checkpoint import Checkpoint, check_plain, check_shapes, read_config
+from llava_mini.models.interop.checkpoint import Checkpoint, check_shapes
+from llava_mini.models.interop.json_config import check_plain, read_config
 from llava_mini.models.interop.shards import ShardWriter
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3).half(), "b": torch.ones(4).half(), "c": torch.zeros(2, 2)}
@@ -74,6 +75,9 @@ def test_safetensors_are_preferred(tmp_path: Path) -> None:
     assert set(Checkpoint.of(tmp_path).shapes) == set(TENSORS)
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n"
+
+
 class Command:
     def __reduce__(self) -> Any:
         return os.mkdir, ("ran",)
@@ -90,10 +94,24 @@ def truncated(folder: Path) -> None:
     [
         (lambda _: None, r"holds no model\*\.safetensors and no pytorch_model\*\.bin"),
         (truncated, r"model\.safetensors is no safetensors file"),
-        (lambda f: (f / "pytorch_model.bin").write_bytes(b"none"), r"pytorch_model\.bin: cannot be loaded as tensors"),
+        (
+            lambda f: (f / "pytorch_model.bin").write_bytes(b"none"),
+            r"pytorch_model\.bin is a text and no weights \('none'\)",
+        ),
+        (lambda f: (f / "pytorch_model.bin").write_text("hello" * 9), r"pytorch_model\.bin is a text and no weights"),
+        (lambda f: (f / "pytorch_model.bin").write_text("Entry not found"), r"is a text and no weights \('Entry not f"),
+        (lambda f: (f / "pytorch_model.bin").write_text("<!DOCTYPE html>"), r"pytorch_model\.bin is a web page"),
+        (lambda f: (f / "pytorch_model.bin").write_text(POINTER), r"pytorch_model\.bin is a pointer of Git LFS"),
+        (lambda f: (f / "model.safetensors").write_text(POINTER), r"model\.safetensors is a pointer of Git LFS"),
+        (lambda f: (f / "pytorch_model.bin").touch(), r"pytorch_model\.bin is empty"),
+        (lambda f: (f / "pytorch_model.bin").write_bytes(bytes(99)), r"pytorch_model\.bin \w+ .*maker|damaged"),
+        (
+            lambda f: torch.save({1: torch.ones(1)}, f / "pytorch_model.bin"),
+            "holds a tensor under 1; allowed are names",
+        ),
         (
             lambda f: torch.save({"a": Command()}, f / "pytorch_model.bin"),
-            "cannot be loaded as tensors and nothing else",
+            r"pytorch_model\.bin holds something else than tensors, which asks for posix\.mkdir; nothing of it is run",
         ),
         (lambda f: torch.save({"a": 3}, f / "pytorch_model.bin"), "something else than tensors by name"),
         (lambda f: index(f, "safetensors", {"a": "../model.safetensors"}), r"names the file '\.\./model\.safetensors'"),
@@ -119,7 +137,7 @@ def test_what_cannot_be_read_is_one_line(
     write(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         Checkpoint.of(tmp_path)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
 
 
@@ -188,6 +206,12 @@ def test_an_index_cannot_lead_out_of_its_folder(tmp_path: Path, name: str) -> No
 def test_config_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no config\.json"):
         read_config(tmp_path)
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match=r"config\.json: cannot be read \(Is a directory\)"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").rmdir()
+    with pytest.raises(UserError, match="no such folder"):
+        read_config(tmp_path / ("n" * 300))
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match="no JSON object"):
         read_config(tmp_path)

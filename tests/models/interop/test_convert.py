@@ -1,5 +1,6 @@
 """Whole folders: a converted model answers as its source, a round trip loses nothing, a misfit writes nothing."""
 
+import errno
 import json
 import logging
 from collections.abc import Callable
@@ -8,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tests.models.interop.conftest import IMAGE_ID, VISION, to_new_layout, to_old_layout, to_original_layout
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from llava_mini.errors import UserError
-from llava_mini.models.interop.convert import convert_llava, convert_official, convert_to_official
+from llava_mini.models.interop.convert import convert_llava, convert_official
+from llava_mini.models.interop.export import convert_to_official
+from llava_mini.models.interop.parts import CLIP_ID
 
 Factory = Callable[..., Any]
 NONE = {"_target_": "llava_mini.models.compressors.none.NoCompressor"}
@@ -47,7 +51,7 @@ def test_without_compression_it_is_the_same_llava(
 ) -> None:
     source_model, source = make_llava()
     LAYOUTS[layout](source)
-    plain(source, tmp_path / "ours", vision_tower=str(tower))
+    plain(source, tmp_path / "ours", vision_tower=str(tower) if layout == "as first released" else None)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours").eval()
     pixels = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(3))
     ids = torch.tensor([[0, 5, *[IMAGE_ID] * PATCHES, 7, 9, 11], [0, 6, *[IMAGE_ID] * PATCHES, 8, 3, 4]])
@@ -70,7 +74,7 @@ def test_llava_next_gives_language_model_and_projector(
     if original:
         to_original_layout(source)
     with caplog.at_level(logging.INFO, "llava_mini"):
-        plain(source, tmp_path / "ours", vision_tower=str(tower))
+        plain(source, tmp_path / "ours", vision_tower=str(tower) if original else None)
     assert "image_newline [48]" in caplog.text
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours").eval()
     text = torch.tensor([[0, 5, 7, 9]])
@@ -194,10 +198,77 @@ def test_another_tower_than_the_releases_is_told(
 ) -> None:
     make_model(vision_feature_layer=-2, compressor={**QUERY, "num_heads": 8}).save_pretrained(tmp_path / "ours")
     with caplog.at_level(logging.WARNING, "llava_mini"):
-        convert_to_official(tmp_path / "ours", tmp_path / "official", "my/tower")
-    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "is no CLIP ViT-L/14-336 (hidden_size=32, " in said and "reads its shape from my/tower" in said
+        convert_to_official(tmp_path / "ours", tmp_path / "official")
+    (said,) = [each for each in caplog.messages if "vision tower" in each]
+    assert "is no CLIP ViT-L/14-336 (hidden_size=32, " in said and f"read its shape from {CLIP_ID}: --vision" in said
     assert "\n" not in said
+
+
+def test_a_tower_that_the_user_names_is_looked_at_where_it_is_here(
+    official: tuple[Any, Path], tower: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in (str(tower), "my/tower"):
+        caplog.clear()
+        convert_to_official(tmp_path / "ours", tmp_path / f"as-{Path(name).name}-{len(name)}", name)
+        said = [each for each in caplog.messages if "vision tower" in each]
+        assert not any("--vision-tower names a place" in each for each in said)
+        assert len(said) == (name == "my/tower")
+    assert "my/tower, which was not looked at; needed is hidden_size=32, " in said[0]
+    CLIPVisionConfig(**{**VISION, "image_size": 30}).save_pretrained(tower)
+    with pytest.raises(
+        UserError, match=rf"--vision-tower {tower}: another vision tower \(image_size=30, .*ours has 24"
+    ):
+        convert_to_official(tmp_path / "ours", tmp_path / "other", str(tower))
+
+
+def test_a_vision_tower_for_a_folder_that_has_its_own(make_llava: Factory, tower: Path, tmp_path: Path) -> None:
+    _, source = make_llava()
+    for place in ("nowhere-at-all", str(tower)):
+        with pytest.raises(UserError, match=rf"--vision-tower {place}: {source} holds its vision tower itself"):
+            plain(source, tmp_path / "ours", vision_tower=place)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_the_types_that_are_written_are_told(
+    make_llava: Factory, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, source = make_llava()
+    path = source / "model.safetensors"
+    mixed = {name: each.half() if "language" in name else each for name, each in load_file(path).items()}
+    save_file(mixed, path, metadata={"format": "pt"})
+    with caplog.at_level(logging.INFO, "llava_mini"):
+        plain(source, tmp_path / "ours")
+    assert f"{tmp_path / 'ours'}: written in float16 and float32" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("said", "views", "back"),
+    [
+        ({"resolution_ratio": 2}, "hd", (2, "pad")),
+        ({"image_aspect_ratio": "pad"}, "pad", (1, "pad")),
+        ({}, "square", (1, "square")),
+    ],
+)
+def test_views_survive_without_a_tokenizer(
+    official: tuple[Any, Path], tower: Path, tmp_path: Path, said: dict[str, Any], views: str, back: tuple[int, str]
+) -> None:
+    _, folder = official
+    path = folder / "config.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "resolution_ratio": 1, "image_aspect_ratio": "square", **said}))
+    convert_official(folder, tmp_path / "back", str(tower))
+    assert json.loads((tmp_path / "back" / "processor_config.json").read_text())["views"] == views
+    convert_to_official(tmp_path / "back", tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert (again["resolution_ratio"], again["image_aspect_ratio"]) == back
+
+
+@pytest.mark.usefixtures("official")
+def test_a_folder_that_does_not_say_how_pictures_are_cut_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    convert_to_official(tmp_path / "ours", tmp_path / "other")
+    assert "ours: has no processor_config.json: written is a model that was trained with views=square" in caplog.text
 
 
 def test_a_vision_tower_with_numbers_that_are_not_finite_is_refused(
@@ -229,11 +300,11 @@ def leave_out(folder: Path, *names: str, **more: torch.Tensor) -> None:
     save_file({**tensors, **more}, path, metadata={"format": "pt"})
 
 
-def in_config(folder: Path, part: str, **values: Any) -> None:
-    """Values of a part in config.json, changed."""
+def in_config(folder: Path, part: str | None, **values: Any) -> None:
+    """Values of a part in config.json, changed; None: of its top."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    config[part].update(values)
+    (config if part is None else config[part]).update(values)
     path.write_text(json.dumps(config))
 
 
@@ -254,11 +325,26 @@ SPOILT = torch.full((48, 32), float("nan"))
             lambda f: leave_out(f, *[name for name in load_file(f / "model.safetensors") if "layers.2" in name]),
             r"missing tensors: vision_tower\.\S+ \[[\d, ]+\], .* and \d+ more$",
         ),
-        (lambda f: (f / "config.json").write_text('{"model_type": "gpt2"}'), "another architecture.*'gpt2'"),
-        (lambda f: in_config(f, "text_config", hidden_size="abc"), "no model can be built of it.*hidden_size"),
-        (lambda f: in_config(f, "text_config", num_attention_heads=0), "no model can be built of it: ZeroDivision"),
-        (lambda f: in_config(f, "text_config", model_type="nonsense"), "no model can be built of it: .*nonsense"),
-        (lambda f: in_config(f, "vision_config", patch_size=0), r"config\.json: no model can be built of it"),
+        (
+            lambda f: (f / "config.json").write_text('{"model_type": "gpt2"}'),
+            "llava-llama: config of another architecture.*'gpt2'",
+        ),
+        (
+            lambda f: in_config(f, "text_config", hidden_size="abc"),
+            "llava-llama: no model can be built of .*hidden_size",
+        ),
+        (lambda f: in_config(f, "text_config", num_attention_heads=0), r"text_config\.num_attention_heads=0: allow"),
+        (lambda f: in_config(f, "text_config", model_type="nonsense"), "llava-llama: no model can be built .*nonsense"),
+        (
+            lambda f: in_config(f, "vision_config", patch_size=0),
+            r"llava-llama: config\.json: vision_config\.patch_size=0: al",
+        ),
+        (
+            lambda f: in_config(f, "vision_config", model_type="dinov2"),
+            "another architecture .*'dinov2'.; allowed are c",
+        ),
+        (lambda f: in_config(f, None, vision_feature_layer=[-2, -1]), r"llava-llama: vision_feature_layer=\[-2, -1\]"),
+        (lambda f: in_config(f, None, vision_feature_layer=9), "llava-llama: vision_feature_layer=9: the vision tow"),
         (lambda f: leave_out(f, LINEAR, **{LINEAR: SPOILT}), rf"model\.safetensors: {LINEAR} holds NaN or infinity"),
         (
             lambda f: leave_out(f, LINEAR, **{LINEAR: torch.ones(48, 32).to(torch.int8)}),
@@ -282,15 +368,19 @@ def test_what_does_not_fit_writes_nothing(make_llava: Factory, tmp_path: Path, s
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device")],
+)
 def test_a_failure_while_writing_leaves_nothing(
-    make_llava: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_llava: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     _, source = make_llava()
 
     def full(*_: Any, **__: Any) -> None:
-        raise OSError("no space left on device")
+        raise error
 
     monkeypatch.setattr("llava_mini.models.interop.shards.save_file", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UserError, match=r"ours: cannot be written \(.*No space left"):
         plain(source, tmp_path / "ours")
     assert [path.name for path in tmp_path.iterdir()] == [source.name]

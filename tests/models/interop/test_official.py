@@ -17,7 +17,8 @@ from transformers import CLIPVisionConfig
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniForConditionalGeneration, interop
 from llava_mini.models.interop import from_official, official_batch
-from llava_mini.models.interop.convert import convert_official, convert_to_official
+from llava_mini.models.interop.convert import convert_official
+from llava_mini.models.interop.export import convert_to_official
 from llava_mini.models.interop.parts import CLIP_ID
 
 Factory = Callable[..., Any]
@@ -66,7 +67,7 @@ def test_agrees_with_the_official_release(check: Any, case: str) -> None:
     assert check.check_case(GOLDEN, case) == []
 
 
-@pytest.mark.parametrize("case", ["a_image_c1", "e_gqa_llama3", "h_prefusion0_c2"])
+@pytest.mark.parametrize("case", ["a_image_c1", "c_hd_c4", "e_gqa_llama3", "h_prefusion0_c2"])
 def test_converted_folders_agree_with_the_official_release(
     check: Any, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,7 +91,9 @@ def test_converted_folders_agree_with_the_official_release(
         back = load_file(tmp_path / "back" / "model.safetensors")
         assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
         again = json.loads((tmp_path / "back" / "config.json").read_text())
-        fields = {key: value for key, value in config.items() if key.startswith(("mm_", "compressor", "prefusion"))}
+        fields = {
+            key: value for key, value in config.items() if key.startswith(("mm_", "compressor", "prefusion", "resol"))
+        }
         assert {key: again[key] for key in fields} == {**fields, "mm_vision_tower": CLIP_ID}
         assert again["rope_theta"] == config["rope_theta"]
         return LlavaMiniForConditionalGeneration.from_pretrained(tmp_path / "ours")

@@ -114,10 +114,15 @@ BIAS = "post_layernorm.bias"
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: drop(folder, BIAS), rf"missing or misshapen tensors: {BIAS}$"),
-        (lambda folder: drop(folder, BIAS, **{BIAS: torch.zeros(3)}), rf"{BIAS} \[3\] \(its config says \[32\]\)$"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"none"), "cannot be loaded: "),
-        (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded"),
+        (lambda folder: drop(folder, BIAS), rf"missing tensors: {BIAS} \[32\]$"),
+        (lambda folder: drop(folder, BIAS, **{BIAS: torch.zeros(3)}), rf"{BIAS}: shape \[3\], the config says \[32\]$"),
+        (lambda folder: drop(folder, BIAS, **{BIAS: torch.ones(32).to(torch.int8)}), rf"{BIAS} is stored as I8, as in"),
+        (
+            lambda folder: drop(folder, BIAS, **{BIAS: torch.ones(32), "a.b": torch.ones(3)}),
+            r"unexpected .*: a\.b \[3\]",
+        ),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"none"), r"model\.safetensors is a text and"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"holds no model\*\.safetensors"),
         (lambda folder: (folder / "config.json").write_text("{}"), "its config cannot be read"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'), "'gpt2'; allowed are clip"),
     ],
@@ -140,7 +145,27 @@ def test_a_pickle_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("place", ["nowhere", "/no/such/folder", "a/b/c"])
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("model.norm.weight", None, r"missing tensors: model\.norm\.weight \[48\]$"),
+        ("model.norm.weight", torch.ones(48).to(torch.int8), r"model\.norm\.weight is stored as I8, as in a quantised"),
+        ("extra", torch.ones(2), r"unexpected tensors: extra \[2\]$"),
+    ],
+)
+def test_a_language_model_that_does_not_fit_is_one_line(
+    make_text_config: Factory, tmp_path: Path, name: str, tensor: torch.Tensor | None, message: str
+) -> None:
+    AutoModelForCausalLM.from_config(make_text_config("llama")).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    kept = {key: each for key, each in load_file(path).items() if key != name}
+    save_file(kept if tensor is None else {**kept, name: tensor}, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=message) as caught:
+        load_language_model(str(tmp_path), torch.float32)
+    assert "\n" not in str(caught.value) and f"language model {tmp_path}" in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["n" * 300, "nowhere", "/no/such/folder", "a/b/c"])
 def test_a_place_that_is_none(place: str) -> None:
     with pytest.raises(UserError, match=f"{place}: no such folder, and no Hub id"):
         text_config_of(place)

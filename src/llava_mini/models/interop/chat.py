@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jinja2 import TemplateError
 
-from llava_mini.models.interop.checkpoint import json_object
+from llava_mini.models.interop.json_config import read_json
 from llava_mini.models.processor import LlavaMiniProcessor
 
 _QUESTION = "What is it?"
@@ -35,7 +35,7 @@ def _templates(source: Path, processor: LlavaMiniProcessor) -> Iterator[str]:
         yield path.read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json"):  # where older versions of transformers wrote it
         if (path := source / name).is_file():
-            found = json_object(path).get("chat_template")
+            found = read_json(path).get("chat_template")
             if isinstance(found, str):
                 yield found
     if isinstance(processor.tokenizer.chat_template, str):

@@ -8,26 +8,28 @@ a symbolic link, to wherever its user has put it: the Hub's cache is made of suc
 
 from __future__ import annotations
 
-import json
 import pickle
+import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llava_mini.errors import UserError
+from llava_mini.models.interop.json_config import read_json
 
 Shape = list[int]
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _FLOATS = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
+_UNREADABLE = (  # what reading bytes as a pickle may raise, which any bytes may be
+    pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError,
+    OSError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 _SHOWN = 4  # tensors that a message names
 
 
@@ -52,7 +54,7 @@ class Checkpoint:
         """The checkpoint in a folder; safetensors are preferred where both kinds are there.
 
         Raises:
-            UserError: there is none, a file cannot be read, or the index does not fit.
+            UserError: there is none, a file cannot be read, the index does not fit, or there is no tensor.
         """
         files, index = _weight_files(folder)
         shapes: dict[str, Shape] = {}
@@ -67,6 +69,8 @@ class Checkpoint:
                 shapes[name], types[name] = shape, stored
         if absent := sorted(set(index) - shapes.keys()):
             raise UserError(f"{folder}: the index names tensors that no file holds: {some(absent)}")
+        if not shapes:
+            raise UserError(f"{folder}: {', '.join(path.name for path in files)} holds no tensor")
         return cls(folder, shapes, held, types)
 
     @property
@@ -117,37 +121,6 @@ class Checkpoint:
                     yield name, _finite(path, name, loaded[name])
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a folder.
-
-    Raises:
-        UserError: there is no folder or no config, or it is no JSON object.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    return json_object(folder / "config.json")
-
-
-def check_plain(where: Path | str, config: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose config.json says that it is quantised: its tensors are codes, and not weights.
-
-    Args:
-        where: The checkpoint, for the message.
-        config: Its config.json.
-
-    Raises:
-        UserError: it is quantised, or its language model is.
-    """
-    for part in (config, config.get("text_config")):
-        how = part.get("quantization_config") if isinstance(part, Mapping) else None
-        if how is not None:
-            method = how.get("quant_method") if isinstance(how, Mapping) else how
-            raise UserError(
-                f"{where}: a quantised checkpoint (quantization_config: {method}); allowed are weights in "
-                f"{', '.join(_FLOATS)}, which `finetune=qlora` quantises itself"
-            )
-
-
 def check_shapes(
     where: Path | str, found: Mapping[str, Shape], needed: Mapping[str, Shape], theirs: Callable[[str], str]
 ) -> None:
@@ -190,7 +163,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def _indexed(index: Path) -> tuple[list[Path], list[str]]:
-    weight_map = json_object(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{index}: has no weight_map from tensors to files")
     files = []
@@ -226,7 +199,7 @@ def _headers(path: Path) -> dict[str, tuple[Shape, str]]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
             return {name: (part.get_shape(), _type_of(part.get_dtype())) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no safetensors file ({error})") from error
+        raise UserError(f"{path} {_mistaken(path) or f'is no safetensors file ({error})'}") from error
 
 
 def _type_of(stored: str) -> str:
@@ -241,47 +214,36 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # the format of torch before 1.6
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: cannot be loaded as tensors and nothing else ({reason})") from error
+    except _UNREADABLE as error:
+        raise UserError(f"{path} {_mistaken(path) or _refused(error)}") from error
     if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
         raise UserError(f"{path}: holds something else than tensors by name")
+    if unnamed := [key for key in loaded if not isinstance(key, str)]:
+        raise UserError(f"{path}: holds a tensor under {unnamed[0]!r}; allowed are names")
     return loaded
 
 
-def json_object(path: Path) -> dict[str, Any]:
-    """A JSON file's object.
+def _refused(error: Exception) -> str:
+    """Why torch does not load a file, in words that do not advise to run what is in it, as torch's do."""
+    if isinstance(error, pickle.UnpicklingError):
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        what = f", which asks for {asked[1]}" if asked else ""
+        return f"holds something else than tensors{what}; nothing of it is run: ask its maker for safetensors"
+    return "is no file of torch, or is damaged: fetch it anew"
 
-    Raises:
-        UserError: it is missing, or holds something else.
-    """
+
+def _mistaken(path: Path) -> str | None:
+    """What lies in place of weights when a download went wrong, by the file's beginning."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path.parent}: has no {path.name}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: no JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: no JSON object")
-    return value
-
-
-_IMPOSSIBLE = (
-    StrictDataclassError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError,
-)  # fmt: skip
-
-
-@contextmanager
-def config_trusted() -> Iterator[None]:
-    """What transformers or torch raise for a config.json with impossible values, as one line.
-
-    Raises:
-        UserError: in place of theirs.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except _IMPOSSIBLE as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"config.json: no model can be built of it: {type(error).__name__}: {reason}") from error
+        with open(path, "rb") as file:
+            start = file.read(200)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS and not the file itself, which `git lfs pull` fetches"
+    if start.lstrip()[:1] == b"<":
+        return "is a web page and no weights: fetch the file itself"
+    text = start.decode("ascii", errors="replace")
+    if text and all(each.isprintable() or each.isspace() for each in text) and "\ufffd" not in text:
+        return f"is a text and no weights ({' '.join(text.split())[:60]!r}): fetch the file itself"
+    return None if start else "is empty"

@@ -13,7 +13,6 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from llava_mini.errors import UserError
-from llava_mini.models.interop.checkpoint import config_trusted
 from llava_mini.models.interop.layout import Layout
 from llava_mini.views import ViewMode
 
@@ -45,6 +44,7 @@ _ORIGINAL = Layout(
 )
 _FAMILIES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
 _NOT_TEXT = ("mm_", "tune_mm", "freeze_mm", "use_mm", "unfreeze_mm", "image_")
+_VISION_TOWERS = ("clip_vision_model", "siglip_vision_model")
 LEFT_OUT = "image_newline"
 
 
@@ -83,11 +83,10 @@ def source_of(config: dict[str, Any], names: Iterable[str]) -> Source:
     Raises:
         UserError: none of them, or a variant that has no counterpart here.
     """
-    with config_trusted():
-        if config.get("model_type") in ("llava", "llava_next") and "text_config" in config:
-            return _transformers_source(config, names)
-        if "mm_projector_type" in config and config.get("model_type") in _FAMILIES:
-            return _original_source(config)
+    if config.get("model_type") in ("llava", "llava_next") and "text_config" in config:
+        return _transformers_source(config, names)
+    if "mm_projector_type" in config and config.get("model_type") in _FAMILIES:
+        return _original_source(config)
     raise UserError(
         f"config of another architecture (model_type={config.get('model_type')!r}); allowed are transformers' llava "
         "and llava_next, and the original LLaVA-v1.5 and 1.6"
@@ -98,6 +97,10 @@ def _transformers_source(config: dict[str, Any], names: Iterable[str]) -> Source
     theirs = CONFIG_MAPPING[config["model_type"]].from_dict(config)
     _only("vision_feature_select_strategy", theirs.vision_feature_select_strategy, "default")
     _only("multimodal_projector_bias", theirs.multimodal_projector_bias, True)
+    tower = theirs.vision_config.model_type
+    if tower not in _VISION_TOWERS:
+        allowed = ", ".join(_VISION_TOWERS)
+        raise UserError(f"config of another architecture (vision_config.model_type={tower!r}); allowed are {allowed}")
     if not isinstance(theirs.vision_feature_layer, int):
         raise UserError(f"vision_feature_layer={theirs.vision_feature_layer}: one layer is read here")
     return Source(

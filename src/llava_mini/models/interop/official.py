@@ -55,6 +55,7 @@ def from_official(
     Raises:
         UserError: for another model's config; for missing, unknown or misshapen tensors, by the release's name.
     """
+    check_config(config)
     model = LlavaMiniForConditionalGeneration(our_config(config, CLIPVisionConfig(**vision_config)))
     _load(model, state_dict)
     return model
@@ -78,10 +79,10 @@ def check_config(config: dict[str, Any]) -> None:
 def our_config(config: dict[str, Any], vision_config: PreTrainedConfig) -> LlavaMiniConfig:
     """Our config of the release's.
 
-    Raises:
-        UserError: it is another model's.
+    Args:
+        config: The release's, which `check_config` has looked at.
+        vision_config: Its vision tower's.
     """
-    check_config(config)
     text_fields = {key: value for key, value in config.items() if not key.startswith("mm_") and key not in _OURS}
     for unfit in ("model_type", "architectures"):
         text_fields.pop(unfit, None)

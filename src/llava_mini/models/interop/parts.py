@@ -6,7 +6,7 @@ and a part that would start with missing tensors is refused.
 
 from __future__ import annotations
 
-import pickle
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,8 @@ from transformers import (
 
 from llava_mini.errors import UserError
 from llava_mini.models.configuration import CLIP_VIT_L_336
-from llava_mini.models.interop.checkpoint import check_plain, is_finite, some
+from llava_mini.models.interop.checkpoint import Checkpoint, Shape, check_shapes, is_finite, some
+from llava_mini.models.interop.json_config import check_plain, check_sizes, config_trusted, read_config
 from llava_mini.models.language_model import check_family
 
 _TOWERS: dict[str, tuple[type[PreTrainedModel], bool]] = {  # by model_type: the class, and whether it is a half
@@ -38,9 +39,12 @@ _TOWERS: dict[str, tuple[type[PreTrainedModel], bool]] = {  # by model_type: the
     "siglip_vision_model": (SiglipVisionModel, False),
 }
 CLIP_ID = "openai/clip-vit-large-patch14-336"
+_HALF = "vision_model."  # what a tower's names begin with in a full checkpoint, and in one of old versions
+_COMPUTED = ("rotary_emb.inv_freq", "embeddings.position_ids")  # which checkpoints of old versions hold
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LOAD_ERRORS = (
     OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, StrictDataclassError, HFValidationError,
+    ArithmeticError, AttributeError, TypeError,
 )  # fmt: skip
 
 
@@ -70,7 +74,7 @@ class Tower:
 
 def is_place(place: str) -> bool:
     """Whether it is a folder that is there or has the form of a Hub id, owner/name."""
-    return Path(place).is_dir() or _HUB_ID.fullmatch(place) is not None
+    return os.path.isdir(place) or _HUB_ID.fullmatch(place) is not None
 
 
 def vision_config_of(place: str) -> PreTrainedConfig:
@@ -104,6 +108,14 @@ def load_vision_tower(place: str, dtype: torch.dtype) -> PreTrainedModel:
     """
     config = vision_config_of(place)
     tower_class = next(kind for kind, _ in _TOWERS.values() if kind.config_class is type(config))
+    is_half = _TOWERS[_read_config(place, "vision tower").model_type][1]
+
+    def ours(name: str) -> str | None:
+        return None if is_half and not name.startswith(_HALF) else name.removeprefix(_HALF)
+
+    with config_trusted(f"vision tower {place}"), torch.device("meta"):
+        shaped = tower_class(config)
+    _check_stored(place, "vision tower", shaped, ours)
     return _load(tower_class.from_pretrained, place, "vision tower", config, dtype)
 
 
@@ -113,7 +125,12 @@ def load_language_model(place: str, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         UserError: as `text_config_of`, or for weights that are missing or do not fit.
     """
-    return _load(AutoModelForCausalLM.from_pretrained, place, "language model", text_config_of(place), dtype)
+    config = text_config_of(place)
+    with config_trusted(f"language model {place}"), torch.device("meta"):
+        shaped = AutoModelForCausalLM.from_config(config)
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    _check_stored(place, "language model", shaped, lambda name: None if name in tied else name)
+    return _load(AutoModelForCausalLM.from_pretrained, place, "language model", config, dtype)
 
 
 def language_model_folder(place: str) -> Path:
@@ -123,6 +140,10 @@ def language_model_folder(place: str) -> Path:
         UserError: as `text_config_of`, or when there are no weights.
     """
     text_config_of(place)
+    return _folder_of(place, "language model")
+
+
+def _folder_of(place: str, part: str) -> Path:
     if Path(place).is_dir():
         return Path(place)
     try:
@@ -131,8 +152,8 @@ def language_model_folder(place: str) -> Path:
             if any(folder.glob(pattern)):
                 return folder
     except _LOAD_ERRORS as error:
-        raise UserError(f"language model {place}: cannot be loaded: {_first_line(error)}") from error
-    raise UserError(f"language model {place}: holds no model*.safetensors and no pytorch_model*.bin")
+        raise UserError(f"{part} {place}: cannot be loaded: {_one_line(error)}") from error
+    raise UserError(f"{part} {place}: holds no model*.safetensors and no pytorch_model*.bin")
 
 
 def check_same(given: dict[str, Any], own: PreTrainedConfig, key: str, place: str) -> None:
@@ -156,41 +177,52 @@ def check_same(given: dict[str, Any], own: PreTrainedConfig, key: str, place: st
 def _read_config(place: str, part: str) -> PreTrainedConfig:
     if not is_place(place):
         raise UserError(f"{part} {place}: no such folder, and no Hub id (owner/name)")
+    if Path(place).is_dir():
+        check_sizes(f"{part} {place}", read_config(Path(place)))
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     except _LOAD_ERRORS as error:
-        raise UserError(f"{part} {place}: its config cannot be read: {_first_line(error)}") from error
+        raise UserError(f"{part} {place}: its config cannot be read: {_one_line(error)}") from error
     check_plain(f"{part} {place}", config.to_dict())
     return config
+
+
+def _check_stored(place: str, part: str, shaped: PreTrainedModel, ours: Callable[[str], str | None]) -> None:
+    """Compare what is stored with the model that its config describes, before any of it is loaded.
+
+    Args:
+        place: Folder or Hub id.
+        part: What it is, for the message.
+        shaped: The model, on meta.
+        ours: From a name there to the model's; None for what is none of its.
+
+    Raises:
+        UserError: for weights that are no floating numbers, and for missing, unexpected or misshapen tensors.
+    """
+    folder = _folder_of(place, part)
+    try:
+        checkpoint = Checkpoint.of(folder)
+        names = {name: ours(name) for name in checkpoint.shapes if not name.endswith(_COMPUTED)}
+        checkpoint.check_floats(name for name, own in names.items() if own is not None)
+    except UserError as error:
+        raise UserError(f"{part} {error}") from error
+    found: dict[str, Shape] = {own: checkpoint.shapes[name] for name, own in names.items() if own is not None}
+    check_shapes(f"{part} {place}", found, {name: list(each.shape) for name, each in shaped.named_parameters()}, str)
 
 
 def _load(
     from_pretrained: Callable[..., Any], place: str, part: str, config: PreTrainedConfig, dtype: torch.dtype
 ) -> PreTrainedModel:
     try:
-        model, info = from_pretrained(
-            place,
-            config=config,
-            dtype=dtype,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # so that they are told below, by name
-            output_loading_info=True,
-        )
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{part} {place}: its pickled weights hold something else than tensors") from error
+        model: PreTrainedModel = from_pretrained(place, config=config, dtype=dtype, trust_remote_code=False)
     except _LOAD_ERRORS as error:
-        raise UserError(f"{part} {place}: cannot be loaded: {_first_line(error)}") from error
-    wrong = [f"{name} {list(has)} (its config says {list(says)})" for name, has, says in info["mismatched_keys"]]
-    if info["missing_keys"] or wrong:
-        raise UserError(
-            f"{part} {place}: missing or misshapen tensors: {some(sorted({*info['missing_keys'], *wrong}))}"
-        )
+        raise UserError(f"{part} {place}: cannot be loaded: {_one_line(error)}") from error
     spoilt = [name for name, tensor in model.state_dict().items() if not is_finite(tensor)]
     if spoilt:
         raise UserError(f"{part} {place}: holds NaN or infinity in {some(spoilt)}; allowed are finite numbers")
     return model.train()
 
 
-def _first_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     """What was wrong, of the several lines that transformers may say it in."""
     return " ".join(str(error).split())[:300]

@@ -1,0 +1,110 @@
+"""The config.json of other projects' checkpoints: read, and refused where no model can be made of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+
+from llava_mini.errors import UserError
+
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "image_size", "patch_size", "num_channels",
+)  # fmt: skip
+_IMPOSSIBLE = (
+    StrictDataclassError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError,
+)  # fmt: skip
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a folder.
+
+    Raises:
+        UserError: there is no folder or no config, or it is no JSON object.
+    """
+    if not os.path.isdir(folder):  # False for a name that is none, which Path.is_dir raises for
+        raise UserError(f"{folder}: no such folder")
+    return read_json(folder / "config.json")
+
+
+def check_plain(where: Path | str, config: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose config.json says that it is quantised: its tensors are codes, and not weights.
+
+    Args:
+        where: The checkpoint, for the message.
+        config: Its config.json.
+
+    Raises:
+        UserError: it is quantised, or its language model is.
+    """
+    for part in (config, config.get("text_config")):
+        how = part.get("quantization_config") if isinstance(part, Mapping) else None
+        if how is not None:
+            method = how.get("quant_method") if isinstance(how, Mapping) else how
+            raise UserError(
+                f"{where}: a quantised checkpoint (quantization_config: {method}); allowed are weights in "
+                "float64, float32, float16, bfloat16, which `finetune=qlora` quantises itself"
+            )
+
+
+@contextmanager
+def config_trusted(where: Path | str) -> Iterator[None]:
+    """What is raised for a config.json with impossible values, by transformers, torch or here, as one line.
+
+    Args:
+        where: The checkpoint, which the line begins with.
+
+    Raises:
+        UserError: in place of theirs.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    except _IMPOSSIBLE as error:
+        reason = " ".join(str(error).split())[:200]
+        kind = type(error).__name__
+        raise UserError(f"{where}: no model can be built of its config.json: {kind}: {reason}") from error
+
+
+def check_sizes(where: Path | str, config: Mapping[str, Any]) -> None:
+    """Refuse sizes that are zero or less, which transformers divides by, before a config is made of them.
+
+    Args:
+        where: The checkpoint, for the message.
+        config: Its config.json.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for part in ("", "text_config", "vision_config"):
+        fields: Any = config.get(part) if part else config
+        for key in _SIZES if isinstance(fields, Mapping) else ():
+            if isinstance(fields.get(key), int) and fields[key] < 1:
+                name = f"{part}.{key}" if part else key
+                raise UserError(f"{where}: config.json: {name}={fields[key]}: allowed are whole numbers above 0")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent}: has no {path.name}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: no JSON object")
+    return value
