@@ -70,7 +70,7 @@ def test_llava_to_ours_to_official_and_back(llava: Path, tmp_path: Path, caplog:
         (["official", "llava", "new"], "allowed is the official release's LlavaMiniLlamaForCausalLM"),
         (["to-official", "llava", "new"], "llava: config of another model (model_type='llava')"),
         (["to-official", "llava", "new"], "`llava-mini convert official` reads the official release's"),
-        (["llava", "llava", "n" * 300, "--fusion-layers", "1"], "nnn: cannot be written (File name too long)"),
+        (["llava", "llava", "n" * 300, "--fusion-layers", "1"], "nnn: cannot be made (File name too long)"),
         (["llava", "n" * 300, "new", "--fusion-layers", "1"], "nnn: no such folder"),
     ],
 )
