@@ -14,6 +14,7 @@ from PIL import Image
 
 from llava_mini.errors import UserError
 from llava_mini.inference.frame_store import Keep
+from llava_mini.inference.long_context import extend_context
 from llava_mini.inference.looking import Progress
 from llava_mini.inference.prompts import prompt_of, user_message
 from llava_mini.inference.session import Session
@@ -325,7 +326,8 @@ def test_questions_and_values_that_are_refused(asked: Any) -> None:
 
 def test_too_many_frames_are_refused_before_one_is_read(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(*asked)
-    monkeypatch.setattr("llava_mini.inference.session.free_bytes", lambda _: 2**20)
+    monkeypatch.setattr("llava_mini.inference.room.free_bytes", lambda _: 2**20)
+    extend_context(session.model, 200_000)
 
     class Many:
         def __len__(self) -> int:
@@ -367,3 +369,86 @@ def test_models_without_prefusion_and_in_the_papers_order(make_asked: Any, make_
         alone = prompt_of(processor, [user_message(QUESTIONS[0], ["image"] * number)])
         expected = partial(reference, asked, alone, [picture(i) for i in range(1, number + 1)])
         same(session, watched, expected, question=QUESTIONS[0])
+
+
+@torch.no_grad()
+def test_half_precision_holds_the_mean_over_thousands_of_frames(asked: Any) -> None:
+    """The same frame again and again: its mean is itself."""
+    model, _ = asked
+    session = Session(*asked)
+    session.look(clip(1, 1))
+    store, text = session.store, torch.randn(3, model.config.text_config.hidden_size)
+    expected = store.read(text)
+    model.to(torch.bfloat16)
+    try:
+        store.chunks = store.chunks * 3000
+        many = store.read(text.bfloat16())
+        pixels = torch.randn(1, 1, 3, 24, 24).bfloat16().expand(600, -1, -1, -1, -1)
+        fused = []
+        for count in (1, 600):
+            given = model.frames(pixels[:count], None, None)
+            said = torch.ones(1, 3, dtype=torch.bool)
+            fused.append(model.fuse(given, text[None].bfloat16(), said, None, torch.tensor([count]))[1])
+    finally:
+        model.float()
+    assert ((many.float() - expected).abs().max() / expected.abs().max()) < 0.05
+    torch.testing.assert_close(fused[1], fused[0], atol=0.02, rtol=0.02)
+
+
+@torch.no_grad()
+def test_an_interrupted_answer_leaves_the_session_whole(asked: Any) -> None:
+    session = Session(*asked)
+    session.look(picture(1))
+    expected = [session.ask(question, max_new_tokens=LENGTH) for question in QUESTIONS[:2]]
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = asked[0].get_decoder().layers[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        session.ask(QUESTIONS[1], max_new_tokens=LENGTH)
+    handle.remove()
+    assert [session.ask(question, max_new_tokens=LENGTH) for question in QUESTIONS[:2]] == expected
+
+
+@torch.no_grad()
+def test_one_answer_at_a_time(asked: Any) -> None:
+    session = Session(*asked)
+    session.look(picture(1))
+    expected = session.ask(QUESTIONS[0], max_new_tokens=LENGTH)
+    begun = session.stream(QUESTIONS[0], max_new_tokens=200)
+    next(begun)
+    for act in (lambda: session.ask(QUESTIONS[1]), lambda: session.look(picture(2)), lambda: session.push(picture(2))):
+        with pytest.raises(UserError, match="the session is busy with an answer"):
+            act()
+    begun.close()
+    waiting = session.stream(QUESTIONS[0], max_new_tokens=LENGTH)
+    session.look(picture(2))
+    assert "".join(waiting).strip() == session.ask(QUESTIONS[0], max_new_tokens=LENGTH)
+    assert len(session.looks) == 2 and expected is not None
+    with pytest.raises(UserError, match="num_beams=2: a session makes one answer at a time"):
+        session.ask(QUESTIONS[0], num_beams=2)
+
+
+@torch.no_grad()
+def test_more_frames_than_the_language_model_reads(asked: Any) -> None:
+    session = Session(*asked)
+    most = asked[0].config.text_config.max_position_embeddings // asked[0].tokens_per_frame()
+    with pytest.raises(UserError, match=rf"{most + 1} frames are .* at most {most} frames fit, or scale it"):
+        session.look(clip(1, 1) * (most + 1))
+    with pytest.raises(UserError, match="at most"):
+        session.look(iter(clip(1, 1) * (most + 2)))
+    assert not session.looks and not len(session.store)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [np.zeros((24, 24, 3)), np.zeros((24, 24, 5), np.uint8), np.zeros((0, 24, 3), np.uint8), Image.new("RGB", (0, 4))],
+)
+def test_frames_that_are_no_pictures(asked: Any, frame: Any) -> None:
+    session = Session(*asked)
+    for act in (session.look, session.push):
+        with pytest.raises(UserError, match="allowed are PIL images and arrays of uint8"):
+            act(frame)
+    with pytest.raises(UserError, match="push: a frame is int"):
+        session.push(3)

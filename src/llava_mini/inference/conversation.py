@@ -64,7 +64,7 @@ def build_prompt(processor: LlavaMiniProcessor, turns: list[Turn], kinds: list[s
     prompt = prompt_of(processor, messages)
     text = _expanded(processor, prompt, kinds, tokens)
     encoded: Any = processor.tokenizer(
-        text, add_special_tokens=not has_bos(processor, prompt), return_offsets_mapping=True
+        text, add_special_tokens=not has_bos(processor, prompt), return_offsets_mapping=True, verbose=False
     )
     ids: list[int] = encoded["input_ids"]
     placeholder = processor.tokenizer.convert_tokens_to_ids(processor.image_token)

@@ -182,8 +182,9 @@ class FrameStore:
             features = _Held.of(features_FVND, self.keep.features_dtype(features_FVND.dtype), torch.device("cpu"))
         chunk = self._with_kv(Chunk(item, tokens.clone(), features, None), seen)
         if self.chunks and self.chunks[-1].joins(chunk, max(most, _READ)):
-            chunk = self.chunks.pop().joined(chunk)
-        self.chunks.append(chunk)
+            self.chunks[-1] = self.chunks[-1].joined(chunk)
+        else:
+            self.chunks.append(chunk)
 
     def restore(self, item: int, tokens_FKD: Tensor, parts: dict[str, Tensor]) -> None:
         """Add frames that were kept by another store of the same model: its `Chunk.tokens` and `features.parts()`.
@@ -212,11 +213,14 @@ class FrameStore:
         """An instruction fused with every frame: its mean over them [S, D]."""
         if not self.chunks or self.model.config.num_fusion_layers == 0 or not len(text_SD):
             return text_SD
-        total = torch.zeros_like(text_SD)
+        precise = torch.promote_types(
+            text_SD.dtype, torch.float32
+        )  # half precision holds no sum of thousands of frames
+        total = torch.zeros_like(text_SD, dtype=precise)
         visible_FS = torch.ones(1, len(text_SD), dtype=torch.bool, device=text_SD.device)
         for seen in self._all_seen():
-            total += self.model.prefusion.read(text_SD[None], seen, visible_FS).sum(0)
-        return total / len(self)
+            total += self.model.prefusion.read(text_SD[None], seen, visible_FS).to(precise).sum(0)
+        return (total / len(self)).to(text_SD.dtype)
 
     def held_bytes(self) -> dict[str, int]:
         """Bytes of what is kept: tokens, features, kv."""

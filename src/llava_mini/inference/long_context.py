@@ -54,7 +54,7 @@ def check_length(config: LlavaMiniConfig, tokens: int) -> None:
     if tokens > most:
         raise UserError(
             f"{tokens} tokens of prompt and answer: the language model reads {most}; "
-            f"context_scaling.tokens={tokens} (extend_context) scales it for more"
+            f"context_scaling.tokens={tokens} (extend_context, --context) scales it for more"
         )
 
 

@@ -97,14 +97,26 @@ def pixels_of(opened: Opened, processor: LlavaMiniProcessor, at_once: Callable[[
     """
     held: list[Tensor] = []
     for frame in opened.frames:
-        if not isinstance(frame, (Image.Image, np.ndarray)):
-            raise UserError(f"{opened.name}: a frame is {type(frame).__name__}; allowed are PIL images and arrays")
+        check_frame(frame, opened.name)
         held.append(processor.pixels(frame, is_video=opened.kind == "video"))
         if len(held) >= at_once(len(held[0])):
             yield torch.stack(held)
             held = []
     if held:
         yield torch.stack(held)
+
+
+def check_frame(frame: Any, name: str) -> None:
+    """Raises UserError unless a frame is a PIL image or an array of bytes [H, W, 3]."""
+    if isinstance(frame, Image.Image) and min(frame.size) > 0:
+        return
+    if not isinstance(frame, np.ndarray):
+        found = f"{frame.size} pixels" if isinstance(frame, Image.Image) else type(frame).__name__
+    elif frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3 and frame.size:
+        return
+    else:
+        found = f"{frame.dtype} {list(frame.shape)}"
+    raise UserError(f"{name}: a frame is {found}; allowed are PIL images and arrays of uint8 [H, W, 3]")
 
 
 @contextmanager

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from llava_mini.errors import UserError
 from llava_mini.hardware import free_bytes
@@ -28,16 +30,17 @@ from llava_mini.inference.cache import SessionCache
 from llava_mini.inference.conversation import Prompt, Turn, build_prompt
 from llava_mini.inference.frame_store import FrameStore, Keep
 from llava_mini.inference.long_context import check_length, prefill
-from llava_mini.inference.looking import Look, Progress, Source, open_source, pixels_of, shown
-from llava_mini.inference.memory import FrameShape, KVShape, check_frames
+from llava_mini.inference.looking import Look, Opened, Progress, Source, check_frame, open_source, pixels_of, shown
 from llava_mini.inference.prompts import check_question
+from llava_mini.inference.room import check_prompt, check_room
+from llava_mini.inference.streaming import StopWhenSet, pieces
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.models.frame_batch import frames_at_once
 from llava_mini.models.generation import suppressed_tokens
+from llava_mini.models.vision_tower import SINGLE_VIEW
 
 _KV_SHARE = 0.25  # of the free memory, for pre-fusion's keys and values
 _PREFILL = 512  # tokens that the language model reads at once; more are no faster and take more memory
-_TIMEOUT = 600.0  # seconds without a token after which streaming gives up
 
 
 class Session:
@@ -76,6 +79,7 @@ class Session:
         self._turns: list[Turn] = []
         self._read: list[tuple[int, bool]] = []  # of every token in the cache: id, and whether pre-fusion saw it
         self._live: int | None = None
+        self._busy = threading.Lock()
 
     @torch.no_grad()
     def look(
@@ -102,8 +106,12 @@ class Session:
             UserError: it cannot be read, or its frames do not fit into memory. Nothing of it is kept then.
         """
         opened = open_source(source, fps=fps, count=count)
-        if opened.expected:
-            self._check_memory(opened.expected)
+        if opened.expected and opened.kind == "video":
+            check_room(self.store, self.cache, opened.expected, SINGLE_VIEW)
+        with self._alone():
+            return self._look(opened, progress)
+
+    def _look(self, opened: Opened, progress: bool | Callable[[Progress], None]) -> Look:
         item, before = len(self.looks), len(self.store.chunks)
         kv_bytes = self.store.kv_bytes
         self._live = None
@@ -134,10 +142,12 @@ class Session:
         Returns:
             The video so far.
         """
+        check_frame(frame, "push")
         pixels_V3HW = self.processor.pixels(frame, is_video=True)
         begins = self._live is None
         item = len(self.looks) if self._live is None else self._live
-        self._add(item, pixels_V3HW[None])
+        with self._alone():
+            self._add(item, pixels_V3HW[None])
         if begins:
             self._seen(Look("video", 1, None, None))
             self._live = item
@@ -160,15 +170,23 @@ class Session:
             UserError: the question is empty or has special tokens, or prompt and answer are longer than the language
                 model reads or memory holds.
         """
-        prompt = self._prompt(question, follow_up, max_new_tokens)
-        return self._answer(prompt, max_new_tokens, generation, None, None)
+        with self._alone():
+            prompt = self._prompt(question, follow_up, max_new_tokens)
+            return self._answer(prompt, max_new_tokens, generation)
 
     def stream(
         self, question: str, *, follow_up: bool = False, max_new_tokens: int = 256, **generation: Any
     ) -> Generator[str, None, None]:
         """As `ask`, piece by piece; when it is left early, the answer ends where it is and is kept so."""
-        prompt = self._prompt(question, follow_up, max_new_tokens)
-        return self._stream(prompt, max_new_tokens, generation)
+        check_question(question, self.processor)
+
+        def made() -> Generator[str, None, None]:
+            with self._alone():  # from the first piece that is asked for to the last
+                prompt = self._prompt(question, follow_up, max_new_tokens)
+                answer = partial(self._answer, prompt, max_new_tokens, generation)
+                yield from pieces(self.processor.tokenizer, answer)
+
+        return made()
 
     def forget(self) -> None:
         """Forget questions and answers; what was looked at stays."""
@@ -201,6 +219,7 @@ class Session:
 
     def _add(self, item: int, pixels_FV3HW: Tensor) -> None:
         model = self.model
+        check_room(self.store, self.cache, *pixels_FV3HW.shape[:2])
         pixels = pixels_FV3HW.to(model.device, model.dtype)
         self.store.add(item, model.encode(pixels), self._frames_at_once(pixels.shape[1]))
 
@@ -228,40 +247,18 @@ class Session:
             tokens[chunk.item] += chunk.tokens.shape[0] * chunk.tokens.shape[1]
         prompt = build_prompt(self.processor, turns, [look.kind for look in self.looks], tokens)
         check_length(self.model.config, len(prompt.ids) + max_new_tokens)
-        self._check_cache(len(prompt.ids) + max_new_tokens)
+        check_prompt(self.store, self.cache, len(prompt.ids) + max_new_tokens)
         return prompt
 
-    def _check_cache(self, tokens: int) -> None:
-        """See that the language model's cache fits before it grows."""
-        shape = KVShape.of(self.model.config.text_config)
-        need = shape.cache_bytes(tokens, self.model.dtype, self.cache.bits)
-        free = free_bytes(self.model.device) + self.cache.held_bytes
-        if need > free:
-            raise UserError(
-                f"a prompt and answer of {tokens} tokens need {need / 2**30:.2f} GiB for the language model's cache, "
-                f"{free / 2**30:.2f} GiB are free: fewer frames, or kv_bits=8 or 4"
-            )
-
-    def _check_memory(self, frames: int) -> None:
-        """See that so many more frames fit, with what of them cannot be done without: tokens, features, cache."""
-        model, held = self.model, len(self.store)
-        shape = FrameShape.of(model.config, model.tokens_per_frame())
-        features = shape.features_bytes(self.store.keep.features_dtype(model.dtype)) if self._fuses() else 0
-        text = KVShape.of(model.config.text_config)
-
-        def on_device(count: int) -> int:
-            tokens = (held + count) * shape.tokens
-            return text.cache_bytes(tokens, model.dtype, self.cache.bits) + count * shape.tokens_bytes(model.dtype)
-
-        host = torch.device("cpu")
-        if model.device.type == "cpu":
-            check_frames(frames, lambda count: on_device(count) + count * features, free_bytes(host), "memory")
-            return
-        check_frames(frames, on_device, free_bytes(model.device), "GPU memory")
-        check_frames(frames, lambda count: count * features, free_bytes(host), "host memory")
-
-    def _fuses(self) -> bool:
-        return bool(self.model.config.num_fusion_layers)
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One thing at a time: frames and cache are of the answer that is being made."""
+        if not self._busy.acquire(blocking=False):
+            raise UserError("the session is busy with an answer: read its stream to the end, or close it")
+        try:
+            yield
+        finally:
+            self._busy.release()
 
     @torch.no_grad()
     def _answer(
@@ -269,14 +266,17 @@ class Session:
         prompt: Prompt,
         max_new_tokens: int,
         generation: dict[str, Any],
-        streamer: TextIteratorStreamer | None,
-        stop: threading.Event | None,
+        streamer: TextIteratorStreamer | None = None,
+        stop: StopWhenSet | None = None,
     ) -> str:
         language_model = self.model.language_model
         keys = list(zip(prompt.ids, prompt.visible, strict=True))
         begin = min(_shared(self._read, keys), len(keys) - 1, self.cache.get_seq_length())
         self._read = []  # until the answer is whole, nothing in the cache is relied on
-        self.cache.cut(begin)
+        if begin:
+            self.cache.cut(begin)
+        else:  # also behind an answer that was interrupted, whose layers hold different numbers of tokens
+            self.cache = SessionCache(self.model.config, self.cache.bits)
         self.cache.freeze()
         rest_TD = self._embedded(prompt, begin)
         last = (len(rest_TD) - 1) % _PREFILL + 1
@@ -285,7 +285,12 @@ class Session:
         inputs_embeds = rest_TD.new_zeros(1, len(keys), rest_TD.shape[1])
         inputs_embeds[0, -last:] = rest_TD[-last:]
         config = copy.deepcopy(self.model.generation_config)
-        rest = config.update(**{"do_sample": False, "max_new_tokens": max_new_tokens, **generation})
+        one = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+        if several := [name for name in ("num_beams", "num_return_sequences") if generation.get(name, 1) != 1]:
+            raise UserError(
+                f"{several[0]}={generation[several[0]]}: a session makes one answer at a time; allowed is 1"
+            )
+        rest = config.update(**{**one, "max_new_tokens": max_new_tokens, **generation})
         config.suppress_tokens = suppressed_tokens(self.model.config, config, None)
         ids = language_model.generate(
             inputs_embeds=inputs_embeds,
@@ -293,7 +298,7 @@ class Session:
             past_key_values=self.cache,
             generation_config=config,
             streamer=streamer,
-            stopping_criteria=StoppingCriteriaList([] if stop is None else [_Stop(stop)]),
+            stopping_criteria=StoppingCriteriaList([] if stop is None else [stop]),
             **rest,
         )[0].tolist()
         answer = str(self.processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
@@ -318,39 +323,6 @@ class Session:
             tokens = self.store.tokens()[int(placeholder[:begin].sum()) :]
             embedded_TD[placeholder[part]] = tokens.to(embedded_TD.dtype)
         return embedded_TD
-
-    def _stream(self, prompt: Prompt, max_new_tokens: int, generation: dict[str, Any]) -> Generator[str, None, None]:
-        streamer = TextIteratorStreamer(
-            self.processor.tokenizer, skip_prompt=False, timeout=_TIMEOUT, skip_special_tokens=True
-        )
-        stop, failed = threading.Event(), list[BaseException]()
-
-        def work() -> None:
-            try:
-                self._answer(prompt, max_new_tokens, generation, streamer, stop)
-            except BaseException as error:  # noqa: BLE001 (raised again where the answer is read)
-                failed.append(error)
-                streamer.end()
-
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        try:
-            yield from streamer
-        finally:
-            stop.set()
-            thread.join()
-        if failed:
-            raise failed[0]
-
-
-class _Stop(StoppingCriteria):
-    """Ends an answer when an event is set."""
-
-    def __init__(self, event: threading.Event):
-        self.event = event
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        return torch.full((len(input_ids),), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
 def _shared(first: list[tuple[int, bool]], second: list[tuple[int, bool]]) -> int:

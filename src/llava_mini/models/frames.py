@@ -163,7 +163,10 @@ class FramesMixin:
         read = Packed.of(fused_BT)
         text_BSD = read.take(text_BTD)
         turn_ids_BS = None if turn_ids_BT is None else read.take(turn_ids_BT)
-        sum_BSD = torch.zeros_like(text_BSD)
+        precise = torch.promote_types(
+            text_BSD.dtype, torch.float32
+        )  # half precision holds no sum of thousands of frames
+        sum_BSD = torch.zeros_like(text_BSD, dtype=precise)
         tokens, frame_of_token = [], []
         for rows, part in self._batches(frames):
             owner = owner_F[rows]
@@ -174,13 +177,13 @@ class FramesMixin:
                 read.mask_BS[owner],
                 None if turn_ids_BS is None else turn_ids_BS[owner],
             )
-            sum_BSD = sum_BSD.index_add(0, owner, fused_FSD.to(text_BTD.dtype))
+            sum_BSD = sum_BSD.index_add(0, owner, fused_FSD.to(precise))
             tokens.append(compressed_FKD[visual.compressed_mask_FK])
             frame_of_token.append(rows.repeat_interleave(visual.compressed_mask_FK.sum(1)))
         order = torch.argsort(torch.cat(frame_of_token), stable=True)
         if self.config.num_fusion_layers == 0:
             return torch.cat(tokens)[order], text_BTD
-        mean_BSD = sum_BSD / num_frames_B.clamp(min=1)[:, None, None].to(text_BTD.dtype)
+        mean_BSD = (sum_BSD / num_frames_B.clamp(min=1)[:, None, None]).to(text_BTD.dtype)
         return torch.cat(tokens)[order], text_BTD.masked_scatter(fused_BT[..., None], mean_BSD[read.mask_BS])
 
     def see(self, visual: VisualTokens) -> tuple[Tensor, SeenKV]:

@@ -1,0 +1,67 @@
+"""Whether frames and prompts fit a session, before they are encoded or memory is taken for them."""
+
+from __future__ import annotations
+
+import torch
+
+from llava_mini.errors import UserError
+from llava_mini.hardware import free_bytes
+from llava_mini.inference.cache import SessionCache
+from llava_mini.inference.frame_store import FrameStore
+from llava_mini.inference.long_context import context_tokens
+from llava_mini.inference.memory import FrameShape, KVShape, check_frames
+
+
+def check_room(store: FrameStore, cache: SessionCache, frames: int, views: int) -> None:
+    """See that so many more frames fit.
+
+    Their tokens must fit what the language model reads, and what of them cannot be done without must fit memory: tokens,
+    features, the language model's cache.
+
+    Raises:
+        UserError: they do not; it names the largest number that does.
+    """
+    model = store.model
+    shape = FrameShape.of(model.config, model.tokens_per_frame(views), views)
+    held = sum(chunk.tokens.shape[0] * chunk.tokens.shape[1] for chunk in store.chunks)
+    room = max(0, context_tokens(model.config) - held)
+    if frames * shape.tokens > room:
+        raise UserError(
+            f"{frames} frames are {frames * shape.tokens} tokens, the language model reads {room} more: at most "
+            f"{room // shape.tokens} frames fit, or scale it for more (extend_context, --context)"
+        )
+    fuses = bool(model.config.num_fusion_layers)
+    features = shape.features_bytes(store.keep.features_dtype(model.dtype)) if fuses else 0
+    text = KVShape.of(model.config.text_config)
+
+    def on_device(count: int) -> int:
+        tokens = text.cache_bytes(held + count * shape.tokens, model.dtype, cache.bits) - cache.held_bytes
+        return max(0, tokens) + count * shape.tokens_bytes(model.dtype)
+
+    host = free_bytes(torch.device("cpu"))
+    if model.device.type == "cpu":
+        check_frames(frames, lambda count: on_device(count) + count * features, host, "memory")
+        return
+    check_frames(frames, on_device, free_bytes(model.device), "GPU memory")
+    check_frames(frames, lambda count: count * features, host, "host memory")
+
+
+def check_prompt(store: FrameStore, cache: SessionCache, tokens: int) -> None:
+    """See that the language model's cache fits before it grows.
+
+    Args:
+        store: Of the session.
+        cache: What is held is taken as free.
+        tokens: Of prompt and answer.
+
+    Raises:
+        UserError: it does not.
+    """
+    model = store.model
+    need = KVShape.of(model.config.text_config).cache_bytes(tokens, model.dtype, cache.bits)
+    free = free_bytes(model.device) + cache.held_bytes
+    if need > free:
+        raise UserError(
+            f"a prompt and answer of {tokens} tokens need {need / 2**30:.2f} GiB for the language model's cache, "
+            f"{free / 2**30:.2f} GiB are free: fewer frames, or kv_bits=8 or 4"
+        )

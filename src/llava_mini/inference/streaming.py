@@ -1,0 +1,49 @@
+"""An answer piece by piece while it is made: transformers' streamer, read here and fed from a thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, TextIteratorStreamer
+
+
+class StopWhenSet(StoppingCriteria):
+    """Ends an answer when an event is set."""
+
+    def __init__(self, event: threading.Event):
+        self.event = event
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        return torch.full((len(input_ids),), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
+
+
+def pieces(tokenizer: Any, answer: Callable[[TextIteratorStreamer, StopWhenSet], object]) -> Generator[str, None, None]:
+    """The text of an answer as it is made; when it is left early, the answer ends where it is.
+
+    Args:
+        tokenizer: Of the words.
+        answer: Makes it, in a thread of its own; what it raises is raised here.
+    """
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=False, skip_special_tokens=True)
+    stop, failed = threading.Event(), list[BaseException]()
+
+    def work() -> None:
+        try:
+            answer(streamer, StopWhenSet(stop))
+        except BaseException as error:  # noqa: BLE001 (raised again where the answer is read)
+            failed.append(error)
+            streamer.end()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield from streamer
+    finally:
+        stop.set()
+        thread.join()
+    if failed:
+        raise failed[0]
