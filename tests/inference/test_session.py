@@ -327,7 +327,7 @@ def test_questions_and_values_that_are_refused(asked: Any) -> None:
 def test_too_many_frames_are_refused_before_one_is_read(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(*asked)
     monkeypatch.setattr("llava_mini.inference.room.free_bytes", lambda _: 2**20)
-    extend_context(session.model, 200_000)
+    extend_context(session.model, 800_000)
 
     class Many:
         def __len__(self) -> int:
@@ -427,7 +427,7 @@ def test_one_answer_at_a_time(asked: Any) -> None:
     assert "".join(waiting).strip() == session.ask(QUESTIONS[0], max_new_tokens=LENGTH)
     assert len(session.looks) == 2 and expected is not None
     with pytest.raises(UserError, match="num_beams=2: a session makes one answer at a time"):
-        session.ask(QUESTIONS[0], num_beams=2)
+        session.ask(QUESTIONS[0], max_new_tokens=LENGTH, num_beams=2)
 
 
 @torch.no_grad()

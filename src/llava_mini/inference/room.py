@@ -15,8 +15,8 @@ from llava_mini.inference.memory import FrameShape, KVShape, check_frames
 def check_room(store: FrameStore, cache: SessionCache, frames: int, views: int) -> None:
     """See that so many more frames fit.
 
-    Their tokens must fit what the language model reads, and what of them cannot be done without must fit memory: tokens,
-    features, the language model's cache.
+    Their tokens must fit what the language model reads, and what of them cannot be done without must fit memory:
+    tokens, features, the language model's cache.
 
     Raises:
         UserError: they do not; it names the largest number that does.
