@@ -135,6 +135,7 @@ def test_a_video_that_stops_is_answered_on_what_was_read(model_folder: Path, cli
         (["--video", "text.jpg", "--question", "what"], "text.jpg: video cannot be read"),
         (["--video", ".", "--question", "what"], "no file"),
         (["--question", " "], "the question is empty"),
+        (["--question", "what \udcff"], "the question is no Unicode text from its character 6 on"),
         (["--question", "what <image>"], "<image>, which is a special token"),
         (["--question", "what", "--device", "gpu"], "device=gpu; allowed are auto"),
         (["--question", "what", "--dtype", "int8"], "dtype=int8; allowed are float32"),

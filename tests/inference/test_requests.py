@@ -53,6 +53,27 @@ def test_a_line_that_is_no_request_is_refused_alone(path: Path, line: bytes, nam
     assert right == Request(2, "and this")
 
 
+@pytest.mark.parametrize(
+    ("line", "named", "reason"),
+    [
+        (r'{"id": "\ud800", "question": "?"}', "line 1", "id is no Unicode text"),
+        (r'{"id": "a", "image": "\ud800.png", "question": "?"}', "a", "a path is no Unicode text"),
+        (r'{"id": "a", "video": ["b", "\ud800"], "question": "?"}', "a", "a path is no Unicode text"),
+    ],
+)
+def test_half_a_character_is_refused(path: Path, line: str, named: str, reason: str) -> None:
+    path.write_text(line)
+    assert read_requests(path) == [Request(named, refused=reason)]
+
+
+def test_a_line_without_an_id_gives_way_to_those_with_one(path: Path) -> None:
+    path.write_text('{\n{"id": "line 1", "question": "?"}\n{"id": "line 4 (2)", "question": "?"}\n[]\n{\n'
+                    '{"id": "line 4", "question": "?"}\n')  # fmt: skip
+    assert [request.id for request in read_requests(path)] == [
+        "line 1 (2)", "line 1", "line 4 (2)", "line 4 (3)", "line 5", "line 4",
+    ]  # fmt: skip
+
+
 def test_two_requests_of_one_id_are_an_error(path: Path) -> None:
     path.write_text('{"id": 2, "question": "?"}\n{"question": "?"}\n')
     with pytest.raises(UserError, match="lines 1 and 2 have the same id 2"):
@@ -93,6 +114,11 @@ def test_answers_are_gone_on_with_and_a_torn_line_is_cut_off(tmp_path: Path) -> 
         ("text\n", "line 1 is no answer"),
         ('{"answer": "a"}\n', "line 1 is no answer"),
         ('{"id": [1]}\n', "line 1 is no answer"),
+        ('{"id": 1, "question": "one"}\n', "line 1 is no answer"),
+        ("a note without an end", "line 1 holds something else than answers; name another file"),
+        ('{"id": 1, "error": "a"}\n- milk', "line 2 holds something else than answers"),
+        ('{"id": "other", "answ', "line 1 holds something else than answers"),
+        ('{"id": 1, "question": "one"}', "line 1 is no answer"),
         ('{"id": 1, "question": "one", "answer": ""}\n{"id": 9, "error": ""}\n', "line 2 answers another request"),
         (
             '{"id": 1, "question": "other", "answer": "a"}\n',
@@ -107,6 +133,25 @@ def test_what_is_no_answer_to_these_requests_is_left_alone(tmp_path: Path, conte
     with pytest.raises(UserError, match=reason), open_answers(path, REQUESTS):
         pass
     assert path.read_text() == content
+
+
+def test_an_empty_file_of_others_is_left_and_an_own_one_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    with open_answers(path, REQUESTS):
+        pass
+    assert not path.exists()
+    path.touch()
+    with open_answers(path, REQUESTS):
+        pass
+    assert path.exists()
+
+
+def test_an_error_that_names_an_odd_folder_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    error = {"id": 1, "error": "\udcff/a.png: none"}
+    with open_answers(path, REQUESTS) as answers:
+        answers.add([error])
+    assert json.loads(path.read_text(encoding="utf-8")) == error
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

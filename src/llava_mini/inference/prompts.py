@@ -21,10 +21,14 @@ def check_question(question: str, processor: LlavaMiniProcessor) -> str:
     """The question without white space around it.
 
     Raises:
-        UserError: it is empty, or contains a special token.
+        UserError: it is empty, no Unicode text, or contains a special token.
     """
     if not question.strip():
         raise UserError("the question is empty")
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the question is no Unicode text from its character {error.start + 1} on") from None
     for token in (processor.image_token, processor.video_token, *_special(processor)):
         if token in question:
             raise UserError(f"the question contains {token}, which is a special token")

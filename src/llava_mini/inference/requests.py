@@ -48,32 +48,52 @@ def read_requests(path: Path) -> list[Request]:
     Raises:
         UserError: the file cannot be read, or two requests have the same id.
     """
-    requests: list[Request] = []
+    requests: list[Request | _Nameless] = []
     lines: dict[Id, int] = {}
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     request = _request(line, number, path.parent)
-                    if (first := lines.setdefault(request.id, number)) != number:
+                    if isinstance(request, Request) and (first := lines.setdefault(request.id, number)) != number:
                         raise UserError(f"{path}: lines {first} and {number} have the same id {request.id!r}")
                     requests.append(request)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    return requests
+    names = set(lines)
+    return [each if isinstance(each, Request) else each.named(names) for each in requests]
 
 
-def _request(line: bytes, number: int, folder: Path) -> Request:
-    """A line that is no request is one that is refused; its id, "line N", is no other's."""
+@dataclass(frozen=True)
+class _Nameless:
+    """A line without an id that could be read."""
+
+    number: int
+    refused: str
+
+    def named(self, names: set[Id]) -> Request:
+        """As "line N", or "line N (2)" where a request calls itself that; its name joins `names`."""
+        name, count = f"line {self.number}", 1
+        while name in names:
+            count += 1
+            name = f"line {self.number} ({count})"
+        names.add(name)
+        return Request(name, refused=self.refused)
+
+
+def _request(line: bytes, number: int, folder: Path) -> Request | _Nameless:
+    """A line that is no request is one that is refused."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return Request(f"line {number}", refused=f"no JSON: {error}")
+        return _Nameless(number, f"no JSON: {error}")
     if not isinstance(fields, dict):
-        return Request(f"line {number}", refused="no JSON object")
+        return _Nameless(number, "no JSON object")
     given = number if fields.get("id") is None else fields["id"]
     if isinstance(given, bool) or not isinstance(given, (str, int)):
-        return Request(f"line {number}", refused="id is neither text nor a whole number")
+        return _Nameless(number, "id is neither text nor a whole number")
+    if not _is_unicode(str(given)):
+        return _Nameless(number, "id is no Unicode text")
     question = fields.get("question")
     if unknown := sorted(fields.keys() - set(_FIELDS)):
         return Request(given, refused=f"unknown field {unknown[0]!r}; allowed are {', '.join(_FIELDS)}")
@@ -82,6 +102,8 @@ def _request(line: bytes, number: int, folder: Path) -> Request:
     images, videos = (_paths(fields.get(name), folder) for name in ("image", "video"))
     if images is None or videos is None:
         return Request(given, question, refused="image and video must be a path or a list of paths")
+    if not all(_is_unicode(str(path)) for path in (*images, *videos)):
+        return Request(given, refused="a path is no Unicode text")
     return Request(given, question, images, videos)
 
 
@@ -90,6 +112,15 @@ def _paths(value: Any, folder: Path) -> tuple[Path, ...] | None:
     if not isinstance(paths, list) or not all(isinstance(each, str) and each for each in paths):
         return None
     return tuple(folder / each for each in paths)
+
+
+def _is_unicode(text: str) -> bool:
+    """False for a surrogate by itself, which JSON can spell and no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Answers:
@@ -105,8 +136,12 @@ class Answers:
         self.answered: set[Id] = set()
         self.failed: set[Id] = set()
         questions = {request.id: request.question for request in requests}
-        for number, line in enumerate(_whole_lines(file), 1):
-            self._count(self._earlier(line, number, questions))
+        file.seek(0)
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n"):
+                self._count(self._earlier(line, number, questions))
+            else:
+                self._cut_off(line, number, questions)
 
     def __contains__(self, request: Request) -> bool:
         return request.id in self.answered or request.id in self.failed
@@ -114,7 +149,7 @@ class Answers:
     def add(self, records: Iterable[Record]) -> None:
         """Append records; when this returns, they outlast this process and the machine."""
         for record in records:
-            self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            self._file.write(_written(record) + b"\n")
             self._count(record)
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -122,11 +157,25 @@ class Answers:
     def _count(self, record: Record) -> None:
         (self.failed if "error" in record else self.answered).add(record["id"])
 
+    def _cut_off(self, torn: bytes, number: int, questions: dict[Id, str]) -> None:
+        """Remove a last line without its end, if it can be what a killed run left of a record."""
+        heads = (_written({"id": given})[:-1] + b", " for given in questions)
+        if not any(torn.startswith(head) or head.startswith(torn) for head in heads):
+            raise UserError(f"{self._path}: line {number} holds something else than answers; name another file")
+        try:
+            json.loads(torn)
+        except (ValueError, RecursionError):
+            pass
+        else:
+            self._earlier(torn, number, questions)  # a whole object must be a record
+        self._file.truncate(os.fstat(self._file.fileno()).st_size - len(torn))
+
     def _earlier(self, line: bytes, number: int, questions: dict[Id, str]) -> Record:
         try:
             record = json.loads(line)
             given, of_a_request = record["id"], record["id"] in questions
-        except (ValueError, LookupError, TypeError):
+            _ = record["error" if "error" in record else "answer"]
+        except (ValueError, LookupError, TypeError, RecursionError):
             raise UserError(f"{self._path}: line {number} is no answer; name another file for the answers") from None
         if (
             not of_a_request
@@ -147,6 +196,7 @@ def open_answers(path: Path, requests: Sequence[Request]) -> Iterator[Answers]:
     Raises:
         UserError: the file cannot be written, is in use, or holds something else than answers to these requests.
     """
+    created = not os.path.lexists(path)
     try:
         file = path.open("a+b")
     except OSError as error:
@@ -159,17 +209,10 @@ def open_answers(path: Path, requests: Sequence[Request]) -> Iterator[Answers]:
         try:
             yield Answers(path, file, requests)
         finally:
-            if os.fstat(file.fileno()).st_size == 0:
+            if created and os.fstat(file.fileno()).st_size == 0:
                 path.unlink(missing_ok=True)  # nothing was answered, for whatever reason
 
 
-def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines from the file's beginning; a last one without its end is cut off."""
-    file.seek(0)
-    end = 0
-    for line in file:
-        if not line.endswith(b"\n"):
-            break
-        end += len(line)
-        yield line
-    file.truncate(end)
+def _written(record: Record) -> bytes:
+    """A record as JSON; in a path that is no Unicode text the odd characters are spelt out."""
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
