@@ -12,7 +12,6 @@ Shapes: T tokens of a prompt, S of them visible to pre-fusion, D width of the la
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from llava_mini.errors import UserError
 from llava_mini.hardware import free_bytes
+from llava_mini.inference.answering import embedded, generation_choices
 from llava_mini.inference.cache import SessionCache
 from llava_mini.inference.conversation import Prompt, Turn, build_prompt
 from llava_mini.inference.frame_store import FrameStore, Keep
@@ -36,7 +36,6 @@ from llava_mini.inference.room import check_prompt, check_room
 from llava_mini.inference.streaming import StopWhenSet, pieces
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.models.frame_batch import frames_at_once
-from llava_mini.models.generation import suppressed_tokens
 from llava_mini.models.vision_tower import SINGLE_VIEW
 
 _KV_SHARE = 0.25  # of the free memory, for pre-fusion's keys and values
@@ -278,20 +277,13 @@ class Session:
         else:  # also behind an answer that was interrupted, whose layers hold different numbers of tokens
             self.cache = SessionCache(self.model.config, self.cache.bits)
         self.cache.freeze()
-        rest_TD = self._embedded(prompt, begin)
+        rest_TD = embedded(self.model, self.store, prompt, begin)
         last = (len(rest_TD) - 1) % _PREFILL + 1
         prefill(language_model, rest_TD[None, :-last], self.cache, _PREFILL)
         # `generate` reads what the cache does not hold yet of embeddings of the whole prompt.
         inputs_embeds = rest_TD.new_zeros(1, len(keys), rest_TD.shape[1])
         inputs_embeds[0, -last:] = rest_TD[-last:]
-        config = copy.deepcopy(self.model.generation_config)
-        one = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
-        if several := [name for name in ("num_beams", "num_return_sequences") if generation.get(name, 1) != 1]:
-            raise UserError(
-                f"{several[0]}={generation[several[0]]}: a session makes one answer at a time; allowed is 1"
-            )
-        rest = config.update(**{**one, "max_new_tokens": max_new_tokens, **generation})
-        config.suppress_tokens = suppressed_tokens(self.model.config, config, None)
+        config, rest = generation_choices(self.model, max_new_tokens, generation)
         ids = language_model.generate(
             inputs_embeds=inputs_embeds,
             attention_mask=torch.ones(inputs_embeds.shape[:2], dtype=torch.int64, device=inputs_embeds.device),
@@ -306,23 +298,6 @@ class Session:
         said = [(token, False) for token in ids]
         self._read = [*keys, *said][: self.cache.get_seq_length()]
         return answer
-
-    def _embedded(self, prompt: Prompt, begin: int) -> Tensor:
-        """Embeddings of the prompt from `begin` on [T - begin, D]: compressed tokens, fused text, plain answers."""
-        device = self.model.device
-        ids = torch.tensor(prompt.ids, device=device)
-        visible = torch.tensor(prompt.visible, device=device)
-        placeholder = ids == self.model.config.image_token_id
-        text_SD = self.model.embed(ids[visible][None], placeholder[visible][None])[0]
-        fused_SD = self.store.read(text_SD) if bool(visible[begin:].any()) else text_SD
-        part = slice(begin, None)
-        embedded_TD = self.model.embed(ids[None, part], placeholder[None, part])[0].clone()
-        first = int(visible[:begin].sum())
-        embedded_TD[visible[part]] = fused_SD[first:].to(embedded_TD.dtype)
-        if bool(placeholder[part].any()):
-            tokens = self.store.tokens()[int(placeholder[:begin].sum()) :]
-            embedded_TD[placeholder[part]] = tokens.to(embedded_TD.dtype)
-        return embedded_TD
 
 
 def _shared(first: list[tuple[int, bool]], second: list[tuple[int, bool]]) -> int:
