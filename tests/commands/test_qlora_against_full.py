@@ -62,7 +62,9 @@ def test_other_runs_are_refused_in_one_line(tmp_path: Path):
 
 
 def test_make_qlora_and_ci_ask():
-    steps = subprocess.run(["make", "-n", "qlora"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    steps = subprocess.run(
+        ["make", "--no-print-directory", "-n", "qlora"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert steps.rstrip().endswith("qlora_against_full.py runs/tiny_qlora runs/tiny_full")
     assert "run_dir=runs/tiny_full" in steps
     assert "make qlora" in (ROOT / ".ci" / "run").read_text().splitlines()
