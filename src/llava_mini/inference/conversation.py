@@ -77,6 +77,14 @@ def build_prompt(processor: LlavaMiniProcessor, turns: list[Turn], kinds: list[s
     return Prompt(turns, ids, visible)
 
 
+def shared(first: list[tuple[int, bool]], second: list[tuple[int, bool]]) -> int:
+    """How many tokens two prompts have in common at their beginning."""
+    for i, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return i
+    return min(len(first), len(second))
+
+
 def _expanded(processor: LlavaMiniProcessor, text: str, kinds: list[str], tokens: list[int]) -> str:
     """The text with a placeholder for every compressed token."""
     marks = {"image": processor.image_token, "video": processor.video_token}

@@ -27,7 +27,7 @@ from llava_mini.errors import UserError
 from llava_mini.hardware import free_bytes
 from llava_mini.inference.answering import embedded, generation_choices
 from llava_mini.inference.cache import SessionCache
-from llava_mini.inference.conversation import Prompt, Turn, build_prompt
+from llava_mini.inference.conversation import Prompt, Turn, build_prompt, shared
 from llava_mini.inference.frame_store import FrameStore, Keep
 from llava_mini.inference.long_context import check_length, prefill
 from llava_mini.inference.looking import Look, Opened, Progress, Source, check_frame, open_source, pixels_of, shown
@@ -270,7 +270,7 @@ class Session:
     ) -> str:
         language_model = self.model.language_model
         keys = list(zip(prompt.ids, prompt.visible, strict=True))
-        begin = min(_shared(self._read, keys), len(keys) - 1, self.cache.get_seq_length())
+        begin = min(shared(self._read, keys), len(keys) - 1, self.cache.get_seq_length())
         self._read = []  # until the answer is whole, nothing in the cache is relied on
         if begin:
             self.cache.cut(begin)
@@ -298,11 +298,3 @@ class Session:
         said = [(token, False) for token in ids]
         self._read = [*keys, *said][: self.cache.get_seq_length()]
         return answer
-
-
-def _shared(first: list[tuple[int, bool]], second: list[tuple[int, bool]]) -> int:
-    """How many tokens two prompts have in common at their beginning."""
-    for i, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
-            return i
-    return min(len(first), len(second))
