@@ -3,9 +3,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tests.data.test_video import clip
 from tests.inference.conftest import make_asked, model_folder, pictures
@@ -15,6 +17,7 @@ from llava_mini.inference.batch import Batcher
 from llava_mini.inference.loading import load
 from llava_mini.inference.media import open_image
 from llava_mini.inference.requests import Request, open_answers
+from llava_mini.inference.session import Session
 
 __all__ = ["clip", "make_asked", "model_folder", "pictures"]  # fixtures
 MakeClip = Callable[..., Path]
@@ -81,6 +84,32 @@ def test_what_was_seen_is_saved_and_asked_again_without_it(
     assert record["frames"] == 2 and record["answer"]
     assert main(["ask", str(model_folder), *question, "--session", str(saved)]) == 0
     assert capsys.readouterr().out == first
+
+
+def test_only_a_session_is_overwritten_by_one(
+    model_folder: Path, pictures: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    image = tmp_path / "photo.png"
+    image.write_bytes(before := (pictures / "0.png").read_bytes())
+    asked = ["ask", str(model_folder), "--image", str(image), "--question", "what", *SHORT, "--save"]
+    for wrong in (image, model_folder / "model.safetensors", tmp_path):
+        assert main([*asked, str(wrong)]) == 2
+        said = capsys.readouterr()
+        assert f"{wrong}: there is such a file, and it is no session" in said.err and said.err.count("\n") == 1
+    assert image.read_bytes() == before
+    for _ in range(2):
+        assert main([*asked, str(tmp_path / "seen")]) == 0
+
+
+def test_no_memory_is_one_line(model_folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: Any, **given: Any) -> str:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nmore")
+
+    monkeypatch.setattr(Session, "ask", ask)
+    assert main(["ask", str(model_folder), "--question", "what"]) == 2
+    said = capsys.readouterr().err
+    assert "out of memory (CUDA out of memory. Tried to allocate 9 GiB): fewer frames" in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.data.test_video import clip
 from tests.inference.conftest import make_asked, model_folder, pictures
 
@@ -53,9 +54,35 @@ def test_mistakes_are_a_line_and_the_chat_goes_on(chat: Callable[..., Any], pict
     answers, said = chat(lines)
     assert len(answers) == 1 and len(said) == 5
     for line, reason in zip(
-        said, ["none.png: No such file", "no file", "/what: unknown", "0.png: video cannot", "<image>"], strict=True
+        said,
+        ["none.png: No such file", "image: a path is needed", "/what: unknown", "0.png: video cannot", "<image>"],
+        strict=True,
     ):
         assert reason in line
+
+
+def test_a_line_that_is_no_utf_8_is_a_mistake(
+    model_folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piped = io.TextIOWrapper(io.BytesIO(b"what \xff\nwhat is here\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", piped)
+    assert main(["chat", str(model_folder), "--max-new-tokens", "6"]) == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 1
+    assert said.err == "the question is no Unicode text from its character 6 on\n"
+
+
+def test_no_memory_for_an_answer_is_a_line_and_the_chat_goes_on(
+    chat: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stream(_: Session, question: str, **given: Any) -> Iterator[str]:
+        if question == "first":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        yield question
+
+    monkeypatch.setattr(Session, "stream", stream)
+    answers, said = chat(["first", "second"])
+    assert answers == ["second"] and len(said) == 1 and "out of memory (CUDA out of memory)" in said[0]
 
 
 def test_later_questions_know_of_earlier_ones_until_they_are_forgotten(

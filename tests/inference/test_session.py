@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from llava_mini.errors import UserError
 from llava_mini.inference.frame_store import Keep
@@ -273,6 +277,81 @@ def test_files_that_are_no_session_of_this_model(asked: Any, make_model: Any, tm
         Session.load(tmp_path / "none", *asked)
     with pytest.raises(UserError, match="cannot be written"):
         session.save(tmp_path / "no" / "folder")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("vision_feature_layer", -1),
+        ("num_fusion_layers", 1),
+        ("compress_before_projection", False),
+        ("fuse_compressed_tokens", False),
+        ("compressor", {"_target_": "elsewhere.Compressor"}),
+    ],
+)
+@torch.no_grad()
+def test_another_path_of_frames_is_another_model(asked: Any, tmp_path: Path, field: str, value: Any) -> None:
+    model, processor = copy.deepcopy(asked)
+    assert getattr(model.config, field) != value
+    session = Session(model, processor)
+    session.look(picture(1))
+    session.save(tmp_path / "seen")
+    setattr(model.config, field, value)
+    with pytest.raises(UserError, match=f"another model: its {field} is .*, of this one "):
+        Session.load(tmp_path / "seen", model, processor)
+
+
+@torch.no_grad()
+def test_a_session_of_another_type_is_refused_as_that(asked: Any, tmp_path: Path) -> None:
+    session = Session(*asked)
+    session.look(picture(1))
+    session.save(tmp_path / "seen")
+    with pytest.raises(UserError, match="saved by a model in float32, this one is in bfloat16"):
+        Session.load(tmp_path / "seen", copy.deepcopy(asked[0]).to(torch.bfloat16), asked[1])
+
+
+def _change(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., None]:
+    def make(tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+        tensors[name] = change(tensors[name]).contiguous()
+
+    return make
+
+
+DAMAGES: dict[str, Callable[..., None]] = {
+    "items behind the last": lambda tensors, facts: facts.update(items=[5, 6]),
+    "an item before the first": lambda tensors, facts: facts.update(items=[-1, 1]),
+    "a gap": lambda tensors, facts: facts.update(items=[0, 0]),
+    "another order": lambda tensors, facts: facts.update(items=[1, 0]),
+    "a chunk too few": lambda tensors, facts: facts.update(items=[0]),
+    "a look too few": lambda tensors, facts: facts.update(looks=facts["looks"][:1]),
+    "nothing": lambda tensors, facts: facts.update(looks=[], items=[]),
+    "no list": lambda tensors, facts: facts.update(items=7),
+    "frames that were not seen": lambda tensors, facts: facts["looks"][1].update(frames=9),
+    "no features": lambda tensors, facts: tensors.pop("0.codes"),
+    "other features": lambda tensors, facts: tensors.update({"0.other": tensors["0.codes"].clone()}),
+    "too many tokens": _change("0.tokens", lambda tokens: tokens.repeat(1, 2, 1)),
+    "too many views": _change("0.codes", lambda codes: codes.repeat(1, 2, 1, 1)),
+    "scales of fewer patches": _change("0.scale", lambda scale: scale[:, :, :2]),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+@torch.no_grad()
+def test_a_damaged_session_is_refused(asked: Any, tmp_path: Path, name: str) -> None:
+    path, keep = tmp_path / "seen", Keep(features="int8", kv_budget=0)
+    session = Session(*asked, keep=keep)
+    session.look(picture(1))
+    session.look(clip(2, 3))
+    session.save(path)
+    Session.load(path, *asked, keep=keep)
+    with safe_open(path, framework="pt") as file:
+        facts = json.loads(file.metadata()["facts"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+        metadata = file.metadata()
+    DAMAGES[name](tensors, facts)
+    save_file(tensors, path, metadata={**metadata, "facts": json.dumps(facts)})
+    with pytest.raises(UserError, match="the session is damaged"):
+        Session.load(path, *asked, keep=keep)
 
 
 @torch.no_grad()

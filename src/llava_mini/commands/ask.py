@@ -13,6 +13,7 @@ from llava_mini.commands.asking import (
     checked_questions,
     load_model,
     look_at,
+    memory_told,
     open_session,
     opened,
     parser_for,
@@ -30,6 +31,7 @@ examples:
   llava-mini ask runs/mine/model --video film.mp4 --frames 64 --question "Who comes in?" --question "Why?" --json"""
 
 
+@memory_told()
 def ask(arguments: list[str]) -> int:
     """Run the command.
 
@@ -37,7 +39,7 @@ def ask(arguments: list[str]) -> int:
         0.
 
     Raises:
-        UserError: a file, the model or a question cannot be used.
+        UserError: a file, the model or a question cannot be used, or memory is wanting.
     """
     parser = parser_for("ask", _DESCRIPTION, _EXAMPLES)
     add_media(parser)

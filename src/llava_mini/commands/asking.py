@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,14 +103,17 @@ def open_session(
     """A session as the command line wants it.
 
     Raises:
-        UserError: a value is not allowed, or the file is no session of this model.
+        UserError: a value is not allowed, the file is no session of this model, or that to save to is no session.
     """
     from llava_mini.inference.frame_store import Keep
     from llava_mini.inference.long_context import extend_context
     from llava_mini.inference.session import Session
+    from llava_mini.inference.session_file import check_replaceable
 
     if given.save is not None and not given.save.parent.is_dir():
         raise UserError(f"--save {given.save}: no folder {given.save.parent}")
+    if given.save is not None:
+        check_replaceable(given.save)
     if given.context is not None:
         extend_context(model, given.context, given.scaling)
     keep = Keep(kv_budget=None if given.keep_gib is None else int(given.keep_gib * 2**30))
@@ -135,6 +140,8 @@ def opened_one(kind: str, path: str, given: argparse.Namespace) -> Source:
     """
     from llava_mini.inference.media import open_image, open_video
 
+    if not path:
+        raise UserError(f"{kind}: a path is needed")
     place = Path(path).expanduser()
     return open_image(place) if kind == "image" else open_video(place, fps=given.fps, count=given.frames)
 
@@ -148,6 +155,24 @@ def look_at(session: Session, source: Source, given: argparse.Namespace) -> Look
     if isinstance(source, Image.Image):
         return session.look(source)
     return session.look(source.path, fps=given.fps, count=given.frames, progress=sys.stderr.isatty())
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """Turn what torch raises for want of memory into one line.
+
+    Raises:
+        UserError: in place of torch's or Python's own error.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch's own error on a GPU is a RuntimeError too
+        from llava_mini.commands.out_of_memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+        raise UserError(f"out of memory ({reason}): fewer frames, --keep-gib 0 or --kv-bits 8 need less") from error
 
 
 def _of_kind(kind: str, path: str) -> tuple[str, str]:

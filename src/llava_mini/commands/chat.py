@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,6 +14,7 @@ from llava_mini.commands.asking import (
     add_session,
     load_model,
     look_at,
+    memory_told,
     open_session,
     opened,
     opened_one,
@@ -32,6 +34,7 @@ Ctrl-C ends an answer, Ctrl-D the chat. Answers go to standard output, all else 
 piped; a mistake is one line, and the chat goes on."""
 
 
+@memory_told()
 def chat(arguments: list[str]) -> int:
     """Run the command.
 
@@ -39,7 +42,7 @@ def chat(arguments: list[str]) -> int:
         0.
 
     Raises:
-        UserError: the model or a file of the command line cannot be used.
+        UserError: the model or a file of the command line cannot be used, or they need more memory than there is.
     """
     parser = parser_for("chat", _DESCRIPTION)
     add_media(parser)
@@ -55,7 +58,8 @@ def chat(arguments: list[str]) -> int:
         try:
             if line == "/quit":
                 break
-            _turn(session, line, given)
+            with memory_told():
+                _turn(session, line, given)
         except UserError as error:
             _say(" ".join(str(error).split()))
         except KeyboardInterrupt:
@@ -82,6 +86,8 @@ def _turn(session: Session, line: str, given: argparse.Namespace) -> None:
 
 def _lines() -> Iterator[str]:
     """Lines that are not empty, until the end of input."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is no UTF-8 is refused as a question
     interactive = sys.stdin.isatty()
     if interactive:
         import readline  # noqa: F401  # `input` then has a history, and lines can be edited

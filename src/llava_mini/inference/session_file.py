@@ -2,19 +2,21 @@
 
 Keys and values are not written: they are computed again from the features, or are not, as the loading session keeps
 them. What the file says of itself is JSON in its header; the model is known by fingerprints of the parts that frames go
-through.
+through, by what its config says of their path, and by its type.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,14 +24,49 @@ from torch import Tensor
 from llava_mini.errors import UserError
 from llava_mini.files import atomic_path
 from llava_mini.finetune import fingerprints
+from llava_mini.inference.frame_store import Chunk
 from llava_mini.inference.looking import Look
 from llava_mini.inference.media import check_file
+from llava_mini.inference.quantize import quantize
+from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW
 
 if TYPE_CHECKING:
     from llava_mini.inference.session import Session
 
-_FORMAT = "llava-mini session 1"
+_FORMAT = "llava-mini session 2"
+_ANY_FORMAT = "llava-mini session "
 _PARTS = ("vision_tower", "compressor", "projector", "prefusion")
+_PATH_OF_FRAMES = (
+    "vision_feature_layer", "compressor", "num_fusion_layers", "compress_before_projection", "fuse_compressed_tokens"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What frames go through; how a question is answered may change, what was seen may not."""
+
+    dtype: str
+    config: dict[str, Any]
+    weights: dict[str, str]
+
+    @classmethod
+    def of(cls, session: Session) -> _Model:
+        model, found = session.model, fingerprints(session.model)
+        config = {name: getattr(model.config, name) for name in _PATH_OF_FRAMES}
+        return cls(
+            str(model.dtype).removeprefix("torch."),
+            json.loads(json.dumps(config)),  # a tuple is read back as a list
+            {part: found[part] for part in _PARTS},
+        )
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a file says of itself: of every chunk its item, what was looked at, and the model that did."""
+
+    items: list[int]
+    looks: list[Look]
+    model: _Model
 
 
 def save(session: Session, path: Path) -> None:
@@ -45,14 +82,10 @@ def save(session: Session, path: Path) -> None:
         tensors[f"{number}.tokens"] = chunk.tokens.cpu().contiguous()
         if chunk.features is not None:
             tensors |= {f"{number}.{name}": part for name, part in chunk.features.parts().items()}
-    facts = {
-        "items": [chunk.item for chunk in session.store.chunks],
-        "looks": [asdict(look) for look in session.looks],
-        "model": _fingerprints(session),
-    }
+    facts = _Facts([chunk.item for chunk in session.store.chunks], session.looks, _Model.of(session))
     try:
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": _FORMAT, "facts": json.dumps(facts)})
+            save_file(tensors, temporary, metadata={"format": _FORMAT, "facts": json.dumps(asdict(facts))})
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written: {error}") from error
 
@@ -61,7 +94,7 @@ def load(session: Session, path: Path) -> None:
     """Fill a new session with what a file holds.
 
     Raises:
-        UserError: it cannot be read, is no session, or of another model.
+        UserError: it cannot be read, is no session or a damaged one, or of another model.
     """
     check_file(path)
     try:
@@ -73,32 +106,79 @@ def load(session: Session, path: Path) -> None:
     if metadata.get("format") != _FORMAT:
         raise UserError(f"{path}: no session of this program (its format is {metadata.get('format')!r})")
     facts = _facts(path, metadata.get("facts", ""))
-    own = _fingerprints(session)
-    if other := [part for part in _PARTS if facts["model"].get(part) != own[part]]:
-        raise UserError(f"{path}: a session of another model: {', '.join(other)} have other weights")
+    _check_model(path, facts.model, _Model.of(session))
     try:
-        for number, item in enumerate(facts["items"]):
+        for number, item in enumerate(facts.items):
             session.store.restore(item, tensors.pop(f"{number}.tokens"), _rest(tensors, f"{number}."))
-    except (KeyError, ValueError, RuntimeError) as error:
+        _check_chunks(session, facts.looks)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         raise UserError(f"{path}: the session is damaged: {error}") from error
-    session.looks = facts["looks"]
+    session.looks = facts.looks
 
 
-def _fingerprints(session: Session) -> dict[str, str]:
-    """Of the parts that frames go through; how a question is answered may change, what was seen may not."""
-    found = fingerprints(session.model)
-    return {part: found[part] for part in _PARTS}
+def check_replaceable(path: Path) -> None:
+    """See that a session may be written to a file: it does not exist, or is a session.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not os.path.lexists(path):
+        return
+    found: str | None = None
+    with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
+        found = (file.metadata() or {}).get("format")
+    if found is None or not found.startswith(_ANY_FORMAT):
+        raise UserError(f"{path}: there is such a file, and it is no session; name another")
 
 
-def _facts(path: Path, raw: str) -> dict[str, Any]:
+def _check_model(path: Path, saved: _Model, own: _Model) -> None:
+    if saved.dtype != own.dtype:
+        raise UserError(f"{path}: saved by a model in {saved.dtype}, this one is in {own.dtype}")
+    for name in _PATH_OF_FRAMES:
+        if saved.config.get(name) != own.config[name]:
+            raise UserError(
+                f"{path}: a session of another model: its {name} is {saved.config.get(name)}, "
+                f"of this one {own.config[name]}"
+            )
+    if other := [part for part in _PARTS if saved.weights.get(part) != own.weights[part]]:
+        raise UserError(f"{path}: a session of another model: {', '.join(other)} have other weights")
+
+
+def _check_chunks(session: Session, looks: list[Look]) -> None:
+    """Raises ValueError unless the chunks are those of the looks, and their tokens those of the model."""
+    if not looks:
+        raise ValueError("nothing was looked at")
+    frames = [0] * len(looks)
+    last = 0
+    for chunk in session.store.chunks:
+        if not last <= chunk.item < len(looks):
+            raise ValueError(f"frames of item {chunk.item} behind those of {last}, of {len(looks)} items")
+        last = chunk.item
+        frames[last] += len(chunk.tokens)
+        _check_tokens(session, chunk)
+    for item, (found, look) in enumerate(zip(frames, looks, strict=True)):
+        if found != look.frames or not found:
+            raise ValueError(f"item {item} has {found} frames, {look.frames} were seen")
+
+
+def _check_tokens(session: Session, chunk: Chunk) -> None:
+    """Without pre-fusion there are no features that would say of how many views a frame was."""
+    views = (SINGLE_VIEW, HD_VIEWS) if chunk.features is None else (chunk.features.shape[1],)
+    allowed = [session.model.tokens_per_frame(count) for count in views]
+    if chunk.tokens.shape[1] not in allowed:
+        raise ValueError(f"{chunk.tokens.shape[1]} tokens of a frame, the model makes {allowed[0]}")
+    if chunk.features is not None and "codes" in (parts := chunk.features.parts()):
+        expected = quantize(torch.zeros(chunk.features.shape), 8)._asdict()
+        if any((parts[name].shape, parts[name].dtype) != (each.shape, each.dtype) for name, each in expected.items()):
+            raise ValueError("features in 8 bits whose scales do not fit them")
+
+
+def _facts(path: Path, raw: str) -> _Facts:
     try:
-        facts = json.loads(raw)
-        return {
-            "items": TypeAdapter(list[int]).validate_python(facts["items"]),
-            "looks": TypeAdapter(list[Look]).validate_python(facts["looks"]),
-            "model": TypeAdapter(dict[str, str]).validate_python(facts["model"]),
-        }
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        return TypeAdapter(_Facts).validate_python(json.loads(raw))
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: the session is damaged: what it says of itself cannot be read") from error
 
 
