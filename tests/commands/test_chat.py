@@ -6,6 +6,7 @@ import pty
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,7 @@ def test_in_a_terminal_ctrl_c_leaves_a_line_and_ctrl_d_the_chat(model_folder: Pa
             until(b"> ")
             os.write(ours, b"half a line")
             until(b"half a line")
+            time.sleep(1)  # Python's `input` does not notice a signal between writing the echo and waiting for a key
             os.kill(process.pid, 2)
             until(b"> ")
             os.write(ours, b"what is here\n")
