@@ -35,7 +35,7 @@ model = LlavaMiniForConditionalGeneration(LlavaMiniConfig(
 images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)
 processor = LlavaMiniProcessor(images, tokenizer, chat_template=TINY.chat_template())
 extend_context(model, 20_000)
-session = Session(model, processor, keep=Keep(kv_budget=0), kv_bits=8)
+session = Session(model, processor, keep=Keep(kv_budget=0), kv_bits=8, frame_batch=64)
 random = np.random.default_rng(0)
 session.look(random.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(64))
 session.ask("how many circle objects", max_new_tokens=2)
