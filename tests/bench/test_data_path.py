@@ -2,7 +2,8 @@
 
 import pytest
 
-from llava_mini.bench.data_path import OWN, USUAL, Findings, Spread
+from llava_mini.bench.data_path import OWN, USUAL, Findings
+from llava_mini.bench.stopwatch import Spread
 
 
 def test_a_ratio_compares_trials_of_the_same_round(findings: Findings) -> None:

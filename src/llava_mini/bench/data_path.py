@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +25,7 @@ from llava_mini.bench.loaders import (
 )
 from llava_mini.bench.made_data import MadeData, make_data
 from llava_mini.bench.process_memory import fresh
+from llava_mini.bench.stopwatch import Spread
 from llava_mini.bench.trials import Build, Cost, Memory, build, bytes_of_records, cost, memory, verification
 
 log = logging.getLogger("llava_mini")
@@ -38,19 +38,6 @@ LARGE_SET = 3_000_000  # samples
 WORKERS = 2  # that open the large set at the same time
 
 _COMPARED = 100  # pictures whose pixels are compared
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Of one value over the rounds."""
-
-    median: float
-    least: float
-    most: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(statistics.median(values), min(values), max(values))
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llava_mini.bench.data_path import OWN, OWN_SMALL, Findings, Spread
+from llava_mini.bench.data_path import OWN, OWN_SMALL, Findings
 from llava_mini.bench.report import ORDER
+from llava_mini.bench.stopwatch import Spread
 
 _OURS, _THEIRS = "#0072B2", "#b6bcc6"  # the blue is Okabe and Ito's
 _GREY, _INK = "#6b7280", "#1f2937"

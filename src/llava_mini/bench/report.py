@@ -19,8 +19,8 @@ from llava_mini.bench.data_path import (
     WDS_SHUFFLED,
     WORKERS,
     Findings,
-    Spread,
 )
+from llava_mini.bench.stopwatch import Spread
 from llava_mini.data.workers import cores
 from llava_mini.files import write_json, write_text
 

@@ -35,7 +35,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Spread:
-    """Seconds over the rounds."""
+    """Of one value over the rounds."""
 
     median: float
     least: float

@@ -167,12 +167,13 @@ def memory_told() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch's own error on a GPU is a RuntimeError too
-        from llava_mini.commands.out_of_memory import is_out_of_memory
+        from llava_mini.commands.out_of_memory import is_out_of_memory, reason_of
 
         if not is_out_of_memory(error):
             raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-        raise UserError(f"out of memory ({reason}): fewer frames, --keep-gib 0 or --kv-bits 8 need less") from error
+        raise UserError(
+            f"out of memory ({reason_of(error)}): fewer frames, --keep-gib 0 or --kv-bits 8 need less"
+        ) from error
 
 
 def _of_kind(kind: str, path: str) -> tuple[str, str]:

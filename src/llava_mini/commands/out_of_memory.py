@@ -49,12 +49,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OF_A_CPU)
 
 
+def reason_of(error: BaseException) -> str:
+    """What torch says is wanting, in few words."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:160]
+
+
 def message(config: dict[str, Any], step: int, error: BaseException, advice: list[Change]) -> str:
     """The line for the user."""
     last = Path(config["run_dir"]) / "checkpoints" / "last.ckpt"
     kept = f"the last checkpoint is good: {last}" if last.exists() else "no checkpoint was due yet"
-    reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-    told = f"out of memory at step {step} ({reason}); {kept}; "
+    told = f"out of memory at step {step} ({reason_of(error)}); {kept}; "
     if not advice:
         return f"{told}nothing is left to turn on: shorten data.max_length, or take a smaller model or a larger card"
     named = _named(config, advice)

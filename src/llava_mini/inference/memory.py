@@ -19,6 +19,7 @@ from llava_mini.errors import UserError
 from llava_mini.inference.cache import capacity
 from llava_mini.inference.quantize import entry_bytes
 from llava_mini.models import LlavaMiniConfig
+from llava_mini.models.language_model import head_dim
 from llava_mini.models.vision_tower import SINGLE_VIEW, patches_per_side
 
 INT8 = torch.int8  # in place of a type: 8 bits, with a scale and an offset for every entry
@@ -44,8 +45,7 @@ class KVShape:
         return cls(
             text_config.num_hidden_layers if layers is None else layers,
             text_config.num_key_value_heads,
-            # Qwen2's config does not name it.
-            text_config.to_dict().get("head_dim") or text_config.hidden_size // text_config.num_attention_heads,
+            head_dim(text_config),
         )
 
     def token_bytes(self, dtype: torch.dtype, bits: int | None = None) -> int:

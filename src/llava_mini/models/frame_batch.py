@@ -6,6 +6,7 @@ import torch
 
 from llava_mini.hardware import free_bytes
 from llava_mini.models.configuration import LlavaMiniConfig
+from llava_mini.models.language_model import head_dim
 
 # More frames at once bring nothing: the matrices are large enough. On a CPU they cost: what a layer leaves is no longer
 # in the caches for the next, and large tensors go back to the system each time (16 at once: 15 % slower than 2).
@@ -27,9 +28,7 @@ def frame_bytes(config: LlavaMiniConfig, views: int, dtype: torch.dtype) -> int:
     """
     vision, text = config.vision_config, config.text_config
     patches = views * (vision.image_size // vision.patch_size) ** 2
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     tower = 6 * vision.hidden_size + 2 * vision.intermediate_size
     layer = 6 * text.hidden_size + 3 * text.intermediate_size
-    kept = 2 * heads * head_dim * config.num_fusion_layers + 2 * text.hidden_size
+    kept = 2 * text.num_key_value_heads * head_dim(text) * config.num_fusion_layers + 2 * text.hidden_size
     return patches * (max(tower, layer) + kept) * dtype.itemsize

@@ -46,6 +46,12 @@ def build_decoder_layers(
     return decoder.layers, decoder.rotary_emb, config
 
 
+def head_dim(text_config: PreTrainedConfig) -> int:
+    """Channels of a head; not every family's config names it."""
+    named = text_config.to_dict().get("head_dim")
+    return int(named or text_config.hidden_size // text_config.num_attention_heads)
+
+
 def check_family(text_config: PreTrainedConfig) -> None:
     """Raises UserError for a family whose decoder layers are not known to fit pre-fusion."""
     if text_config.model_type not in FAMILIES:

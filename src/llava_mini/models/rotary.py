@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llava_mini.errors import UserError
+from llava_mini.models.language_model import head_dim
 
 LINEAR, DYNAMIC, YARN = "linear", "dynamic", "yarn"
 KINDS = (LINEAR, DYNAMIC, YARN)
@@ -56,7 +57,7 @@ def scaled_parameters(text_config: PreTrainedConfig, kind: str, tokens: int) -> 
     if kind == LINEAR:
         return {"rope_type": LINEAR, "rope_theta": base, "factor": factor * trained.get("factor", 1.0)}
     if kind == DYNAMIC:
-        width = text_config.to_dict().get("head_dim") or text_config.hidden_size // text_config.num_attention_heads
+        width = head_dim(text_config)
         return {"rope_type": "default", "rope_theta": base * factor ** (width / (width - 2))}
     original = trained.get("original_max_position_embeddings", original)
     return {
