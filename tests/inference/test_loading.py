@@ -16,6 +16,7 @@ from llava_mini.errors import UserError
 from llava_mini.inference.loading import device_named, load
 from llava_mini.inference.prompts import check_question, end_of_answer, prompt_of, user_message
 from llava_mini.models import LlavaMiniProcessor
+from llava_mini.models.prepacked import PrepackedLinear
 
 
 @pytest.fixture
@@ -29,8 +30,9 @@ def test_a_saved_model_is_ready_to_answer(model_folder: Path) -> None:
     assert (model.training, model.dtype, model.device.type) == (False, torch.float32, "cpu")
     assert model.generation_config.eos_token_id == [2] and model.generation_config.pad_token_id == 0
     assert prompt_of(processor, [user_message("what", ["image", "video"])]) == "<image>\n<video>\nwhat <answer>"
+    assert isinstance(model.get_output_embeddings(), PrepackedLinear)
     half, _ = load(str(model_folder), device="cpu", dtype="bfloat16")
-    assert half.dtype == torch.bfloat16
+    assert half.dtype == torch.bfloat16 and type(half.get_output_embeddings()) is torch.nn.Linear
 
 
 def write_text_model(folder: Path) -> None:

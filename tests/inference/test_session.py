@@ -246,7 +246,10 @@ def test_a_saved_session_answers_as_before(asked: Any, tmp_path: Path, name: str
     session.look(clip(2, 3))
     answers = [session.ask(question, max_new_tokens=LENGTH) for question in QUESTIONS]
     session.save(tmp_path / "seen.safetensors")
-    loaded = Session.load(tmp_path / "seen.safetensors", *asked, keep=KEEPS[name])
+    with torch.enable_grad():
+        loaded = Session.load(tmp_path / "seen.safetensors", *asked, keep=KEEPS[name])
+    kept = [held.values for chunk in loaded.store.chunks for pair in chunk.kv or () for held in pair]
+    assert not any(each.requires_grad for each in kept), "a graph would hold what made them"
     assert loaded.looks == session.looks
     assert [loaded.ask(question, max_new_tokens=LENGTH) for question in QUESTIONS] == answers
     loaded.look(picture(3))

@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
+
+from llava_mini.models.prepacked import PrepackedLinear
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,12 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, size: int) -> Trial:
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(left)
     return Trial("matmul", f"{size}x{size}", lambda: torch.mm(left, right, out=out), flops=2 * size**3)
+
+
+def prepacked_peak(size: int) -> Trial:
+    """The same on a CPU in float32 with a prepacked matrix, which another library multiplies."""
+    left, linear = torch.randn(size, size), PrepackedLinear(nn.Linear(size, size, bias=False))
+    return Trial("matmul, prepacked", f"{size}x{size}", lambda: linear(left), flops=2 * size**3)
 
 
 @torch.no_grad()

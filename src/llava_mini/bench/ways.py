@@ -20,6 +20,7 @@ from llava_mini.inference.frame_store import FrameStore, Keep
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
 from llava_mini.models.frame_batch import frames_at_once
 from llava_mini.models.initialisation import default_dtype
+from llava_mini.models.prepacked import prepack
 from llava_mini.models.savings import RELEASE, Savings
 
 TRANSFORMERS, UNCOMPRESSED = "transformers' LLaVA", "ours, no compression"
@@ -34,12 +35,16 @@ class Models:
         config: Of LLaVA-Mini; its placeholder lies in the vocabulary, as transformers' LLaVA needs.
         device: Where.
         dtype: Of the weights.
+        prepacked: Whether linear layers are prepacked, as `inference.loading.load` does on a CPU; for all models, as
+            they are the same layers.
     """
 
-    def __init__(self, config: LlavaMiniConfig, device: torch.device, dtype: torch.dtype):
+    def __init__(self, config: LlavaMiniConfig, device: torch.device, dtype: torch.dtype, prepacked: bool = False):
         self.config, self.device, self.dtype = config, device, dtype
         with device, default_dtype(dtype):
             self.mini = LlavaMiniForConditionalGeneration(config).eval().requires_grad_(False)
+        if prepacked:
+            prepack(self.mini)
         with torch.device("meta"):
             self.plain = LlavaMiniForConditionalGeneration(plain_config(config)).eval()
             self.llava = LlavaForConditionalGeneration(_llava_config(config)).eval()

@@ -49,7 +49,8 @@ def fingerprints(model: nn.Module) -> dict[str, str]:
         digest = hashlib.sha256()
         stored = {f"{path}.weight": each for path, each in module.named_modules() if isinstance(each, StoredLinear)}
         for name, tensor in sorted(module.named_parameters()):
-            flat = (stored[name].read() if name in stored else tensor.detach()).flatten()
+            whole = stored[name].read() if name in stored else tensor.detach()
+            flat = (whole.to_dense() if whole.is_mkldnn else whole).flatten()
             sample = flat[:: max(1, len(flat) // _SAMPLE)][:_SAMPLE].float().cpu()
             digest.update(f"{name} {list(tensor.shape)}".encode() + sample.numpy().tobytes())
         found[part] = digest.hexdigest()[:16]

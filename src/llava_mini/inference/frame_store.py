@@ -186,6 +186,7 @@ class FrameStore:
         else:
             self.chunks.append(chunk)
 
+    @torch.no_grad()
     def restore(self, item: int, tokens_FKD: Tensor, parts: dict[str, Tensor]) -> None:
         """Add frames that were kept by another store of the same model: its `Chunk.tokens` and `features.parts()`.
 

@@ -14,6 +14,7 @@ from llava_mini.errors import UserError
 from llava_mini.hardware import drives, find_cards
 from llava_mini.inference.prompts import end_of_answer
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
+from llava_mini.models.prepacked import prepack
 
 DTYPES = ("float32", "float16", "bfloat16")
 _MODEL_TYPE = LlavaMiniConfig.model_type
@@ -29,7 +30,8 @@ def load(
 ) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]:
     """A model in evaluation mode, and its processor.
 
-    Answers end with the token that ends them in the chat template, whatever ends a text of the language model.
+    Answers end with the token that ends them in the chat template, whatever ends a text of the language model. On a CPU
+    in float32 linear layers are prepacked (`models/prepacked.py`): such a model is fast, and for answering alone.
 
     Args:
         place: Folder or Hub id, as `from_pretrained` takes it.
@@ -52,7 +54,9 @@ def load(
         raise UserError(f"{place}: {len(missing)} tensors are missing, {missing[0]} for one")
     processor = _processor(place)
     _end_answers(model, processor)
-    return model.eval().to(where), processor
+    model = model.eval().to(where)
+    prepack(model)
+    return model, processor
 
 
 def device_named(name: str) -> torch.device:
