@@ -54,7 +54,8 @@ def table(found: Findings) -> str:
     setting = found.setting
     about = (
         f"Seconds are medians of {found.rounds} interleaved rounds (least to most); float32; {setting.text_tokens} text"
-        f" tokens; a video has {setting.frames} frames. CPU-seconds are those of all threads. The matmul peak, measured"
+        f" tokens; a video has {setting.frames} frames. Linear layers are prepacked for all ways but those that say"
+        " otherwise, as all ways have the same ones. CPU-seconds are those of all threads. The matmul peak, measured"
         f" in the same rounds, is {_gflops(found.peak, 'wall'):.0f} GFLOP/s ({_gflops(found.peak, 'cpu'):.0f} a"
         " CPU-second); the last columns say how much of it a way reaches with the FLOPs that it does."
     )
