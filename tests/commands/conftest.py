@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,13 @@ def world_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("world")
 
 
-@pytest.fixture
-def smoke(world_dir: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """smoke("key=value", ...): overrides of a short run in tmp_path/run that tracks nothing."""
+@pytest.fixture(scope="session")
+def smoke_in(world_dir: Path) -> Callable[..., list[str]]:
+    """smoke_in(run_dir, "key=value", ...): overrides of a short run that tracks nothing."""
 
-    def make(*overrides: str) -> list[str]:
+    def make(run_dir: Path, *overrides: str) -> list[str]:
         own = {
-            "run_dir": str(tmp_path / "run"),
+            "run_dir": str(run_dir),
             "tracking.enabled": "false",
             "data.folder": str(world_dir / "toyworld"),
         }
@@ -29,6 +30,12 @@ def smoke(world_dir: Path, tmp_path: Path) -> Callable[..., list[str]]:
         return ["experiment=smoke", *(f"{key}={value}" for key, value in {**own, **given}.items())]
 
     return make
+
+
+@pytest.fixture
+def smoke(smoke_in: Callable[..., list[str]], tmp_path: Path) -> Callable[..., list[str]]:
+    """smoke("key=value", ...): overrides of a short run in tmp_path/run that tracks nothing."""
+    return partial(smoke_in, tmp_path / "run")
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +49,7 @@ def llava_mini() -> Callable[..., subprocess.CompletedProcess]:
     return call
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     made = Nursery(tmp_path_factory.mktemp("nursery") / "log.txt")
     yield made
