@@ -104,7 +104,7 @@ def test_a_run_killed_at_any_moment_equals_the_uninterrupted_one(
 def test_other_ranks_machines_and_workers_go_on_with_the_same_samples(
     nursery: Nursery, arguments: Callable, whole: Path, killed: Path, tmp_path: Path
 ):
-    for machines, devices, accumulate, workers in ((1, 1, 4, 0), (1, 4, 1, 1), (1, 2, 2, 3), (2, 1, 2, 0)):
+    for machines, devices, accumulate, workers in ((1, 1, 4, 3), (1, 4, 1, 1), (2, 1, 2, 0)):
         run_dir = shutil.copytree(killed, tmp_path / f"run-{machines}-{devices}")
         dealt = [f"trainer.machines={machines}", f"trainer.devices={devices}", f"data.num_workers={workers}"]
         ranks = arguments(run_dir, *dealt, f"trainer.accumulate_grad_batches={accumulate}")
