@@ -38,7 +38,7 @@ class DigitBank:
 @cache
 def digit_bank(split: Split) -> DigitBank:
     """The digits of `split`, enlarged from 8x8 to 12x12 pixels."""
-    from sklearn.datasets import load_digits  # it takes longer than what runs on made data need else
+    from sklearn.datasets import load_digits  # half a second, for those alone that make scenes
 
     data = load_digits()
     # RandomState's stream is frozen by numpy's policy, so the split cannot move with a new version.
