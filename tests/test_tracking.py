@@ -24,6 +24,16 @@ from llava_mini.tracking import (
     tracking_uri,
 )
 
+# What stands behind it is done by several processes at once, forked so that MLflow is imported once for all.
+AT_ONCE = """
+import os, sys
+import mlflow.store.tracking.sqlalchemy_store, llava_mini.tracking
+count = int(sys.argv.pop())
+number = next((number for number in range(count) if os.fork() == 0), None)
+if number is None:
+    sys.exit(any([os.wait()[1] for _ in range(count)]))
+"""
+
 REPORT_FROM_A_PROCESS = """
 import sys
 from llava_mini.tracking import Tracker
@@ -110,23 +120,18 @@ def test_children_are_shown_under_their_parent(uri: str, tmp_path: Path) -> None
 def test_a_database_may_be_initialised_by_several_processes_at_once(tmp_path: Path) -> None:
     # Without a lock all but one of them fail, with "table experiments already exists" and the like.
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    command = [sys.executable, "-c", f"from llava_mini.tracking import init_tracking; init_tracking({uri!r})"]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    assert [(process.communicate(timeout=120)[1], process.returncode) for process in processes] == [("", 0)] * 3
+    code = f"{AT_ONCE}\nllava_mini.tracking.init_tracking({uri!r})"
+    done = subprocess.run([sys.executable, "-c", code, "3"], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.stderr, done.returncode) == ("", 0)
 
 
 def test_six_runs_start_at_once_on_a_fresh_database(tmp_path: Path) -> None:
     uri = init_tracking(f"sqlite:///{tmp_path}/new/mlflow.db")
-    script = tmp_path / "run.py"
-    script.write_text(REPORT_FROM_A_PROCESS)
     folders = [tmp_path / f"run-{i}" for i in range(6)]
-    processes = [
-        subprocess.Popen([sys.executable, str(script), str(folder), uri, "p"], stderr=subprocess.PIPE)
-        for folder in folders
-    ]
-    for process in processes:
-        _, stderr = process.communicate(timeout=120)
-        assert (process.returncode, stderr) == (0, b"")
+    code = f"{AT_ONCE}\nsys.argv[1] += str(number)\n{REPORT_FROM_A_PROCESS}"
+    command = [sys.executable, "-c", code, str(tmp_path / "run-"), uri, "p", "6"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.stderr, done.returncode) == ("", 0)
     assert flush_spools(folders) == 0
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)

@@ -1,12 +1,11 @@
 """Runs of seconds: the smoke experiment in a world of its own, on the shipped stage-0 and stage-1 checkpoints."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.commands.several_ranks import MIXED_STEPS, ROOT, Nursery, write_texts
+from tests.commands.several_ranks import MIXED_STEPS, Nursery, write_texts
 
 
 @pytest.fixture(scope="session")
@@ -15,13 +14,13 @@ def world_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("world")
 
 
-@pytest.fixture
-def smoke(world_dir: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """smoke("key=value", ...): overrides of a short run in tmp_path/run that tracks nothing."""
+@pytest.fixture(scope="session")
+def smoke_in(world_dir: Path) -> Callable[..., list[str]]:
+    """smoke_in(run_dir, "key=value", ...): overrides of a short run that tracks nothing."""
 
-    def make(*overrides: str) -> list[str]:
+    def make(run_dir: Path, *overrides: str) -> list[str]:
         own = {
-            "run_dir": str(tmp_path / "run"),
+            "run_dir": str(run_dir),
             "tracking.enabled": "false",
             "data.folder": str(world_dir / "toyworld"),
         }
@@ -31,18 +30,13 @@ def smoke(world_dir: Path, tmp_path: Path) -> Callable[..., list[str]]:
     return make
 
 
+@pytest.fixture
+def smoke(smoke_in: Callable[..., list[str]], tmp_path: Path) -> Callable[..., list[str]]:
+    """smoke("key=value", ...): overrides of a short run in tmp_path/run that tracks nothing."""
+    return partial(smoke_in, tmp_path / "run")
+
+
 @pytest.fixture(scope="session")
-def llava_mini() -> Callable[..., subprocess.CompletedProcess]:
-    """llava_mini("train", "key=value", ...): the command line in a process of its own, from the repository's root."""
-
-    def call(*arguments: str, timeout: float = 240.0) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "llava_mini", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
-
-    return call
-
-
-@pytest.fixture(scope="module")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     made = Nursery(tmp_path_factory.mktemp("nursery") / "log.txt")
     yield made

@@ -129,6 +129,13 @@ def test_ctrl_c_ends_an_answer_and_the_chat_goes_on(chat: Callable[..., Any], mo
     assert answers == ["first", "second"] and ended == answers
 
 
+def until_asleep(pid: int) -> None:
+    """Return when a process waits."""
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="whether a process waits is read in /proc")
 def test_in_a_terminal_ctrl_c_leaves_a_line_and_ctrl_d_the_chat(model_folder: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "llava_mini", "chat", str(model_folder), "--max-new-tokens", "4"]
@@ -148,7 +155,7 @@ def test_in_a_terminal_ctrl_c_leaves_a_line_and_ctrl_d_the_chat(model_folder: Pa
             until(b"> ")
             os.write(ours, b"half a line")
             until(b"half a line")
-            time.sleep(1)  # Python's `input` does not notice a signal between writing the echo and waiting for a key
+            until_asleep(process.pid)  # between writing the echo and waiting for a key, `input` notices no signal
             os.kill(process.pid, 2)
             until(b"> ")
             os.write(ours, b"what is here\n")

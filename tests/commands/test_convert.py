@@ -1,5 +1,6 @@
 """`llava-mini convert`: folders in and out; mistakes are one line, exit status 2, nothing written."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,22 @@ from transformers import (
 from llava_mini.cli import main
 
 
-@pytest.fixture
-def llava(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of LlavaForConditionalGeneration."""
     shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
     vision = CLIPVisionConfig(**shape, image_size=24, patch_size=6)
     text = LlamaConfig(**shape, vocab_size=64, eos_token_id=1, bos_token_id=0)
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=60)
-    LlavaForConditionalGeneration(config).save_pretrained(tmp_path / "llava")
-    return tmp_path / "llava"
+    folder = tmp_path_factory.mktemp("made") / "llava"
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def llava(made: Path, tmp_path: Path) -> Path:
+    """A copy of it in tmp_path/llava."""
+    return shutil.copytree(made, tmp_path / "llava")
 
 
 def test_llava_to_ours_to_official_and_back(llava: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

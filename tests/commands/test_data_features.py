@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llava_mini.cli import main
 from llava_mini.commands.data_features import features
 from llava_mini.commands.train import assemble
 from llava_mini.config import resolve
@@ -70,10 +71,11 @@ def test_mistakes_are_named(smoke: Smoke, world: Path, tmp_path: Path):
         features([*given, "--dtype", "int8", *smoke()])
 
 
-def test_the_command_line_knows_it(llava_mini: Callable):
-    shown = llava_mini("data", "features", "--help")
-    assert shown.returncode == 0 and "1.18 MB" in shown.stdout
-    assert "features" in llava_mini("data", "--help").stdout
-    wrong = llava_mini("data", "features", "nowhere", "--out", "x")
-    assert wrong.returncode == 2
-    assert wrong.stderr.strip() == "llava-mini: nowhere is no complete shard set (it has no shards.json)"
+def test_the_command_line_knows_it(capsys: pytest.CaptureFixture[str]):
+    for arguments, told in {("data", "features", "--help"): "1.18 MB", ("data", "--help"): "features"}.items():
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments])
+        assert ended.value.code == 0 and told in capsys.readouterr().out
+    assert main(["data", "features", "nowhere", "--out", "x"]) == 2
+    told = capsys.readouterr().err.strip()
+    assert told == "llava-mini: nowhere is no complete shard set (it has no shards.json)"

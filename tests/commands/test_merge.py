@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from tests.commands.several_ranks import ROOT, Nursery
 
 from llava_mini.cli import main
 from llava_mini.commands.train import assemble, train
@@ -19,30 +20,12 @@ from llava_mini.config import resolve
 from llava_mini.finetune import load_trained
 from llava_mini.models import LlavaMiniForConditionalGeneration
 
-ROOT = Path(__file__).parents[2]
 QLORA = [
     "experiment=tiny_qlora", "data.folder={world}/toyworld-qlora", "finetune.lora.dropout=0.3",
     "data.sizes={caption-train:8,caption-val:8,instruct-train:64,instruct-val:16,instruct-test:16}",
     "savers.optimizer=adamw_8bit", "trainer.max_steps=6", "trainer.val_every=6", "trainer.checkpoint_every=2",
     "data.batch_size=4", "tracking.enabled=false",
 ]  # fmt: skip
-
-# SIGKILL at a chosen batch: from outside, a fast run could end before the signal comes.
-KILLS_ITSELF = """
-import os, signal, sys
-from llava_mini.cli import main
-from llava_mini.stages.callbacks import History
-
-wrote = History.on_train_batch_end
-
-def kill(self, *arguments):
-    wrote(self, *arguments)
-    if len(self.path.read_text().splitlines()) == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-History.on_train_batch_end = kill
-sys.exit(main(sys.argv[1:]))
-"""
 
 # As where neither PEFT nor bitsandbytes is installed.
 LOADS = """
@@ -70,10 +53,12 @@ def run_dir(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def test_a_killed_run_goes_on_with_the_same_dropout(overrides: list[str], run_dir: Path, tmp_path: Path):
+def test_a_killed_run_goes_on_with_the_same_dropout(
+    overrides: list[str], run_dir: Path, nursery: Nursery, tmp_path: Path
+):
     killed = [*overrides, f"run_dir={tmp_path / 'run'}"]
-    ended = subprocess.run([sys.executable, "-c", KILLS_ITSELF, "train", *killed], cwd=ROOT, check=False)
-    assert ended.returncode == -signal.SIGKILL
+    status, said = nursery.call("train", *killed, killed_after=5)
+    assert status == -signal.SIGKILL, said
     assert main(["train", *killed]) == 0
     for name in ("adapter/adapter_model.safetensors", "trained.safetensors"):
         found, expected = load_file(tmp_path / "run" / "model" / name), load_file(run_dir / "model" / name)

@@ -82,7 +82,7 @@ def test_the_command_ends_with_status_1_and_the_same_run_goes_on_with_savers(
             raise torch.OutOfMemoryError(str(CUDA))
         return step(stage, batch, batch_idx)
 
-    command = ["train", *smoke("trainer.checkpoint_every=2")]
+    command = ["train", *smoke("trainer.checkpoint_every=2", "model.weights=[]", "data.batch_size=4", *THIN)]
     with monkeypatch.context() as patch:
         patch.setattr(VLMStage, "training_step", without_memory)
         assert main(command) == 1

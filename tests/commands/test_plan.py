@@ -89,7 +89,9 @@ def test_flags_are_checked(flag: str) -> None:
 
 @pytest.mark.parametrize("model", [name for name in options("model") if name != "tiny"])
 def test_every_preset_is_planned(model: str) -> None:
-    config = resolve(["trainer.max_steps=1", "finetune=qlora", "savers.checkpointing=true", f"model={model}", *BIG[1:]])
+    """With its widths and two of its layers; the test above plans a whole one."""
+    thin = ["model.text_config.num_hidden_layers=2", "fusion.num_layers=2", f"model={model}", *BIG[1:]]
+    config = resolve(["trainer.max_steps=1", "finetune=qlora", "savers.checkpointing=true", *thin])
     peaks = Peaks(config, sample_of(config, text_tokens=32))
     peak = peaks(1)
     # 4 bits a weight, 8 for every 64 weights, 32 for every 64 * 256

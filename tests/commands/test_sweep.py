@@ -3,8 +3,7 @@
 import copy
 import json
 import re
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,21 @@ import pytest
 import yaml
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from tests.commands.several_ranks import ROOT, Nursery
 
 from llava_mini.cli import main
 from llava_mini.commands.sweep import DEFAULT_FOLDER, features_of, share_features, split_folder
 from llava_mini.config import resolve
 from llava_mini.errors import UserError
 
-ROOT = Path(__file__).parents[2]
 KINDS = {"color", "shape", "digit", "count", "exist", "where"}
 
 
 class Swept:
     """What `llava-mini sweep` was given, said and left."""
 
-    def __init__(self, folder: Path, arguments: list[str], process: subprocess.CompletedProcess) -> None:
-        self.folder, self.arguments, self.process = folder, arguments, process
-        self.lines = process.stdout.splitlines()
+    def __init__(self, folder: Path, arguments: list[str], status: int, said: str) -> None:
+        self.folder, self.arguments, self.status, self.said = folder, arguments, status, said
 
     def runs(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = json.loads((self.folder / "results.json").read_text())
@@ -44,12 +42,13 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def swept(llava_mini: Callable[..., Any], database: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+def swept(nursery: Nursery, database: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     """The reference and query C=1, in a world of their own."""
     folder = tmp_path_factory.mktemp("sweeps") / "small"
     world = tmp_path_factory.mktemp("world") / "toyworld"
     arguments = ["experiment=smoke", "compressor.C=1", f"data.folder={world}", f"sweep_dir={folder}"]
-    return Swept(folder, arguments, llava_mini("sweep", *arguments))
+    done = nursery.call("sweep", *arguments, environment={"MLFLOW_TRACKING_URI": database})
+    return Swept(folder, arguments, *done)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +60,8 @@ def tracked(swept: Swept, database: str) -> list[Run]:
 
 
 def test_both_runs_finish_and_the_report_is_the_last_line(swept: Swept) -> None:
-    assert swept.process.returncode == 0, swept.process.stdout + swept.process.stderr
-    report = Path(swept.lines[-1])
+    assert swept.status == 0, swept.said
+    report = Path(swept.said.splitlines()[-1])
     assert report.resolve() == (swept.folder / "report.html").resolve()
     html = report.read_text()
     assert "query C=1, N=4" in html and 'src="data:image/png' in html and "2 of 2 runs finished" in html
@@ -84,7 +83,7 @@ def test_results_hold_what_was_varied_and_measured(swept: Swept) -> None:
 def test_the_saving_of_shared_features_is_said(swept: Swept) -> None:
     # 64 pictures for training, 16 for validation, 16 for test
     said = re.findall(r"vision features of 96 images: computed once in (\S+) s, shared by the 2 runs to do, "
-                      r"which saves (\S+) s", swept.process.stdout)  # fmt: skip
+                      r"which saves (\S+) s", swept.said)  # fmt: skip
     assert len(said) == 1 and said[0][0] == said[0][1], "two runs save what one computation costs"
 
 
@@ -118,16 +117,17 @@ def test_an_mlflow_run_holds_config_and_measurements(swept: Swept, tracked: list
 
 
 def test_the_same_command_runs_nothing_again(
-    swept: Swept, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    swept: Swept, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = ("result.json", "config.yaml", "log.txt", "history.jsonl")
     before = {path: path.stat().st_mtime_ns for name in names for path in swept.folder.glob(f"runs/*/{name}")}
     assert len(before) == 2 * len(names)
     monkeypatch.chdir(ROOT)
-    assert main(["sweep", *swept.arguments]) == 0
+    with caplog.at_level("INFO", "llava_mini"):
+        assert main(["sweep", *swept.arguments]) == 0
     said = capfd.readouterr().out
     assert "2 of 2 runs are finished" in said and said.splitlines()[-1].endswith("report.html")
-    assert "vision features" not in said, "no run is left that would share them"
+    assert "vision features" not in caplog.text, "no run is left that would share them"
     assert {path: path.stat().st_mtime_ns for name in names for path in swept.folder.glob(f"runs/*/{name}")} == before
 
 

@@ -3,14 +3,13 @@
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.commands.several_ranks import ROOT, Nursery
 
 from llava_mini.cli import main
 from llava_mini.commands.train import assemble, train
@@ -19,15 +18,19 @@ from llava_mini.errors import UserError
 from llava_mini.stages.base import NonFiniteLossError, VLMStage
 from llava_mini.stages.callbacks import Clock
 
-ROOT = Path(__file__).parents[2]
-
 
 def history(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
 
 
-def test_a_run_leaves_everything_that_it_promises(smoke, tmp_path: Path):
-    run_dir = train(resolve(smoke()))
+@pytest.fixture(scope="module")
+def finished(smoke_in, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing has interrupted."""
+    return train(resolve(smoke_in(tmp_path_factory.mktemp("finished") / "run")))
+
+
+def test_a_run_leaves_everything_that_it_promises(finished: Path):
+    run_dir = finished
     result = json.loads((run_dir / "result.json").read_text())
     assert result["status"] == "finished"
     assert (result["compressor"], result["C"], result["tokens"], result["n_fusion"], result["seed"]) == (
@@ -47,35 +50,32 @@ def test_a_run_leaves_everything_that_it_promises(smoke, tmp_path: Path):
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
-def test_checkpoints_hold_trained_weights_and_plain_values_only(smoke):
-    run_dir = train(resolve(smoke()))
-    checkpoint = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+def test_checkpoints_hold_trained_weights_and_plain_values_only(finished: Path):
+    checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["hyper_parameters"]["learning_rates"]["projector"] == 2e-3
     assert type(checkpoint["hyper_parameters"]["learning_rates"]) is dict
     parts = {name.split(".")[1] for name in checkpoint["state_dict"]}
     assert parts == {"projector", "compressor", "prefusion", "language_model"}
 
 
-def test_a_finished_run_is_not_repeated_and_another_config_is_refused(smoke, tmp_path: Path):
-    run_dir = train(resolve(smoke()))
-    before = (run_dir / "result.json").stat().st_mtime_ns
-    train(resolve(smoke()))
-    assert (run_dir / "result.json").stat().st_mtime_ns == before
+def test_a_finished_run_is_not_repeated_and_another_config_is_refused(smoke_in, finished: Path):
+    before = (finished / "result.json").stat().st_mtime_ns
+    train(resolve(smoke_in(finished)))
+    assert (finished / "result.json").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="another config"):
-        train(resolve(smoke("seed=1")))
+        train(resolve(smoke_in(finished, "seed=1")))
 
 
-def test_the_saved_model_answers_as_the_trained_one(smoke):
+def test_the_saved_model_answers_as_the_trained_one(smoke_in, finished: Path):
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    config = resolve(smoke())
-    run_dir = train(config)
-    model = AutoModelForImageTextToText.from_pretrained(run_dir / "model")
-    processor = AutoProcessor.from_pretrained(run_dir / "model")
+    config = resolve(smoke_in(finished))
+    model = AutoModelForImageTextToText.from_pretrained(finished / "model")
+    processor = AutoProcessor.from_pretrained(finished / "model")
     data = assemble({**config, "data": {**config["data"], "features": False}}).datamodule
     batch = next(data.evaluation_batches("val", "cpu"))
     logits = model(**batch.model_inputs()).logits
-    predictions = np.load(run_dir / "predictions_val.npz")
+    predictions = np.load(finished / "predictions_val.npz")
     from llava_mini.stages.metrics import correct_answers
 
     expected = [right for row in correct_answers(logits, batch.labels, batch.turn_ids) for right in row]
@@ -94,33 +94,15 @@ def test_features_computed_once_equal_the_tower_in_every_step(smoke):
         torch.testing.assert_close(direct.model(**a.model_inputs()).loss, cached.model(**b.model_inputs()).loss)
 
 
-# SIGKILL at a chosen batch: from outside, a fast run could end before the signal comes.
-KILLS_ITSELF = """
-import os, signal, sys
-from llava_mini.cli import main
-from llava_mini.stages.callbacks import History
-
-wrote = History.on_train_batch_end
-
-def kill(self, *arguments):
-    wrote(self, *arguments)
-    if len(self.path.read_text().splitlines()) == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-History.on_train_batch_end = kill
-sys.exit(main(sys.argv[2:]))
-"""
-
-
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_killed_run_resumed_equals_the_uninterrupted_one(smoke, tmp_path: Path, accumulate: int):
+def test_a_killed_run_resumed_equals_the_uninterrupted_one(smoke, nursery: Nursery, tmp_path: Path, accumulate: int):
     common = ["trainer.max_steps=8", "trainer.checkpoint_every=3", f"trainer.accumulate_grad_batches={accumulate}"]
+    common += ["data.batch_size=4"]
     whole = train(resolve(smoke(*common, f"run_dir={tmp_path / 'whole'}")))
     killed = tmp_path / "killed"
-    command = [sys.executable, "-m", "llava_mini", "train", *smoke(*common, f"run_dir={killed}")]
     for lines in (4 * accumulate, 7 * accumulate):
-        ended = subprocess.run([*command[:1], "-c", KILLS_ITSELF, str(lines), *command[3:]], cwd=ROOT, check=False)
-        assert ended.returncode == -signal.SIGKILL
+        status, said = nursery.call("train", *smoke(*common, f"run_dir={killed}"), killed_after=lines)
+        assert status == -signal.SIGKILL, said
     train(resolve(smoke(*common, f"run_dir={killed}")))
     assert history(killed) == history(whole)
     results = [json.loads((folder / "result.json").read_text()) for folder in (whole, killed)]
@@ -133,13 +115,13 @@ def from_readme(language: str, word: str) -> str:
     return next(block for block in blocks if word in block)
 
 
-def test_a_compressor_of_ones_own_is_two_files_and_no_edit(smoke, llava_mini, tmp_path: Path):
+def test_a_compressor_of_ones_own_is_two_files_and_no_edit(smoke, nursery: Nursery, tmp_path: Path):
     (tmp_path / "own" / "compressor").mkdir(parents=True)
     (tmp_path / "own" / "max_pool.py").write_text(from_readme("python", "class MaxPoolCompressor"))
     (tmp_path / "own" / "compressor" / "max_pool.yaml").write_text(from_readme("yaml", "max_pool."))
     arguments = smoke("compressor=max_pool", "compressor.C=2", "trainer.max_steps=1", "trainer.val_every=1")
-    done = llava_mini("--config-dir", str(tmp_path / "own"), "train", *arguments)
-    assert done.returncode == 0, done.stderr
+    status, said = nursery.call("--config-dir", str(tmp_path / "own"), "train", *arguments)
+    assert status == 0, said
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["compressor"], result["tokens"], result["status"]) == ("max_pool", 4, "finished")
 

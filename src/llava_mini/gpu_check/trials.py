@@ -87,7 +87,7 @@ TRIALS = (
 )  # fmt: skip
 # The same ways in the tiny world's shape: they show on a CPU that the command works, and nothing about a GPU.
 TINY_TRIALS = (
-    Trial("tiny full", "tiny", FULL, 2, limit_gib=None, optimizer="adamw", savers=_NO_SAVERS, text_tokens=40),
-    Trial("tiny LoRA", "tiny", LORA, 2, limit_gib=None, text_tokens=40),
     Trial("tiny QLoRA", "tiny", {**QLORA, "prefusion": "lora"}, 2, limit_gib=None, text_tokens=40),
+    Trial("tiny LoRA", "tiny", LORA, 2, limit_gib=None, text_tokens=40),
+    Trial("tiny full", "tiny", FULL, 2, limit_gib=None, optimizer="adamw", savers=_NO_SAVERS, text_tokens=40),
 )

@@ -19,7 +19,6 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
-from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from llava_mini.batch import VLMBatch
 from llava_mini.errors import UserError
@@ -28,6 +27,7 @@ from llava_mini.finetune import adapted_parts, num_parameters, trains
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.stages.metrics import KindAccuracy, correct_answers
 from llava_mini.stages.optimizers import build_optimizer
+from llava_mini.stages.schedule import warmup_and_cosine
 from llava_mini.stages.sharding import shard
 
 PARTS = ("vision_tower", "projector", "compressor", "prefusion", "language_model")
@@ -165,10 +165,7 @@ class VLMStage(LightningModule, ABC):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = self.parameter_groups()
         optimizer = build_optimizer(self.optimizer, groups, self.betas, self.device)
-        steps = self.trainer.max_steps
-        scheduler = get_cosine_with_min_lr_schedule_with_warmup(
-            optimizer, round(self.warmup_ratio * steps), steps, min_lr_rate=self.min_lr_ratio
-        )
+        scheduler = warmup_and_cosine(optimizer, self.warmup_ratio, self.trainer.max_steps, self.min_lr_ratio)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: VLMBatch, batch_idx: int) -> Tensor:

@@ -14,9 +14,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
-from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+from transformers import PreTrainedModel
 
 from llava_mini.models.vision_tower import encode_views
+from llava_mini.stages.schedule import warmup_and_cosine
 
 IGNORE = -100
 
@@ -77,8 +78,7 @@ class VisionPretrainingStage(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
-        steps = self.trainer.max_steps
-        scheduler = get_cosine_schedule_with_warmup(optimizer, round(self.warmup_ratio * steps), steps)
+        scheduler = warmup_and_cosine(optimizer, self.warmup_ratio, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _shared_step(self, batch: tuple[Tensor, dict[str, Tensor]], split: str) -> tuple[Tensor, dict[str, Tensor]]:

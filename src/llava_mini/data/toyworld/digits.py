@@ -13,7 +13,6 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.datasets import load_digits
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -39,6 +38,8 @@ class DigitBank:
 @cache
 def digit_bank(split: Split) -> DigitBank:
     """The digits of `split`, enlarged from 8x8 to 12x12 pixels."""
+    from sklearn.datasets import load_digits  # half a second, for those alone that make scenes
+
     data = load_digits()
     # RandomState's stream is frozen by numpy's policy, so the split cannot move with a new version.
     order = np.random.RandomState(0).permutation(len(data.target))
