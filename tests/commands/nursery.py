@@ -14,12 +14,13 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from transformers import get_cosine_schedule_with_warmup
 
 from llava_mini.cli import main
-from llava_mini.commands import train  # what takes long to load
+from llava_mini.commands import train
 from llava_mini.stages.callbacks import History
 
-assert train
+assert train and get_cosine_schedule_with_warmup  # what takes long to load
 torch.set_num_threads(1)
 
 

@@ -27,7 +27,6 @@ from llava_mini.finetune import adapted_parts, num_parameters, trains
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.stages.metrics import KindAccuracy, correct_answers
 from llava_mini.stages.optimizers import build_optimizer
-from llava_mini.stages.schedule import warmup_and_cosine
 from llava_mini.stages.sharding import shard
 
 PARTS = ("vision_tower", "projector", "compressor", "prefusion", "language_model")
@@ -163,9 +162,14 @@ class VLMStage(LightningModule, ABC):
             shard(self.model, self.trainer.strategy.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        from transformers import get_cosine_with_min_lr_schedule_with_warmup  # brings transformers' Trainer along: seconds
+
         groups = self.parameter_groups()
         optimizer = build_optimizer(self.optimizer, groups, self.betas, self.device)
-        scheduler = warmup_and_cosine(optimizer, self.warmup_ratio, self.trainer.max_steps, self.min_lr_ratio)
+        steps = self.trainer.max_steps
+        scheduler = get_cosine_with_min_lr_schedule_with_warmup(
+            optimizer, round(self.warmup_ratio * steps), steps, min_lr_rate=self.min_lr_ratio
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: VLMBatch, batch_idx: int) -> Tensor:

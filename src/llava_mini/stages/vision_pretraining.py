@@ -17,7 +17,6 @@ from torchmetrics.classification import MulticlassAccuracy
 from transformers import PreTrainedModel
 
 from llava_mini.models.vision_tower import encode_views
-from llava_mini.stages.schedule import warmup_and_cosine
 
 IGNORE = -100
 
@@ -77,8 +76,11 @@ class VisionPretrainingStage(LightningModule):
         self.log_dict(self.accuracy)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        from transformers import get_cosine_schedule_with_warmup  # brings transformers' Trainer along: seconds
+
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
-        scheduler = warmup_and_cosine(optimizer, self.warmup_ratio, self.trainer.max_steps)
+        steps = self.trainer.max_steps
+        scheduler = get_cosine_schedule_with_warmup(optimizer, round(self.warmup_ratio * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _shared_step(self, batch: tuple[Tensor, dict[str, Tensor]], split: str) -> tuple[Tensor, dict[str, Tensor]]:
