@@ -162,7 +162,7 @@ class VLMStage(LightningModule, ABC):
             shard(self.model, self.trainer.strategy.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        from transformers import get_cosine_with_min_lr_schedule_with_warmup  # brings transformers' Trainer along: seconds
+        from transformers import get_cosine_with_min_lr_schedule_with_warmup  # brings its Trainer along
 
         groups = self.parameter_groups()
         optimizer = build_optimizer(self.optimizer, groups, self.betas, self.device)

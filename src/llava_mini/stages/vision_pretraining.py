@@ -76,7 +76,7 @@ class VisionPretrainingStage(LightningModule):
         self.log_dict(self.accuracy)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        from transformers import get_cosine_schedule_with_warmup  # brings transformers' Trainer along: seconds
+        from transformers import get_cosine_schedule_with_warmup  # brings its Trainer along
 
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         steps = self.trainer.max_steps
