@@ -22,6 +22,7 @@ from llava_mini.inference.long_context import extend_context
 from llava_mini.inference.looking import Progress
 from llava_mini.inference.prompts import prompt_of, user_message
 from llava_mini.inference.session import Session
+from llava_mini.inference.session_file import checksum
 
 QUESTIONS = ["how many circle objects", "what color is the square", "is there a triangle"]
 LENGTH = 6
@@ -349,9 +350,27 @@ def test_a_damaged_session_is_refused(asked: Any, tmp_path: Path, name: str) -> 
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
         metadata = file.metadata()
     DAMAGES[name](tensors, facts)
-    save_file(tensors, path, metadata={**metadata, "facts": json.dumps(facts)})
-    with pytest.raises(UserError, match="the session is damaged"):
+    told = json.dumps(facts)
+    save_file(tensors, path, metadata={**metadata, "facts": told, "crc32": checksum(told, tensors)})
+    with pytest.raises(UserError, match="the session is damaged: (?!what is in it)"):
         Session.load(path, *asked, keep=keep)
+
+
+@torch.no_grad()
+def test_a_flipped_bit_anywhere_is_noticed(asked: Any, tmp_path: Path) -> None:
+    path = tmp_path / "seen"
+    session = Session(*asked, keep=Keep(kv_budget=0))
+    session.look(clip(2, 3))
+    session.save(path)
+    whole = path.read_bytes()
+    for place in [*range(0, len(whole), len(whole) // 60), len(whole) - 1]:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        with pytest.raises(UserError) as error:
+            Session.load(path, *asked)
+        assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value), place
+    assert "the session is damaged: what is in it is not what was saved" in str(error.value)
+    path.write_bytes(whole)
+    Session.load(path, *asked)
 
 
 @torch.no_grad()
