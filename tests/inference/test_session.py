@@ -280,6 +280,23 @@ def test_files_that_are_no_session_of_this_model(asked: Any, make_model: Any, tm
         session.save(tmp_path / "no" / "folder")
 
 
+@torch.no_grad()
+def test_only_a_session_is_overwritten(asked: Any, tmp_path: Path) -> None:
+    session = Session(*asked)
+    session.look(picture(1))
+    session.save(tmp_path / "seen")
+    session.look(picture(2))
+    session.save(tmp_path / "seen")
+    assert Session.load(tmp_path / "seen", *asked).looks == session.looks
+    (tmp_path / "note").write_text("keep me")
+    save_file({"weight": torch.ones(2)}, tmp_path / "weights")
+    for name in ("note", "weights"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(UserError, match=f"{name}: there is such a file, and it is no session"):
+            session.save(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -195,7 +195,7 @@ class Session:
         """Write what was looked at, to be asked again without it; questions and answers are not written.
 
         Raises:
-            UserError: the file cannot be written.
+            UserError: the file cannot be written, or is there and no session.
         """
         from llava_mini.inference.session_file import save
 

@@ -75,10 +75,11 @@ def save(session: Session, path: Path) -> None:
     """Write a session, whole or not at all.
 
     Raises:
-        UserError: nothing was looked at, or the file cannot be written.
+        UserError: nothing was looked at, the file is there and no session, or it cannot be written.
     """
     if not session.looks:
         raise UserError(f"{path}: nothing was looked at, so there is nothing to save")
+    check_replaceable(path)
     tensors: dict[str, Tensor] = {}
     for number, chunk in enumerate(session.store.chunks):
         tensors[f"{number}.tokens"] = chunk.tokens.cpu().contiguous()
@@ -129,7 +130,7 @@ def checksum(facts: str, tensors: Mapping[str, Tensor]) -> str:
     found = zlib.crc32(facts.encode())
     for name, tensor in sorted(tensors.items()):
         found = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), found)
-        found = zlib.crc32(tensor.flatten().view(torch.uint8).numpy(), found)
+        found = zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data, found)
     return f"{found:08x}"
 
 
