@@ -189,5 +189,18 @@ def check_card(card: Card, arch_list: Sequence[str], precision: str) -> None:
         )
 
 
+def card_to_measure() -> Card:
+    """The first card, for commands that measure one.
+
+    Raises:
+        UserError: torch finds none, or cannot drive it, or it has no bfloat16.
+    """
+    if not torch.cuda.is_available():
+        raise UserError("torch finds no GPU here; --tiny tries the command on the CPU")
+    card = find_cards()[0]
+    check_card(card, torch.cuda.get_arch_list(), "bf16-mixed")
+    return card
+
+
 def _dotted(capability: tuple[int, int]) -> str:
     return f"{capability[0]}.{capability[1]}"
