@@ -471,6 +471,9 @@ def test_an_hd_image_and_a_video_in_one_session(make_asked: Any) -> None:
     alone = prompt_of(asked[1], [user_message(QUESTIONS[0], ["image", "video"])])
     expected = reference(asked, alone, [picture(1)], [clip(2, 2)])
     assert session.ask(QUESTIONS[0], max_new_tokens=LENGTH) == expected
+    tokens = session.store.tokens_by_item()
+    assert tokens == {0: asked[0].tokens_per_frame(5), 1: 2 * asked[0].tokens_per_frame(1)}
+    assert tokens.total() == len(session.store.tokens())
 
 
 @pytest.mark.parametrize("changes", [{"num_fusion_layers": 0}, {"fuse_compressed_tokens": False}])

@@ -23,7 +23,7 @@ def check_room(store: FrameStore, cache: SessionCache, frames: int, views: int) 
     """
     model = store.model
     shape = FrameShape.of(model.config, model.tokens_per_frame(views), views)
-    held = sum(chunk.tokens.shape[0] * chunk.tokens.shape[1] for chunk in store.chunks)
+    held = store.tokens_by_item().total()
     room = max(0, context_tokens(model.config) - held)
     if frames * shape.tokens > room:
         raise UserError(
