@@ -242,8 +242,8 @@ class Session:
         shown = sum(turn.looks for turn in earlier)
         turns = [*earlier, Turn(len(self.looks) - shown, question, None)]
         tokens = self.store.tokens_by_item()
-        kinds = [look.kind for look in self.looks]
-        prompt = build_prompt(self.processor, turns, kinds, [tokens[item] for item in range(len(kinds))])
+        counts = [tokens[item] for item in range(len(self.looks))]
+        prompt = build_prompt(self.processor, turns, [look.kind for look in self.looks], counts)
         check_length(self.model.config, len(prompt.ids) + max_new_tokens)
         check_prompt(self.store, self.cache, len(prompt.ids) + max_new_tokens)
         return prompt
