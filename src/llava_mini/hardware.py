@@ -63,6 +63,14 @@ def find_cards() -> list[Card]:
         return []  # a driver that does not answer is no card that can be used
 
 
+def memory_text(size: int) -> str:
+    """Bytes of memory for people: 1.50 GiB; in MiB or KiB what would be less than a hundredth."""
+    for power, unit in ((30, "GiB"), (20, "MiB")):
+        if abs(size) >= 0.01 * 2**power:
+            return f"{size / 2**power:.2f} {unit}"
+    return f"{size / 2**10:.2f} KiB"
+
+
 def free_bytes(device: torch.device) -> int:
     """Memory of a device that can still be had.
 
