@@ -1,6 +1,6 @@
 """What the commands that measure on a GPU have in common: their flags, and what is seen to before they begin.
 
-It needs torch alone.
+It needs no package that a GPU machine may lack.
 """
 
 from __future__ import annotations
