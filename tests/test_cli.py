@@ -122,6 +122,30 @@ def test_a_tracker_that_is_not_installed_is_one_line_before_anything_is_made(
     assert not list(elsewhere.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "asked", "otherwise"),
+    [
+        (["sweep", "experiment=smoke"], "tracking.enabled=true", "tracking.enabled=false"),
+        (["bench", "flops"], "bench flops", "--no-mlflow"),
+        (["bench", "latency"], "bench latency", "--no-mlflow"),
+        (["bench", "memory"], "bench memory", "--no-mlflow"),
+    ],
+)
+def test_sweeps_and_benches_without_a_tracker_are_one_line(
+    elsewhere: Path,
+    capfd: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    asked: str,
+    otherwise: str,
+):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    assert main(arguments) == 2
+    told = capfd.readouterr().err
+    assert told == f"llava-mini: {asked}: mlflow is not installed: pip install mlflow; or {otherwise}\n"
+    assert not list(elsewhere.iterdir())
+
+
 def test_bars_of_transformers_are_for_terminals():
     ask = "import transformers.utils.logging as told; sys.exit(told.is_progress_bar_enabled())"
     code = f"import sys; from llava_mini.cli import main; main(['compare', 'nowhere']); {ask}"

@@ -6,15 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from llava_mini import hardware
 from llava_mini.errors import UserError
 from llava_mini.hardware import (
     Card,
     _free_in_groups,
     build_for,
+    card_to_measure,
     check_card,
     drives,
     free_bytes,
     has_bf16,
+    memory_text,
     parse_cards,
 )
 
@@ -119,3 +122,33 @@ def test_free_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for fraction, expected in ((1.0, 600), (0.5, 300), (0.1, 0)):
         monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _device, value=fraction: value)
         assert free_bytes(torch.device("cuda")) == expected
+
+
+def test_the_card_to_measure_is_one_that_torch_drives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="torch finds no GPU here; --tiny"):
+        card_to_measure()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: CU126)
+    monkeypatch.setattr(hardware, "find_cards", lambda: [RTX_4090, V100])
+    assert card_to_measure() == RTX_4090
+    for card, message in ((RTX_5090, "is built for"), (V100, "has no bfloat16")):
+        monkeypatch.setattr(hardware, "find_cards", lambda card=card: [card])
+        with pytest.raises(UserError, match=message):
+            card_to_measure()
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (3 * 2**29, "1.50 GiB"),
+        (11 * 2**20, "0.01 GiB"),
+        (10 * 2**20, "10.00 MiB"),
+        (11 * 2**10, "0.01 MiB"),
+        (10 * 2**10, "10.00 KiB"),
+        (0, "0.00 KiB"),
+        (-(2**30), "-1.00 GiB"),
+    ],
+)
+def test_memory_is_told_in_units_that_show_it(size: int, text: str) -> None:
+    assert memory_text(size) == text

@@ -13,11 +13,10 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from llava_mini.spool import Spool
+from llava_mini.spool import Spool, close_run
 from llava_mini.tracking import (
     EXPERIMENT,
     Tracker,
-    close_run,
     flatten,
     flush_spools,
     init_tracking,

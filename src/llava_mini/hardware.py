@@ -63,6 +63,14 @@ def find_cards() -> list[Card]:
         return []  # a driver that does not answer is no card that can be used
 
 
+def memory_text(size: int) -> str:
+    """Bytes of memory for people: 1.50 GiB; in MiB or KiB what would be less than a hundredth."""
+    for power, unit in ((30, "GiB"), (20, "MiB")):
+        if abs(size) >= 0.01 * 2**power:
+            return f"{size / 2**power:.2f} {unit}"
+    return f"{size / 2**10:.2f} KiB"
+
+
 def free_bytes(device: torch.device) -> int:
     """Memory of a device that can still be had.
 
@@ -187,6 +195,19 @@ def check_card(card: Card, arch_list: Sequence[str], precision: str) -> None:
             f"trainer.precision={precision}: {card} has no bfloat16;"
             " allowed are 16-mixed (hardware=v100_32gb) and 32-true"
         )
+
+
+def card_to_measure() -> Card:
+    """The first card, for commands that measure one.
+
+    Raises:
+        UserError: torch finds none, or cannot drive it, or it has no bfloat16.
+    """
+    if not torch.cuda.is_available():
+        raise UserError("torch finds no GPU here; --tiny tries the command on the CPU")
+    card = find_cards()[0]
+    check_card(card, torch.cuda.get_arch_list(), "bf16-mixed")
+    return card
 
 
 def _dotted(capability: tuple[int, int]) -> str:

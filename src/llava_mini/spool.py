@@ -14,14 +14,31 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from llava_mini.errors import UserError
 from llava_mini.files import write_json
 
 LINES_A_CALL = 100
 
 Kind = Literal["params", "metrics", "tags", "status"]
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+def check_tracker(key: str, otherwise: str) -> None:
+    """See that MLflow is installed, without the seconds that importing it takes.
+
+    Args:
+        key: What asks for it, for the message.
+        otherwise: How to do without.
+
+    Raises:
+        UserError: it is not.
+    """
+    if find_spec("mlflow") is None:
+        raise UserError(f"{key}: mlflow is not installed: pip install mlflow; or {otherwise}")
 
 
 @dataclass(frozen=True)
@@ -158,6 +175,13 @@ class Spool:
         with (self.folder / "tracking.lock").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
+
+
+def close_run(folder: Path, status: Status) -> None:
+    """Notes how a run ended that could not say so itself (it was killed); `tracking.flush_spools` sends it."""
+    spool = Spool(folder)
+    if spool.origin() is not None:
+        spool.append("status", {"status": status})
 
 
 def _grouped(lines: Iterator[tuple[Line, int]]) -> Iterator[tuple[list[Line], int]]:

@@ -16,9 +16,9 @@ import threading
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from llava_mini.spool import Kind, Line, Origin, Spool
+from llava_mini.spool import Kind, Line, Origin, Spool, Status
 
 # mlflow reads these when it is imported. One quick attempt each: the spool is what tries again.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -33,7 +33,6 @@ log = logging.getLogger("llava_mini.tracking")
 
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 EXPERIMENT = "llava-mini"
-Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 # What no repetition can mend. Such a line is dropped with a warning, else it would hold back all that follow.
 _REJECTED = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}
@@ -78,13 +77,6 @@ def flush_spools(folders: Iterable[Path], uri: str | None = None, parent_run_id:
         if not _deliver(spool):
             break
     return sum(spool.pending() for spool in spools)
-
-
-def close_run(folder: Path, status: Status) -> None:
-    """Notes how a run ended that could not say so itself (it was killed); `flush_spools` sends it."""
-    spool = Spool(folder)
-    if spool.origin() is not None:
-        spool.append("status", {"status": status})
 
 
 class Tracker:

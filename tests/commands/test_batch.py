@@ -6,15 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.data.test_video import clip
 from tests.inference.conftest import make_asked, model_folder, pictures
 
 from llava_mini.cli import main
+from llava_mini.commands.batch import _DESCRIPTION
+from llava_mini.inference import batch
+from llava_mini.inference.cache import SessionCache
 
-__all__ = ["make_asked", "model_folder", "pictures"]  # fixtures
+__all__ = ["clip", "make_asked", "model_folder", "pictures"]  # fixtures
 KINDS = ("star", "ring", "box", "circle", "cross")
 
 
@@ -67,6 +72,38 @@ def test_a_run_that_is_killed_goes_on_and_answers_as_one_that_was_not(
     assert killed.read_bytes().startswith(kept[:last]), "what was answered stays"
     assert main([*asked, str(killed)]) == 0
     assert capsys.readouterr().out == f"50 answered, 10 failed (60 of them earlier); {killed}\n"
+
+
+def test_more_frames_than_the_model_was_trained_for_are_answered_as_by_ask(
+    model_folder: Path,
+    clip: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert f"more than {batch.MOST_FRAMES} frames" in _DESCRIPTION.replace("\n", " ")
+    bits, original = [], SessionCache.__init__
+
+    def made(self: SessionCache, *given: Any) -> None:
+        bits.append(given[1])
+        original(self, *given)
+
+    monkeypatch.setattr(SessionCache, "__init__", made)
+    monkeypatch.setattr(batch, "MOST_FRAMES", 40)
+    question, path = "what moved", clip(300)
+    (tmp_path / "in.jsonl").write_text(json.dumps({"id": "film", "video": str(path), "question": question}) + "\n")
+    asked = ["--fps", "10", "--max-new-tokens", "6"]
+    scaled = [*asked, "--context", "2000", "--kv-bits", "4"]
+    found = []
+    for name, flags in (("short.jsonl", asked), ("long.jsonl", scaled)):
+        given = ["--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / name)]
+        assert main(["batch", str(model_folder), *given, *flags]) == 0
+        found.append(records(tmp_path / name)["film"])
+    assert "the language model reads 256; " in found[0]["error"] and "--context" in found[0]["error"]
+    capsys.readouterr()
+    assert main(["ask", str(model_folder), "--video", str(path), "--question", question, *scaled]) == 0
+    assert capsys.readouterr().out.strip() == found[1]["answer"]
+    assert set(bits) == {4}
 
 
 def test_mistakes_are_one_line_and_leave_no_file(

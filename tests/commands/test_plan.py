@@ -42,10 +42,17 @@ def test_json_is_one_object_with_what_is_promised(planned: Callable) -> None:
     assert found["seconds"] < 20
 
 
+def test_what_a_tiny_model_takes_is_told_in_units_that_show_it(planned: Callable) -> None:
+    _, out, _ = planned("data.batch_size=1", "--text-tokens", "20", *THIN)
+    sizes = [line.split()[-2:] for line in out.splitlines() if line.endswith("iB")]
+    assert {unit for _, unit in sizes} >= {"MiB"} and len(sizes) > 5
+    assert all(float(size) >= 0.01 for size, _ in sizes)
+
+
 def test_strict_refuses_in_one_line_what_does_not_fit(planned: Callable) -> None:
     status, out, err = planned("--strict", "data.batch_size=64", "--text-tokens", "200", *SMALL_CARD)
     assert status == 2
-    assert "does not fit" in err and "0.6 GiB of it CUDA's context" in err and err.count("\n") == 1
+    assert "does not fit" in err and "0.62 GiB of it CUDA's context" in err and err.count("\n") == 1
     assert "savers.checkpointing=true" in out
 
 

@@ -124,7 +124,7 @@ def test_a_clip_shorter_than_a_period_gives_its_middle_frame(clip: MakeClip, fra
 @pytest.mark.parametrize(
     ("name", "codec"),
     [("a.mp4", "libx264"), ("a.mov", "mpeg4"), ("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mpeg4"),
-     ("a.ts", "libx264"), ("a.mpg", "mpeg2video"), ("a.flv", "flv"), ("a.wmv", "wmv2")],
+     ("a.ts", "libx264"), ("a.m2ts", "mpeg2video"), ("a.mpg", "mpeg2video"), ("a.flv", "flv"), ("a.wmv", "wmv2")],
 )  # fmt: skip
 def test_containers_agree(clip: MakeClip, name: str, codec: str) -> None:
     """Frames that are stored in another order than shown too, which libx264 does by default."""
@@ -341,6 +341,18 @@ def test_a_video_that_is_cut_off_is_refused(clip: MakeClip, name: str, muxing: d
         path.write_bytes(raw[:cut])
         with pytest.raises(SampleError, match=r"cannot be read|cut off|stops after|without frames|no video in"):
             numbers(path)
+
+
+@pytest.mark.parametrize(("name", "packet", "rest"), [("a.ts", 188, 1), ("a.ts", 188, 187), ("a.m2ts", 192, 100)])
+def test_a_transport_stream_that_ends_in_a_packet_is_refused(clip: MakeClip, name: str, packet: int, rest: int) -> None:
+    path = clip(60, name=name, codec="mpeg2video")
+    raw = path.read_bytes()
+    assert len(raw) % packet == 0 and len(numbers(path)) == 6
+    path.write_bytes(raw + bytes(rest))  # no packet: something that was added
+    assert len(numbers(path)) == 6
+    path.write_bytes(raw[: len(raw) * 6 // 10 // packet * packet + rest])
+    with pytest.raises(SampleError, match="video is cut off"):
+        numbers(path)
 
 
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])

@@ -78,6 +78,19 @@ def test_without_a_gpu_it_says_so(monkeypatch, capsys) -> None:
     assert "gpu-bench: torch finds no GPU here; --tiny tries the command on the CPU" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--out", "/dev/null/x"], "--out /dev/null/x: no folder that can be written (Not a directory)"),
+        (["--seconds", "nan"], "--seconds nan: allowed are 0 to 86400"),
+        (["--seconds", "-1"], "--seconds -1: allowed are 0 to 86400"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], told: str, capsys, tmp_path: Path) -> None:
+    assert gpu_bench.main(["--tiny", "--out", str(tmp_path), *arguments]) == 2
+    assert capsys.readouterr().err == f"gpu-bench: {told}\n"
+
+
 def test_a_part_that_fails_or_lasts_is_told() -> None:
     [row] = gpu_bench._part("decoding", 0.01, tiny=True)
     assert row == {"task": "decoding", "status": "ended: no time left"}

@@ -22,6 +22,7 @@ from llava_mini.inference.long_context import extend_context
 from llava_mini.inference.looking import Progress
 from llava_mini.inference.prompts import prompt_of, user_message
 from llava_mini.inference.session import Session
+from llava_mini.inference.session_file import checksum
 
 QUESTIONS = ["how many circle objects", "what color is the square", "is there a triangle"]
 LENGTH = 6
@@ -282,6 +283,23 @@ def test_files_that_are_no_session_of_this_model(asked: Any, make_model: Any, tm
         session.save(tmp_path / "no" / "folder")
 
 
+@torch.no_grad()
+def test_only_a_session_is_overwritten(asked: Any, tmp_path: Path) -> None:
+    session = Session(*asked)
+    session.look(picture(1))
+    session.save(tmp_path / "seen")
+    session.look(picture(2))
+    session.save(tmp_path / "seen")
+    assert Session.load(tmp_path / "seen", *asked).looks == session.looks
+    (tmp_path / "note").write_text("keep me")
+    save_file({"weight": torch.ones(2)}, tmp_path / "weights")
+    for name in ("note", "weights"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(UserError, match=f"{name}: there is such a file, and it is no session"):
+            session.save(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -352,9 +370,27 @@ def test_a_damaged_session_is_refused(asked: Any, tmp_path: Path, name: str) -> 
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
         metadata = file.metadata()
     DAMAGES[name](tensors, facts)
-    save_file(tensors, path, metadata={**metadata, "facts": json.dumps(facts)})
-    with pytest.raises(UserError, match="the session is damaged"):
+    told = json.dumps(facts)
+    save_file(tensors, path, metadata={**metadata, "facts": told, "crc32": checksum(told, tensors)})
+    with pytest.raises(UserError, match="the session is damaged: (?!what is in it)"):
         Session.load(path, *asked, keep=keep)
+
+
+@torch.no_grad()
+def test_a_flipped_bit_anywhere_is_noticed(asked: Any, tmp_path: Path) -> None:
+    path = tmp_path / "seen"
+    session = Session(*asked, keep=Keep(kv_budget=0))
+    session.look(clip(2, 3))
+    session.save(path)
+    whole = path.read_bytes()
+    for place in [*range(0, len(whole), len(whole) // 60), len(whole) - 1]:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        with pytest.raises(UserError) as error:
+            Session.load(path, *asked)
+        assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value), place
+    assert "the session is damaged: what is in it is not what was saved" in str(error.value)
+    path.write_bytes(whole)
+    Session.load(path, *asked)
 
 
 @torch.no_grad()
@@ -438,6 +474,9 @@ def test_an_hd_image_and_a_video_in_one_session(make_asked: Any) -> None:
     alone = prompt_of(asked[1], [user_message(QUESTIONS[0], ["image", "video"])])
     expected = reference(asked, alone, [picture(1)], [clip(2, 2)])
     assert session.ask(QUESTIONS[0], max_new_tokens=LENGTH) == expected
+    tokens = session.store.tokens_by_item()
+    assert tokens == {0: asked[0].tokens_per_frame(5), 1: 2 * asked[0].tokens_per_frame(1)}
+    assert tokens.total() == len(session.store.tokens())
 
 
 @pytest.mark.parametrize("changes", [{"num_fusion_layers": 0}, {"fuse_compressed_tokens": False}])

@@ -56,6 +56,7 @@ def sweep(standin: ModuleType, tmp_path: Path) -> Callable[..., tuple[int, list[
             code_version=code_version,
             commit="c0ffee",
             tracker_uri=tracker_uri,
+            experiment="sweeps",
             say=lines.append,
         )
         return status, lines

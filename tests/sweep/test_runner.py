@@ -23,6 +23,7 @@ SWEEP_PROCESS = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {standin_folder!r})
+sys.modules["mlflow"] = None  # what tracks nothing does without it
 from standin import CODE_VERSION, resolve
 from llava_mini.sweep.grid import expand
 from llava_mini.sweep.launcher import LocalLauncher
@@ -30,7 +31,7 @@ from llava_mini.sweep.runner import run_sweep
 sys.exit(run_sweep(
     expand(sys.argv[2:], resolve), arguments=sys.argv[2:], sweep_dir=Path(sys.argv[1]),
     launcher=LocalLauncher(max_parallel=2), command=[sys.executable, {standin!r}], code_version=CODE_VERSION,
-    commit="c0ffee", tracker_uri=None,
+    commit="c0ffee", tracker_uri=None, experiment="sweeps",
 ))
 """
 

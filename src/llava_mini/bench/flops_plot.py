@@ -8,11 +8,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from llava_mini.bench.bars import BLUE, INK, PALE, style_bars
 from llava_mini.bench.flop_rows import BASE, MINI, TERA, Row, find
 from llava_mini.bench.flops import PARTS
 
-_COLOURS = ("#0072B2", "#CC79A7", "#F0E442", "#009E73", "#b6bcc6")  # Okabe and Ito's, grey for the language model
-_GREY, _INK = "#6b7280", "#1f2937"
+_COLOURS = (BLUE, "#CC79A7", "#F0E442", "#009E73", PALE)  # Okabe and Ito's, grey for the language model
 _ASKED = {"image": ("standard", 1), "HD image": ("hd", 1), "video of 16 frames": ("standard", 16)}
 _BARS: dict[str, tuple[str, dict[str, Any]]] = {
     "ours, later question": (MINI, {"order": "exact", "cached": True}),
@@ -28,7 +28,7 @@ def draw(found: list[Row], path: Path) -> None:
     for axes, (title, (resolution, frames)) in zip(figure.subplots(1, 3, sharey=True), _ASKED.items(), strict=True):
         chosen = [find(found, model, resolution, frames, **which) for model, which in _BARS.values()]
         _bars(axes, f"{title}, TFLOP", chosen)
-    figure.axes[0].set_yticks(range(len(_BARS)), list(_BARS), fontsize=9.5, color=_INK)
+    figure.axes[0].set_yticks(range(len(_BARS)), list(_BARS), fontsize=9.5, color=INK)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
         handles, [label.replace("_", " ") for label in labels], loc="outside lower right", ncols=len(PARTS),
@@ -45,11 +45,8 @@ def _bars(axes: Axes, title: str, chosen: list[Row]) -> None:
         left = [start + width for start, width in zip(left, widths, strict=True)]
     for number, total in enumerate(left):
         axes.annotate(
-            f"{total:.2f}", (total, number), (5, 0), textcoords="offset points", va="center", fontsize=9, color=_INK
+            f"{total:.2f}", (total, number), (5, 0), textcoords="offset points", va="center", fontsize=9, color=INK
         )
-    axes.set_title(title, loc="left", fontsize=10.5, weight="bold", color=_INK)
+    axes.set_title(title, loc="left", fontsize=10.5, weight="bold", color=INK)
     axes.set_xlim(0, 1.2 * max(left))
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_GREY)
-    axes.tick_params(axis="x", colors=_GREY, labelsize=8.5)
-    axes.tick_params(axis="y", length=0)
+    style_bars(axes)

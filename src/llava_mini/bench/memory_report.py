@@ -1,4 +1,4 @@
-"""What `llava-mini bench memory` found: table, figures, picture, and a run in MLflow."""
+"""What `llava-mini bench memory` found: table, figures for machines and for MLflow, picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from llava_mini.bench.memory import SessionPlan, VisualState, table
 from llava_mini.bench.peak_memory import LLAVA, OURS, OURS_KV, Point
-from llava_mini.bench.record import told, track, write
+from llava_mini.bench.record import told, write
 from llava_mini.files import atomic_path
 
 _COLOURS = {LLAVA: "#b6bcc6", OURS_KV: "#56b4e9", OURS: "#0072b2"}  # the blues are Okabe and Ito's
@@ -20,7 +20,7 @@ _COLOURS = {LLAVA: "#b6bcc6", OURS_KV: "#56b4e9", OURS: "#0072b2"}  # the blues 
 def write_memory(
     folder: Path, states: list[VisualState], plans: list[SessionPlan], points: Sequence[Point], about: dict[str, Any]
 ) -> str:
-    """Write memory.md, memory.json and memory.png, and log to MLflow.
+    """Write memory.md, memory.json and memory.png.
 
     Returns:
         The text of memory.md.
@@ -36,7 +36,6 @@ def write_memory(
     write(folder, "memory", found, text)
     with atomic_path(folder / "memory.png") as path:
         _draw(points, path)
-    track("memory", about, _metrics(plans, points))
     return text
 
 
@@ -66,7 +65,8 @@ def _draw(points: Sequence[Point], path: Path) -> None:
     figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
 
 
-def _metrics(plans: Sequence[SessionPlan], points: Sequence[Point]) -> dict[str, Any]:
+def metrics(plans: Sequence[SessionPlan], points: Sequence[Point]) -> dict[str, Any]:
+    """For MLflow: frames that fit, bytes of sessions, measured peaks."""
     sessions = {f"{plan.model} {plan.weights} {plan.bits or 16} bits".translate(_PLAIN): plan for plan in plans}
     return {
         "largest_frames": {name: plan.largest for name, plan in sessions.items()},

@@ -8,12 +8,11 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from llava_mini.bench.bars import BLUE, GREY, INK, PALE, style_bars
 from llava_mini.bench.data_path import OWN, OWN_SMALL, Findings
 from llava_mini.bench.report import ORDER
 from llava_mini.bench.stopwatch import Spread
 
-_OURS, _THEIRS = "#0072B2", "#b6bcc6"  # the blue is Okabe and Ito's
-_GREY, _INK = "#6b7280", "#1f2937"
 _ROWS = ORDER[::-1]  # bars are drawn from below
 
 
@@ -24,27 +23,24 @@ def draw(found: Findings, path: Path) -> None:
     costs = [[cost.cpu for cost in found.costs[name]] for name in _ROWS]
     _bars(time, "CPU-milliseconds a sample", [Spread.of(values).median for values in costs], "{:.2f}")
     for row, values in enumerate(costs):
-        time.plot(values, [row] * len(values), "o", color=_INK, markersize=2.5, alpha=0.6)
+        time.plot(values, [row] * len(values), "o", color=INK, markersize=2.5, alpha=0.6)
     _bars(memory, "MiB of private memory while loading", [found.loading(name) for name in _ROWS], "{:.0f}")
-    time.set_yticks(range(len(_ROWS)), _ROWS, fontsize=9.5, color=_INK)
+    time.set_yticks(range(len(_ROWS)), _ROWS, fontsize=9.5, color=INK)
     figure.supxlabel(
-        "Bars: medians; dots: rounds. One process, one thread.", fontsize=8.5, color=_GREY, x=0.99, ha="right"
+        "Bars: medians; dots: rounds. One process, one thread.", fontsize=8.5, color=GREY, x=0.99, ha="right"
     )
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
 def _bars(axes: Axes, title: str, values: Sequence[float], shown: str) -> None:
-    colours = [_OURS if name in (OWN, OWN_SMALL) else _THEIRS for name in _ROWS]
+    colours = [BLUE if name in (OWN, OWN_SMALL) else PALE for name in _ROWS]
     axes.barh(range(len(_ROWS)), values, color=colours, height=0.66)
     for row, value in enumerate(values):
         axes.annotate(
-            shown.format(value), (value, row), (9, 0), textcoords="offset points", va="center", fontsize=9, color=_INK
+            shown.format(value), (value, row), (9, 0), textcoords="offset points", va="center", fontsize=9, color=INK
         )
-    axes.set_title(title, loc="left", fontsize=10.5, weight="bold", color=_INK)
+    axes.set_title(title, loc="left", fontsize=10.5, weight="bold", color=INK)
     axes.set_xlim(0, 1.15 * max(values))
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_GREY)
-    axes.tick_params(axis="x", colors=_GREY, labelsize=8.5)
-    axes.tick_params(axis="y", length=0)
+    style_bars(axes)
     axes.grid(axis="x", color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)

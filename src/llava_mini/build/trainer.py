@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from llava_mini.errors import UserError
 from llava_mini.hardware import check_card, find_cards
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.savers import apply_savers
+from llava_mini.spool import check_tracker
 from llava_mini.stages.base import VLMStage
 from llava_mini.stages.callbacks import Clock, History, Progress
 from llava_mini.stages.checkpointing import AtomicCheckpointIO
@@ -64,8 +64,8 @@ def check_training(config: Config) -> None:
     Raises:
         UserError: for a package that is not installed, or devices that are not there or that torch cannot drive.
     """
-    if config["tracking"]["enabled"] and find_spec("mlflow") is None:  # importing it takes seconds
-        raise UserError("tracking.enabled=true: mlflow is not installed: pip install mlflow; or tracking.enabled=false")
+    if config["tracking"]["enabled"]:
+        check_tracker("tracking.enabled=true", "tracking.enabled=false")
     finetune.check_packages(config["finetune"])
     check_optimizer(config["savers"]["optimizer"], "cuda" if uses_gpu(config) else "cpu")
     _check_hardware(config["trainer"], on_gpu=uses_gpu(config))

@@ -44,18 +44,25 @@ def parser_for(command: str, description: str, epilog: str = "") -> argparse.Arg
     parser.add_argument(
         "--config-dir", action="append", default=[], metavar="DIR", help="folder with the model's own compressor"
     )
+    parser.add_argument("--context", type=whole, metavar="TOKENS", help="scale the language model for so many tokens")
+    parser.add_argument("--scaling", default="yarn", help="how: linear, dynamic, yarn (default: yarn)")
+    parser.add_argument(
+        "--kv-bits", type=int, choices=(8, 4),
+        help="of what a session holds in the language model's cache (default: the model's type)",
+    )  # fmt: skip
     return parser
 
 
 def load_model(given: argparse.Namespace) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]:
-    """The model of a command line.
+    """The model of a command line, which reads as many tokens as that says.
 
     Raises:
-        UserError: there is none, or it cannot be loaded.
+        UserError: there is none, it cannot be loaded, or not be scaled so.
     """
     from transformers.utils import logging
 
     from llava_mini.inference.loading import load, model_fields
+    from llava_mini.inference.long_context import extend_context
 
     logging.disable_progress_bar()
     if given.config_dir:
@@ -65,7 +72,10 @@ def load_model(given: argparse.Namespace) -> tuple[LlavaMiniForConditionalGenera
             if not Path(folder).is_dir():
                 raise UserError(f"--config-dir {folder}: no such folder")
         import_own({"compressor": model_fields(given.model).get("compressor") or {}}, tuple(given.config_dir))
-    return load(given.model, device=given.device, dtype=given.dtype)
+    model, processor = load(given.model, device=given.device, dtype=given.dtype)
+    if given.context is not None:
+        extend_context(model, given.context, given.scaling)
+    return model, processor
 
 
 def add_media(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +88,7 @@ def add_media(parser: argparse.ArgumentParser) -> None:
 
 
 def add_session(parser: argparse.ArgumentParser) -> None:
-    """Flags that say what a session keeps, and how long it may become."""
+    """Flags that say with what a session begins, and what it keeps."""
     parser.add_argument(
         "--session", type=Path, metavar="FILE", help="begin with what a session of this model saw, as --save wrote it"
     )
@@ -86,15 +96,10 @@ def add_session(parser: argparse.ArgumentParser) -> None:
         "--save", type=Path, metavar="FILE", help="at the end write what was seen, to be asked again without it"
     )
     parser.add_argument(
-        "--kv-bits", type=int, choices=(8, 4), help="of the language model's cache (default: the model's type)"
-    )
-    parser.add_argument(
         "--keep-gib", type=amount, metavar="GIB",
         help="memory for keys and values that make later questions cheap; frames beyond it are computed again for "
         "every question (default: a quarter of what is free)",
     )  # fmt: skip
-    parser.add_argument("--context", type=whole, metavar="TOKENS", help="scale the language model for so many tokens")
-    parser.add_argument("--scaling", default="yarn", help="how: linear, dynamic, yarn (default: yarn)")
 
 
 def open_session(
@@ -106,7 +111,6 @@ def open_session(
         UserError: a value is not allowed, the file is no session of this model, or that to save to is no session.
     """
     from llava_mini.inference.frame_store import Keep
-    from llava_mini.inference.long_context import extend_context
     from llava_mini.inference.session import Session
     from llava_mini.inference.session_file import check_replaceable
 
@@ -114,8 +118,6 @@ def open_session(
         raise UserError(f"--save {given.save}: no folder {given.save.parent}")
     if given.save is not None:
         check_replaceable(given.save)
-    if given.context is not None:
-        extend_context(model, given.context, given.scaling)
     keep = Keep(kv_budget=None if given.keep_gib is None else int(given.keep_gib * 2**30))
     options = {"keep": keep, "kv_bits": given.kv_bits}
     if given.session is None:

@@ -23,7 +23,8 @@ Of each request one line is added to the answers, in the order in which they are
 
 A video that stops in the middle is answered on what was read, and "note" says so. A run that is killed goes on where
 it was when the command is given again: no request is lost, none is answered twice, failed ones neither (delete their
-lines to have them tried again). Answers do not depend on the batch size, but for ties within rounding."""
+lines to have them tried again). Answers do not depend on the batch size, but for ties within rounding. A request with
+more than 512 frames is answered by itself in a session, as `ask` does; --kv-bits is for those alone."""
 
 
 def batch(arguments: list[str]) -> int:
@@ -54,9 +55,8 @@ def batch(arguments: list[str]) -> int:
             from llava_mini.inference.batch import Batcher
 
             model, processor = load_model(given)
-            batcher = Batcher(
-                model, processor, given.batch_size, given.max_new_tokens, fps=given.fps, count=given.frames
-            )
+            choices = {"fps": given.fps, "count": given.frames, "kv_bits": given.kv_bits}
+            batcher = Batcher(model, processor, given.batch_size, given.max_new_tokens, **choices)
             with tqdm(total=len(requests), initial=before, unit=" requests", disable=None) as bar:
                 batcher.run(requests, answers, bar.update)
         earlier = f" ({before} of them earlier)" if before else ""

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from llava_mini.errors import UserError
+from llava_mini.spool import check_tracker
 from llava_mini.sweep.provenance import git_commit
 
 _DATA = """\
@@ -29,6 +30,7 @@ LLaVA-Mini in the official release's order of work, and ours. A mid-size shape w
 tokens, batches, a video of 16 frames, later questions; interleaved rounds; against the peak of large matrix products.
 With the defaults it takes less than ten minutes on two cores that do nothing else."""
 _EFFICIENCY = Path("experiments/006-efficiency")
+_UNTRACKED = "--no-mlflow"
 
 
 def bench(arguments: list[str]) -> int:
@@ -62,17 +64,24 @@ def _data(options: argparse.Namespace) -> int:
 
 
 def _memory(options: argparse.Namespace) -> int:
+    if options.mlflow:
+        check_tracker("bench memory", _UNTRACKED)
     from llava_mini.bench.memory import session_plans, visual_states
-    from llava_mini.bench.memory_report import write_memory
+    from llava_mini.bench.memory_report import metrics, write_memory
     from llava_mini.bench.peak_memory import measure
-    from llava_mini.bench.record import circumstances
+    from llava_mini.bench.record import circumstances, track
 
-    about = circumstances(git_commit())
-    print(f"{write_memory(options.out, visual_states(), session_plans(), measure(), about)}\nwritten to {options.out}")
+    about, plans, points = circumstances(git_commit()), session_plans(), measure()
+    shown = write_memory(options.out, visual_states(), plans, points, about)
+    if options.mlflow:
+        track("memory", about, metrics(plans, points))
+    print(f"{shown}\nwritten to {options.out}")
     return 0
 
 
 def _flops(options: argparse.Namespace) -> int:
+    if options.mlflow and not options.json:
+        check_tracker("bench flops", _UNTRACKED)
     from llava_mini.bench.flop_rows import rows, table
     from llava_mini.bench.flops_plot import draw
     from llava_mini.bench.record import circumstances, told, track, write
@@ -97,6 +106,8 @@ def _flops(options: argparse.Namespace) -> int:
 
 
 def _latency(options: argparse.Namespace) -> int:
+    if options.mlflow:
+        check_tracker("bench latency", _UNTRACKED)
     from llava_mini.bench.latency import Setting, mid_size, run
     from llava_mini.bench.latency_report import draw, figures, metrics, table
     from llava_mini.bench.record import circumstances, told, track, write
@@ -132,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     memory = commands.add_parser("memory", help="memory of images, frames and sessions", description=_MEMORY)
     memory.set_defaults(run=_memory)
     _add_out(memory, "memory")
+    _add_mlflow(memory)
     latency = commands.add_parser("latency", help="seconds to first and further tokens", description=_LATENCY)
     latency.set_defaults(run=_latency)
     latency.add_argument("--rounds", type=_positive, default=5, metavar="N", help="of all measurements (default: 5)")
@@ -148,7 +160,7 @@ def _add_out(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def _add_mlflow(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-mlflow", dest="mlflow", action="store_false", help="log nothing to MLflow")
+    parser.add_argument(_UNTRACKED, dest="mlflow", action="store_false", help="log nothing to MLflow")
 
 
 def _positive(text: str) -> int:

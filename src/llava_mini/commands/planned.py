@@ -18,6 +18,7 @@ from llava_mini.data.collate import collate
 from llava_mini.data.datamodule import Mix, VLMDataModule
 from llava_mini.data.errors import SampleError
 from llava_mini.errors import UserError
+from llava_mini.hardware import memory_text
 from llava_mini.plan.report import GIB, OUTSIDE
 from llava_mini.plan.sample import Sample
 from llava_mini.plan.savers import Change, finetunings, savers
@@ -85,14 +86,14 @@ class Memory:
                 raise UserError(refusal)
             log.warning("plan: %s", refusal)
             return
-        log.info("plan: a step takes %.2f GiB%s", self.planned / GIB, ", the card has that" if report.fits else "")
+        log.info("plan: a step takes %s%s", memory_text(self.planned), ", the card has that" if report.fits else "")
 
     def measured(self, device: torch.device) -> dict[str, Any]:
         """Both peaks, and which the measured one is, for the run's result; to be asked when training ends."""
         peak = peak_memory_bytes(device) - (0 if device.type == "cuda" else self.before)
         what = ALLOCATED if device.type == "cuda" else GROWTH
         if self.planned is not None:
-            log.info("plan: %.2f GiB of tensors; measured: %.2f GiB, %s", self.planned / GIB, peak / GIB, what)
+            log.info("plan: %s of tensors; measured: %s, %s", memory_text(self.planned), memory_text(peak), what)
         return {"planned_peak_bytes": self.planned, "measured_peak_bytes": peak, "measured_peak_is": what}
 
     def advice(self) -> list[Change]:

@@ -11,12 +11,12 @@ from typing import Any
 from llava_mini.commands.ranks import train_command
 from llava_mini.config import instantiate, resolve
 from llava_mini.errors import UserError
+from llava_mini.spool import check_tracker
 from llava_mini.sweep.folder import outcome, run_folder
 from llava_mini.sweep.grid import expand
 from llava_mini.sweep.launcher import Launcher
 from llava_mini.sweep.provenance import code_version, git_commit
 from llava_mini.sweep.runner import INTERRUPTED, run_sweep
-from llava_mini.tracking import tracking_uri
 
 log = logging.getLogger("llava_mini")
 
@@ -37,6 +37,8 @@ def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
     known = functools.cache(lambda overrides: resolve(list(overrides), config_dirs))
     runs = expand(own, lambda overrides: known(tuple(overrides)))
     configs = [known(tuple(run.overrides)) for run in runs]
+    if any(config["tracking"]["enabled"] for config in configs):
+        check_tracker("tracking.enabled=true", "tracking.enabled=false")
     _check(configs)
     devices = max(config["trainer"]["devices"] for config in configs)
     launcher: Launcher = instantiate(configs[0]["launcher"], "launcher", devices=devices)
@@ -53,7 +55,7 @@ def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
         command=train_command(config_dirs),
         code_version=version,
         commit=git_commit(),
-        tracker_uri=tracking_uri(tracking["uri"]) if tracking["enabled"] else None,
+        tracker_uri=_tracker_uri(tracking["uri"]) if tracking["enabled"] else None,
         experiment=tracking["experiment"],
     )
     if status != INTERRUPTED:
@@ -61,6 +63,12 @@ def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
 
         compare(sweep_dir)
     return status
+
+
+def _tracker_uri(given: str | None) -> str:
+    from llava_mini.tracking import tracking_uri
+
+    return tracking_uri(given)
 
 
 def _check(configs: list[dict[str, Any]]) -> None:

@@ -32,6 +32,12 @@ MAX_FRAMES = 86_400  # a day at one frame a second; a damaged time stamp can cla
 # Containers of videos. Others are not even tried: some (playlists) make the reader open further files and addresses.
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,gif"
 _ROUNDING = Fraction(1, 100)  # of a period
+_SYNC = 0x47  # begins every packet of a transport stream
+_TS_PACKETS = (
+    (188, 0),
+    (192, 4),
+    (204, 0),
+)  # bytes of one, and where in it that is: plain, M2TS, with error correction
 _MISSING_SECONDS = 1.0  # by which a video may be shorter than its header says; audio and rounding explain no more
 
 
@@ -170,6 +176,8 @@ def _scanned(path: Path) -> _Clip:
                 frames += 1
         if (declared := _declared(container, stream)) - latest > _MISSING_SECONDS:
             stopped = f"video stops after {latest:.1f} of {declared:.1f} s"
+        if container.format.name == "mpegts" and _ends_in_a_packet(path):
+            stopped = stopped or "video is cut off"
         if frames == 0 or stream.time_base is None:
             raise SampleError(stopped or "video without frames")
         if end <= last:  # some formats tell no lengths of packets: the last is as long as the mean
@@ -193,6 +201,18 @@ def _declared(container: av.container.InputContainer, stream: av.VideoStream) ->
     if container.format.name.startswith(("mov", "matroska")):
         return (container.duration or 0) / av.time_base
     return 0.0
+
+
+def _ends_in_a_packet(path: Path) -> bool:
+    """Whether a transport stream, which tells no length, ends in the middle of one of its packets."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(4 * _TS_PACKETS[-1][0])
+        for length, sync in _TS_PACKETS:
+            if {*head[sync::length]} == {_SYNC}:
+                file.seek(size - size % length + sync)  # what else may follow the last packet does not begin as one
+                return file.read(1) == bytes([_SYNC])
+    return False
 
 
 def _shown_at(moments: Iterator[int], frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:

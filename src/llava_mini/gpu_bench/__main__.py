@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
+from llava_mini.bench.on_gpu import check_folder, check_seconds, parser_for
 from llava_mini.errors import UserError
 from llava_mini.gpu_bench.parts import PARTS
 from llava_mini.gpu_bench.report import write_report
 from llava_mini.gpu_bench.sizes import REAL, TINY
-from llava_mini.hardware import check_card, find_cards
+from llava_mini.hardware import card_to_measure
 
 _ROW = "gpu-bench-row "  # what a part's process has found stands behind it, a line a row
 
@@ -27,12 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0 when all was measured, 1 when something was not, 2 for a mistake.
     """
-    parser = argparse.ArgumentParser(prog="python -m llava_mini.gpu_bench", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("experiments/006-efficiency"), help="folder of the report")
-    parser.add_argument("--seconds", type=float, default=450, help="nothing goes on for longer than this in all")
-    parser.add_argument(
-        "--tiny", action="store_true", help="tiny shapes on the CPU: the command is tried, no GPU measured"
-    )
+    parser = parser_for("llava_mini.gpu_bench", __doc__, "experiments/006-efficiency")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     try:
@@ -55,14 +51,12 @@ def bench(out: Path, seconds: float, *, tiny: bool) -> list[dict[str, Any]]:
         tiny: Whether the CPU is meant.
 
     Raises:
-        UserError: there is no GPU, or one that this torch cannot drive.
+        UserError: there is no GPU, or one that this torch cannot drive, or the folder cannot be written, or the seconds
+            are no number of them.
     """
-    cards = find_cards()
-    if not tiny:
-        if not torch.cuda.is_available():
-            raise UserError("torch finds no GPU here; --tiny tries the command on the CPU")
-        check_card(cards[0], torch.cuda.get_arch_list(), "bf16-mixed")
-    device = "CPU, tiny shapes: no figure of it means anything" if tiny else str(cards[0])
+    check_seconds(seconds)
+    device = "CPU, tiny shapes: no figure of it means anything" if tiny else str(card_to_measure())
+    check_folder(out)
     end, rows, text = time.monotonic() + seconds, list[dict[str, Any]](), ""
     shares = [share for _, share in PARTS.values()]
     for number, name in enumerate(PARTS):

@@ -12,15 +12,14 @@ from typing import Any
 
 import torch
 
+from llava_mini.bench.on_gpu import check_folder, check_seconds, parser_for
 from llava_mini.errors import UserError
 from llava_mini.gpu_check.measure import check_packages, measured, planned
-from llava_mini.gpu_check.report import check_folder, write_report
+from llava_mini.gpu_check.report import write_report
 from llava_mini.gpu_check.trials import TINY_TRIALS, TRIALS, Trial
-from llava_mini.hardware import check_card, find_cards
+from llava_mini.hardware import card_to_measure, memory_text
 
 _RESULT = "gpu-check-result "  # what a trial's process has found stands behind it, in one line
-
-_LONGEST = 24 * 3600
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,12 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0 when all were measured, 1 when one was not, 2 for a mistake.
     """
-    parser = argparse.ArgumentParser(prog="python -m llava_mini.gpu_check", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("experiments/005-gpu"), help="folder of the report")
-    parser.add_argument("--seconds", type=float, default=450, help="no trial goes on for longer than this in all")
-    parser.add_argument(
-        "--tiny", action="store_true", help="tiny shapes on the CPU: the command is tried, no GPU measured"
-    )
+    parser = parser_for("llava_mini.gpu_check", __doc__, "experiments/005-gpu")
     parser.add_argument("--trial", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--plan", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
@@ -63,16 +57,10 @@ def check(trials: tuple[Trial, ...], out: Path, seconds: float, *, tiny: bool) -
         UserError: there is no GPU, or one that this torch cannot drive, or a package is missing, or the folder cannot
             be written, or the seconds are no number of them.
     """
-    if not 0 <= seconds <= _LONGEST:  # NaN too
-        raise UserError(f"--seconds {seconds:g}: allowed are 0 to {_LONGEST}")
+    check_seconds(seconds)
     check_packages()
-    cards = find_cards()
-    if not tiny:
-        if not torch.cuda.is_available():
-            raise UserError("torch finds no GPU here; --tiny tries the command on the CPU")
-        check_card(cards[0], torch.cuda.get_arch_list(), "bf16-mixed")
+    device = "CPU" if tiny else str(card_to_measure())
     check_folder(out)
-    device = "CPU" if tiny else str(cards[0])
     end, results = time.monotonic() + seconds, []
     for number, trial in enumerate(trials):
         results.append({"name": trial.name, "limit_gib": trial.limit_gib, **_both(number, end, tiny)})
@@ -126,8 +114,8 @@ def _told(result: dict[str, Any]) -> str:
     if result["status"] != "measured":
         return str(result["status"])
     plan = result.get("planned_bytes")
-    said = f", planned {plan / 2**30:.2f} ({100 * (plan / result['peak_bytes'] - 1):+.1f} %)" if plan else ""
-    return f"peak {result['peak_bytes'] / 2**30:.2f} GiB{said}, {result['samples_per_s']:.2f} samples/s"
+    said = f", planned {memory_text(plan)} ({100 * (plan / result['peak_bytes'] - 1):+.1f} %)" if plan else ""
+    return f"peak {memory_text(result['peak_bytes'])}{said}, {result['samples_per_s']:.2f} samples/s"
 
 
 if __name__ == "__main__":

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llava_mini.errors import UserError
 from llava_mini.files import write_json, write_text
 
 _HEAD = (
     "| trial | limit, GiB | peak, GiB | planned, GiB | error of the plan | samples/s |",
     "|---|---|---|---|---|---|",
 )
-
-
-def check_folder(out: Path) -> None:
-    """Find out before anything is measured whether the report can be written; the folder is made if it is not there.
-
-    Raises:
-        UserError: it cannot.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise UserError(f"--out {out}: no folder that can be written ({error.strerror})") from error
 
 
 def write_report(out: Path, device: str, results: list[dict[str, Any]]) -> None:

@@ -65,6 +65,7 @@ class Batcher:
         max_new_tokens: Of an answer at most.
         fps: Frames that are shown of a second of video.
         count: In place of `fps` so many frames of every video.
+        kv_bits: Of the language model's cache where a request is left to a `Session`; None: the model's type.
     """
 
     model: LlavaMiniForConditionalGeneration
@@ -73,6 +74,7 @@ class Batcher:
     max_new_tokens: int = 256
     fps: float = 1.0
     count: int | None = None
+    kv_bits: int | None = None
 
     def run(self, requests: Sequence[Request], answers: Answers, told: Callable[[int], None] = lambda _: None) -> None:
         """Answer what is not answered yet.
@@ -156,7 +158,7 @@ class Batcher:
 
     def _streamed(self, one: Prepared) -> Record:
         """A request with more frames than are held at once."""
-        session = Session(self.model, self.processor)
+        session = Session(self.model, self.processor, kv_bits=self.kv_bits)
         try:
             for path in one.request.images:
                 session.look(open_image(path))

@@ -13,6 +13,7 @@ a frame, D width of the language model, Dv of the vision tower.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -205,6 +206,13 @@ class FrameStore:
             if self.kv_bytes + self._kv_bytes(features.shape[1], tokens_FKD) <= self.kv_budget:
                 seen = self._seen(features.get(model.dtype, model.device))[1]
         self.chunks.append(self._with_kv(Chunk(item, tokens_FKD, features, None), seen))
+
+    def tokens_by_item(self) -> Counter[int]:
+        """How many compressed tokens each image and video has."""
+        found = Counter[int]()
+        for chunk in self.chunks:
+            found[chunk.item] += chunk.tokens.shape[0] * chunk.tokens.shape[1]
+        return found
 
     def tokens(self) -> Tensor:
         """Compressed tokens of all frames in order: [sum of K, D]."""

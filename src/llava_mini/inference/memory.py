@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from llava_mini.errors import UserError
+from llava_mini.hardware import memory_text
 from llava_mini.inference.cache import capacity
 from llava_mini.inference.quantize import entry_bytes
 from llava_mini.models import LlavaMiniConfig
@@ -139,10 +140,6 @@ def check_frames(frames: int, need: Callable[[int], int], budget: int, where: st
     """
     if need(frames) > budget:
         raise UserError(
-            f"{frames} frames need {_size(need(frames))} of {where}, {_size(budget)} are free: "
+            f"{frames} frames need {memory_text(need(frames))} of {where}, {memory_text(budget)} are free: "
             f"at most {largest_frames(need, budget)} frames fit (a lower fps, or count=...)"
         )
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.1f} MiB"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from llava_mini.errors import UserError
-from llava_mini.hardware import free_bytes
+from llava_mini.hardware import free_bytes, memory_text
 from llava_mini.inference.cache import SessionCache
 from llava_mini.inference.frame_store import FrameStore
 from llava_mini.inference.long_context import context_tokens
@@ -23,7 +23,7 @@ def check_room(store: FrameStore, cache: SessionCache, frames: int, views: int) 
     """
     model = store.model
     shape = FrameShape.of(model.config, model.tokens_per_frame(views), views)
-    held = sum(chunk.tokens.shape[0] * chunk.tokens.shape[1] for chunk in store.chunks)
+    held = store.tokens_by_item().total()
     room = max(0, context_tokens(model.config) - held)
     if frames * shape.tokens > room:
         raise UserError(
@@ -62,6 +62,6 @@ def check_prompt(store: FrameStore, cache: SessionCache, tokens: int) -> None:
     free = free_bytes(model.device) + cache.held_bytes
     if need > free:
         raise UserError(
-            f"a prompt and answer of {tokens} tokens need {need / 2**30:.2f} GiB for the language model's cache, "
-            f"{free / 2**30:.2f} GiB are free: fewer frames, or kv_bits=8 or 4"
+            f"a prompt and answer of {tokens} tokens need {memory_text(need)} for the language model's cache, "
+            f"{memory_text(free)} are free: fewer frames, or kv_bits=8 or 4"
         )

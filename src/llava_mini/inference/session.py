@@ -195,7 +195,7 @@ class Session:
         """Write what was looked at, to be asked again without it; questions and answers are not written.
 
         Raises:
-            UserError: the file cannot be written.
+            UserError: the file cannot be written, or is there and no session.
         """
         from llava_mini.inference.session_file import save
 
@@ -241,10 +241,9 @@ class Session:
         earlier = self._turns if follow_up else []
         shown = sum(turn.looks for turn in earlier)
         turns = [*earlier, Turn(len(self.looks) - shown, question, None)]
-        tokens = [0] * len(self.looks)
-        for chunk in self.store.chunks:
-            tokens[chunk.item] += chunk.tokens.shape[0] * chunk.tokens.shape[1]
-        prompt = build_prompt(self.processor, turns, [look.kind for look in self.looks], tokens)
+        tokens = self.store.tokens_by_item()
+        counts = [tokens[item] for item in range(len(self.looks))]
+        prompt = build_prompt(self.processor, turns, [look.kind for look in self.looks], counts)
         check_length(self.model.config, len(prompt.ids) + max_new_tokens)
         check_prompt(self.store, self.cache, len(prompt.ids) + max_new_tokens)
         return prompt

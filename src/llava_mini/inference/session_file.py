@@ -2,13 +2,15 @@
 
 Keys and values are not written: they are computed again from the features, or are not, as the loading session keeps
 them. What the file says of itself is JSON in its header; the model is known by fingerprints of the parts that frames go
-through, by what its config says of their path, and by its type.
+through, by what its config says of their path, and by its type. A checksum over all of it tells flipped bits, which
+would be answered about like any others.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -33,7 +35,7 @@ from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW
 if TYPE_CHECKING:
     from llava_mini.inference.session import Session
 
-_FORMAT = "llava-mini session 2"
+_FORMAT = "llava-mini session 3"
 _ANY_FORMAT = "llava-mini session "
 _PARTS = ("vision_tower", "compressor", "projector", "prefusion")
 _PATH_OF_FRAMES = (
@@ -73,19 +75,22 @@ def save(session: Session, path: Path) -> None:
     """Write a session, whole or not at all.
 
     Raises:
-        UserError: nothing was looked at, or the file cannot be written.
+        UserError: nothing was looked at, the file is there and no session, or it cannot be written.
     """
     if not session.looks:
         raise UserError(f"{path}: nothing was looked at, so there is nothing to save")
+    check_replaceable(path)
     tensors: dict[str, Tensor] = {}
     for number, chunk in enumerate(session.store.chunks):
         tensors[f"{number}.tokens"] = chunk.tokens.cpu().contiguous()
         if chunk.features is not None:
             tensors |= {f"{number}.{name}": part for name, part in chunk.features.parts().items()}
-    facts = _Facts([chunk.item for chunk in session.store.chunks], session.looks, _Model.of(session))
+    items = [chunk.item for chunk in session.store.chunks]
+    facts = json.dumps(asdict(_Facts(items, session.looks, _Model.of(session))))
+    metadata = {"format": _FORMAT, "facts": facts, "crc32": checksum(facts, tensors)}
     try:
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": _FORMAT, "facts": json.dumps(asdict(facts))})
+            save_file(tensors, temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written: {error}") from error
 
@@ -105,6 +110,8 @@ def load(session: Session, path: Path) -> None:
         raise UserError(f"{path}: no session can be read from it: {error}") from error
     if metadata.get("format") != _FORMAT:
         raise UserError(f"{path}: no session of this program (its format is {metadata.get('format')!r})")
+    if metadata.get("crc32") != checksum(metadata.get("facts", ""), tensors):
+        raise UserError(f"{path}: the session is damaged: what is in it is not what was saved")
     facts = _facts(path, metadata.get("facts", ""))
     _check_model(path, facts.model, _Model.of(session))
     try:
@@ -116,6 +123,15 @@ def load(session: Session, path: Path) -> None:
             raise
         raise UserError(f"{path}: the session is damaged: {error}") from error
     session.looks = facts.looks
+
+
+def checksum(facts: str, tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of what a file says of itself and of its tensors, which are contiguous; gigabytes a second, no copies."""
+    found = zlib.crc32(facts.encode())
+    for name, tensor in sorted(tensors.items()):
+        found = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), found)
+        found = zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data, found)
+    return f"{found:08x}"
 
 
 def check_replaceable(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from llava_mini.hardware import memory_text
 from llava_mini.plan.ledger import CASTS, FROZEN, GRADIENTS, LOGITS, OPTIMIZER, QUANTIZED, TRAINED, WORKSPACE
 from llava_mini.plan.planner import Peak
 from llava_mini.plan.sample import Sample
@@ -111,12 +112,13 @@ class Report:
 
     def _table(self) -> list[str]:
         rows = [(_NAMES[part], size) for part, size in self.peak.breakdown.items() if size]
-        lines = [f"{name:<34} {size / GIB:8.2f} GiB" for name, size in [*rows, ("peak", self.peak.bytes)]]
+        lines = [f"{name:<34} {memory_text(size):>12}" for name, size in [*rows, ("peak", self.peak.bytes)]]
         if self.memory_bytes is not None:
-            lines.append(f"{'CUDA context, not counted above':<34} {self.outside_bytes / GIB:8.2f} GiB")
-            lines.append(f"{'the card':<34} {self.memory_bytes / GIB:8.2f} GiB")
+            if self.outside_bytes:
+                lines.append(f"{'CUDA context, not counted above':<34} {memory_text(self.outside_bytes):>12}")
+            lines.append(f"{'the card':<34} {memory_text(self.memory_bytes):>12}")
         if self.peak.host_bytes:
-            lines.append(f"{'host memory besides':<34} {self.peak.host_bytes / GIB:8.2f} GiB")
+            lines.append(f"{'host memory besides':<34} {memory_text(self.peak.host_bytes):>12}")
         return [*lines, ""]
 
     def _verdict(self) -> list[str]:
@@ -127,7 +129,7 @@ class Report:
         if self.savers:
             lines.append("to change, each with those above it, cheapest in time first, what trains other weights last:")
             width = max(len(saver.change) for saver in self.savers)
-            lines += [f"  {s.change:<{width}} {s.peak_bytes / GIB:8.2f} GiB  time: {s.cost}" for s in self.savers]
+            lines += [f"  {s.change:<{width}} {memory_text(s.peak_bytes):>12}  time: {s.cost}" for s in self.savers]
             lines.append(f"  with all of these the largest batch that fits is {self.batch_with_savers}")
         if not self.fits and not self.batch_with_savers:
             lines.append("nothing more to change saves enough: take a shorter sample, a smaller model or a larger card")
@@ -142,8 +144,8 @@ class Report:
         if self.fits is not False or self.memory_bytes is None:
             raise ValueError("a plan that fits has no refusal")
         largest = "" if self.largest_batch is None else f"; the largest batch that fits is {self.largest_batch}"
-        context = f", {self.outside_bytes / GIB:.1f} GiB of it CUDA's context" if self.outside_bytes else ""
+        context = f", {memory_text(self.outside_bytes)} of it CUDA's context" if self.outside_bytes else ""
         return (
-            f"does not fit: it needs {(self.peak.bytes + self.outside_bytes) / GIB:.1f} GiB{context}; "
-            f"the card has {self.memory_bytes / GIB:.1f} GiB{largest}"
+            f"does not fit: it needs {memory_text(self.peak.bytes + self.outside_bytes)}{context}; "
+            f"the card has {memory_text(self.memory_bytes)}{largest}"
         )

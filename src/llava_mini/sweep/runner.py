@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from llava_mini.spool import Status, close_run
 from llava_mini.sweep.folder import (
     Sweep,
     forget_failure,
@@ -26,7 +28,9 @@ from llava_mini.sweep.folder import (
 from llava_mini.sweep.grid import Run, quote
 from llava_mini.sweep.launcher import LOG_HEADER, Ended, Job, Launcher, Started
 from llava_mini.sweep.progress import Progress, Say, print_now
-from llava_mini.tracking import EXPERIMENT, Status, Tracker, close_run, flush_spools, init_tracking
+
+if TYPE_CHECKING:
+    from llava_mini.tracking import Tracker
 
 INTERRUPTED = 130  # what a shell gives for Ctrl-C
 _SECONDS_FOR_PARENT = 15.0
@@ -42,7 +46,7 @@ def run_sweep(
     code_version: str,
     commit: str,
     tracker_uri: str | None,
-    experiment: str = EXPERIMENT,
+    experiment: str,
     say: Say = print_now,
 ) -> int:
     """Runs every run that is not finished.
@@ -84,16 +88,24 @@ def run_sweep(
 
 
 class _Tracking:
-    """The sweep's own MLflow run, and the sending of what its runs could not send."""
+    """The sweep's own MLflow run, and the sending of what its runs could not send; MLflow is imported where it is used.
+
+    A sweep that tracks nothing does without it.
+    """
 
     def __init__(self, sweep_dir: Path, uri: str | None, experiment: str) -> None:
-        self._sweep_dir, self._experiment = sweep_dir, experiment
-        self._uri = None if uri is None else init_tracking(uri, experiment)
+        self._sweep_dir, self._experiment, self._uri = sweep_dir, experiment, uri
         self._tracker: Tracker | None = None
+        if uri is not None:
+            from llava_mini.tracking import init_tracking
+
+            self._uri = init_tracking(uri, experiment)
 
     def start(self, sweep: Sweep) -> None:
         if self._uri is None:
             return
+        from llava_mini.tracking import Tracker
+
         self._tracker = Tracker(self._sweep_dir, uri=self._uri, experiment=self._experiment)
         self._tracker.set_tags(
             {"arguments": shlex.join(sweep.arguments), "commit": sweep.commit, "code_version": sweep.code_version}
@@ -116,6 +128,8 @@ class _Tracking:
             say(f"MLflow at {self._uri} did not take {waiting} reports: they are sent when this command is given again")
 
     def _flush(self) -> int:
+        from llava_mini.tracking import flush_spools
+
         parent = None if self._tracker is None else self._tracker.run_id()
         return flush_spools([self._sweep_dir, *sorted(self._sweep_dir.glob("runs/*"))], self._uri, parent)
 
