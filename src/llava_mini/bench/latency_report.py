@@ -10,13 +10,13 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from llava_mini.bench.bars import BLUE, GREY, INK, PALE, style_bars
 from llava_mini.bench.latency import BARS, FURTHER, IMAGE, LATER_IMAGE, LATER_VIDEO, UNPACKED, VIDEO, Bar, Findings
 from llava_mini.bench.stopwatch import Spread, Timing
 from llava_mini.bench.ways import OURS, RELEASED, TRANSFORMERS, WAYS
 
 _SHOWN = (UNPACKED[TRANSFORMERS], *WAYS[:-1], UNPACKED[OURS], OURS)
-_COLOURS = {way: "#0072B2" if way == OURS else "#b6bcc6" for way in _SHOWN}  # the blue is Okabe and Ito's
-_GREY, _INK = "#6b7280", "#1f2937"
+_COLOURS = {way: BLUE if way == OURS else PALE for way in _SHOWN}
 
 
 def met(found: Findings, bar: Bar) -> bool:
@@ -109,7 +109,7 @@ def draw(found: Findings, path: Path) -> None:
     _bars(image, "Image: seconds to the first token", found, [(way, IMAGE) for way in _SHOWN] + [(OURS, LATER_IMAGE)])
     _bars(video, "Video", found, [(RELEASED, VIDEO), (OURS, VIDEO), (OURS, LATER_VIDEO)])
     _bars(further, "Each further token", found, [(way, FURTHER) for way in _SHOWN])
-    figure.supxlabel("Medians, and the range of the rounds.", fontsize=8.5, color=_GREY, x=0.99, ha="right")
+    figure.supxlabel("Medians, and the range of the rounds.", fontsize=8.5, color=GREY, x=0.99, ha="right")
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
@@ -121,15 +121,13 @@ def _bars(axes: Axes, title: str, found: Findings, shown: Sequence[tuple[str, st
         [each.wall.median - each.wall.least for each in timings],
         [each.wall.most - each.wall.median for each in timings],
     ]
-    axes.barh(names, medians, xerr=errors, color=[_COLOURS[each.way] for each in timings], height=0.66, ecolor=_INK)
+    axes.barh(names, medians, xerr=errors, color=[_COLOURS[each.way] for each in timings], height=0.66, ecolor=INK)
     for row, each in enumerate(timings):
         axes.annotate(
             f"{each.wall.median:.3g}", (each.wall.most, row), (5, 0), textcoords="offset points", va="center",
-            fontsize=8.5, color=_INK,
+            fontsize=8.5, color=INK,
         )  # fmt: skip
-    axes.set_title(title, loc="left", fontsize=10, weight="bold", color=_INK)
+    axes.set_title(title, loc="left", fontsize=10, weight="bold", color=INK)
     axes.set_xlim(0, 1.25 * max(each.wall.most for each in timings))
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_GREY)
-    axes.tick_params(axis="x", colors=_GREY, labelsize=8.5)
-    axes.tick_params(axis="y", length=0, labelsize=8.5, labelcolor=_INK)
+    style_bars(axes)
+    axes.tick_params(axis="y", labelsize=8.5, labelcolor=INK)
