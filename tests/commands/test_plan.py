@@ -183,3 +183,33 @@ def test_a_tokenizer_that_is_not_here_is_told_once(caplog: pytest.LogCaptureFixt
     with caplog.at_level("INFO", "llava_mini"):
         assert main(["plan", "--text-tokens", "8", "data.batch_size=2", *elsewhere, *SMALL_CARD]) == 0
     assert sum("the tiny world's takes its place" in line for line in caplog.messages) == 1
+
+
+def test_a_session_of_ten_thousand_frames_on_24_gb(planned: Callable) -> None:
+    status, out, _ = planned("--session", "10000", "model=llava_mini_vicuna_7b", "hardware=rtx4090_24gb", "--json")
+    found = {(plan["weights"], plan["bits"]): plan for plan in json.loads(out)}
+    assert status == 0 and len(found) == 6
+    plain = found["fp16", None]
+    assert plain["fits"] and plain["total_bytes"] <= plain["card"] == int(23.5 * GIB)
+    assert plain["largest"] > 10_000 and found["NF4", 4]["largest"] > plain["largest"]
+    _, out, _ = planned("--session", "20000", "model=llava_mini_vicuna_7b", "hardware=rtx4090_24gb")
+    assert "| fp16 | fp16 |" in out and "| no |" in out and "| yes |" in out
+    assert "--context 20512 scales it" in out
+
+
+def test_a_session_counts_the_tokens_of_the_configs_frames(planned: Callable) -> None:
+    _, one, _ = planned("--session", "100", "--json", *THIN)
+    _, four, _ = planned("--session", "100", "--json", "compressor.C=2", *THIN)
+    of_one, of_four = (json.loads(out)[0] for out in (one, four))
+    assert of_four["cache_bytes"] > 1.4 * of_one["cache_bytes"]  # 100 and 400 tokens beside a question's
+    assert of_one["fits"] is None and of_one["largest"] is None
+
+
+def test_a_session_that_does_not_fit(planned: Callable) -> None:
+    status, out, err = planned("--session", "10000000", "--strict", *SMALL_CARD)
+    assert status == 2 and err.count("\n") == 1 and "of 10,000,000 frames" in err and "| no |" in out
+
+
+def test_a_session_is_no_sample() -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan", "--session", "10", "--inference"])

@@ -9,10 +9,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from llava_mini.bench.memory import SessionPlan, VisualState, table
+from llava_mini.bench.memory import VisualState, table
 from llava_mini.bench.peak_memory import LLAVA, OURS, OURS_KV, Point
 from llava_mini.bench.record import told, write
 from llava_mini.files import atomic_path
+from llava_mini.inference.session_plan import SessionPlan
 
 _COLOURS = {LLAVA: "#b6bcc6", OURS_KV: "#56b4e9", OURS: "#0072b2"}  # the blues are Okabe and Ito's
 

@@ -66,12 +66,12 @@ def _data(options: argparse.Namespace) -> int:
 def _memory(options: argparse.Namespace) -> int:
     if options.mlflow:
         check_tracker("bench memory", _UNTRACKED)
-    from llava_mini.bench.memory import session_plans, visual_states
+    from llava_mini.bench.memory import all_session_plans, visual_states
     from llava_mini.bench.memory_report import metrics, write_memory
     from llava_mini.bench.peak_memory import measure
     from llava_mini.bench.record import circumstances, track
 
-    about, plans, points = circumstances(git_commit()), session_plans(), measure()
+    about, plans, points = circumstances(git_commit()), all_session_plans(), measure()
     shown = write_memory(options.out, visual_states(), plans, points, about)
     if options.mlflow:
         track("memory", about, metrics(plans, points))

@@ -15,15 +15,16 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_mini import build
 from llava_mini.commands.advice import Advice
-from llava_mini.commands.peaks import Peaks, on_gpu, sample_of
+from llava_mini.commands.peaks import Peaks, as_planned, on_gpu, sample_of
 from llava_mini.config import resolve
 from llava_mini.errors import UserError
+from llava_mini.inference.session_plan import TEXT, session_plans, table
 from llava_mini.plan.report import GIB, NAME_A_CARD, OUTSIDE, Report
 from llava_mini.plan.sample import Sample
 from llava_mini.plan.search import largest_batch
 
 Config = dict[str, Any]
-NEW_TOKENS = 256  # of an answer, when nobody says
+NEW_TOKENS, TEXT_TOKENS = 256, 300  # of an answer and of a sample, when nobody says
 
 
 def plan(arguments: list[str], config_dirs: tuple[str, ...]) -> int:
@@ -39,10 +40,14 @@ def plan(arguments: list[str], config_dirs: tuple[str, ...]) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.new_tokens is not None and not options.inference:
         parser.error("--new-tokens: only with --inference, which plans an answer")
+    if options.session and (options.inference or options.text_tokens or options.frames):
+        parser.error("--session: plans a session of so many frames, without --inference, --text-tokens and --frames")
     config = resolve(["trainer.max_steps=1", *options.overrides], (*config_dirs, *options.config_dir))
     if options.strict:
         check_card_is_named(config)
-    sample = sample_of(config, options.text_tokens, options.frames)
+    if options.session:
+        return _plan_session(config, options.session, as_json=options.json, strict=options.strict)
+    sample = sample_of(config, options.text_tokens or TEXT_TOKENS, options.frames or 1)
     with _quiet() if options.json else nullcontext(), _little_garbage():
         found = (
             inference_plan(config, sample, options.new_tokens or NEW_TOKENS)
@@ -52,6 +57,21 @@ def plan(arguments: list[str], config_dirs: tuple[str, ...]) -> int:
     print(json.dumps(found.as_dict()) if options.json else str(found))
     if options.strict and found.fits is False:
         raise UserError(found.refusal())
+    return 0
+
+
+def _plan_session(config: Config, frames: int, *, as_json: bool, strict: bool) -> int:
+    config = as_planned(config)
+    with _quiet() if as_json else nullcontext():
+        build.check_model(config)
+        model = build.build_model(config, build.build_tokenizer(config), device="meta")
+    memory = config["hardware"]["memory_gib"]
+    plans = session_plans("LLaVA-Mini", model, frames, None if memory is None else int(memory * GIB))
+    tokens, most = frames * model.tokens_per_frame() + TEXT, model.config.text_config.max_position_embeddings
+    longer = f"\nthe language model was trained on {most} tokens: --context {tokens} scales it" if tokens > most else ""
+    print(json.dumps([plan.as_dict() for plan in plans]) if as_json else f"{table(plans)}{longer}")
+    if strict and not any(plan.fits for plan in plans):
+        raise UserError(f"does not fit: at most {max(plan.largest or 0 for plan in plans):,} of {frames:,} frames do")
     return 0
 
 
@@ -160,8 +180,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--strict", action="store_true", help="exit status 2 when it does not fit the card, which must be named"
     )
-    parser.add_argument("--text-tokens", type=_count, default=300, metavar="N", help="of a sample (default: 300)")
-    parser.add_argument("--frames", type=_count, default=1, metavar="N", help="of a sample (default: 1)")
+    parser.add_argument("--text-tokens", type=_count, metavar="N", help=f"of a sample (default: {TEXT_TOKENS})")
+    parser.add_argument("--frames", type=_count, metavar="N", help="of a sample (default: 1)")
+    parser.add_argument(
+        "--session", type=_count, metavar="FRAMES", help="questions about so many frames instead of a training step"
+    )
     parser.add_argument("--inference", action="store_true", help="an answer instead of a training step")
     parser.add_argument(
         "--new-tokens", type=_count, metavar="N", help=f"of an answer, with --inference (default: {NEW_TOKENS})"

@@ -1,0 +1,149 @@
+"""What a session of many frames takes of a card, before there is a card or a model: arithmetic over shapes.
+
+Weights in half precision or NF4, the cache in half precision or quantised; features wait in host memory, and keys and
+values of pre-fusion are computed again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava_mini.inference.memory import INT8, FrameShape, KVShape, largest_frames
+from llava_mini.inference.quantize import BITS
+from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
+from llava_mini.models.frame_batch import frame_bytes
+from llava_mini.models.vision_tower import SINGLE_VIEW
+
+TEXT = 512  # tokens of a question and its answer
+_HALF = torch.float16
+_CHUNK = 1024  # tokens that are read at once
+_FRAME_BATCH = 16
+_CONTEXT = int(0.62 * 2**30)  # of CUDA, as `llava-mini plan` counts it
+_NF4_BITS = 4.127  # a weight, with its scales in two stages
+
+
+@dataclass(frozen=True)
+class SessionPlan:
+    """A session of frames with one view on a card.
+
+    Attributes:
+        model: Its name.
+        frames: How many.
+        card: Bytes that it has; None: not known.
+        weights: "fp16", or "NF4" of the language model's layers.
+        bits: Of the cache; None: fp16.
+        weight_bytes: Of the model.
+        cache_bytes: Of keys and values of all frames, with room for more and a layer unpacked.
+        working_bytes: Of all compressed tokens, a batch of frames or a chunk of the prompt, and CUDA's context.
+        largest: Frames that would fit; None without a card.
+        store_bytes: Features of all frames for later questions, in fp16 and in 8 bits, in host memory.
+    """
+
+    model: str
+    frames: int
+    card: int | None
+    weights: str
+    bits: int | None
+    weight_bytes: int
+    cache_bytes: int
+    working_bytes: int
+    largest: int | None
+    store_bytes: tuple[int, int]
+
+    @property
+    def total_bytes(self) -> int:
+        """On the card."""
+        return self.weight_bytes + self.cache_bytes + self.working_bytes
+
+    @property
+    def fits(self) -> bool | None:
+        """None without a card."""
+        return None if self.card is None else self.total_bytes <= self.card
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs."""
+        return asdict(self) | {"total_bytes": self.total_bytes, "fits": self.fits}
+
+
+def session_plans(
+    name: str, model: LlavaMiniForConditionalGeneration, frames: int, card: int | None
+) -> list[SessionPlan]:
+    """A model with its weights in fp16 and NF4, each with the cache in fp16, 8 and 4 bits.
+
+    Args:
+        name: Of the model, for the plans.
+        model: On meta.
+        frames: With one view each.
+        card: Bytes of its memory; None: not known.
+    """
+    config, per_frame = model.config, model.tokens_per_frame()
+    shape, kv = FrameShape.of(config, per_frame), KVShape.of(config.text_config)
+    store = (0, 0)
+    if config.num_fusion_layers:
+        store = (frames * shape.features_bytes(_HALF), frames * shape.features_bytes(INT8))
+
+    def plan(weights: str, weight_bytes: int, bits: int | None) -> SessionPlan:
+        def cache(count: int) -> int:
+            return kv.cache_bytes(count * per_frame + TEXT, _HALF, bits)
+
+        def working(count: int) -> int:
+            return count * shape.tokens_bytes(_HALF) + _working_bytes(config, kv, count * per_frame + TEXT)
+
+        def all_of(count: int) -> int:
+            return weight_bytes + cache(count) + working(count)
+
+        largest = None if card is None else largest_frames(all_of, card)
+        return SessionPlan(
+            name, frames, card, weights, bits, weight_bytes, cache(frames), working(frames), largest, store
+        )
+
+    return [plan(weights, size, bits) for weights, size in _weights(model).items() for bits in (None, *BITS)]
+
+
+def table(plans: list[SessionPlan]) -> str:
+    """Plans of one number of frames on one card, as Markdown."""
+    first = plans[0]
+    where = "" if first.card is None else f" on a card of {_gib(first.card)} GiB"
+    lines = [
+        f"A session of {first.frames:,} frames{where}; sizes in GiB, features in host memory.",
+        "",
+        "| model | weights | cache | weights | cache | working | sum | fits | most frames | features: fp16 | 8 bits |",
+        "|---" * 11 + "|",
+    ]
+    for plan in plans:
+        cache = "fp16" if plan.bits is None else f"{plan.bits} bits"
+        taken = (plan.weight_bytes, plan.cache_bytes, plan.working_bytes, plan.total_bytes)
+        sizes, stores = " | ".join(map(_gib, taken)), " | ".join(map(_gib, plan.store_bytes))
+        fits = {True: "yes", False: "no", None: ""}[plan.fits]
+        most = "" if plan.largest is None else f"{plan.largest:,}"
+        lines.append(f"| {plan.model} | {plan.weights} | {cache} | {sizes} | {fits} | {most} | {stores} |")
+    return "\n".join(lines)
+
+
+def _gib(size: int) -> str:
+    gib = size / 2**30
+    return f"{gib:.2f}" if gib >= 0.01 else f"{gib:.1g}"
+
+
+def _working_bytes(config: LlavaMiniConfig, kv: KVShape, tokens: int) -> int:
+    """The larger of a batch of frames and a chunk of the prompt, and CUDA's context."""
+    text = config.text_config
+    frames = _FRAME_BATCH * frame_bytes(config, SINGLE_VIEW, _HALF)
+    # A chunk's states around attention and MLP, as `frame_bytes` counts them; its keys and values in all layers before
+    # they are frozen; which earlier tokens it sees, a byte each; one layer's keys and values repeated for every head.
+    chunk = _CHUNK * (6 * text.hidden_size + 3 * text.intermediate_size) * _HALF.itemsize
+    chunk += _CHUNK * kv.token_bytes(_HALF) + _CHUNK * tokens
+    chunk += 2 * tokens * text.num_attention_heads * kv.head_dim * _HALF.itemsize
+    return max(frames, chunk) + _CONTEXT
+
+
+def _weights(model: LlavaMiniForConditionalGeneration) -> dict[str, int]:
+    """Bytes of all weights in fp16, and with the language model's layers in NF4."""
+    half = _HALF.itemsize * sum(parameter.numel() for parameter in model.parameters())
+    linears = (module for module in model.get_decoder().modules() if isinstance(module, nn.Linear))
+    packed = sum(linear.weight.numel() for linear in linears)
+    return {"fp16": half, "NF4": half - _HALF.itemsize * packed + int(packed * _NF4_BITS / 8)}
