@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +203,39 @@ def test_streaming_gives_the_answer_in_pieces_and_can_be_left(asked: Any) -> Non
     next(begun)
     begun.close()
     assert session.ask(QUESTIONS[0], max_new_tokens=LENGTH) == whole
+
+
+@torch.no_grad()
+def test_a_reader_that_cannot_wait_leaves_the_session_busy_until_nothing_is_made(
+    asked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second Ctrl-C ends the wait for the thread, which goes on for as long as its step takes."""
+    session = Session(*asked)
+    session.look(picture(1))
+    expected = [session.ask(question, max_new_tokens=LENGTH) for question in QUESTIONS]
+    reader, slow, passes = threading.current_thread(), threading.Event(), count()
+
+    def wait(*_: Any) -> None:
+        if threading.current_thread() is not reader and next(passes) > 30:
+            slow.wait()
+
+    def interrupted(_: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    hook = asked[0].get_decoder().layers[0].register_forward_pre_hook(wait)
+    begun = session.stream(QUESTIONS[0], max_new_tokens=200)
+    next(begun)
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        begun.close()
+    monkeypatch.undo()
+    for another in (partial(session.ask, QUESTIONS[1]), session.forget, partial(session.look, picture(2))):
+        with pytest.raises(UserError, match="busy"):
+            another()
+    slow.set()
+    with session._busy:
+        hook.remove()
+    assert [session.ask(question, max_new_tokens=LENGTH) for question in QUESTIONS] == expected
 
 
 @torch.no_grad()

@@ -1,5 +1,9 @@
 """Prepacked linear layers: the same numbers, the same state dict, and no gradients."""
 
+import copy
+import pickle
+import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -84,6 +88,55 @@ def test_what_is_known_of_a_model_stays(make_model, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     again = LlavaMiniForConditionalGeneration.from_pretrained(tmp_path)
     assert all(torch.equal(each, before[name]) for name, each in again.state_dict().items())
+
+
+def test_copies_pickles_and_loaded_weights_are_prepacked_again() -> None:
+    linear = nn.Linear(8, 5)
+    packed = PrepackedLinear(linear)
+    other = PrepackedLinear(nn.Linear(8, 5))
+    other.load_state_dict(packed.state_dict())
+    for each in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed)), other):
+        assert type(each) is PrepackedLinear and each.weight.is_mkldnn and each.weight is not packed.weight
+        torch.testing.assert_close(each(torch.ones(2, 8)), packed(torch.ones(2, 8)))
+        assert list(each.state_dict()) == ["weight", "bias"]
+
+
+def test_a_layer_that_is_moved_becomes_a_plain_one() -> None:
+    linear = nn.Linear(8, 5)
+    half = PrepackedLinear(linear).half()
+    assert type(half) is nn.Linear and torch.equal(half.weight, linear.weight.half())
+    assert [name for name, _ in half.named_parameters()] == ["weight", "bias"]
+    assert type(PrepackedLinear(linear).to("meta")) is nn.Linear
+    stays = PrepackedLinear(linear).float().to("cpu").eval()
+    assert type(stays) is PrepackedLinear and stays.weight.is_mkldnn
+
+
+@torch.no_grad()
+def test_what_does_not_fit_is_told_as_of_a_plain_layer() -> None:
+    linear, rows = nn.Linear(8, 5), torch.randn(2, 8)
+    packed = PrepackedLinear(linear)
+    for wrong in (torch.randn(2, 7), rows.double()):
+        with pytest.raises(RuntimeError) as told:
+            linear(wrong)
+        with pytest.raises(RuntimeError, match=re.escape(str(told.value).splitlines()[0])):
+            packed(wrong)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(packed(rows), linear(rows))
+
+
+def test_one_layer_is_held_twice_and_no_more(make_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each plain weight is gone before the next layer is packed."""
+    model = make_model()
+    plain = [weakref.ref(module.weight) for module in model.language_model.modules() if type(module) is nn.Linear]
+    alive: list[int] = []
+
+    def packed(weight: torch.Tensor) -> nn.Parameter:
+        alive.append(sum(each() is not None for each in plain))
+        return nn.Parameter(weight.detach().clone(), requires_grad=False)
+
+    monkeypatch.setattr("llava_mini.models.prepacked._packed", packed)
+    prepack(model)
+    assert alive[-len(plain) :] == list(range(len(plain), 0, -1))
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """The vision tower's layer and patches, and the layout of crops: every patch must land where it lies in the image."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from transformers import AutoConfig
@@ -74,3 +76,18 @@ def test_what_compressor_and_prefusion_read() -> None:
 def test_frames_stay_apart() -> None:
     views = torch.cat([labelled_views(), labelled_views() + 100])
     assert torch.equal(merge_crops(views)[1], merge_crops(views)[0] + 100)
+
+
+def test_threads_may_share_a_tower() -> None:
+    tower = build_vision_tower(AutoConfig.for_model("clip_vision_model", **FIELDS)).eval()
+    pixels = torch.randn(8, 1, 3, 24, 24)
+    with torch.no_grad():
+        expected = [encode_views(tower, each, -2, 16) for each in pixels]
+
+    def encoded(number: int) -> torch.Tensor:
+        with torch.no_grad():
+            return encode_views(tower, pixels[number % 8], -2, 16)
+
+    with ThreadPoolExecutor(4) as threads:
+        for number, features in enumerate(threads.map(encoded, range(80))):
+            assert torch.equal(features, expected[number % 8])

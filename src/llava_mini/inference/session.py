@@ -180,16 +180,21 @@ class Session:
         check_question(question, self.processor)
 
         def made() -> Generator[str, None, None]:
-            with self._alone():  # from the first piece that is asked for to the last
+            self._begin()  # from the first piece that is asked for until nothing is made any more
+            try:
                 prompt = self._prompt(question, follow_up, max_new_tokens)
-                answer = partial(self._answer, prompt, max_new_tokens, generation)
-                yield from pieces(self.processor.tokenizer, answer)
+            except BaseException:
+                self._busy.release()
+                raise
+            answer = partial(self._answer, prompt, max_new_tokens, generation)
+            yield from pieces(self.processor.tokenizer, answer, self._busy.release)
 
         return made()
 
     def forget(self) -> None:
         """Forget questions and answers; what was looked at stays."""
-        self._turns = []
+        with self._alone():
+            self._turns = []
 
     def save(self, path: Path | str) -> None:
         """Write what was looked at, to be asked again without it; questions and answers are not written.
@@ -248,11 +253,14 @@ class Session:
         check_prompt(self.store, self.cache, len(prompt.ids) + max_new_tokens)
         return prompt
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _begin(self) -> None:
         """One thing at a time: frames and cache are of the answer that is being made."""
         if not self._busy.acquire(blocking=False):
-            raise UserError("the session is busy with an answer: read its stream to the end, or close it")
+            raise UserError("the session is busy with an answer: read its stream to the end, or close it and wait")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self._begin()
         try:
             yield
         finally:

@@ -21,12 +21,16 @@ class StopWhenSet(StoppingCriteria):
         return torch.full((len(input_ids),), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
-def pieces(tokenizer: Any, answer: Callable[[TextIteratorStreamer, StopWhenSet], object]) -> Generator[str, None, None]:
+def pieces(
+    tokenizer: Any, answer: Callable[[TextIteratorStreamer, StopWhenSet], object], ended: Callable[[], None]
+) -> Generator[str, None, None]:
     """The text of an answer as it is made; when it is left early, the answer ends where it is.
 
     Args:
         tokenizer: Of the words.
         answer: Makes it, in a thread of its own; what it raises is raised here.
+        ended: Called once nothing is made any more, which is later than the reader has gone where the reader does not
+            wait for it (a second Ctrl-C).
     """
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=False, skip_special_tokens=True)
     stop, failed = threading.Event(), list[BaseException]()
@@ -37,9 +41,15 @@ def pieces(tokenizer: Any, answer: Callable[[TextIteratorStreamer, StopWhenSet],
         except BaseException as error:  # noqa: BLE001 (raised again where the answer is read)
             failed.append(error)
             streamer.end()
+        finally:
+            ended()
 
     thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:
+        ended()
+        raise
     try:
         yield from streamer
     finally:

@@ -7,6 +7,7 @@ Shapes: F frames, V views, N = n*n patches of a view, D width.
 """
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -16,6 +17,7 @@ from torch.func import functional_call
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 SINGLE_VIEW, HD_VIEWS = 1, 5
+_ALONE = threading.RLock()  # while a tower is hooked and cut short: other threads may share it
 
 
 def build_vision_tower(vision_config: PreTrainedConfig) -> PreTrainedModel:
@@ -59,6 +61,7 @@ def encode_views(
         if dtype in (torch.float16, torch.bfloat16):
             stack.enter_context(torch.autocast(device.type, enabled=False))
             pixel_values_F3HW = pixel_values_F3HW.to(dtype)
+        stack.enter_context(_ALONE)
         states = stack.enter_context(_states_of(vision_tower, layer, stop))
         weights = _lent(vision_tower, device) if offload and frozen else {}
         for part in pixel_values_F3HW.split(batch or max(len(pixel_values_F3HW), 1)):
