@@ -30,7 +30,7 @@ from llava_mini.inference.cache import SessionCache
 from llava_mini.inference.conversation import Prompt, Turn, build_prompt, shared
 from llava_mini.inference.frame_store import FrameStore, Keep
 from llava_mini.inference.long_context import check_length, prefill
-from llava_mini.inference.looking import Look, Opened, Progress, Source, check_frame, open_source, pixels_of, shown
+from llava_mini.inference.looking import Look, Opened, Progress, Source, open_source, picture_of, pixels_of, shown
 from llava_mini.inference.prompts import check_question
 from llava_mini.inference.room import check_prompt, check_room
 from llava_mini.inference.streaming import StopWhenSet, pieces
@@ -141,8 +141,7 @@ class Session:
         Returns:
             The video so far.
         """
-        check_frame(frame, "push")
-        pixels_V3HW = self.processor.pixels(frame, is_video=True)
+        pixels_V3HW = self.processor.pixels(picture_of(frame, "push"), is_video=True)
         begins = self._live is None
         item = len(self.looks) if self._live is None else self._live
         with self._alone():
