@@ -423,6 +423,9 @@ def test_questions_and_values_that_are_refused(asked: Any) -> None:
     for question in ("", "  \n", "what is <image>"):
         with pytest.raises(UserError, match="question"):
             session.ask(question)
+    for ask in (session.ask, session.stream):
+        with pytest.raises(UserError, match="the question is NoneType; allowed is text"):
+            ask(None)
     with pytest.raises(UserError, match="max_new_tokens=0"):
         session.ask(QUESTIONS[0], max_new_tokens=0)
     with pytest.raises(UserError, match="the language model reads"):

@@ -72,14 +72,14 @@ class _Facts:
 
 
 def save(session: Session, path: Path) -> None:
-    """Write a session, whole or not at all.
+    """Write a session, whole or not at all; a symbolic link stays, and what it points at is written.
 
     Raises:
         UserError: nothing was looked at, the file is there and no session, or it cannot be written.
     """
     if not session.looks:
         raise UserError(f"{path}: nothing was looked at, so there is nothing to save")
-    check_replaceable(path)
+    target = check_replaceable(path)
     tensors: dict[str, Tensor] = {}
     for number, chunk in enumerate(session.store.chunks):
         tensors[f"{number}.tokens"] = chunk.tokens.cpu().contiguous()
@@ -89,7 +89,7 @@ def save(session: Session, path: Path) -> None:
     facts = json.dumps(asdict(_Facts(items, session.looks, _Model.of(session))))
     metadata = {"format": _FORMAT, "facts": facts, "crc32": checksum(facts, tensors)}
     try:
-        with atomic_path(path) as temporary:
+        with atomic_path(target) as temporary:
             save_file(tensors, temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written: {error}") from error
@@ -134,19 +134,26 @@ def checksum(facts: str, tensors: Mapping[str, Tensor]) -> str:
     return f"{found:08x}"
 
 
-def check_replaceable(path: Path) -> None:
+def check_replaceable(path: Path) -> Path:
     """See that a session may be written to a file: it does not exist, or is a session.
 
+    Returns:
+        The file itself, behind all symbolic links.
+
     Raises:
-        UserError: it is something else.
+        UserError: it is something else, or no name of a file.
     """
-    if not os.path.lexists(path):
-        return
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r}: the name of a file has no null character")
+    target = Path(os.path.realpath(path))
+    if not os.path.lexists(target):
+        return target
     found: str | None = None
-    with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
+    with suppress(OSError, SafetensorError), safe_open(target, framework="pt") as file:
         found = (file.metadata() or {}).get("format")
     if found is None or not found.startswith(_ANY_FORMAT):
         raise UserError(f"{path}: there is such a file, and it is no session; name another")
+    return target
 
 
 def _check_model(path: Path, saved: _Model, own: _Model) -> None:
