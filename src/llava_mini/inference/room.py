@@ -12,7 +12,7 @@ from llava_mini.inference.long_context import context_tokens
 from llava_mini.inference.memory import FrameShape, KVShape, check_frames
 
 
-def check_room(store: FrameStore, cache: SessionCache, item: int, frames: int, views: int, reserve: int = 0) -> None:
+def check_room(store: FrameStore, cache: SessionCache, item: int, frames: int, views: int, *, reserve: int = 0) -> None:
     """See that so many more frames fit.
 
     Their tokens must fit what the language model reads, and what of them cannot be done without must fit memory:

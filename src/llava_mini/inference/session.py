@@ -108,7 +108,7 @@ class Session:
         """
         opened = open_source(source, fps=fps, count=count)
         if opened.expected and opened.kind == "video":
-            check_room(self.store, self.cache, len(self.looks), opened.expected, SINGLE_VIEW, reserve)
+            check_room(self.store, self.cache, len(self.looks), opened.expected, SINGLE_VIEW, reserve=reserve)
         with self._alone():
             return self._look(opened, reserve, progress)
 
@@ -218,7 +218,7 @@ class Session:
         return session
 
     def _add(self, item: int, pixels_FV3HW: Tensor, reserve: int = 0) -> None:
-        check_room(self.store, self.cache, item, *pixels_FV3HW.shape[:2], reserve)
+        check_room(self.store, self.cache, item, *pixels_FV3HW.shape[:2], reserve=reserve)
         pixels = pixels_FV3HW.to(self.model.device, self.model.dtype)
         self.store.add(item, self.model.encode(pixels), self._frames_at_once(pixels.shape[1]))
 

@@ -116,7 +116,10 @@ def load(session: Session, path: Path) -> None:
     _check_model(path, facts.model, _Model.of(session))
     try:
         for number, item in enumerate(facts.items):
-            session.store.restore(item, tensors.pop(f"{number}.tokens"), _rest(tensors, f"{number}."))
+            parts = _taken(tensors, f"{number}.")
+            session.store.restore(item, parts.pop("tokens"), parts)
+        if tensors:
+            raise ValueError(f"{', '.join(sorted(tensors))[:80]} belong to no frames")
         _check_chunks(session, facts.looks)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
@@ -192,10 +195,18 @@ def _check_tokens(session: Session, chunk: Chunk) -> None:
     allowed = [session.model.tokens_per_frame(count) for count in views]
     if chunk.tokens.shape[1] not in allowed:
         raise ValueError(f"{chunk.tokens.shape[1]} tokens of a frame, the model makes {allowed[0]}")
-    if chunk.features is not None and "codes" in (parts := chunk.features.parts()):
+    parts = {} if chunk.features is None else chunk.features.parts()
+    if not all(_finite(part) for part in (chunk.tokens, *parts.values())):
+        raise ValueError("values of frames that are no finite numbers")
+    if chunk.features is not None and "codes" in parts:
         expected = quantize(torch.zeros(chunk.features.shape), 8)._asdict()
         if any((parts[name].shape, parts[name].dtype) != (each.shape, each.dtype) for name, each in expected.items()):
             raise ValueError("features in 8 bits whose scales do not fit them")
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether all are finite; by their extremes, which takes no memory."""
+    return not values.is_floating_point() or bool(torch.stack(torch.aminmax(values)).isfinite().all())
 
 
 def _facts(path: Path, raw: str) -> _Facts:
@@ -205,5 +216,7 @@ def _facts(path: Path, raw: str) -> _Facts:
         raise UserError(f"{path}: the session is damaged: what it says of itself cannot be read") from error
 
 
-def _rest(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of a prefix, by their names without it; they are taken out of the others."""
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tensors.pop(name) for name in names}
