@@ -14,6 +14,7 @@ from tests.inference.conftest import make_asked, model_folder, pictures
 
 from llava_mini.cli import main
 from llava_mini.inference.batch import Batcher
+from llava_mini.inference.conversation import question_tokens
 from llava_mini.inference.loading import load
 from llava_mini.inference.media import open_image
 from llava_mini.inference.requests import Request, open_answers
@@ -22,6 +23,7 @@ from llava_mini.inference.session import Session
 __all__ = ["clip", "make_asked", "model_folder", "pictures"]  # fixtures
 MakeClip = Callable[..., Path]
 Captured = pytest.CaptureFixture[str]
+LONG = "what color is the star and how many objects are there"
 SHORT = ("--max-new-tokens", "6")
 
 
@@ -99,6 +101,21 @@ def test_only_a_session_is_overwritten_by_one(
     assert image.read_bytes() == before
     for _ in range(2):
         assert main([*asked, str(tmp_path / "seen")]) == 0
+
+
+def test_frames_leave_room_for_the_longest_question_or_are_refused_unseen(
+    model_folder: Path, clip: MakeClip, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = load(str(model_folder))
+    context: int = model.config.text_config.max_position_embeddings
+    flags = ["ask", str(model_folder), "--video", str(clip(40)), "--question", "what", "--question", LONG]
+    most = context - 4 * model.tokens_per_frame() - question_tokens(processor, LONG, ["video"])
+    assert main([*flags, "--max-new-tokens", str(most)]) == 0
+    monkeypatch.setattr(Session, "_add", lambda *_: pytest.fail("a frame was encoded"))
+    capsys.readouterr()
+    assert main([*flags, "--max-new-tokens", str(most + 1)]) == 2
+    said = capsys.readouterr()
+    assert "at most 3 frames fit" in said.err and said.err.count("\n") == 1 and not said.out
 
 
 def test_no_memory_is_one_line(model_folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -373,6 +373,12 @@ def _change(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callab
     return make
 
 
+def _with_last(values: torch.Tensor, last: float) -> torch.Tensor:
+    changed = values.clone()
+    changed.view(-1)[-1] = last
+    return changed
+
+
 DAMAGES: dict[str, Callable[..., None]] = {
     "items behind the last": lambda tensors, facts: facts.update(items=[5, 6]),
     "an item before the first": lambda tensors, facts: facts.update(items=[-1, 1]),
@@ -388,6 +394,11 @@ DAMAGES: dict[str, Callable[..., None]] = {
     "too many tokens": _change("0.tokens", lambda tokens: tokens.repeat(1, 2, 1)),
     "too many views": _change("0.codes", lambda codes: codes.repeat(1, 2, 1, 1)),
     "scales of fewer patches": _change("0.scale", lambda scale: scale[:, :, :2]),
+    "a token that is no number": _change("1.tokens", lambda tokens: _with_last(tokens, float("nan"))),
+    "an infinite token": _change("0.tokens", lambda tokens: _with_last(tokens, float("-inf"))),
+    "an infinite scale": _change("1.scale", lambda scale: _with_last(scale, float("inf"))),
+    "a tensor of a frame that is not there": lambda tensors, facts: tensors.update({"2.tokens": torch.ones(1)}),
+    "a tensor of no frame": lambda tensors, facts: tensors.update({"weight": torch.ones(1)}),
 }
 
 
@@ -458,6 +469,9 @@ def test_questions_and_values_that_are_refused(asked: Any) -> None:
     for question in ("", "  \n", "what is <image>"):
         with pytest.raises(UserError, match="question"):
             session.ask(question)
+    for ask in (session.ask, session.stream):
+        with pytest.raises(UserError, match="the question is NoneType; allowed is text"):
+            ask(None)
     with pytest.raises(UserError, match="max_new_tokens=0"):
         session.ask(QUESTIONS[0], max_new_tokens=0)
     with pytest.raises(UserError, match="the language model reads"):

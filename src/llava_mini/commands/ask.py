@@ -52,13 +52,15 @@ def ask(arguments: list[str]) -> int:
     questions, shown = checked_questions(given.question), opened(given)
 
     model, processor = load_model(given)
+    from llava_mini.inference.conversation import question_tokens
     from llava_mini.inference.prompts import check_question
 
-    for question in questions:
-        check_question(question, processor)
+    asked = [check_question(question, processor) for question in questions]
     session = open_session(given, model, processor)
+    kinds = [look.kind for look in session.looks] + [kind for kind, _ in given.shown]
+    reserve = given.max_new_tokens + max(question_tokens(processor, question, kinds) for question in asked)
     for source in shown:
-        look_at(session, source, given)
+        look_at(session, source, given, reserve)
     if given.save is not None:
         session.save(given.save)
     about: dict[str, Any] = {"frames": sum(look.frames for look in session.looks)}

@@ -148,15 +148,17 @@ def opened_one(kind: str, path: str, given: argparse.Namespace) -> Source:
     return open_image(place) if kind == "image" else open_video(place, fps=given.fps, count=given.frames)
 
 
-def look_at(session: Session, source: Source, given: argparse.Namespace) -> Look:
+def look_at(session: Session, source: Source, given: argparse.Namespace, reserve: int = 0) -> Look:
     """Show the session an image or a video, with a progress bar where someone watches.
+
+    `reserve` tokens are left free for a question and its answer.
 
     Raises:
         UserError: the video cannot be decoded, or has more frames than fit.
     """
     if isinstance(source, Image.Image):
-        return session.look(source)
-    return session.look(source.path, fps=given.fps, count=given.frames, progress=sys.stderr.isatty())
+        return session.look(source, reserve=reserve)
+    return session.look(source.path, fps=given.fps, count=given.frames, reserve=reserve, progress=sys.stderr.isatty())
 
 
 @contextmanager

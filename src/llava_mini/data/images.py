@@ -66,6 +66,23 @@ def decode_image(raw: bytes) -> NDArray[np.uint8]:
     return _upright(pixels, _orientation(image))
 
 
+def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """A picture that Pillow has opened, as `decode_image` gives that of a file: RGB [H, W, 3], turned upright.
+
+    Of an animation it is the frame that Pillow is at.
+
+    Raises:
+        SampleError: `decode_image` would raise it, or its file was closed before it was read.
+    """
+    try:
+        _check(image)
+        image.load()
+        pixels = _rgb(image)
+    except (*_DAMAGED, AttributeError, AssertionError) as error:  # the last two where Pillow reads a closed file
+        raise _unusable(error) from None
+    return _upright(pixels, _orientation(image))
+
+
 def verify_image(raw: bytes) -> tuple[int, int]:
     """Reads the whole picture as cheaply as can be; what passes can be decoded.
 
@@ -123,11 +140,16 @@ def _opened(raw: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(raw), formats=_FORMATS)
     except UnidentifiedImageError:
         raise SampleError(f"image cannot be decoded: none of {', '.join(_FORMATS)}, or cut in its header") from None
+    _check(image)
+    return image
+
+
+def _check(image: Image.Image) -> None:
+    """Raises SampleError where a picture's header says that it is of no use."""
     if image.width * image.height > MAX_PIXELS:
         raise SampleError(f"image of {image.width}x{image.height} pixels is over the limit of {MAX_PIXELS}")
     if image.mode in ("I", "F"):
         raise SampleError(f"image of mode {image.mode}: 32-bit values have no known white")
-    return image
 
 
 def _unusable(error: Exception) -> SampleError:
@@ -149,7 +171,9 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):
         gray = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=-1)
-    image.info.pop("transparency", None)  # which is dropped; Pillow would first warn of some kinds
+    if "transparency" in image.info:  # which is dropped; Pillow would first warn of some kinds
+        image = image.copy()
+        del image.info["transparency"]
     return np.array(image.convert("RGB"))  # a copy, since Pillow's own memory is read-only
 
 

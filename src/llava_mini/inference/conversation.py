@@ -77,6 +77,21 @@ def build_prompt(processor: LlavaMiniProcessor, turns: list[Turn], kinds: list[s
     return Prompt(turns, ids, visible)
 
 
+def question_tokens(processor: LlavaMiniProcessor, question: str, kinds: list[str]) -> int:
+    """Tokens of a question by itself behind what was looked at, without the compressed tokens of that.
+
+    Args:
+        processor: As for `build_prompt`.
+        question: Text.
+        kinds: "image" or "video" for everything that is looked at before it is asked.
+
+    Raises:
+        UserError: the chat template cannot write it.
+    """
+    prompt = build_prompt(processor, [Turn(len(kinds), question, None)], kinds, [1] * len(kinds))
+    return len(prompt.ids) - len(kinds)
+
+
 def shared(first: list[tuple[int, bool]], second: list[tuple[int, bool]]) -> int:
     """How many tokens two prompts have in common at their beginning."""
     for i, (one, other) in enumerate(zip(first, second, strict=False)):

@@ -205,6 +205,8 @@ class FrameStore:
                 raise ValueError(f"features of shape {list(features.shape)}")
             if self.kv_bytes + self._kv_bytes(features.shape[1], tokens_FKD) <= self.kv_budget:
                 seen = self._seen(features.get(model.dtype, model.device))[1]
+        elif parts:
+            raise ValueError(f"{', '.join(sorted(parts))} of a model without pre-fusion")
         self.chunks.append(self._with_kv(Chunk(item, tokens_FKD, features, None), seen))
 
     def tokens_by_item(self) -> Counter[int]:

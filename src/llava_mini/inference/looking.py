@@ -14,10 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from llava_mini.data.errors import SampleError
+from llava_mini.data.images import upright_rgb
 from llava_mini.errors import UserError
 from llava_mini.inference.media import kind_of, open_image, open_video
 from llava_mini.models import LlavaMiniProcessor
@@ -93,12 +96,11 @@ def pixels_of(opened: Opened, processor: LlavaMiniProcessor, at_once: Callable[[
     """Pixels [F, V, 3, H, W] of the next frames, `at_once(V)` at a time; no more than those are held.
 
     Raises:
-        UserError: a frame is no picture.
+        UserError: a frame is no picture, or one of no use.
     """
     held: list[Tensor] = []
     for frame in opened.frames:
-        check_frame(frame, opened.name)
-        held.append(processor.pixels(frame, is_video=opened.kind == "video"))
+        held.append(processor.pixels(picture_of(frame, opened.name), is_video=opened.kind == "video"))
         if len(held) >= at_once(len(held[0])):
             yield torch.stack(held)
             held = []
@@ -106,14 +108,21 @@ def pixels_of(opened: Opened, processor: LlavaMiniProcessor, at_once: Callable[[
         yield torch.stack(held)
 
 
-def check_frame(frame: Any, name: str) -> None:
-    """Raises UserError unless a frame is a PIL image or an array of bytes [H, W, 3]."""
+def picture_of(frame: Any, name: str) -> NDArray[np.uint8]:
+    """A frame as RGB [H, W, 3]; a PIL image becomes what its file would, upright as its EXIF says.
+
+    Raises:
+        UserError: it is neither a PIL image nor an array of bytes [H, W, 3], or the image is of no use.
+    """
     if isinstance(frame, Image.Image) and min(frame.size) > 0:
-        return
+        try:
+            return upright_rgb(frame)
+        except SampleError as error:
+            raise UserError(f"{name}: {error}") from None
     if not isinstance(frame, np.ndarray):
         found = f"{frame.size} pixels" if isinstance(frame, Image.Image) else type(frame).__name__
     elif frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3 and frame.size:
-        return
+        return frame
     else:
         found = f"{frame.dtype} {list(frame.shape)}"
     raise UserError(f"{name}: a frame is {found}; allowed are PIL images and arrays of uint8 [H, W, 3]")

@@ -126,7 +126,7 @@ def largest_frames(need: Callable[[int], int], budget: int) -> int:
     return fits
 
 
-def check_frames(frames: int, need: Callable[[int], int], budget: int, where: str) -> None:
+def check_frames(frames: int, need: Callable[[int], int], budget: int, where: str, earlier: int = 0) -> None:
     """See that frames fit before any is read.
 
     Args:
@@ -134,12 +134,14 @@ def check_frames(frames: int, need: Callable[[int], int], budget: int, where: st
         need: Bytes of so many frames.
         budget: Bytes that may be taken.
         where: Of what memory it is, for the message: "GPU memory".
+        earlier: Frames of the same video that are there already and counted in the message, not in `need`.
 
     Raises:
         UserError: they do not; it names the largest number that does.
     """
     if need(frames) > budget:
         raise UserError(
-            f"{frames} frames need {memory_text(need(frames))} of {where}, {memory_text(budget)} are free: "
-            f"at most {largest_frames(need, budget)} frames fit (a lower fps, or count=...)"
+            f"{frames + earlier} frames need {memory_text(need(frames))}{' more' if earlier else ''} of {where}, "
+            f"{memory_text(budget)} are free: at most {largest_frames(need, budget) + earlier} frames fit "
+            "(a lower fps, or count=...)"
         )

@@ -21,8 +21,10 @@ def check_question(question: str, processor: LlavaMiniProcessor) -> str:
     """The question without white space around it.
 
     Raises:
-        UserError: it is empty, no Unicode text, or contains a special token.
+        UserError: it is no text, empty, no Unicode text, or contains a special token.
     """
+    if not isinstance(question, str):
+        raise UserError(f"the question is {type(question).__name__}; allowed is text")
     if not question.strip():
         raise UserError("the question is empty")
     try:

@@ -12,38 +12,49 @@ from llava_mini.inference.long_context import context_tokens
 from llava_mini.inference.memory import FrameShape, KVShape, check_frames
 
 
-def check_room(store: FrameStore, cache: SessionCache, frames: int, views: int) -> None:
+def check_room(store: FrameStore, cache: SessionCache, item: int, frames: int, views: int, *, reserve: int = 0) -> None:
     """See that so many more frames fit.
 
     Their tokens must fit what the language model reads, and what of them cannot be done without must fit memory:
     tokens, features, the language model's cache.
 
+    Args:
+        store: The frames so far.
+        cache: The language model's.
+        item: Number of the image or video that the frames are of, of which some may be there.
+        frames: How many more.
+        views: Of each.
+        reserve: Tokens that must stay free for a question and its answer.
+
     Raises:
-        UserError: they do not; it names the largest number that does.
+        UserError: they do not; it names how many the item has then in all, and the largest number that fits.
     """
     model = store.model
     shape = FrameShape.of(model.config, model.tokens_per_frame(views), views)
-    held = store.tokens_by_item().total()
-    room = max(0, context_tokens(model.config) - held)
-    if frames * shape.tokens > room:
+    tokens_by_item = store.tokens_by_item()
+    held, earlier = tokens_by_item.total(), tokens_by_item[item] // shape.tokens
+    room = max(0, context_tokens(model.config) - reserve - held + earlier * shape.tokens)
+    if (frames + earlier) * shape.tokens > room:
+        beside = f" besides {reserve} of question and answer" if reserve else ""
         raise UserError(
-            f"{frames} frames are {frames * shape.tokens} tokens, the language model reads {room} more: at most "
-            f"{room // shape.tokens} frames fit, or scale it for more (extend_context, --context)"
+            f"{frames + earlier} frames are {(frames + earlier) * shape.tokens} tokens, of which the language model "
+            f"reads {room}{beside}: at most {room // shape.tokens} frames fit, or scale it for more "
+            "(extend_context, --context)"
         )
     fuses = bool(model.config.num_fusion_layers)
     features = shape.features_bytes(store.keep.features_dtype(model.dtype)) if fuses else 0
     text = KVShape.of(model.config.text_config)
 
     def on_device(count: int) -> int:
-        tokens = text.cache_bytes(held + count * shape.tokens, model.dtype, cache.bits) - cache.held_bytes
+        tokens = text.cache_bytes(held + count * shape.tokens + reserve, model.dtype, cache.bits) - cache.held_bytes
         return max(0, tokens) + count * shape.tokens_bytes(model.dtype)
 
     host = free_bytes(torch.device("cpu"))
     if model.device.type == "cpu":
-        check_frames(frames, lambda count: on_device(count) + count * features, host, "memory")
+        check_frames(frames, lambda count: on_device(count) + count * features, host, "memory", earlier)
         return
-    check_frames(frames, on_device, free_bytes(model.device), "GPU memory")
-    check_frames(frames, lambda count: count * features, host, "host memory")
+    check_frames(frames, on_device, free_bytes(model.device), "GPU memory", earlier)
+    check_frames(frames, lambda count: count * features, host, "host memory", earlier)
 
 
 def check_prompt(store: FrameStore, cache: SessionCache, tokens: int) -> None:

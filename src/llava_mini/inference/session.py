@@ -30,7 +30,7 @@ from llava_mini.inference.cache import SessionCache
 from llava_mini.inference.conversation import Prompt, Turn, build_prompt, shared
 from llava_mini.inference.frame_store import FrameStore, Keep
 from llava_mini.inference.long_context import check_length, prefill
-from llava_mini.inference.looking import Look, Opened, Progress, Source, check_frame, open_source, pixels_of, shown
+from llava_mini.inference.looking import Look, Opened, Progress, Source, open_source, picture_of, pixels_of, shown
 from llava_mini.inference.prompts import check_question
 from llava_mini.inference.room import check_prompt, check_room
 from llava_mini.inference.streaming import StopWhenSet, pieces
@@ -87,6 +87,7 @@ class Session:
         *,
         fps: float = 1.0,
         count: int | None = None,
+        reserve: int = 0,
         progress: bool | Callable[[Progress], None] = False,
     ) -> Look:
         """Encode an image or a video; a video is read as a stream, a few frames in memory at a time.
@@ -96,6 +97,7 @@ class Session:
                 iterator or an array [F, H, W, 3].
             fps: Frames for a second of a video that is read from a file.
             count: In place of `fps` so many frames at equal distances.
+            reserve: Tokens to leave free for the longest question and its answer (`conversation.question_tokens`).
             progress: True for a bar on standard error, or what is called behind every micro-batch.
 
         Returns:
@@ -106,11 +108,11 @@ class Session:
         """
         opened = open_source(source, fps=fps, count=count)
         if opened.expected and opened.kind == "video":
-            check_room(self.store, self.cache, opened.expected, SINGLE_VIEW)
+            check_room(self.store, self.cache, len(self.looks), opened.expected, SINGLE_VIEW, reserve=reserve)
         with self._alone():
-            return self._look(opened, progress)
+            return self._look(opened, reserve, progress)
 
-    def _look(self, opened: Opened, progress: bool | Callable[[Progress], None]) -> Look:
+    def _look(self, opened: Opened, reserve: int, progress: bool | Callable[[Progress], None]) -> Look:
         item, before = len(self.looks), len(self.store.chunks)
         kv_bytes = self.store.kv_bytes
         self._live = None
@@ -118,7 +120,7 @@ class Session:
         try:
             with shown(progress, opened) as report:
                 for pixels_FV3HW in pixels_of(opened, self.processor, self._frames_at_once):
-                    self._add(item, pixels_FV3HW)
+                    self._add(item, pixels_FV3HW, reserve)
                     frames += len(pixels_FV3HW)
                     report(frames)
             if not frames:
@@ -141,8 +143,7 @@ class Session:
         Returns:
             The video so far.
         """
-        check_frame(frame, "push")
-        pixels_V3HW = self.processor.pixels(frame, is_video=True)
+        pixels_V3HW = self.processor.pixels(picture_of(frame, "push"), is_video=True)
         begins = self._live is None
         item = len(self.looks) if self._live is None else self._live
         with self._alone():
@@ -221,11 +222,10 @@ class Session:
         load(session, Path(path))
         return session
 
-    def _add(self, item: int, pixels_FV3HW: Tensor) -> None:
-        model = self.model
-        check_room(self.store, self.cache, *pixels_FV3HW.shape[:2])
-        pixels = pixels_FV3HW.to(model.device, model.dtype)
-        self.store.add(item, model.encode(pixels), self._frames_at_once(pixels.shape[1]))
+    def _add(self, item: int, pixels_FV3HW: Tensor, reserve: int = 0) -> None:
+        check_room(self.store, self.cache, item, *pixels_FV3HW.shape[:2], reserve=reserve)
+        pixels = pixels_FV3HW.to(self.model.device, self.model.dtype)
+        self.store.add(item, self.model.encode(pixels), self._frames_at_once(pixels.shape[1]))
 
     def _seen(self, look: Look) -> None:
         self.looks.append(look)

@@ -72,14 +72,14 @@ class _Facts:
 
 
 def save(session: Session, path: Path) -> None:
-    """Write a session, whole or not at all.
+    """Write a session, whole or not at all; a symbolic link stays, and what it points at is written.
 
     Raises:
         UserError: nothing was looked at, the file is there and no session, or it cannot be written.
     """
     if not session.looks:
         raise UserError(f"{path}: nothing was looked at, so there is nothing to save")
-    check_replaceable(path)
+    target = check_replaceable(path)
     tensors: dict[str, Tensor] = {}
     for number, chunk in enumerate(session.store.chunks):
         tensors[f"{number}.tokens"] = chunk.tokens.cpu().contiguous()
@@ -89,7 +89,7 @@ def save(session: Session, path: Path) -> None:
     facts = json.dumps(asdict(_Facts(items, session.looks, _Model.of(session))))
     metadata = {"format": _FORMAT, "facts": facts, "crc32": checksum(facts, tensors)}
     try:
-        with atomic_path(path) as temporary:
+        with atomic_path(target) as temporary:
             save_file(tensors, temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written: {error}") from error
@@ -116,7 +116,10 @@ def load(session: Session, path: Path) -> None:
     _check_model(path, facts.model, _Model.of(session))
     try:
         for number, item in enumerate(facts.items):
-            session.store.restore(item, tensors.pop(f"{number}.tokens"), _rest(tensors, f"{number}."))
+            parts = _taken(tensors, f"{number}.")
+            session.store.restore(item, parts.pop("tokens"), parts)
+        if tensors:
+            raise ValueError(f"{', '.join(sorted(tensors))[:80]} belong to no frames")
         _check_chunks(session, facts.looks)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
@@ -134,19 +137,26 @@ def checksum(facts: str, tensors: Mapping[str, Tensor]) -> str:
     return f"{found:08x}"
 
 
-def check_replaceable(path: Path) -> None:
+def check_replaceable(path: Path) -> Path:
     """See that a session may be written to a file: it does not exist, or is a session.
 
+    Returns:
+        The file itself, behind all symbolic links.
+
     Raises:
-        UserError: it is something else.
+        UserError: it is something else, or no name of a file.
     """
-    if not os.path.lexists(path):
-        return
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r}: the name of a file has no null character")
+    target = Path(os.path.realpath(path))
+    if not os.path.lexists(target):
+        return target
     found: str | None = None
-    with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
+    with suppress(OSError, SafetensorError), safe_open(target, framework="pt") as file:
         found = (file.metadata() or {}).get("format")
     if found is None or not found.startswith(_ANY_FORMAT):
         raise UserError(f"{path}: there is such a file, and it is no session; name another")
+    return target
 
 
 def _check_model(path: Path, saved: _Model, own: _Model) -> None:
@@ -185,10 +195,18 @@ def _check_tokens(session: Session, chunk: Chunk) -> None:
     allowed = [session.model.tokens_per_frame(count) for count in views]
     if chunk.tokens.shape[1] not in allowed:
         raise ValueError(f"{chunk.tokens.shape[1]} tokens of a frame, the model makes {allowed[0]}")
-    if chunk.features is not None and "codes" in (parts := chunk.features.parts()):
+    parts = {} if chunk.features is None else chunk.features.parts()
+    if not all(_finite(part) for part in (chunk.tokens, *parts.values())):
+        raise ValueError("values of frames that are no finite numbers")
+    if chunk.features is not None and "codes" in parts:
         expected = quantize(torch.zeros(chunk.features.shape), 8)._asdict()
         if any((parts[name].shape, parts[name].dtype) != (each.shape, each.dtype) for name, each in expected.items()):
             raise ValueError("features in 8 bits whose scales do not fit them")
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether all are finite; by their extremes, which takes no memory."""
+    return not values.is_floating_point() or bool(torch.stack(torch.aminmax(values)).isfinite().all())
 
 
 def _facts(path: Path, raw: str) -> _Facts:
@@ -198,5 +216,7 @@ def _facts(path: Path, raw: str) -> _Facts:
         raise UserError(f"{path}: the session is damaged: what it says of itself cannot be read") from error
 
 
-def _rest(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of a prefix, by their names without it; they are taken out of the others."""
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tensors.pop(name) for name in names}

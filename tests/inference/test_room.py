@@ -1,0 +1,62 @@
+"""What does not fit is refused before it is encoded, and the message names what would."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llava_mini.errors import UserError
+from llava_mini.inference.conversation import question_tokens
+from llava_mini.inference.session import Session
+
+QUESTION = "how many circle objects"
+ANSWER = 20
+
+
+def frames(count: int) -> Iterator[np.ndarray]:
+    frame = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    return iter([frame] * count)
+
+
+def most_frames(session: Session, free: int = 0) -> int:
+    model = session.model
+    context: int = model.config.text_config.max_position_embeddings
+    return (context - free) // model.tokens_per_frame()
+
+
+@torch.no_grad()
+def test_frames_that_leave_no_room_for_question_and_answer_are_refused_unseen(make_asked: Callable[..., Any]) -> None:
+    session = Session(*make_asked(), frame_batch=64)
+    session.look(list(frames(3)))
+    encoded: list[int] = []
+    session.model.vision_tower.register_forward_pre_hook(lambda *_: encoded.append(1))
+    reserve = question_tokens(session.processor, QUESTION, ["video", "video"]) + ANSWER
+    most = most_frames(session, reserve) - 3
+    message = rf"{most + 1} frames are .* besides {reserve} of question and answer: at most {most} frames fit"
+    with pytest.raises(UserError, match=message):
+        session.look(list(frames(most + 1)), reserve=reserve)
+    assert not encoded and len(session.looks) == 1
+    session.look(list(frames(most)), reserve=reserve)
+    session.ask(QUESTION, max_new_tokens=ANSWER)
+    with pytest.raises(UserError, match="tokens of prompt and answer"):  # the reserve was exact
+        session.ask(QUESTION, max_new_tokens=ANSWER + session.model.tokens_per_frame())
+
+
+@torch.no_grad()
+def test_a_stream_that_is_too_long_is_told_in_all_its_frames(
+    make_asked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(*make_asked(), frame_batch=20)
+    most = most_frames(session)
+    read = -(-(most + 1) // 20) * 20
+    with pytest.raises(UserError, match=rf"^{read} frames are .* at most {most} frames fit"):
+        session.look(frames(most + 200))
+    with pytest.raises(UserError, match=rf"at most {most_frames(session, 10)} frames fit"):
+        session.look(frames(most + 200), reserve=10)
+    free = iter([2**30, 2**30, 0])
+    monkeypatch.setattr("llava_mini.inference.room.free_bytes", lambda _: next(free))
+    with pytest.raises(UserError, match=r"^60 frames need .* more of memory.* at most 40 frames fit"):
+        session.look(frames(most))
+    assert not session.looks and not len(session.store)
