@@ -12,9 +12,7 @@ Shapes: T tokens of a prompt, S of them visible to pre-fusion, D width of the la
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,7 @@ from llava_mini.inference.long_context import check_length, prefill
 from llava_mini.inference.looking import Look, Opened, Progress, Source, open_source, picture_of, pixels_of, shown
 from llava_mini.inference.prompts import check_question
 from llava_mini.inference.room import check_prompt, check_room
-from llava_mini.inference.streaming import StopWhenSet, pieces
+from llava_mini.inference.streaming import Busy, StopWhenSet, pieces
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.models.frame_batch import frames_at_once
 from llava_mini.models.vision_tower import SINGLE_VIEW
@@ -78,7 +76,7 @@ class Session:
         self._turns: list[Turn] = []
         self._read: list[tuple[int, bool]] = []  # of every token in the cache: id, and whether pre-fusion saw it
         self._live: int | None = None
-        self._busy = threading.Lock()
+        self._busy = Busy()
 
     @torch.no_grad()
     def look(
@@ -109,7 +107,7 @@ class Session:
         opened = open_source(source, fps=fps, count=count)
         if opened.expected and opened.kind == "video":
             check_room(self.store, self.cache, len(self.looks), opened.expected, SINGLE_VIEW, reserve=reserve)
-        with self._alone():
+        with self._busy:
             return self._look(opened, reserve, progress)
 
     def _look(self, opened: Opened, reserve: int, progress: bool | Callable[[Progress], None]) -> Look:
@@ -146,7 +144,7 @@ class Session:
         pixels_V3HW = self.processor.pixels(picture_of(frame, "push"), is_video=True)
         begins = self._live is None
         item = len(self.looks) if self._live is None else self._live
-        with self._alone():
+        with self._busy:
             self._add(item, pixels_V3HW[None])
         if begins:
             self._seen(Look("video", 1, None, None))
@@ -170,7 +168,7 @@ class Session:
             UserError: the question is empty or has special tokens, or prompt and answer are longer than the language
                 model reads or memory holds.
         """
-        with self._alone():
+        with self._busy:
             prompt = self._prompt(question, follow_up, max_new_tokens)
             return self._answer(prompt, max_new_tokens, generation)
 
@@ -181,20 +179,20 @@ class Session:
         check_question(question, self.processor)
 
         def made() -> Generator[str, None, None]:
-            self._begin()  # from the first piece that is asked for until nothing is made any more
+            self._busy.begin()  # from the first piece that is asked for until nothing is made any more
             try:
                 prompt = self._prompt(question, follow_up, max_new_tokens)
             except BaseException:
-                self._busy.release()
+                self._busy.end()
                 raise
             answer = partial(self._answer, prompt, max_new_tokens, generation)
-            yield from pieces(self.processor.tokenizer, answer, self._busy.release)
+            yield from pieces(self.processor.tokenizer, answer, self._busy.end)
 
         return made()
 
     def forget(self) -> None:
         """Forget questions and answers; what was looked at stays."""
-        with self._alone():
+        with self._busy:
             self._turns = []
 
     def save(self, path: Path | str) -> None:
@@ -252,19 +250,6 @@ class Session:
         check_length(self.model.config, len(prompt.ids) + max_new_tokens)
         check_prompt(self.store, self.cache, len(prompt.ids) + max_new_tokens)
         return prompt
-
-    def _begin(self) -> None:
-        """One thing at a time: frames and cache are of the answer that is being made."""
-        if not self._busy.acquire(blocking=False):
-            raise UserError("the session is busy with an answer: read its stream to the end, or close it and wait")
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        self._begin()
-        try:
-            yield
-        finally:
-            self._busy.release()
 
     @torch.no_grad()
     def _answer(

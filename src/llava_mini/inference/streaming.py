@@ -10,6 +10,30 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, TextIteratorStreamer
 
+from llava_mini.errors import UserError
+
+
+class Busy:
+    """One thing at a time: frames and cache of a session are of the answer that is being made. For `with`, too."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """Raises UserError while something is being done."""
+        if not self._lock.acquire(blocking=False):
+            raise UserError("the session is busy with an answer: read its stream to the end, or close it and wait")
+
+    def end(self) -> None:
+        """Also from another thread than the one that began."""
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.begin()
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
 
 class StopWhenSet(StoppingCriteria):
     """Ends an answer when an event is set."""
