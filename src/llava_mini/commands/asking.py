@@ -169,7 +169,7 @@ def memory_told() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch's own error on a GPU is a RuntimeError too
-        from llava_mini.commands.out_of_memory import is_out_of_memory, reason_of
+        from llava_mini.hardware import is_out_of_memory, reason_of
 
         if not is_out_of_memory(error):
             raise
