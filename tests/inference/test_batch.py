@@ -90,7 +90,8 @@ def test_bad_requests_are_records_and_the_rest_goes_on(
     note = Request("note", "what moved", (), (stopped,))
     found = answered(batcher, [*requests, *wrong.values(), note], tmp_path / "a.jsonl")
     assert {key for key, record in found.items() if "error" in record} == wrong.keys()
-    assert set(found["gone"]) == {"id", "error"} and "No such file" in found["gone"]["error"]
+    assert list(found["gone"]) == ["id", "question", "error"] and list(found["refused"]) == ["id", "error"]
+    assert "No such file" in found["gone"]["error"]
     reasons = {
         "short": "short.png: image cannot", "none": "video", "empty": "is empty", "mark": "<image>", "end": "</s>",
         "long": "tokens of prompt and answer", "refused": "as it says",
@@ -124,7 +125,7 @@ def test_requests_without_memory_are_halved_until_they_fit(
 
     monkeypatch.setattr(batcher.model, "generate", generate)
     found = answered(replace(batcher, batch_size=7), requests, tmp_path / "7.jsonl")
-    assert found.pop(5) == {"id": 5, "error": told} and alone.pop(5)
+    assert found.pop(5) == {"id": 5, "question": requests[4].question, "error": told} and alone.pop(5)
     assert found == alone and tried[0] == 7
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,10 +25,13 @@ def test_fields_of_requests(path: Path) -> None:
     path.write_text("\n".join(lines))
     folder = path.parent
     assert read_requests(path) == [
-        Request("a", "what is here", (folder / "x/1.png",)),
-        Request(3, "what", (Path("/1.png"), folder / "2.png"), (folder / "v.mp4",)),
+        Request("a", "what is here", (folder / "x/1.png",), media={"image": "x/1.png"}),
+        Request(
+            3, "what", (Path("/1.png"), folder / "2.png"), (folder / "v.mp4",),
+            media={"image": ["/1.png", "2.png"], "video": "v.mp4"},
+        ),
         Request(7, "where"),
-    ]
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -89,7 +93,7 @@ def test_no_requests(path: Path) -> None:
 
 REQUESTS = [Request(1, "one"), Request("b", "two"), Request(3, "three")]
 FIRST = {"id": "b", "question": "two", "answer": "早 a\nb"}
-SECOND = {"id": 3, "error": "why"}
+SECOND = {"id": 3, "question": "three", "error": "why"}
 
 
 def test_answers_are_gone_on_with_and_a_torn_line_is_cut_off(tmp_path: Path) -> None:
@@ -116,15 +120,16 @@ def test_answers_are_gone_on_with_and_a_torn_line_is_cut_off(tmp_path: Path) -> 
         ('{"id": [1]}\n', "line 1 is no answer"),
         ('{"id": 1, "question": "one"}\n', "line 1 is no answer"),
         ("a note without an end", "line 1 holds something else than answers; name another file"),
-        ('{"id": 1, "error": "a"}\n- milk', "line 2 holds something else than answers"),
+        ('{"id": 1, "question": "one", "error": "a"}\n- milk', "line 2 holds something else than answers"),
         ('{"id": "other", "answ', "line 1 holds something else than answers"),
         ('{"id": 1, "question": "one"}', "line 1 is no answer"),
         ('{"id": 1, "question": "one", "answer": ""}\n{"id": 9, "error": ""}\n', "line 2 answers another request"),
         (
             '{"id": 1, "question": "other", "answer": "a"}\n',
-            "line 1 answers another request than the one with the id 1",
+            "line 1 answers another request than the one that has the id 1 now; delete the line or name another file",
         ),
-        ('{"id": 1, "error": "a"}\n' * 2, "line 2 answers another request"),
+        ('{"id": 1, "error": "a"}\n', "line 1 answers another request"),  # of one that could not be asked
+        ('{"id": 1, "question": "one", "error": "a"}\n' * 2, "line 2 answers another request"),
     ],
 )
 def test_what_is_no_answer_to_these_requests_is_left_alone(tmp_path: Path, content: str, reason: str) -> None:
@@ -133,6 +138,66 @@ def test_what_is_no_answer_to_these_requests_is_left_alone(tmp_path: Path, conte
     with pytest.raises(UserError, match=reason), open_answers(path, REQUESTS):
         pass
     assert path.read_text() == content
+
+
+ASKED = {"image": "0.png", "question": "what color is the cross"}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        [{**ASKED, "image": "1.png"}, ASKED],  # a line that is put above it, with the same question
+        [{**ASKED, "image": "1.png"}],
+        [{"video": "0.png", "question": ASKED["question"]}],
+        [{**ASKED, "image": ["0.png", "1.png"]}],
+        [{"question": ASKED["question"]}],
+        [{**ASKED, "question": "what"}],
+        [{"image": "0.png"}],  # no question: it cannot be asked
+    ],
+)
+@pytest.mark.parametrize("found", [{"answer": "blue"}, {"error": "why"}])
+def test_an_answer_is_not_taken_for_one_to_what_the_request_says_now(
+    path: Path, tmp_path: Path, changed: list[Any], found: dict[str, str]
+) -> None:
+    answered = tmp_path / "answers.jsonl"
+    for lines, known in (([ASKED], False), ([{"id": None, **ASKED}, {"question": "what"}], True), (changed, True)):
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        requests = read_requests(path)
+        if lines == changed:
+            with pytest.raises(UserError, match="line 1 answers another request"), open_answers(answered, requests):
+                pass
+        else:
+            with open_answers(answered, requests) as answers:
+                assert (requests[0] in answers) == known
+                if not known:
+                    answers.add([requests[0].record(**found)])
+
+
+def test_an_error_of_what_could_not_be_asked_is_none_of_what_can(path: Path, tmp_path: Path) -> None:
+    for line, fails in (
+        ('{"question": "?", "images": 1}', False),
+        ('{"images": 2}', False),
+        ('{"question": "?"}', True),
+    ):
+        path.write_text(line)
+        requests = read_requests(path)
+        if fails:
+            with pytest.raises(UserError, match="another request"), open_answers(tmp_path / "a.jsonl", requests):
+                pass
+        else:
+            with open_answers(tmp_path / "a.jsonl", requests) as answers:
+                answers.add([request.record(error="why") for request in requests if request not in answers])
+                assert requests[0] in answers
+
+
+def test_half_a_character_in_a_question_is_known_again(path: Path, tmp_path: Path) -> None:
+    path.write_text(r'{"question": "\ud800 \\ud800"}')
+    for known in (False, True):
+        requests = read_requests(path)
+        with open_answers(tmp_path / "a.jsonl", requests) as answers:
+            assert (requests[0] in answers) == known
+            if not known:
+                answers.add([requests[0].record(error="why")])
 
 
 def test_an_empty_file_of_others_is_left_and_an_own_one_is_not(tmp_path: Path) -> None:
@@ -148,7 +213,7 @@ def test_an_empty_file_of_others_is_left_and_an_own_one_is_not(tmp_path: Path) -
 
 def test_an_error_that_names_an_odd_folder_is_written(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
-    error = {"id": 1, "error": "\udcff/a.png: none"}
+    error = {"id": 1, "question": "one", "error": "\udcff/a.png: none"}
     with open_answers(path, REQUESTS) as answers:
         answers.add([error])
     assert json.loads(path.read_text(encoding="utf-8")) == error

@@ -223,7 +223,7 @@ def _batches(prepared: Iterable[Prepared], size: int) -> Iterator[list[Prepared]
 
 
 def _answer(one: Prepared, text: str, videos: Sequence[VideoSource | Look]) -> Record:
-    record: Record = {"id": one.request.id, "question": one.request.question, "answer": text}
+    record = one.request.record(answer=text)
     read = zip(one.request.videos, videos, strict=True)
     if notes := [f"{path}: {video.stopped}" for path, video in read if video.stopped]:
         record["note"] = "; ".join(notes)
@@ -231,4 +231,4 @@ def _answer(one: Prepared, text: str, videos: Sequence[VideoSource | Look]) -> R
 
 
 def _failed(request: Request, error: Exception) -> Record:
-    return {"id": request.id, "error": " ".join(str(error).split())}
+    return request.record(error=" ".join(str(error).split()))

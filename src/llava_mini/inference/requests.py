@@ -1,7 +1,8 @@
 """Requests and answers of a batch, a JSON object a line; what is answered stays answered however often it is killed.
 
-A request is known by its id. Answers are appended, so a killed run leaves at most one line that is torn; it is cut off
-and its request is answered again. Two processes cannot write the same answers.
+A request has an id, and every record repeats what was asked: an answer to what the request with its id no longer says
+is refused. Answers are appended, so a killed run leaves at most one line that is torn; it is cut off and its request is
+answered again. Two processes cannot write the same answers.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +21,9 @@ from llava_mini.errors import UserError
 Id = str | int
 Record = dict[str, Any]
 
-_FIELDS = ("id", "image", "video", "question")
+_MEDIA = ("image", "video")
+_ASKED = (*_MEDIA, "question")
+_FIELDS = ("id", *_ASKED)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Request:
         images: Files, relative ones in the folder of the requests.
         videos: Likewise.
         refused: Why it cannot be asked; None if nothing is wrong so far.
+        media: Its image and video as they are written, those that are given.
     """
 
     id: Id
@@ -40,6 +44,16 @@ class Request:
     images: tuple[Path, ...] = ()
     videos: tuple[Path, ...] = ()
     refused: str | None = None
+    media: Mapping[str, str | list[str]] = field(default_factory=dict)
+
+    def record(self, **found: str) -> Record:
+        """What is written of it: its id, what it asks, and what was found."""
+        return {"id": self.id, **self.asked, **found}
+
+    @property
+    def asked(self) -> Record:
+        """By which an earlier answer is known to be one to this request; nothing of one that cannot be asked."""
+        return {} if self.refused else {**self.media, "question": self.question}
 
 
 def read_requests(path: Path) -> list[Request]:
@@ -99,12 +113,12 @@ def _request(line: bytes, number: int, folder: Path) -> Request | _Nameless:
         return Request(given, refused=f"unknown field {unknown[0]!r}; allowed are {', '.join(_FIELDS)}")
     if not isinstance(question, str):
         return Request(given, refused="no question")
-    images, videos = (_paths(fields.get(name), folder) for name in ("image", "video"))
+    images, videos = (_paths(fields.get(name), folder) for name in _MEDIA)
     if images is None or videos is None:
         return Request(given, question, refused="image and video must be a path or a list of paths")
     if not all(_is_unicode(str(path)) for path in (*images, *videos)):
         return Request(given, refused="a path is no Unicode text")
-    return Request(given, question, images, videos)
+    return Request(given, question, images, videos, media={name: fields[name] for name in _MEDIA if fields.get(name)})
 
 
 def _paths(value: Any, folder: Path) -> tuple[Path, ...] | None:
@@ -135,13 +149,13 @@ class Answers:
         self._path, self._file = path, file
         self.answered: set[Id] = set()
         self.failed: set[Id] = set()
-        questions = {request.id: request.question for request in requests}
+        asked = {request.id: request.asked for request in requests}
         file.seek(0)
         for number, line in enumerate(file, 1):
             if line.endswith(b"\n"):
-                self._count(self._earlier(line, number, questions))
+                self._count(self._earlier(line, number, asked))
             else:
-                self._cut_off(line, number, questions)
+                self._cut_off(line, number, asked)
 
     def __contains__(self, request: Request) -> bool:
         return request.id in self.answered or request.id in self.failed
@@ -157,9 +171,9 @@ class Answers:
     def _count(self, record: Record) -> None:
         (self.failed if "error" in record else self.answered).add(record["id"])
 
-    def _cut_off(self, torn: bytes, number: int, questions: dict[Id, str]) -> None:
+    def _cut_off(self, torn: bytes, number: int, asked: dict[Id, Record]) -> None:
         """Remove a last line without its end, if it can be what a killed run left of a record."""
-        heads = (_written({"id": given})[:-1] + b", " for given in questions)
+        heads = (_written({"id": given})[:-1] + b", " for given in asked)
         if not any(torn.startswith(head) or head.startswith(torn) for head in heads):
             raise UserError(f"{self._path}: line {number} holds something else than answers; name another file")
         try:
@@ -167,24 +181,21 @@ class Answers:
         except (ValueError, RecursionError):
             pass
         else:
-            self._earlier(torn, number, questions)  # a whole object must be a record
+            self._earlier(torn, number, asked)  # a whole object must be a record
         self._file.truncate(os.fstat(self._file.fileno()).st_size - len(torn))
 
-    def _earlier(self, line: bytes, number: int, questions: dict[Id, str]) -> Record:
+    def _earlier(self, line: bytes, number: int, asked: dict[Id, Record]) -> Record:
         try:
             record = json.loads(line)
-            given, of_a_request = record["id"], record["id"] in questions
+            given, of_a_request = record["id"], record["id"] in asked
             _ = record["error" if "error" in record else "answer"]
         except (ValueError, LookupError, TypeError, RecursionError):
             raise UserError(f"{self._path}: line {number} is no answer; name another file for the answers") from None
-        if (
-            not of_a_request
-            or record.get("question", questions[given]) != questions[given]
-            or given in (self.answered | self.failed)
-        ):
+        said = {name: record[name] for name in _ASKED if name in record}
+        if not of_a_request or said != asked[given] or given in (self.answered | self.failed):
             raise UserError(
-                f"{self._path}: line {number} answers another request than the one with the id {given!r}; name another "
-                "file for the answers"
+                f"{self._path}: line {number} answers another request than the one that has the id {given!r} now; "
+                "delete the line or name another file for the answers"
             )
         return dict(record)
 
