@@ -1,6 +1,9 @@
 """Requests are read or refused one by one; answers are gone on with, and are nobody else's."""
 
 import json
+import os
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,7 @@ def test_fields_of_requests(path: Path) -> None:
     ("line", "named", "reason"),
     [
         (b"{", "line 1", "no JSON"),
-        (b"\xff\xfe", "line 1", "no JSON"),
+        (b'{"question": "\xe9"}', "line 1", "no JSON"),
         (b"[" * 100_000, "line 1", "no JSON"),
         (b"[1]", "line 1", "no JSON object"),
         (b'{"id": [1], "question": "?"}', "line 1", "id is neither"),
@@ -84,6 +87,26 @@ def test_two_requests_of_one_id_are_an_error(path: Path) -> None:
         read_requests(path)
     path.write_text('{"id": "2", "question": "?"}\n{"question": "?"}\n')
     assert [request.id for request in read_requests(path)] == ["2", 2]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_a_file_of_another_encoding_is_refused_as_a_whole(path: Path, encoding: str) -> None:
+    """Line by line its requests would be failures, which are not tried again."""
+    path.write_text('{"id": "a", "question": "what"}\n' * 2, encoding=encoding)
+    with pytest.raises(UserError, match="UTF-16, UTF-32 or no text at all; allowed is UTF-8"):
+        read_requests(path)
+
+
+@pytest.mark.parametrize("mark", ["\ufeff", "\ufffe"])
+def test_a_byte_order_mark_alone_tells_the_encoding(path: Path, mark: str) -> None:
+    path.write_bytes(mark.encode("utf-16-be") + "早".encode("utf-16-be"))
+    with pytest.raises(UserError, match="allowed is UTF-8"):
+        read_requests(path)
+
+
+def test_a_byte_order_mark_of_utf_8_is_passed_over(path: Path) -> None:
+    path.write_text('{"question": "what"}\n', encoding="utf-8-sig")
+    assert read_requests(path) == [Request(1, "what")]
 
 
 def test_no_requests(path: Path) -> None:
@@ -217,6 +240,41 @@ def test_an_error_that_names_an_odd_folder_is_written(tmp_path: Path) -> None:
     with open_answers(path, REQUESTS) as answers:
         answers.add([error])
     assert json.loads(path.read_text(encoding="utf-8")) == error
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[int], None]]:
+    """full_disk(bytes): no file can be written beyond so many."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, full_disk: Callable[[int], None]) -> None:
+    path = tmp_path / "answers.jsonl"
+    with open_answers(path, REQUESTS) as answers:
+        answers.add([FIRST])
+    whole = path.read_bytes()
+    full_disk(len(whole) + 9)
+    with (
+        pytest.raises(UserError, match=r"answers\.jsonl: cannot be written \(File too large\); what is in it is kept"),
+        open_answers(path, REQUESTS) as answers,
+    ):
+        answers.add([SECOND])
+    full_disk(2**30)
+    assert path.read_bytes() == whole + json.dumps(SECOND).encode()[:9]
+    with open_answers(path, REQUESTS) as answers:
+        assert (answers.answered, answers.failed) == ({"b"}, set())
+
+
+def test_answers_are_kept_in_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, reason in ((Path("/dev/null"), "no file, answers must be kept"), (tmp_path / "pipe", "not seekable")):
+        with (
+            pytest.raises(UserError, match=rf"{path}: cannot be written \(.*{reason}"),
+            open_answers(path, REQUESTS) as answers,
+        ):
+            answers.add([FIRST])
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

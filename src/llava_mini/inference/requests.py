@@ -7,9 +7,11 @@ answered again. Two processes cannot write the same answers.
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ Record = dict[str, Any]
 _MEDIA = ("image", "video")
 _ASKED = (*_MEDIA, "question")
 _FIELDS = ("id", *_ASKED)
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # how such a file begins; UTF-32 begins alike, or with a null byte
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,15 @@ def read_requests(path: Path) -> list[Request]:
     """The requests of a file in their order, those that cannot be asked included; empty lines are none.
 
     Raises:
-        UserError: the file cannot be read, or two requests have the same id.
+        UserError: the file cannot be read, is no UTF-8, or two requests have the same id.
     """
     requests: list[Request | _Nameless] = []
     lines: dict[Id, int] = {}
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
+                if number == 1 and (line.startswith(_UTF_16) or b"\0" in line):
+                    raise UserError(f"{path}: UTF-16, UTF-32 or no text at all; allowed is UTF-8")
                 if line.strip():
                     request = _request(line, number, path.parent)
                     if isinstance(request, Request) and (first := lines.setdefault(request.id, number)) != number:
@@ -161,12 +166,25 @@ class Answers:
         return request.id in self.answered or request.id in self.failed
 
     def add(self, records: Iterable[Record]) -> None:
-        """Append records; when this returns, they outlast this process and the machine."""
+        """Append records; when this returns, they outlast this process and the machine.
+
+        Raises:
+            UserError: the disk takes no more; what was written before stays, and is gone on with.
+        """
+        records = list(records)
+        rest = b"".join(_written(record) + b"\n" for record in records)
+        try:
+            while (
+                rest
+            ):  # not through the file's own buffer, whose rest would be tried, and fail, again when it is closed
+                rest = rest[os.write(self._file.fileno(), rest) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"{self._path}: cannot be written ({error.strerror}); what is in it is kept, the same command goes on"
+            ) from error
         for record in records:
-            self._file.write(_written(record) + b"\n")
             self._count(record)
-        self._file.flush()
-        os.fsync(self._file.fileno())
 
     def _count(self, record: Record) -> None:
         (self.failed if "error" in record else self.answered).add(record["id"])
@@ -211,8 +229,10 @@ def open_answers(path: Path, requests: Sequence[Request]) -> Iterator[Answers]:
     try:
         file = path.open("a+b")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     with file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UserError(f"{path}: cannot be written (no file, answers must be kept to be gone on with)")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
