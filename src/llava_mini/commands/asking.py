@@ -164,8 +164,8 @@ def look_at(session: Session, source: Source, given: argparse.Namespace) -> Look
 
 
 @contextmanager
-def memory_told() -> Iterator[None]:
-    """Turn what torch raises for want of memory into one line.
+def memory_told(advice: str = "fewer frames, --keep-gib 0 or --kv-bits 8 need less") -> Iterator[None]:
+    """Turn what torch raises for want of memory into one line that ends with advice.
 
     Raises:
         UserError: in place of torch's or Python's own error.
@@ -177,9 +177,7 @@ def memory_told() -> Iterator[None]:
 
         if not is_out_of_memory(error):
             raise
-        raise UserError(
-            f"out of memory ({reason_of(error)}): fewer frames, --keep-gib 0 or --kv-bits 8 need less"
-        ) from error
+        raise UserError(f"out of memory ({reason_of(error)}): {advice}") from error
 
 
 def _of_kind(kind: str, path: str) -> tuple[str, str]:

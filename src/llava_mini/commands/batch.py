@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llava_mini.commands.asking import load_model, parser_for, whole
+from llava_mini.commands.asking import load_model, memory_told, parser_for, whole
 from llava_mini.errors import UserError
 
 _DESCRIPTION = """\
@@ -36,7 +36,7 @@ def batch(arguments: list[str]) -> int:
         0, also where requests failed; the last line counts them.
 
     Raises:
-        UserError: no model, no requests, or answers that are not to these requests.
+        UserError: no model, no memory for it, no requests, answers that are not to these requests or cannot be written.
     """
     parser = parser_for("batch", _DESCRIPTION)
     parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="the requests")
@@ -56,7 +56,8 @@ def batch(arguments: list[str]) -> int:
 
             from llava_mini.inference.batch import Batcher
 
-            model, processor = load_model(given)
+            with memory_told("--dtype bfloat16 needs less"):
+                model, processor = load_model(given)
             choices = {"fps": given.fps, "count": given.frames, "kv_bits": given.kv_bits}
             batcher = Batcher(model, processor, given.batch_size, given.max_new_tokens, **choices)
             with tqdm(total=len(requests), initial=before, unit=" requests", disable=None) as bar:
