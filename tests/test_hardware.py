@@ -17,8 +17,10 @@ from llava_mini.hardware import (
     drives,
     free_bytes,
     has_bf16,
+    is_out_of_memory,
     memory_text,
     parse_cards,
+    reason_of,
 )
 
 # As torch's own builds of 2.11 to 2.13 list them.
@@ -152,3 +154,10 @@ def test_the_card_to_measure_is_one_that_torch_drives(monkeypatch: pytest.Monkey
 )
 def test_memory_is_told_in_units_that_show_it(size: int, text: str) -> None:
     assert memory_text(size) == text
+
+
+def test_want_of_memory_is_told_from_other_errors() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**60)
+    assert is_out_of_memory(raised.value) and not is_out_of_memory(RuntimeError("shapes do not match"))
+    assert "DefaultCPUAllocator" in reason_of(raised.value) and reason_of(MemoryError()) == "MemoryError"

@@ -1,7 +1,8 @@
 """`llava-mini <command> key=value ...`: reads the command line, resolves the config, calls the command.
 
 A user's mistake is one line on standard error and exit status 2; a run that stops itself (its loss, no memory) is 1;
-Ctrl-C is 130. Commands are imported when they are called, so that a mistake is reported before torch is loaded.
+Ctrl-C is 130; output that nobody reads any more (`| head`) is 141. Commands are imported when they are called, so that
+a mistake is reported before torch is loaded.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from llava_mini.commands.output import output_ends
 from llava_mini.commands.ranks import INTERRUPTED, OWN_MESSAGE, own_rank, run_ranks, train_command
 from llava_mini.errors import UserError
 
@@ -26,6 +28,11 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    with output_ends():
+        return _run(argv)
+
+
+def _run(argv: list[str] | None) -> int:
     given = sys.argv[1:] if argv is None else argv
     if not sys.stderr.isatty():  # transformers reads it when it is imported: bars of weights that it reads and writes
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

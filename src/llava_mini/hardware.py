@@ -1,4 +1,4 @@
-"""Which graphics card this machine has, whether the installed torch can drive it, and how much memory is free.
+"""Which graphics card this machine has, whether the installed torch can drive it, how much memory is free, or wanting.
 
 A build of torch holds kernels for some architectures only (`torch.cuda.get_arch_list()`): a newer torch may have
 dropped an old card, an older one does not know a new card. The sources are PyTorch's release notes: Volta (V100) is in
@@ -27,6 +27,7 @@ _GROUP_FILES = {
     "": ("memory.max", "memory.current", "inactive_file"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
+_NO_HOST_MEMORY = ("DefaultCPUAllocator", "not enough memory", "std::bad_alloc")  # in what torch says without any
 _BF16_SINCE = (8, 0)  # Ampere; before it torch emulates bfloat16, which is slower than float32
 
 
@@ -119,6 +120,18 @@ def _free_in_host() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
     return int(lines["MemAvailable"].split()[0]) * 1024
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is for want of memory, of a device or of the host."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_HOST_MEMORY)
+
+
+def reason_of(error: BaseException) -> str:
+    """What torch or Python says is wanting, in few words."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:160]
 
 
 def parse_cards(answer: str) -> list[Card]:

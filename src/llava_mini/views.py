@@ -26,6 +26,7 @@ ViewMode = Literal["square", "pad", "hd"]
 Colour = tuple[int, int, int]
 NUM_VIEWS: Mapping[ViewMode, int] = {"square": 1, "pad": 1, "hd": 5}  # of an image; a frame of a video has one
 
+_MOST_PIXELS = 178_956_970  # of a resized view: as many as Pillow lets a picture have
 _LARGEST_SIDE = 13_377  # of a padded square, which then has as many pixels as Pillow lets a picture have
 
 
@@ -62,6 +63,18 @@ def views_of(
         return [square]
     half = len(square) // 2
     return [*(square[y : y + half, x : x + half] for y in (0, half) for x in (0, half)), square]
+
+
+def resized_longer(width: int, height: int, shorter: int) -> int:
+    """Pixels of a view's longer side when its shorter one is resized to `shorter`, rounded as CLIP's processor does.
+
+    Raises:
+        UserError: so many would fill the memory; a line of pixels grows in both directions.
+    """
+    longer = int(shorter * max(width, height) / min(width, height))
+    if shorter * longer > _MOST_PIXELS:
+        raise UserError(f"image of {width}x{height} pixels is too elongated to be resized to {shorter} pixels")
+    return longer
 
 
 def _squared(picture: NDArray[np.uint8], background: Colour, *, even: bool) -> NDArray[np.uint8]:

@@ -201,6 +201,20 @@ def test_mistakes_are_one_line(
     assert reason in said.err and len(said.err.splitlines()) == 1 and not said.out
 
 
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_model_is_named(capsys: Captured, empty: str) -> None:
+    assert main(["ask", empty, "--question", "what"]) == 2
+    assert capsys.readouterr().err == "llava-mini: MODEL is empty; allowed are the folder and the Hub id of a model\n"
+
+
+@pytest.mark.parametrize("amount", ["1e300", "1048577", "-1", "nan", "inf", "much"])
+def test_memory_that_no_machine_has_is_refused(capsys: Captured, amount: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["ask", "none", "--question", "what", "--keep-gib", amount])
+    assert ended.value.code == 2
+    assert f"--keep-gib: {amount}: allowed are numbers from 0" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_language_model_is_given_no_images(pictures: Path, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert main(["ask", str(tmp_path), "--image", str(pictures / "0.png"), "--question", "what"]) == 2

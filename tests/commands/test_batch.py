@@ -16,7 +16,7 @@ from tests.inference.conftest import make_asked, model_folder, pictures
 
 from llava_mini.cli import main
 from llava_mini.commands.batch import _DESCRIPTION
-from llava_mini.inference import batch
+from llava_mini.inference import batch, loading
 from llava_mini.inference.cache import SessionCache
 
 __all__ = ["clip", "make_asked", "model_folder", "pictures"]  # fixtures
@@ -106,6 +106,20 @@ def test_more_frames_than_the_model_was_trained_for_are_answered_as_by_ask(
     assert set(bits) == {4}
 
 
+def test_no_memory_for_the_model_is_one_line(
+    requests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **given: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes\nmore")
+
+    monkeypatch.setattr(loading, "load", load)
+    output = tmp_path / "answers.jsonl"
+    assert main(["batch", "none", "--input", str(requests), "--output", str(output)]) == 2
+    said = capsys.readouterr().err
+    assert "tried to allocate 9 bytes): --dtype bfloat16 needs less" in said and said.count("\n") == 1
+    assert not output.exists()
+
+
 def test_mistakes_are_one_line_and_leave_no_file(
     model_folder: Path, requests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,9 +130,10 @@ def test_mistakes_are_one_line_and_leave_no_file(
         (model_folder, twice, answers, "lines 1 and 2 have the same id 1"),
         (model_folder, requests, requests, "name another"),
         (model_folder, requests, tmp_path / "no" / "a.jsonl", "cannot be written"),
+        (model_folder, requests, Path("/dev/full"), "cannot be written (no file"),
         (tmp_path, requests, answers, "no model, it has no config.json"),
     ]:
         assert main(["batch", str(model), "--input", str(given), "--output", str(output)]) == 2
         said = capsys.readouterr().err
         assert reason in said and len(said.splitlines()) == 1
-        assert output.exists() == (output == requests)
+        assert output.exists() == (output in (requests, Path("/dev/full")))

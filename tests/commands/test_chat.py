@@ -73,6 +73,13 @@ def test_a_line_that_is_no_utf_8_is_a_mistake(
     assert said.err == "the question is no Unicode text from its character 6 on\n"
 
 
+def test_closed_input_is_one_line(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["chat", "none"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("llava-mini: standard input is closed; allowed are") and said.count("\n") == 1
+
+
 def test_no_memory_for_an_answer_is_a_line_and_the_chat_goes_on(
     chat: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,9 +11,10 @@ import torch
 from llava_mini.cli import main
 from llava_mini.commands import planned
 from llava_mini.commands.advice import Advice
-from llava_mini.commands.out_of_memory import RunOutOfMemoryError, is_out_of_memory, message, out_of_memory_told
+from llava_mini.commands.out_of_memory import RunOutOfMemoryError, message, out_of_memory_told
 from llava_mini.commands.planned import Memory
 from llava_mini.config import resolve
+from llava_mini.hardware import is_out_of_memory
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.plan.savers import finetunings, savers
 from llava_mini.stages.base import VLMStage
@@ -26,7 +27,7 @@ THIN = ["model.text_config.num_hidden_layers=1", "fusion.num_layers=1", "model.v
 HERE = ("savers.checkpointing", "savers.loss_chunk", "savers.vision_batch", "savers.offload_vision")
 
 
-@pytest.mark.parametrize("error", [CUDA, CPU, MemoryError()])
+@pytest.mark.parametrize("error", [CUDA, CPU, RuntimeError("std::bad_alloc"), MemoryError()])
 def test_what_is_a_want_of_memory(error: BaseException) -> None:
     assert is_out_of_memory(error)
     with (

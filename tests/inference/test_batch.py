@@ -90,7 +90,8 @@ def test_bad_requests_are_records_and_the_rest_goes_on(
     note = Request("note", "what moved", (), (stopped,))
     found = answered(batcher, [*requests, *wrong.values(), note], tmp_path / "a.jsonl")
     assert {key for key, record in found.items() if "error" in record} == wrong.keys()
-    assert set(found["gone"]) == {"id", "error"} and "No such file" in found["gone"]["error"]
+    assert list(found["gone"]) == ["id", "question", "error"] and list(found["refused"]) == ["id", "error"]
+    assert "No such file" in found["gone"]["error"]
     reasons = {
         "short": "short.png: image cannot", "none": "video", "empty": "is empty", "mark": "<image>", "end": "</s>",
         "long": "tokens of prompt and answer", "refused": "as it says",
@@ -100,22 +101,54 @@ def test_bad_requests_are_records_and_the_rest_goes_on(
     assert "stopped.mkv: video stops after" in found["note"]["note"] and found["note"]["answer"]
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "out of memory (CUDA out of memory.)"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+         "out of memory (DefaultCPUAllocator: can't allocate memory)"),
+        (MemoryError(), "out of memory (MemoryError)"),
+    ],
+)  # fmt: skip
 def test_requests_without_memory_are_halved_until_they_fit(
-    batcher: Batcher, requests: list[Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    batcher: Batcher, requests: list[Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    error: Exception, told: str,
+) -> None:  # fmt: skip
     alone = answered(replace(batcher, batch_size=1), requests, tmp_path / "1.jsonl")
     original, tried = batcher.model.generate, []
 
     def generate(**inputs: Any) -> torch.Tensor:
         tried.append(len(inputs["input_ids"]))
         if len(inputs["input_ids"]) > 2 or bool((inputs["num_frames"] > 5).any()):
-            raise torch.OutOfMemoryError("CUDA out of memory.\nTried")
+            raise error
         return original(**inputs)
 
     monkeypatch.setattr(batcher.model, "generate", generate)
     found = answered(replace(batcher, batch_size=7), requests, tmp_path / "7.jsonl")
-    assert found.pop(5) == {"id": 5, "error": "CUDA out of memory. Tried"} and alone.pop(5)
+    assert found.pop(5) == {"id": 5, "question": requests[4].question, "error": told} and alone.pop(5)
     assert found == alone and tried[0] == 7
+
+
+@pytest.mark.parametrize("most_frames", [module.MOST_FRAMES, 1])
+def test_memory_that_runs_out_on_a_picture_is_its_own_record(
+    batcher: Batcher, requests: list[Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_frames: int
+) -> None:
+    """Whether a request is read in a batch or as a stream; any other error is a defect, and stays one."""
+
+    def opened(path: Path) -> Image.Image:
+        if path.name == "1.png":
+            raise raised
+        return open_image(path)
+
+    monkeypatch.setattr(module, "open_image", opened)
+    monkeypatch.setattr(module, "MOST_FRAMES", most_frames)
+    raised: Exception = MemoryError()
+    found = answered(batcher, requests, tmp_path / "a.jsonl")
+    assert found[2]["error"] == "out of memory (MemoryError)"
+    assert [each for each in found if "error" in found[each]] == [2] and len(found) == len(requests)
+    raised = RuntimeError("shapes do not match")
+    with pytest.raises(RuntimeError, match="shapes"):
+        answered(batcher, requests, tmp_path / "b.jsonl")
 
 
 def test_a_batch_holds_no_more_frames_than_are_allowed(

@@ -236,3 +236,13 @@ def test_views_that_do_not_fit_are_named(make_processor: Factory) -> None:
         make_processor(views="tile")
     with pytest.raises(UserError, match="image of 1x14000 pixels is too large to be padded"):
         make_processor(views="pad")(text="<image>", images=Image.new("RGB", (1, 14_000)))
+
+
+def test_a_line_of_pixels_that_would_fill_the_memory_is_refused(make_processor: Factory) -> None:
+    """It is resized in both directions before its middle is cut out."""
+    for size in ((311_000, 1), (1, 311_000)):
+        with pytest.raises(
+            UserError, match=f"image of {size[0]}x{size[1]} pixels is too elongated to be resized to 24"
+        ):
+            make_processor()(text="<image>", images=Image.new("RGB", size))
+    make_processor()(text="<image>", images=Image.new("RGB", (1_000, 1)))

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     Source = Image.Image | VideoSource
 
+_MOST_GIB = 2**20
+
 
 def parser_for(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """A parser with MODEL and the flags of every command that answers."""
@@ -59,6 +61,8 @@ def load_model(given: argparse.Namespace) -> tuple[LlavaMiniForConditionalGenera
     Raises:
         UserError: there is none, it cannot be loaded, or not be scaled so.
     """
+    if not given.model.strip():
+        raise UserError("MODEL is empty; allowed are the folder and the Hub id of a model")
     from transformers.utils import logging
 
     from llava_mini.inference.loading import load, model_fields
@@ -96,7 +100,7 @@ def add_session(parser: argparse.ArgumentParser) -> None:
         "--save", type=Path, metavar="FILE", help="at the end write what was seen, to be asked again without it"
     )
     parser.add_argument(
-        "--keep-gib", type=amount, metavar="GIB",
+        "--keep-gib", type=gibibytes, metavar="GIB",
         help="memory for keys and values that make later questions cheap; frames beyond it are computed again for "
         "every question (default: a quarter of what is free)",
     )  # fmt: skip
@@ -162,8 +166,8 @@ def look_at(session: Session, source: Source, given: argparse.Namespace, reserve
 
 
 @contextmanager
-def memory_told() -> Iterator[None]:
-    """Turn what torch raises for want of memory into one line.
+def memory_told(advice: str = "fewer frames, --keep-gib 0 or --kv-bits 8 need less") -> Iterator[None]:
+    """Turn what torch raises for want of memory into one line that ends with advice.
 
     Raises:
         UserError: in place of torch's or Python's own error.
@@ -171,13 +175,11 @@ def memory_told() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch's own error on a GPU is a RuntimeError too
-        from llava_mini.commands.out_of_memory import is_out_of_memory, reason_of
+        from llava_mini.hardware import is_out_of_memory, reason_of
 
         if not is_out_of_memory(error):
             raise
-        raise UserError(
-            f"out of memory ({reason_of(error)}): fewer frames, --keep-gib 0 or --kv-bits 8 need less"
-        ) from error
+        raise UserError(f"out of memory ({reason_of(error)}): {advice}") from error
 
 
 def _of_kind(kind: str, path: str) -> tuple[str, str]:
@@ -206,6 +208,13 @@ def amount(text: str) -> float:
         value = -1.0
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text}: allowed are numbers from 0")
+    return value
+
+
+def gibibytes(text: str) -> float:
+    """An amount of memory, not more than a machine may have."""
+    if (value := amount(text)) > _MOST_GIB:
+        raise argparse.ArgumentTypeError(f"{text}: allowed are numbers from 0 to {_MOST_GIB}")
     return value
 
 

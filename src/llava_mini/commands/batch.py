@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llava_mini.commands.asking import load_model, parser_for, whole
+from llava_mini.commands.asking import load_model, memory_told, parser_for, whole
 from llava_mini.errors import UserError
 
 _DESCRIPTION = """\
@@ -16,15 +16,17 @@ Answers the requests of a file, those of about the same length together. A reque
 image and video are a path or a list of paths, relative ones in the folder of the requests, and may be left out. The
 id, a text or a whole number, is the line's number where none is given, and no two requests have the same.
 
-Of each request one line is added to the answers, in the order in which they are finished:
+Of each request one line is added to the answers, with what was asked, in the order in which they are finished:
 
-  {"id": "a7", "question": "What is on the table?", "answer": "Two apples."}
-  {"id": 2, "error": "b.jpg: No such file or directory"}
+  {"id": "a7", "image": "photos/a.jpg", "question": "What is on the table?", "answer": "Two apples."}
+  {"id": 2, "image": "b.jpg", "question": "And here?", "error": "b.jpg: No such file or directory"}
 
 A video that stops in the middle is answered on what was read, and "note" says so. A run that is killed goes on where
 it was when the command is given again: no request is lost, none is answered twice, failed ones neither (delete their
-lines to have them tried again). Answers do not depend on the batch size, but for ties within rounding. A request with
-more than 512 frames is answered by itself in a session, as `ask` does; --kv-bits is for those alone."""
+lines to have them tried again). Where a request has changed under its id, the earlier answer is not taken for one to
+it, and the command ends: give ids of your own where lines are to be put in between. Answers do not depend on the batch
+size, but for ties within rounding. A request with more than 512 frames is answered by itself in a session, as `ask`
+does; --kv-bits is for those alone."""
 
 
 def batch(arguments: list[str]) -> int:
@@ -34,7 +36,7 @@ def batch(arguments: list[str]) -> int:
         0, also where requests failed; the last line counts them.
 
     Raises:
-        UserError: no model, no requests, or answers that are not to these requests.
+        UserError: no model, no memory for it, no requests, answers that are not to these requests or cannot be written.
     """
     parser = parser_for("batch", _DESCRIPTION)
     parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="the requests")
@@ -54,7 +56,8 @@ def batch(arguments: list[str]) -> int:
 
             from llava_mini.inference.batch import Batcher
 
-            model, processor = load_model(given)
+            with memory_told("--dtype bfloat16 needs less"):
+                model, processor = load_model(given)
             choices = {"fps": given.fps, "count": given.frames, "kv_bits": given.kv_bits}
             batcher = Batcher(model, processor, given.batch_size, given.max_new_tokens, **choices)
             with tqdm(total=len(requests), initial=before, unit=" requests", disable=None) as bar:

@@ -48,6 +48,8 @@ def chat(arguments: list[str]) -> int:
     add_media(parser)
     add_session(parser)
     given = parser.parse_args(arguments)
+    if sys.stdin is None:
+        raise UserError("standard input is closed; allowed are a terminal, a file and a pipe, with a question a line")
     shown = opened(given)
 
     model, processor = load_model(given)

@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from llava_mini.hardware import is_out_of_memory, reason_of
 from llava_mini.plan.savers import Change
 from llava_mini.sweep.grid import config_hash
 
-_OF_A_CPU = ("DefaultCPUAllocator", "not enough memory")
 ANOTHER_RUN = "*"  # marks what changes the run's result, so that it cannot go on in its folder
 
 
@@ -40,18 +38,6 @@ def out_of_memory_told(
         if not is_out_of_memory(error):
             raise
         raise RunOutOfMemoryError(message(config, step(), error, advice())) from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it is for want of memory, of a device or of the host."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OF_A_CPU)
-
-
-def reason_of(error: BaseException) -> str:
-    """What torch says is wanting, in few words."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:160]
 
 
 def message(config: dict[str, Any], step: int, error: BaseException, advice: list[Change]) -> str:

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from llava_mini.data.errors import SampleError
-from llava_mini.data.images import MAX_PIXELS, decode_image
+from llava_mini.data.images import decode_image
 from llava_mini.errors import UserError
-from llava_mini.views import NUM_VIEWS, Colour, ViewMode, check_mode, mean_colour, views_of
+from llava_mini.views import NUM_VIEWS, Colour, ViewMode, check_mode, mean_colour, resized_longer, views_of
 
 CLIP_GRAY = (122, 116, 104)  # CLIP's mean colour, with which LLaVA pads
 _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
@@ -102,19 +102,16 @@ class PixelTransform:
         for frame, raw in zip(frames, pictures, strict=True):
             try:
                 views = views_of(decode_image(raw), self.mode, self.background, is_video=is_video)
+                for place, view in enumerate(views):
+                    frame[place] = self._cropped(view) if self.cut else _resized(view, self.size, self.size)
             except UserError as error:
                 raise SampleError(str(error)) from None
-            for place, view in enumerate(views):
-                frame[place] = self._cropped(view) if self.cut else _resized(view, self.size, self.size)
         return frames
 
     def _cropped(self, pixels: NDArray[np.uint8]) -> Tensor:
         """[3, S, S], the middle of the picture whose shorter side is S."""
         height, width = pixels.shape[:2]
-        short, long = min(height, width), max(height, width)
-        longer = int(self.size * long / short)  # rounded as CLIP's processor does
-        if self.size * longer > MAX_PIXELS:
-            raise SampleError(f"image of {width}x{height} pixels is too elongated to be resized to {self.size} pixels")
+        longer = resized_longer(width, height, self.size)
         rows, columns = (self.size, longer) if height <= width else (longer, self.size)
         top, left = (rows - self.size) // 2, (columns - self.size) // 2
         return _resized(pixels, rows, columns)[:, top : top + self.size, left : left + self.size]

@@ -8,6 +8,7 @@ is the same arithmetic on rows that are padded on their left. A long video is le
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from llava_mini.errors import UserError
+from llava_mini.hardware import is_out_of_memory, reason_of
 from llava_mini.inference.long_context import check_length
 from llava_mini.inference.looking import Look
 from llava_mini.inference.media import VideoSource, check_file, open_image, open_video
@@ -52,6 +54,17 @@ class Prepared:
 
 
 _Read = tuple[Prepared, list[Image.Image], list[_Frames]]
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """Make want of memory, whoever meets it, a mistake of the request: another one may need less."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch's own error on a GPU is a RuntimeError too
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"out of memory ({reason_of(error)})") from error
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,7 @@ class Batcher:
         for batch in _batches(prepared, self.batch_size):
             yield self._records(batch)
 
+    @_memory_told()
     def prepare(self, request: Request) -> Prepared:
         """Check a request as far as can be without decoding.
 
@@ -130,8 +144,7 @@ class Batcher:
         records, readable = [], []
         for one in batch:
             try:
-                images = [open_image(path) for path in one.request.images]
-                readable.append((one, images, [list(video.frames()) for video in one.videos]))
+                readable.append(_read(one))
             except UserError as error:
                 records.append(_failed(one.request, error))
         return records + self._answered(readable)
@@ -146,7 +159,7 @@ class Batcher:
                 [image for _, images, _ in batch for image in images],
                 [video for _, _, videos in batch for video in videos],
             )
-        except (UserError, torch.OutOfMemoryError) as error:
+        except UserError as error:
             if len(batch) == 1:
                 return [_failed(batch[0][0].request, error)]
         else:
@@ -160,21 +173,23 @@ class Batcher:
         """A request with more frames than are held at once."""
         session = Session(self.model, self.processor, kv_bits=self.kv_bits)
         try:
-            for path in one.request.images:
-                session.look(open_image(path))
-            for video in one.videos:
-                session.look(video.path, fps=self.fps, count=self.count)
-            text = session.ask(one.request.question, max_new_tokens=self.max_new_tokens)
-        except (UserError, torch.OutOfMemoryError) as error:
+            with _memory_told():
+                for path in one.request.images:
+                    session.look(open_image(path))
+                for video in one.videos:
+                    session.look(video.path, fps=self.fps, count=self.count)
+                text = session.ask(one.request.question, max_new_tokens=self.max_new_tokens)
+        except UserError as error:
             return _failed(one.request, error)
         return _answer(one, text, session.looks[len(one.request.images) :])
 
+    @_memory_told()
     @torch.no_grad()
     def generate(self, prompts: list[str], images: list[Image.Image], videos: list[_Frames]) -> list[str]:
         """Answers to prompts, with their images and videos in the order of their marks.
 
         Raises:
-            UserError: an image is too large for its views.
+            UserError: an image is too large for its views, or memory is wanting.
         """
         inputs = self.processor(
             text=prompts,
@@ -186,6 +201,13 @@ class Batcher:
         ids = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1)
         new = ids[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+
+
+@_memory_told()
+def _read(one: Prepared) -> _Read:
+    """What a request shows, decoded."""
+    images = [open_image(path) for path in one.request.images]
+    return one, images, [list(video.frames()) for video in one.videos]
 
 
 def _batches(prepared: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
@@ -201,7 +223,7 @@ def _batches(prepared: Iterable[Prepared], size: int) -> Iterator[list[Prepared]
 
 
 def _answer(one: Prepared, text: str, videos: Sequence[VideoSource | Look]) -> Record:
-    record: Record = {"id": one.request.id, "question": one.request.question, "answer": text}
+    record = one.request.record(answer=text)
     read = zip(one.request.videos, videos, strict=True)
     if notes := [f"{path}: {video.stopped}" for path, video in read if video.stopped]:
         record["note"] = "; ".join(notes)
@@ -209,4 +231,4 @@ def _answer(one: Prepared, text: str, videos: Sequence[VideoSource | Look]) -> R
 
 
 def _failed(request: Request, error: Exception) -> Record:
-    return {"id": request.id, "error": " ".join(str(error).split())}
+    return request.record(error=" ".join(str(error).split()))

@@ -1,17 +1,20 @@
 """Requests and answers of a batch, a JSON object a line; what is answered stays answered however often it is killed.
 
-A request is known by its id. Answers are appended, so a killed run leaves at most one line that is torn; it is cut off
-and its request is answered again. Two processes cannot write the same answers.
+A request has an id, and every record repeats what was asked: an answer to what the request with its id no longer says
+is refused. Answers are appended, so a killed run leaves at most one line that is torn; it is cut off and its request is
+answered again. Two processes cannot write the same answers.
 """
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +23,10 @@ from llava_mini.errors import UserError
 Id = str | int
 Record = dict[str, Any]
 
-_FIELDS = ("id", "image", "video", "question")
+_MEDIA = ("image", "video")
+_ASKED = (*_MEDIA, "question")
+_FIELDS = ("id", *_ASKED)
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # how such a file begins; UTF-32 begins alike, or with a null byte
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class Request:
         images: Files, relative ones in the folder of the requests.
         videos: Likewise.
         refused: Why it cannot be asked; None if nothing is wrong so far.
+        media: Its image and video as they are written, those that are given.
     """
 
     id: Id
@@ -40,19 +47,31 @@ class Request:
     images: tuple[Path, ...] = ()
     videos: tuple[Path, ...] = ()
     refused: str | None = None
+    media: Mapping[str, str | list[str]] = field(default_factory=dict)
+
+    def record(self, **found: str) -> Record:
+        """What is written of it: its id, what it asks, and what was found."""
+        return {"id": self.id, **self.asked, **found}
+
+    @property
+    def asked(self) -> Record:
+        """By which an earlier answer is known to be one to this request; nothing of one that cannot be asked."""
+        return {} if self.refused else {**self.media, "question": self.question}
 
 
 def read_requests(path: Path) -> list[Request]:
     """The requests of a file in their order, those that cannot be asked included; empty lines are none.
 
     Raises:
-        UserError: the file cannot be read, or two requests have the same id.
+        UserError: the file cannot be read, is no UTF-8, or two requests have the same id.
     """
     requests: list[Request | _Nameless] = []
     lines: dict[Id, int] = {}
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
+                if number == 1 and (line.startswith(_UTF_16) or b"\0" in line):
+                    raise UserError(f"{path}: UTF-16, UTF-32 or no text at all; allowed is UTF-8")
                 if line.strip():
                     request = _request(line, number, path.parent)
                     if isinstance(request, Request) and (first := lines.setdefault(request.id, number)) != number:
@@ -99,12 +118,12 @@ def _request(line: bytes, number: int, folder: Path) -> Request | _Nameless:
         return Request(given, refused=f"unknown field {unknown[0]!r}; allowed are {', '.join(_FIELDS)}")
     if not isinstance(question, str):
         return Request(given, refused="no question")
-    images, videos = (_paths(fields.get(name), folder) for name in ("image", "video"))
+    images, videos = (_paths(fields.get(name), folder) for name in _MEDIA)
     if images is None or videos is None:
         return Request(given, question, refused="image and video must be a path or a list of paths")
     if not all(_is_unicode(str(path)) for path in (*images, *videos)):
         return Request(given, refused="a path is no Unicode text")
-    return Request(given, question, images, videos)
+    return Request(given, question, images, videos, media={name: fields[name] for name in _MEDIA if fields.get(name)})
 
 
 def _paths(value: Any, folder: Path) -> tuple[Path, ...] | None:
@@ -135,31 +154,44 @@ class Answers:
         self._path, self._file = path, file
         self.answered: set[Id] = set()
         self.failed: set[Id] = set()
-        questions = {request.id: request.question for request in requests}
+        asked = {request.id: request.asked for request in requests}
         file.seek(0)
         for number, line in enumerate(file, 1):
             if line.endswith(b"\n"):
-                self._count(self._earlier(line, number, questions))
+                self._count(self._earlier(line, number, asked))
             else:
-                self._cut_off(line, number, questions)
+                self._cut_off(line, number, asked)
 
     def __contains__(self, request: Request) -> bool:
         return request.id in self.answered or request.id in self.failed
 
     def add(self, records: Iterable[Record]) -> None:
-        """Append records; when this returns, they outlast this process and the machine."""
+        """Append records; when this returns, they outlast this process and the machine.
+
+        Raises:
+            UserError: the disk takes no more; what was written before stays, and is gone on with.
+        """
+        records = list(records)
+        rest = b"".join(_written(record) + b"\n" for record in records)
+        try:
+            while (
+                rest
+            ):  # not through the file's own buffer, whose rest would be tried, and fail, again when it is closed
+                rest = rest[os.write(self._file.fileno(), rest) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"{self._path}: cannot be written ({error.strerror}); what is in it is kept, the same command goes on"
+            ) from error
         for record in records:
-            self._file.write(_written(record) + b"\n")
             self._count(record)
-        self._file.flush()
-        os.fsync(self._file.fileno())
 
     def _count(self, record: Record) -> None:
         (self.failed if "error" in record else self.answered).add(record["id"])
 
-    def _cut_off(self, torn: bytes, number: int, questions: dict[Id, str]) -> None:
+    def _cut_off(self, torn: bytes, number: int, asked: dict[Id, Record]) -> None:
         """Remove a last line without its end, if it can be what a killed run left of a record."""
-        heads = (_written({"id": given})[:-1] + b", " for given in questions)
+        heads = (_written({"id": given})[:-1] + b", " for given in asked)
         if not any(torn.startswith(head) or head.startswith(torn) for head in heads):
             raise UserError(f"{self._path}: line {number} holds something else than answers; name another file")
         try:
@@ -167,24 +199,21 @@ class Answers:
         except (ValueError, RecursionError):
             pass
         else:
-            self._earlier(torn, number, questions)  # a whole object must be a record
+            self._earlier(torn, number, asked)  # a whole object must be a record
         self._file.truncate(os.fstat(self._file.fileno()).st_size - len(torn))
 
-    def _earlier(self, line: bytes, number: int, questions: dict[Id, str]) -> Record:
+    def _earlier(self, line: bytes, number: int, asked: dict[Id, Record]) -> Record:
         try:
             record = json.loads(line)
-            given, of_a_request = record["id"], record["id"] in questions
+            given, of_a_request = record["id"], record["id"] in asked
             _ = record["error" if "error" in record else "answer"]
         except (ValueError, LookupError, TypeError, RecursionError):
             raise UserError(f"{self._path}: line {number} is no answer; name another file for the answers") from None
-        if (
-            not of_a_request
-            or record.get("question", questions[given]) != questions[given]
-            or given in (self.answered | self.failed)
-        ):
+        said = {name: record[name] for name in _ASKED if name in record}
+        if not of_a_request or said != asked[given] or given in (self.answered | self.failed):
             raise UserError(
-                f"{self._path}: line {number} answers another request than the one with the id {given!r}; name another "
-                "file for the answers"
+                f"{self._path}: line {number} answers another request than the one that has the id {given!r} now; "
+                "delete the line or name another file for the answers"
             )
         return dict(record)
 
@@ -200,8 +229,10 @@ def open_answers(path: Path, requests: Sequence[Request]) -> Iterator[Answers]:
     try:
         file = path.open("a+b")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     with file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UserError(f"{path}: cannot be written (no file, answers must be kept to be gone on with)")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -20,7 +20,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 
 from llava_mini.errors import UserError
-from llava_mini.views import ViewMode, check_mode, mean_colour, views_of
+from llava_mini.views import ViewMode, check_mode, mean_colour, resized_longer, views_of
 
 Frame = Image.Image | np.ndarray
 
@@ -171,12 +171,15 @@ class LlavaMiniProcessor(ProcessorMixin):
             **images_kwargs: For the image processor.
 
         Raises:
-            UserError: it is too large for its views.
+            UserError: it is too large for its views, or too elongated to be resized.
         """
         picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
         background = mean_colour(self.image_processor.image_mean)
         cut = views_of(np.asarray(picture.convert("RGB")), self.views, background, is_video=is_video)
         views = [Image.fromarray(view) for view in cut]
+        if shorter := dict(self.image_processor.size).get("shortest_edge"):
+            for view in views:
+                resized_longer(view.width, view.height, shorter)  # or a line of pixels would fill the memory
         made = self.image_processor(views, **images_kwargs, return_tensors="np")
         return torch.from_numpy(np.stack(made["pixel_values"]))
 
