@@ -26,6 +26,7 @@ from torch import Tensor
 from llava_mini.errors import UserError
 from llava_mini.files import atomic_path
 from llava_mini.finetune import fingerprints
+from llava_mini.hardware import is_out_of_memory
 from llava_mini.inference.frame_store import Chunk
 from llava_mini.inference.looking import Look
 from llava_mini.inference.media import check_file
@@ -122,7 +123,7 @@ def load(session: Session, path: Path) -> None:
             raise ValueError(f"{', '.join(sorted(tensors))[:80]} belong to no frames")
         _check_chunks(session, facts.looks)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise
         raise UserError(f"{path}: the session is damaged: {error}") from error
     session.looks = facts.looks
