@@ -57,7 +57,7 @@ bench-data: $(STAMP) ## Measure the data path against the usual ways, into exper
 bench-flops: $(STAMP) ## Count FLOPs by part at real sizes, into experiments/006-efficiency (ARGS=--json)
 	$(BIN)/llava-mini bench flops $(ARGS)
 
-bench-latency: $(STAMP) ## Measure first and further tokens of four ways on this CPU, ten minutes (ARGS="--rounds 3")
+bench-latency: $(STAMP) ## Measure first and further tokens of four ways on this CPU, ten minutes (ARGS="--threads 2")
 	$(BIN)/llava-mini bench latency $(ARGS)
 
 bench-memory: $(STAMP) ## Plan and measure memory of images, frames and sessions, into experiments/006-efficiency

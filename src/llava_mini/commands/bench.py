@@ -108,10 +108,13 @@ def _flops(options: argparse.Namespace) -> int:
 def _latency(options: argparse.Namespace) -> int:
     if options.mlflow:
         check_tracker("bench latency", _UNTRACKED)
+    import torch
+
     from llava_mini.bench.latency import Setting, mid_size, run
     from llava_mini.bench.latency_report import draw, figures, metrics, table
     from llava_mini.bench.record import circumstances, told, track, write
 
+    torch.set_num_threads(options.threads)
     about = circumstances(git_commit())
     found = run(mid_size(), Setting(), options.rounds)
     shown = f"{told(about)}\n{table(found)}"
@@ -147,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     latency = commands.add_parser("latency", help="seconds to first and further tokens", description=_LATENCY)
     latency.set_defaults(run=_latency)
     latency.add_argument("--rounds", type=_positive, default=5, metavar="N", help="of all measurements (default: 5)")
+    latency.add_argument("--threads", type=_positive, default=1, metavar="N", help="of torch (default: 1)")
     _add_out(latency, "latency")
     _add_mlflow(latency)
     return parser
