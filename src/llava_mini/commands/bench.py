@@ -28,7 +28,7 @@ _LATENCY = """\
 Measures, on this machine's CPU and in one process on the same weights: transformers' LLaVA, ours without compression,
 LLaVA-Mini in the official release's order of work, and ours. A mid-size shape with random weights: first and further
 tokens, batches, a video of 16 frames, later questions; interleaved rounds; against the peak of large matrix products.
-With the defaults it takes less than ten minutes on two cores that do nothing else."""
+With the defaults it takes about ten minutes on a core that does nothing else."""
 _EFFICIENCY = Path("experiments/006-efficiency")
 _UNTRACKED = "--no-mlflow"
 
