@@ -104,11 +104,11 @@ def _plain(text: str) -> str:
 
 def draw(found: Findings, path: Path) -> None:
     """Writes the picture as a PNG."""
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
     image, video, further = figure.subplots(1, 3, width_ratios=[3, 2, 2])
     _bars(image, "Image: seconds to the first token", found, [(way, IMAGE) for way in _SHOWN] + [(OURS, LATER_IMAGE)])
     _bars(video, "Video", found, [(RELEASED, VIDEO), (OURS, VIDEO), (OURS, LATER_VIDEO)])
-    _bars(further, "Each further token", found, [(way, FURTHER) for way in _SHOWN])
+    _bars(further, "Further token", found, [(way, FURTHER) for way in _SHOWN])
     figure.supxlabel("Medians, and the range of the rounds.", fontsize=8.5, color=GREY, x=0.99, ha="right")
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
