@@ -88,7 +88,8 @@ def test_ways_differ_in_compression_alone(world: Shape, tmp_path: Path) -> None:
     assert "turn_ids" in steps[UNCOMPRESSED].inputs and "turn_ids" not in steps[TRANSFORMERS].inputs
     stored, seen = steps[STORED], steps[QUERY[1]]
     assert "pixel_values" not in stored.inputs
-    stored.forward(), seen.forward()
+    for step in (stored, seen):
+        step.forward()
     torch.testing.assert_close(stored.loss, seen.loss)  # the features are those of the same tower
     assert all("prefusion.layers.3.mlp.down_proj.weight" in gradients(steps[way]) for way in (*QUERY.values(), STORED))
 

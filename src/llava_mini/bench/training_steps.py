@@ -181,7 +181,7 @@ def build_steps(shape: Shape, folder: Path) -> list[Step]:
         model.train().requires_grad_(True)
     models.mini.vision_tower.eval().requires_grad_(False)
     ours = _trained(models.mini, wider)
-    optimizer = build_optimizer("adamw", [{"params": ours, "lr": _RATE}], (0.9, 0.999), _CPU)
+    optimizer = build_optimizer("adamw", [{"params": ours, "lr": _RATE}], (0.9, 0.999), _CPU, fused=True)
     theirs = torch.optim.AdamW(_trained(models.llava), lr=_RATE)
     mini, plain = models.of(OURS), models.of(UNCOMPRESSED)
     patches = _batches(shape, plain)
