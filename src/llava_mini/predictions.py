@@ -1,9 +1,13 @@
-"""Which of a run's answers were right, and the file that keeps it: written by an evaluation, read by a comparison."""
+"""How well a run answered every question, and the file that keeps it: written by an evaluation, read by a comparison.
+
+Three scores of each answer are kept. Exact match is what a user sees, word accuracy gives credit for the right part of
+a long answer, and the negative log-likelihood moves smoothly where the other two jump.
+"""
 
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -12,46 +16,105 @@ from numpy.typing import NDArray
 from llava_mini.errors import UserError
 from llava_mini.files import atomic_path
 
+SCORES = ("exact_match", "word_accuracy", "nll")
+_TYPES = {"turn": np.int64, "words": np.int64, **dict.fromkeys(SCORES, np.float32)}
+
 
 @dataclass(frozen=True)
 class Predictions:
-    """Which of a run's answers were right: arrays of one length, an entry for each question.
+    """The scores of a run's answers: arrays of one length, an entry for each question.
 
     Attributes:
-        key: the scene (the sample's key in its shard).
-        turn: the question's number within the scene.
-        kind: the kind of question.
-        correct: whether the answer was right.
+        key: Scene of the question (the sample's key in its shard).
+        turn: Number of the question within the scene.
+        kind: Kind of the question; "" where the data names none.
+        words: Number of words in the right answer, at least 1.
+        exact_match: 1 when greedy decoding gives the answer word for word, else 0.
+        word_accuracy: Share of the answer's words that are right at their place, from 0 to 1, each given the right
+            words before it; the end of the answer counts with its last word, so it is 1 where `exact_match` is.
+        nll: Negative log-likelihood of the answer and its end, in nats per word.
     """
 
     key: NDArray[np.str_]
     turn: NDArray[np.int64]
     kind: NDArray[np.str_]
-    correct: NDArray[np.bool_]
+    words: NDArray[np.int64]
+    exact_match: NDArray[np.float32]
+    word_accuracy: NDArray[np.float32]
+    nll: NDArray[np.float32]
 
     @classmethod
     def load(cls, path: Path) -> Predictions:
-        """Reads `predictions_{val,test}.npz`.
+        """Read `predictions_{val,test}.npz`.
 
         Raises:
             UserError: naming the file, when it is missing, cut or of other content.
         """
+        names = [field.name for field in fields(cls)]
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                loaded = cls(arrays["key"], arrays["turn"], arrays["kind"], arrays["correct"].astype(bool))
+                loaded = cls(*(arrays[name].astype(_TYPES.get(name, arrays[name].dtype)) for name in names))
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path.name} cannot be read ({type(error).__name__})") from error
-        lengths = {len(array) for array in (loaded.key, loaded.turn, loaded.kind, loaded.correct)}
+        lengths = {len(vars(loaded)[name]) for name in names}
         if len(lengths) != 1 or lengths == {0}:
             raise UserError(f"{path.name} holds arrays of lengths {sorted(lengths)}, not one length above 0")
         return loaded
 
     def save(self, path: Path) -> None:
-        """Writes what `load` reads, whole or not at all."""
+        """Write what `load` reads, whole or not at all."""
         with atomic_path(path) as temporary, temporary.open("wb") as file:  # savez adds .npz to a name, not to a file
-            np.savez_compressed(file, key=self.key, turn=self.turn, kind=self.kind, correct=self.correct)
+            np.savez_compressed(file, **vars(self))
+
+    def chosen(self, mask: NDArray[np.bool_]) -> Predictions:
+        """The questions where `mask` is true.
+
+        Args:
+            mask: [number of questions], bool.
+        """
+        return Predictions(**{name: values[mask] for name, values in vars(self).items()})
 
     def of_kind(self, kind: str) -> Predictions:
         """The questions of one kind."""
-        chosen = self.kind == kind
-        return Predictions(self.key[chosen], self.turn[chosen], self.kind[chosen], self.correct[chosen])
+        return self.chosen(self.kind == kind)
+
+    def score(self, name: str) -> NDArray[np.float32]:
+        """One of `SCORES` for every question."""
+        if name not in SCORES:
+            raise ValueError(f"unknown score {name!r}; there are {', '.join(SCORES)}")
+        scores: NDArray[np.float32] = vars(self)[name]
+        return scores
+
+    def accuracy(self) -> float:
+        """Share of exact matches over all questions; NaN without any."""
+        return float(self.exact_match.mean(dtype=np.float64)) if len(self.key) else float("nan")
+
+    def groups(self) -> dict[str, list[str]]:
+        """The kinds with long answers and those with one-word answers, apart: {"dense": [...], "one_word": [...]}.
+
+        A kind is `one_word` when all its answers are one word and `dense` otherwise; a group without kinds is left
+        out. Headline metrics are means over the kinds of a group (`group_means`): one mean of all would hide that
+        pre-fused text can carry one word of an answer and not dozens.
+        """
+        kinds: dict[str, list[str]] = {"dense": [], "one_word": []}
+        for kind in sorted({str(kind) for kind in self.kind}):
+            kinds["one_word" if (self.words[self.kind == kind] == 1).all() else "dense"].append(kind)
+        return {group: names for group, names in kinds.items() if names}
+
+    def by_kind(self, name: str) -> dict[str, float]:
+        """Mean of a score for every kind; {} where the data names no kinds."""
+        scores = self.score(name)
+        kinds = sorted({str(kind) for kind in self.kind} - {""})
+        return {kind: float(scores[self.kind == kind].mean(dtype=np.float64)) for kind in kinds}
+
+    def group_means(self, name: str) -> dict[str, float]:
+        """The headline metrics: for each group of `groups` the mean over its kinds of their mean scores.
+
+        This is the one place that defines them (README, reports, MLflow and validation all use it). Kinds weigh
+        alike, however many questions each has. Data without kinds is one kind.
+        """
+        scores = self.score(name)
+        return {
+            group: float(np.mean([scores[self.kind == kind].mean(dtype=np.float64) for kind in kinds]))
+            for group, kinds in self.groups().items()
+        }

@@ -44,8 +44,16 @@ def test_a_run_leaves_everything_that_it_promises(finished: Path):
     assert result["params"]["vision_tower"] > 300_000
     for split in ("val", "test"):
         answers = np.load(run_dir / f"predictions_{split}.npz")
-        assert len(answers["key"]) == 16 * 12
-        assert answers["correct"].mean() == pytest.approx(result["accuracy"][split])
+        assert len(set(answers["key"])) == 16 and len(answers["key"]) > 16 * 7
+        assert answers["exact_match"].mean() == pytest.approx(result["accuracy"][split])
+        shares, kinds = answers["word_accuracy"], answers["kind"]
+        assert result["word_accuracy_by_kind"][split]["objects"] == pytest.approx(shares[kinds == "objects"].mean())
+        dense = [shares[kinds == kind].mean() for kind in ("digits", "colors", "objects")]
+        assert result["word_accuracy"][split]["dense"] == pytest.approx(np.mean(dense))
+        assert set(result["nll"][split]) == {"dense", "one_word"}
+    assert result["converged"] is False and result["gained_last_third"] is not None  # 16 boards show nothing
+    assert (result["steps"], result["start"]) == (4, "checkpoints/tiny/stage0, checkpoints/tiny/uncompressed")
+    assert sorted(path.name for path in (run_dir / "validation").iterdir()) == ["step-000002.npz", "step-000004.npz"]
     assert [line["step"] for line in history(run_dir)] == [0, 1, 2, 3]
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
@@ -76,10 +84,10 @@ def test_the_saved_model_answers_as_the_trained_one(smoke_in, finished: Path):
     batch = next(data.evaluation_batches("val", "cpu"))
     logits = model(**batch.model_inputs()).logits
     predictions = np.load(finished / "predictions_val.npz")
-    from llava_mini.stages.metrics import correct_answers
+    from llava_mini.stages.metrics import answer_scores
 
-    expected = [right for row in correct_answers(logits, batch.labels, batch.turn_ids) for right in row]
-    assert expected == predictions["correct"][: len(expected)].tolist()
+    expected = [score.exact_match for row in answer_scores(logits, batch.labels, batch.turn_ids) for score in row]
+    assert expected == predictions["exact_match"][: len(expected)].tolist()
     assert processor.num_image_tokens == model.tokens_per_frame()
 
 
