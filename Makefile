@@ -18,7 +18,7 @@ SEED_LIST = $(if $(filter-out 0,$(filter $(SEEDS),$(NUMBERS))),$(subst $(space),
   $(error SEEDS=$(SEEDS): allowed is a count of seeds, 1 to 99))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format world train sweep compare bench-data bench-flops bench-latency bench-memory qlora gpu-check gpu-bench mlflow clean
+.PHONY: help setup test lint format world train sweep compare bench-data bench-flops bench-latency bench-memory bench-train qlora gpu-check gpu-bench mlflow clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -65,6 +65,9 @@ bench-latency: $(STAMP) ## Measure first and further tokens of four ways on this
 
 bench-memory: $(STAMP) ## Plan and measure memory of images, frames and sessions, into experiments/006-efficiency
 	$(BIN)/llava-mini bench memory $(ARGS)
+
+bench-train: $(STAMP) ## Measure training steps against transformers' LLaVA, into experiments/008-training-speed (ARGS="--rounds 3")
+	$(BIN)/llava-mini bench train $(ARGS)
 
 qlora: $(STAMP) ## Fine-tune the tiny world over NF4 by LoRA, merge, compare answers, and accuracy with full fine-tuning
 	$(BIN)/llava-mini train experiment=tiny_qlora run_dir=runs/tiny_qlora $(ARGS)

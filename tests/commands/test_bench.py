@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from llava_mini.bench import data_path, flop_rows, latency, peak_memory
+from llava_mini.bench import data_path, flop_rows, latency, peak_memory, training
 from llava_mini.bench.data_path import OWN, OWN_SMALL, USUAL, USUAL_OUR_LABELS, USUAL_SMALL, WDS, WDS_SHUFFLED, Findings
 from llava_mini.bench.large_set import Opening
 from llava_mini.bench.peak_memory import POINTS, Point
+from llava_mini.bench.stopwatch import Seconds
+from llava_mini.bench.training_steps import PARTS
 from llava_mini.bench.trials import Build, Cost, Memory
+from llava_mini.bench.ways import TRANSFORMERS
 from llava_mini.cli import main
 from llava_mini.tracking import EXPERIMENT
 
@@ -114,6 +117,28 @@ def test_latency_writes_table_figures_and_picture(
     assert json.loads((out / "latency.json").read_text())["rounds"] == 1
 
 
+def test_train_writes_table_figures_and_plot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[int] = []
+
+    def run(work: Path, rounds: int) -> list[training.Findings]:
+        assert work.is_dir() and not list(work.iterdir())
+        asked.append(rounds)
+        parts = {part: Seconds([1.0], [1.0]) for part in PARTS}
+        return [training.Findings("small", 1, [training.StepTimes(TRANSFORMERS, 4, 10, parts)])]
+
+    monkeypatch.setattr(training, "run", run)
+    out = tmp_path / "out"
+    assert main(["bench", "train", "--rounds", "2", "--no-mlflow", "--out", str(out)]) == 0
+    assert asked == [2]
+    assert sorted(path.name for path in out.iterdir()) == ["train.json", "train.md", "train.png"]
+    assert (out / "train.md").read_text() in capsys.readouterr().out
+    found = json.loads((out / "train.json").read_text())
+    assert found["about"]["threads"] == 1 and found["about"]["load"] >= 0
+    assert found["shapes"][0]["ways"][0]["samples_per_cpu_second"]["median"] == 1.0
+
+
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name in [name for name in sys.modules if name.startswith("llava_mini.bench")]:
         monkeypatch.delitem(sys.modules, name)
@@ -124,7 +149,14 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["model"], ["data", "--samples", "0"], ["data", "--rounds", "many"], ["flops", "--text-tokens", "0"]],
+    [
+        [],
+        ["model"],
+        ["data", "--samples", "0"],
+        ["data", "--rounds", "many"],
+        ["flops", "--text-tokens", "0"],
+        ["train", "--rounds", "0"],
+    ],
 )
 def test_impossible_arguments_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:

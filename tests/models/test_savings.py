@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from llava_mini.errors import UserError
+from llava_mini.models.savers import checkpoint_layers
 from llava_mini.models.savings import RELEASE, Savings
 
 REFERENCE = Savings(stop_tower=False, split_prefusion=False, trim_last_layer=False)
@@ -71,6 +72,52 @@ def test_the_reference_is_what_training_computes(make_model, collate, mixed) -> 
     with torch.enable_grad():
         trained = model(**batch).logits[batch["attention_mask"].bool()]
     torch.testing.assert_close(trained.detach(), saved, atol=1e-5, rtol=1e-5)
+
+
+def gradients(model, batch, savings: Savings) -> dict[str, torch.Tensor]:
+    model.savings = savings
+    model.zero_grad()
+    model(**batch).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("family", "order"), [("llama", "release"), ("mistral", "paper"), ("qwen2", "release")])
+def test_training_leaves_out_rows_and_has_the_same_gradients(
+    make_model, make_text_config, collate, mixed, orders, family: str, order: str, packed: bool
+) -> None:
+    model = make_model(text_config=make_text_config(family), **orders[order]).train()
+    model.vision_tower.requires_grad_(False)
+    batch = collate(model, mixed)
+    if packed:  # the instruction's last two tokens and the answer are a turn of their own
+        batch["turn_ids"] = (
+            batch["attention_mask"].cumsum(1) > batch["attention_mask"].sum(1, keepdim=True) - 5
+        ).long()
+    rows: list[int] = []
+    model.prefusion.layers[-1].mlp.register_forward_pre_hook(lambda _, given: rows.append(given[0].shape[1]))
+    expected, saved = (gradients(model, batch, each) for each in (REFERENCE, Savings()))
+    assert saved.keys() == expected.keys()
+    for name, gradient in saved.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4, msg=name)
+    patches = 5 * model.side**2  # of an HD image, to which the others are padded
+    assert rows[0] - rows[1] == patches
+
+
+@pytest.mark.parametrize("reason", ["recomputed", "dropout", "eager", "sharded"])
+def test_training_calls_the_last_layer_as_a_whole_where_its_parts_are_not_all(
+    make_model, make_text_config, collate, make_sample, reason: str
+) -> None:
+    text_config = make_text_config(attention_dropout=0.5 if reason == "dropout" else 0.0)
+    model = make_model(text_config=text_config).train()
+    if reason == "recomputed":
+        checkpoint_layers(model)
+    if reason == "eager":
+        model.set_attn_implementation("eager")
+    model.runs_all_layers = reason == "sharded"
+    calls: list[None] = []
+    model.prefusion.layers[-1].register_forward_pre_hook(lambda *_: calls.append(None))
+    model(**collate(model, [make_sample(1)])).loss.backward()
+    assert calls
 
 
 @torch.no_grad()

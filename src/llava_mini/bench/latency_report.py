@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from llava_mini.bench.bars import BLUE, GREY, INK, PALE, style_bars
 from llava_mini.bench.latency import BARS, FURTHER, IMAGE, LATER_IMAGE, LATER_VIDEO, UNPACKED, VIDEO, Bar, Findings
-from llava_mini.bench.stopwatch import Spread, Timing
+from llava_mini.bench.record import metric_name
+from llava_mini.bench.stopwatch import Timing
 from llava_mini.bench.ways import OURS, RELEASED, TRANSFORMERS, WAYS
 
 _SHOWN = (UNPACKED[TRANSFORMERS], *WAYS[:-1], UNPACKED[OURS], OURS)
@@ -43,9 +44,10 @@ def figures(found: Findings) -> dict[str, Any]:
 
 def metrics(found: Findings) -> dict[str, float]:
     """For MLflow: ratios, and milliseconds by median."""
-    ratios = {f"ratio.{_plain(bar.text)}": found.ratio(bar) for bar in BARS}
+    ratios = {f"ratio.{metric_name(bar.text)}": found.ratio(bar) for bar in BARS}
     return ratios | {
-        f"{_plain(each.task)}.{_plain(each.way)}.batch_{each.batch}": 1000 * each.wall.median for each in found.timings
+        f"{metric_name(each.task)}.{metric_name(each.way)}.batch_{each.batch}": 1000 * each.wall.median
+        for each in found.timings
     }
 
 
@@ -74,7 +76,7 @@ def _timings(found: Findings) -> str:
     head = ["task", "way", "batch", "seconds", "CPU-seconds", "a second", "GFLOP", "of the peak", "a CPU-second"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for each in found.timings:
-        cells = [each.task, each.way, str(each.batch), _spread(each.wall), _spread(each.cpu), _rate(each)]
+        cells = [each.task, each.way, str(each.batch), each.wall.shown(3), each.cpu.shown(3), _rate(each)]
         if each.flops:
             shares = (f"{100 * each.share(found.peak, of):.0f} %" for of in ("wall", "cpu"))
             cells += [f"{each.flops / 1e9:.1f}", *shares]
@@ -89,17 +91,8 @@ def _rate(each: Timing) -> str:
     return f"{each.batch * each.frames / each.wall.median:.2f} {unit}"
 
 
-def _spread(spread: Spread) -> str:
-    return f"{spread.median:.3f} ({spread.least:.3f} to {spread.most:.3f})"
-
-
 def _gflops(each: Timing, of: str) -> float:
     return float(each.flops / getattr(each, of).median / 1e9)
-
-
-def _plain(text: str) -> str:
-    """What MLflow takes in names."""
-    return "_".join(text.replace("'", "").replace(",", "").replace(":", "").split())
 
 
 def draw(found: Findings, path: Path) -> None:

@@ -43,6 +43,11 @@ def write(folder: Path, name: str, results: Any, table: str) -> None:
     write_text(folder / f"{name}.md", table)
 
 
+def metric_name(text: str) -> str:
+    """Words as MLflow takes them in names."""
+    return "_".join(text.replace("'", "").replace(",", "").replace(":", "").replace("=", "").split())
+
+
 def track(name: str, about: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
     """One MLflow run; a tracker that is down neither ends nor delays the bench."""
     from llava_mini.tracking import Tracker, init_tracking  # takes seconds to import

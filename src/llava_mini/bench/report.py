@@ -58,19 +58,15 @@ def targets(found: Findings) -> list[Target]:
         most, ours = found.loading(other), found.loading(OWN)
         lines.append(Target(f"memory of our loader, MiB; {other}: {most:.0f}", "below", most, ours, f"{ours:.0f}"))
     lines += [
-        Target(f"seconds to open {LARGE_SET:,} samples", "below", 1, max(seconds), _range(Spread.of(seconds), 2)),
-        Target("private MiB of a worker for it", "below", 50, max(private), _range(Spread.of(private), 1)),
-        Target("samples built and verified a CPU-second", "at least", 400, builds.median, _range(builds, 0)),
+        Target(f"seconds to open {LARGE_SET:,} samples", "below", 1, max(seconds), Spread.of(seconds).shown(2)),
+        Target("private MiB of a worker for it", "below", 50, max(private), Spread.of(private).shown(1)),
+        Target("samples built and verified a CPU-second", "at least", 400, builds.median, builds.shown(0)),
     ]
     return lines
 
 
 def _ratio(text: str, limit: float, found: Spread) -> Target:
-    return Target(text, "at least", limit, found.median, _range(found, 2))
-
-
-def _range(spread: Spread, digits: int) -> str:
-    return f"{spread.median:.{digits}f} ({spread.least:.{digits}f} to {spread.most:.{digits}f})"
+    return Target(text, "at least", limit, found.median, found.shown(2))
 
 
 def circumstances(commit: str) -> dict[str, Any]:
@@ -125,7 +121,7 @@ def _loaders(found: Findings) -> str:
     for name in ORDER:
         cpu = Spread.of([cost.cpu for cost in found.costs[name]])
         wall = Spread.of([cost.wall for cost in found.costs[name]])
-        rows.append(f"| {name} | {_range(cpu, 2)} | {_range(wall, 2)} | {found.loading(name):.0f} |")
+        rows.append(f"| {name} | {cpu.shown(2)} | {wall.shown(2)} | {found.loading(name):.0f} |")
     head = ["| loader | CPU-ms a sample | wall-ms a sample | MiB while loading |", "|---|---|---|---|"]
     return "\n".join([*head, *rows])
 
@@ -148,8 +144,8 @@ def _about_build(found: Findings) -> str:
     verify = Spread.of(found.verify_ms)
     rate = found.builds[0].picture_bytes / 1000 / cpu.median
     return (
-        f"`data build` takes {_range(cpu, 2)} CPU-ms a sample, its start included. Verifying the picture is"
-        f" {_range(verify, 2)} of that, {100 * verify.median / cpu.median:.0f} %; the rest is reading, packing, hashing"
+        f"`data build` takes {cpu.shown(2)} CPU-ms a sample, its start included. Verifying the picture is"
+        f" {verify.shown(2)} of that, {100 * verify.median / cpu.median:.0f} %; the rest is reading, packing, hashing"
         f" and writing. A core then reads {rate:.0f} MB/s and writes as much: a disk that gives less is the limit, else"
         " the decoder."
     )

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -48,6 +49,17 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         return cls(statistics.median(values), min(values), max(values))
 
+    def shown(self, digits: int) -> str:
+        """Median, least and most with so many digits after the point."""
+        return f"{self.median:.{digits}f} ({self.least:.{digits}f} to {self.most:.{digits}f})"
+
+
+class Seconds(NamedTuple):
+    """A trial's seconds for its task once, one for each round: as they passed, and of all cores together."""
+
+    wall: list[float]
+    cpu: list[float]
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -83,18 +95,22 @@ def prepacked_peak(size: int) -> Trial:
 @torch.no_grad()
 def measure(trials: Sequence[Trial], rounds: int, device: torch.device) -> list[Timing]:
     """Run all trials once to warm up and then `rounds` times, in turn."""
-    walls: list[list[float]] = [[] for _ in trials]
-    cpus: list[list[float]] = [[] for _ in trials]
+    return [
+        Timing(trial.way, trial.task, trial.batch, trial.frames, trial.flops, Spread.of(wall), Spread.of(cpu))
+        for trial, (wall, cpu) in zip(trials, clock(trials, rounds, device), strict=True)
+    ]
+
+
+def clock(trials: Sequence[Trial], rounds: int, device: torch.device) -> list[Seconds]:
+    """What `measure` sums up: the seconds of every trial in every round after the one to warm up."""
+    found = [Seconds([], []) for _ in trials]
     for number in range(rounds + 1):
-        for trial, wall, cpu in zip(trials, walls, cpus, strict=True):
+        for trial, seconds in zip(trials, found, strict=True):
             began, worked = time.perf_counter(), time.process_time()
             trial.run()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if number:
-                wall.append((time.perf_counter() - began) / trial.times)
-                cpu.append((time.process_time() - worked) / trial.times)
-    return [
-        Timing(trial.way, trial.task, trial.batch, trial.frames, trial.flops, Spread.of(wall), Spread.of(cpu))
-        for trial, wall, cpu in zip(trials, walls, cpus, strict=True)
-    ]
+                seconds.wall.append((time.perf_counter() - began) / trial.times)
+                seconds.cpu.append((time.process_time() - worked) / trial.times)
+    return found

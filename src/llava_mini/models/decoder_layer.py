@@ -31,7 +31,7 @@ def layer_rows(
     """The layer's result for rows from `first` on, and the keys and values of all rows that it was given.
 
     Args:
-        layer: A decoder layer in evaluation mode.
+        layer: A decoder layer without dropout in its attention.
         hidden_FLD: What the layer is given; one sequence may stand for F that differ in `before` alone.
         rope: Of these entries.
         before: Keys and values of earlier entries that the rows look at too.

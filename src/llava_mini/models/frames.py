@@ -243,8 +243,11 @@ class FramesMixin:
         masks = [visual.patch_mask_FP, visual.compressed_mask_FK] if fuses else [visual.patch_mask_FP]
         visible_FL = torch.cat([*masks, visible_FS], dim=1)
         turn_ids_FL = None if turn_ids_FS is None else nn.functional.pad(turn_ids_FS, (length, 0))
-        fused_FLD = self.prefusion(torch.cat([seen_FLD, text_FSD], dim=1), visible_FL, turn_ids_FL)
-        return fused_FLD[:, patches:length] if fuses else visual.compressed_FKD, fused_FLD[:, length:]
+        first = patches if fuses else length
+        trim = self.savings.trim_last_layer and not self.runs_all_layers  # sharded weights need each layer's own call
+        fused_FRD = self.prefusion(torch.cat([seen_FLD, text_FSD], dim=1), visible_FL, turn_ids_FL, first, trim)
+        tokens = length - first
+        return fused_FRD[:, :tokens] if fuses else visual.compressed_FKD, fused_FRD[:, tokens:]
 
     def _splits_prefusion(self) -> bool:
         """Frames are of one kind then, without padding; eager attention needs its mask, and is for looking into."""

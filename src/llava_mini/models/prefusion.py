@@ -13,6 +13,7 @@ heads of keys and values, E width of a head.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,25 +49,34 @@ class Prefusion(nn.Module):
         super().__init__()
         self.layers, self.rotary_emb, self.config = build_decoder_layers(text_config, num_layers)
 
-    def forward(self, hidden_FLD: Tensor, visible_FL: Tensor, turn_ids_FL: Tensor | None) -> Tensor:
+    def forward(
+        self, hidden_FLD: Tensor, visible_FL: Tensor, turn_ids_FL: Tensor | None, first: int = 0, trim: bool = False
+    ) -> Tensor:
         """Fuse; rows of hidden entries come back with values that nothing may read.
 
         Args:
             hidden_FLD: [F, L, D].
             visible_FL: [F, L] bool.
             turn_ids_FL: [F, L] int64, 0 for patches, compressed tokens and shared text; None: one conversation.
+            first: The first row that is wanted.
+            trim: Whether the last layer computes nothing but keys and values for rows before `first`, where its parts
+                may be called apart from it: not in eager attention, with dropout or where activations are recomputed.
 
         Returns:
-            [F, L, D].
+            Rows from `first` on [F, L - first, D].
         """
         position_ids = packed_positions(visible_FL, turn_ids_FL)
-        position_embeddings = self.rotary_emb(hidden_FLD, position_ids=position_ids)
+        cos_FLE, sin_FLE = self.rotary_emb(hidden_FLD, position_ids=position_ids)
         mask = mask_for(self.config._attn_implementation, visible_FL, turn_ids_FL, hidden_FLD.dtype)
-        for layer in self.layers:
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            if number == last and trim and 0 < first < hidden_FLD.shape[1] and self._has_parts(layer):
+                rope = cos_FLE[:, None], sin_FLE[:, None]
+                return layer_rows(layer, hidden_FLD, rope, first=first, mask=mask[:, :, first:])[0]
             hidden_FLD = layer(
-                hidden_FLD, attention_mask=mask, position_embeddings=position_embeddings, position_ids=position_ids
+                hidden_FLD, attention_mask=mask, position_embeddings=(cos_FLE, sin_FLE), position_ids=position_ids
             )
-        return hidden_FLD
+        return hidden_FLD[:, first:]
 
     def see(self, hidden_FLD: Tensor, first: int, trim: bool = True) -> tuple[Tensor, SeenKV]:
         """The part of the sequence before the instruction: nothing in it is hidden.
@@ -126,6 +136,14 @@ class Prefusion(nn.Module):
                 f"fusion.num_layers={len(self.layers)}: "
                 f"init 'copy' allows at most the language model's {len(source)} layers"
             )
+
+    def _has_parts(self, layer: Any) -> bool:
+        """Whether `layer_rows` does all that the layer itself does."""
+        return bool(
+            self.config._attn_implementation == "sdpa"
+            and not layer.gradient_checkpointing
+            and not (layer.training and self.config.attention_dropout)
+        )
 
     def _rope(self, hidden_FLD: Tensor, position_ids: Tensor) -> Rope:
         cos, sin = self.rotary_emb(hidden_FLD, position_ids=position_ids)

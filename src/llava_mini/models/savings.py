@@ -14,7 +14,7 @@ from llava_mini.errors import UserError
 
 @dataclass(frozen=True)
 class Savings:
-    """How a model works without gradients; training never splits pre-fusion and takes all frames at once.
+    """How a model works without gradients; training never splits pre-fusion, takes all frames at once, and trims too.
 
     Args:
         stop_tower: The vision tower stops at the layer whose features are used.

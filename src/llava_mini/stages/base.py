@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -174,7 +175,8 @@ class VLMStage(LightningModule, ABC):
         from transformers import get_cosine_with_min_lr_schedule_with_warmup  # brings its Trainer along
 
         groups = self.parameter_groups()
-        optimizer = build_optimizer(self.optimizer, groups, self.betas, self.device)
+        fused = self.device.type == "cpu" and not isinstance(self.trainer.precision_plugin, MixedPrecision)
+        optimizer = build_optimizer(self.optimizer, groups, self.betas, self.device, fused)
         steps = self.trainer.max_steps
         scheduler = get_cosine_with_min_lr_schedule_with_warmup(
             optimizer, round(self.warmup_ratio * steps), steps, min_lr_rate=self.min_lr_ratio

@@ -14,7 +14,7 @@ _EIGHT_BIT = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}
 
 
 def build_optimizer(
-    name: str, groups: list[dict[str, Any]], betas: tuple[float, float], device: torch.device
+    name: str, groups: list[dict[str, Any]], betas: tuple[float, float], device: torch.device, fused: bool = False
 ) -> torch.optim.Optimizer:
     """The optimiser of a name in `savers.optimizer`.
 
@@ -25,13 +25,15 @@ def build_optimizer(
         groups: With rate and weight decay.
         betas: AdamW's.
         device: Where the parameters are. Paged state moves between a GPU's memory and the host's.
+        fused: Whether adamw changes a tensor in one pass over memory: the same up to rounding, on a CPU in a third to a
+            sixth of the time. Lightning clips no gradients of such an optimizer in mixed precision.
 
     Raises:
         UserError: without bitsandbytes, or for paged state without a GPU.
     """
     check_optimizer(name, device.type)
     if name == "adamw":
-        return torch.optim.AdamW(groups, betas=betas)
+        return torch.optim.AdamW(groups, betas=betas, fused=fused or None)
     package = require(_PACKAGE, f"savers.optimizer={name}")
     optimizer: torch.optim.Optimizer = getattr(package, _EIGHT_BIT[name])(groups, betas=betas)
     return optimizer

@@ -1,10 +1,10 @@
 """The official release: its recorded outputs, case by case, and what is said about checkpoints that do not fit.
 
-The recordings (weights, inputs, outputs, and the comparison itself) lie beside the repository in shared/golden.
+The recordings (weights, inputs, outputs) and the comparison itself are in tests/golden.
 """
 
-import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.golden import check
 from transformers import CLIPVisionConfig
 
 from llava_mini.errors import UserError
@@ -22,8 +23,7 @@ from llava_mini.models.interop.export import convert_to_official
 from llava_mini.models.interop.parts import CLIP_ID
 
 Factory = Callable[..., Any]
-GOLDEN = Path(__file__).parents[4] / "shared" / "golden"
-CASES = (
+CASES = [
     "a_image_c1",
     "b_image_c2_batch2",
     "c_hd_c4",
@@ -33,7 +33,7 @@ CASES = (
     "h_prefusion0_c2",
     "i_mixed_list_c1",
     "j_pad199_token0_c1",
-)
+]
 PREFIXES = {  # ours -> the release's
     "vision_tower.": "model.vision_tower.vision_tower.vision_model.",
     "compressor.attention.": "model.compressor.attn.",
@@ -49,27 +49,14 @@ PREFIXES = {  # ours -> the release's
 }
 
 
-@pytest.fixture(scope="module")
-def check() -> Any:
-    """The recordings' own comparison."""
-    path = GOLDEN / "check.py"
-    if not path.is_file():
-        pytest.skip(f"the official release's recorded outputs are not there: {path}")
-    spec = importlib.util.spec_from_file_location("golden_check", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("case", CASES)
-def test_agrees_with_the_official_release(check: Any, case: str) -> None:
-    assert check.check_case(GOLDEN, case) == []
+def test_agrees_with_the_official_release(case: str) -> None:
+    assert check.check_case(case) == []
 
 
 @pytest.mark.parametrize("case", ["a_image_c1", "c_hd_c4", "e_gqa_llama3", "h_prefusion0_c2"])
 def test_converted_folders_agree_with_the_official_release(
-    check: Any, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The recorded weights in the release's layout, through folders to ours and back."""
 
@@ -99,11 +86,41 @@ def test_converted_folders_agree_with_the_official_release(
         return LlavaMiniForConditionalGeneration.from_pretrained(tmp_path / "ours")
 
     monkeypatch.setattr(interop, "from_official", through_folders)
-    assert check.check_case(GOLDEN, case) == []
+    assert check.check_case(case) == []
 
 
-def test_no_recorded_case_is_left_out(check: Any) -> None:
-    assert sorted(path.stem for path in GOLDEN.glob("*.json")) == list(CASES)
+def test_no_recorded_case_is_left_out() -> None:
+    assert check.CASES == CASES
+
+
+def test_the_comparison_names_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are not the recorded ones: logits, loss, generated tokens and gradients are all said to differ."""
+
+    def scaled(config: dict[str, Any], state: dict[str, Any], clip: dict[str, Any]) -> Any:
+        state["model.mm_projector.2.weight"] *= 2
+        return from_official(config, state, clip)
+
+    monkeypatch.setattr(interop, "from_official", scaled)
+    wrong = check.check_case("b_image_c2_batch2")
+    assert [line.partition(":")[0] for line in wrong] == [
+        "infer logits", "train logits", "loss", "row 0", "row 1",
+        "gradient of compressor", "gradient of mm_projector", "gradient of prefusion_layers",
+    ]  # fmt: skip
+
+
+def test_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["check.py", "a_image_c1"])
+    assert (check.main(), capsys.readouterr().out) == (0, "a_image_c1: agrees\n1 of 1 cases agree\n")
+    assert sys.path[0] == str(Path(__file__).parents[3] / "src"), "the code of this clone is checked"
+    monkeypatch.setattr(check, "check_case", lambda name: ["loss: off by 1"] if name == CASES[-1] else [])
+    monkeypatch.setattr(sys, "argv", ["check.py"])
+    assert check.main() == 1
+    assert capsys.readouterr().out.endswith(f"{CASES[-1]}: loss: off by 1\n8 of 9 cases agree\n")
+    monkeypatch.setattr(sys, "argv", ["check.py", "k"])
+    with pytest.raises(SystemExit, match="2"):
+        check.main()
+    assert f"k: allowed are {', '.join(CASES)}" in capsys.readouterr().err
 
 
 @pytest.fixture

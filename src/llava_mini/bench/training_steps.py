@@ -1,0 +1,267 @@
+"""A training step in parts, by every way that is compared: transformers' LLaVA in a plain loop, and ours.
+
+A way makes a batch from shards, runs the model forward and backward, clips the gradients and lets AdamW change the
+weights. The ways share the weights of vision tower (frozen), projector and language model, and pre-fusion, so a large
+shape needs memory for one model and for the state of two optimizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from llava_mini.batch import VLMBatch
+from llava_mini.bench.latency import mid_size
+from llava_mini.bench.made_data import make_data
+from llava_mini.bench.stopwatch import Trial
+from llava_mini.bench.ways import OURS, TRANSFORMERS, UNCOMPRESSED, Models
+from llava_mini.config import resolve
+from llava_mini.data.datamodule import Mix, VLMDataModule
+from llava_mini.data.feature_store import FeatureStore
+from llava_mini.data.feature_work import FeatureRecipe
+from llava_mini.data.labels import ConversationTokenizer, Turns
+from llava_mini.data.pixels import PixelTransform, normalised
+from llava_mini.data.samples import SampleReader
+from llava_mini.data.shards import ShardSet
+from llava_mini.data.templates import VICUNA, ConversationTemplate, template_named
+from llava_mini.data.toyworld.make import make_world
+from llava_mini.data.toyworld.tokenizer import build_tokenizer
+from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
+from llava_mini.models.compressors import build_compressor
+from llava_mini.models.image_processor import build_image_processor
+from llava_mini.models.tokenizer import load_tokenizer
+from llava_mini.stages.optimizers import build_optimizer
+
+DATA, FORWARD, BACKWARD, OPTIMIZER = PARTS = ("data", "forward", "backward", "optimizer")
+SIDES = (1, 4)  # C of the query compressor
+QUERY = {side: f"ours, query C={side}" for side in SIDES}
+STORED = f"{QUERY[1]}, stored features"
+WAYS = (TRANSFORMERS, UNCOMPRESSED, *QUERY.values(), STORED)
+
+_RATE = 1e-5  # small: what is learned does not matter, and weights must stay finite
+_CLIP = 1.0
+_ENDLESS = 10**9  # batches
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is trained on which samples.
+
+    Attributes:
+        name: For tables.
+        config: The model's with query compression, C=1, and pre-fusion; its placeholder lies in the vocabulary.
+        shards: As many samples as a batch has, so that every step is of the same ones.
+        tokenizer: Of their conversations.
+        template: How conversations are written.
+        turns: How turns are treated; transformers' LLaVA reads any as one conversation.
+    """
+
+    name: str
+    config: LlavaMiniConfig
+    shards: ShardSet
+    tokenizer: PreTrainedTokenizerBase
+    template: ConversationTemplate
+    turns: Turns
+
+
+def tiny(folder: Path, samples: int | None = None) -> Shape:
+    """The tiny world as `make sweep` trains it: its model, and one batch of its samples.
+
+    Args:
+        folder: Where the samples go.
+        samples: Of a batch; None: as many as the tiny world's config says.
+    """
+    spec = resolve(["experiment=tiny"])
+    model, data, tokenizer = spec["model"], spec["data"], build_tokenizer()
+    template = template_named(data["template"])
+    config = LlavaMiniConfig(
+        vision_config=model["vision_config"],
+        text_config={**model["text_config"], "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id},
+        image_token_id=tokenizer.get_vocab()[template.image_token],
+        vision_feature_layer=model["vision_feature_layer"],
+        compressor=spec["compressor"],
+        num_fusion_layers=spec["fusion"]["num_layers"],
+        **spec["order"],
+    )
+    name = data["splits"]["train"]
+    world = make_world(folder, seed=0, sizes={name: samples or data["batch_size"]})
+    return Shape("tiny world", config, ShardSet(world / name), tokenizer, template, data["turns"])
+
+
+def mid(folder: Path, config: LlavaMiniConfig | None = None, samples: int = 2) -> Shape:
+    """The shape of `bench latency`, and made JPEGs with conversations like those of LLaVA's instruction mix.
+
+    Args:
+        folder: Where the data go.
+        config: Another model with images of 336 pixels.
+        samples: Of a batch.
+    """
+    data = make_data(folder, samples)
+    tokenizer = load_tokenizer(str(data.tokenizer))
+    config = mid_size() if config is None else config
+    config.image_token_id = tokenizer.get_vocab()[VICUNA.image_token]
+    return Shape("mid-size", config, ShardSet(data.shards), tokenizer, VICUNA, "conversation")
+
+
+class Step:
+    """A step of one way, in parts that are called in turn.
+
+    Args:
+        way: Its name.
+        model: In training mode; gives a loss.
+        optimizer: Over all that trains in it; parameters of other ways are skipped, as they have no gradient.
+        batches: Endless.
+        inputs: Makes arguments of the model from a batch.
+    """
+
+    def __init__(
+        self,
+        way: str,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batches: Iterator[VLMBatch],
+        inputs: Callable[[VLMBatch], dict[str, Tensor]],
+    ):
+        self.way, self.model, self.optimizer = way, model, optimizer
+        self._batches, self._inputs = batches, inputs
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.make_batch()
+
+    def make_batch(self) -> None:
+        """Reads the samples and makes tensors of them."""
+        self.inputs = self._inputs(next(self._batches))
+
+    def forward(self) -> None:
+        """Up to the loss."""
+        self.loss: Tensor = self.model(**self.inputs).loss
+
+    def backward(self) -> None:
+        """Down to the gradients."""
+        self.loss.backward()
+
+    def update(self) -> None:
+        """Clips the gradients, changes the weights and forgets the gradients."""
+        nn.utils.clip_grad_norm_(self.parameters, _CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def trials(self) -> list[Trial]:
+        """One for each of `PARTS`, in their order."""
+        runs = (self.make_batch, self.forward, self.backward, self.update)
+        return [Trial(self.way, part, run, self.samples) for part, run in zip(PARTS, runs, strict=True)]
+
+    @property
+    def samples(self) -> int:
+        """Of a batch."""
+        return len(self.inputs["input_ids"])
+
+    @property
+    def tokens(self) -> int:
+        """Of the language model's sequences, padding and what stands for images included."""
+        return self.inputs["input_ids"].shape[1]
+
+
+def build_steps(shape: Shape, folder: Path) -> list[Step]:
+    """A step of each of `WAYS`, with random weights.
+
+    Args:
+        shape: What is trained.
+        folder: Where features are stored.
+    """
+    models = Models(shape.config, _CPU, torch.float32)
+    wider = _another(models.mini, SIDES[1])
+    for model in (models.mini, wider, models.plain, models.llava):
+        model.train().requires_grad_(True)
+    models.mini.vision_tower.eval().requires_grad_(False)
+    ours = _trained(models.mini, wider)
+    optimizer = build_optimizer("adamw", [{"params": ours, "lr": _RATE}], (0.9, 0.999), _CPU, fused=True)
+    theirs = torch.optim.AdamW(_trained(models.llava), lr=_RATE)
+    mini, plain = models.of(OURS), models.of(UNCOMPRESSED)
+    patches = _batches(shape, plain)
+    return [
+        Step(TRANSFORMERS, models.of(TRANSFORMERS), theirs, patches, _as_transformers_reads_it),
+        Step(UNCOMPRESSED, plain, optimizer, patches, VLMBatch.model_inputs),
+        Step(QUERY[SIDES[0]], mini, optimizer, _batches(shape, mini), VLMBatch.model_inputs),
+        Step(QUERY[SIDES[1]], wider, optimizer, _batches(shape, wider), VLMBatch.model_inputs),
+        Step(STORED, mini, optimizer, _batches(shape, mini, _features(shape, mini, folder)), VLMBatch.model_inputs),
+    ]
+
+
+def _another(mini: LlavaMiniForConditionalGeneration, side: int) -> LlavaMiniForConditionalGeneration:
+    """A model with another C, and everything but the compressor shared."""
+    spec = {**mini.config.compressor, "C": side}
+    with torch.device("meta"):
+        model = LlavaMiniForConditionalGeneration(type(mini.config)(**{**_fields(mini.config), "compressor": spec}))
+    for part in ("vision_tower", "projector", "prefusion", "language_model"):
+        setattr(model, part, mini.get_submodule(part))
+    dim = mini.config.vision_config if mini.config.compress_before_projection else mini.config.text_config
+    model.compressor = build_compressor(spec, dim.hidden_size, mini.side)
+    return model
+
+
+def _fields(config: LlavaMiniConfig) -> dict[str, Any]:
+    return {name: value for name, value in config.to_dict().items() if name != "model_type"}
+
+
+def _trained(*models: nn.Module) -> list[nn.Parameter]:
+    """Parameters that train, those that several models share once."""
+    found = {id(p): p for model in models for p in model.parameters() if p.requires_grad}
+    return list(found.values())
+
+
+def _as_transformers_reads_it(batch: VLMBatch) -> dict[str, Tensor]:
+    """One conversation a sample, one view an image."""
+    assert batch.pixel_values is not None
+    return {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "labels": batch.labels,
+        "pixel_values": batch.pixel_values[:, 0],
+    }
+
+
+def _batches(
+    shape: Shape, model: LlavaMiniForConditionalGeneration, features: FeatureStore | None = None
+) -> Iterator[VLMBatch]:
+    """Batches as a run of ours makes them, ready for the model."""
+    tokenize = ConversationTokenizer(
+        shape.tokenizer, shape.template, turns=shape.turns, num_image_tokens=model.tokens_per_frame(), max_length=2048
+    )
+    transform = _transform(shape) if features is None else None
+    reader = SampleReader(shape.shards, tokenize, transform=transform, features=features)
+    module = VLMDataModule(
+        splits={"train": Mix([reader])},
+        batch_size=len(shape.shards),
+        eval_batch_size=1,
+        num_batches=_ENDLESS,
+        normalise=_normalise(shape),
+    )
+    batches: Iterable[VLMBatch] = module.train_dataloader()
+    for batch in batches:
+        yield module.on_after_batch_transfer(batch, 0)
+
+
+def _features(shape: Shape, model: LlavaMiniForConditionalGeneration, folder: Path) -> FeatureStore:
+    """The vision tower's features of all samples, in files."""
+    recipe = FeatureRecipe("bench", (1, model.side**2, model.config.vision_config.hidden_size), "float32")
+
+    def encode(pixels: Tensor) -> Tensor:
+        return model.encode(normalised(pixels, *_normalise(shape)))
+
+    return FeatureStore.build(folder, shape.shards, encode, recipe, _transform(shape))
+
+
+def _transform(shape: Shape) -> PixelTransform:
+    return PixelTransform.from_image_processor(build_image_processor(shape.config.vision_config))
+
+
+def _normalise(shape: Shape) -> tuple[list[float], list[float]]:
+    processor = build_image_processor(shape.config.vision_config)
+    return processor.image_mean, processor.image_std
