@@ -10,12 +10,15 @@ from llava_mini.predictions import Predictions
 
 
 def make_predictions() -> Predictions:
-    """Three questions about each of two scenes."""
+    """Three questions about each of two scenes; `list` is answered with four words."""
     return Predictions(
         key=np.repeat(["scene", "été"], 3),
         turn=np.tile(np.arange(3), 2),
-        kind=np.tile(["digit", "color", "digit"], 2),
-        correct=np.array([True, False, True, False, False, True]),
+        kind=np.tile(["digit", "list", "color"], 2),
+        words=np.tile([1, 4, 1], 2),
+        exact_match=np.array([1, 0, 1, 1, 0, 0], np.float32),
+        word_accuracy=np.array([1, 0.75, 1, 1, 0.25, 0], np.float32),
+        nll=np.array([0.1, 1.0, 0.2, 0.3, 2.0, 4.0], np.float32),
     )
 
 
@@ -24,26 +27,44 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     run.save(tmp_path / "p.npz")
     assert [path.name for path in tmp_path.iterdir()] == ["p.npz"]
     loaded = Predictions.load(tmp_path / "p.npz")
-    for name in ("key", "turn", "kind", "correct"):
-        np.testing.assert_array_equal(vars(loaded)[name], vars(run)[name])
+    for name, values in vars(run).items():
+        np.testing.assert_array_equal(vars(loaded)[name], values)
+        assert vars(loaded)[name].dtype == values.dtype
 
 
-def test_predictions_are_read_and_filtered(tmp_path: Path) -> None:
+def test_the_questions_of_a_kind_are_chosen() -> None:
+    chosen = make_predictions().of_kind("list")
+    assert chosen.word_accuracy.tolist() == [0.75, 0.25] and chosen.key.tolist() == ["scene", "été"]
+
+
+def test_headline_metrics_are_means_over_the_kinds_of_a_group() -> None:
     run = make_predictions()
-    np.savez(tmp_path / "p.npz", key=run.key, turn=run.turn, kind=run.kind, correct=run.correct.astype(np.int8))
-    loaded = Predictions.load(tmp_path / "p.npz")
-    assert loaded.correct.dtype == bool
-    assert loaded.of_kind("digit").correct.tolist() == [True, True, False, True]
+    assert run.groups() == {"dense": ["list"], "one_word": ["color", "digit"]}
+    assert run.group_means("word_accuracy") == {"dense": 0.5, "one_word": 0.75}
+    assert run.by_kind("word_accuracy") == {"color": 0.5, "digit": 1.0, "list": 0.5}
+    assert run.by_kind("exact_match") == {"color": 0.5, "digit": 1.0, "list": 0.0}
+    assert run.accuracy() == 0.5
+    fewer = run.chosen(np.array([True, True, True, False, True, True]))  # kinds weigh alike, however many questions
+    assert fewer.group_means("word_accuracy")["one_word"] == 0.75
+    with pytest.raises(ValueError, match="exact_match, word_accuracy, nll"):
+        run.score("bleu")
 
 
-@pytest.mark.parametrize("fault", ["missing", "cut", "without correct", "lengths", "empty"])
+def test_data_without_kinds_is_one_kind() -> None:
+    run = make_predictions()
+    nameless = Predictions(**{**vars(run), "kind": np.full(6, "")})
+    assert nameless.groups() == {"dense": [""]} and nameless.by_kind("nll") == {}
+    assert nameless.group_means("word_accuracy")["dense"] == pytest.approx(4 / 6)
+
+
+@pytest.mark.parametrize("fault", ["missing", "cut", "without nll", "lengths", "empty"])
 def test_predictions_that_cannot_be_used_are_named(tmp_path: Path, fault: str) -> None:
     path = tmp_path / "predictions_test.npz"
-    arrays = {"key": np.array(["a", "b"]), "turn": np.arange(2), "kind": np.array(["k", "k"]), "correct": np.ones(2)}
-    if fault == "without correct":
-        del arrays["correct"]
+    arrays = dict(vars(make_predictions()))
+    if fault == "without nll":
+        del arrays["nll"]
     if fault == "lengths":
-        arrays["turn"] = np.arange(3)
+        arrays["turn"] = np.arange(4)
     if fault == "empty":
         arrays = {name: array[:0] for name, array in arrays.items()}
     if fault != "missing":

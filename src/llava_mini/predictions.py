@@ -30,8 +30,8 @@ class Predictions:
         kind: Kind of the question; "" where the data names none.
         words: Number of words in the right answer, at least 1.
         exact_match: 1 when greedy decoding gives the answer word for word, else 0.
-        word_accuracy: Share of the answer's words that are right at their place, from 0 to 1, each given the right words
-            before it; the end of the answer counts with its last word, so it is 1 exactly where `exact_match` is.
+        word_accuracy: Share of the answer's words that are right at their place, from 0 to 1, each given the right
+            words before it; the end of the answer counts with its last word, so it is 1 where `exact_match` is.
         nll: Negative log-likelihood of the answer and its end, in nats per word.
     """
 
@@ -56,7 +56,7 @@ class Predictions:
                 loaded = cls(*(arrays[name].astype(_TYPES.get(name, arrays[name].dtype)) for name in names))
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path.name} cannot be read ({type(error).__name__})") from error
-        lengths = {len(getattr(loaded, name)) for name in names}
+        lengths = {len(vars(loaded)[name]) for name in names}
         if len(lengths) != 1 or lengths == {0}:
             raise UserError(f"{path.name} holds arrays of lengths {sorted(lengths)}, not one length above 0")
         return loaded
@@ -64,7 +64,7 @@ class Predictions:
     def save(self, path: Path) -> None:
         """Write what `load` reads, whole or not at all."""
         with atomic_path(path) as temporary, temporary.open("wb") as file:  # savez adds .npz to a name, not to a file
-            np.savez_compressed(file, **{field.name: getattr(self, field.name) for field in fields(self)})
+            np.savez_compressed(file, **vars(self))
 
     def chosen(self, mask: NDArray[np.bool_]) -> Predictions:
         """The questions where `mask` is true.
@@ -72,7 +72,7 @@ class Predictions:
         Args:
             mask: [number of questions], bool.
         """
-        return Predictions(*(getattr(self, field.name)[mask] for field in fields(self)))
+        return Predictions(**{name: values[mask] for name, values in vars(self).items()})
 
     def of_kind(self, kind: str) -> Predictions:
         """The questions of one kind."""
@@ -82,8 +82,12 @@ class Predictions:
         """One of `SCORES` for every question."""
         if name not in SCORES:
             raise ValueError(f"unknown score {name!r}; there are {', '.join(SCORES)}")
-        scores: NDArray[np.float32] = getattr(self, name)
+        scores: NDArray[np.float32] = vars(self)[name]
         return scores
+
+    def accuracy(self) -> float:
+        """Share of exact matches over all questions; NaN without any."""
+        return float(self.exact_match.mean(dtype=np.float64)) if len(self.key) else float("nan")
 
     def groups(self) -> dict[str, list[str]]:
         """The kinds with long answers and those with one-word answers, apart: {"dense": [...], "one_word": [...]}.

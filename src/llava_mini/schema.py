@@ -81,6 +81,7 @@ class Model:
     hub: Hub | None
     tokenizer: Name
     weights: Weights
+    start: Literal["uncompressed", "stage1"] | None = None  # tiny world only: which of its checkpoints `weights` names
 
 
 @dataclass
@@ -158,7 +159,7 @@ class Trainer:
     strategy: Literal["auto", "fsdp"]
     devices: Positive  # processes of a machine that train together, each on a device of its own; CPUs are shared
     machines: Positive
-    val_every: Positive
+    val_every: Positive | None
     checkpoint_every: Positive
     threads: Positive
 
@@ -178,8 +179,9 @@ class World:
     """The making of the tiny world's pre-trained parts."""
 
     out: str
-    stages: Annotated[list[Literal[0, 1]], Field(min_length=1)]
+    stages: Annotated[list[Literal[0, 1, 2]], Field(min_length=1)]
     vision_scenes: Positive
+    vision_boards: Positive
     vision_val_scenes: Positive
     vision_batch_size: Positive
 

@@ -76,10 +76,10 @@ def test_the_saved_model_answers_as_the_trained_one(smoke_in, finished: Path):
     batch = next(data.evaluation_batches("val", "cpu"))
     logits = model(**batch.model_inputs()).logits
     predictions = np.load(finished / "predictions_val.npz")
-    from llava_mini.stages.metrics import correct_answers
+    from llava_mini.stages.metrics import answer_scores
 
-    expected = [right for row in correct_answers(logits, batch.labels, batch.turn_ids) for right in row]
-    assert expected == predictions["correct"][: len(expected)].tolist()
+    expected = [score.exact_match for row in answer_scores(logits, batch.labels, batch.turn_ids) for score in row]
+    assert expected == predictions["exact_match"][: len(expected)].tolist()
     assert processor.num_image_tokens == model.tokens_per_frame()
 
 

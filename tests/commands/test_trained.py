@@ -67,13 +67,13 @@ def test_a_run_is_measured_with_the_views_that_it_trained_on(
         smoke(
             f"compressor={compressor}", f"data.views={'hd' if hd else 'square'}", "model.weights=[]",
             f"model.tokenizer={tmp_path / 'tokenizer'}", "fusion.num_layers=0", "data.features=false",
-            "data.splits.val=instruct-test",
+            "data=toyworld", "data.splits.val=instruct-test",
         )
     )  # fmt: skip
     run = assemble(config)
     for name, bad in (("quarantine.jsonl", 2), ("quarantine.rank1.jsonl", 1)):
         (tmp_path / name).write_text('{"key": "a"}\n' * bad)
-    result = measured(run.model, run.datamodule, tmp_path)
+    result = measured(run.model, run.processor.tokenizer, run.datamodule, tmp_path, steps=4)
     assert result["skipped"] == {"train": 3, "val": 0, "test": 0}
     assert result["tokens"] == tokens
     assert result["accuracy"]["val"] == result["accuracy"]["test"] < 0.2

@@ -21,7 +21,10 @@ from llava_mini.data.templates import TINY
 from llava_mini.data.toyworld.make import make_world
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 
-SIZES = {"caption-train": 9, "caption-val": 5, "instruct-train": 70, "instruct-val": 12, "instruct-test": 10}
+SIZES = {
+    "caption-train": 9, "caption-val": 5, "instruct-train": 70, "instruct-val": 12, "instruct-test": 10,
+    "board-train": 6, "board-val": 5, "board-test": 5,
+}  # fmt: skip
 
 MakeRecord = Callable[..., dict[str, bytes]]
 MakeShards = Callable[..., ShardSet]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from llava_mini.batch import VLMBatch
 from llava_mini.data.collate import collate as collate_samples
 from llava_mini.data.samples import placeholder
-from llava_mini.evaluate.accuracy import Answers, evaluate
+from llava_mini.evaluate.accuracy import evaluate
 from llava_mini.models import LlavaMiniForConditionalGeneration
 
 BOS, EOS, IGNORE = 1, 2, -100
@@ -127,8 +126,10 @@ def test_exact_match_is_what_generate_says(trained: LlavaMiniForConditionalGener
     whole = evaluate(trained, [packed(trained, samples)])
     halves = evaluate(trained, [packed(trained, samples[:2]), packed(trained, samples[2:])])
     alone = evaluate(trained, [separate(trained, samples)])
-    assert whole.correct == halves.correct == alone.correct == expected
-    assert whole.accuracy() == pytest.approx(np.mean(expected))
+    for answers in (whole, halves, alone):
+        assert [score.exact_match == 1 for score in answers.score] == expected
+    assert whole.predictions().accuracy() == pytest.approx(np.mean(expected))
+    np.testing.assert_allclose([s.nll for s in whole.score], [s.nll for s in alone.score], rtol=1e-4, atol=1e-5)
     assert whole.key == [f"sample-{number}" for number in range(6) for _ in range(TURNS)] == alone.key
     assert whole.turn == [0, 1, 2] * 6
     assert whole.kind == KINDS * 6 == alone.kind
@@ -136,32 +137,8 @@ def test_exact_match_is_what_generate_says(trained: LlavaMiniForConditionalGener
 
 def test_an_untrained_model_is_wrong(make_model: Callable):
     model, samples = make_model(), conversations()
-    assert evaluate(model, [packed(model, samples)]).accuracy() == 0.0 == np.mean(generated(model, samples))
-
-
-def test_accuracy_by_kind_counts_each_kind_that_occurs():
-    batch = packed_keys(["a", "b", "c"], [["color", "count"], ["color"], []])
-    predictions = Answers()
-    predictions.add(batch, [[True, False], [False], [True, True]])
-    assert predictions.accuracy() == 3 / 5
-    assert predictions.accuracy_by_kind() == {"color": 0.5, "count": 0.0}
-    assert predictions.kind == ["color", "count", "color", "", ""]
-    assert np.isnan(Answers().accuracy()) and Answers().accuracy_by_kind() == {}
-    with pytest.raises(ValueError, match="zip"):
-        predictions.add(batch, [[True, False]])
-
-
-@pytest.mark.parametrize(("kinds", "message"), [(["color"], "1 kinds for 2 answers"), (["color"] * 3, "3 kinds for 2")])
-def test_kinds_that_do_not_fit_the_answers_are_refused_and_nothing_is_kept(kinds: list[str], message: str):
-    predictions = Answers()
-    with pytest.raises(ValueError, match=message):
-        predictions.add(packed_keys(["a", "b"], [["color"], kinds]), [[True], [True, False]])
-    assert predictions == Answers()
-
-
-def packed_keys(keys: list[str], kinds: list[list[str]]) -> VLMBatch:
-    empty = torch.zeros(len(keys), 1, dtype=torch.long)
-    return VLMBatch(empty, empty, empty, empty[:, 0], keys=keys, kinds=kinds)
+    answers = evaluate(model, [packed(model, samples)])
+    assert answers.predictions().accuracy() == 0.0 == np.mean(generated(model, samples))
 
 
 def test_evaluation_leaves_the_model_as_it_was_and_passes_over_unusable_samples(make_model: Callable):
@@ -174,14 +151,3 @@ def test_evaluation_leaves_the_model_as_it_was_and_passes_over_unusable_samples(
     assert predictions.key == ["sample-0"] * TURNS
     assert modes == {name: module.training for name, module in model.named_modules()} and not frozen.training
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
-
-
-def test_predictions_are_saved_whole(tmp_path: Path):
-    predictions = Answers(["a", "a", "été"], [0, 1, 0], ["color", "", "count"], [True, False, True])
-    predictions.save(tmp_path / "predictions_val.npz")
-    assert [path.name for path in tmp_path.iterdir()] == ["predictions_val.npz"]
-    loaded = np.load(tmp_path / "predictions_val.npz", allow_pickle=False)
-    assert {name: loaded[name].tolist() for name in loaded} == {
-        "key": predictions.key, "turn": predictions.turn, "kind": predictions.kind, "correct": predictions.correct,
-    }  # fmt: skip
-    assert loaded["correct"].dtype == bool and loaded["turn"].dtype == np.int64

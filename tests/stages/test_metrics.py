@@ -1,14 +1,20 @@
-"""Exact match from logits: spans of answers, agreement with `generate`, accuracy by kind."""
+"""Scores from logits: spans of answers, exact match, word accuracy and nats per word, and what is kept of them."""
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
+from llava_mini.batch import VLMBatch
+from llava_mini.data.toyworld.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from llava_mini.errors import UserError
-from llava_mini.stages.metrics import KindAccuracy, answer_spans, correct_answers
+from llava_mini.stages.metrics import Answers, AnswerScore, answer_scores, answer_spans, word_starts
 
 IGNORE = -100
+RIGHT, WRONG = AnswerScore(1, 1.0, 1.0, 0.1), AnswerScore(1, 0.0, 0.0, 2.0)
 
 
 def logits_for(labels: torch.Tensor, wrong_at: Sequence[tuple[int, int]] = ()) -> torch.Tensor:
@@ -20,6 +26,10 @@ def logits_for(labels: torch.Tensor, wrong_at: Sequence[tuple[int, int]] = ()) -
                 token = int(labels[row, t])
                 logits[row, t - 1, (token + 1) % 10 if (row, t) in wrong_at else token] = 1.0
     return logits
+
+
+def exact(*arguments: torch.Tensor) -> list[list[float]]:
+    return [[score.exact_match for score in row] for row in answer_scores(*arguments)]
 
 
 def test_spans_number_runs_of_supervised_labels():
@@ -36,46 +46,107 @@ def test_a_new_turn_ends_an_answer_that_has_no_question_before_it():
 
 def test_an_answer_is_right_only_when_every_token_is():
     labels = torch.tensor([[IGNORE, 7, 2, IGNORE, 9, 2], [IGNORE, 4, 2, IGNORE, IGNORE, IGNORE]])
-    assert correct_answers(logits_for(labels), labels) == [[True, True], [True]]
-    assert correct_answers(logits_for(labels, [(0, 5)]), labels) == [[True, False], [True]]
-    assert correct_answers(logits_for(labels, [(0, 1), (1, 2)]), labels) == [[False, True], [False]]
+    assert exact(logits_for(labels), labels) == [[1, 1], [1]]
+    assert exact(logits_for(labels, [(0, 5)]), labels) == [[1, 0], [1]]
+    assert exact(logits_for(labels, [(0, 1), (1, 2)]), labels) == [[0, 1], [0]]
 
 
 def test_the_first_token_of_a_turn_follows_the_shared_prefix_and_not_the_turn_before():
-    labels = torch.tensor([[IGNORE, IGNORE, 7, 2, 9, 2]])  # statements without questions, behind two shared tokens
+    labels = torch.tensor([[IGNORE, IGNORE, 7, 2, 9, 2]])  # statements without questions, after two shared tokens
     turns = torch.tensor([[0, 0, 1, 1, 2, 2]])
     says = torch.tensor([[0, 7, 2, 9, 2, 0]])  # the most likely token after each position
     logits = torch.nn.functional.one_hot(says, 10).float()
-    assert correct_answers(logits, labels, turns) == [[True, False]]  # after the prefix comes 7, not 9
+    assert exact(logits, labels, turns) == [[1, 0]]  # after the prefix comes 7, not 9
     says[0, 1] = 9
-    assert correct_answers(torch.nn.functional.one_hot(says, 10).float(), labels, turns) == [[False, True]]
+    assert exact(torch.nn.functional.one_hot(says, 10).float(), labels, turns) == [[0, 1]]
 
 
 def test_rows_without_answers_have_none():
     labels = torch.full((2, 4), IGNORE)
-    assert correct_answers(torch.zeros(2, 4, 10), labels) == [[], []]
+    assert answer_scores(torch.zeros(2, 4, 10), labels) == [[], []]
 
 
-def test_accuracy_by_kind():
-    metric = KindAccuracy(["color", "count", "shape"])
-    metric.update([[True, False], [True]], [["color", "count"], ["color"]])
-    metric.update([[False]], [["color"]])
-    assert metric.compute() == {
-        "accuracy": 0.5,
-        "accuracy/color": pytest.approx(2 / 3),
-        "accuracy/count": 0.0,
-    }
-    metric.reset()
-    metric.update([[True]], [[]])
-    assert metric.compute() == {"accuracy": 1.0}
-    with pytest.raises(UserError, match=r"data\.kinds: .* 'size'; named are color, count, shape"):
-        metric.update([[True]], [["size"]])
+def test_words_are_right_when_all_their_tokens_are_and_the_end_belongs_to_the_last():
+    starts = torch.zeros(10, dtype=torch.bool)
+    starts[[5, 6]] = True  # 7 continues a word, 2 ends an answer
+    labels = torch.tensor([[IGNORE, 5, 7, 6, 2]])
+    for wrong, expected in {
+        (): (1.0, 1.0),
+        (2,): (0.5, 0.0),
+        (3,): (0.5, 0.0),
+        (4,): (0.5, 0.0),
+        (1, 4): (0, 0),
+    }.items():
+        [[score]] = answer_scores(logits_for(labels, [(0, t) for t in wrong]), labels, None, starts)
+        assert (score.word_accuracy, score.exact_match) == expected
+        assert score.words == 2
+    one_word = torch.tensor([[IGNORE, 7, 7, 2]])  # the first token begins a word whatever it is
+    [[score]] = answer_scores(logits_for(one_word, [(0, 3)]), one_word, None, starts)
+    assert (score.words, score.word_accuracy, score.exact_match) == (1, 0.0, 0.0)
+
+
+def test_nats_are_of_the_answer_and_its_end_shared_by_its_words():
+    starts = torch.zeros(10, dtype=torch.bool)
+    starts[[5, 6]] = True
+    labels = torch.tensor([[IGNORE, 5, 7, 6, 2], [IGNORE, IGNORE, 6, 2, IGNORE]])
+    logits = torch.randn(2, 5, 10, generator=torch.Generator().manual_seed(0))
+    log_p = torch.log_softmax(logits.double(), -1)
+    first = -(log_p[0, 0, 5] + log_p[0, 1, 7] + log_p[0, 2, 6] + log_p[0, 3, 2]) / 2
+    second = -(log_p[1, 1, 6] + log_p[1, 2, 2])
+    found = [row[0].nll for row in answer_scores(logits, labels, None, starts)]
+    assert found == pytest.approx([float(first), float(second)], abs=1e-5)
+
+
+def test_every_word_of_the_toy_world_begins_with_its_token():
+    tokenizer = build_tokenizer()
+    starts = word_starts(tokenizer, len(tokenizer) + 3)
+    assert len(starts) == len(tokenizer) + 3 and not starts[len(tokenizer) :].any()
+    assert not starts[: len(SPECIAL_TOKENS)].any() and starts[len(SPECIAL_TOKENS) : len(tokenizer)].all()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "beginning"),
+    [
+        (["\u2581red", "dish", "\u2581", "</s>"], ["\u2581red", "\u2581"]),  # SentencePiece
+        (["\u0120red", "dish", "\u010a", "</s>"], ["\u0120red", "\u010a"]),  # byte-level BPE
+        (["red", "##dish", "blue", "</s>"], ["red", "blue"]),  # WordPiece
+    ],
+)
+def test_words_begin_after_white_space_as_the_tokenizer_marks_it(tokens: list[str], beginning: list[str]):
+    model = models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="</s>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), eos_token="</s>", unk_token="</s>")
+    starts = word_starts(tokenizer, len(tokens))
+    assert [token for token, begins in zip(tokens, starts.tolist(), strict=True) if begins] == beginning
+
+
+def keyed(keys: list[str], kinds: list[list[str]]) -> VLMBatch:
+    empty = torch.zeros(len(keys), 1, dtype=torch.long)
+    return VLMBatch(empty, empty, empty, empty[:, 0], keys=keys, kinds=kinds)
+
+
+def test_answers_become_arrays_sorted_by_sample_and_turn():
+    answers = Answers()
+    answers.add(keyed(["b", "a"], [["color", "count"], []]), [[RIGHT, WRONG], [AnswerScore(7, 0.0, 0.5, 1.5)]])
+    found = answers.predictions()
+    assert found.key.tolist() == ["a", "b", "b"] and found.turn.tolist() == [0, 0, 1]
+    assert found.kind.tolist() == ["", "color", "count"] and found.words.tolist() == [7, 1, 1]
+    assert found.exact_match.tolist() == [0, 1, 0] and found.word_accuracy.tolist() == [0.5, 1, 0]
+    np.testing.assert_allclose(found.nll, [1.5, 0.1, 2.0], rtol=1e-6)
+    with pytest.raises(ValueError, match="zip"):
+        answers.add(keyed(["a", "b"], [[], []]), [[RIGHT]])
 
 
 @pytest.mark.parametrize(("kinds", "message"), [(["color"], "1 kinds for 2 answers"), (["color"] * 3, "3 kinds for 2")])
-def test_as_many_kinds_as_answers_or_none(kinds: list[str], message: str):
-    metric = KindAccuracy(["color"])
+def test_kinds_that_do_not_fit_the_answers_are_refused_and_nothing_is_kept(kinds: list[str], message: str):
+    answers = Answers()
     with pytest.raises(ValueError, match=message):
-        metric.update([[True, False]], [kinds])
-    metric.update([[True, False]], [[]])
-    assert metric.compute() == {"accuracy": 0.5}
+        answers.add(keyed(["a", "b"], [["color"], kinds]), [[RIGHT], [RIGHT, WRONG]])
+    assert answers == Answers()
+
+
+def test_a_kind_that_the_config_does_not_name_is_refused():
+    answers = Answers()
+    answers.add(keyed(["a"], [["size"]]), [[RIGHT]])
+    answers.check(["color", "size"])
+    with pytest.raises(UserError, match=r"data\.kinds: .* 'size'; named are color, count"):
+        answers.check(["color", "count"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import warnings
@@ -32,8 +33,9 @@ from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.savers import apply_savers
 from llava_mini.spool import check_tracker
 from llava_mini.stages.base import VLMStage
-from llava_mini.stages.callbacks import Clock, History, Progress
+from llava_mini.stages.callbacks import Clock, History, Progress, Validations
 from llava_mini.stages.checkpointing import AtomicCheckpointIO
+from llava_mini.stages.metrics import word_starts
 from llava_mini.stages.optimizers import check_optimizer
 from llava_mini.stages.sharding import Gathered
 
@@ -88,12 +90,18 @@ def fine_tune(config: Config, model: LlavaMiniForConditionalGeneration, **option
     finetune.apply(model, config["finetune"], **options)
 
 
-def build_stage(config: Config, model: LlavaMiniForConditionalGeneration, **options: Any) -> VLMStage:
+def build_stage(
+    config: Config,
+    model: LlavaMiniForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **options: Any,
+) -> VLMStage:
     """The LightningModule of the stage, over a model that saves memory as the config says.
 
     Args:
         config: The whole config.
         model: With the weights that it starts from.
+        tokenizer: The model's, by which validation tells words apart; None where nothing is validated.
         **options: Of `llava_mini.finetune.apply`.
     """
     apply_savers(model, config["savers"])
@@ -107,6 +115,7 @@ def build_stage(config: Config, model: LlavaMiniForConditionalGeneration, **opti
         finetune=config["finetune"],
         optimizer=config["savers"]["optimizer"],
         seed=config["seed"],
+        word_starts=None if tokenizer is None else word_starts(tokenizer, model.config.text_config.vocab_size),
     )
     finetune.cast_frozen(model, frozen_dtype(config))  # what the stage has frozen besides
     return stage
@@ -131,6 +140,7 @@ def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, logge
         Quarantine(run_dir, config["data"]["max_bad_fraction"]),
         History(run_dir / "history.jsonl"),
         Progress(),
+        Validations(run_dir),
         ModelCheckpoint(
             dirpath=run_dir / "checkpoints",
             filename="best",
@@ -156,8 +166,18 @@ def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, logge
         plugins=[AtomicCheckpointIO(), *_environment(config)],
         default_root_dir=run_dir,
         log_every_n_steps=10,
-        val_check_interval=min(spec["val_every"], spec["max_steps"]) * spec["accumulate_grad_batches"],
+        val_check_interval=validation_interval(spec) * spec["accumulate_grad_batches"],
     )
+
+
+def validation_interval(spec: Config) -> int:
+    """Optimizer steps between validations; by default a third of the run, which is what `convergence` looks at.
+
+    Args:
+        spec: The config's `trainer`.
+    """
+    every: int = spec["val_every"] or math.ceil(spec["max_steps"] / 3)
+    return min(every, spec["max_steps"])
 
 
 def make_trainer(config: Config, **options: Any) -> Trainer:

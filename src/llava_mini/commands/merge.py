@@ -88,13 +88,13 @@ def same_answers(run_dir: Path, config: dict[str, Any], folder: Path) -> bool:
     alike = True
     for split in (split for split in ("val", "test") if split in datamodule.splits):
         before = Predictions.load(run_dir / f"predictions_{split}.npz")
-        after = evaluate(model, datamodule.evaluation_batches(split, model.device))
-        same = sum(int(was) == int(now) for was, now in zip(before.correct, after.correct, strict=True))
+        after = evaluate(model, datamodule.evaluation_batches(split, model.device)).predictions()
+        same = int((before.exact_match == after.exact_match).sum())
         log.info(
             "%s: accuracy of the run %.4f, of the plain model %.4f; %d of %d answers alike",
-            split, before.correct.mean(), after.accuracy(), same, len(after.correct),
+            split, before.accuracy(), after.accuracy(), same, len(after.key),
         )  # fmt: skip
-        alike &= same == len(after.correct)
+        alike &= same == len(after.key)
     return alike
 
 

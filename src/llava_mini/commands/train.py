@@ -18,7 +18,7 @@ from llava_mini.commands.out_of_memory import out_of_memory_told
 from llava_mini.commands.planned import Memory
 from llava_mini.commands.ranks import own_rank
 from llava_mini.commands.run_folder import claim
-from llava_mini.commands.trained import measured, save_run
+from llava_mini.commands.trained import measured, save_run, weights_of
 from llava_mini.config import save
 from llava_mini.data.datamodule import VLMDataModule
 from llava_mini.files import write_json
@@ -54,7 +54,7 @@ def assemble(config: dict[str, Any]) -> Run:
     processor = build.build_processor(config, model, tokenizer)
     datamodule = build.build_datamodule(config, model, processor)
     base = fingerprints(model)
-    return Run(model, processor, datamodule, build.build_stage(config, model), base)
+    return Run(model, processor, datamodule, build.build_stage(config, model, tokenizer), base)
 
 
 @contextmanager
@@ -142,7 +142,9 @@ def train(config: dict[str, Any]) -> Path:
         peaks = memory.measured(trainer.strategy.root_device)
         save_run(run.model, run.processor, config, run.base)
         with evaluation_precision(config, trainer):
-            figures = measured(run.model, run.datamodule, run_dir)
+            figures = measured(
+                run.model, run.processor.tokenizer, run.datamodule, run_dir, config["trainer"]["max_steps"]
+            )
         result = {
             "status": "finished",
             **identity,
@@ -156,9 +158,22 @@ def train(config: dict[str, Any]) -> Path:
             tracker.set_tags({"measured_peak_is": peaks["measured_peak_is"]})
             tracker.log_metrics({key: result[key] for key in _TRACKED if result[key] is not None})
         write_json(run_dir / "result.json", result)
-    shares = ", ".join(f"{split} {share:.4f}" for split, share in result["accuracy"].items())
-    log.info("accuracy %s; %s", shares, run_dir / "result.json")
+    log.info("%s; %s", scores_text(result), run_dir / "result.json")
     return run_dir
+
+
+def scores_text(result: dict[str, Any]) -> str:
+    """`exact match val 0.81, test 0.80; word accuracy of dense kinds val 0.92, test 0.91; ...`.
+
+    Args:
+        result: As in result.json.
+    """
+    texts = ["exact match " + ", ".join(f"{split} {share:.4f}" for split, share in result["accuracy"].items())]
+    groups = dict.fromkeys(group for means in result["word_accuracy"].values() for group in means)
+    for group in groups:
+        shares = [f"{split} {means[group]:.4f}" for split, means in result["word_accuracy"].items() if group in means]
+        texts.append(f"word accuracy of {group.replace('_', '-')} kinds {', '.join(shares)}")
+    return "; ".join(texts)
 
 
 def evaluation_precision(config: dict[str, Any], trainer: Trainer) -> AbstractContextManager[Any]:
@@ -169,6 +184,11 @@ def evaluation_precision(config: dict[str, Any], trainer: Trainer) -> AbstractCo
 _TRACKED = (
     "accuracy",
     "accuracy_by_kind",
+    "word_accuracy",
+    "word_accuracy_by_kind",
+    "nll",
+    "nll_by_kind",
+    "gained_last_third",
     "prefill_flops",
     "seconds",
     "cpu_seconds",
@@ -192,6 +212,7 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
         "compressor": config["choices"]["compressor"],
         "C": config["compressor"].get("C"),
         "n_fusion": config["fusion"]["num_layers"],
+        "start": ", ".join(weights_of(config["model"])["weights"]),
     }
 
 

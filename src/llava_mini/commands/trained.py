@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from llava_mini.batch import BadSample, VLMBatch
 from llava_mini.data.collate import collate
@@ -18,30 +19,60 @@ from llava_mini.data.quarantine import FILE as QUARANTINE
 from llava_mini.data.samples import SampleReader
 from llava_mini.errors import UserError
 from llava_mini.evaluate.accuracy import evaluate
+from llava_mini.evaluate.convergence import convergence
 from llava_mini.evaluate.flops import prefill_flops
 from llava_mini.files import rank_paths
 from llava_mini.finetune import is_adapted, save_trained
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
+from llava_mini.predictions import Predictions
+from llava_mini.stages.callbacks import VALIDATIONS
+from llava_mini.stages.metrics import word_starts
 
 
-def measured(model: LlavaMiniForConditionalGeneration, datamodule: VLMDataModule, run_dir: Path) -> dict[str, Any]:
-    """Accuracy on validation and (once) test, saved with every answer; skipped samples; tokens and FLOPs of a question.
+def measured(
+    model: LlavaMiniForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    datamodule: VLMDataModule,
+    run_dir: Path,
+    steps: int,
+) -> dict[str, Any]:
+    """Scores on validation and (once) test, saved with every answer; convergence; tokens and FLOPs of a question.
 
     A run without a test split (`data.splits.test=null`, for tuning) is measured on validation only.
+
+    Args:
+        model: As trained.
+        tokenizer: The model's.
+        datamodule: The run's data.
+        run_dir: The run's folder, with its validations.
+        steps: Optimizer steps of the run.
+
+    Returns:
+        `accuracy` {split: share of exact matches}; `word_accuracy` and `nll` {split: {group: mean over its kinds}};
+        `accuracy_by_kind`, `word_accuracy_by_kind`, `nll_by_kind` {split: {kind: mean}}; what `convergence` gives;
+        `skipped` {split: samples}; `tokens` of a frame; `prefill_flops` of a question.
     """
-    accuracy, by_kind = {}, {}
+    starts_V = word_starts(tokenizer, model.config.text_config.vocab_size)
+    scores: dict[str, Predictions] = {}
     skipped = {"train": sum(len(path.read_text().splitlines()) for path in rank_paths(run_dir / QUARANTINE))}
     for split in (split for split in ("val", "test") if split in datamodule.splits):
         bad: list[BadSample] = []
-        predictions = evaluate(model, noting_skipped(datamodule.evaluation_batches(split, model.device), bad))
-        predictions.save(run_dir / f"predictions_{split}.npz")
-        accuracy[split], by_kind[split] = predictions.accuracy(), predictions.accuracy_by_kind()
+        batches = noting_skipped(datamodule.evaluation_batches(split, model.device), bad)
+        scores[split] = evaluate(model, batches, starts_V).predictions()
+        scores[split].save(run_dir / f"predictions_{split}.npz")
         skipped[split] = len(bad)
     question = one_question(question_sample(datamodule.splits["val"]), model.config.vision_config.image_size)
     placeholders = int((question.input_ids == model.config.image_token_id).sum())
     return {
-        "accuracy": accuracy,
-        "accuracy_by_kind": by_kind,
+        "accuracy": {split: of.accuracy() for split, of in scores.items()},
+        "accuracy_by_kind": {split: of.by_kind("exact_match") for split, of in scores.items()},
+        **{name: {split: of.group_means(name) for split, of in scores.items()} for name in ("word_accuracy", "nll")},
+        **{
+            f"{name}_by_kind": {split: of.by_kind(name) for split, of in scores.items()}
+            for name in ("word_accuracy", "nll")
+        },
+        **convergence(run_dir / VALIDATIONS, steps, scores["val"]),
+        "steps": steps,
         "skipped": skipped,
         "tokens": placeholders // max(int(question.num_frames), 1),
         "prefill_flops": prefill_flops(model, question.to(model.device)),

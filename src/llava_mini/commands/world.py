@@ -1,7 +1,9 @@
 """`llava-mini world`: the tiny world's data and pre-trained parts, made anew from the seed.
 
-Stage 0 gives the vision tower, stage 1 projector and language model. Each is written as half-precision safetensors with
-the recipe, metrics and hash beside it, the form in which they ship with the repository.
+Stage 0 gives the vision tower, stage 1 projector and language model aligned on captions, stage 2 the same parts
+trained on questions without compression: the uncompressed instruction model, which stands for a trained LLaVA and from
+which the runs of a comparison start. Each is written as half-precision safetensors with the recipe, metrics and hash
+beside it, the form in which they ship with the repository.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import ConcatDataset, DataLoader, RandomSampler
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig
 
 from llava_mini import build
@@ -36,14 +38,14 @@ log = logging.getLogger("llava_mini")
 
 
 def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> Path:
-    """Train stage 0 and stage 1 of the tiny world.
+    """Train the stages of the tiny world that `world.stages` names.
 
     Args:
-        overrides: Of both stages' configs; `world.out` says where the two checkpoints go.
+        overrides: Of all stages' configs; `world.out` says where the checkpoints go.
         config_dirs: Further folders with config groups.
 
     Returns:
-        The folder with `stage0` and `stage1`.
+        The folder with `stage0`, `stage1` and `uncompressed`.
     """
     stage0 = resolve(["experiment=tiny_stage0", *overrides], config_dirs)
     if (ranks := build.num_ranks(stage0)) > 1:
@@ -51,12 +53,14 @@ def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> 
     out, stages = Path(stage0["world"]["out"]), stage0["world"]["stages"]
     if 0 in stages:
         train_vision(stage0, out / "stage0")
-    if 1 not in stages:
-        return out
-    places = [f"model.weights=[{out / 'stage0'}]", f"model.tokenizer={out / 'stage1'}"]
-    build_tokenizer().save_pretrained(str(out / "stage1"))
-    stage1 = resolve(["experiment=tiny_stage1", *overrides, *places], config_dirs)
-    train_language(stage1, out / "stage1")
+    tokenizer = out / "stage1"
+    for number, name, weights in ((1, "stage1", ["stage0"]), (2, "uncompressed", ["stage0", "stage1"])):
+        if number not in stages:
+            continue
+        build_tokenizer().save_pretrained(str(tokenizer))
+        places = f"model.weights=[{','.join(str(out / place) for place in weights)}]"
+        config = resolve([f"experiment=tiny_{name}", *overrides, places, f"model.tokenizer={tokenizer}"], config_dirs)
+        train_language(config, out / name)
     return out
 
 
@@ -75,9 +79,8 @@ def train_vision(config: dict[str, Any], folder: Path) -> None:
         target_classes=TARGET_CLASSES,
     )
     image_processor = CLIPImageProcessorPil(**spec["image_processor"])
-    seed, normal = config["data"]["world_seed"], {"mean": image_processor.image_mean, "std": image_processor.image_std}
-    train_set = Scenes("vision-train", seed, world["vision_scenes"], **normal)
-    val_set = Scenes("vision-val", seed, world["vision_val_scenes"], **normal)
+    train_set = _drawn(config, image_processor, "train", world["vision_scenes"], world["vision_boards"])
+    val_set = _drawn(config, image_processor, "val", world["vision_val_scenes"], world["vision_val_scenes"])
     steps, batch = config["trainer"]["max_steps"], world["vision_batch_size"]
     order = RandomSampler(train_set, replacement=True, num_samples=steps * batch, generator=torch.Generator())
     order.generator.manual_seed(config["seed"])
@@ -91,8 +94,17 @@ def train_vision(config: dict[str, Any], folder: Path) -> None:
     write_checkpoint(folder, tensors, config, {**metrics, **clock.read()})
 
 
+def _drawn(
+    config: dict[str, Any], processor: CLIPImageProcessorPil, split: str, scenes: int, boards: int
+) -> ConcatDataset[tuple[Tensor, dict[str, Tensor]]]:
+    """Scenes and boards of stage 0's own streams, with their targets."""
+    seed, normal = config["data"]["world_seed"], {"mean": processor.image_mean, "std": processor.image_std}
+    streams = {f"vision-{split}": scenes, f"vision-board-{split}": boards}
+    return ConcatDataset([Scenes(stream, seed, count, **normal) for stream, count in streams.items()])
+
+
 def train_language(config: dict[str, Any], folder: Path) -> None:
-    """Stage 1: projector and language model on captions, written to `folder`.
+    """Stage 1 or 2: projector and language model on captions or questions, written to `folder`.
 
     What was interrupted continues from the checkpoint in the run's folder; what is finished leaves none there.
     """
@@ -106,8 +118,8 @@ def train_language(config: dict[str, Any], folder: Path) -> None:
     trained = {name for name, p in run.model.named_parameters() if p.requires_grad}
     tensors = {name: tensor for name, tensor in run.model.state_dict().items() if name in trained}
     # Measured here, because a training that was complete when it was interrupted is not validated again.
-    loss = trainer.validate(run.stage, run.datamodule.val_dataloader(), verbose=False)[0]["val/loss"]
-    write_checkpoint(folder, tensors, config, {"val/loss": loss, **clock.read()})
+    scores = trainer.validate(run.stage, run.datamodule.val_dataloader(), verbose=False)[0]
+    write_checkpoint(folder, tensors, config, {**scores, **clock.read()})
     shutil.rmtree(run_dir / "checkpoints")
     (run_dir / "config.yaml").unlink()
 

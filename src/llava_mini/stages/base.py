@@ -25,7 +25,8 @@ from llava_mini.errors import UserError
 from llava_mini.files import rank_path, write_json
 from llava_mini.finetune import adapted_parts, num_parameters, trains
 from llava_mini.models import LlavaMiniForConditionalGeneration
-from llava_mini.stages.metrics import KindAccuracy, correct_answers
+from llava_mini.predictions import SCORES, Predictions
+from llava_mini.stages.metrics import Answers, answer_scores
 from llava_mini.stages.optimizers import build_optimizer
 from llava_mini.stages.sharding import shard
 
@@ -53,6 +54,11 @@ class VLMStage(LightningModule, ABC):
             train, whatever its rate.
         optimizer: adamw, adamw_8bit, paged_adamw_8bit.
         seed: What dropout draws is a function of it and of the place in the run.
+        word_starts: [Vocab] bool, which tokens begin a word, for word accuracy (`stages.metrics.word_starts`); None:
+            every token is a word.
+
+    Attributes:
+        validated: Scores of the last validation, of all ranks; None before the first.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class VLMStage(LightningModule, ABC):
         finetune: dict[str, Any] = WHOLE,
         optimizer: str = "adamw",
         seed: int = 0,
+        word_starts: Tensor | None = None,
     ):
         super().__init__()
         self.model = model
@@ -86,7 +93,9 @@ class VLMStage(LightningModule, ABC):
                 "min_lr_ratio": min_lr_ratio,
             }
         )
-        self.accuracy, self.val_loss = KindAccuracy(kinds or []), MeanMetric()
+        self.kinds, self.answers, self.val_loss = list(kinds or []), Answers(), MeanMetric()
+        self.validated: Predictions | None = None
+        self.word_starts = word_starts
         self.strict_loading = False  # checkpoints hold trained weights only
         self.check()
         for part in PARTS:
@@ -185,16 +194,22 @@ class VLMStage(LightningModule, ABC):
     def validation_step(self, batch: VLMBatch, batch_idx: int) -> None:
         loss, logits = self.forward_loss(batch)
         self.val_loss.update(loss, batch.num_supervised())
-        self.accuracy.update(correct_answers(logits, batch.labels, batch.turn_ids), batch.kinds)
+        self.answers.add(batch, answer_scores(logits, batch.labels, batch.turn_ids, self.word_starts))
 
     def on_validation_epoch_end(self) -> None:
-        shares = self.accuracy.compute()  # of all ranks
-        if not shares:
+        """Log `val/loss`, `val/accuracy` (exact match), and each score by group and by kind of question."""
+        answers, self.answers = self.answers.of_all_ranks(), Answers()
+        if not len(answers):
             raise UserError("validation: none of the split's samples could be read; the log says why for each")
+        answers.check(self.kinds)
+        self.validated = answers.predictions()
         self.log("val/loss", self.val_loss.compute(), prog_bar=True)
-        for name, share in shares.items():
-            self.log(f"val/{name}", share, prog_bar=name == "accuracy")
-        self.accuracy.reset()
+        self.log("val/accuracy", self.validated.accuracy(), prog_bar=True)
+        for score in SCORES:
+            for group, value in self.validated.group_means(score).items():
+                self.log(f"val/{score}/{group}", value)
+            for kind, value in self.validated.by_kind(score).items():
+                self.log(f"val/{score}_by_kind/{kind}", value)
         self.val_loss.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -18,8 +18,11 @@ from lightning import Callback, LightningModule, Trainer
 
 from llava_mini.batch import VLMBatch
 from llava_mini.files import rank_path, rank_paths, write_text
+from llava_mini.stages.base import VLMStage
 
 log = logging.getLogger("llava_mini")
+
+VALIDATIONS = "validation"  # folder of a run
 
 
 class History(Callback):
@@ -64,6 +67,24 @@ def _drop(path: Path, step: int) -> None:
     """Leave out the lines from `step` on, and one that was being written when the run was killed."""
     lines = path.read_text().splitlines(keepends=True)
     write_text(path, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step))
+
+
+class Validations(Callback):
+    """Keeps the scores of every validation: `validation/step-000200.npz` in the run's folder, as `Predictions`.
+
+    A run's convergence is read from them (`llava_mini.evaluate.convergence`).
+
+    Args:
+        run_dir: The run's folder.
+    """
+
+    def __init__(self, run_dir: Path):
+        self.folder = run_dir / VALIDATIONS
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and isinstance(pl_module, VLMStage) and pl_module.validated is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            pl_module.validated.save(self.folder / f"step-{trainer.global_step:06d}.npz")
 
 
 class Clock(Callback):

@@ -1,18 +1,69 @@
-"""Exact match of answers, read from teacher-forced logits.
+"""Scores of answers, read from teacher-forced logits.
 
 Greedy decoding reproduces an answer word for word exactly when, given the answer's own beginning, every next token of
 it (its end token included) is the most likely one. So one forward pass scores all turns of a sample as `generate`
-would.
+would. Word accuracy and nats per word are of the same pass: each word is scored given the right words before it.
 
-Shapes: B samples, T tokens.
+Shapes: B samples, T tokens, S supervised tokens of the batch, V entries of the vocabulary.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from transformers import PreTrainedTokenizerBase
 
+from llava_mini.batch import VLMBatch
 from llava_mini.errors import UserError
 from llava_mini.models.loss import predictors
+from llava_mini.predictions import Predictions
+
+_SPACES = (
+    "\u2581",
+    "\u0120",
+    "\u010a",
+    "\u0109",
+    " ",
+    "\n",
+    "\t",
+)  # SentencePiece's and byte-level BPE's marks of white space
+_CONTINUES = "##"  # WordPiece's mark of a token that continues a word
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """The scores of one answer; see `llava_mini.predictions.Predictions` for their definition."""
+
+    words: int
+    exact_match: float
+    word_accuracy: float
+    nll: float
+
+
+def word_starts(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
+    """Which entries of the vocabulary begin a word, [V] bool.
+
+    A word is what stands between white space. Where the tokenizer marks white space, a token that begins with it begins
+    a word; where it does not, every token does that is not marked as a continuation. Special tokens begin none, so
+    the end of an answer belongs to its last word.
+
+    Args:
+        tokenizer: The model's.
+        size: V, the width of the logits; at least the length of the tokenizer.
+    """
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    marked = any(token is not None and token.startswith(_SPACES) for token in tokens)
+    starts = [
+        token is not None and (token.startswith(_SPACES) if marked else not token.startswith(_CONTINUES))
+        for token in tokens
+    ]
+    begins_V = torch.zeros(max(size, len(starts)), dtype=torch.bool)
+    begins_V[: len(starts)] = torch.tensor(starts, dtype=torch.bool)
+    begins_V[tokenizer.all_special_ids] = False
+    return begins_V
 
 
 def answer_spans(labels_BT: Tensor, turn_ids_BT: Tensor | None = None) -> Tensor:
@@ -33,71 +84,145 @@ def answer_spans(labels_BT: Tensor, turn_ids_BT: Tensor | None = None) -> Tensor
     return torch.where(supervised, starts.long().cumsum(1), 0)
 
 
-def correct_answers(logits_BTV: Tensor, labels_BT: Tensor, turn_ids_BT: Tensor | None = None) -> list[list[bool]]:
-    """For every row, whether each answer would be decoded word for word: one bool an answer, in order."""
+def answer_scores(
+    logits_BTV: Tensor, labels_BT: Tensor, turn_ids_BT: Tensor | None = None, starts_V: Tensor | None = None
+) -> list[list[AnswerScore]]:
+    """For every row the scores of each of its answers, in order.
+
+    Args:
+        logits_BTV: [B, T, V].
+        labels_BT: [B, T] int64; -100 outside answers.
+        turn_ids_BT: [B, T] int64 or None.
+        starts_V: [V] bool, see `word_starts`; None: every token is a word of its own, and so is an answer's end.
+    """
     predictor_BT = predictors(torch.zeros_like(labels_BT) if turn_ids_BT is None else turn_ids_BT)
     spans_BT = answer_spans(labels_BT, turn_ids_BT).masked_fill(predictor_BT < 0, 0)
-    wrong_BT = (logits_BTV.argmax(-1).gather(1, predictor_BT.clamp(min=0)) != labels_BT).long()
-    count = int(spans_BT.max()) + 1 if spans_BT.numel() else 1
-    errors_BI = wrong_BT.new_zeros(len(spans_BT), count).scatter_add_(1, spans_BT, wrong_BT)
-    number_B = spans_BT.amax(1)
-    return [(errors[1 : int(n) + 1] == 0).tolist() for errors, n in zip(errors_BI, number_B, strict=True)]
+    row_S, column_S = spans_BT.nonzero(as_tuple=True)
+    labels_S, span_S = labels_BT[row_S, column_S], spans_BT[row_S, column_S]
+    logits_SV = logits_BTV[row_S, predictor_BT[row_S, column_S]].float()
+    nats_S = torch.nn.functional.cross_entropy(logits_SV, labels_S, reduction="none").double()
+    right_S = logits_SV.argmax(-1) == labels_S
+    answer_S = _numbered(_changes(row_S) | _changes(span_S))
+    begins_S = _changes(answer_S) | (
+        torch.ones_like(right_S) if starts_V is None else starts_V.to(labels_S.device)[labels_S]
+    )
+    word_S = _numbered(begins_S)
+    wrong_W = nats_S.new_zeros(_count(word_S)).scatter_add(0, word_S, (~right_S).double())
+    answer_W = answer_S[begins_S]
+    answers = _count(answer_S)
+    words_I = nats_S.new_zeros(answers).scatter_add(0, answer_W, torch.ones_like(wrong_W))
+    right_I = nats_S.new_zeros(answers).scatter_add(0, answer_W, (wrong_W == 0).double())
+    nats_I = nats_S.new_zeros(answers).scatter_add(0, answer_S, nats_S)
+    scores: list[list[AnswerScore]] = [[] for _ in range(len(labels_BT))]
+    rows = row_S[_changes(answer_S)].tolist()
+    for row, words, right, nats in zip(rows, words_I.tolist(), right_I.tolist(), nats_I.tolist(), strict=True):
+        scores[row].append(AnswerScore(int(words), float(right == words), right / words, nats / words))
+    return scores
 
 
-def check_kinds(kinds: list[str], answers: list[bool]) -> None:
-    """Refuse kinds that cannot be told apart by answer; none at all is what data without kinds has.
+def _changes(values_S: Tensor) -> Tensor:
+    """[S] bool: whether an entry differs from the one before it; the first does."""
+    changed_S = torch.ones_like(values_S, dtype=torch.bool)
+    changed_S[1:] = values_S[1:] != values_S[:-1]
+    return changed_S
+
+
+def _numbered(begins_S: Tensor) -> Tensor:
+    """[S] int64 from 0: the number of the group that each entry belongs to, a group beginning where it is said."""
+    return begins_S.long().cumsum(0) - 1
+
+
+def _count(number_S: Tensor) -> int:
+    return int(number_S[-1]) + 1 if len(number_S) else 0
+
+
+def check_kinds(kinds: list[str], answers: int) -> None:
+    """Refuse kinds that cannot be assigned to answers; none at all is what data without kinds has.
 
     Raises:
         ValueError: for another number of kinds than answers.
     """
-    if kinds and len(kinds) != len(answers):
-        raise ValueError(f"{len(kinds)} kinds for {len(answers)} answers: one an answer is needed, or none at all")
+    if kinds and len(kinds) != answers:
+        raise ValueError(f"{len(kinds)} kinds for {answers} answers: one for each answer is needed, or none at all")
 
 
-class KindAccuracy(Metric):
-    """Share of right answers, over all and for every kind of question.
+@dataclass
+class Answers:
+    """The scores of all answers of a pass over a split, one row for each question, in the order given.
 
-    `compute` gives {"accuracy": share, "accuracy/<kind>": share, ...}; kinds that did not occur are left out.
-
-    Args:
-        kinds: The kinds that may occur.
+    Attributes:
+        key: Sample keys.
+        turn: Number of the turn in its sample, from 0.
+        kind: Kind of question, "" where the data names none.
+        score: Scores of the answer.
     """
 
-    right: Tensor
-    total: Tensor
+    key: list[str] = field(default_factory=list)
+    turn: list[int] = field(default_factory=list)
+    kind: list[str] = field(default_factory=list)
+    score: list[AnswerScore] = field(default_factory=list)
 
-    def __init__(self, kinds: list[str]):
-        super().__init__()
-        self.kinds = list(kinds)
-        size = len(self.kinds) + 1
-        self.add_state("right", torch.zeros(size, dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("total", torch.zeros(size, dtype=torch.long), dist_reduce_fx="sum")
+    def __len__(self) -> int:
+        return len(self.key)
 
-    def update(self, correct: list[list[bool]], kinds: list[list[str]]) -> None:
-        """Count rows of answers.
+    def add(self, batch: VLMBatch, scores: list[list[AnswerScore]]) -> None:
+        """Append the answers of a batch.
 
         Args:
-            correct: As `correct_answers` gives them.
-            kinds: For every row the kind of each answer; an empty list where the data names none.
+            batch: The batch that was answered.
+            scores: As `answer_scores` gives them.
 
         Raises:
-            UserError: for a kind that is not among those that may occur.
-            ValueError: for another number of kinds than answers.
+            ValueError: for another number of rows than samples, or of kinds than answers; nothing is appended then.
         """
-        for row, names in zip(correct, kinds, strict=True):
-            check_kinds(names, row)
-            for i, is_right in enumerate(row):
-                places = [0, self._place(names[i])] if names else [0]
-                for place in places:
-                    self.right[place] += int(is_right)
-                    self.total[place] += 1
+        for kinds, row in zip(batch.kinds, scores, strict=True):
+            check_kinds(kinds, len(row))
+        for key, kinds, row in zip(batch.keys, batch.kinds, scores, strict=True):
+            for turn, score in enumerate(row):
+                self.key.append(key)
+                self.turn.append(turn)
+                self.kind.append(kinds[turn] if kinds else "")
+                self.score.append(score)
 
-    def compute(self) -> dict[str, float]:
-        names = ["accuracy", *(f"accuracy/{kind}" for kind in self.kinds)]
-        counts = zip(names, self.right.tolist(), self.total.tolist(), strict=True)
-        return {name: right / total for name, right, total in counts if total > 0}
+    def check(self, allowed: list[str]) -> None:
+        """Refuse kinds that the config does not name.
 
-    def _place(self, kind: str) -> int:
-        if kind not in self.kinds:
-            raise UserError(f"data.kinds: the data has a question of kind {kind!r}; named are {', '.join(self.kinds)}")
-        return self.kinds.index(kind) + 1
+        Args:
+            allowed: `data.kinds`.
+
+        Raises:
+            UserError: naming the first that is not allowed.
+        """
+        if foreign := sorted(set(self.kind) - {"", *allowed}):
+            raise UserError(
+                f"data.kinds: the data has a question of kind {foreign[0]!r}; named are {', '.join(allowed)}"
+            )
+
+    def of_all_ranks(self) -> Answers:
+        """The answers of all ranks of a distributed run, the same on each; without one, these."""
+        if not torch.distributed.is_initialized():
+            return self
+        parts: list[Answers | None] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, self)
+        whole = Answers()
+        for part in parts:
+            assert part is not None  # all_gather_object has filled it
+            whole.key += part.key
+            whole.turn += part.turn
+            whole.kind += part.kind
+            whole.score += part.score
+        return whole
+
+    def predictions(self) -> Predictions:
+        """As arrays, sorted by sample key and turn."""
+        order = sorted(range(len(self)), key=lambda row: (self.key[row], self.turn[row]))
+        chosen = [self.score[row] for row in order]
+        return Predictions(
+            key=np.array([self.key[row] for row in order], dtype=str),
+            turn=np.array([self.turn[row] for row in order], dtype=np.int64),
+            kind=np.array([self.kind[row] for row in order], dtype=str),
+            words=np.array([score.words for score in chosen], dtype=np.int64),
+            exact_match=np.array([score.exact_match for score in chosen], dtype=np.float32),
+            word_accuracy=np.array([score.word_accuracy for score in chosen], dtype=np.float32),
+            nll=np.array([score.nll for score in chosen], dtype=np.float32),
+        )

@@ -8,7 +8,7 @@ import pytest
 
 from llava_mini.data.toyworld.facts import FACT_KINDS, Fact, scene_facts
 from llava_mini.data.toyworld.questions import question
-from llava_mini.data.toyworld.scenes import Scene, scenes, stream_rng
+from llava_mini.data.toyworld.scenes import Scene, scene_at, stream_rng
 
 COUNT = 400
 
@@ -20,7 +20,7 @@ def told() -> Told:
     stream = "instruct-train"
     return [
         (scene, scene_facts(stream_rng(stream, 5, index, 1), scene))
-        for index, scene in enumerate(scenes(stream, 5, COUNT))
+        for index, scene in enumerate([scene_at(stream, 5, index) for index in range(COUNT)])
     ]
 
 

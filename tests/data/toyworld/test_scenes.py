@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from llava_mini.data.toyworld.boards import drawn_at
 from llava_mini.data.toyworld.digits import DigitBank, digit_bank
 from llava_mini.data.toyworld.drawing import COLOR_NAMES, COLORS, SHAPES
 from llava_mini.data.toyworld.scenes import (
@@ -12,7 +13,6 @@ from llava_mini.data.toyworld.scenes import (
     SceneObject,
     make_scene,
     scene_at,
-    scenes,
     stream_split,
 )
 
@@ -21,7 +21,7 @@ COUNT = 60
 
 @pytest.fixture(scope="module")
 def made() -> list[Scene]:
-    return list(scenes("instruct-train", 0, COUNT))
+    return [scene_at("instruct-train", 0, index) for index in range(COUNT)]
 
 
 def test_scenes_have_two_boxes_and_three_to_five_shapes(made: list[Scene]) -> None:
@@ -88,7 +88,7 @@ def test_a_scene_depends_on_nothing_but_its_place(made: list[Scene]) -> None:
 
 
 def test_no_scene_is_in_two_streams() -> None:
-    pictures = [scene.image.tobytes() for stream in STREAMS for scene in scenes(stream, 0, 25)]
+    pictures = [drawn_at(stream, 0, index).image.tobytes() for stream in STREAMS for index in range(25)]
     assert len(set(pictures)) == len(STREAMS) * 25
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from llava_mini.data.toyworld.drawing import COLOR_NAMES
-from llava_mini.data.toyworld.scenes import KINDS, SceneObject, scenes
+from llava_mini.data.toyworld.scenes import KINDS, SceneObject, scene_at
 from llava_mini.data.toyworld.targets import TARGET_CLASSES, patch_targets, vision_supervision
 
 
 def test_patches_are_taught_what_covers_most_of_them() -> None:
-    made = list(scenes("vision-train", 0, 12))
+    made = [scene_at("vision-train", 0, index) for index in range(12)]
     targets = patch_targets([scene.objects for scene in made])
     points = np.arange(0.05, 64, 0.1)
     for number, scene in enumerate(made):
@@ -50,7 +50,7 @@ def test_classes_stay_in_their_range_and_all_occur() -> None:
 
 def test_pictures_are_those_of_the_stream() -> None:
     images, _ = vision_supervision("caption-train", 3, 4)
-    for image, scene in zip(images, scenes("caption-train", 3, 4), strict=True):
+    for image, scene in zip(images, [scene_at("caption-train", 3, index) for index in range(4)], strict=True):
         assert (image == scene.image).all()
 
 

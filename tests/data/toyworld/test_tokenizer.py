@@ -7,13 +7,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from llava_mini.data.toyworld.captions import caption
 from llava_mini.data.toyworld.facts import scene_facts
 from llava_mini.data.toyworld.questions import question
-from llava_mini.data.toyworld.scenes import scenes, stream_rng
+from llava_mini.data.toyworld.scenes import scene_at, stream_rng
 from llava_mini.data.toyworld.tokenizer import _CLIP_WORDS, SPECIAL_TOKENS, VOCABULARY
 
 
 def test_every_text_is_known_words_and_every_word_is_used(tokenizer: PreTrainedTokenizerFast) -> None:
     used = set()
-    for index, scene in enumerate(scenes("instruct-train", 0, 150)):
+    for index, scene in enumerate([scene_at("instruct-train", 0, index) for index in range(150)]):
         for fact in scene_facts(stream_rng("instruct-train", 0, index, 1), scene):
             for text in (question(fact), caption(fact), fact.answer):
                 ids = tokenizer(text)["input_ids"]

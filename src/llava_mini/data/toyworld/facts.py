@@ -31,16 +31,22 @@ class Fact:
     answer: str
 
 
-def scene_facts(rng: np.random.Generator, scene: Scene) -> list[Fact]:
-    """Two different facts of every kind, in random order."""
+def scene_facts(rng: np.random.Generator, scene: Scene, per_kind: int = FACTS_PER_KIND) -> list[Fact]:
+    """Different facts of every kind, in random order.
+
+    Args:
+        rng: Generator of the choice.
+        scene: A scene, of which two facts of every kind can be told, or a board, of which some kinds may have fewer.
+        per_kind: Facts of each kind, 1 or 2.
+    """
     everything = {
         "color": [Fact("color", "", thing.kind, thing.color) for thing in scene.unique_shapes],
         "shape": [Fact("shape", thing.color, "", thing.kind) for thing in scene.unique_colors],
-        "digit": [Fact("digit", box.color, "", NUMBER_WORDS[box.digit or 0]) for box in scene.boxes],
+        "digit": [Fact("digit", box.color, "", NUMBER_WORDS[box.digit or 0]) for box in scene.unique_boxes],
         "where": [Fact("where", "", thing.kind, thing.quadrant or "") for thing in scene.placed_shapes],
     }
-    facts = [_pick(rng, candidates, FACTS_PER_KIND) for candidates in everything.values()]
-    facts += [_counts(rng, scene, FACTS_PER_KIND), _existences(rng, scene, FACTS_PER_KIND)]
+    facts = [_pick(rng, candidates, per_kind) for candidates in everything.values()]
+    facts += [_counts(rng, scene, per_kind), _existences(rng, scene, per_kind)]
     flat = [fact for group in facts for fact in group]
     return [flat[i] for i in rng.permutation(len(flat))]
 

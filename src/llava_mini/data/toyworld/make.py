@@ -1,14 +1,15 @@
-"""Writes a toy world: LLaVA conversations about scenes and clips, and texts, in WebDataset shards, one set a folder.
+"""Writes a toy world: LLaVA conversations about scenes, boards and clips, and texts, in WebDataset shards.
 
     WORLD/world.json         seed, recipe version, and for every set its number of samples and fingerprint
     WORLD/tokenizer/         the tokenizer, in transformers format
     WORLD/instruct-train/    shard set: questions and answers      (likewise instruct-val, instruct-test)
+    WORLD/board-train/       shard set: questions about boards     (likewise board-val, board-test)
     WORLD/caption-train/     shard set: statements, no questions   (likewise caption-val)
     WORLD/clip-train/        shard set: questions about clips      (likewise clip-val, clip-test)
     WORLD/text-train/        shard set: questions about texts      (likewise text-val, text-test)
 
-Every set has its own stream of samples, so none is in two of them. Pictures of scenes are stored as they were drawn;
-clips and texts are built from LLaVA JSON and mp4 files like a user's own data.
+Every set has its own stream of samples, so none is in two of them. Images of scenes and boards are stored as they were
+drawn; clips and texts are built from LLaVA JSON and mp4 files like a user's own data.
 """
 
 from __future__ import annotations
@@ -23,23 +24,29 @@ from typing import Any
 from PIL import Image
 
 from llava_mini.data.shards import ShardSet, write_shards
+from llava_mini.data.toyworld.board_questions import board_questions
+from llava_mini.data.toyworld.boards import BOARD_SETS, drawn_at
 from llava_mini.data.toyworld.captions import caption
 from llava_mini.data.toyworld.facts import scene_facts
 from llava_mini.data.toyworld.questions import Asked, question
-from llava_mini.data.toyworld.scenes import scene_at, stream_rng
+from llava_mini.data.toyworld.scenes import stream_rng
 from llava_mini.data.toyworld.source_files import build_from_files, llava_record
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.errors import UserError
 from llava_mini.files import folder_lock, write_json
 
-# Any change that makes other pictures or texts from the same seed, or lays the folder out otherwise, raises it.
-RECIPE_VERSION = 4
-DEFAULT_SIZES: dict[str, int] = {  # what `make world` and the sweeps of single pictures need
+# Any change that makes other images or texts from the same seed, or lays the folder out otherwise, raises it. The name
+# of the default folder ends in it (conf/data/toyworld.yaml), so worlds of two versions lie beside each other.
+RECIPE_VERSION = 5
+DEFAULT_SIZES: dict[str, int] = {  # what `make world` and the sweeps of single images need
     "caption-train": 6000,
     "caption-val": 300,
     "instruct-train": 6000,
     "instruct-val": 300,
     "instruct-test": 400,
+    "board-train": 6000,
+    "board-val": 300,
+    "board-test": 400,
 }
 BUILT_SETS = ("clip-train", "clip-val", "clip-test", "text-train", "text-val", "text-test")
 SETS = (*DEFAULT_SIZES, *BUILT_SETS)
@@ -70,16 +77,14 @@ def make_world(folder: Path | str, *, seed: int, sizes: Mapping[str, int] = DEFA
 
 
 def toy_sample(name: str, seed: int, index: int) -> tuple[str, dict[str, bytes]]:
-    """Sample `index` of a set of scenes: its key and its members, a PNG and a LLaVA record."""
-    scene = scene_at(name, seed, index)
-    facts = scene_facts(stream_rng(name, seed, index, 1), scene)
-    key = f"{name}-{index:06d}"
-    turns = [
-        Asked(fact.kind, "", caption(fact))
-        if name.startswith("caption")
-        else Asked(fact.kind, question(fact), fact.answer)
-        for fact in facts
-    ]
+    """Sample `index` of a set of scenes or boards: its key and its members, a PNG and a LLaVA record."""
+    scene, text_rng, key = drawn_at(name, seed, index), stream_rng(name, seed, index, 1), f"{name}-{index:06d}"
+    if name in BOARD_SETS:
+        turns = board_questions(text_rng, scene)
+    else:
+        facts = scene_facts(text_rng, scene)
+        captioned = name.startswith("caption")
+        turns = [Asked(f.kind, "", caption(f)) if captioned else Asked(f.kind, question(f), f.answer) for f in facts]
     record = llava_record(key, turns, image=f"{key}.png")
     png = io.BytesIO()
     Image.fromarray(scene.image).save(png, "PNG", compress_level=1)

@@ -8,7 +8,7 @@ scene is redrawn until two different questions of every kind can be asked about 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,11 @@ STREAMS = (
     "text-train",
     "text-val",
     "text-test",
+    "board-train",
+    "board-val",
+    "board-test",
+    "vision-board-train",
+    "vision-board-val",
 )
 BOX = "box"
 KINDS = (BOX, *SHAPES)
@@ -97,6 +102,11 @@ class Scene:
         return [thing for thing in self.objects if thing.kind != BOX]
 
     @property
+    def unique_boxes(self) -> list[SceneObject]:
+        """Boxes that their color names without doubt."""
+        return _singles(self.boxes, [thing.color for thing in self.boxes])
+
+    @property
     def unique_shapes(self) -> list[SceneObject]:
         """Shapes that their kind names without doubt."""
         return _singles(self.shapes, [thing.kind for thing in self.shapes])
@@ -135,11 +145,6 @@ def scene_at(stream: str, seed: int, index: int) -> Scene:
     return make_scene(stream_rng(stream, seed, index, 0), digit_bank(stream_split(stream)))
 
 
-def scenes(stream: str, seed: int, count: int) -> Iterator[Scene]:
-    """The first `count` scenes of a stream."""
-    return (scene_at(stream, seed, index) for index in range(count))
-
-
 def make_scene(rng: np.random.Generator, digits: DigitBank) -> Scene:
     """A scene with digits of `digits`, of which two questions of every kind can be asked."""
     num_shapes = int(rng.integers(_NUM_OBJECTS[0], _NUM_OBJECTS[1] + 1)) - _NUM_BOXES
@@ -158,7 +163,7 @@ def make_scene(rng: np.random.Generator, digits: DigitBank) -> Scene:
         )
         scene = Scene(_EMPTY, objects)
         if len(scene.placed_shapes) >= 2:
-            return Scene(_draw(rng, scene, [digits.images[sample] for sample in samples]), objects)
+            return Scene(draw(rng, objects, [digits.images[sample] for sample in samples]), objects)
 
 
 _EMPTY = np.zeros((0, 0, 3), np.uint8)
@@ -180,13 +185,22 @@ def _shape_names(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
 _FULL = np.ones((BOX_SIZE, BOX_SIZE), np.float32)
 
 
-def _draw(rng: np.random.Generator, scene: Scene, ink: list[NDArray[np.float32]]) -> NDArray[np.uint8]:
-    """Paints the scene; `ink` holds the digits of its boxes in order."""
-    picture = background(rng)
+def draw(
+    rng: np.random.Generator, objects: Sequence[SceneObject], ink: Sequence[NDArray[np.float32]]
+) -> NDArray[np.uint8]:
+    """An image [64, 64, 3] of `objects` on a random background.
+
+    Args:
+        rng: Generator of background and color jitter.
+        objects: Shapes and boxes; they do not overlap.
+        ink: The digits of the boxes, [12, 12] each, in the order of the boxes.
+    """
+    image = background(rng)
     margin = (BOX_SIZE - DIGIT_SIZE) // 2
-    for thing in scene.shapes:
-        paste(picture, shape_mask(thing.kind, thing.size), thing.x, thing.y, jittered_color(rng, thing.color))
-    for thing, digit in zip(scene.boxes, ink, strict=True):
-        paste(picture, _FULL, thing.x, thing.y, jittered_color(rng, thing.color))
-        paste(picture, digit, thing.x + margin, thing.y + margin, INK)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    boxes = [thing for thing in objects if thing.kind == BOX]
+    for thing in (thing for thing in objects if thing.kind != BOX):
+        paste(image, shape_mask(thing.kind, thing.size), thing.x, thing.y, jittered_color(rng, thing.color))
+    for thing, digit in zip(boxes, ink, strict=True):
+        paste(image, _FULL, thing.x, thing.y, jittered_color(rng, thing.color))
+        paste(image, digit, thing.x + margin, thing.y + margin, INK)
+    return np.clip(image, 0, 255).astype(np.uint8)

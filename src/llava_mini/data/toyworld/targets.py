@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from llava_mini.data.toyworld.boards import drawn_at
 from llava_mini.data.toyworld.drawing import COLOR_NAMES, IMAGE_SIZE
-from llava_mini.data.toyworld.scenes import KINDS, SceneObject, scenes
+from llava_mini.data.toyworld.scenes import KINDS, SceneObject
 
 PATCH_SIZE = 8
 IGNORE = -100
@@ -46,8 +47,8 @@ def patch_targets(objects: Sequence[Sequence[SceneObject]]) -> dict[str, NDArray
 
 
 def vision_supervision(stream: str, seed: int, count: int) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.int64]]]:
-    """Pictures [count, 64, 64, 3] of a stream's first scenes and their `patch_targets`."""
-    made = list(scenes(stream, seed, count))
+    """Images [count, 64, 64, 3] of a stream's first scenes or boards and their `patch_targets`."""
+    made = [drawn_at(stream, seed, index) for index in range(count)]
     return np.stack([scene.image for scene in made]), patch_targets([scene.objects for scene in made])
 
 

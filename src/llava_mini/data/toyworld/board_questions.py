@@ -1,0 +1,43 @@
+"""Questions about boards: three dense ones, answered with 7, 16 or 32 words, and two that are answered with one word.
+
+A dense answer names everything in reading order and is asked for with a single word. Pre-fused text can carry one word
+of answer well and dozens badly, so with dense answers vision tokens matter (experiments/007-compression).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llava_mini.data.toyworld.facts import NUMBER_WORDS, scene_facts
+from llava_mini.data.toyworld.questions import Asked, question
+from llava_mini.data.toyworld.scenes import Scene, SceneObject
+
+DENSE_KINDS = ("digits", "colors", "objects")
+ONE_WORD_PER_BOARD = 2
+
+
+def board_questions(rng: np.random.Generator, board: Scene) -> list[Asked]:
+    """All dense questions and two of the one-word kinds, in random order."""
+    facts = scene_facts(rng, board, per_kind=1)[:ONE_WORD_PER_BOARD]
+    asked = [*dense_questions(board), *(Asked(fact.kind, question(fact), fact.answer) for fact in facts)]
+    return [asked[i] for i in rng.permutation(len(asked))]
+
+
+def dense_questions(board: Scene) -> list[Asked]:
+    """One question of each dense kind.
+
+    Example:
+        box      -> three seven zero one one nine four            (the digits, 7 words)
+        color    -> red red blue white green ...                  (the colors, 16 words)
+        objects  -> red cross red three blue ring white star ...  (color and shape or digit of each, 32 words)
+    """
+    things = board.objects
+    return [
+        Asked("digits", "box", " ".join(_name(thing) for thing in board.boxes)),
+        Asked("colors", "color", " ".join(thing.color for thing in things)),
+        Asked("objects", "objects", " ".join(f"{thing.color} {_name(thing)}" for thing in things)),
+    ]
+
+
+def _name(thing: SceneObject) -> str:
+    return thing.kind if thing.digit is None else NUMBER_WORDS[thing.digit]

@@ -1,0 +1,45 @@
+"""Dense questions name everything in reading order; one-word questions of a board have one true answer."""
+
+from collections import Counter
+
+from transformers import PreTrainedTokenizerFast
+
+from llava_mini.data.toyworld.board_questions import DENSE_KINDS, ONE_WORD_PER_BOARD, board_questions, dense_questions
+from llava_mini.data.toyworld.boards import board_at
+from llava_mini.data.toyworld.facts import FACT_KINDS, NUMBER_WORDS
+from llava_mini.data.toyworld.scenes import Scene, SceneObject, stream_rng
+
+
+def test_dense_answers_name_everything_in_reading_order() -> None:
+    objects = (
+        SceneObject("box", "red", 3, 0, 0, 14),
+        SceneObject("star", "blue", None, 20, 0, 12),
+        SceneObject("box", "red", 0, 40, 0, 14),
+    )
+    board = Scene(board_at("board-val", 0, 0).image, objects)
+    answers = {asked.kind: (asked.question, asked.answer) for asked in dense_questions(board)}
+    assert answers == {
+        "digits": ("box", "three zero"),
+        "colors": ("color", "red blue red"),
+        "objects": ("objects", "red three blue star red zero"),
+    }
+
+
+def test_every_board_is_asked_all_dense_kinds_and_two_of_the_others(tokenizer: PreTrainedTokenizerFast) -> None:
+    kinds: Counter[str] = Counter()
+    for index in range(150):
+        board = board_at("board-train", 0, index)
+        asked = board_questions(stream_rng("board-train", 0, index, 1), board)
+        assert len(asked) == len(DENSE_KINDS) + ONE_WORD_PER_BOARD
+        kinds.update(each.kind for each in asked)
+        for each in asked:
+            assert len(each.answer.split()) == {"digits": 7, "colors": 16, "objects": 32}.get(each.kind, 1)
+            assert tokenizer.unk_token_id not in tokenizer(f"{each.question} {each.answer}")["input_ids"]
+            if each.kind == "digit":
+                color = each.question.split()[-2]
+                assert [NUMBER_WORDS[b.digit or 0] for b in board.boxes if b.color == color] == [each.answer]
+            if each.kind == "color":
+                shape = each.question.split()[-1]
+                assert [thing.color for thing in board.shapes if thing.kind == shape] == [each.answer]
+    assert set(kinds) == {*DENSE_KINDS, *FACT_KINDS}
+    assert min(kinds.values()) > 20
