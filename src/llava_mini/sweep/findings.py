@@ -98,7 +98,7 @@ def _of_setting(analysis: Analysis, reference: Configuration, group: str) -> lis
     ceiling = _ceiling(analysis, reference, group)
     verdicts = _verdicts(analysis, others, group, at_the_ceiling=bool(ceiling))
     if ceiling:
-        return [ceiling, *([sentence("of them are all the same", clauses(verdicts))] if verdicts else [])]
+        return [ceiling, *([sentence("all the same", clauses(verdicts))] if verdicts else [])]
     value = f"the uncompressed reference gets {percent(reference.scores[group].mean.value)} % of the words right"
     place = where(analysis, group, reference, [reference, *others])
     return [sentence(place, clauses([value, *verdicts]))]

@@ -94,9 +94,9 @@ def _how_to_read(analysis: Analysis) -> list[str]:
     counts = [len([d for d in analysis.to_reference(group) if d.p is not None]) for group in analysis.groups]
     notes = []
     if any(counts):
-        numbers = " and ".join(map(str, dict.fromkeys(counts)))
+        numbers = " and ".join(f"{count} comparison{'' if count == 1 else 's'}" for count in dict.fromkeys(counts))
         notes.append(
-            f"*: a clear difference, after Holm's correction for the {numbers} comparisons of a table. "
+            f"*: a clear difference, after Holm's correction for the {numbers} of a table. "
             "Intervals are 95 %, over seeds and scenes, each by itself (not corrected)."
         )
     if any(difference.interval is None for difference in analysis.to_reference()):

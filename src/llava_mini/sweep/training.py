@@ -12,7 +12,8 @@ from typing import Any
 
 from llava_mini.sweep.text import points
 
-NOT_SHOWN = "not shown to have converged"
+# Below this a gain may be noise: such a run did not show that it was still improving, nor that it had converged.
+_STANDARD_ERRORS = 2.0
 
 
 @dataclass(frozen=True)
@@ -21,28 +22,27 @@ class Training:
 
     Attributes:
         runs: Number of runs.
-        improving: How many of them were not shown to have converged.
-        gained: What those gained in word accuracy over the last third of their steps, the mean of the known ones;
-            None where none is known.
+        improving: What those that were still improving gained in word accuracy over the last third of their steps.
+        not_shown: How many others were not shown to have converged.
         steps: All numbers of steps that there are, ascending.
         starts: All starts that there are.
     """
 
     runs: int
-    improving: int
-    gained: float | None
+    improving: tuple[float, ...]
+    not_shown: int
     steps: tuple[int, ...]
     starts: tuple[str, ...]
 
     @classmethod
     def of(cls, results: Sequence[Mapping[str, Any]]) -> Training:
         """Read from the runs' `result.json`."""
-        improving = [result["gained_last_third"] for result in results if not result["converged"]]
-        known = [gained for gained in improving if gained is not None]
+        marked = [result for result in results if not result["converged"]]
+        improving = tuple(result["gained_last_third"] for result in marked if _improves(result))
         return cls(
             len(results),
-            len(improving),
-            fmean(known) if known else None,
+            improving,
+            len(marked) - len(improving),
             tuple(sorted({int(result["steps"]) for result in results})),
             tuple(sorted({str(result["start"]) for result in results})),
         )
@@ -50,16 +50,20 @@ class Training:
     @property
     def converged(self) -> bool:
         """Whether all runs had converged."""
-        return not self.improving
+        return not self.improving and not self.not_shown
 
     def mark(self) -> str:
-        """`still improving: +3.1 points in the last third`; empty when it had converged."""
-        if self.converged:
-            return ""
-        share = "" if self.improving == self.runs else f" ({self.improving} of {self.runs} runs)"
-        if self.gained is None or self.gained <= 0:
-            return NOT_SHOWN + share
-        return f"still improving: {points(self.gained)} points in the last third{share}"
+        """`still improving: +3.1 points in the last third`; empty when all had converged."""
+        parts = []
+        if self.improving:
+            gained = points(fmean(self.improving))
+            parts.append(f"still improving: {gained} points in the last third{self._share(len(self.improving))}")
+        if self.not_shown:
+            parts.append(f"not shown to have converged{self._share(self.not_shown)}")
+        return "; ".join(parts)
+
+    def _share(self, count: int) -> str:
+        return "" if count == self.runs else f" ({count} of {self.runs} runs)"
 
 
 def budget(trainings: Iterable[Training]) -> str:
@@ -69,3 +73,9 @@ def budget(trainings: Iterable[Training]) -> str:
     starts = {start for training in trainings for start in training.starts}
     length = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
     return f"after {length} steps from {'a common start' if len(starts) == 1 else 'starts that differ'}"
+
+
+def _improves(result: Mapping[str, Any]) -> bool:
+    """Whether the gain is known and more than noise."""
+    gained, noise = result["gained_last_third"], result["gain_noise"]
+    return gained is not None and gained > _STANDARD_ERRORS * (noise or 0.0)

@@ -73,7 +73,7 @@ def where(
 def clauses(texts: Sequence[str]) -> str:
     """Joined by semicolons; how differences are written is said with the first of them."""
     head, how, rest = "; ".join(texts).partition(_HOW)
-    return head + how + rest.replace(f" {_HOW}:", "")
+    return head + how + rest.replace(f" {_HOW}", "")
 
 
 def sentence(*parts: str) -> str:
