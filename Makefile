@@ -39,13 +39,16 @@ format: $(STAMP) ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-world: $(STAMP) ## Make the tiny world and its stage-0 and stage-1 checkpoints anew from the seed
+world: $(STAMP) ## Make the tiny world's three checkpoints again from the seed (40 minutes)
 	$(BIN)/llava-mini world $(ARGS)
 
 train: $(STAMP) ## Train one model: COMPRESSOR=query C=1 N_FUSION=2 ARGS="seed=1 ..."
 	$(BIN)/llava-mini train $(CHOICES) $(ARGS)
 
-sweep: $(STAMP) ## Train and compare: C=1,2,4,8 COMPRESSOR=query,avg_pool N_FUSION=0,2 SEEDS=3 SWEEP_DIR=... ARGS=...
+# Three seeds, because one cannot tell luck from effect, and the control without tokens beside what is compared.
+sweep: SEEDS ?= 3
+sweep: COMPRESSOR ?= query,zero
+sweep: $(STAMP) ## Train and compare: C=1,2,4,8 COMPRESSOR=query,avg_pool N_FUSION=0,2 SEEDS=1 SWEEP_DIR=... ARGS=...
 	$(BIN)/llava-mini sweep $(CHOICES) $(if $(SEEDS),seed=$(SEED_LIST)) $(if $(SWEEP_DIR),sweep_dir=$(SWEEP_DIR)) $(ARGS)
 
 compare: $(STAMP) ## Report on a sweep again: SWEEP_DIR=...
@@ -67,7 +70,7 @@ qlora: $(STAMP) ## Fine-tune the tiny world over NF4 by LoRA, merge, compare ans
 	$(BIN)/llava-mini train experiment=tiny_qlora run_dir=runs/tiny_qlora $(ARGS)
 	rm -rf runs/tiny_qlora/merged
 	$(BIN)/llava-mini merge --check runs/tiny_qlora runs/tiny_qlora/merged
-	$(BIN)/llava-mini train experiment=tiny trainer.max_steps=450 trainer.val_every=150 run_dir=runs/tiny_full $(ARGS)
+	$(BIN)/llava-mini train experiment=tiny_scenes trainer.max_steps=450 run_dir=runs/tiny_full $(ARGS)
 	$(BIN)/python experiments/004-memory/qlora_against_full.py runs/tiny_qlora runs/tiny_full
 
 gpu-check: ## Train real shapes on the GPU here against their plan, into experiments/005-gpu (PYTHON=..., ARGS=--tiny)

@@ -14,7 +14,8 @@ from llava_mini.data.toyworld import tokenizer as toyworld
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "checkpoints" / "tiny"
-PARTS = {"stage0": {"vision_tower"}, "stage1": {"projector", "language_model"}}
+LANGUAGE = {"projector", "language_model"}
+PARTS = {"stage0": {"vision_tower"}, "stage1": LANGUAGE, "uncompressed": LANGUAGE}
 
 
 @pytest.mark.parametrize("stage", PARTS)
@@ -29,8 +30,8 @@ def test_a_checkpoint_is_the_one_that_its_recipe_tells_of(stage: str):
 
 def test_together_they_are_small():
     files = [path for path in TINY.rglob("*") if path.is_file()]
-    assert len(files) == 6
-    assert sum(path.stat().st_size for path in files) < 3_000_000
+    assert len(files) == 8
+    assert sum(path.stat().st_size for path in files) < 4_000_000
     assert {path.suffix for path in files} <= {".safetensors", ".json"}
 
 
@@ -46,20 +47,25 @@ def test_the_shipped_recipe_is_the_shipped_configs(monkeypatch: pytest.MonkeyPat
             assert made_with["model"][name] == now["model"][name], f"{stage}: model.{name}"
 
 
-def test_every_tensor_has_its_place_in_the_default_model(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("start", ["uncompressed", "stage1"])
+def test_every_tensor_has_its_place_in_the_model_of_its_start(start: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    config = resolve([])
-    assert config["model"]["weights"] == ["checkpoints/tiny/stage0", "checkpoints/tiny/stage1"]
-    tokenizer = build_tokenizer(config)
-    own = build_model(config, tokenizer).state_dict()
-    shipped = {stage: load_file(TINY / stage / "model.safetensors") for stage in PARTS}
+    config = resolve([f"model.start={start}"])
+    assert config["model"]["weights"] == ["checkpoints/tiny/stage0", f"checkpoints/tiny/{start}"]
+    own = build_model(config, build_tokenizer(config)).state_dict()
+    shipped = {stage: load_file(TINY / stage / "model.safetensors") for stage in ("stage0", start)}
     for stage, tensors in shipped.items():
         assert {name.split(".")[0] for name in tensors} == PARTS[stage]
         for name, tensor in tensors.items():
             assert tensor.dtype == torch.float16 and torch.isfinite(tensor).all(), name
             assert torch.equal(own[name], tensor.float()), name
-    parts = set().union(*PARTS.values())
+    parts = PARTS["stage0"] | PARTS[start]
     assert {name for name in own if name.split(".")[0] in parts} == {n for each in shipped.values() for n in each}
+
+
+def test_the_default_start_knows_every_kind_of_question():
+    metrics = json.loads((TINY / "uncompressed" / "recipe.json").read_text())["metrics"]
+    assert metrics["val/word_accuracy/dense"] > 0.9 and metrics["val/word_accuracy/one_word"] > 0.85
 
 
 def test_the_shipped_tokenizer_is_the_toy_worlds(monkeypatch: pytest.MonkeyPatch):

@@ -33,8 +33,8 @@ HERE = Path(__file__).parent
 TEXT = """\
 # A quantised cache on the tiny world
 
-    llava-mini train experiment=tiny compressor.C=1 run_dir=RUN1
-    llava-mini train experiment=tiny compressor=none fusion.num_layers=0 run_dir=RUN2
+    llava-mini train experiment=tiny_scenes compressor.C=1 run_dir=RUN1
+    llava-mini train experiment=tiny_scenes compressor=none fusion.num_layers=0 run_dir=RUN2
     python experiments/006-efficiency/kv_bits.py RUN1 RUN2
 
 Validation questions, asked one by one. All of the prompt but its last token is frozen in the language model's cache

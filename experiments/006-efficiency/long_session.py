@@ -1,6 +1,6 @@
 """A film of hours in a session on a CPU: what it costs to look at, to ask about, and to keep.
 
-    llava-mini train experiment=tiny compressor.C=1 run_dir=RUN
+    llava-mini train experiment=tiny_scenes compressor.C=1 run_dir=RUN
     python experiments/006-efficiency/long_session.py RUN/model [--frames 10000]
 
 Makes an mp4 of scenes of the tiny world, a second each, and looks at it at one frame a second: once with all keys and
@@ -89,7 +89,7 @@ def main() -> None:
 _TEXT = """\
 # A film of {frames:,} seconds in a session
 
-    llava-mini train experiment=tiny compressor.C=1 run_dir=RUN
+    llava-mini train experiment=tiny_scenes compressor.C=1 run_dir=RUN
     python experiments/006-efficiency/long_session.py RUN/model --frames {frames}
 
 The tiny world's model (64 patches a frame, float32) on one thread of a CPU that other work shared; an mp4 file is

@@ -20,6 +20,8 @@ from llava_mini.errors import UserError
 from llava_mini.stages.alignment import AlignmentStage
 
 TIMES = ("seconds", "cpu_seconds")
+LANGUAGE = {"projector", "language_model"}
+PARTS = {"stage0": {"vision_tower"}, "stage1": LANGUAGE, "uncompressed": LANGUAGE}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]
     def make(folder: Path, *overrides: str) -> list[str]:
         own = {
             "world.out": folder / "tiny", "run_dir": folder / "run", "data.folder": data / "toyworld",
-            "world.vision_scenes": 24, "world.vision_val_scenes": 8, "world.vision_batch_size": 4,
+            "world.vision_scenes": 16, "world.vision_boards": 8, "world.vision_val_scenes": 8,
+            "world.vision_batch_size": 4, "data.sizes.instruct-train": 12, "data.sizes.board-train": 12,
+            "data.sizes.board-val": 8,
             "data.sizes.caption-train": 24, "data.sizes.caption-val": 8, "data.batch_size": 4,
             "trainer.max_steps": 3, "trainer.checkpoint_every": 2,
         }  # fmt: skip
@@ -53,9 +57,9 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "recipe.json").read_text().replace(str(folder.parents[1]), ""))
 
 
-def test_both_checkpoints_have_their_recipe_and_hash(made: Path):
-    assert sorted(path.name for path in (made / "tiny").iterdir()) == ["stage0", "stage1"]
-    for stage, parts in (("stage0", {"vision_tower"}), ("stage1", {"projector", "language_model"})):
+def test_every_checkpoint_has_its_recipe_and_hash(made: Path):
+    assert sorted(path.name for path in (made / "tiny").iterdir()) == sorted(PARTS)
+    for stage, parts in PARTS.items():
         folder = made / "tiny" / stage
         content, tensors = (folder / "model.safetensors").read_bytes(), load_file(folder / "model.safetensors")
         told = read_recipe(folder)
@@ -66,11 +70,14 @@ def test_both_checkpoints_have_their_recipe_and_hash(made: Path):
         assert {name.split(".")[0] for name in tensors} == parts
         assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
     assert {"val/kind", "val/color", "val/digit"} <= read_recipe(made / "tiny" / "stage0")["metrics"].keys()
+    assert {"val/loss", "val/word_accuracy/dense"} <= read_recipe(made / "tiny" / "uncompressed")["metrics"].keys()
+    weights = read_recipe(made / "tiny" / "uncompressed")["config"]["model"]["weights"]
+    assert [Path(folder).name for folder in weights] == ["stage0", "stage1"]
 
 
 def test_a_run_starts_from_what_was_made(made: Path, smoke: Callable[..., list[str]]):
-    stages = [made / "tiny" / stage for stage in ("stage0", "stage1")]
-    places = [f"model.weights=[{stages[0]},{stages[1]}]", f"model.tokenizer={stages[1]}"]
+    stages = [made / "tiny" / stage for stage in ("stage0", "uncompressed")]
+    places = [f"model.weights=[{stages[0]},{stages[1]}]", f"model.tokenizer={made / 'tiny' / 'stage1'}"]
     run_dir = train(resolve(smoke(*places, "trainer.max_steps=1")))
     assert json.loads((run_dir / "result.json").read_text())["status"] == "finished"
     saved, tower = load_file(run_dir / "model" / "model.safetensors"), load_file(stages[0] / "model.safetensors")
@@ -81,7 +88,7 @@ def test_a_run_starts_from_what_was_made(made: Path, smoke: Callable[..., list[s
 
 def test_a_seed_makes_the_same_bytes_again_in_any_folder(made: Path, recipe: Callable[..., list[str]], tmp_path: Path):
     make_tiny_world(recipe(tmp_path))
-    for stage in ("stage0", "stage1"):
+    for stage in PARTS:
         first, again = made / "tiny" / stage, tmp_path / "tiny" / stage
         names = sorted(path.name for path in first.iterdir())
         assert names == sorted(path.name for path in again.iterdir())

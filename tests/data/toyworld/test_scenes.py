@@ -100,9 +100,10 @@ def test_a_stream_shows_digits_of_its_split_only(stream: str, monkeypatch: pytes
         asked.append(split)
         return digit_bank("val")
 
-    monkeypatch.setattr("llava_mini.data.toyworld.scenes.digit_bank", spy)
-    scene_at(stream, 0, 0)
-    assert asked == [stream.split("-")[1]]
+    for module in ("scenes", "boards"):
+        monkeypatch.setattr(f"llava_mini.data.toyworld.{module}.digit_bank", spy)
+    drawn_at(stream, 0, 0)
+    assert asked == [stream.split("-")[-1]]
 
 
 def test_an_unknown_stream_is_named() -> None:
