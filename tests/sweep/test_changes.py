@@ -43,8 +43,8 @@ def test_p_values_are_corrected_for_the_changes_of_one_value(sweep_folder: Sweep
     for key, count in (("C", 6), ("N", 4)):
         made = [change.differences["dense"] for change in analysis.changes if change.key == key]
         assert len(made) == count
-        lowest = min(made, key=lambda difference: difference.p)
-        assert lowest.corrected_p == pytest.approx(min(1, count * lowest.p))
+        p, corrected_p = min((difference.p or 0.0, difference.corrected_p) for difference in made)
+        assert corrected_p == pytest.approx(min(1, count * p))
 
 
 def test_other_values_are_changes_too(sweep_folder: SweepFolder) -> None:

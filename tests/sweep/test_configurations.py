@@ -65,11 +65,11 @@ def test_differences_are_to_the_reference_over_common_seeds(sweep_folder: SweepF
 def test_p_values_are_corrected_for_all_comparisons_with_a_reference(sweep_folder: SweepFolder) -> None:
     analysis = analyse(sweep_folder("compressor.C=1,2,4", "trainer.max_steps=9,10", "seed=0,1,2", accuracy=0.6))
     for group in analysis.groups:
-        made = sorted(analysis.to_reference(group), key=lambda difference: difference.p)
+        made = [(difference.p or 0.0, difference) for difference in analysis.to_reference(group)]
         assert len(made) == 6
         highest = 0.0
-        for rank, difference in enumerate(made):
-            highest = max(highest, min(1.0, (6 - rank) * difference.p))
+        for rank, (p, difference) in enumerate(sorted(made, key=lambda pair: pair[0])):
+            highest = max(highest, min(1.0, (6 - rank) * p))
             assert difference.corrected_p == pytest.approx(highest)
             assert difference.clear == (highest < 0.05)
 

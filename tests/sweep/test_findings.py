@@ -49,7 +49,7 @@ def test_what_compression_costs_and_whether_tokens_help(sweep_folder: SweepFolde
     assert level.startswith("cannot be told from it: query C=8 ")
     assert control.startswith("Without any vision token (zero) ")
     assert "clearly below the reference (" + MINUS in control
-    assert re.search(r"; query C=1 adds \+1\d\.\d points \(clear\)\.$", control)
+    assert re.search(r"; from there to query C=1 \+1\d\.\d points \(clear\)\.$", control)
     assert re.match(r"More tokens help query: C=1 to 2 \+1\d\.\d points \(clear\), C=2 to 4 ", tokens)
     assert one_word.startswith("On one-word answers the uncompressed reference gets 8")
     assert "none of the 5 others, the control without tokens among them, can be told from it" in one_word

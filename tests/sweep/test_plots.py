@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 from PIL import Image
 
 from llava_mini.sweep.analysis import analyse
-from llava_mini.sweep.plots import against_flops, against_tokens, by_kind, draw_all, round_numbers, series_of
+from llava_mini.sweep.plots import against_flops, against_tokens, at_least, by_kind, draw_all, round_numbers, series_of
 
 SweepFolder = Callable[..., Path]
 GRAY, MARKERS = "#9ca3af", ("o", "s", "^", "v", "P", "X", "<", ">", "p", "D")
@@ -56,7 +57,8 @@ def test_points_stand_at_their_word_accuracy(sweep_folder: SweepFolder) -> None:
     for group, axes in zip(analysis.groups, against_flops(analysis).axes, strict=True):
         values = [round(100 * c.scores[group].mean.value, 6) for c in analysis.configurations]
         assert [value for value, _, _ in points_of(axes)] == sorted(values)
-        dots = [float(y) for dots in axes.collections for _, y in dots.get_offsets() if len(dots.get_offsets()) == 3]
+        offsets = [np.asarray(dots.get_offsets()) for dots in axes.collections if isinstance(dots, PathCollection)]
+        dots = [float(y) for own in offsets for y in own[:, 1]]
         seeds = [100 * value for c in analysis.configurations for value in c.scores[group].by_seed.values()]
         assert sorted(dots) == pytest.approx(sorted(seeds))
 
@@ -108,6 +110,14 @@ def test_one_run_and_names_that_look_like_formulas_are_drawn(sweep_folder: Sweep
     draw_all(odd, tmp_path)
     names = [text.get_text() for text in against_tokens(odd).legends[0].get_texts()]
     assert r"query N=4, note=\$x_{\$" in names
+
+
+def test_a_small_range_is_not_blown_up(sweep_folder: SweepFolder) -> None:
+    assert at_least(10, 20, 60) == (20, 60)
+    assert at_least(10, 50, 52) == (46, 56)
+    assert at_least(10, 97, 99) == (91, 101)
+    low, high = against_tokens(analyse(sweep_folder("seed=0,1,2", accuracy=1.0))).axes[0].get_ylim()
+    assert high - low >= 10
 
 
 @pytest.mark.parametrize(

@@ -142,9 +142,10 @@ def test_a_paired_difference_is_narrower_than_an_unpaired_one() -> None:
     ours, theirs = {0: 0, 1: 1, 2: 2}, {0: 3, 1: 4, 2: 5}
     widths = []
     for others in (runs[3:], elsewhere):
-        interval = scores_of(*runs[:3], *others).difference(ours, theirs).interval
-        widths.append(interval[1] - interval[0])
-    assert widths[0] < 0.8 * widths[1]
+        difference = scores_of(*runs[:3], *others).difference(ours, theirs)
+        low, high = difference.interval or (0.0, 0.0)
+        widths.append(high - low)
+    assert 0 < widths[0] < 0.8 * widths[1]
 
 
 def test_a_score_is_the_mean_over_kinds_and_its_interval_that_of_a_jackknife() -> None:

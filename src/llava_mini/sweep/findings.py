@@ -174,7 +174,7 @@ def _control(analysis: Analysis, control: Configuration, group: str) -> str:
         verdict = "clearly below" if score.difference.value < 0 else "clearly above"
         verdict = verdict if score.difference.clear else "not to be told from"
         text += f", {verdict} the reference ({with_interval(score.difference)})"
-    more = [f"{name(analysis, upper)} adds {step(difference)}" for upper, difference in added[:_SERIES]]
+    more = [f"from there to {name(analysis, upper)} {step(difference)}" for upper, difference in added[:_SERIES]]
     return sentence("; ".join([text, *more]))
 
 

@@ -29,6 +29,7 @@ _Line = Literal["-", "none"] | tuple[float, Sequence[float]]
 # Okabe and Ito's, which people who see fewer colors tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#5B4B9A")
 _GRAY, _LIGHT, _INK = "#6b7280", "#9ca3af", "#1f2937"
+_EXTENT = 10.0
 _MARKERS = ("o", "s", "^", "v", "P", "X", "<", ">", "p", "D")
 _LINES: tuple[_Line, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (5, 1.5, 1, 1.5)))
 
@@ -154,6 +155,7 @@ def _figure(analysis: Analysis, position: Callable[[Configuration], float], x_la
         axes.set_xlabel(x_label, fontsize=9, color=_INK)
         _draw(axes, analysis, series, group, position)
     panels[0].set_ylabel(f"Words right, % of {analysis.split}", fontsize=9, color=_INK)
+    panels[0].set_ylim(*at_least(_EXTENT, *panels[0].get_ylim()))
     handles = [_handle(one) for one in series]
     scores = [score for c in analysis.configurations for score in c.scores.values()]
     if any(not c.training.converged for c in analysis.configurations):
@@ -251,6 +253,13 @@ def _lowest(configuration: Configuration, group: str) -> float:
     """The lower end of a point's bar, or the point."""
     mean = configuration.scores[group].mean
     return 100 * (mean.value if mean.interval is None else mean.interval[0])
+
+
+def at_least(extent: float, low: float, high: float) -> tuple[float, float]:
+    """Limits moved apart to `extent` percent, not far above 100: noise should not fill a plot."""
+    lacking = max(0.0, extent - (high - low))
+    top = max(high, min(high + lacking / 2, 101.0))
+    return min(low, top - max(extent, high - low)), top
 
 
 def round_numbers(low: float, high: float) -> list[float]:

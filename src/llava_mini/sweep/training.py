@@ -63,7 +63,7 @@ class Training:
         return "; ".join(parts)
 
     def _share(self, count: int) -> str:
-        return "" if count == self.runs else f" ({count} of {self.runs} runs)"
+        return "" if count == self.runs else f", {count} of {self.runs} runs"
 
 
 def budget(trainings: Iterable[Training]) -> str:
