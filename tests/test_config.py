@@ -23,7 +23,7 @@ def test_every_yaml_composes(group: str, option: str):
 def test_defaults_are_the_tiny_world_with_one_token():
     config = resolve([])
     assert config["choices"] == {
-        "model": "tiny", "compressor": "query", "order": "release", "data": "toyworld", "stage": "instruction",
+        "model": "tiny", "compressor": "query", "order": "release", "data": "toyboards", "stage": "instruction",
         "finetune": "full", "hardware": "auto", "experiment": "tiny",
     }  # fmt: skip
     assert (config["compressor"]["C"], config["fusion"]["num_layers"]) == (1, 4)

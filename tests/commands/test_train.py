@@ -44,8 +44,16 @@ def test_a_run_leaves_everything_that_it_promises(finished: Path):
     assert result["params"]["vision_tower"] > 300_000
     for split in ("val", "test"):
         answers = np.load(run_dir / f"predictions_{split}.npz")
-        assert len(answers["key"]) == 16 * 12
-        assert answers["correct"].mean() == pytest.approx(result["accuracy"][split])
+        assert len(set(answers["key"])) == 16 and len(answers["key"]) > 16 * 7
+        assert answers["exact_match"].mean() == pytest.approx(result["accuracy"][split])
+        shares, kinds = answers["word_accuracy"], answers["kind"]
+        assert result["word_accuracy_by_kind"][split]["objects"] == pytest.approx(shares[kinds == "objects"].mean())
+        dense = [shares[kinds == kind].mean() for kind in ("digits", "colors", "objects")]
+        assert result["word_accuracy"][split]["dense"] == pytest.approx(np.mean(dense))
+        assert set(result["nll"][split]) == {"dense", "one_word"}
+    assert result["converged"] is False and result["gained_last_third"] is not None  # 16 boards show nothing
+    assert (result["steps"], result["start"]) == (4, "checkpoints/tiny/stage0, checkpoints/tiny/uncompressed")
+    assert sorted(path.name for path in (run_dir / "validation").iterdir()) == ["step-000002.npz", "step-000004.npz"]
     assert [line["step"] for line in history(run_dir)] == [0, 1, 2, 3]
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 

@@ -1,4 +1,4 @@
-"""Questions about boards: three dense ones, answered with 7, 16 or 32 words, and two that are answered with one word.
+"""Questions about boards: three dense ones, answered with 7, 16 or 32 words, and some that are answered with one word.
 
 A dense answer names everything in reading order and is asked for with a single word. Pre-fused text can carry one word
 of answer well and dozens badly, so with dense answers vision tokens matter (experiments/007-compression).
@@ -13,12 +13,19 @@ from llava_mini.data.toyworld.questions import Asked, question
 from llava_mini.data.toyworld.scenes import Scene, SceneObject
 
 DENSE_KINDS = ("digits", "colors", "objects")
-ONE_WORD_PER_BOARD = 2
+# One-word questions about a board: few in training, where each costs time, and every kind where models are compared.
+TRAINED, EVALUATED = 2, 6
 
 
-def board_questions(rng: np.random.Generator, board: Scene) -> list[Asked]:
-    """All dense questions and two of the one-word kinds, in random order."""
-    facts = scene_facts(rng, board, per_kind=1)[:ONE_WORD_PER_BOARD]
+def board_questions(rng: np.random.Generator, board: Scene, one_word: int) -> list[Asked]:
+    """All dense questions and some of the six one-word kinds, in random order.
+
+    Args:
+        rng: Generator of the choice and the order.
+        board: The board.
+        one_word: One-word questions at most, each of another kind; a kind that this board has no answer for is left out.
+    """
+    facts = scene_facts(rng, board, per_kind=1)[:one_word]
     asked = [*dense_questions(board), *(Asked(fact.kind, question(fact), fact.answer) for fact in facts)]
     return [asked[i] for i in rng.permutation(len(asked))]
 

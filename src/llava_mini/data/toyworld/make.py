@@ -24,12 +24,12 @@ from typing import Any
 from PIL import Image
 
 from llava_mini.data.shards import ShardSet, write_shards
-from llava_mini.data.toyworld.board_questions import board_questions
+from llava_mini.data.toyworld.board_questions import EVALUATED, TRAINED, board_questions
 from llava_mini.data.toyworld.boards import BOARD_SETS, drawn_at
 from llava_mini.data.toyworld.captions import caption
 from llava_mini.data.toyworld.facts import scene_facts
 from llava_mini.data.toyworld.questions import Asked, question
-from llava_mini.data.toyworld.scenes import stream_rng
+from llava_mini.data.toyworld.scenes import stream_rng, stream_split
 from llava_mini.data.toyworld.source_files import build_from_files, llava_record
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.errors import UserError
@@ -80,7 +80,7 @@ def toy_sample(name: str, seed: int, index: int) -> tuple[str, dict[str, bytes]]
     """Sample `index` of a set of scenes or boards: its key and its members, a PNG and a LLaVA record."""
     scene, text_rng, key = drawn_at(name, seed, index), stream_rng(name, seed, index, 1), f"{name}-{index:06d}"
     if name in BOARD_SETS:
-        turns = board_questions(text_rng, scene)
+        turns = board_questions(text_rng, scene, TRAINED if stream_split(name) == "train" else EVALUATED)
     else:
         facts = scene_facts(text_rng, scene)
         captioned = name.startswith("caption")
