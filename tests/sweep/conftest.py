@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,8 @@ from llava_mini.sweep.grid import Run, expand
 from llava_mini.sweep.launcher import LocalLauncher
 from llava_mini.sweep.runner import run_sweep
 
+Accuracy = float | dict[str, float]
+Training = dict[str, Any]
 STANDIN = Path(__file__).with_name("standin.py")
 
 
@@ -66,16 +69,18 @@ def sweep(standin: ModuleType, tmp_path: Path) -> Callable[..., tuple[int, list[
 
 @pytest.fixture
 def sweep_folder(standin: ModuleType, tmp_path: Path) -> Callable[..., Path]:
-    """sweep_folder(*arguments, failed={}, interrupted=[], accuracy=.8, name="a sweep"): a folder as a sweep leaves it.
+    """sweep_folder(*arguments, failed={}, interrupted=[], accuracy=.8, training={}, name="a sweep"): a folder, full.
 
-    `failed` gives an error by a run's label, `interrupted` lists labels; `accuracy` is a number or a function of a run.
+    `failed` gives an error by a run's label, `interrupted` lists labels; `accuracy` and `training` are what
+    `standin.leave_result` takes, or functions of a run that give it.
     """
 
     def make(
         *arguments: str,
         failed: dict[str, str] | None = None,
         interrupted: Sequence[str] = (),
-        accuracy: float | Callable[[Run], float] = 0.8,
+        accuracy: Accuracy | Callable[[Run], Accuracy] = 0.8,
+        training: Training | Callable[[Run], Training] | None = None,
         name: str = "a sweep",
     ) -> Path:
         folder = tmp_path / name
@@ -90,7 +95,8 @@ def sweep_folder(standin: ModuleType, tmp_path: Path) -> Callable[..., Path]:
                 record_failure(own, failed[run.label])
             elif run.label not in interrupted:
                 share = accuracy(run) if callable(accuracy) else accuracy
-                standin.leave_result(own, standin.resolve(run.overrides), version, share)
+                trained = training(run) if callable(training) else training
+                standin.leave_result(own, standin.resolve(run.overrides), version, share, trained)
         return folder
 
     return make

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from llava_mini.errors import UserError
+from llava_mini.predictions import Predictions
 from llava_mini.sweep.grid import config_hash
 
 COMPRESSORS: dict[str, dict[str, Any]] = {
@@ -26,8 +27,12 @@ COMPRESSORS: dict[str, dict[str, Any]] = {
     "zero": {"_target_": "llava_mini.models.compressors.zero.ZeroCompressor"},
 }
 CODE_VERSION = "code-1"
-SCENES, QUESTIONS = 40, 6
-KINDS = ("color", "shape", "digit", "count", "exist", "where")
+SCENES, QUESTIONS = 40, 9
+# Kinds of questions and the words of their answers.
+KINDS = {
+    "dense": [("digits", 7), ("colors", 16), ("objects", 32)],
+    "one_word": [("color", 1), ("shape", 1), ("digit", 1), ("count", 1), ("exist", 1), ("where", 1)],
+}
 
 
 def resolve(overrides: list[str]) -> dict[str, Any]:
@@ -67,33 +72,65 @@ def resolve(overrides: list[str]) -> dict[str, Any]:
     return config
 
 
-def leave_result(folder: Path, config: dict[str, Any], code_version: str, accuracy: float = 0.8) -> None:
-    """Writes predictions and `result.json` of a finished run."""
+def leave_result(
+    folder: Path,
+    config: dict[str, Any],
+    code_version: str,
+    accuracy: float | dict[str, float] = 0.8,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Writes predictions and `result.json` of a finished run.
+
+    `accuracy` is the chance of a word, or that by group of kinds: only the groups named are asked about. `training`
+    replaces what `result.json` says of it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(json.dumps([config["compressor"], config["fusion"], config["seed"]]).encode()).digest()
     rng = np.random.default_rng(list(digest))
-    measured, by_kind = {}, {}
+    measured: dict[str, Predictions] = {}
     for split in ("val", "test"):
-        correct = rng.random(SCENES * QUESTIONS) < accuracy
-        kind = np.tile(KINDS, SCENES)
-        keys = np.repeat([f"{split}-{scene:03}" for scene in range(SCENES)], QUESTIONS)
-        turns = np.tile(np.arange(QUESTIONS), SCENES)
-        np.savez(folder / f"predictions_{split}.npz", key=keys, turn=turns, kind=kind, correct=correct)
-        measured[split] = float(correct.mean())
-        by_kind[split] = {name: float(correct[kind == name].mean()) for name in KINDS}
+        measured[split] = _answers(split, accuracy, rng)
+        measured[split].save(folder / f"predictions_{split}.npz")
     c, n_fusion = config["compressor"].get("C"), config["fusion"]["num_layers"]
     tokens = 64 if "none" in config["compressor"]["_target_"] else 0 if c is None else c * c
     result = {
         "status": "finished", "config_hash": config_hash(config), "code_version": code_version, "commit": "abc",
         "seed": config["seed"], "compressor": config["compressor"]["_target_"].split(".")[-2], "C": c,
         "tokens": tokens, "n_fusion": n_fusion, "params": {"compressor": 10, "prefusion": 20 * n_fusion},
-        "accuracy": measured, "accuracy_by_kind": by_kind, "prefill_flops": 1_000_000 * (20 + tokens + 8 * n_fusion),
+        "accuracy": {split: float(answers.exact_match.mean()) for split, answers in measured.items()},
+        **{key: {split: getattr(answers, how)(score) for split, answers in measured.items()} for key, how, score in (
+            ("accuracy_by_kind", "by_kind", "exact_match"),
+            ("word_accuracy", "group_means", "word_accuracy"), ("nll", "group_means", "nll"),
+            ("word_accuracy_by_kind", "by_kind", "word_accuracy"), ("nll_by_kind", "by_kind", "nll"),
+        )},
+        "converged": True, "gained_last_third": 0.001, "gain_noise": 0.004,
+        "steps": config["trainer"]["max_steps"], "start": "the uncompressed instruction model",
+        "prefill_flops": 1_000_000 * (20 + tokens + 8 * n_fusion),
         "seconds": 61.5, "cpu_seconds": 60.0, "peak_memory_bytes": 600_000_000, "train_loss": 0.5,
-        "mlflow_run_id": None,
+        "mlflow_run_id": None, **(training or {}),
     }  # fmt: skip
     (folder / "config.yaml").write_text(json.dumps(config))  # which is YAML too
     (folder / "result.json.tmp").write_text(json.dumps(result))
     (folder / "result.json.tmp").replace(folder / "result.json")
+
+
+def _answers(split: str, accuracy: float | dict[str, float], rng: np.random.Generator) -> Predictions:
+    """Answers whose words are right by chance, in some scenes more likely than in others, the same for every run."""
+    chance = accuracy if isinstance(accuracy, dict) else dict.fromkeys(("dense", "one_word"), accuracy)
+    kinds = [kind for group in chance for kind in KINDS[group]]
+    words = np.tile(list(dict(kinds).values()), SCENES)
+    share = np.tile([chance["one_word" if count == 1 else "dense"] for _, count in kinds], SCENES)
+    hard = np.repeat(0.04 * np.random.default_rng(len(split)).standard_normal(SCENES), len(kinds))
+    right = rng.binomial(words, np.clip(share + np.where(share < 1, hard, 0), 0, 1)) / words
+    return Predictions(
+        key=np.repeat([f"{split}-{scene:03}" for scene in range(SCENES)], len(kinds)),
+        turn=np.tile(np.arange(len(kinds)), SCENES),
+        kind=np.tile(list(dict(kinds)), SCENES),
+        words=words,
+        exact_match=(right == 1).astype(np.float32),
+        word_accuracy=right.astype(np.float32),
+        nll=-np.log(np.maximum(right, 0.05)).astype(np.float32),
+    )
 
 
 def main(arguments: list[str]) -> None:

@@ -15,6 +15,7 @@ def test_single_changes(sweep_folder: SweepFolder) -> None:
         "compressor=query,avg_pool,zero",
         "compressor.C=1,2,4",
         "fusion.num_layers=0,2",
+        "seed=0,1,2",
         accuracy=lambda run: 0.5 + 0.1 * (run.C or 0) if run.n_fusion else 0.3,
     )
     analysis = analyse(folder)
@@ -32,17 +33,27 @@ def test_single_changes(sweep_folder: SweepFolder) -> None:
         | {("N", "0", "2", "zero")}
     )
     raised = next(c for c in analysis.changes if (c.key, c.before, c.at) == ("C", "2", "query N=2"))
-    assert raised.difference.value == pytest.approx(0.2, abs=0.1)
-    assert raised.difference.clear
+    assert raised.differences["dense"].value == pytest.approx(0.2, abs=0.05)
+    assert raised.differences["dense"].clear
+    assert (raised.lower.label, raised.upper.label) == ("query C=2, N=2", "query C=4, N=2")
+
+
+def test_p_values_are_corrected_for_the_changes_of_one_value(sweep_folder: SweepFolder) -> None:
+    analysis = analyse(sweep_folder("compressor.C=1,2,4,8", "fusion.num_layers=0,4", "seed=0,1,2", accuracy=0.6))
+    for key, count in (("C", 6), ("N", 4)):
+        made = [change.differences["dense"] for change in analysis.changes if change.key == key]
+        assert len(made) == count
+        p, corrected_p = min((difference.p or 0.0, difference.corrected_p) for difference in made)
+        assert corrected_p == pytest.approx(min(1, count * p))
 
 
 def test_other_values_are_changes_too(sweep_folder: SweepFolder) -> None:
     analysis = analyse(sweep_folder("fusion.init=copy,random", "trainer.max_steps=9,10,100"))
     shown = [(c.key, c.before, c.after, c.at) for c in analysis.changes if c.at.startswith("query")]
     assert shown == [
+        ("fusion.init", "copy", "random", "query C=1, N=4, max_steps=9"),
         ("fusion.init", "copy", "random", "query C=1, N=4, max_steps=10"),
         ("fusion.init", "copy", "random", "query C=1, N=4, max_steps=100"),
-        ("fusion.init", "copy", "random", "query C=1, N=4, max_steps=9"),
         ("trainer.max_steps", "9", "10", "query C=1, N=4, init=copy"),
         ("trainer.max_steps", "10", "100", "query C=1, N=4, init=copy"),
         ("trainer.max_steps", "9", "10", "query C=1, N=4, init=random"),

@@ -16,33 +16,62 @@ SweepFolder = Callable[..., Path]
 def test_configurations_are_means_over_seeds(sweep_folder: SweepFolder) -> None:
     folder = sweep_folder("compressor.C=1,2", "seed=0,1,2", accuracy=lambda run: {None: 0.9, 1: 0.5, 2: 0.7}[run.C])
     analysis = analyse(folder)
-    assert [c.label for c in analysis.configurations] == ["none N=0", "query C=2, N=4", "query C=1, N=4"]
-    assert [c.tokens for c in analysis.configurations] == [64, 4, 1]
-    best = analysis.configurations[0]
-    measured = [
-        json.loads((m.folder / "result.json").read_text())["accuracy"]["test"] for m in analysis.runs if m.run.reference
-    ]
-    assert best.accuracy.value == pytest.approx(np.mean(measured))
-    assert best.accuracy.low < best.accuracy.value < best.accuracy.high
-    assert list(best.by_seed.values()) == pytest.approx(measured)
-    assert (best.difference, best.reference) == (None, True)
-    assert analysis.kinds == ["color", "count", "digit", "exist", "shape", "where"]
-    assert np.mean([best.by_kind[kind].value for kind in analysis.kinds]) == pytest.approx(best.accuracy.value)
-    assert (analysis.questions, analysis.scenes) == (240, 40)
+    reference = analysis.configurations[0]
+    results = [json.loads((m.folder / "result.json").read_text()) for m in analysis.runs if m.run.reference]
+    for group in ("dense", "one_word"):
+        measured = [result["word_accuracy"]["test"][group] for result in results]
+        score = reference.scores[group]
+        assert score.mean.value == pytest.approx(np.mean(measured))
+        assert score.mean.interval is not None
+        assert score.mean.interval[0] < score.mean.value < score.mean.interval[1]
+        assert list(score.by_seed.values()) == pytest.approx(measured)
+        assert score.difference is None
+    for kind in analysis.kinds:
+        for name, own in (("accuracy", reference.exact_by_kind), ("nll", reference.nll_by_kind)):
+            assert own[kind] == pytest.approx(np.mean([result[f"{name}_by_kind"]["test"][kind] for result in results]))
+    of_kinds = [reference.by_kind[kind].value for kind in ("digits", "colors", "objects")]
+    assert np.mean(of_kinds) == pytest.approx(reference.scores["dense"].mean.value)
+    assert (analysis.questions, analysis.scenes) == (360, 40)
+
+
+def test_their_order_is_that_of_the_sweep_and_not_of_the_scores(sweep_folder: SweepFolder) -> None:
+    arguments = (
+        "compressor=query,avg_pool,zero",
+        "compressor.C=4,1",
+        "fusion.num_layers=4,0",
+        "trainer.max_steps=20,9",
+    )
+    for name, rises in (("up", 1), ("down", -1)):
+        folder = sweep_folder(*arguments, accuracy=lambda run, rises=rises: 0.5 + rises * 0.1 * (run.C or 0), name=name)
+        labels = [c.label.removesuffix(", max_steps=20") for c in analyse(folder).configurations[:11]]
+        assert labels == [
+            "none N=0", "zero N=0", "avg_pool C=1, N=0", "avg_pool C=4, N=0", "query C=1, N=0", "query C=4, N=0",
+            "zero N=4", "avg_pool C=1, N=4", "avg_pool C=4, N=4", "query C=1, N=4", "query C=4, N=4",
+        ]  # fmt: skip
 
 
 def test_differences_are_to_the_reference_over_common_seeds(sweep_folder: SweepFolder) -> None:
     folder = sweep_folder("compressor.C=1,2", "seed=0,1", interrupted=["query-C1-N4-s0", "none-N0-s1"])
-    analysis = analyse(folder)
-    by_label = {c.label: c for c in analysis.configurations}
-    assert by_label["query C=1, N=4"].difference is None, "its only seed has no reference"
-    difference = by_label["query C=2, N=4"].difference
-    assert difference is not None
-    assert list(difference.by_seed) == [0]
-    expected = by_label["query C=2, N=4"].by_seed[0] - by_label["none N=0"].by_seed[0]
-    assert difference.value == pytest.approx(expected)
+    by_label = {c.label: c for c in analyse(folder).configurations}
+    assert by_label["query C=1, N=4"].scores["dense"].difference is None, "its only seed has no reference"
+    score = by_label["query C=2, N=4"].scores["dense"]
+    assert score.difference is not None
+    assert list(score.difference.by_seed) == [0]
+    assert score.difference.value == pytest.approx(score.by_seed[0] - by_label["none N=0"].scores["dense"].by_seed[0])
     assert by_label["query C=1, N=4"].wanted == [0, 1]
     assert list(by_label["query C=1, N=4"].columns) == [1]
+
+
+def test_p_values_are_corrected_for_all_comparisons_with_a_reference(sweep_folder: SweepFolder) -> None:
+    analysis = analyse(sweep_folder("compressor.C=1,2,4", "trainer.max_steps=9,10", "seed=0,1,2", accuracy=0.6))
+    for group in analysis.groups:
+        made = [(difference.p or 0.0, difference) for difference in analysis.to_reference(group)]
+        assert len(made) == 6
+        highest = 0.0
+        for rank, (p, difference) in enumerate(sorted(made, key=lambda pair: pair[0])):
+            highest = max(highest, min(1.0, (6 - rank) * p))
+            assert difference.corrected_p == pytest.approx(highest)
+            assert difference.clear == (highest < 0.05)
 
 
 def test_each_setting_has_its_own_reference(sweep_folder: SweepFolder) -> None:
@@ -55,8 +84,7 @@ def test_each_setting_has_its_own_reference(sweep_folder: SweepFolder) -> None:
         assert reference is not None
         assert reference.values["trainer.max_steps"] == configuration.values["trainer.max_steps"]
         if not configuration.reference:
-            assert configuration.difference is not None
-            assert abs(configuration.difference.value) < 0.2
+            assert abs(configuration.scores["dense"].difference.value) < 0.2
 
 
 def test_a_seed_with_a_world_of_its_own_is_left_out_of_a_difference(sweep_folder: SweepFolder) -> None:
@@ -64,6 +92,5 @@ def test_a_seed_with_a_world_of_its_own_is_left_out_of_a_difference(sweep_folder
     changed = next(folder.glob("runs/query*s1-*")) / "config.yaml"
     changed.write_text(changed.read_text().replace('"world_seed": 0', '"world_seed": 5'))
     query = next(c for c in analyse(folder).configurations if c.compressor == "query")
-    assert query.difference is not None
-    assert list(query.difference.by_seed) == [0]
-    assert sorted(query.by_seed) == [0, 1]
+    assert list(query.scores["dense"].difference.by_seed) == [0]
+    assert sorted(query.scores["dense"].by_seed) == [0, 1]

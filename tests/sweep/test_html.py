@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from llava_mini.sweep.analysis import analyse
+from llava_mini.sweep.findings import headline
 from llava_mini.sweep.html import page
 from llava_mini.sweep.plots import draw_all
 
@@ -38,8 +39,7 @@ class Reader(HTMLParser):
 
 
 def read(folder: Path) -> Reader:
-    analysis = analyse(folder)
-    return Reader(page(folder.name, analysis, draw_all(analysis, folder) if analysis.configurations else {}))
+    return Reader(page(folder.name, analyse(folder), {}))
 
 
 def test_the_page_needs_nothing_beside_itself(sweep_folder: SweepFolder) -> None:
@@ -57,8 +57,9 @@ def test_the_page_needs_nothing_beside_itself(sweep_folder: SweepFolder) -> None
 def test_it_says_what_was_measured_and_how(sweep_folder: SweepFolder) -> None:
     text = read(sweep_folder("compressor.C=1,2", "seed=0,1,2")).text
     for expected in (
-        "a sweep", "9 of 9 runs finished", "3 seeds (0, 1, 2)", "240 test questions about 40 scenes",
-        "query C=2, N=4", "One change at a time", "4000 resamples", "an interval from 3 seeds",
+        "a sweep", "9 of 9 runs finished", "3 seeds (0, 1, 2)", "360 test questions about 40 scenes",
+        "query C=2, N=4", "One change at a time", "Student's t", "Holm's correction", "the mean over the kinds",
+        "Where the weights started from: the uncompressed instruction model.",
         "git checkout c0ffee", "llava-mini sweep compressor.C=1,2 seed=0,1,2", "changes that were not committed",
     ):  # fmt: skip
         assert expected in text
@@ -84,27 +85,26 @@ def test_odd_names_are_text_and_no_tags(sweep_folder: SweepFolder) -> None:
     assert not {tag for tag, _ in reader.tags} & {"script", "b"}
 
 
-def test_one_seed_is_said_to_be_one(sweep_folder: SweepFolder) -> None:
-    assert "There is one seed only" in read(sweep_folder("compressor.C=1,2")).text
+def test_the_headline_is_the_page_s_first_text(sweep_folder: SweepFolder) -> None:
+    folder = sweep_folder("compressor.C=1,2", "seed=0,1,2")
+    text = read(folder).text
+    sentences = headline(analyse(folder))
+    places = [text.index(sentence) for sentence in sentences]
+    assert places == sorted(places)
+    assert places[-1] < text.index("Share of the answers' words")
+
+
+def test_one_seed_is_said_to_compare_nothing(sweep_folder: SweepFolder) -> None:
+    text = read(sweep_folder("compressor.C=1,2")).text
+    assert "One seed: differences under about " in text
+    assert "Below 3 seeds there are no intervals and no comparisons." in text
+    assert "experiments/007-compression" in text
+    assert "Student's t" not in text
 
 
 def test_nothing_finished(sweep_folder: SweepFolder) -> None:
     reader = read(sweep_folder(failed={"none-N0-s0": "no"}, interrupted=["query-C1-N4-s0"]))
     assert "0 of 2 runs finished" in reader.text
     assert "No run is finished" in reader.text
-    assert "What the intervals mean" not in reader.text
+    assert "What the figures mean" not in reader.text
     assert "img" not in {tag for tag, _ in reader.tags}
-
-
-def test_bars_hold_their_dots(sweep_folder: SweepFolder) -> None:
-    folder = sweep_folder("compressor.C=1,2", "seed=0,1", accuracy=lambda run: 0.95 if run.reference else 0.3)
-    reader = read(folder)
-    places = [
-        float(number)
-        for tag, attributes in reader.tags
-        if tag == "i"
-        for number in re.findall(r"([\d.]+)%", attributes["style"] or "")
-    ]
-    assert places
-    assert all(0 <= place <= 100 for place in places)
-    assert "A triangle lies beyond the scale of 15 points." in reader.text

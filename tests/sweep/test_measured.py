@@ -1,5 +1,6 @@
 """A run of a sweep as it is read from its folder: its row, its test set, and what makes it a failure."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from llava_mini.spool import Origin, Spool
 from llava_mini.sweep.analysis import analyse
 
 SweepFolder = Callable[..., Path]
+SCORES = ("word_accuracy", "nll", "accuracy_by_kind", "word_accuracy_by_kind", "nll_by_kind")
+STILL_IMPROVING = {"converged": False, "gained_last_third": 0.03, "gain_noise": 0.004}
 
 
 def test_a_result_without_predictions_is_a_failure(sweep_folder: SweepFolder) -> None:
@@ -46,11 +49,23 @@ def test_a_test_set_is_its_world_name_and_size(sweep_folder: SweepFolder, argume
     assert bool(analysis.not_compared()) != compared
 
 
+def test_a_result_that_lacks_what_a_report_needs_is_a_failure(sweep_folder: SweepFolder) -> None:
+    folder = sweep_folder()
+    path = next(folder.glob("runs/query*")) / "result.json"
+    result = json.loads(path.read_text())
+    del result["converged"], result["steps"]
+    path.write_text(json.dumps(result))
+    assert [m.outcome.error for m in analyse(folder).of_state("failed")] == ["result.json lacks steps, converged"]
+
+
 def test_rows_hold_all_of_a_run(sweep_folder: SweepFolder) -> None:
-    folder = sweep_folder("trainer.max_steps=5,6", failed={"query-C1-N4-max_steps=5-s0": "ValueError: <no>"})
+    folder = sweep_folder(
+        "trainer.max_steps=5,6", failed={"query-C1-N4-max_steps=5-s0": "ValueError: <no>"}, training=STILL_IMPROVING
+    )
     spooled = Spool(next(folder.glob("runs/none-N0-max_steps=5*")))
     spooled.create(Origin("uri", "experiment", "name", run_id="mlflow-1"))
-    rows = [measured.row() for measured in analyse(folder).runs]
+    analysis = analyse(folder)
+    rows = [measured.row() for measured in analysis.runs]
     finished, failed = rows[0], rows[1]
     assert (finished["status"], finished["seed"], finished["reference"]) == ("finished", 0, True)
     assert [finished[key] for key in ("compressor", "C", "tokens", "n_fusion")] == ["none", None, 64, 0]
@@ -58,6 +73,13 @@ def test_rows_hold_all_of_a_run(sweep_folder: SweepFolder) -> None:
     assert finished["ci_low"] < finished["accuracy"] < finished["ci_high"]
     assert (finished["prefill_flops"], finished["seconds"]) == (84_000_000, 61.5)
     assert (finished["peak_memory_bytes"], finished["mlflow_run_id"]) == (600_000_000, "mlflow-1")
+    assert (finished["converged"], finished["gained_last_third"], finished["gain_noise"]) == (False, 0.03, 0.004)
+    assert (finished["steps"], finished["start"]) == (5, "the uncompressed instruction model")
+    result = json.loads((analysis.runs[0].folder / "result.json").read_text())
+    assert finished["accuracy"] == pytest.approx(result["accuracy"]["test"])
+    for key in SCORES:
+        assert finished[key] == pytest.approx(result[key]["test"])
     assert (failed["status"], failed["error"], failed["tokens"]) == ("failed", "ValueError: <no>", 1)
-    assert failed["accuracy"] is failed["ci_low"] is failed["prefill_flops"] is failed["mlflow_run_id"] is None
+    nothing = (*SCORES, "accuracy", "ci_low", "prefill_flops", "mlflow_run_id", "converged", "gained_last_third")
+    assert [failed[key] for key in nothing] == [None] * len(nothing)
     assert all(list(row) == list(finished) for row in rows)

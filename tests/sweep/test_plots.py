@@ -1,48 +1,98 @@
-"""The plots show what they are given: places, intervals, names; nothing overlaps where it can be told."""
+"""The plots show what they are given: places, intervals, names, too few seeds and what was still improving."""
 
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from llava_mini.sweep.analysis import analyse
-from llava_mini.sweep.plots import against_flops, against_tokens, by_kind, draw_all, round_numbers, spread
+from llava_mini.sweep.plots import against_flops, against_tokens, at_least, by_kind, draw_all, round_numbers, series_of
 
 SweepFolder = Callable[..., Path]
+GRAY, MARKERS = "#9ca3af", ("o", "s", "^", "v", "P", "X", "<", ">", "p", "D")
 
 
 @pytest.fixture
 def full(sweep_folder: SweepFolder) -> Path:
-    return sweep_folder("compressor=query,avg_pool,zero", "compressor.C=1,2", "fusion.num_layers=0,4", "seed=0,1")
+    return sweep_folder("compressor=query,avg_pool,zero", "compressor.C=1,2", "fusion.num_layers=0,4", "seed=0,1,2")
 
 
-def texts_of(axes: object) -> list[str]:
-    return [text.get_text() for text in axes.texts]  # type: ignore[attr-defined]
+def points_of(axes: Axes) -> list[tuple[float, str, str]]:
+    """Height, color and face of every large point."""
+    points = []
+    for line in axes.lines:
+        if line.get_marker() in MARKERS and line.get_linestyle() == "None":
+            looks = to_hex(line.get_color()), to_hex(line.get_markerfacecolor())
+            points += [(round(float(y), 6), *looks) for y in line.get_ydata()]
+    return sorted(points)
 
 
-def test_three_pictures_are_written(full: Path, tmp_path: Path) -> None:
-    pictures = draw_all(analyse(full), tmp_path)
-    assert set(pictures) == {"accuracy_vs_tokens", "accuracy_vs_flops", "accuracy_by_kind"}
-    for path in pictures.values():
-        with Image.open(path) as picture:
-            assert picture.width > 1000
-            assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 100
+def test_three_plots_are_written(full: Path, tmp_path: Path) -> None:
+    plots = draw_all(analyse(full), tmp_path)
+    assert set(plots) == {"accuracy_vs_tokens", "accuracy_vs_flops", "accuracy_by_kind"}
+    for path in plots.values():
+        with Image.open(path) as image:
+            assert image.width > 1000
+            assert len(image.convert("RGB").getcolors(1 << 20) or []) > 100
 
 
-def test_every_series_is_named_once(full: Path) -> None:
-    axes = against_tokens(analyse(full)).axes[0]
-    assert sorted(texts_of(axes)) == [
-        "avg_pool N=0", "avg_pool N=4", "none N=0", "query N=0", "query N=4", "zero N=0", "zero N=4",
+def test_every_group_has_a_panel_and_every_series_is_named_once(full: Path) -> None:
+    figure = against_tokens(analyse(full))
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Dense answers", "One-word answers"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "none N=0", "zero N=0", "avg_pool N=0", "query N=0", "zero N=4", "avg_pool N=4", "query N=4",
+        "small dots: seeds",
     ]  # fmt: skip
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1", "4", "64"]
+    for axes in figure.axes:
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1", "4", "64"]
 
 
-def test_points_stand_at_their_accuracy(sweep_folder: SweepFolder) -> None:
-    analysis = analyse(sweep_folder("compressor.C=2", "seed=0,1"))
-    axes = against_flops(analysis).axes[0]
-    drawn = sorted(round(float(y), 6) for line in axes.lines for y in line.get_ydata() if line.get_marker() == "o")
-    assert drawn == sorted(round(100 * c.accuracy.value, 6) for c in analysis.configurations)
+def test_points_stand_at_their_word_accuracy(sweep_folder: SweepFolder) -> None:
+    analysis = analyse(sweep_folder("compressor.C=1,2", "seed=0,1,2"))
+    for group, axes in zip(analysis.groups, against_flops(analysis).axes, strict=True):
+        values = [round(100 * c.scores[group].mean.value, 6) for c in analysis.configurations]
+        assert [value for value, _, _ in points_of(axes)] == sorted(values)
+        offsets = [np.asarray(dots.get_offsets()) for dots in axes.collections if isinstance(dots, PathCollection)]
+        dots = [float(y) for own in offsets for y in own[:, 1]]
+        seeds = [100 * value for c in analysis.configurations for value in c.scores[group].by_seed.values()]
+        assert sorted(dots) == pytest.approx(sorted(seeds))
+
+
+def test_single_seeds_are_gray_points_without_bars_or_lines(sweep_folder: SweepFolder) -> None:
+    analysis = analyse(sweep_folder("compressor.C=1,2,4", "seed=0,1", accuracy=lambda run: 0.2 * (run.C or 4)))
+    for axes in against_tokens(analysis).axes:
+        assert {color for _, color, _ in points_of(axes)} == {GRAY}
+        assert not [bars for bars in axes.collections if isinstance(bars, LineCollection)]
+        assert not [line for line in axes.lines if line.get_marker() == "None" and len(set(line.get_ydata())) > 1]
+    names = [text.get_text() for text in against_tokens(analysis).legends[0].get_texts()]
+    assert "gray: too few seeds" in names
+    colored = analyse(sweep_folder("compressor.C=1,2,4", "seed=0,1,2", name="three"))
+    for axes in against_tokens(colored).axes:
+        assert GRAY not in {color for _, color, _ in points_of(axes)}
+        assert [bars for bars in axes.collections if isinstance(bars, LineCollection)]
+
+
+def test_what_was_still_improving_is_hollow(sweep_folder: SweepFolder) -> None:
+    folder = sweep_folder("compressor.C=1,2", "seed=0,1,2", training=lambda run: {"converged": run.C != 1})
+    analysis = analyse(folder)
+    for figure in (against_tokens(analysis), against_flops(analysis)):
+        for group, axes in zip(analysis.groups, figure.axes, strict=True):
+            hollow = [value for value, color, face in points_of(axes) if face == "#ffffff" != color]
+            assert hollow == [round(100 * analysis.configurations[1].scores[group].mean.value, 6)]
+        assert "hollow: still improving" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_series_differ_in_color_or_marker(full: Path, sweep_folder: SweepFolder) -> None:
+    few = analyse(sweep_folder("compressor=query,avg_pool,zero", "fusion.num_layers=0,1,2,4", name="few"))
+    for analysis in (analyse(full), few):
+        series = series_of(analysis)
+        gray = analysis is few
+        assert len({(one.marker, "" if gray else one.color) for one in series}) == min(len(series), 10 if gray else 99)
 
 
 def test_kinds_have_a_panel_each(full: Path) -> None:
@@ -58,14 +108,16 @@ def test_one_run_and_names_that_look_like_formulas_are_drawn(sweep_folder: Sweep
     draw_all(analyse(sweep_folder(interrupted=["none-N0-s0"], name="one")), tmp_path)
     odd = analyse(sweep_folder("stage.note='$x_{$','<b>\\'&'", name="odd"))
     draw_all(odd, tmp_path)
-    assert r"query N=4, note=\$x_{\$" in texts_of(against_tokens(odd).axes[0])
+    names = [text.get_text() for text in against_tokens(odd).legends[0].get_texts()]
+    assert r"query N=4, note=\$x_{\$" in names
 
 
-def test_spread_moves_labels_apart_and_keeps_them_inside() -> None:
-    assert spread([1.0, 5.0], 1.0, 10.0) == [1.0, 5.0]
-    assert spread([1.0, 1.2, 5.0], 1.0, 10.0) == [1.0, 2.0, 5.0]
-    assert spread([9.0, 9.5, 9.6], 1.0, 10.0) == [8.0, 9.0, 10.0]
-    assert spread([], 1.0, 10.0) == []
+def test_a_small_range_is_not_blown_up(sweep_folder: SweepFolder) -> None:
+    assert at_least(10, 20, 60) == (20, 60)
+    assert at_least(10, 50, 52) == (46, 56)
+    assert at_least(10, 97, 99) == (91, 101)
+    low, high = against_tokens(analyse(sweep_folder("seed=0,1,2", accuracy=1.0))).axes[0].get_ylim()
+    assert high - low >= 10
 
 
 @pytest.mark.parametrize(

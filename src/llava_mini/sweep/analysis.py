@@ -7,16 +7,20 @@ for which the two were tested on the same data.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from llava_mini.predictions import Predictions
 from llava_mini.sweep.changes import Change, single_changes
 from llava_mini.sweep.configurations import Configuration, configurations_of, reference_among, with_differences
 from llava_mini.sweep.folder import State, Sweep, read_sweep
 from llava_mini.sweep.measured import Measured, read_run
-from llava_mini.sweep.statistics import Bootstrap
+from llava_mini.sweep.statistics import FEWEST_SEEDS, Answers, Difference
+
+_GROUPS = ("dense", "one_word")
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,10 @@ class Analysis:
     Attributes:
         sweep: what was asked for.
         runs: every run, finished or not, in the order asked for.
-        configurations: the most accurate first.
+        configurations: see `configurations_of`.
         changes: see `Change`.
-        kinds: of questions.
+        groups: of kinds, "dense" before "one_word"; see `Predictions.groups`.
+        kinds: of questions, group by group.
         questions, scenes: how many the test split has; of the first run where runs differ in that.
         split: "test", or "validation" for a sweep without a test split; of the first run where runs differ in that.
         test_sets: how many different ones the runs were tested on; runs of different ones are not compared.
@@ -38,6 +43,7 @@ class Analysis:
     runs: list[Measured]
     configurations: list[Configuration] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
     questions: int = 0
     scenes: int = 0
@@ -52,12 +58,29 @@ class Analysis:
         """The reference of the same setting, if it is finished."""
         return reference_among(configuration.setting, self.configurations)
 
+    @property
+    def common_seeds(self) -> int:
+        """The most seeds that any two configurations have in common; those of one where none are compared."""
+        changes = [difference for change in self.changes for difference in change.differences.values()]
+        compared = [len(difference.by_seed) for difference in [*self.to_reference(), *changes]]
+        return max(compared or [len(configuration.columns) for configuration in self.configurations], default=0)
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether there are enough seeds to say anything about differences."""
+        return self.common_seeds >= FEWEST_SEEDS
+
+    def to_reference(self, group: str | None = None) -> list[Difference]:
+        """All differences to a reference, in one group of kinds or in all."""
+        scores = [c.scores[name] for c in self.configurations for name in c.scores if group in (None, name)]
+        return [score.difference for score in scores if score.difference is not None]
+
     def not_compared(self) -> str:
         """One sentence on what is not compared because it was tested on other questions; empty when all is."""
         if self.test_sets < 2:
             return ""
         text = f"The runs were tested on {self.test_sets} different test sets; "
-        if self.changes or any(configuration.difference for configuration in self.configurations):
+        if self.to_reference() or self.changes:
             return text + "only runs of the same one are compared with each other."
         return text + "no two configurations share one and a seed, so nothing is compared."
 
@@ -74,14 +97,29 @@ def analyse(sweep_dir: Path) -> Analysis:
     if not predictions:
         return Analysis(sweep, runs)
     test = list(predictions.values())
-    bootstrap = Bootstrap(test)
+    answers = Answers(test)
+    exact = answers.scores("exact_match")
     for column, index in enumerate(predictions):
-        runs[index] = replace(runs[index], accuracy=bootstrap.run(column))
-    kinds = sorted(set.intersection(*({str(kind) for kind in run.kind} for run in test)))
-    by_kind = {kind: Bootstrap([run.of_kind(kind) for run in test]) for kind in kinds}
+        runs[index] = replace(runs[index], accuracy=exact.run(column))
+    of_group = {group: [run.groups().get(group, []) for run in test] for group in _GROUPS}
+    groups = {group: answers.scores("word_accuracy", kinds) for group, kinds in of_group.items() if any(kinds)}
+    kinds = _names(kind for group in groups for own in of_group[group] for kind in sorted(own))
+    by_kind = {kind: answers.scores("word_accuracy", [_having(kind, run) for run in test]) for kind in kinds}
     finished = [runs[index] for index in predictions]
-    made = with_differences(configurations_of(finished, sweep, bootstrap, by_kind), bootstrap)
-    changes = [] if len(made) < 2 else list(single_changes(made, bootstrap))
+    made = with_differences(configurations_of(finished, sweep, groups, by_kind), groups)
+    changes = single_changes(made, groups)
     test_sets, split = len({measured.test_set for measured in finished}), finished[0].split
     scenes = len(np.unique(test[0].key))
-    return Analysis(sweep, runs, made, changes, kinds, len(test[0].key), scenes, test_sets, split)
+    return Analysis(
+        sweep, runs, made, changes, list(groups), kinds, len(test[0].key), scenes, test_sets, split
+    )  # fmt: skip
+
+
+def _names(kinds: Iterable[str]) -> list[str]:
+    """Each once, in order; without the one of data that names no kinds."""
+    return [kind for kind in dict.fromkeys(kinds) if kind]
+
+
+def _having(kind: str, run: Predictions) -> list[str]:
+    """The kind, if the run was asked about it."""
+    return [kind] if kind in run.kind else []

@@ -3,38 +3,74 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 from llava_mini.sweep.configurations import Configuration, label_of
-from llava_mini.sweep.statistics import Bootstrap, Difference
+from llava_mini.sweep.statistics import Difference, Scores, corrected
 
 
 @dataclass(frozen=True)
 class Change:
-    """The effect of changing one value: `key` from `before` to `after`, all else as in `at`."""
+    """The effect of changing one value, all else as in `at`.
+
+    Attributes:
+        key: Name of the value.
+        lower, upper: The two configurations.
+        at: Label of what they have in common.
+        differences: Score of `upper` less that of `lower`, by group of kinds.
+    """
 
     key: str
-    before: str
-    after: str
+    lower: Configuration
+    upper: Configuration
     at: str
-    difference: Difference
+    differences: dict[str, Difference]
+
+    @property
+    def before(self) -> str:
+        """The value that is changed."""
+        return _shown(self.lower, self.key)
+
+    @property
+    def after(self) -> str:
+        """What it is changed to."""
+        return _shown(self.upper, self.key)
 
 
-def single_changes(configurations: Sequence[Configuration], bootstrap: Bootstrap) -> Iterator[Change]:
-    """All pairs that differ in one value: neighbouring ones of numbers, any two of names."""
+def single_changes(configurations: Sequence[Configuration], groups: Mapping[str, Scores]) -> list[Change]:
+    """All pairs that differ in one value: neighboring ones of numbers, any two of names.
+
+    p-values of a group of kinds are corrected for all changes of the same value.
+    """
+    pairs = list(_all_pairs(configurations))
+    found: dict[str, dict[int, Difference]] = {}
+    for group, scores in groups.items():
+        made = {index: upper.less(lower, scores) for index, (_, lower, upper, _) in enumerate(pairs)}
+        found[group] = {}
+        for key in dict.fromkeys(pair[0] for pair in pairs):
+            found[group] |= corrected({i: d for i, d in made.items() if d is not None and pairs[i][0] == key})
+    changes = [
+        Change(key, lower, upper, at, {group: found[group][index] for group in groups if index in found[group]})
+        for index, (key, lower, upper, at) in enumerate(pairs)
+    ]
+    return [change for change in changes if change.differences]
+
+
+def _all_pairs(
+    configurations: Sequence[Configuration],
+) -> Iterator[tuple[str, Configuration, Configuration, str]]:
+    """Key, the two configurations and what they have in common."""
     for key in configurations[0].attributes():
         groups = defaultdict[str, list[Configuration]](list)
         for configuration in configurations:
             rest = {name: value for name, value in configuration.attributes().items() if name != key}
             groups[label_of(rest)].append(configuration)
-        for at, group in sorted(groups.items()):
+        for at, group in groups.items():
             nothing = [c for c in configurations if key == "C" and _passes_nothing_on(c, group[0])]
             for before, after in _pairs(key, group, nothing):
-                difference = after.less(before, bootstrap)
-                if difference is not None:
-                    yield Change(key, _shown(before, key), _shown(after, key), at, difference)
+                yield key, before, after, at
 
 
 def _passes_nothing_on(configuration: Configuration, other: Configuration) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -11,7 +11,23 @@ from typing import Any
 from llava_mini.sweep.folder import Sweep
 from llava_mini.sweep.grid import Run
 from llava_mini.sweep.measured import Measured
-from llava_mini.sweep.statistics import Bootstrap, Difference, Interval
+from llava_mini.sweep.statistics import Difference, Estimate, Scores, corrected
+from llava_mini.sweep.training import Training
+
+
+@dataclass(frozen=True)
+class Score:
+    """Word accuracy on one group of kinds.
+
+    Attributes:
+        mean: Over seeds.
+        by_seed: Of each seed.
+        difference: To the reference over common seeds of one test set; None for the reference or without one.
+    """
+
+    mean: Estimate
+    by_seed: dict[int, float]
+    difference: Difference | None = None
 
 
 @dataclass(frozen=True)
@@ -23,12 +39,12 @@ class Configuration:
         setting: the values that it shares with its reference.
         tokens: compressed tokens of a frame.
         wanted: the seeds that were asked for.
-        columns: for every finished seed the run's column in the bootstrap.
+        columns: for every finished seed the run's column in the scores.
         test_sets: for every finished seed what the run was tested on.
-        accuracy: mean over seeds.
-        by_seed: accuracy of each seed.
-        by_kind: mean over seeds for each kind of question.
-        difference: accuracy less the reference's, over common seeds; None for the reference or without one.
+        scores: the headline metrics, by group of kinds.
+        by_kind: word accuracy for each kind of question, the mean over seeds.
+        exact_by_kind, nll_by_kind: exact match, and nats per word, likewise.
+        training: how far its runs were trained.
         prefill_flops, seconds: means over seeds.
         peak_memory_bytes: the largest.
     """
@@ -43,10 +59,11 @@ class Configuration:
     wanted: list[int]
     columns: dict[int, int]
     test_sets: dict[int, str]
-    accuracy: Interval
-    by_seed: dict[int, float]
-    by_kind: dict[str, Interval]
-    difference: Difference | None
+    scores: dict[str, Score]
+    by_kind: dict[str, Estimate]
+    exact_by_kind: dict[str, float]
+    nll_by_kind: dict[str, float]
+    training: Training
     prefill_flops: float
     seconds: float
     peak_memory_bytes: int
@@ -61,13 +78,11 @@ class Configuration:
         """The label without C: configurations of one series are joined in the plots."""
         return label_of({**self.attributes(), "C": None})
 
-    def less(self, other: Configuration, bootstrap: Bootstrap) -> Difference | None:
-        """Accuracy less another's over common seeds of one test set; None without any."""
-        same = {seed: column for seed, column in self.columns.items() if self._shares(seed, other)}
-        return bootstrap.difference(same, other.columns)
-
-    def _shares(self, seed: int, other: Configuration) -> bool:
-        return self.test_sets[seed] == other.test_sets.get(seed)
+    def less(self, other: Configuration, scores: Scores) -> Difference | None:
+        """Score less another's over common seeds of one test set; None without any."""
+        same = [seed for seed, test_set in self.test_sets.items() if other.test_sets.get(seed) == test_set]
+        ours = {seed: self.columns[seed] for seed in same}
+        return scores.difference(_known(ours, scores), _known(other.columns, scores))
 
     def attributes(self) -> dict[str, Any]:
         """All that distinguishes it from the others of its sweep."""
@@ -75,40 +90,77 @@ class Configuration:
 
 
 def configurations_of(
-    finished: Sequence[Measured], sweep: Sweep, bootstrap: Bootstrap, by_kind: Mapping[str, Bootstrap]
+    finished: Sequence[Measured], sweep: Sweep, groups: Mapping[str, Scores], by_kind: Mapping[str, Scores]
 ) -> list[Configuration]:
-    """One for each group of runs, the most accurate first; differences are not known yet."""
+    """One for each group of runs, settings as asked for, the reference first; differences are not known yet.
+
+    Their order says nothing about which is better: after the reference by number of pre-fusion layers and tokens.
+    """
     wanted, columns = defaultdict[str, list[int]](list), defaultdict[str, dict[int, int]](dict)
     for run in sweep.runs:
         wanted[_identity(run)].append(run.seed)
     for column, measured in enumerate(finished):
         columns[_identity(measured.run)][measured.run.seed] = column
-    made = []
-    for identity, by_seed in columns.items():
-        group = [finished[column] for column in by_seed.values()]
-        run, results = group[0].run, [measured.outcome.result or {} for measured in group]
-        made.append(
-            Configuration(
-                run.compressor,
-                run.C,
-                run.n_fusion,
-                run.values,
-                run.reference,
-                setting=run.setting(),
-                tokens=results[0]["tokens"],
-                wanted=wanted[identity],
-                columns=by_seed,
-                test_sets={seed: finished[column].test_set for seed, column in by_seed.items()},
-                accuracy=bootstrap.mean(by_seed),
-                by_seed={seed: bootstrap.run(column).value for seed, column in by_seed.items()},
-                by_kind={kind: of_kind.mean(by_seed) for kind, of_kind in by_kind.items()},
-                difference=None,
-                prefill_flops=fmean(result["prefill_flops"] for result in results),
-                seconds=fmean(result["seconds"] for result in results),
-                peak_memory_bytes=max(result["peak_memory_bytes"] for result in results),
-            )
-        )
-    return sorted(made, key=lambda configuration: -configuration.accuracy.value)
+    made = [
+        _configuration({seed: finished[column] for seed, column in own.items()}, own, wanted[identity], groups, by_kind)
+        for identity, own in columns.items()
+    ]
+    settings = [run.setting() for run in sweep.runs]
+    return sorted(
+        made,
+        key=lambda c: (settings.index(c.setting), not c.reference, c.n_fusion, c.tokens > 0, c.compressor, c.tokens),
+    )
+
+
+def _configuration(
+    runs: Mapping[int, Measured],
+    columns: dict[int, int],
+    wanted: list[int],
+    groups: Mapping[str, Scores],
+    by_kind: Mapping[str, Scores],
+) -> Configuration:
+    """Of the runs of each seed."""
+    run, results = next(iter(runs.values())).run, [measured.result for measured in runs.values()]
+    scores = {}
+    for group, of_group in groups.items():
+        if known := _known(columns, of_group):
+            by_seed = {seed: of_group.run(column).value for seed, column in known.items()}
+            scores[group] = Score(of_group.mean(known), by_seed)
+    known_kinds = {kind: _known(columns, of_kind) for kind, of_kind in by_kind.items()}
+    return Configuration(
+        run.compressor,
+        run.C,
+        run.n_fusion,
+        run.values,
+        run.reference,
+        setting=run.setting(),
+        tokens=results[0]["tokens"],
+        wanted=wanted,
+        columns=columns,
+        test_sets={seed: measured.test_set for seed, measured in runs.items()},
+        scores=scores,
+        by_kind={kind: by_kind[kind].mean(known) for kind, known in known_kinds.items() if known},
+        exact_by_kind=_over_seeds(runs.values(), "accuracy_by_kind"),
+        nll_by_kind=_over_seeds(runs.values(), "nll_by_kind"),
+        training=Training.of(results),
+        prefill_flops=fmean(result["prefill_flops"] for result in results),
+        seconds=fmean(result["seconds"] for result in results),
+        peak_memory_bytes=max(result["peak_memory_bytes"] for result in results),
+    )
+
+
+def _known(columns: Mapping[int, int], scores: Scores) -> dict[int, int]:
+    """The seeds whose runs have the score."""
+    return {seed: column for seed, column in columns.items() if scores.known(column)}
+
+
+def _over_seeds(runs: Iterable[Measured], name: str) -> dict[str, float]:
+    """Mean over runs of one of their `scores` by kind; a kind that only some runs have is the mean of those."""
+    values = defaultdict[str, list[float]](list)
+    for measured in runs:
+        for kind, value in (measured.scores[name] or {}).items():
+            values[kind].append(value)
+    return {kind: fmean(of_kind) for kind, of_kind in values.items()}
 
 
 def _identity(run: Run) -> str:
@@ -116,15 +168,28 @@ def _identity(run: Run) -> str:
     return repr((run.reference, run.compressor, run.C, run.n_fusion, run.values))
 
 
-def with_differences(configurations: list[Configuration], bootstrap: Bootstrap) -> list[Configuration]:
-    """The same, each compared with its reference."""
-    compared = []
-    for configuration in configurations:
-        reference = reference_among(configuration.setting, configurations)
-        if reference is not None and reference is not configuration:
-            configuration = replace(configuration, difference=configuration.less(reference, bootstrap))
-        compared.append(configuration)
-    return compared
+def with_differences(configurations: list[Configuration], groups: Mapping[str, Scores]) -> list[Configuration]:
+    """The same, each compared with its reference; p-values of a group are corrected for all that are made there."""
+    found: dict[str, dict[int, Difference]] = {}
+    for group, scores in groups.items():
+        differences = {}
+        for index, configuration in enumerate(configurations):
+            reference = reference_among(configuration.setting, configurations)
+            if reference is not None and reference is not configuration:
+                difference = configuration.less(reference, scores)
+                if difference is not None:
+                    differences[index] = difference
+        found[group] = corrected(differences)
+    return [
+        replace(
+            configuration,
+            scores={
+                group: replace(score, difference=found[group].get(index))
+                for group, score in configuration.scores.items()
+            },
+        )
+        for index, configuration in enumerate(configurations)
+    ]
 
 
 def reference_among(setting: dict[str, Any], configurations: Sequence[Configuration]) -> Configuration | None:

@@ -1,91 +1,222 @@
-"""The few sentences with which a report begins, computed from what was measured."""
+"""The few sentences with which a report begins, computed from what was measured.
+
+They say what compression costs against the uncompressed reference, whether more tokens help and what the control
+without tokens reaches, for each group of kinds. A difference is called one where it is clear (`Difference.clear`),
+figures of runs that were still improving are said of their budget, and with too few seeds nothing is compared.
+"""
 
 from __future__ import annotations
 
-from llava_mini.sweep.analysis import Analysis
-from llava_mini.sweep.configurations import Configuration
-from llava_mini.sweep.statistics import Difference
-from llava_mini.sweep.text import percent, percent_range, points_range, tokens
+from collections.abc import Sequence
+from itertools import groupby
 
-# "Within a few points of uncompressed" is what a compressor is to reach.
-FEW_POINTS = 0.03
+from llava_mini.sweep.analysis import Analysis
+from llava_mini.sweep.changes import Change
+from llava_mini.sweep.configurations import Configuration
+from llava_mini.sweep.seed_spread import few_seeds
+from llava_mini.sweep.statistics import FEWEST_SEEDS, Difference
+from llava_mini.sweep.text import percent
+from llava_mini.sweep.training import budget
+from llava_mini.sweep.wording import clauses, listed, name, sentence, span, step, where, with_interval, with_intervals
+
+# Nearer than this to 100 %, or to all others, a reference leaves no room in which configurations could differ.
+CEILING = 0.01
+# More of them than these are counted instead of named.
+_SETTINGS, _SERIES = 3, 3
 
 
 def headline(analysis: Analysis) -> list[str]:
-    """Sentences on the configuration that matters most, and what it is without fusion and without tokens."""
+    """The report's first sentences, for the terminal, the page and MLflow."""
     if not analysis.configurations:
         counts = {state: len(analysis.of_state(state)) for state in ("failed", "interrupted")}
         return [f"No run is finished: {counts['failed']} failed, {counts['interrupted']} did not get to their end."]
-    chosen = _chosen(analysis)
-    if chosen is None:
-        best = analysis.configurations[0]
-        share = f"{percent(best.accuracy.value)} % of the {analysis.split} questions"
-        return [f"{_named(best)} answers {share}, the most of this sweep."]
-    return [_first(analysis, chosen), *_without_fusion(analysis, chosen), *_without_tokens(analysis, chosen)]
+    if not analysis.conclusive:
+        ceilings = [_ceiling(analysis, r, group) for group in analysis.groups for r in _references(analysis, group)]
+        few = few_seeds(analysis.common_seeds, analysis.groups)
+        return [few, *filter(None, ceilings), _training(analysis)]
+    sentences = []
+    if not any(c.reference for c in analysis.configurations):
+        sentences.append("No run of the uncompressed reference is finished, so nothing is compared with it.")
+    for group in analysis.groups:
+        sentences += _of_group(analysis, group)
+    return [*sentences, _training(analysis)]
 
 
-def _chosen(analysis: Analysis) -> Configuration | None:
-    """The cheapest compressed configuration within a few points of its reference, else the most accurate one."""
-    compared = [
-        c for c in analysis.configurations if c.difference is not None and 0 < c.tokens < _most_tokens(analysis)
-    ]
-    near = [c for c in compared if c.difference is not None and c.difference.value >= -FEW_POINTS]
-    if near:
-        return min(near, key=lambda c: (c.prefill_flops, -c.accuracy.value))
-    return max(compared, key=lambda c: c.accuracy.value, default=None)
+def at_ceiling(analysis: Analysis, reference: Configuration, group: str) -> bool:
+    """Whether the reference is within a point of 100 %, or of every other configuration of its setting."""
+    return reference.scores[group].mean.value >= 1 - CEILING or _nothing_differs(analysis, reference, group)
 
 
-def _most_tokens(analysis: Analysis) -> int:
-    return max(c.tokens for c in analysis.configurations)
+def _references(analysis: Analysis, group: str) -> list[Configuration]:
+    return [c for c in analysis.configurations if c.reference and group in c.scores]
 
 
-def _first(analysis: Analysis, chosen: Configuration) -> str:
-    reference = analysis.reference_of(chosen)
-    assert reference is not None and chosen.difference is not None  # noqa: PT018  by how it was chosen
-    saving = reference.prefill_flops / chosen.prefill_flops
-    cost = f"{saving:.1f} times fewer prefill FLOPs" if saving >= 1.05 else f"{1 / saving:.2f} times the prefill FLOPs"
-    return (
-        f"{_named(chosen)} answers {percent(chosen.accuracy.value)} % of the {analysis.split} questions "
-        f"from {tokens(chosen.tokens)} instead of {reference.tokens}, {compared(chosen.difference)} "
-        f"the uncompressed reference ({percent(reference.accuracy.value)} %), with {cost}."
+def _others(analysis: Analysis, reference: Configuration, group: str) -> list[Configuration]:
+    """The other configurations of its setting."""
+    same = [c for c in analysis.configurations if c.setting == reference.setting and c is not reference]
+    return [c for c in same if group in c.scores]
+
+
+def _of_group(analysis: Analysis, group: str) -> list[str]:
+    """What there is to say of one group; of a second one, only how configurations stand to the reference."""
+    references, first = _references(analysis, group), group == analysis.groups[0]
+    said = []
+    if len(references) <= (_SETTINGS if first else 1):
+        for reference in references:
+            said += _of_setting(analysis, reference, group)
+    else:
+        said += [*filter(None, (_ceiling(analysis, r, group) for r in references)), _counted(analysis, group)]
+    if first and not (references and all(_nothing_differs(analysis, r, group) for r in references)):
+        said += [*_controls(analysis, group), *_more_tokens(analysis, group)]
+    return said
+
+
+def _nothing_differs(analysis: Analysis, reference: Configuration, group: str) -> bool:
+    """Whether every other configuration of its setting is within a point of the reference."""
+    value = reference.scores[group].mean.value
+    others = [c.scores[group].mean.value for c in _others(analysis, reference, group)]
+    return bool(others) and all(abs(other - value) <= CEILING for other in others)
+
+
+def _ceiling(analysis: Analysis, reference: Configuration, group: str) -> str:
+    """That a group cannot tell configurations apart; empty where it can."""
+    if not at_ceiling(analysis, reference, group):
+        return ""
+    value = percent(reference.scores[group].mean.value)
+    reason = f"the uncompressed reference is at the ceiling ({value} %)"
+    if _nothing_differs(analysis, reference, group):
+        reason = f"all are within {100 * CEILING:.0f} point of the uncompressed reference ({value} %)"
+    place = where(analysis, group, reference, [reference, *_others(analysis, reference, group)])
+    return sentence(place, f"this sweep cannot tell configurations apart: {reason}")
+
+
+def _of_setting(analysis: Analysis, reference: Configuration, group: str) -> list[str]:
+    """How the configurations of one setting stand to their reference in one group."""
+    others = _others(analysis, reference, group)
+    if group == analysis.groups[0]:
+        others = [c for c in others if c.tokens > 0]  # controls get a sentence of their own
+    ceiling = _ceiling(analysis, reference, group)
+    verdicts = _verdicts(analysis, others, group, at_the_ceiling=bool(ceiling))
+    if ceiling:
+        return [ceiling, *([sentence("all the same", clauses(verdicts))] if verdicts else [])]
+    value = f"the uncompressed reference gets {percent(reference.scores[group].mean.value)} % of the words right"
+    place = where(analysis, group, reference, [reference, *others])
+    return [sentence(place, clauses([value, *verdicts]))]
+
+
+def _verdicts(
+    analysis: Analysis, configurations: Sequence[Configuration], group: str, at_the_ceiling: bool
+) -> list[str]:
+    """Which are clearly below the reference, clearly above it, not to be told from it, not compared."""
+    found = [(c, c.scores[group].difference) for c in configurations]
+    known = [(c, d) for c, d in found if d is not None and d.p is not None]
+    below = [(c, d) for c, d in known if d.clear and d.value < 0]
+    above = [(c, d) for c, d in known if d.clear and d.value > 0]
+    level = [(c, d) for c, d in known if not d.clear]
+    lacking = [name(analysis, c) for c, d in found if d is None or d.p is None]
+    texts = [f"clearly below it {with_intervals(analysis, below)}"] if below else []
+    if above:
+        texts.append(f"clearly above it {with_intervals(analysis, above)}")
+    if level and not at_the_ceiling:
+        texts.append(_level(analysis, level, alone=len(level) == len(found)))
+    if lacking:
+        texts.append(f"not compared, for fewer than {FEWEST_SEEDS} common seeds: {listed(lacking)}")
+    return texts
+
+
+def _level(analysis: Analysis, level: Sequence[tuple[Configuration, Difference]], alone: bool) -> str:
+    """Those that cannot be told from the reference; `alone` when that is all there are."""
+    if alone and len(level) > 2:
+        control = ", the control without tokens among them," if any(c.tokens == 0 for c, _ in level) else ""
+        return f"none of the {len(level)} others{control} can be told from it ({span([d for _, d in level])})"
+    return f"cannot be told from it {with_intervals(analysis, level)}"
+
+
+def _counted(analysis: Analysis, group: str) -> str:
+    """The comparisons with many references."""
+    known = [d for d in analysis.to_reference(group) if d.p is not None]
+    below, above = _clear(known, -1), _clear(known, +1)
+    return sentence(
+        where(analysis, group, None, analysis.configurations),
+        f"{below} of {len(known)} comparisons find a configuration clearly below the uncompressed reference of its "
+        f"setting and {above} clearly above it; {len(known) - below - above} cannot tell them apart",
     )
 
 
-def _named(configuration: Configuration) -> str:
-    """`query (C=2, 4 pre-fusion layers)`."""
-    layers = configuration.n_fusion
-    parts = [] if configuration.C is None else [f"C={configuration.C}"]
-    parts.append(f"{layers or 'no'} pre-fusion layer{'' if layers == 1 else 's'}")
-    parts += [f"{key}={value}" for key, value in configuration.values.items() if value is not None]
-    return f"{configuration.compressor} ({', '.join(parts)})"
+def _clear(differences: Sequence[Difference], sign: int) -> int:
+    """How many of them are clear and of this sign."""
+    return sum(d.clear and d.value * sign > 0 for d in differences)
 
 
-def compared(difference: Difference) -> str:
-    """`1.2 points below (95 % interval −2.1 to −0.3)`."""
-    size, interval = percent(abs(difference.value)), f"95 % interval {points_range(difference)}"
-    if size == "0.0":
-        return f"level with ({interval})"
-    direction = "above" if difference.value > 0 else "below"
-    return f"{size} point{'' if size == '1.0' else 's'} {direction} ({interval})"
+def _controls(analysis: Analysis, group: str) -> list[str]:
+    """What the instruction's fused text carries without any vision token, and what a first token adds."""
+    controls = [c for c in analysis.configurations if c.tokens == 0 and group in c.scores]
+    if len(controls) == 1:
+        return [_control(analysis, controls[0], group)]
+    if not controls:
+        return []
+    values = [f"{name(analysis, c)} {percent(c.scores[group].mean.value)} %" for c in controls]
+    known = [d for d in (c.scores[group].difference for c in controls) if d is not None and d.p is not None]
+    text = f"without any vision token{_within_budget(controls)}, of the words are right: {listed(values)}"
+    if known:
+        text += f"; {_clear(known, -1)} of these {len(known)} are clearly below the reference, {_clear(known, 1)} above"
+    return [sentence(text)]
 
 
-def _without_fusion(analysis: Analysis, chosen: Configuration) -> list[str]:
-    wanted = {**chosen.attributes(), "N": 0}
-    found = [c for c in analysis.configurations if chosen.n_fusion and not c.reference and c.attributes() == wanted]
-    return [_other("Without pre-fusion it answers", c) for c in found[:1]]
+def _control(analysis: Analysis, control: Configuration, group: str) -> str:
+    """The only control, with what a first token adds to it."""
+    score = control.scores[group]
+    steps = [c for c in analysis.changes if c.key == "C" and c.lower is control and group in c.differences]
+    added = [(c.upper, c.differences[group]) for c in steps if c.differences[group].p is not None]
+    text = f"without any vision token ({name(analysis, control)}) {percent(score.mean.value)} % of the words are right"
+    text += _within_budget([control, *(upper for upper, _ in added)])
+    if score.difference is not None and score.difference.p is not None:
+        verdict = "clearly below" if score.difference.value < 0 else "clearly above"
+        verdict = verdict if score.difference.clear else "not to be told from"
+        text += f", {verdict} the reference ({with_interval(score.difference)})"
+    more = [f"from there to {name(analysis, upper)} {step(difference)}" for upper, difference in added[:_SERIES]]
+    return sentence("; ".join([text, *more]))
 
 
-def _without_tokens(analysis: Analysis, chosen: Configuration) -> list[str]:
-    found = [
-        c
-        for c in analysis.configurations
-        if c.tokens == 0 and c.n_fusion == chosen.n_fusion and c.values == chosen.values
+def _more_tokens(analysis: Analysis, group: str) -> list[str]:
+    """Whether more tokens help: every step to the next C, series by series."""
+    steps = [c for c in analysis.changes if c.key == "C" and c.lower.tokens > 0 and group in c.differences]
+    steps = [c for c in steps if c.differences[group].p is not None]
+    series = [list(own) for _, own in groupby(steps, key=lambda c: c.lower.series)]
+    if len(series) <= _SERIES:
+        return [_series(analysis, own, group) for own in series]
+    differences = [c.differences[group] for c in steps]
+    up, down = _clear(differences, +1), _clear(differences, -1)
+    return [
+        sentence(
+            where(analysis, group, None, [c.upper for c in steps]),
+            f"{up} of {len(steps)} steps to more tokens clearly raise word accuracy, {down} clearly lower it; "
+            f"of {len(steps) - up - down} it cannot be told",
+        )
     ]
-    return [_other(f"The control without any vision token, {_named(c)}, answers", c) for c in found[:1]]
 
 
-def _other(beginning: str, configuration: Configuration) -> str:
-    value = f"{beginning} {percent(configuration.accuracy.value)} %"
-    if configuration.difference is None:
-        return f"{value} ({percent_range(configuration.accuracy)})."
-    return f"{value}, {compared(configuration.difference)} the reference."
+def _series(analysis: Analysis, steps: Sequence[Change], group: str) -> str:
+    differences = [c.differences[group] for c in steps]
+    up, down = _clear(differences, +1), _clear(differences, -1)
+    who = name(analysis, steps[0].lower, without=("C",))
+    begin = f"more tokens help {who}" if up else f"whether more tokens help {who} cannot be told"
+    if down:
+        begin = f"more tokens both raise and lower {who}" if up else f"more tokens lower {who}"
+    within = _within_budget([c.upper for c in steps])
+    values = [f"C={c.before} to {c.after} {step(difference)}" for c, difference in zip(steps, differences, strict=True)]
+    return sentence(f"{begin}{within}: {', '.join(values)}")
+
+
+def _within_budget(configurations: Sequence[Configuration]) -> str:
+    return "" if all(c.training.converged for c in configurations) else " within this budget"
+
+
+def _training(analysis: Analysis) -> str:
+    """Which configurations were still improving: what is said of them is said of a budget."""
+    marked = [c for c in analysis.configurations if not c.training.converged]
+    if not marked:
+        return "No run is marked as still improving over the last third of its steps."
+    names = listed([f"{name(analysis, c)} ({c.training.mark()})" for c in marked])
+    length = budget(c.training for c in marked).removeprefix("after ")
+    return f"These are figures of a budget ({length}), not of what a configuration can do: {names}."

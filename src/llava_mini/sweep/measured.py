@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,13 @@ from llava_mini.predictions import Predictions
 from llava_mini.spool import Spool
 from llava_mini.sweep.folder import Outcome, outcome, run_folder
 from llava_mini.sweep.grid import Run
-from llava_mini.sweep.statistics import Interval
+from llava_mini.sweep.statistics import Estimate
+
+# What a report cannot do without, besides the answers.
+_NEEDED = (
+    "tokens", "prefill_flops", "seconds", "peak_memory_bytes", "steps", "start",
+    "converged", "gained_last_third", "gain_noise",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,8 @@ class Measured:
 
     Attributes:
         run, folder, outcome: what was asked for, where, how it stands.
-        predictions, accuracy: of the test split, when the run is finished; of validation for one without a test split.
+        predictions: of the test split, when the run is finished; of validation for one without a test split.
+        accuracy: share of exact matches among these answers, with an interval over scenes.
         test_set: names these questions; equal for runs that can be compared in pairs.
         split: "test" or "validation".
     """
@@ -34,12 +43,18 @@ class Measured:
     predictions: Predictions | None = None
     test_set: str = ""
     split: str = "test"
-    accuracy: Interval | None = None
+    accuracy: Estimate | None = None
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """`result.json`; empty for a run that is not finished."""
+        return self.outcome.result or {}
 
     def row(self) -> dict[str, Any]:
         """The run's entry in results.json; what is not known is None."""
-        run, result = self.run, self.outcome.result or {}
+        run, result, accuracy = self.run, self.result, self.accuracy
         tokens = result.get("tokens", None if run.C is None else run.C**2)
+        low, high = (None, None) if accuracy is None or accuracy.interval is None else accuracy.interval
         return {
             "run": self.folder.name,
             "status": self.outcome.state,
@@ -52,17 +67,31 @@ class Measured:
             "compressor.C": run.C,
             "fusion.num_layers": run.n_fusion,
             **run.values,
-            "split": None if self.accuracy is None else self.split,
-            "accuracy": None if self.accuracy is None else self.accuracy.value,
-            "ci_low": None if self.accuracy is None else self.accuracy.low,
-            "ci_high": None if self.accuracy is None else self.accuracy.high,
+            "split": None if accuracy is None else self.split,
+            "accuracy": None if accuracy is None else accuracy.value,
+            "ci_low": low,
+            "ci_high": high,
             "val_accuracy": result.get("accuracy", {}).get("val"),
+            **self.scores,
+            **{key: result.get(key) for key in ("converged", "gained_last_third", "gain_noise", "steps", "start")},
             "prefill_flops": result.get("prefill_flops"),
             "seconds": result.get("seconds"),
             "cpu_seconds": result.get("cpu_seconds"),
             "peak_memory_bytes": result.get("peak_memory_bytes"),
             "mlflow_run_id": result.get("mlflow_run_id") or Spool(self.folder).run_id(),
             "error": self.outcome.error,
+        }
+
+    @cached_property
+    def scores(self) -> dict[str, dict[str, float] | None]:
+        """The headline metrics by group of kinds and all scores by kind, of `split`."""
+        answers = self.predictions
+        return {
+            "word_accuracy": None if answers is None else answers.group_means("word_accuracy"),
+            "nll": None if answers is None else answers.group_means("nll"),
+            "accuracy_by_kind": None if answers is None else answers.by_kind("exact_match"),
+            "word_accuracy_by_kind": None if answers is None else answers.by_kind("word_accuracy"),
+            "nll_by_kind": None if answers is None else answers.by_kind("nll"),
         }
 
 
@@ -73,13 +102,24 @@ def read_run(sweep_dir: Path, run: Run, code_version: str) -> Measured:
     if state.result is None:
         return Measured(run, folder, state)
     try:
+        lacking = [key for key in _NEEDED if key not in state.result]
+        if lacking:
+            raise UserError(f"result.json lacks {', '.join(lacking)}")
         split, test_set = _test_set(folder / "config.yaml")
         predictions = Predictions.load(folder / f"predictions_{'test' if split == 'test' else 'val'}.npz")
+        test_set += _questions(predictions)
         # Keys number the scenes of a world: in another one they stand for other scenes.
         predictions = replace(predictions, key=np.char.add(test_set, predictions.key))
         return Measured(run, folder, state, predictions, test_set, split)
     except UserError as error:
         return Measured(run, folder, Outcome("failed", error=str(error)))
+
+
+def _questions(answers: Predictions) -> str:
+    """A name for what was asked, so that data of other kinds under the same scenes' names are another test set."""
+    asked = zip(answers.key, answers.turn, answers.kind, answers.words, strict=True)
+    lines = sorted(f"{key}\t{turn}\t{kind}\t{words}\n" for key, turn, kind, words in asked)
+    return f"{hashlib.sha256(''.join(lines).encode()).hexdigest()[:12]}/"
 
 
 def _test_set(path: Path) -> tuple[str, str]:

@@ -1,7 +1,9 @@
-"""The three pictures of a report: accuracy against tokens, against prefill FLOPs, and by kind of question.
+"""The three plots of a report: word accuracy against tokens, against prefill FLOPs, and by kind of question.
 
-Colour says compressor (and other varied values), a dashed line with hollow points says no pre-fusion; every series is
-labelled where it ends. Bars are 95 % intervals, small dots the single seeds.
+The first two have a panel for each group of kinds, on one scale. A series is what differs in C only: compressors differ
+in line and marker, pre-fusion layers and what else was varied in color. Bars are 95 % intervals over seeds and
+scenes, small dots the single seeds. Points of too few seeds are gray, without bar or line; hollow ones were still
+improving.
 """
 
 from __future__ import annotations
@@ -11,20 +13,25 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from llava_mini.sweep.analysis import Analysis
 from llava_mini.sweep.configurations import Configuration
-from llava_mini.sweep.statistics import Interval
-from llava_mini.sweep.text import operations
+from llava_mini.sweep.statistics import Estimate
+from llava_mini.sweep.text import group_head, operations
 
-# Okabe and Ito's, which people who see fewer colours tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#5B4B9A")
-_GREY, _INK = "#6b7280", "#1f2937"
-_LEGEND = "N: pre-fusion layers. Bars: 95 % intervals. Small dots: seeds. Dotted: the uncompressed reference."
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+_Line = Literal["-", "none"] | tuple[float, Sequence[float]]
+
+# Okabe and Ito's, which people who see fewer colors tell apart.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#5B4B9A")
+_GRAY, _LIGHT, _INK = "#6b7280", "#9ca3af", "#1f2937"
+_EXTENT = 10.0
+_MARKERS = ("o", "s", "^", "v", "P", "X", "<", ">", "p", "D")
+_LINES: tuple[_Line, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (5, 1.5, 1, 1.5)))
 
 
 @dataclass(frozen=True)
@@ -33,9 +40,9 @@ class Series:
 
     name: str
     members: list[Configuration]
-    colour: str
+    color: str
     marker: str
-    dashed: bool
+    line: _Line
 
 
 def draw_all(analysis: Analysis, folder: Path) -> dict[str, Path]:
@@ -44,94 +51,143 @@ def draw_all(analysis: Analysis, folder: Path) -> dict[str, Path]:
     Raises:
         ValueError: when there is no configuration to draw.
     """
-    figures = {
-        "accuracy_vs_tokens": against_tokens(analysis),
-        "accuracy_vs_flops": against_flops(analysis),
-        "accuracy_by_kind": by_kind(analysis),
-    }
+    figures = {"accuracy_vs_tokens": against_tokens(analysis), "accuracy_vs_flops": against_flops(analysis)}
+    if analysis.kinds:
+        figures["accuracy_by_kind"] = by_kind(analysis)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
     return {name: folder / f"{name}.png" for name in figures}
 
 
 def against_tokens(analysis: Analysis) -> Figure:
-    """Accuracy over vision tokens a frame: 0, then powers of two at equal distances."""
-    figure, axes = _figure("Vision tokens of an image that reach the language model", analysis.split)
-    _draw(axes, analysis, lambda c: _token_position(c.tokens))
+    """Word accuracy over vision tokens a frame: 0, then powers of two at equal distances."""
+    figure = _figure(analysis, lambda c: _token_position(c.tokens), "Vision tokens of an image")
     counts = sorted({c.tokens for c in analysis.configurations})
-    axes.set_xticks([_token_position(count) for count in counts], [str(count) for count in counts])
+    for axes in figure.axes:
+        axes.set_xticks([_token_position(count) for count in counts], [str(count) for count in counts])
     return figure
 
 
 def against_flops(analysis: Analysis) -> Figure:
-    """Accuracy over the operations of a prefill, which is what fewer tokens save; numbers are tokens."""
-    figure, axes = _figure("Prefill cost of one question (small numbers: vision tokens)", analysis.split)
-    _draw(axes, analysis, lambda c: math.log10(c.prefill_flops))
-    lowest: dict[tuple[int, float], tuple[float, float]] = {}  # one number for points that nearly share a place
-    for configuration in analysis.configurations:
-        place, low = math.log10(configuration.prefill_flops), 100 * configuration.accuracy.low
-        here = (configuration.tokens, round(place, 1))
-        lowest[here] = min((low, place), lowest.get(here, (low, place)))
-    for (tokens, _), (low, place) in lowest.items():
-        axes.annotate(
-            str(tokens), (place, low), (0, -10), textcoords="offset points", ha="center", fontsize=7.5, color=_GREY
-        )
-    low, high = axes.get_xlim()
-    ticks = round_numbers(10**low, 10**high)
-    axes.set_xticks([math.log10(tick) for tick in ticks], [operations(tick) for tick in ticks])
+    """Word accuracy over the operations of a prefill, which is what fewer tokens save; numbers are tokens."""
+    figure = _figure(
+        analysis, lambda c: math.log10(c.prefill_flops), "Prefill of one question (small numbers: vision tokens)"
+    )
+    for group, axes in zip(analysis.groups, figure.axes, strict=True):
+        lowest: dict[tuple[int, float], tuple[float, float]] = {}  # one number for points that nearly share a place
+        for configuration in (c for c in analysis.configurations if group in c.scores):
+            place, low = math.log10(configuration.prefill_flops), _lowest(configuration, group)
+            here = (configuration.tokens, round(place, 1))
+            lowest[here] = min((low, place), lowest.get(here, (low, place)))
+        for (tokens, _), (low, place) in lowest.items():
+            axes.annotate(
+                str(tokens), (place, low), (0, -11), textcoords="offset points", ha="center", fontsize=7.5, color=_GRAY
+            )
+        left, right = axes.get_xlim()
+        margin = 0.06 * (right - left)  # where a number would run into the next panel
+        ticks = round_numbers(10 ** (left + margin), 10 ** (right - margin))
+        axes.set_xticks([math.log10(tick) for tick in ticks], [operations(tick) for tick in ticks])
     return figure
 
 
 def by_kind(analysis: Analysis) -> Figure:
     """A panel for each kind of question, a row for each configuration."""
     configurations = analysis.configurations[::-1]
-    columns = min(3, len(analysis.kinds)) or 1
-    rows = math.ceil(len(analysis.kinds) / columns) or 1
-    figure = Figure(figsize=(10, rows * (0.9 + 0.23 * len(configurations))), layout="constrained")
+    columns = min(3, len(analysis.kinds))
+    rows = math.ceil(len(analysis.kinds) / columns)
+    height = 0.24 if len(configurations) < 12 else 0.17
+    figure = Figure(figsize=(11, 0.5 + rows * (0.55 + height * len(configurations))), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    styles = {id(c): series for series in _series(analysis) for c in series.members}
+    styles = {id(c): series for series in series_of(analysis) for c in series.members}
     for index, axes in enumerate(grid.flat):
         if index >= len(analysis.kinds):
             axes.set_axis_off()
             continue
+        kind = analysis.kinds[index]
         _clean(axes, "x")
-        axes.set_title(_plain(analysis.kinds[index]), fontsize=10, color=_INK, loc="left", weight="bold")
+        axes.set_title(_plain(kind), fontsize=10, color=_INK, loc="left", weight="bold")
         for row, configuration in enumerate(configurations):
-            _point(axes, configuration.by_kind[analysis.kinds[index]], row, styles[id(configuration)])
+            if kind in configuration.by_kind:
+                _mark(axes, configuration, configuration.by_kind[kind], styles[id(configuration)], row, lying=True)
         axes.set_yticks(range(len(configurations)), [_plain(c.label) for c in configurations], fontsize=7.5)
         axes.set_ylim(-0.7, len(configurations) - 0.3)
-    figure.supxlabel(f"{analysis.split.capitalize()} accuracy, %, with 95 % interval", fontsize=9, color=_INK)
+    figure.supxlabel(f"Words right, % of {analysis.split}", fontsize=9, color=_INK)
     return figure
 
 
-def _series(analysis: Analysis) -> list[Series]:
+def series_of(analysis: Analysis) -> list[Series]:
+    """The series in the order of the configurations; each has its own marker where gray ones cannot differ in color."""
     groups = defaultdict[str, list[Configuration]](list)
     for configuration in analysis.configurations:
         groups[configuration.series].append(configuration)
-    looks = sorted({_look(c) for c in analysis.configurations if not c.reference})
-    depths = sorted({c.n_fusion for c in analysis.configurations if c.n_fusion})
+    others = [c for c in analysis.configurations if not c.reference]
+    varied = len({repr((c.n_fusion, c.values)) for c in others}) > 1
+    looks = list(dict.fromkeys(_look(c, varied) for c in sorted(others, key=lambda c: c.tokens == 0)))
+    compressors = list(dict.fromkeys(c.compressor for c in sorted(others, key=lambda c: c.tokens == 0)))
+    gray = not all(map(_has_interval, analysis.configurations))
     made = []
-    for name, members in sorted(groups.items()):
+    for index, (name, members) in enumerate(groups.items()):
         first = members[0]
-        colour = _INK if first.reference else _COLOURS[looks.index(_look(first)) % len(_COLOURS)]
-        marker = _MARKERS[depths.index(first.n_fusion) % len(_MARKERS)] if first.n_fusion else "o"
-        made.append(Series(name, sorted(members, key=lambda c: c.tokens), colour, marker, first.n_fusion == 0))
+        color = _INK if first.reference else _COLORS[looks.index(_look(first, varied)) % len(_COLORS)]
+        kind = -1 if first.reference else compressors.index(first.compressor)
+        line, marker = _LINES[kind % len(_LINES)], _MARKERS[(index if gray else kind) % len(_MARKERS)]
+        by_tokens = sorted(members, key=lambda c: c.tokens)
+        made.append(Series(name, by_tokens, color, marker, line))
     return made
 
 
-def _look(configuration: Configuration) -> str:
-    """What a colour stands for."""
-    return repr((configuration.compressor, configuration.values))
+def _look(configuration: Configuration, varied: bool) -> str:
+    """What a color stands for: what was varied beside the compressor, or the compressor where that is all."""
+    return repr((configuration.n_fusion, configuration.values)) if varied else configuration.compressor
 
 
-def _figure(x_label: str, split: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8.4, 5.0), layout="constrained")
-    axes = figure.subplots()
-    _clean(axes, "y")
-    axes.set_xlabel(x_label, fontsize=9, color=_INK)
-    axes.set_ylabel(f"{split.capitalize()} accuracy, %", fontsize=9, color=_INK)
-    axes.set_title(_LEGEND, fontsize=8, color=_GREY, loc="left")
-    return figure, axes
+def _figure(analysis: Analysis, position: Callable[[Configuration], float], x_label: str) -> Figure:
+    """A panel for each group of kinds on one scale, and a legend below."""
+    series = series_of(analysis)
+    wide = len(analysis.groups) > 1
+    columns = 5 if wide else 4
+    height = 4.6 + 0.2 * math.ceil((len(series) + 2) / columns)
+    figure = Figure(figsize=(11.0 if wide else 8.4, height), layout="constrained")
+    panels = figure.subplots(1, len(analysis.groups), sharey=True, squeeze=False)[0]
+    for group, axes in zip(analysis.groups, panels, strict=True):
+        _clean(axes, "y")
+        axes.set_title(group_head(group, analysis.groups), fontsize=10, color=_INK, loc="left", weight="bold")
+        axes.set_xlabel(x_label, fontsize=9, color=_INK)
+        _draw(axes, analysis, series, group, position)
+    panels[0].set_ylabel(f"Words right, % of {analysis.split}", fontsize=9, color=_INK)
+    panels[0].set_ylim(*at_least(_EXTENT, *panels[0].get_ylim()))
+    handles = [_handle(one) for one in series]
+    scores = [score for c in analysis.configurations for score in c.scores.values()]
+    if any(not c.training.converged for c in analysis.configurations):
+        handles.append(_sign("hollow: still improving", _GRAY, filled=False))
+    if any(score.mean.interval is None for score in scores):
+        handles.append(_sign("gray: too few seeds", _LIGHT))
+    if any(len(score.by_seed) > 1 for score in scores):
+        handles.append(_sign("small dots: seeds", _GRAY, size=3))
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False, labelcolor=_INK,
+        handlelength=2.6,
+    )  # fmt: skip
+    return figure
+
+
+def _handle(series: Series) -> Line2D:
+    known = sum(_has_interval(c) for c in series.members)
+    line: _Line = series.line if known > 1 else "none"
+    color = series.color if known else _LIGHT
+    return Line2D([], [], color=color, marker=series.marker, linestyle=line, label=_plain(series.name), markersize=6)
+
+
+def _sign(text: str, color: str, size: float = 6, filled: bool = True) -> Line2D:
+    """An entry of the legend that says what a look means."""
+    face = color if filled else "white"
+    return Line2D(
+        [], [], linestyle="none", marker="o", markersize=size, color=color, markerfacecolor=face, label=text
+    )  # fmt: skip
+
+
+def _has_interval(configuration: Configuration) -> bool:
+    return any(score.mean.interval is not None for score in configuration.scores.values())
 
 
 def _clean(axes: Axes, grid: str) -> None:
@@ -139,102 +195,71 @@ def _clean(axes: Axes, grid: str) -> None:
     axes.spines[["left", "bottom"]].set_color("#d1d5db")
     axes.grid(axis="x" if grid == "x" else "y", color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_GREY, labelsize=8.5, length=0)
+    axes.tick_params(colors=_GRAY, labelsize=8.5, length=0)
 
 
-def _draw(axes: Axes, analysis: Analysis, position: Callable[[Configuration], float]) -> None:
-    series = _series(analysis)
-    for reference in (c for c in analysis.configurations if c.reference):
-        axes.axhspan(100 * reference.accuracy.low, 100 * reference.accuracy.high, color=_INK, alpha=0.07, linewidth=0)
-        axes.axhline(100 * reference.accuracy.value, color=_INK, linewidth=0.9, linestyle=(0, (1, 2)))
-    places = [position(c) for c in analysis.configurations]
-    span = max(places) - min(places) or 1.0
+def _draw(
+    axes: Axes, analysis: Analysis, series: Sequence[Series], group: str, position: Callable[[Configuration], float]
+) -> None:
+    """All series of a group, and their reference as a line across."""
+    drawn = [c for c in analysis.configurations if group in c.scores]
+    for mean in (c.scores[group].mean for c in drawn if c.reference):
+        if mean.interval is not None:
+            axes.axhspan(100 * mean.interval[0], 100 * mean.interval[1], color=_INK, alpha=0.06, linewidth=0)
+        axes.axhline(100 * mean.value, color=_INK if mean.interval else _LIGHT, linewidth=0.9, linestyle=(0, (1, 2)))
+    places = [position(c) for c in drawn]
+    extent = max(places) - min(places) or 1.0
     taken: Counter[float] = Counter()
-    ends = []
     for one in series:
+        members = [c for c in one.members if group in c.scores]
         x = []
-        for place in map(position, one.members):  # bars at one place stand side by side
+        for place in map(position, members):  # bars at one place stand side by side
             same = [round(other, 2) for other in places].count(round(place, 2))
-            x.append(place + 0.011 * span * (taken[round(place, 2)] - (same - 1) / 2))
+            x.append(place + min(0.014, 0.1 / same) * extent * (taken[round(place, 2)] - (same - 1) / 2))
             taken[round(place, 2)] += 1
-        _line(axes, x, one, 0.006 * span)
-        ends.append((x[-1], 100 * one.members[-1].accuracy.value, one))
-    axes.set_xlim(min(places) - 0.06 * span, max(places) + 0.06 * span)
-    far = [end for end in ends if len(end[2].members) > 1 or end[0] > max(places) - 0.2 * span]
-    _label_ends(axes, far)
-    for x_end, y_end, one in ends:
-        if (x_end, y_end, one) not in far:
-            axes.annotate(
-                _plain(one.name), (x_end, y_end), (7, 9), textcoords="offset points", color=one.colour, fontsize=8.5
-            )
+        known = [(place, c) for place, c in zip(x, members, strict=True) if _has_interval(c)]
+        y = [100 * c.scores[group].mean.value for _, c in known]
+        axes.plot([place for place, _ in known], y, color=one.color, linestyle=one.line, linewidth=1.5)
+        for place, configuration in zip(x, members, strict=True):
+            score = configuration.scores[group]
+            _mark(axes, configuration, score.mean, one, place)
+            if len(score.by_seed) > 1:
+                seeds = [100 * value for value in score.by_seed.values()]
+                color = one.color if score.mean.interval else _LIGHT
+                beside = [place + 0.016 * extent] * len(seeds)
+                axes.scatter(beside, seeds, s=7, color=color, alpha=0.7, linewidths=0, zorder=3)
+    axes.set_xlim(min(places) - 0.07 * extent, max(places) + 0.07 * extent)
 
 
-def _line(axes: Axes, x: Sequence[float], series: Series, beside: float) -> None:
-    y = [100 * c.accuracy.value for c in series.members]
-    below = [100 * (c.accuracy.value - c.accuracy.low) for c in series.members]
-    above = [100 * (c.accuracy.high - c.accuracy.value) for c in series.members]
+def _mark(
+    axes: Axes, configuration: Configuration, estimate: Estimate, series: Series, place: float, *, lying: bool = False
+) -> None:
+    """A point above `place`, or beside it where it is lying, with its bar; hollow while it was still improving."""
+    value, color = 100 * estimate.value, series.color if estimate.interval else _LIGHT
+    bar = None
+    if estimate.interval is not None:
+        low, high = estimate.interval
+        bar = [[value - 100 * low], [100 * high - value]]
     axes.errorbar(
-        x,
-        y,
-        [below, above],
-        color=series.colour,
-        linestyle=(0, (4, 2)) if series.dashed else "-",
-        linewidth=1.6,
-        elinewidth=1.1,
-        capsize=2.5,
-        marker=series.marker,
-        markersize=6,
-        markerfacecolor="white" if series.dashed else series.colour,
-    )
-    for place, configuration in zip(x, series.members, strict=True):
-        seeds = list(configuration.by_seed.values())
-        if len(seeds) > 1:
-            x_seeds = [place + beside] * len(seeds)
-            axes.scatter(x_seeds, [100 * seed for seed in seeds], s=8, color=series.colour, alpha=0.6, linewidths=0)
+        [value] if lying else [place], [place] if lying else [value],
+        yerr=None if lying else bar, xerr=bar if lying else None,
+        color=color, elinewidth=1.1, capsize=2.2, linestyle="none", marker=series.marker,
+        markersize=4.5 if lying else 6, markeredgewidth=1.3,
+        markerfacecolor=color if configuration.training.converged else "white",
+    )  # fmt: skip
 
 
-def _point(axes: Axes, interval: Interval, row: int, series: Series) -> None:
-    axes.errorbar(
-        [100 * interval.value],
-        [row],
-        xerr=[[100 * (interval.value - interval.low)], [100 * (interval.high - interval.value)]],
-        color=series.colour,
-        elinewidth=1.2,
-        capsize=2,
-        marker=series.marker,
-        markersize=4.5,
-        markerfacecolor="white" if series.dashed else series.colour,
-    )
+def _lowest(configuration: Configuration, group: str) -> float:
+    """The lower end of a point's bar, or the point."""
+    mean = configuration.scores[group].mean
+    return 100 * (mean.value if mean.interval is None else mean.interval[0])
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, Series]]) -> None:
-    """Names the series right of the plot, pushed apart where they would overlap, each tied to its last point."""
-    low, high = axes.get_ylim()
-    right = axes.get_xlim()[1]
-    ends = sorted(ends, key=lambda end: end[1])
-    for (x, y, series), label_y in zip(ends, spread([y for _, y, _ in ends], (high - low) * 0.043, high), strict=True):
-        axes.annotate(
-            _plain(series.name),
-            (x, y),
-            (right, label_y),
-            color=series.colour,
-            fontsize=8.5,
-            va="center",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": series.colour, "alpha": 0.3, "linewidth": 0.8, "shrinkB": 4},
-        )
-
-
-def spread(places: Sequence[float], gap: float, highest: float) -> list[float]:
-    """Ascending places moved apart to at least `gap`, upwards and then, where they pass `highest`, downwards."""
-    moved: list[float] = []
-    for place in places:
-        moved.append(max(place, moved[-1] + gap) if moved else place)
-    limit = highest
-    for index in reversed(range(len(moved))):
-        moved[index] = min(moved[index], limit)
-        limit = moved[index] - gap
-    return moved
+def at_least(extent: float, low: float, high: float) -> tuple[float, float]:
+    """Limits moved apart to `extent` percent, not far above 100: noise should not fill a plot."""
+    lacking = max(0.0, extent - (high - low))
+    top = max(high, min(high + lacking / 2, 101.0))
+    return min(low, top - max(extent, high - low)), top
 
 
 def round_numbers(low: float, high: float) -> list[float]:

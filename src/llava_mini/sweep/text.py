@@ -1,10 +1,25 @@
-"""Numbers as people read them, the same in the terminal, the plots and the report."""
+"""Numbers and names as people read them, the same in the terminal, the plots and the report."""
 
 from __future__ import annotations
 
-from llava_mini.sweep.statistics import Interval
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llava_mini.sweep.statistics import Estimate
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
+_GROUPS = {"dense": "dense answers", "one_word": "one-word answers"}
+
+
+def group_head(group: str, groups: Sequence[str]) -> str:
+    """`Dense answers`; `Word accuracy` where all kinds are of one group."""
+    return _GROUPS[group].capitalize() if len(groups) > 1 else "Word accuracy"
+
+
+def on_group(group: str, groups: Sequence[str]) -> str:
+    """` on dense answers`; empty where all kinds are of one group."""
+    return f" on {_GROUPS[group]}" if len(groups) > 1 else ""
 
 
 def percent(share: float) -> str:
@@ -12,9 +27,9 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def percent_range(interval: Interval) -> str:
-    """`88.1–91.0`."""
-    return f"{percent(interval.low)}{DASH}{percent(interval.high)}"
+def percent_range(estimate: Estimate) -> str:
+    """`88.1–91.0`; empty without an interval."""
+    return "" if estimate.interval is None else DASH.join(map(percent, estimate.interval))
 
 
 def points(difference: float) -> str:
@@ -23,9 +38,9 @@ def points(difference: float) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", MINUS)
 
 
-def points_range(interval: Interval) -> str:
-    """`−2.1 to +0.3`."""
-    return f"{points(interval.low)} to {points(interval.high)}"
+def points_range(estimate: Estimate) -> str:
+    """`−2.1 to +0.3`; empty without an interval."""
+    return "" if estimate.interval is None else " to ".join(map(points, estimate.interval))
 
 
 def operations(flops: float) -> str:
@@ -46,8 +61,3 @@ def duration(seconds: float) -> str:
 def memory(size: int) -> str:
     """`0.61 GB`."""
     return f"{size / 1e9:.2f} GB"
-
-
-def tokens(count: int) -> str:
-    """`1 vision token`, `64 vision tokens`."""
-    return f"{count or 'no'} vision token{'' if count == 1 else 's'}"
