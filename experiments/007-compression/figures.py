@@ -182,7 +182,9 @@ def against_layers(analysis: Analysis) -> None:
             name = "no token (zero)" if tokens == 0 else f"{tokens} token{'s' * (tokens > 1)}"
             panel.errorbar(places, values, error, fmt="o-", color=shade, capsize=3, markersize=4, label=name)
             hollow = [i for i, c in enumerate(found) if not c.training.converged]
-            panel.plot(np.array(places)[hollow], values[hollow], "o", color=shade, markerfacecolor="white", markersize=4)
+            panel.plot(
+                np.array(places)[hollow], values[hollow], "o", color=shade, markerfacecolor="white", markersize=4
+            )
         panel.set_xticks([0, 1, 2, 4])
         panel.set_xlabel("N_fusion")
     finish(figure, axes, "layers.png")

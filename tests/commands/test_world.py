@@ -169,3 +169,10 @@ def test_a_world_interrupted_while_it_is_written_is_not_trained_again(
 def test_stage_1_needs_a_tower(recipe: Callable[..., list[str]], tmp_path: Path):
     with pytest.raises(UserError, match=r"model\.weights: .*stage0/model\.safetensors is missing"):
         make_tiny_world(recipe(tmp_path, "world.stages=[1]"))
+
+
+def test_stage_0_does_not_accumulate(recipe: Callable[..., list[str]], tmp_path: Path):
+    overrides = recipe(tmp_path, "trainer.accumulate_grad_batches=2")
+    with pytest.raises(UserError, match=r"^trainer\.accumulate_grad_batches=2: a step of stage 0 is one batch; all"):
+        make_tiny_world(overrides)
+    assert not any(tmp_path.iterdir())

@@ -1,10 +1,11 @@
-"""What tests of several models share: a processor with a word-level tokenizer of twelve words."""
+"""What tests of several models share: a processor of twelve words, transformers' own LLaVA."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
+from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from llava_mini.models import LlavaMiniProcessor
 
@@ -26,3 +27,25 @@ def make_processor() -> Callable[..., LlavaMiniProcessor]:
     )
     images = CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size=24, image_mean=[0.0] * 3, image_std=[1.0] * 3)
     return lambda **arguments: LlavaMiniProcessor(images, tokenizer, **arguments)
+
+
+@pytest.fixture
+def transformers_llava() -> Callable[..., LlavaForConditionalGeneration]:
+    """transformers_llava(model): transformers' own LLaVA with the weights of `model`, which compresses nothing."""
+
+    def make(model: Any) -> LlavaForConditionalGeneration:
+        config = LlavaConfig(
+            vision_config=model.config.vision_config,
+            text_config=model.config.text_config,
+            image_token_index=model.config.image_token_id,
+            vision_feature_layer=-2,
+            vision_feature_select_strategy="default",
+        )
+        llava = LlavaForConditionalGeneration(config).eval()
+        llava.model.vision_tower.load_state_dict(model.vision_tower.state_dict())
+        llava.model.multi_modal_projector.load_state_dict(model.projector.state_dict())
+        llava.model.language_model.load_state_dict(model.language_model.get_decoder().state_dict())
+        llava.lm_head.load_state_dict(model.get_output_embeddings().state_dict())
+        return llava
+
+    return make

@@ -6,7 +6,7 @@ differ by up to 1e-5 here, every mistake that was tried by more than 1e-2.
 
 import pytest
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+from transformers import SiglipVisionConfig
 
 from llava_mini.errors import UserError
 from llava_mini.models.compressors import Compressor
@@ -24,28 +24,18 @@ def close(got: torch.Tensor, want: torch.Tensor) -> None:
     torch.testing.assert_close(got, want, atol=ATOL, rtol=0)
 
 
-def transformers_llava(model) -> LlavaForConditionalGeneration:
-    """Transformers' own LLaVA with the weights of `model`."""
-    config = LlavaConfig(
-        vision_config=model.config.vision_config,
-        text_config=model.config.text_config,
-        image_token_index=model.config.image_token_id,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-    )
-    llava = LlavaForConditionalGeneration(config).eval()
-    llava.model.vision_tower.load_state_dict(model.vision_tower.state_dict())
-    llava.model.multi_modal_projector.load_state_dict(model.projector.state_dict())
-    llava.model.language_model.load_state_dict(model.language_model.get_decoder().state_dict())
-    llava.lm_head.load_state_dict(model.get_output_embeddings().state_dict())
-    return llava
-
-
 @FAMILY
 @PADDING
 @torch.no_grad()
 def test_without_compression_and_fusion_it_is_transformers_llava(
-    make_model, make_text_config, make_sample, collate, compressors, family: str, padding_side: str
+    make_model,
+    make_text_config,
+    make_sample,
+    collate,
+    compressors,
+    transformers_llava,
+    family: str,
+    padding_side: str,
 ) -> None:
     model = make_model(
         text_config=make_text_config(family),

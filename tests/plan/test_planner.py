@@ -45,6 +45,14 @@ def test_features_from_disk_several_frames_and_turns_are_planned_as_they_run(
     assert planned.bytes == watched(stage_of("full", meta=False), Mode(), sample, 2).bytes
 
 
+def test_a_batch_of_several_in_a_step_is_planned_as_it_runs(stage_of: Callable, watched: Callable) -> None:
+    mode = Mode(clip=1.0, accumulate=2)
+    peak = Planner(stage_of("lora", meta=True), mode, SAMPLE).step(2)
+    assert peak.bytes == watched(stage_of("lora", meta=False), mode, SAMPLE, 2).bytes
+    alone = Planner(stage_of("lora", meta=True), Mode(clip=1.0), SAMPLE).step(2)
+    assert peak.bytes <= alone.bytes + peak.breakdown[GRADIENTS]  # those of the batch before it, scaled in place
+
+
 def test_8_bit_state_is_as_bitsandbytes_makes_it(stage_of: Callable, watched: Callable) -> None:
     planned = Planner(stage_of("lora", meta=True, optimizer="adamw_8bit"), Mode(), SAMPLE).step(1)
     real = watched(stage_of("lora", meta=False, optimizer="adamw_8bit"), Mode(), SAMPLE, 1)

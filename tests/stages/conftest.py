@@ -1,28 +1,47 @@
 """Batches of random samples for the smallest model, and a trainer that only trains."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from tests.stages.noting import ALL_RATES
 from torch.utils.data import DataLoader
 
 from llava_mini.batch import VLMBatch
 from llava_mini.data.collate import collate as collate_samples
 from llava_mini.data.samples import placeholder
+from llava_mini.stages.instruction import InstructionStage
 
 
 @pytest.fixture(scope="session")
 def make_batch(make_sample: Callable, collate: Callable) -> Callable[..., VLMBatch]:
-    """make_batch(model, seeds, frames=1): samples with answers of three tokens; no seeds: a batch of a placeholder."""
+    """make_batch(model, seeds, frames=1, answers={seed: tokens}): samples; no seeds: a batch of a placeholder.
 
-    def make(model: Any, seeds: Sequence[int], frames: int = 1) -> VLMBatch:
+    Answers have three tokens where nothing else is said.
+    """
+
+    def make(
+        model: Any, seeds: Sequence[int], frames: int = 1, answers: Mapping[int, int] = MappingProxyType({})
+    ) -> VLMBatch:
         if not seeds:
             return collate_samples([placeholder("bad", 0)], 0)
         tensors = {"num_frames": torch.zeros(len(seeds), dtype=torch.int64)}
-        tensors |= collate(model, [make_sample(seed, frames=frames) for seed in seeds])
+        tensors |= collate(model, [make_sample(seed, frames, answer=answers.get(seed, 3)) for seed in seeds])
         return VLMBatch(**tensors, keys=[f"sample-{seed}" for seed in seeds], kinds=[[] for _ in seeds])
+
+    return make
+
+
+@pytest.fixture
+def make_stage(make_model: Callable[..., Any]) -> Callable[..., InstructionStage]:
+    """make_stage(rates, mode=True, **options): an instruction stage for a fresh model in that mode, without warm-up."""
+
+    def make(rates: dict[str, float | None] | None = None, mode: bool = True, **options: Any) -> InstructionStage:
+        arguments = {"learning_rates": rates or ALL_RATES, "warmup_ratio": 0.0, **options}
+        return InstructionStage(model=make_model().train(mode), **arguments)
 
     return make
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tests.stages.noting import ALL_RATES, Gradients, Losses, weights
 
 from llava_mini import finetune
 from llava_mini.errors import UserError
@@ -18,23 +19,7 @@ from llava_mini.stages.base import PARTS, NonFiniteLossError
 from llava_mini.stages.checkpointing import AtomicCheckpointIO
 from llava_mini.stages.instruction import InstructionStage
 
-ALL_RATES = {"projector": 1e-3, "compressor": 2e-3, "prefusion": 3e-3, "language_model": 4e-3}
 Factory = Callable[..., Any]
-
-
-@pytest.fixture
-def make_stage(make_model: Factory) -> Factory:
-    """make_stage(rates, mode=True, **options): an instruction stage for a fresh model in that mode, without warm-up."""
-
-    def make(rates: dict[str, float | None] | None = None, mode: bool = True, **options: Any) -> InstructionStage:
-        arguments = {"learning_rates": rates or ALL_RATES, "warmup_ratio": 0.0, **options}
-        return InstructionStage(model=make_model().train(mode), **arguments)
-
-    return make
-
-
-def weights(stage: Any) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
 
 
 def changed_parts(stage: Any, before: dict[str, torch.Tensor]) -> set[str]:
@@ -251,32 +236,12 @@ def test_dropout_is_a_function_of_seed_and_place(make_adapted: Factory, make_bat
     assert not set(losses(1, 1, [2, 4, 6])) & set(first)
 
 
-class Losses(Callback):
-    """Notes the loss of every batch."""
-
-    def __init__(self) -> None:
-        self.seen: list[float] = []
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.seen.append(float(outputs["loss"]))
-
-
 def test_a_batch_without_usable_samples_teaches_nothing(make_stage: Factory, make_batch: Factory, fit: Factory):
     gradients = Gradients()
     stage = make_stage()
     trainer = fit(stage, [make_batch(stage.model, [])], callbacks=[gradients])
     assert float(trainer.callback_metrics["train/loss"]) == 0.0
     assert gradients.seen and not any(gradient.any() for gradient in gradients.seen.values())
-
-    def accumulated(numbers: list[list[int]]) -> dict[str, torch.Tensor]:
-        stage, gradients = make_stage(), Gradients()
-        batches = [make_batch(stage.model, seeds) for seeds in numbers]
-        fit(stage, batches, accumulate_grad_batches=len(batches), callbacks=[gradients])
-        return gradients.seen
-
-    alone, beside = accumulated([[1, 2]]), accumulated([[1, 2], []])
-    for name, gradient in alone.items():
-        torch.testing.assert_close(beside[name], gradient / 2)  # its share of the step
 
 
 def test_validation_passes_over_placeholders_and_needs_a_sample(make_stage: Factory, make_batch: Factory, fit: Factory):
@@ -289,14 +254,14 @@ def test_validation_passes_over_placeholders_and_needs_a_sample(make_stage: Fact
         fit(make_stage(), batches[:1], batches[1:2])
 
 
-def test_validations_loss_is_the_samples_mean(make_stage: Factory, make_batch: Factory, fit: Factory):
+def test_validations_loss_is_the_tokens_mean(make_stage: Factory, make_batch: Factory, fit: Factory):
     stage = make_stage()
-    batches = [make_batch(stage.model, seeds) for seeds in ([1], [2, 3, 4])]
+    batches = [make_batch(stage.model, seeds, answers={1: 8, 2: 1}) for seeds in ([1], [2, 3, 4])]
     found = float(fit(stage, batches[:1], batches).callback_metrics["val/loss"])
     with torch.no_grad():
         losses = [float(stage.eval().forward_loss(each)[0]) for each in batches]
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)
-    assert found == pytest.approx((losses[0] + 3 * losses[1]) / 4, rel=1e-5)
+    assert found == pytest.approx((8 * losses[0] + 7 * losses[1]) / 15, rel=1e-5)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -326,24 +291,3 @@ def test_one_step_in_mixed_precision(make_stage: Factory, make_batch: Factory, f
         assert {p.dtype for p in stage.model.parameters()} == {torch.float32}
     assert losses["bf16-mixed"] != losses["32-true"]
     assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=0.05)  # bf16 keeps eight bits
-
-
-class Gradients(Callback):
-    """Notes the gradients that the optimiser is given."""
-
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        self.seen = {name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None}
-
-
-def test_two_accumulated_halves_are_nearly_one_batch(make_stage: Factory, make_batch: Factory, fit: Factory):
-    seeds = [3, 6, 9, 12]  # answers of three tokens each: a mean of means is the mean
-    found = []
-    for halves in ([seeds], [seeds[:2], seeds[2:]]):
-        stage, gradients = make_stage(), Gradients()
-        batches = [make_batch(stage.model, each) for each in halves]
-        trainer = fit(stage, batches, accumulate_grad_batches=len(halves), callbacks=[gradients])
-        assert trainer.global_step == 1
-        found.append(gradients.seen)
-    assert found[0].keys() == found[1].keys()
-    for name, whole in found[0].items():
-        torch.testing.assert_close(found[1][name], whole, rtol=1e-3, atol=1e-6)  # sums in another order

@@ -26,8 +26,9 @@ class Number(LightningModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(()))
 
-    def training_step(self, batch: VLMBatch, batch_idx: int) -> torch.Tensor:
-        return self.weight * 0 + batch.input_ids.float().mean()
+    def training_step(self, batch: VLMBatch, batch_idx: int) -> dict[str, torch.Tensor]:
+        mean = batch.input_ids.float().mean()
+        return {"loss": self.weight * 0 + 7 * mean, "batch_loss": mean}  # as if it counted for more than others
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.1)

@@ -4,30 +4,32 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 Ranks = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[Path, Ranks]]]:
-    """train(rank 0's batches, rank 1's, accumulate=1): the folder, and what either rank has in the end."""
+    """train(rank 0's batches, rank 1's, accumulate=1, strategy="auto"): the folder, and what each has in the end."""
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("two_ranks.py"))],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 
-    def run(first: list[str], second: list[str], accumulate: int = 1) -> tuple[Path, Ranks]:
+    def run(*batches: list[str], accumulate: int = 1, strategy: str = "auto") -> tuple[Path, Ranks]:
         folder = tmp_path_factory.mktemp("ranks")
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps([str(folder), accumulate, [first, second]]) + "\n")
+        process.stdin.write(json.dumps([str(folder), accumulate, batches, strategy]) + "\n")
         process.stdin.flush()
         while (line := process.stdout.readline()) != "done\n":
             assert line, "it ended"
-        return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+        return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(len(batches))]
 
     yield run
     process.kill()
@@ -48,7 +50,7 @@ def parts_that_differ(first: dict[str, Any], second: dict[str, Any]) -> set[str]
     ],
 )
 def test_a_rank_may_see_no_image(train: Callable, first: list[str], second: list[str], accumulate: int):
-    _, ranks = train(first, second, accumulate)
+    _, ranks = train(first, second, accumulate=accumulate)
     assert not parts_that_differ(*ranks)
     _, untrained = train(["bad"], ["bad"])
     seen = parts_that_differ(ranks[0], untrained[0])
@@ -73,3 +75,44 @@ def test_a_loss_that_is_not_finite_ends_both_and_its_rank_names_the_samples(trai
     assert "loss is nan at step 1" in ranks[1]["error"] and "non_finite_loss.rank1.json" in ranks[1]["error"]
     assert [path.name for path in folder.glob("non_finite*")] == ["non_finite_loss.rank1.json"]
     assert json.loads((folder / "non_finite_loss.rank1.json").read_text())["keys"] == ["nan-3-0", "nan-3-1"]
+
+
+@pytest.fixture(scope="module")
+def alone(train: Callable[..., Any]) -> Callable[[str], dict[str, torch.Tensor]]:
+    """alone("image+short"): gradients of one step on one rank and one batch."""
+
+    @cache
+    def run(batch: str) -> dict[str, torch.Tensor]:
+        _, (rank,) = train([batch])
+        return {name: torch.tensor(gradient) for name, gradient in rank["gradients"].items()}
+
+    return run
+
+
+@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["image"], ["short"]),
+        (["image", "short"], ["short", "text"]),
+        (["bad", "image"], ["bad", "short"]),  # nothing is supervised in the step's first batch
+        (["image", "bad"], ["bad", "bad"]),
+    ],
+)
+def test_a_step_of_two_ranks_is_one_batch_on_one(
+    train: Callable, alone: Callable, strategy: str, first: list[str], second: list[str]
+):
+    """Answers of one and of three tokens, no_sync in all batches but the last; gradients are clipped."""
+    _, ranks = train(first, second, accumulate=len(first), strategy=strategy)
+    expected = alone("+".join(kind for both in zip(first, second, strict=True) for kind in both))
+    assert float(torch.stack([gradient.norm() for gradient in expected.values()]).norm()) == pytest.approx(1, rel=1e-3)
+    for rank in ranks:
+        assert rank["gradients"].keys() >= expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(torch.tensor(rank["gradients"][name]), gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_of_two_ranks_without_a_supervised_token_is_one_of_zeros(train: Callable):
+    _, ranks = train(["bad"] * 2, ["bad"] * 2, accumulate=2)
+    for rank in ranks:
+        assert rank["gradients"] and not any(torch.tensor(each).any() for each in rank["gradients"].values())

@@ -51,6 +51,9 @@ def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> 
     if (ranks := build.num_ranks(stage0)) > 1:
         raise UserError(f"trainer.devices and machines ask for {ranks} processes: the tiny world is made by one")
     out, stages = Path(stage0["world"]["out"]), stage0["world"]["stages"]
+    if 0 in stages and (times := stage0["trainer"]["accumulate_grad_batches"]) > 1:
+        allowed = "allowed are 1 with world.vision_batch_size, or world.stages=[1]"
+        raise UserError(f"trainer.accumulate_grad_batches={times}: a step of stage 0 is one batch; {allowed}")
     if 0 in stages:
         train_vision(stage0, out / "stage0")
     tokenizer = out / "stage1"

@@ -7,9 +7,29 @@ of a frame, Dv width of the vision tower.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import TransformersKwargs
+
+# What transformers' own models take besides named arguments; PEFT gives inputs_embeds, None where there are none.
+_KEYWORDS = (*sorted(TransformersKwargs.__optional_keys__), "inputs_embeds")
+
+
+def language_model_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Keywords of a forward pass that it does not name itself, as its language model takes them.
+
+    Raises:
+        TypeError: for one that nothing reads.
+        ValueError: for embeddings in the place of ids.
+    """
+    if unknown := sorted(keywords.keys() - set(_KEYWORDS)):
+        named, allowed = ", ".join(map(repr, unknown)), ", ".join(_KEYWORDS)
+        raise TypeError(f"forward() takes no keyword {named}; besides its own arguments it takes {allowed}")
+    if keywords.get("inputs_embeds") is not None:
+        raise ValueError("inputs_embeds: input_ids are needed, whose placeholders say where frames stand")
+    return {name: value for name, value in keywords.items() if name != "inputs_embeds"}
 
 
 def check_pixels(pixel_values: Tensor, num_views_F: Tensor | None) -> None:

@@ -14,13 +14,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
 
 from llava_mini.models.attention import mask_for, packed_positions
 from llava_mini.models.compressors import Compressor, build_compressor
 from llava_mini.models.configuration import LlavaMiniConfig
 from llava_mini.models.frames import FramesMixin
 from llava_mini.models.generation import FramesGenerationMixin
-from llava_mini.models.inputs import check_frames, check_no_frames, check_placeholders, instruction
+from llava_mini.models.inputs import (
+    check_frames,
+    check_no_frames,
+    check_placeholders,
+    instruction,
+    language_model_keywords,
+)
 from llava_mini.models.language_model import build_language_model
 from llava_mini.models.loss import next_token_loss, next_token_loss_of_hidden
 from llava_mini.models.prefusion import Prefusion
@@ -38,7 +45,7 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
         config: Shapes and order of work; weights are random until loaded.
 
     Attributes:
-        loss_chunk: Tokens whose logits are held at once in training; None: all that are learnt.
+        loss_chunk: Tokens whose logits are held at once in training; None: all that are supervised.
     """
 
     config_class = LlavaMiniConfig
@@ -104,6 +111,7 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
         super().set_attn_implementation(attn_implementation, **kwargs)
         self.prefusion.config._attn_implementation = self.config.text_config._attn_implementation
 
+    @can_return_tuple  # type: ignore[untyped-decorator] # mypy does not read transformers
     def forward(
         self,
         input_ids: Tensor,
@@ -119,6 +127,7 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss when labels are given; in training the loss alone, and no logits but those it needs.
@@ -137,11 +146,15 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
             labels: [B, T]; -100 is not predicted.
             use_cache: Default: no when labels are given, else the config's.
             logits_to_keep: As in transformers: only the last so many positions.
-            **kwargs: For the language model, as in transformers.
+            num_items_in_batch: What the sum of the tokens' losses is divided by; from transformers' Trainer it is the
+                number of supervised tokens in a whole step. Default: those of this batch, so the loss is their mean.
+            **kwargs: For the language model, as in transformers; inputs_embeds must be None.
 
         Raises:
+            TypeError: for a keyword that nothing reads.
             ValueError: when frames, views or placeholders do not match.
         """
+        kwargs = language_model_keywords(kwargs)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         if attention_mask is None:
             attention_mask = input_ids.new_ones(len(input_ids), past + input_ids.shape[1])
@@ -166,6 +179,7 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
             position_ids,
             turn_ids,
             labels,
+            num_items_in_batch,
             past_key_values=past_key_values,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
@@ -183,6 +197,7 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
         position_ids: Tensor | None,
         turn_ids_BT: Tensor | None,
         labels_BT: Tensor | None,
+        num_items: Tensor | int | None,
         past_key_values: Any,
         logits_to_keep: int | Tensor,
         **kwargs: Any,
@@ -200,14 +215,15 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "past_key_values": past_key_values,
+            "return_dict": True,
         }
-        if labels_BT is not None and self.training:
-            decoded = self.get_decoder()(**kwargs)
-            loss = next_token_loss_of_hidden(
-                decoded.last_hidden_state, self.get_output_embeddings(), labels_BT, turn_ids_BT, self.loss_chunk
-            )
-            return CausalLMOutputWithPast(loss=loss, hidden_states=decoded.hidden_states)
+        if labels_BT is None:
+            return self.language_model(**kwargs, logits_to_keep=logits_to_keep)
+        if self.training:
+            decoded, head = self.get_decoder()(**kwargs), self.get_output_embeddings()
+            hidden_BTD = decoded.last_hidden_state
+            loss = next_token_loss_of_hidden(hidden_BTD, head, labels_BT, turn_ids_BT, self.loss_chunk, num_items)
+            return CausalLMOutputWithPast(loss=loss, hidden_states=decoded.hidden_states, attentions=decoded.attentions)
         outputs = self.language_model(**kwargs, logits_to_keep=logits_to_keep)
-        if labels_BT is not None:
-            outputs.loss = next_token_loss(outputs.logits, labels_BT, turn_ids_BT)
-        return outputs
+        loss = next_token_loss(outputs.logits, labels_BT, turn_ids_BT, num_items)
+        return CausalLMOutputWithPast(**{**outputs, "loss": loss})  # which comes first, also in a tuple

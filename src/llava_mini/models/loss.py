@@ -32,50 +32,60 @@ def predictors(turn_ids_BT: Tensor) -> Tensor:
     return torch.where(starts_BT, prefix_end_B1, before_BT)
 
 
-def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor, turn_ids_BT: Tensor | None) -> Tensor:
-    """Mean cross-entropy over all tokens that are learnt.
+def next_token_loss(
+    logits_BTV: Tensor, labels_BT: Tensor, turn_ids_BT: Tensor | None, num_items: Tensor | int | None = None
+) -> Tensor:
+    """Mean cross-entropy over all supervised tokens, or their sum over `num_items`.
 
     Where there is none it is 0 and still a function of the logits, so a batch of unusable samples has a gradient (of
     zeros) like any other, as accumulation and several ranks need it.
 
     Args:
         logits_BTV: [B, T, Vocab].
-        labels_BT: [B, T] int64; -100 is not learnt.
+        labels_BT: [B, T] int64; -100 is not supervised.
         turn_ids_BT: [B, T] int64 or None.
+        num_items: Supervised tokens of all batches whose gradients are summed; None: those of this batch.
 
     Raises:
         ValueError: when logits were kept of some positions only.
     """
     logits_SV, targets_S = supervised(logits_BTV, labels_BT, turn_ids_BT)
-    return torch.nn.functional.cross_entropy(logits_SV.float(), targets_S, reduction="sum") / max(len(targets_S), 1)
+    loss = nn.functional.cross_entropy(logits_SV.float(), targets_S, reduction="sum")
+    return loss / _divisor(num_items, targets_S)
 
 
 def next_token_loss_of_hidden(
-    hidden_BTD: Tensor, head: nn.Module, labels_BT: Tensor, turn_ids_BT: Tensor | None, chunk: int | None
+    hidden_BTD: Tensor,
+    head: nn.Module,
+    labels_BT: Tensor,
+    turn_ids_BT: Tensor | None,
+    chunk: int | None,
+    num_items: Tensor | int | None = None,
 ) -> Tensor:
-    """`next_token_loss` of `head(hidden)`, without logits of what is not learnt.
+    """`next_token_loss` of `head(hidden)`, without logits of what is not supervised.
 
     Args:
         hidden_BTD: [B, T, D], the decoder's last hidden states.
         head: The language model's head, D -> Vocab.
-        labels_BT: [B, T] int64; -100 is not learnt.
+        labels_BT: [B, T] int64; -100 is not supervised.
         turn_ids_BT: [B, T] int64 or None.
-        chunk: Tokens whose logits are held at once; None: all that are learnt.
+        chunk: Tokens whose logits are held at once; None: all that are supervised.
+        num_items: As in `next_token_loss`.
     """
     hidden_SD, targets_S = supervised(hidden_BTD, labels_BT, turn_ids_BT)
     if chunk is None:
         loss = nn.functional.cross_entropy(head(hidden_SD).float(), targets_S, reduction="sum")
     else:
         loss = linear_cross_entropy(hidden_SD, head, targets_S, chunk)
-    return loss / max(len(targets_S), 1)
+    return loss / _divisor(num_items, targets_S)
 
 
 def supervised(logits_BTV: Tensor, labels_BT: Tensor, turn_ids_BT: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Logits and labels of all tokens that are learnt.
+    """Logits and labels of all supervised tokens.
 
     Args:
         logits_BTV: [B, T, Vocab]; or hidden states [B, T, D], of which those that predict are taken likewise.
-        labels_BT: [B, T] int64; -100 is not learnt.
+        labels_BT: [B, T] int64; -100 is not supervised.
         turn_ids_BT: [B, T] int64 or None.
 
     Returns:
@@ -88,6 +98,29 @@ def supervised(logits_BTV: Tensor, labels_BT: Tensor, turn_ids_BT: Tensor | None
         raise ValueError(
             f"labels of shape {tuple(labels_BT.shape)} for logits at {tuple(logits_BTV.shape[:2])} positions"
         )
-    predictor_BT = predictors(torch.zeros_like(labels_BT) if turn_ids_BT is None else turn_ids_BT)
-    row_S, column_S = ((labels_BT != -100) & (predictor_BT >= 0)).nonzero(as_tuple=True)
+    supervised_BT, predictor_BT = _supervised(labels_BT, turn_ids_BT)
+    row_S, column_S = supervised_BT.nonzero(as_tuple=True)
     return logits_BTV[row_S, predictor_BT[row_S, column_S]], labels_BT[row_S, column_S]
+
+
+def num_supervised(labels_BT: Tensor, turn_ids_BT: Tensor | None) -> int:
+    """S: the tokens over which the loss is a mean; a label that no token predicts is not one of them.
+
+    Args:
+        labels_BT: [B, T] int64; -100 is not supervised.
+        turn_ids_BT: [B, T] int64 or None.
+    """
+    return int(_supervised(labels_BT, turn_ids_BT)[0].sum())
+
+
+def _supervised(labels_BT: Tensor, turn_ids_BT: Tensor | None) -> tuple[Tensor, Tensor]:
+    """[B, T] bool, which tokens are supervised, and [B, T], what predicts each."""
+    predictor_BT = predictors(torch.zeros_like(labels_BT) if turn_ids_BT is None else turn_ids_BT)
+    return (labels_BT != -100) & (predictor_BT >= 0), predictor_BT
+
+
+def _divisor(num_items: Tensor | int | None, targets_S: Tensor) -> Tensor | int:
+    """What a sum of losses is divided by; never 0, for the loss of no token is 0."""
+    if num_items is None or not len(targets_S):
+        return max(len(targets_S), 1)
+    return torch.as_tensor(num_items, device=targets_S.device)

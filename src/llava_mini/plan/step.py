@@ -18,6 +18,7 @@ from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.plan.ledger import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, SETUP, UPDATE, Ledger
 from llava_mini.plan.stand_ins import as_on_gpu
 from llava_mini.plan.unallocated import Unallocated
+from llava_mini.stages.accumulation import scale_gradients
 
 if TYPE_CHECKING:  # a plan is made where Lightning is not installed too
     from llava_mini.stages.base import VLMStage
@@ -61,11 +62,16 @@ class Mode:
 def training_step(
     stage: VLMStage, optimizer: torch.optim.Optimizer, batch: VLMBatch, mode: Mode, ledger: Ledger
 ) -> None:
-    """Forward, backward, clip, update. Gradients of the last step stay until the backward pass, as in Lightning."""
+    """Forward, backward, clip, update. Gradients of the last step stay until the backward pass, as in Lightning.
+
+    With accumulation it is a batch that is not the first of its step: the gradients before it are scaled (`StepMean`).
+    """
     with mode.kernels():
         ledger.enter(FORWARD)
         with mode.mixed():
             loss, _ = stage.forward_loss(batch)
+        if mode.accumulate > 1:
+            scale_gradients(optimizer, 0.5)
         ledger.enter(BACKWARD)
         if mode.accumulate == 1:
             optimizer.zero_grad()

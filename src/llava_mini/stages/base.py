@@ -2,7 +2,7 @@
 
 A part with a learning rate trains and every other is frozen; a concrete stage says which may. Fine-tuning may train of
 a part its adapters only, or nothing. What a step draws at random is a function of its place in the run, so a resumed
-run equals the uninterrupted one.
+run equals the uninterrupted one. A step's loss is the mean over its supervised tokens, of all its batches and ranks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from llava_mini.errors import UserError
 from llava_mini.files import rank_path, write_json
 from llava_mini.finetune import adapted_parts, num_parameters, trains
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.models.loss import num_supervised
 from llava_mini.predictions import SCORES, Predictions
+from llava_mini.stages.accumulation import StepMean
 from llava_mini.stages.metrics import Answers, answer_scores
 from llava_mini.stages.optimizers import build_optimizer
 from llava_mini.stages.sharding import shard
@@ -97,6 +99,7 @@ class VLMStage(LightningModule, ABC):
         self.kinds, self.answers, self.val_loss = list(kinds or []), Answers(), MeanMetric()
         self.validated: Predictions | None = None
         self.word_starts = word_starts
+        self._step_mean = StepMean()
         self.strict_loading = False  # checkpoints hold trained weights only
         self.check()
         for part in PARTS:
@@ -183,7 +186,8 @@ class VLMStage(LightningModule, ABC):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def training_step(self, batch: VLMBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: VLMBatch, batch_idx: int) -> dict[str, Tensor]:
+        """`loss`, what the batch adds to its optimizer step, and `batch_loss`, the mean over its own tokens."""
         place = np.random.SeedSequence((self.seed, batch.position, self.global_rank))
         torch.manual_seed(int(place.generate_state(1)[0]))  # for the dropout of adapters
         loss, _ = self.forward_loss(batch)
@@ -191,11 +195,11 @@ class VLMStage(LightningModule, ABC):
         if not torch.isfinite(mean):
             self._stop_on(batch, float(loss.detach()))
         self.log("train/loss", mean, prog_bar=True, batch_size=len(batch))
-        return loss
+        return {"loss": loss * self._weight(batch, batch_idx), "batch_loss": loss.detach()}
 
     def validation_step(self, batch: VLMBatch, batch_idx: int) -> None:
         loss, logits = self.forward_loss(batch)
-        self.val_loss.update(loss, batch.num_supervised())
+        self.val_loss.update(loss, num_supervised(batch.labels, batch.turn_ids))
         self.answers.add(batch, answer_scores(logits, batch.labels, batch.turn_ids, self.word_starts))
 
     def on_validation_epoch_end(self) -> None:
@@ -227,9 +231,18 @@ class VLMStage(LightningModule, ABC):
         return self
 
     def forward_loss(self, batch: VLMBatch) -> tuple[Tensor, Tensor]:
-        """Loss and logits of a batch; a stage with another objective overrides this."""
+        """Mean loss over the supervised tokens of a batch, and logits."""
         outputs = self.model(**batch.model_inputs())
         return outputs.loss, outputs.logits
+
+    def _weight(self, batch: VLMBatch, batch_idx: int) -> float:
+        """What the batch's mean loss is multiplied by, so that each token of its optimizer step counts the same."""
+        own = num_supervised(batch.labels, batch.turn_ids)
+        every = self.trainer.strategy.reduce(torch.tensor(own, device=self.device), reduce_op="sum")
+        batches = self.trainer.accumulate_grad_batches
+        if batch_idx % batches == 0:  # before its backward pass Lightning clears the gradients
+            self._step_mean.begin()
+        return self._step_mean.add(own, int(every), batches * self.trainer.world_size, self.trainer.optimizers[0])
 
     def _part(self, name: str) -> nn.Module:
         return self.model.get_submodule(name)

@@ -1,6 +1,7 @@
 """What a run tells while it trains: a line a step for machines, a line now and then for people.
 
-Nothing here changes what is trained.
+Nothing here changes what is trained. A stage's training step gives `batch_loss`, the batch's own, besides `loss`, which
+is what the batch adds to its optimizer step.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class History(Callback):
         line = {
             "step": trainer.global_step - int(not trainer.fit_loop.epoch_loop._should_accumulate()),
             "position": batch.position,
-            "loss": batch_loss(trainer, outputs) if batch.num_supervised() else None,
+            "loss": float(outputs["batch_loss"]) if batch.num_supervised() else None,
             "keys": batch.keys,
         }
         with rank_path(self.path, trainer.global_rank).open("a") as file:
@@ -167,15 +168,10 @@ class Progress(Callback):
             bad = int(trainer.callback_metrics.get("data/bad", 0))  # of all ranks, as `Quarantine` counts them
             log.info(
                 "step %d of %d: loss %.4f, %.1f samples/s, %.2f GB%s",
-                trainer.global_step, trainer.max_steps, batch_loss(trainer, outputs), rate,
+                trainer.global_step, trainer.max_steps, float(outputs["batch_loss"]), rate,
                 peak_memory_bytes(pl_module.device) / 1e9, f", {bad} skipped" if bad else "",
             )  # fmt: skip
         self.last, self.samples = now, 0
-
-
-def batch_loss(trainer: Trainer, outputs: Any) -> float:
-    """The batch's own loss, not its share of an accumulated step."""
-    return float(outputs["loss"]) * trainer.accumulate_grad_batches
 
 
 def peak_memory_bytes(device: torch.device) -> int:

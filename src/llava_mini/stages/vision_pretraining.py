@@ -62,8 +62,9 @@ class VisionPretrainingStage(LightningModule):
         features = encode_views(self.vision_tower, pixel_values, self.feature_layer, self.num_patches)
         return {name: head(features).transpose(1, 2) for name, head in self.heads.items()}
 
-    def training_step(self, batch: tuple[Tensor, dict[str, Tensor]], batch_idx: int) -> Tensor:
-        return self._shared_step(batch, "train")[0]
+    def training_step(self, batch: tuple[Tensor, dict[str, Tensor]], batch_idx: int) -> dict[str, Tensor]:
+        loss, _ = self._shared_step(batch, "train")
+        return {"loss": loss, "batch_loss": loss.detach()}
 
     def validation_step(self, batch: tuple[Tensor, dict[str, Tensor]], batch_idx: int) -> None:
         """Scores objects only: knowing background from background is no merit."""

@@ -1,0 +1,101 @@
+"""As transformers' Trainer and PEFT call the model: a step's loss is over all its tokens, no keyword goes unread."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlavaForConditionalGeneration, Trainer, TrainingArguments
+
+ANSWERS = (1, 9, 2, 4, 1, 7, 3, 3)  # supervised tokens of every sample
+Train = Callable[..., tuple[float, float]]
+
+
+@pytest.fixture
+def plain(make_model, compressors) -> Any:
+    """Ours as plain LLaVA."""
+    return make_model(compressor=compressors["none"], num_fusion_layers=0, image_token_id=98)
+
+
+@pytest.fixture
+def train(plain, make_sample, collate, tmp_path: Path) -> Train:
+    """train(model, size, times): loss and gradient norm that transformers' Trainer logs for one step of 8 samples."""
+    samples = [make_sample(seed, answer=tokens) for seed, tokens in enumerate(ANSWERS)]
+
+    def run(model: Any, size: int, times: int) -> tuple[float, float]:
+        def collated(chosen: list[Any]) -> dict[str, torch.Tensor]:
+            batch = collate(plain, chosen)
+            if isinstance(model, LlavaForConditionalGeneration):
+                del batch["num_frames"]
+                batch["pixel_values"] = batch["pixel_values"][:, 0]
+            return batch
+
+        arguments = TrainingArguments(
+            str(tmp_path), per_device_train_batch_size=size, gradient_accumulation_steps=times, max_steps=1,
+            logging_steps=1, learning_rate=0.0, max_grad_norm=1e9, use_cpu=True, report_to=[], save_strategy="no",
+            remove_unused_columns=False, disable_tqdm=True,
+        )  # fmt: skip
+        trainer = Trainer(model=model, args=arguments, train_dataset=samples, data_collator=collated)
+        trainer.train()
+        logged = trainer.state.log_history[0]
+        return float(logged["loss"]), float(logged["grad_norm"])
+
+    return run
+
+
+def test_transformers_trainer_gets_what_its_own_llava_gives(train: Train, plain, transformers_llava) -> None:
+    theirs = transformers_llava(plain)
+    whole = train(plain, 8, 1)
+    assert min(whole) > 0.1, "there is something to compare"
+    assert whole == pytest.approx(train(theirs, 8, 1), rel=1e-4)
+    for size, times in ((2, 4), (1, 8)):
+        assert train(plain, size, times) == pytest.approx(whole, rel=1e-4)
+        assert train(theirs, size, times) == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("task", [None, "CAUSAL_LM"])
+def test_peft_wraps_it_for_any_task(train: Train, plain, make_sample, collate, task: str | None) -> None:
+    batch = collate(plain, [make_sample(1), make_sample(2, answer=7)])
+    prompt = collate(plain, [make_sample(1)], answers=False)
+    with torch.no_grad():
+        expected, answer = plain(**batch).loss, plain.generate(**prompt, max_new_tokens=4, do_sample=False)
+    adapted = get_peft_model(plain, LoraConfig(r=4, target_modules=["q_proj"], task_type=task))
+    assert torch.equal(adapted(**batch).loss, expected)  # fresh adapters add nothing
+    assert torch.equal(adapted.generate(**prompt, max_new_tokens=4, do_sample=False), answer)
+    assert train(adapted, 2, 4) == pytest.approx(train(adapted, 8, 1), rel=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_loss_is_the_sum_over_the_items_that_are_told(make_model, make_sample, collate, training: bool) -> None:
+    model = make_model().train(training)
+    batch = collate(model, [make_sample(1, answer=2), make_sample(2, answer=5)])
+    mean = model(**batch).loss
+    for items in (14, torch.tensor(14)):
+        torch.testing.assert_close(model(**batch, num_items_in_batch=items).loss, mean / 2)
+    assert torch.equal(model(**batch, num_items_in_batch=None).loss, mean)
+    model.loss_chunk = 3
+    torch.testing.assert_close(model(**batch, num_items_in_batch=14).loss, mean / 2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_unknown_keyword_is_named(make_model, make_sample, collate, training: bool) -> None:
+    model = make_model().train(training)
+    batch = collate(model, [make_sample(1)])
+    with pytest.raises(TypeError, match=r"takes no keyword 'pixel_value'; besides its own .* takes .*is_causal"):
+        model(**batch, pixel_value=batch["pixel_values"])
+    with pytest.raises(ValueError, match="inputs_embeds: input_ids are needed"):
+        model(**batch, inputs_embeds=torch.zeros(1, 3, 48))
+    assert model(**batch, inputs_embeds=None, output_attentions=None, return_dict=None).loss > 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_outputs_are_given_as_asked(make_model, make_sample, collate, training: bool) -> None:
+    model = make_model().train(training)
+    batch = collate(model, [make_sample(1)])
+    whole = model(**batch, output_hidden_states=True)
+    assert len(whole.hidden_states) == 4  # embeddings and three layers
+    in_order = model(**batch, return_dict=False)
+    assert isinstance(in_order, tuple)
+    assert torch.equal(in_order[0], whole.loss)
