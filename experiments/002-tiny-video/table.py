@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,7 +22,7 @@ import numpy as np
 from llava_mini.data.conversation import parse_record
 from llava_mini.data.shards import ShardSet
 from llava_mini.predictions import Predictions
-from llava_mini.sweep.statistics import Bootstrap, Interval
+from llava_mini.sweep.statistics import Answers, Estimate
 
 CONDITIONS = {"all": "all frames", "shuffled": "frames shuffled", "one": "one frame"}
 COLORS = {"all": "#0072B2", "shuffled": "#E69F00", "one": "#6B7280"}
@@ -30,17 +31,6 @@ HERE = Path(__file__).parent
 
 def kind_of_modality(kind: str) -> str:
     return kind.split("_")[0] if kind.startswith(("clip_", "text_")) else "image"
-
-
-def chosen(predictions: Predictions, kinds: set[str]) -> Predictions:
-    """The questions of some kinds."""
-    kept = np.isin(predictions.kind, list(kinds))
-    return Predictions(
-        key=predictions.key[kept],
-        turn=predictions.turn[kept],
-        kind=predictions.kind[kept],
-        correct=predictions.correct[kept],
-    )
 
 
 def majority(world: Path) -> dict[str, float]:
@@ -73,9 +63,9 @@ def main() -> None:
     blind = majority(world)
     results = {}
     for group, members in groups.items():
-        bootstrap = Bootstrap([chosen(run, members) for run in runs])
-        means = {name: bootstrap.mean(by_seed) for name, by_seed in seeds.items()}
-        differences = {name: bootstrap.difference(seeds["all"], seeds[name]) for name in ("shuffled", "one")}
+        scores = Answers([run.chosen(np.isin(run.kind, list(members))) for run in runs]).scores("exact_match")
+        means = {name: scores.mean(by_seed) for name, by_seed in seeds.items()}
+        differences = {name: scores.difference(seeds["all"], seeds[name]) for name in ("shuffled", "one")}
         results[group] = {
             "most_frequent_answer": blind[group],
             **{name: asdict(mean) for name, mean in means.items()},
@@ -88,24 +78,30 @@ def main() -> None:
     draw(results, [kind for kind in kinds if kind.startswith("clip_")])
 
 
-def percent(interval: Interval) -> str:
-    return f"{100 * interval.value:.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+def percent(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:.1f}" + (
+        "" if estimate.interval is None else " ({:.1f} to {:.1f})".format(*(100 * end for end in estimate.interval))
+    )
 
 
-def points(interval: Interval) -> str:
-    return f"{100 * interval.value:+.1f} ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
+def points(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:+.1f}" + (
+        "" if estimate.interval is None else " ({:+.1f} to {:+.1f})".format(*(100 * end for end in estimate.interval))
+    )
 
 
-def draw(results: dict[str, dict[str, dict[str, float]]], kinds: list[str]) -> None:
+def draw(results: dict[str, dict[str, Any]], kinds: list[str]) -> None:
     """Accuracy of every kind of question about clips, with the controls."""
     figure, axes = plt.subplots(figsize=(9, 4.2), layout="constrained")
     for number, (name, label) in enumerate(CONDITIONS.items()):
-        values = np.array([[100 * results[kind][name][part] for part in ("value", "low", "high")] for kind in kinds])
+        found = [results[kind][name] for kind in kinds]
+        values = np.array([100 * each["value"] for each in found])
+        ends = np.array([each["interval"] or (each["value"], each["value"]) for each in found])
         places = np.arange(len(kinds)) + (number - 1) * 0.26
-        errors = np.abs(values[:, 1:].T - values[:, 0])
-        axes.bar(places, values[:, 0], 0.24, yerr=errors, color=COLORS[name], ecolor="#1F2937", capsize=2, label=label)
+        errors = np.abs(100 * ends.T - values)
+        axes.bar(places, values, 0.24, yerr=errors, color=COLORS[name], ecolor="#1F2937", capsize=2, label=label)
     for place, kind in enumerate(kinds):
-        blind = 100 * results[kind]["most_frequent_answer"]  # type: ignore[operator]
+        blind = 100 * results[kind]["most_frequent_answer"]
         axes.plot([place - 0.42, place + 0.42], [blind, blind], color="#B91C1C", linestyle=":", linewidth=1.5)
     axes.plot([], [], color="#B91C1C", linestyle=":", label="most frequent answer")
     axes.set_xticks(range(len(kinds)), [kind.removeprefix("clip_") for kind in kinds])

@@ -2,7 +2,7 @@
 
     python experiments/007-compression/figures.py SWEEP [LONGER ...]
 
-SWEEP is the grid, LONGER are sweeps of the same configurations with more steps. Writes beside this file: tables.md (word
+SWEEP is the grid, LONGER are sweeps of the same configurations with more steps. Writes beside it: tables.md (word
 accuracy by kind, and differences), tokens.png (accuracy against tokens, with and without pre-fusion), layers.png
 (accuracy against N_fusion), budgets.png and budgets.md (accuracy against steps), spread.json (how far seeds lie apart).
 """

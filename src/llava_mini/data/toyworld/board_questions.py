@@ -23,7 +23,7 @@ def board_questions(rng: np.random.Generator, board: Scene, one_word: int) -> li
     Args:
         rng: Generator of the choice and the order.
         board: The board.
-        one_word: One-word questions at most, each of another kind; a kind that this board has no answer for is left out.
+        one_word: One-word questions at most, each of another kind; kinds without an answer on this board are left out.
     """
     facts = scene_facts(rng, board, per_kind=1)[:one_word]
     asked = [*dense_questions(board), *(Asked(fact.kind, question(fact), fact.answer) for fact in facts)]
