@@ -16,7 +16,8 @@ Writes a model of this program as the official release has it: its config.json, 
 _LLAVA = """\
 Reads LLaVA-v1.5 or 1.6, as transformers has them (llava-hf/...) or as they were released (liuhaotian/llava-v1.5-7b),
 and writes a LLaVA-Mini model as a start for stage 2: vision tower, projector and language model are taken over,
-compressor and pre-fusion are initialised. What went where is printed part by part."""
+compressor and pre-fusion are initialized. It is to real models what model.start=uncompressed is to the tiny world: a
+run learns to compress, not to answer. What went where is printed part by part."""
 
 _EXAMPLES = """\
 examples:
