@@ -32,8 +32,8 @@ def points_of(axes: Axes) -> list[tuple[float, str, str]]:
     return sorted(points)
 
 
-def test_three_plots_are_written(full: Path, tmp_path: Path) -> None:
-    plots = draw_all(analyse(full), tmp_path)
+def test_three_plots_are_written(sweep_folder: SweepFolder, tmp_path: Path) -> None:
+    plots = draw_all(analyse(sweep_folder("seed=0,1,2")), tmp_path)
     assert set(plots) == {"accuracy_vs_tokens", "accuracy_vs_flops", "accuracy_by_kind"}
     for path in plots.values():
         with Image.open(path) as image:
@@ -105,8 +105,8 @@ def test_kinds_have_a_panel_each(full: Path) -> None:
 
 
 def test_one_run_and_names_that_look_like_formulas_are_drawn(sweep_folder: SweepFolder, tmp_path: Path) -> None:
-    draw_all(analyse(sweep_folder(interrupted=["none-N0-s0"], name="one")), tmp_path)
-    odd = analyse(sweep_folder("stage.note='$x_{$','<b>\\'&'", name="odd"))
+    draw_all(analyse(sweep_folder(interrupted=["none-N0-s0"], accuracy={"dense": 0.7}, name="one")), tmp_path)
+    odd = analyse(sweep_folder("stage.note='$x_{$','<b>\\'&'", accuracy={"dense": 0.7}, name="odd"))
     draw_all(odd, tmp_path)
     names = [text.get_text() for text in against_tokens(odd).legends[0].get_texts()]
     assert r"query N=4, note=\$x_{\$" in names
