@@ -74,17 +74,16 @@ def test_help_lists_every_target_in_a_line() -> None:
 @pytest.mark.parametrize(
     ("given", "passed"),
     [
-        ([], ""),
-        (["C=1,2,4,8"], "compressor.C=1,2,4,8"),
-        (["SEEDS=3"], "seed=0,1,2"),
-        (["SEEDS=1", "SWEEP_DIR=sweeps/a"], "seed=0 sweep_dir=sweeps/a"),
+        ([], "compressor=query,zero seed=0,1,2"),
+        (["C=1,2,4,8"], "compressor=query,zero compressor.C=1,2,4,8 seed=0,1,2"),
+        (["SEEDS=2", "SWEEP_DIR=sweeps/a"], "compressor=query,zero seed=0,1 sweep_dir=sweeps/a"),
         (
-            ["COMPRESSOR=query,avg_pool", "N_FUSION=0,2", "ARGS=experiment=smoke order=paper"],
-            "compressor=query,avg_pool fusion.num_layers=0,2 experiment=smoke order=paper",
+            ["COMPRESSOR=query,avg_pool", "SEEDS=1", "N_FUSION=0,2", "ARGS=experiment=smoke order=paper"],
+            "compressor=query,avg_pool fusion.num_layers=0,2 seed=0 experiment=smoke order=paper",
         ),
     ],
 )
-def test_sweep_passes_on_what_is_given_and_nothing_else(given: list[str], passed: str) -> None:
+def test_sweep_adds_the_control_and_three_seeds_to_what_is_given(given: list[str], passed: str) -> None:
     call = make("--dry-run", "sweep", *given).stdout.splitlines()[-1]
     assert " ".join(call.split()) == f".venv/bin/llava-mini sweep {passed}".rstrip()
 
