@@ -13,6 +13,7 @@ heads of keys and values, E width of a head.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,8 +60,8 @@ class Prefusion(nn.Module):
             visible_FL: [F, L] bool.
             turn_ids_FL: [F, L] int64, 0 for patches, compressed tokens and shared text; None: one conversation.
             first: The first row that is wanted.
-            trim: Whether the last layer computes nothing but keys and values for rows before `first`, where its parts
-                may be called apart from it: not in eager attention, with dropout or where activations are recomputed.
+            trim: Whether the last layer computes nothing but keys and values for rows before `first`; not with eager
+                attention or dropout in it, which `layer_rows` does not do.
 
         Returns:
             Rows from `first` on [F, L - first, D].
@@ -71,8 +72,7 @@ class Prefusion(nn.Module):
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             if number == last and trim and 0 < first < hidden_FLD.shape[1] and self._has_parts(layer):
-                rope = cos_FLE[:, None], sin_FLE[:, None]
-                return layer_rows(layer, hidden_FLD, rope, first=first, mask=mask[:, :, first:])[0]
+                return _rows_from(first, layer, hidden_FLD, (cos_FLE[:, None], sin_FLE[:, None]), mask)
             hidden_FLD = layer(
                 hidden_FLD, attention_mask=mask, position_embeddings=(cos_FLE, sin_FLE), position_ids=position_ids
             )
@@ -139,12 +139,17 @@ class Prefusion(nn.Module):
 
     def _has_parts(self, layer: Any) -> bool:
         """Whether `layer_rows` does all that the layer itself does."""
-        return bool(
-            self.config._attn_implementation == "sdpa"
-            and not layer.gradient_checkpointing
-            and not (layer.training and self.config.attention_dropout)
-        )
+        drops = layer.training and self.config.attention_dropout > 0
+        return self.config._attn_implementation == "sdpa" and not drops
 
     def _rope(self, hidden_FLD: Tensor, position_ids: Tensor) -> Rope:
         cos, sin = self.rotary_emb(hidden_FLD, position_ids=position_ids)
         return cos[:, None], sin[:, None]
+
+
+def _rows_from(first: int, layer: Any, hidden_FLD: Tensor, rope: Rope, mask: Tensor) -> Tensor:
+    """The layer's result for rows from `first` on; its activations are recomputed where the layer's own would be."""
+    rows = partial(layer_rows, layer, rope=rope, first=first, mask=mask[:, :, first:])
+    if layer.gradient_checkpointing and layer.training:
+        return layer._gradient_checkpointing_func(rows, hidden_FLD)[0]
+    return rows(hidden_FLD)[0]
