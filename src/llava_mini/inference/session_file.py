@@ -29,8 +29,8 @@ from llava_mini.finetune import fingerprints
 from llava_mini.hardware import is_out_of_memory
 from llava_mini.inference.frame_store import Chunk
 from llava_mini.inference.looking import Look
-from llava_mini.inference.media import check_file
 from llava_mini.inference.quantize import quantize
+from llava_mini.media.named import check_file
 from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW
 
 if TYPE_CHECKING:
