@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig
@@ -27,6 +26,7 @@ from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.data.toyworld.vision import Scenes
 from llava_mini.errors import UserError
 from llava_mini.files import write_json
+from llava_mini.models.tensor_files import save_tensors
 from llava_mini.models.vision_tower import build_vision_tower
 from llava_mini.stages.callbacks import Clock, Progress
 from llava_mini.sweep.grid import UNHASHED
@@ -116,7 +116,7 @@ def write_checkpoint(folder: Path, tensors: dict[str, Tensor], config: dict[str,
     """model.safetensors in half precision, and recipe.json with config, metrics and the file's hash."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.safetensors"
-    save_file({name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}, path)
+    save_tensors({name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}, path)
     recipe = {
         "config": {key: value for key, value in config.items() if key not in UNHASHED},
         "metrics": metrics,
