@@ -156,7 +156,8 @@ def _tensors(path: Path, needed: Mapping[str, torch.Tensor]) -> dict[str, torch.
     try:
         tensors = load_tensors(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: not a readable safetensors file ({reason})") from error
     check_shapes(path, _shapes(tensors), _shapes(needed), str)
     for name, tensor in tensors.items():
         if tensor.dtype not in _FLOATS:
