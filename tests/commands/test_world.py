@@ -162,3 +162,14 @@ def test_a_world_interrupted_while_it_is_written_is_not_trained_again(
 def test_stage_1_needs_a_tower(recipe: Callable[..., list[str]], tmp_path: Path):
     with pytest.raises(UserError, match=r"model\.weights: .*stage0/model\.safetensors is missing"):
         make_tiny_world(recipe(tmp_path, "world.stages=[1]"))
+
+
+def test_a_world_in_a_folder_of_any_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    trained: list[tuple[str, Any]] = []
+    monkeypatch.setattr(world, "train_vision", lambda config, folder: trained.append((str(folder), None)))
+    monkeypatch.setattr(world, "train_language", lambda config, folder: trained.append((str(folder), config["model"])))
+    out = tmp_path / "lr=1 (a) [b], c#é it's"
+    make_tiny_world([f"world.out={out}"])
+    (tower, _), (language, model) = trained
+    assert (tower, language) == (f"{out}/stage0", f"{out}/stage1")
+    assert model["weights"] == [f"{out}/stage0"] and model["tokenizer"] == f"{out}/stage1"

@@ -28,6 +28,7 @@ from llava_mini.errors import UserError
 from llava_mini.files import write_json
 from llava_mini.models.tensor_files import save_tensors
 from llava_mini.models.vision_tower import build_vision_tower
+from llava_mini.overrides import literal
 from llava_mini.stages.callbacks import Clock, Progress
 from llava_mini.sweep.grid import UNHASHED
 from llava_mini.sweep.provenance import code_version, git_commit
@@ -53,7 +54,8 @@ def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> 
         train_vision(stage0, out / "stage0")
     if 1 not in stages:
         return out
-    places = [f"model.weights=[{out / 'stage0'}]", f"model.tokenizer={out / 'stage1'}"]
+    vision, language = (literal(str(out / stage)) for stage in ("stage0", "stage1"))
+    places = [f"model.weights=[{vision}]", f"model.tokenizer={language}"]
     build_tokenizer().save_pretrained(str(out / "stage1"))
     stage1 = resolve(["experiment=tiny_stage1", *overrides, *places], config_dirs)
     train_language(stage1, out / "stage1")
