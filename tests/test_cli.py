@@ -1,6 +1,8 @@
 """The command line: help; a user's mistakes are one line on standard error, exit status 2 and nothing written."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from llava_mini.cli import COMMANDS, main
+from llava_mini.config import resolve
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,6 +43,25 @@ def test_config_prints_what_will_be_used(capsys: pytest.CaptureFixture):
     assert main(["config", "compressor.C=3", "seed=5"]) == 0
     text = capsys.readouterr().out
     assert "C: 3" in text and "seed: 5" in text
+
+
+def test_config_shows_letters_of_any_script(capsys: pytest.CaptureFixture):
+    assert main(["config", "run_dir=/data/实验/josé"]) == 0
+    assert "\nrun_dir: /data/实验/josé\n" in capsys.readouterr().out
+
+
+def test_help_says_how_values_are_typed(capsys: pytest.CaptureFixture):
+    """Each example is read as it says; what a shell takes off is taken off here."""
+    with pytest.raises(SystemExit):
+        main(["config", "--help"])
+    lines = capsys.readouterr().out.partition("\nvalues ")[2].splitlines()[1:]
+    examples = [re.split(" {2,}", line.strip())[0] for line in lines if not line.startswith("   ")]
+    typed = [word for example in examples for word in shlex.split(example)]
+    config = resolve(["data.world_seed=null", *typed])
+    assert config["run_dir"] == os.path.expanduser("~/runs/lr=1e-4 (1)")
+    assert (config["seed"], config["data"]["features"], config["data"]["cache_dir"]) == (3, False, None)
+    assert config["model"]["weights"] == [os.path.expanduser("~/a"), "b=1"]
+    assert config["data"]["splits"]["train"] == {"a": 0.9, "b": 0.1} and config["tracking"]["experiment"] == "a, b"
 
 
 @pytest.mark.parametrize(
@@ -90,6 +112,22 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     for part in parts:
         assert part in error
     assert not list(elsewhere.glob("runs*")) and not list(elsewhere.glob("sweeps*"))
+
+
+def test_a_home_in_a_flag_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """A shell finds it at the beginning of a word only."""
+    monkeypatch.setenv("HOME", "/home/me")
+    assert main(["config", "--config-dir=~/mine"]) == 2
+    assert "--config-dir /home/me/mine: no such folder" in capsys.readouterr().err
+    seen: list[list[str]] = []
+
+    def noted(arguments: list[str], _: tuple[str, ...]) -> int:
+        seen.append(arguments)
+        return 0
+
+    monkeypatch.setitem(COMMANDS, "ask", (noted, ""))
+    assert main(["ask", "no/model", "--image=~/a=b.png", "--question=~/b", "~/c"]) == 0
+    assert seen == [["no/model", "--image=/home/me/a=b.png", "--question=~/b", "~/c"]]
 
 
 def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture):

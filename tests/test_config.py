@@ -43,7 +43,7 @@ def test_one_value_chooses_the_papers_order():
         ("compressor.D=2", ["unknown key compressor.D", "_target_, C, num_heads"]),
         ("foo", ["foo", "key=value"]),
         ("a=b=c", ["a=b=c"]),
-        ("seed='", ["key=value"]),
+        ("seed='", ["seed=': the value cannot be read; allowed are numbers", "'seed=\"text\"'"]),
         ("+new=1", ["+new=1", "neither added nor removed"]),
         ("~seed", ["~seed"]),
         ("nothing/here=1", ["nothing/here"]),

@@ -1,13 +1,29 @@
 """Nothing half-written is ever found under its name, and one process at a time holds a folder."""
 
+import errno
 import json
 import multiprocessing
+import os
+import re
+import stat
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llava_mini.files import atomic_path, folder_lock, rank_path, rank_paths, write_json, write_text
+from llava_mini.files import (
+    atomic_path,
+    folder_lock,
+    rank_path,
+    rank_paths,
+    set_usual_mode,
+    why_unreadable,
+    write_json,
+    write_text,
+)
+
+REPO = Path(__file__).parents[1]
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -83,3 +99,49 @@ def test_processes_hold_a_folder_one_after_another(tmp_path: Path) -> None:
         process.join(20)
     log = (tmp_path / "new" / "log").read_text()
     assert sorted(log[i : i + 2] for i in range(0, len(log), 2)) == ["aa", "bb", "cc"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600), (0o000, 0o666)])
+def test_a_file_gets_the_mode_that_the_umask_says(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        for number in (0o600, 0o666):
+            path = tmp_path / f"{number}"
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, number))
+            set_usual_mode(path)
+            assert stat.S_IMODE(path.stat().st_mode) == mode
+    finally:
+        assert os.umask(before) == umask, "the umask was not touched"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["384", "438"]
+
+
+def test_only_one_module_makes_files_of_other_modes() -> None:
+    """safetensors and tempfile make files for their owner alone: whoever uses them must know."""
+    users: dict[str, set[str]] = {"save_file": set(), "tempfile": set()}
+    for path in (REPO / "src").rglob("*.py"):
+        text = path.read_text()
+        for name, found in users.items():
+            if re.search(rf"(?<![\w.]){re.escape(name)}", text):
+                found.add(path.relative_to(REPO / "src" / "llava_mini").as_posix())
+    assert users == {
+        "save_file": {"models/tensor_files.py"},
+        # private folders and files that are gone when the process ends
+        "tempfile": {"bench/on_gpu.py", "commands/bench.py", "data/remote.py", "models/visual_inputs.py"},
+    }
+
+
+def test_the_first_file_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.json", "b.safetensors", "c.json"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder").mkdir()
+    opened = Path.open
+
+    def refused(path: Path, *arguments: Any) -> Any:
+        if path.name == "b.safetensors":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments)
+
+    assert why_unreadable(tmp_path) is None and why_unreadable(tmp_path / "no folder") is None
+    monkeypatch.setattr(Path, "open", refused)
+    assert why_unreadable(tmp_path) == f"{tmp_path}/b.safetensors: Permission denied"
+    assert why_unreadable(tmp_path, "*.json") is None

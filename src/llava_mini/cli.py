@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str] | None) -> int:
-    given = sys.argv[1:] if argv is None else argv
+    given = [_at_home(each) for each in (sys.argv[1:] if argv is None else argv)]
     if not sys.stderr.isatty():  # transformers reads it when it is imported: bars of weights that it reads and writes
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if given and given[0] in _WITH_FLAGS:
@@ -53,6 +53,13 @@ def _run(argv: list[str] | None) -> int:
         if own_rank() is None:  # else the process that started the ranks says it
             print("interrupted; repeat the command to continue", file=sys.stderr)
         return INTERRUPTED
+
+
+def _at_home(argument: str) -> str:
+    """A flag's place with its home; a shell sees `~` at the beginning of a word, and not in --flag=~/here."""
+    flag, equals, value = argument.partition("=")
+    is_place = flag.startswith("--") and flag != "--question"
+    return f"{flag}{equals}{os.path.expanduser(value)}" if is_place else argument
 
 
 def _read(given: list[str]) -> argparse.Namespace:
@@ -117,7 +124,8 @@ def _config(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
 
     from llava_mini.config import resolve
 
-    print(yaml.safe_dump(resolve(overrides, config_dirs), sort_keys=False), end="")
+    readable = (sys.stdout.encoding or "").lower() == "utf-8"
+    print(yaml.safe_dump(resolve(overrides, config_dirs), sort_keys=False, allow_unicode=readable), end="")
     return 0
 
 
@@ -210,6 +218,14 @@ COMMANDS: dict[str, tuple[Command, str]] = {
 # Commands that read --flags of their own instead of a config's key=value.
 _WITH_FLAGS = ("plan", "data", "convert", "merge", "ask", "chat", "batch", "bench", "doctor")
 _STRICT = "--strict"
+_VALUES = r"""values (key=value of train, plan, sweep, world, config):
+  "run_dir=~/runs/lr=1e-4 (1)"   a path, name or URI as it is typed; ~ is a home, ${key} the value of another key
+  seed=3 data.features=false     numbers, true and false
+  data.cache_dir=null            none
+  "model.weights=[~/a, b=1]"     a list; paths and names in it are as they are typed, but for commas
+  "data.splits.train={a: 0.9, b: 0.1}"  names of letters, digits and . / - _, with a value each
+  'tracking.experiment="a, b"'   text in quotes of its own within the shell's: where a sweep would read two values,
+                                 where text would be null, and for other keys if it has other characters than those"""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -217,7 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="llava-mini",
         description="Train, compare and ask LLaVA-Mini models.",
-        epilog=f"commands:\n{listing}",
+        epilog=f"commands:\n{listing}\n\n{_VALUES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -225,5 +241,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(_STRICT, action="store_true", help="train: status 2 when, as planned, it does not fit the card")
     parser.add_argument("command", choices=COMMANDS, metavar="command", help="see below")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, as Hydra reads them")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, see below")
     return parser

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
@@ -25,6 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from llava_mini.combinations import check_combinations
 from llava_mini.errors import UserError
 from llava_mini.files import CONFIG_DIR, write_text
+from llava_mini.overrides import PLACES, at_home, literal, quoted
 from llava_mini.schema import check, describe
 
 
@@ -34,7 +36,7 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str
     `choices` in it names the chosen option of every group, `inputs` holds hashes of the files that a run starts from.
 
     Args:
-        overrides: `key=value`, as Hydra reads them.
+        overrides: `key=value` as typed: text as it is (`overrides.py`), all else as Hydra reads it.
         config_dirs: Further folders with config groups and code (one's own compressors).
 
     Raises:
@@ -45,10 +47,13 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str
             raise UserError(
                 f"{override}: keys are neither added nor removed; allowed is key=value of a key that is there"
             )
-    search = [f"hydra.searchpath=[{','.join('file://' + str(Path(d).resolve()) for d in config_dirs)}]"]
+        if override.encode(errors="replace") != override.encode(errors="surrogatepass"):
+            raise UserError(f"{override!r}: holds bytes that are no text in UTF-8")
+    search = [f"hydra.searchpath=[{','.join(literal('file://' + str(Path(d).resolve())) for d in config_dirs)}]"]
+    typed = [quoted(override) for override in overrides]
     try:
         with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
-            composed = compose("config", [*overrides, *(search if config_dirs else [])], return_hydra_config=True)
+            composed = compose("config", [*typed, *(search if config_dirs else [])], return_hydra_config=True)
             choices = dict(composed.hydra.runtime.choices)
             own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
             resolved = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
@@ -56,10 +61,22 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str
         raise UserError(_one_line(error, overrides)) from error
     chosen = {group: name for group, name in choices.items() if group != "launcher" and not group.startswith("hydra/")}
     config: dict[str, Any] = {"choices": chosen, **resolved}  # type: ignore[dict-item]  # a mapping at the top gives a dict
+    _expand_homes(config)
     check(config)
     check_combinations(config)
     import_own(config, config_dirs)
     return {**config, "inputs": _inputs(config, config_dirs)}
+
+
+def _expand_homes(config: dict[str, Any]) -> None:
+    """Replace `~` in all places that the config names, wherever it was written."""
+    for key in PLACES:
+        *path, name = key.split(".")
+        node: Any = config
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict) and name in node:
+            node[name] = at_home(node[name])
 
 
 def import_own(config: dict[str, Any], config_dirs: tuple[str, ...]) -> None:
@@ -186,10 +203,30 @@ def _one_line(error: Exception, overrides: list[str]) -> str:
         return f"{match[1]}: no such config; groups are {', '.join(_groups())}"
     if match := re.search(r"Could not (?:append|delete)[^\n]*", text):
         return match[0]
-    if "Error parsing override" in text or "mismatched input" in text or "LexerNoViableAlt" in text:
-        culprit = re.search(r"Error parsing override '([^']*)'", text)
-        return f"{culprit[1] if culprit else ' '.join(overrides)}: not of the form key=value"
+    for override in overrides:
+        if reason := _unreadable(override):
+            return f"{override}: {reason}"
     return " ".join(text.split())
+
+
+def _unreadable(override: str) -> str | None:
+    """Why Hydra cannot read an override as one value; None where it can."""
+    key, equals, _ = override.partition("=")
+    if not equals:
+        return "not of the form key=value"
+    try:
+        several = OverridesParser.create().parse_override(quoted(override)).is_sweep_override()
+    except HydraException:
+        return (
+            "the value cannot be read; allowed are numbers, true, null, [a, b], {a: 1} and text, in quotes of its own "
+            f"if it has other characters than letters, digits and . / - _: '{key}=\"text\"'"
+        )
+    if several:
+        return (
+            f"several values, which `llava-mini sweep` takes; a list is {key}=[a,b], text with a comma is in quotes of "
+            f"its own: '{key}=\"a,b\"'"
+        )
+    return None
 
 
 def _unknown_key(key: str) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def set_usual_mode(path: Path) -> None:
+    """Give a file the mode that one made by `open` has in its folder: by the umask, or by rules of the folder's own."""
+    probe = path.with_name(f".mode.{secrets.token_hex(8)}.tmp")  # os.umask tells by changing it, for all threads
+    try:
+        probe.touch()
+        if (usual := probe.stat().st_mode) != path.stat().st_mode:
+            path.chmod(stat.S_IMODE(usual))
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def why_unreadable(folder: Path, names: str = "*") -> str | None:
+    """Which file of a folder cannot be opened, and why, in one line; None where all can be or there is no folder."""
+    try:
+        for path in sorted(folder.iterdir()) if os.path.isdir(folder) else ():
+            if path.match(names) and path.is_file():
+                path.open("rb").close()
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    return None
 
 
 def write_text(path: Path, text: str) -> None:

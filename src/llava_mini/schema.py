@@ -186,7 +186,7 @@ class World:
     vision_batch_size: Positive
 
 
-_TYPES: dict[str, Any] = {
+TYPES: dict[str, Any] = {
     "seed": Annotated[int, Field(ge=0, le=2**32 - 1, strict=True)],
     "run_dir": str,
     "fusion": Fusion,
@@ -208,7 +208,7 @@ def check(config: dict[str, Any]) -> None:
     Raises:
         UserError: naming the key, its value and what is allowed.
     """
-    for name, kind in _TYPES.items():
+    for name, kind in TYPES.items():
         try:
             TypeAdapter(kind).validate_python(config[name])
         except ValidationError as error:

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.data.test_video import clip
 from tests.inference.conftest import make_asked, model_folder, pictures
+from tests.media.test_video import clip
 
 from llava_mini.cli import main
 from llava_mini.inference.batch import Batcher
 from llava_mini.inference.conversation import question_tokens
 from llava_mini.inference.loading import load
-from llava_mini.inference.media import open_image
 from llava_mini.inference.requests import Request, open_answers
 from llava_mini.inference.session import Session
+from llava_mini.media.named import open_image
 
 __all__ = ["clip", "make_asked", "model_folder", "pictures"]  # fixtures
 MakeClip = Callable[..., Path]

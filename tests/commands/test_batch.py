@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.data.test_video import clip
 from tests.inference.conftest import make_asked, model_folder, pictures
+from tests.media.test_video import clip
 
 from llava_mini.cli import main
 from llava_mini.commands.batch import _DESCRIPTION

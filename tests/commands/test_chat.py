@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.data.test_video import clip
 from tests.inference.conftest import make_asked, model_folder, pictures
+from tests.media.test_video import clip
 
 from llava_mini.cli import main
 from llava_mini.inference.session import Session

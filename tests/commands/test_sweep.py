@@ -160,9 +160,12 @@ def test_what_is_not_cached_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> 
     share_features([])
 
 
-def test_the_folder_of_a_sweep() -> None:
+def test_the_folder_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
     assert split_folder(["a=1", "sweep_dir=x", "b=2"]) == (Path("x"), ["a=1", "b=2"])
     assert split_folder(["a=1"]) == (Path(DEFAULT_FOLDER), ["a=1"])
+    for typed, folder in (("a=b, (c) é#", "a=b, (c) é#"), ("'a b'", "a b"), ("~/a", "/home/me/a"), ('"~"', "/home/me")):
+        assert split_folder([f"sweep_dir={typed}"])[0] == Path(folder)
     for wrong in (["sweep_dir="], ["sweep_dir=a", "sweep_dir=b"]):
         with pytest.raises(UserError, match="give one folder"):
             split_folder(wrong)

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tests.data.test_video import clip
+from tests.media.test_video import clip
 
 from llava_mini.errors import UserError
 from llava_mini.inference import batch as module
 from llava_mini.inference.batch import Batcher
-from llava_mini.inference.media import open_image
 from llava_mini.inference.requests import Answers, Request, open_answers
+from llava_mini.media.named import open_image
 
 __all__ = ["clip"]  # a fixture
 

@@ -1,5 +1,6 @@
 """A model is loaded from where users have it, or one line says what is there instead."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -101,6 +102,33 @@ def test_what_is_no_model_of_ours_is_named_in_one_line(
     with pytest.raises(UserError, match=reason) as error:
         load(str(folder))
     assert str(error.value).startswith(f"{folder}: ") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"]
+)
+def test_a_file_that_may_not_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Safetensors calls it missing, and transformers leaves some out."""
+    opened = Path.open
+
+    def refused(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    (folder / name).write_bytes(b"{\xff")
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(UserError, match=rf"{folder}/{name}: Permission denied$"):
+        load(str(folder))
+
+
+def test_a_folder_that_may_not_be_looked_into(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, **_: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refused)
+    with pytest.raises(UserError, match=f"^{folder}: Permission denied$"):
+        load(str(folder))
 
 
 def test_places_that_hold_nothing(folder: Path, tmp_path: Path) -> None:

@@ -626,12 +626,27 @@ def test_more_frames_than_the_language_model_reads(asked: Any) -> None:
 
 @pytest.mark.parametrize(
     "frame",
-    [np.zeros((24, 24, 3)), np.zeros((24, 24, 5), np.uint8), np.zeros((0, 24, 3), np.uint8), Image.new("RGB", (0, 4))],
-)
+    [
+        np.full((24, 24, 3), -1.0), np.zeros((24, 24, 5), np.uint8), np.zeros((0, 24, 3), np.uint8),
+        torch.zeros(3, 24, 3), Image.new("RGB", (0, 4)),
+    ],
+)  # fmt: skip
 def test_frames_that_are_no_pictures(asked: Any, frame: Any) -> None:
     session = Session(*asked)
-    for act in (session.look, session.push):
-        with pytest.raises(UserError, match="allowed are PIL images and arrays of uint8"):
+    for act, name in ((session.look, "image"), (session.push, "push")):
+        with pytest.raises(UserError, match=f"^{name}: (array of|image of)"):
             act(frame)
-    with pytest.raises(UserError, match="push: a frame is int"):
+    with pytest.raises(UserError, match="push: int 3 is no image"):
         session.push(3)
+    assert not session.looks
+
+
+@torch.no_grad()
+def test_an_image_in_any_form_is_the_same_image(asked: Any) -> None:
+    pixels = clip(1, 1)[0]
+    answers = set()
+    for image in (pixels, Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1), pixels / 255.0):
+        session = Session(*asked)
+        assert session.look(image).kind == "image"
+        answers.add(session.ask(QUESTIONS[0], max_new_tokens=LENGTH))
+    assert len(answers) == 1

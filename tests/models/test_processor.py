@@ -221,16 +221,6 @@ def test_a_video_without_a_frame(make_processor: Factory) -> None:
         make_processor()(text="<video>", videos=[[]])
 
 
-def test_paths_are_not_opened(make_processor: Factory) -> None:
-    """Reading files and addresses is left to the caller, who knows which he trusts."""
-    with pytest.raises(UserError, match="images: 'cat.png' is neither a PIL image nor an array"):
-        make_processor()(text="<image>", images="cat.png")
-    with pytest.raises(UserError, match="images: 'cat.png'"):
-        make_processor()(text="<image>", images=["cat.png"])
-    with pytest.raises(UserError, match="videos: 'cat.mp4' is not a list of videos"):
-        make_processor()(text="<video>", videos=["cat.mp4"])
-
-
 def test_views_that_do_not_fit_are_named(make_processor: Factory) -> None:
     with pytest.raises(UserError, match="views='tile'; allowed: square, pad, hd"):
         make_processor(views="tile")

@@ -2,16 +2,20 @@
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.media.test_video import clip
 from transformers import LlavaProcessor, pipeline
 
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniProcessor
 
+__all__ = ["clip"]  # a fixture
 Factory = Callable[..., Any]
 IMAGE, SIZE = 4, 24  # the placeholder's id and the pixels along a side, of `make_processor`
 RED = Image.new("RGB", (SIZE, SIZE), (100, 0, 0))
@@ -59,6 +63,15 @@ def test_keywords_of_the_image_processor(make_processor: Factory, given: dict[st
     assert plain["pixel_values"].max() < 1  # the keyword was for that call only
 
 
+def test_floats_from_0_to_1_stay_so_without_rescaling(make_processor: Factory) -> None:
+    """As in transformers, where `do_rescale=False` says that they are scaled already."""
+    unit = np.full((SIZE, SIZE, 3), 100 / 255)
+    for image in (unit, torch.from_numpy(unit)):
+        for given in ({}, {"do_rescale": False}):
+            seen = make_processor()(text="<image>", images=image, **given)["pixel_values"]
+            torch.testing.assert_close(seen, torch.full_like(seen, 100 / 255))
+
+
 def test_unknown_keywords_are_ignored_as_transformers_ignores_them(make_processor: Factory) -> None:
     assert make_processor()(text="what is", sharpness=2)["input_ids"].tolist() == [[5, 6]]
 
@@ -102,3 +115,53 @@ def test_transformers_pipeline(make_processor: Factory, make_model: Factory, cha
     inputs = processor(text=prompt, images=RED)
     ids = model.generate(**inputs, **words_only)[:, inputs["input_ids"].shape[1] :]
     assert said.split() == processor.batch_decode(ids, skip_special_tokens=True)[0].split() != []
+
+
+@pytest.fixture
+def asked(clip: Factory, tmp_path: Path) -> tuple[list[Any], list[str]]:
+    """Conversations about an image and a video by name, and their prompts; of different lengths."""
+    RED.save(tmp_path / "red.png")
+    contents = [
+        [{"type": "image", "path": str(tmp_path / "red.png")}, {"type": "text", "text": "what is here"}],
+        [{"type": "video", "path": str(clip(30))}, {"type": "text", "text": "what is here and there"}],
+        [{"type": "image", "url": str(tmp_path / "red.png")}, {"type": "text", "text": "what"}],
+    ]
+    prompts = ["<image> what is here", "<video> what is here and there", "<image> what"]
+    return [[{"role": "user", "content": content}] for content in contents], [f"USER {p} ASSISTANT" for p in prompts]
+
+
+def test_chats_that_name_files(make_processor: Factory, asked: tuple[list[Any], list[str]], clip: Factory) -> None:
+    processor = make_processor(num_image_tokens=2, chat_template=CHAT)
+    chats, prompts = asked
+    inputs = processor.apply_chat_template(chats, tokenize=True, return_dict=True, return_tensors="pt")
+    expected = processor(images=[RED, RED], videos=str(clip(30)), text=prompts)
+    assert expected["num_frames"].tolist() == [1, 3, 1]
+    assert inputs.keys() == expected.keys() and all(torch.equal(inputs[name], expected[name]) for name in inputs)
+    alone = processor.apply_chat_template(chats[1], tokenize=True, return_dict=True, return_tensors="pt")
+    assert torch.equal(alone["pixel_values"], expected["pixel_values"][1:4])
+    fewer = {"processor_kwargs": {"num_frames": 2}}
+    assert processor.apply_chat_template(chats[1], tokenize=True, return_dict=True, **fewer)["num_frames"].tolist() == [
+        2
+    ]
+
+
+def test_a_chat_that_names_no_file(make_processor: Factory) -> None:
+    chat = [{"role": "user", "content": [{"type": "image", "path": "lost.png"}]}]
+    with pytest.raises(UserError, match="^lost.png: No such file or directory$"):
+        make_processor(chat_template=CHAT).apply_chat_template(chat, tokenize=True, return_dict=True)
+
+
+def test_transformers_pipeline_in_batches(
+    make_processor: Factory, make_model: Factory, asked: tuple[list[Any], list[str]]
+) -> None:
+    """An answer is the one that it is alone: what is shorter is padded before, not after, its text."""
+    model = make_model(image_token_id=IMAGE)
+    processor = make_processor(num_image_tokens=model.tokens_per_frame(), chat_template=CHAT)
+    words_only = {"do_sample": False, "suppress_tokens": [0, 1, 2, 3, 4, *range(12, 99)], "max_new_tokens": 3}
+    chats, _ = asked
+    ask = pipeline("image-text-to-text", model=model, processor=processor)
+    said = ask(text=chats, generate_kwargs=words_only, return_full_text=False, batch_size=2)
+    for chat, ((answer,)) in zip(chats, said, strict=True):
+        inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
+        ids = model.generate(**inputs, **words_only)[:, inputs["input_ids"].shape[1] :]
+        assert answer["generated_text"].split() == processor.batch_decode(ids)[0].split() != []

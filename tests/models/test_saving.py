@@ -4,6 +4,8 @@ A checkpoint comes from anywhere, so what its config names must not be imported 
 """
 
 import json
+import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -186,3 +188,15 @@ def test_config_is_of_the_registered_type(make_model: Factory, tmp_path: Path) -
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["model_type"] == "llava_mini" and saved["architectures"] == ["LlavaMiniForConditionalGeneration"]
     assert isinstance(AutoConfig.from_pretrained(tmp_path), LlavaMiniConfig)
+
+
+def test_weights_get_the_mode_that_the_umask_says(make_model: Factory, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        make_model().save_pretrained(tmp_path / "whole")
+        make_model().save_pretrained(tmp_path / "parts", max_shard_size="100KB")
+    finally:
+        os.umask(before)
+    files = list(tmp_path.rglob("*.*"))
+    assert len([path for path in files if path.suffix == ".safetensors"]) > 2
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o640}

@@ -4,10 +4,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from llava_mini.errors import UserError
-from llava_mini.sweep.grid import Run, config_hash, expand, parse, quote
+from llava_mini.sweep.grid import Run, config_hash, expand, parse
 
 
 def described(runs: list[Run]) -> list[tuple[str, int | None, int, int]]:
@@ -165,8 +164,35 @@ def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["/a/b-1.0", "/a b/c,d", "it's", "x=[1]{2}", "back\\slash", "end\\", "it\\'s", "tab\there", "ünï", "null", "1", ""],
+    ("text", "values"),
+    [
+        ("a, b", ["a", "b"]),
+        ("lr = 1, a#1", ["lr = 1", "a#1"]),
+        ("it's,so", ["it's", "so"]),
+        ("a (1], b", ["a (1]", "b"]),
+        ("'a, b',\"c,d\"", ["'a, b'", '"c,d"']),
+        ("实验,~/é", ["实验", "~/é"]),
+        ("[a,b]", ["[a", "b]"]),
+    ],
 )
-def test_quoted_text_is_read_back_by_hydra(text: str) -> None:
-    assert OverridesParser.create().parse_override(f"run_dir={quote(text)}").value() == text
+def test_text_is_split_at_commas_outside_quotes(text: str, values: list[str]) -> None:
+    assert parse([f"tracking.experiment={text}"]) == {"tracking.experiment": values}
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("[a=1, b], [c]", ["[a=1, b]", "[c]"]),
+        ("['a], b', c],hub", ["['a], b', c]", "hub"]),
+        ("[it's]", ["[it's]"]),
+    ],
+)
+def test_lists_of_text_are_one_value(text: str, values: list[str]) -> None:
+    assert parse([f"model.weights={text}"]) == {"model.weights": values}
+    assert parse(["data.splits.train={a: 0.9, b: 0.1}, c"]) == {"data.splits.train": ["{a: 0.9, b: 0.1}", "c"]}
+
+
+@pytest.mark.parametrize("text", ["", "a,", "a,,b", ","])
+def test_text_that_is_left_out_is_named(text: str) -> None:
+    with pytest.raises(UserError, match=f"tracking.experiment={text}.*: a value is empty; write '' for an empty text"):
+        parse([f"tracking.experiment={text}"])

@@ -20,7 +20,7 @@ import torch
 from llava_mini.bench.loaders import BATCH_SIZE, Loader
 from llava_mini.bench.made_data import MadeData
 from llava_mini.bench.process_memory import private_memory
-from llava_mini.data.images import verify_image
+from llava_mini.media.images import verify_image
 
 _WARM_UP = 4  # batches
 _MIB = 2**20

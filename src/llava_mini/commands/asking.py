@@ -16,8 +16,8 @@ from llava_mini.errors import UserError
 
 if TYPE_CHECKING:
     from llava_mini.inference.looking import Look
-    from llava_mini.inference.media import VideoSource
     from llava_mini.inference.session import Session
+    from llava_mini.media.named import VideoSource
     from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 
     Source = Image.Image | VideoSource
@@ -144,7 +144,7 @@ def opened_one(kind: str, path: str, given: argparse.Namespace) -> Source:
     Raises:
         UserError: the file cannot be used.
     """
-    from llava_mini.inference.media import open_image, open_video
+    from llava_mini.media.named import open_image, open_video
 
     if not path:
         raise UserError(f"{kind}: a path is needed")

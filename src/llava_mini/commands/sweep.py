@@ -11,6 +11,7 @@ from typing import Any
 from llava_mini.commands.ranks import train_command
 from llava_mini.config import instantiate, resolve
 from llava_mini.errors import UserError
+from llava_mini.overrides import at_home, unquoted
 from llava_mini.spool import check_tracker
 from llava_mini.sweep.folder import outcome, run_folder
 from llava_mini.sweep.grid import expand
@@ -88,7 +89,8 @@ def split_folder(arguments: list[str]) -> tuple[Path, list[str]]:
     given = [argument.partition("=")[2] for argument in arguments if argument.startswith("sweep_dir=")]
     if len(given) > 1 or "" in given:
         raise UserError(f"sweep_dir={','.join(given)}: give one folder")
-    return Path(given[0] if given else DEFAULT_FOLDER), [a for a in arguments if not a.startswith("sweep_dir=")]
+    folder = Path(at_home(unquoted(given[0])) if given else DEFAULT_FOLDER)
+    return folder, [a for a in arguments if not a.startswith("sweep_dir=")]
 
 
 def share_features(configs: list[dict[str, Any]]) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, RandomSampler
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig
@@ -29,7 +28,9 @@ from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.data.toyworld.vision import Scenes
 from llava_mini.errors import UserError
 from llava_mini.files import write_json
+from llava_mini.models.tensor_files import save_tensors
 from llava_mini.models.vision_tower import build_vision_tower
+from llava_mini.overrides import literal
 from llava_mini.stages.callbacks import Clock, Progress
 from llava_mini.sweep.grid import UNHASHED
 from llava_mini.sweep.provenance import code_version, git_commit
@@ -61,9 +62,9 @@ def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> 
         if number not in stages:
             continue
         build_tokenizer().save_pretrained(str(tokenizer))
-        places = f"model.weights=[{','.join(str(out / place) for place in weights)}]"
-        config = resolve([f"experiment=tiny_{name}", *overrides, places, f"model.tokenizer={tokenizer}"], config_dirs)
-        train_language(config, out / name)
+        folders = ",".join(literal(str(out / place)) for place in weights)
+        places = [f"model.weights=[{folders}]", f"model.tokenizer={literal(str(tokenizer))}"]
+        train_language(resolve([f"experiment=tiny_{name}", *overrides, *places], config_dirs), out / name)
     return out
 
 
@@ -131,7 +132,7 @@ def write_checkpoint(folder: Path, tensors: dict[str, Tensor], config: dict[str,
     """model.safetensors in half precision, and recipe.json with config, metrics and the file's hash."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.safetensors"
-    save_file({name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}, path)
+    save_tensors({name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}, path)
     recipe = {
         "config": {key: value for key, value in config.items() if key not in UNHASHED},
         "metrics": metrics,

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 from llava_mini.data.conversation import IMAGE_PLACEHOLDER, parse_record
 from llava_mini.data.counts import printable
 from llava_mini.data.errors import SampleError
-from llava_mini.data.images import verify_image
 from llava_mini.data.shards import ShardSet, picture_names
 from llava_mini.data.workers import Report, run_tasks
 from llava_mini.errors import UserError
+from llava_mini.media.images import verify_image
 
 if TYPE_CHECKING:  # without a tokenizer, processes need no torch, which takes seconds to import
     from llava_mini.data.labels import ConversationTokenizer

@@ -1,5 +1,5 @@
 """The exception for one unusable sample: the stream counts it, logs it and goes on without it."""
 
+from llava_mini.errors import SampleError
 
-class SampleError(ValueError):
-    """A sample that cannot be used; the message is the reason."""
+__all__ = ["SampleError"]

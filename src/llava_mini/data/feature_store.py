@@ -30,7 +30,7 @@ from llava_mini.errors import UserError
 from llava_mini.files import folder_lock, write_json
 
 # Any change of the code that makes other features of the same pictures and tower raises it.
-FEATURES_VERSION = 3
+FEATURES_VERSION = 4
 _RECIPE_FILE = "features.json"
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from llava_mini.data.errors import SampleError
-from llava_mini.data.images import decode_image
 from llava_mini.errors import UserError
+from llava_mini.media.images import decode_image
 from llava_mini.views import NUM_VIEWS, Colour, ViewMode, check_mode, mean_colour, resized_longer, views_of
 
 CLIP_GRAY = (122, 116, 104)  # CLIP's mean colour, with which LLaVA pads

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llava_mini.errors import UserError
@@ -32,6 +31,7 @@ from llava_mini.finetune.adapters import (
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.interop.checkpoint import check_shapes
 from llava_mini.models.stored import StoredLinear
+from llava_mini.models.tensor_files import load_tensors, save_tensors
 
 _FOLDERS = {"language_model": "adapter", "prefusion": "prefusion_adapter"}
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -79,10 +79,10 @@ def save_trained(
         config.target_modules = sorted(config.target_modules)  # a set, whose order is another in every process
         config.save_pretrained(folder / _FOLDERS[part])
         tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter_state(module).items()}
-        save_file(tensors, folder / _FOLDERS[part] / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_tensors(tensors, folder / _FOLDERS[part] / "adapter_model.safetensors", {"format": "pt"})
     whole = _trained_whole(model)
     if whole:
-        save_file({name: p.detach().cpu().contiguous() for name, p in whole.items()}, folder / "trained.safetensors")
+        save_tensors({name: p.detach().cpu().contiguous() for name, p in whole.items()}, folder / "trained.safetensors")
     write_json(folder / "base.json", {**base, "finetune": dict(finetune)})
 
 
@@ -154,9 +154,10 @@ def _base(path: Path) -> dict[str, Any]:
 def _tensors(path: Path, needed: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A file's tensors, which must have the names and shapes of `needed` and be finite floating numbers."""
     try:
-        tensors = load_file(path)
+        tensors = load_tensors(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: not a readable safetensors file ({reason})") from error
     check_shapes(path, _shapes(tensors), _shapes(needed), str)
     for name, tensor in tensors.items():
         if tensor.dtype not in _FLOATS:

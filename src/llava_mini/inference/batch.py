@@ -21,10 +21,10 @@ from llava_mini.errors import UserError
 from llava_mini.hardware import is_out_of_memory, reason_of
 from llava_mini.inference.long_context import check_length
 from llava_mini.inference.looking import Look
-from llava_mini.inference.media import VideoSource, check_file, open_image, open_video
 from llava_mini.inference.prompts import check_question, has_bos, prompt_of, user_message
 from llava_mini.inference.requests import Answers, Record, Request
 from llava_mini.inference.session import Session
+from llava_mini.media.named import VideoSource, check_file, open_image, open_video
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.views import NUM_VIEWS
 

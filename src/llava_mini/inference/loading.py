@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
 from llava_mini.errors import UserError
+from llava_mini.files import why_unreadable
 from llava_mini.hardware import drives, find_cards
 from llava_mini.inference.prompts import end_of_answer
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
@@ -45,11 +46,13 @@ def load(
         raise UserError(f"dtype={dtype}; allowed are {', '.join(DTYPES)}")
     where = device_named(device)
     model_fields(place)
+    if reason := why_unreadable(Path(place), "*.json"):  # transformers leaves out some that it may not read
+        raise UserError(f"{place}: the model cannot be loaded: {reason}")
     chosen = dtype or ("float32" if where.type == "cpu" else "auto")
     try:
         model, info = LlavaMiniForConditionalGeneration.from_pretrained(place, dtype=chosen, output_loading_info=True)
     except _UNREADABLE as error:
-        raise UserError(f"{place}: the model cannot be loaded: {_reason(error)}") from error
+        raise UserError(f"{place}: the model cannot be loaded: {_reason(error, place)}") from error
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{place}: {len(missing)} tensors are missing, {missing[0]} for one")
     processor = _processor(place)
@@ -85,6 +88,23 @@ def model_fields(place: str) -> dict[str, Any]:
     Raises:
         UserError: it is something else.
     """
+    try:
+        _check_place(place)
+    except OSError as error:  # a folder that may not be looked into, or a name that is none
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+    try:
+        fields: dict[str, Any] = PreTrainedConfig.get_config_dict(place)[0]
+    except _UNREADABLE as error:
+        raise UserError(f"{place}: no config.json can be read there: {_reason(error, place)}") from error
+    if (kind := fields.get("model_type")) != _MODEL_TYPE:
+        raise UserError(
+            f"{place}: a model of type {kind!r}, which this program gives no images to; allowed is {_MODEL_TYPE!r} "
+            "(`llava-mini train` and `convert` make one)"
+        )
+    return fields
+
+
+def _check_place(place: str) -> None:
     folder = Path(place)
     if folder.is_dir() and not (folder / "config.json").is_file():
         if (folder / "base.json").is_file():
@@ -96,23 +116,15 @@ def model_fields(place: str) -> dict[str, Any]:
         raise UserError(f"{place}: no model, it has no config.json{hint}")
     if not folder.is_dir() and (folder.exists() or place.count("/") != 1 or place.startswith((".", "~", "/"))):
         raise UserError(f"{place}: no such folder, and no Hub id (owner/name)")
-    try:
-        fields: dict[str, Any] = PreTrainedConfig.get_config_dict(place)[0]
-    except _UNREADABLE as error:
-        raise UserError(f"{place}: no config.json can be read there: {_reason(error)}") from error
-    if (kind := fields.get("model_type")) != _MODEL_TYPE:
-        raise UserError(
-            f"{place}: a model of type {kind!r}, which this program gives no images to; allowed is {_MODEL_TYPE!r} "
-            "(`llava-mini train` and `convert` make one)"
-        )
-    return fields
 
 
 def _processor(place: str) -> LlavaMiniProcessor:
     try:
         processor = LlavaMiniProcessor.from_pretrained(place)
     except _UNREADABLE as error:
-        raise UserError(f"{place}: holds a model, but no processor that can be loaded: {_reason(error)}") from error
+        raise UserError(
+            f"{place}: holds a model, but no processor that can be loaded: {_reason(error, place)}"
+        ) from error
     if processor.chat_template is None:
         raise UserError(
             f"{place}: its processor has no chat template, so nobody knows how it is asked; write the template of its "
@@ -131,5 +143,6 @@ def _end_answers(model: LlavaMiniForConditionalGeneration, processor: LlavaMiniP
     model.generation_config.pad_token_id = processor.tokenizer.eos_token_id if pad is None else pad
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _reason(error: Exception, place: str) -> str:
+    """What was wrong; a file that may not be read, which transformers and safetensors call missing, by its name."""
+    return why_unreadable(Path(place)) or " ".join(str(error).split())[:200] or type(error).__name__

@@ -19,13 +19,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from llava_mini.data.errors import SampleError
-from llava_mini.data.images import upright_rgb
 from llava_mini.errors import UserError
-from llava_mini.inference.media import kind_of, open_image, open_video
+from llava_mini.media.named import kind_of, open_image, open_video
 from llava_mini.models import LlavaMiniProcessor
+from llava_mini.models.visual_inputs import rgb_of
 
-Source = str | Path | Image.Image | np.ndarray | Iterable[Any]
+Source = str | Path | Image.Image | np.ndarray | Tensor | Iterable[Any]
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,10 @@ def open_source(source: Source, *, fps: float = 1.0, count: int | None = None) -
     """
     if isinstance(source, (str, Path)):
         return _opened_file(Path(source), fps, count)
-    if isinstance(source, Image.Image) or (isinstance(source, np.ndarray) and source.ndim == 3):
+    dimensions = source.ndim if isinstance(source, (np.ndarray, Tensor)) else None
+    if isinstance(source, Image.Image) or dimensions in (2, 3):
         return Opened("image", "image", iter([source]), 1, None, lambda: None)
-    if not isinstance(source, Iterable) or (isinstance(source, np.ndarray) and source.ndim != 4):
+    if not isinstance(source, Iterable) or dimensions not in (None, 4):
         raise UserError(
             f"look: {type(source).__name__} is neither a path, a PIL image, an array [H, W, 3] nor frames of a video"
         )
@@ -100,7 +100,7 @@ def pixels_of(opened: Opened, processor: LlavaMiniProcessor, at_once: Callable[[
     """
     held: list[Tensor] = []
     for frame in opened.frames:
-        held.append(processor.pixels(picture_of(frame, opened.name), is_video=opened.kind == "video"))
+        held.append(pixels_of_frame(frame, opened.name, processor, is_video=opened.kind == "video"))
         if len(held) >= at_once(len(held[0])):
             yield torch.stack(held)
             held = []
@@ -108,24 +108,28 @@ def pixels_of(opened: Opened, processor: LlavaMiniProcessor, at_once: Callable[[
         yield torch.stack(held)
 
 
+def pixels_of_frame(frame: Any, name: str, processor: LlavaMiniProcessor, *, is_video: bool) -> Tensor:
+    """Pixels [V, 3, H, W] of one frame.
+
+    Raises:
+        UserError: it is no image, or one of no use; it begins with `name`.
+    """
+    return processor.pixels(picture_of(frame, name), is_video=is_video, input_data_format="channels_last")
+
+
 def picture_of(frame: Any, name: str) -> NDArray[np.uint8]:
     """A frame as RGB [H, W, 3]; a PIL image becomes what its file would, upright as its EXIF says.
 
+    Bytes [H, W, 3] are taken as such whatever H is; other arrays and tensors as the processor takes them.
+
     Raises:
-        UserError: it is neither a PIL image nor an array of bytes [H, W, 3], or the image is of no use.
+        UserError: it is no image, or one of no use; it begins with `name`.
     """
-    if isinstance(frame, Image.Image) and min(frame.size) > 0:
-        try:
-            return upright_rgb(frame)
-        except SampleError as error:
-            raise UserError(f"{name}: {error}") from None
-    if not isinstance(frame, np.ndarray):
-        found = f"{frame.size} pixels" if isinstance(frame, Image.Image) else type(frame).__name__
-    elif frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3 and frame.size:
-        return frame
-    else:
-        found = f"{frame.dtype} {list(frame.shape)}"
-    raise UserError(f"{name}: a frame is {found}; allowed are PIL images and arrays of uint8 [H, W, 3]")
+    if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3:
+        frame_HW3: NDArray[np.uint8] = frame
+        if frame_HW3.size:
+            return frame_HW3
+    return rgb_of(frame, name=name)
 
 
 @contextmanager

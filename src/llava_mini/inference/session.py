@@ -28,7 +28,7 @@ from llava_mini.inference.cache import SessionCache
 from llava_mini.inference.conversation import Prompt, Turn, build_prompt, shared
 from llava_mini.inference.frame_store import FrameStore, Keep
 from llava_mini.inference.long_context import check_length, prefill
-from llava_mini.inference.looking import Look, Opened, Progress, Source, open_source, picture_of, pixels_of, shown
+from llava_mini.inference.looking import Look, Opened, Progress, Source, open_source, pixels_of, pixels_of_frame, shown
 from llava_mini.inference.prompts import check_question
 from llava_mini.inference.room import check_prompt, check_room
 from llava_mini.inference.streaming import Busy, StopWhenSet, pieces
@@ -136,12 +136,12 @@ class Session:
         """One more frame of a live video; the first one, and the first behind a `look`, begins a video.
 
         Args:
-            frame: A PIL image or an array [H, W, 3].
+            frame: A PIL image, or an array [H, W, 3] or of another form that the processor takes.
 
         Returns:
             The video so far.
         """
-        pixels_V3HW = self.processor.pixels(picture_of(frame, "push"), is_video=True)
+        pixels_V3HW = pixels_of_frame(frame, "push", self.processor, is_video=True)
         begins = self._live is None
         item = len(self.looks) if self._live is None else self._live
         with self._busy:

@@ -12,15 +12,13 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import TypeAdapter
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from llava_mini.errors import UserError
@@ -29,8 +27,9 @@ from llava_mini.finetune import fingerprints
 from llava_mini.hardware import is_out_of_memory
 from llava_mini.inference.frame_store import Chunk
 from llava_mini.inference.looking import Look
-from llava_mini.inference.media import check_file
 from llava_mini.inference.quantize import quantize
+from llava_mini.media.named import check_file
+from llava_mini.models.tensor_files import open_tensors, save_tensors
 from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def save(session: Session, path: Path) -> None:
     metadata = {"format": _FORMAT, "facts": facts, "crc32": checksum(facts, tensors)}
     try:
         with atomic_path(target) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+            save_tensors(tensors, temporary, metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written: {error}") from error
 
@@ -104,7 +103,7 @@ def load(session: Session, path: Path) -> None:
     """
     check_file(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except (OSError, SafetensorError) as error:
@@ -152,9 +151,13 @@ def check_replaceable(path: Path) -> Path:
     target = Path(os.path.realpath(path))
     if not os.path.lexists(target):
         return target
-    found: str | None = None
-    with suppress(OSError, SafetensorError), safe_open(target, framework="pt") as file:
-        found = (file.metadata() or {}).get("format")
+    try:
+        with open_tensors(target) as file:
+            found = (file.metadata() or {}).get("format")
+    except PermissionError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except (OSError, SafetensorError):
+        found = None
     if found is None or not found.startswith(_ANY_FORMAT):
         raise UserError(f"{path}: there is such a file, and it is no session; name another")
     return target

@@ -8,6 +8,8 @@ of a frame, D width of the language model, Dv of the vision tower.
 
 from __future__ import annotations
 
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
+from llava_mini.files import set_usual_mode
 from llava_mini.models.attention import mask_for, packed_positions
 from llava_mini.models.compressors import Compressor, build_compressor
 from llava_mini.models.configuration import LlavaMiniConfig
@@ -105,6 +108,12 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
 
     def get_decoder(self) -> PreTrainedModel:
         return self.language_model.get_decoder()
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As transformers', with the usual mode for files of weights, which safetensors makes for their owner alone."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for path in Path(save_directory).glob("*.safetensors"):
+            set_usual_mode(path)
 
     def set_attn_implementation(self, attn_implementation: str | dict[str, Any], **kwargs: Any) -> None:
         """As in transformers; pre-fusion follows the language model."""

@@ -1,7 +1,8 @@
-"""LlavaMiniProcessor: PIL images, video frames and text to the inputs of the model.
+"""LlavaMiniProcessor: images, videos and text to the inputs of the model.
 
 In the text `<image>` stands for one image and `<video>` for all frames of a video; each becomes one placeholder for
-every compressed token. Pictures become the views that the model was trained with (`llava_mini.views`).
+every compressed token. Images in whatever form (`visual_inputs.py`) become the views that the model was trained with
+(`llava_mini.views`).
 
 Shapes: B samples, T tokens, F frames of the whole batch, V views, H x W pixels of a view.
 """
@@ -9,7 +10,7 @@ Shapes: B samples, T tokens, F frames of the whole batch, V views, H x W pixels 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,8 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 
 from llava_mini.errors import UserError
+from llava_mini.models.visual_inputs import flat_images, flat_videos, frames_of, is_scaled, rgb_of
 from llava_mini.views import ViewMode, check_mode, mean_colour, resized_longer, views_of
-
-Frame = Image.Image | np.ndarray
 
 
 class LlavaMiniProcessor(ProcessorMixin):
@@ -59,13 +59,15 @@ class LlavaMiniProcessor(ProcessorMixin):
         self.views = views
         self.image_token = image_token
         self.video_token = video_token
+        if tokenizer is not None:
+            tokenizer.padding_side = "left"  # as below; transformers' pipeline asks the tokenizer when it makes batches
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def __call__(
         self,
-        images: Frame | Sequence[Any] | None = None,
+        images: Any = None,
         text: str | Sequence[str] | None = None,
-        videos: Sequence[Any] | None = None,
+        videos: Any = None,
         audio: None = None,
         *,
         padding: bool | str = True,
@@ -79,10 +81,11 @@ class LlavaMiniProcessor(ProcessorMixin):
         """A batch for `generate` or the model; arguments and their order are those of transformers' processors.
 
         Args:
-            images: An image, or images of the whole batch in order (lists of lists are read in order too).
+            images: An image, or images of the whole batch in order: PIL images, arrays, tensors, names of files,
+                addresses or base64, in lists of any depth (`visual_inputs.py`).
             text: One prompt or B prompts; each `<image>` takes the next image, each `<video>` the next video.
-            videos: Videos of the whole batch in order, each a sequence of frames (lists of videos are read in order
-                too).
+            videos: A video, or videos of the whole batch in order: names of files, addresses, sequences of frames, or
+                lists of these. A file gives one frame for a second.
             audio: None; transformers passes it on.
             padding: As the tokenizer takes it: True to the longest, "max_length" to `max_length`, False not at all.
             truncation: As the tokenizer takes it; placeholders must stay, so a text is cut behind its images.
@@ -91,41 +94,45 @@ class LlavaMiniProcessor(ProcessorMixin):
             add_special_tokens: Whether the tokenizer puts its own before the text; not where a chat template has them.
             return_tensors: "pt"; the model reads nothing else.
             **kwargs: As every processor of transformers takes them: `text_kwargs` for the tokenizer and
-                `images_kwargs` for the image processor, which frames go through too, or their keys themselves; the
-                two dictionaries go before the keywords above. Others are ignored with a warning.
+                `images_kwargs` for the image processor, which frames go through too, `videos_kwargs` with `fps` (of
+                files) or `num_frames`, or their keys themselves; the dictionaries go before the keywords above. Others
+                are ignored with a warning.
 
         Returns:
             input_ids and attention_mask [B, T]; with images or videos also pixel_values [F, V, 3, H, W], num_frames [B]
             and, where their views differ, num_views [F].
 
         Raises:
-            UserError: when there is no text, it names another number of images or videos than given, a video has no
-                frame, placeholders are cut off, or audio or other tensors than torch's are wanted.
+            UserError: when there is no text, it names another number of images or videos than given, one of them cannot
+                be read or can be read in two ways, a video has no frame, placeholders are cut off, or audio or other
+                tensors than torch's are wanted.
         """
         named = {"padding": padding, "truncation": truncation, "max_length": max_length, "padding_side": padding_side}
         named |= {"add_special_tokens": add_special_tokens, "return_tensors": return_tensors}
-        for_text, for_images = self._kwargs(named, kwargs)
+        for_text, for_images, for_videos = self._kwargs(named, kwargs)
         if audio is not None or for_text["return_tensors"] != "pt":
             tensors = for_text["return_tensors"]
             raise UserError(f"processor: audio={audio!r} must be None and return_tensors={tensors!r} 'pt'")
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in texts):
             raise UserError(f"processor: text is {text!r}; allowed are a string and a list of strings, as text=...")
-        prompts, frames, num_frames = self._expanded(texts, _flat_images(images), _flat_videos(videos), for_images)
+        videos = [frames_of(video, **for_videos) for video in flat_videos(videos)]
+        prompts, frames, num_frames = self._expanded(texts, flat_images(images), videos, for_images)
         encoded = self.tokenizer(prompts, **for_text)
         self._check_placeholders(prompts, encoded["input_ids"], for_text["max_length"])
         return BatchFeature({**encoded, **(stack_frames(frames, num_frames) if frames else {})})
 
-    def _kwargs(self, named: dict[str, Any], others: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Keywords for the tokenizer and for the image processor, told apart as transformers tells them apart."""
+    def _kwargs(self, named: dict[str, Any], others: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+        """Keywords for the tokenizer, the image processor and videos, told apart as transformers tells them apart."""
         nested = {**others.get("common_kwargs", {}), **others.get("text_kwargs", {})}
         flat = {key: value for key, value in named.items() if key not in nested}
         merged = self._merge_kwargs(ProcessingKwargs, **flat, **others)
         for_images = {key: value for key, value in merged["images_kwargs"].items() if key != "return_tensors"}
-        return {"return_token_type_ids": False, **named, **merged["text_kwargs"]}, for_images
+        for_videos = {key: merged["videos_kwargs"].get(key) for key in ("fps", "num_frames")}
+        return {"return_token_type_ids": False, **named, **merged["text_kwargs"]}, for_images, for_videos
 
     def _expanded(
-        self, texts: Sequence[str], images: list[Frame], videos: list[Sequence[Frame]], for_images: dict[str, Any]
+        self, texts: Sequence[str], images: list[Any], videos: list[Iterator[Any]], for_images: dict[str, Any]
     ) -> tuple[list[str], list[Tensor], list[int]]:
         """Texts with their placeholders, all frames [V, 3, H, W] in order of appearance, and how many a text has."""
         marks = re.compile(f"({re.escape(self.image_token)}|{re.escape(self.video_token)})")
@@ -140,7 +147,9 @@ class LlavaMiniProcessor(ProcessorMixin):
             first, pieces = len(frames), []
             for piece in marks.split(prompt):
                 if piece in rest:
-                    new = self._frames(next(rest[piece]), piece == self.video_token, for_images)
+                    item, is_video = next(rest[piece]), piece == self.video_token
+                    seen = item if is_video else [item]
+                    new = [self.pixels(frame, is_video=is_video, **for_images) for frame in seen]
                     frames += new
                     piece = self.image_token * sum(self.tokens_of(len(frame)) for frame in new)
                 pieces.append(piece)
@@ -162,24 +171,29 @@ class LlavaMiniProcessor(ProcessorMixin):
         """Placeholders of a frame with so many views."""
         return self.num_image_tokens if views == 1 else self.num_hd_image_tokens
 
-    def pixels(self, image: Frame, *, is_video: bool = False, **images_kwargs: Any) -> Tensor:
+    def pixels(
+        self, image: Any, *, is_video: bool = False, input_data_format: str | None = None, **images_kwargs: Any
+    ) -> Tensor:
         """One frame as the vision tower reads it: [V, 3, H, W].
 
         Args:
-            image: The frame.
+            image: The frame, in any of the forms that `__call__` takes.
             is_video: Whether it is a frame of a video, which has one view.
+            input_data_format: "channels_first" or "channels_last", for arrays whose shape does not tell.
             **images_kwargs: For the image processor.
 
         Raises:
-            UserError: it is too large for its views, or too elongated to be resized.
+            UserError: it cannot be read, can be read in two ways, is too large for its views, or too elongated to be
+                resized.
         """
-        picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
         background = mean_colour(self.image_processor.image_mean)
-        cut = views_of(np.asarray(picture.convert("RGB")), self.views, background, is_video=is_video)
+        cut = views_of(rgb_of(image, input_data_format), self.views, background, is_video=is_video)
         views = [Image.fromarray(view) for view in cut]
         if shorter := dict(self.image_processor.size).get("shortest_edge"):
             for view in views:
                 resized_longer(view.width, view.height, shorter)  # or a line of pixels would fill the memory
+        if images_kwargs.get("do_rescale") is False and is_scaled(image):
+            images_kwargs["do_rescale"] = True  # the values that are wanted as they are go from 0 to 1
         made = self.image_processor(views, **images_kwargs, return_tensors="np")
         return torch.from_numpy(np.stack(made["pixel_values"]))
 
@@ -191,11 +205,6 @@ class LlavaMiniProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "pixel_values", "num_frames", "num_views"]
 
-    def _frames(self, item: Any, is_video: bool, for_images: dict[str, Any]) -> list[Tensor]:
-        if is_video and len(item) == 0:
-            raise UserError("videos: a video has no frame, at least one is needed")
-        return [self.pixels(frame, is_video=is_video, **for_images) for frame in (item if is_video else [item])]
-
 
 def stack_frames(frames: list[Tensor], num_frames: list[int]) -> dict[str, Tensor]:
     """Frames [V, 3, H, W] of a batch as model inputs; frames with fewer views than others are padded with zeros."""
@@ -205,31 +214,3 @@ def stack_frames(frames: list[Tensor], num_frames: list[int]) -> dict[str, Tenso
     if len(set(views)) > 1:
         stacked["num_views"] = torch.tensor(views)
     return stacked
-
-
-def _is_frame(item: Any) -> bool:
-    return isinstance(item, Image.Image) or (isinstance(item, np.ndarray) and item.ndim < 4)
-
-
-def _is_video(item: Any) -> bool:
-    return isinstance(item, np.ndarray) or (isinstance(item, (list, tuple)) and len(item) > 0 and _is_frame(item[0]))
-
-
-def _flat_images(images: Any) -> list[Frame]:
-    """Images in order, out of lists of any depth."""
-    if images is None:
-        return []
-    if _is_frame(images):
-        return [images]
-    if not isinstance(images, (list, tuple)):
-        raise UserError(f"images: {images!r} is neither a PIL image nor an array, nor a list of them")
-    return [image for item in images for image in _flat_images(item)]
-
-
-def _flat_videos(videos: Any) -> list[Sequence[Frame]]:
-    """Videos in order, out of lists of any depth; a video is a list of frames, or an array of them."""
-    if videos is None:
-        return []
-    if not isinstance(videos, (list, tuple)):
-        raise UserError(f"videos: {videos!r} is not a list of videos, each a list or array of frames")
-    return [video for item in videos for video in ([item] if _is_video(item) else _flat_videos(item))]

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llava_mini.errors import UserError
+from llava_mini.files import why_unreadable
 
 IMAGE_TOKEN = "<image>"
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -36,7 +37,7 @@ def load_tokenizer(place: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **kwargs)
     except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = why_unreadable(Path(place)) or " ".join(str(error).split())[:200]
         only_model = (Path(place) / "tokenizer.model").is_file() and not (Path(place) / "tokenizer.json").is_file()
         hint = "; a tokenizer.model without tokenizer.json needs `pip install sentencepiece`" if only_model else ""
         raise UserError(f"tokenizer {place}: cannot be loaded: {reason}{hint}") from error

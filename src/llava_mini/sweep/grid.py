@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llava_mini.errors import UserError
+from llava_mini.overrides import split, text_keys
 
 Resolve = Callable[[list[str]], dict[str, Any]]
 
@@ -67,7 +68,8 @@ def expand(arguments: Sequence[str], resolve: Resolve) -> list[Run]:
     """The runs of a sweep, seed by seed, so that an interrupted sweep has whole comparisons.
 
     Args:
-        arguments: `key=value` or `key=value,value,...`; commas within brackets or quotes belong to the value.
+        arguments: `key=value` or `key=value,value,...`; commas within brackets or quotes belong to the value, and text
+            (`overrides.py`) is otherwise as it is typed.
         resolve: gives the resolved config for a list of overrides, or raises UserError; it is asked for the same
             ones many times.
 
@@ -96,7 +98,9 @@ def parse(arguments: Sequence[str]) -> dict[str, list[str]]:
             raise UserError(f"{argument!r}: a sweep takes key=value or key=value,value,...")
         if key in choices:
             raise UserError(f"{argument!r}: {key} is given twice; write its values as {key}=value,value")
-        choices[key] = list(dict.fromkeys(_split(argument, text)))
+        kind = text_keys().get(key)
+        values = _split(argument, text) if kind is None else split(text, brackets=kind.items or kind.others)
+        choices[key] = list(dict.fromkeys(_not_empty(argument, value) for value in values))
     return choices
 
 
@@ -111,15 +115,6 @@ def config_hash(config: Mapping[str, Any]) -> str:
         trainer = {key: value for key, value in kept["trainer"].items() if key not in _DEALT}
         kept["trainer"] = {**trainer, "batches_a_step": math.prod(kept["trainer"].get(key, 1) for key in _DEALT)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def quote(text: str) -> str:
-    """`text` as Hydra's grammar reads it back: plain for a simple absolute path, else in single quotes."""
-    if re.fullmatch(r"/[\w./+-]*", text, re.ASCII):
-        return text
-    # A backslash is special only before a quote.
-    escaped = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
-    return f"'{escaped}'"
 
 
 def _combinations(choices: Mapping[str, list[str]], resolve: Resolve) -> Iterator[tuple[list[str], bool]]:
@@ -202,11 +197,11 @@ def _split(argument: str, text: str) -> Iterator[str]:
             if not closing or closing.pop() != character:
                 raise UserError(f"{argument!r}: {character} closes nothing")
         elif character == "," and not closing:
-            yield _not_empty(argument, text[start:position])
+            yield text[start:position]
             start = position + 1
     if quoted or closing:
         raise UserError(f"{argument!r}: {quoted or closing[-1]} is missing")
-    yield _not_empty(argument, text[start:])
+    yield text[start:]
 
 
 def _not_empty(argument: str, value: str) -> str:

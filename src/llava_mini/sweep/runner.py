@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_mini.overrides import literal
 from llava_mini.spool import Status, close_run
 from llava_mini.sweep.folder import (
     Sweep,
@@ -25,7 +26,7 @@ from llava_mini.sweep.folder import (
     run_folder,
     write_sweep,
 )
-from llava_mini.sweep.grid import Run, quote
+from llava_mini.sweep.grid import Run
 from llava_mini.sweep.launcher import LOG_HEADER, Ended, Job, Launcher, Started
 from llava_mini.sweep.progress import Progress, Say, print_now
 
@@ -141,7 +142,7 @@ def _run_missing(
     for run in sweep.runs:
         folder = run_folder(sweep_dir, run, sweep.code_version)
         if outcome(folder, run, sweep.code_version).state != "finished":
-            own = [f"run_dir={quote(str(folder))}", *tracking.overrides()]
+            own = [f"run_dir={literal(str(folder))}", *tracking.overrides()]
             jobs.append(Job(folder.name, (*command, *run.overrides, *own), folder, tracking.environment()))
             runs[folder.name] = run
     progress = Progress(len(sweep.runs), len(jobs), launcher.parallel, say)

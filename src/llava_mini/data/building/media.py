@@ -20,8 +20,8 @@ from PIL import Image
 
 from llava_mini.data.conversation import media_names
 from llava_mini.data.errors import SampleError
-from llava_mini.data.images import decode_image, encode_jpeg, shrunk, verify_image
-from llava_mini.data.video import frames_at
+from llava_mini.media.images import decode_image, encode_jpeg, shrunk, verify_image
+from llava_mini.media.video import frames_at
 
 FRAME_SIDE = 336  # pixels of a stored frame's shorter side at most, unless `resize` says otherwise
 MOST_BYTES = 2**30  # of an image's file and of all pictures of a sample, which are held in memory

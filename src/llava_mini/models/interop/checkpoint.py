@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from llava_mini.errors import UserError
 from llava_mini.models.interop.json_config import read_json
+from llava_mini.models.tensor_files import open_tensors
 
 Shape = list[int]
 
@@ -112,7 +113,7 @@ class Checkpoint:
         for path, held in self.files.items():
             names = [name for name in held if wanted is None or name in wanted]
             if path.suffix == ".safetensors":
-                with safe_open(path, framework="pt") as file:
+                with open_tensors(path) as file:
                     for name in names:
                         yield name, _finite(path, name, file.get_tensor(name))
             elif names:
@@ -195,7 +196,7 @@ def _headers(path: Path) -> dict[str, tuple[Shape, str]]:
         loaded = _unpickled(path)
         return {name: (list(each.shape), str(each.dtype).removeprefix("torch.")) for name, each in loaded.items()}
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
             return {name: (part.get_shape(), _type_of(part.get_dtype())) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:

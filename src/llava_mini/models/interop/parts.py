@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from llava_mini.errors import UserError
+from llava_mini.files import why_unreadable
 from llava_mini.models.configuration import CLIP_VIT_L_336
 from llava_mini.models.interop.checkpoint import Checkpoint, Shape, check_shapes, is_finite, some
 from llava_mini.models.interop.json_config import check_plain, check_sizes, config_trusted, read_config
@@ -152,7 +153,7 @@ def _folder_of(place: str, part: str) -> Path:
             if any(folder.glob(pattern)):
                 return folder
     except _LOAD_ERRORS as error:
-        raise UserError(f"{part} {place}: cannot be loaded: {_one_line(error)}") from error
+        raise UserError(f"{part} {place}: cannot be loaded: {_one_line(error, place)}") from error
     raise UserError(f"{part} {place}: holds no model*.safetensors and no pytorch_model*.bin")
 
 
@@ -182,7 +183,7 @@ def _read_config(place: str, part: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     except _LOAD_ERRORS as error:
-        raise UserError(f"{part} {place}: its config cannot be read: {_one_line(error)}") from error
+        raise UserError(f"{part} {place}: its config cannot be read: {_one_line(error, place)}") from error
     check_plain(f"{part} {place}", config.to_dict())
     return config
 
@@ -216,13 +217,13 @@ def _load(
     try:
         model: PreTrainedModel = from_pretrained(place, config=config, dtype=dtype, trust_remote_code=False)
     except _LOAD_ERRORS as error:
-        raise UserError(f"{part} {place}: cannot be loaded: {_one_line(error)}") from error
+        raise UserError(f"{part} {place}: cannot be loaded: {_one_line(error, place)}") from error
     spoilt = [name for name, tensor in model.state_dict().items() if not is_finite(tensor)]
     if spoilt:
         raise UserError(f"{part} {place}: holds NaN or infinity in {some(spoilt)}; allowed are finite numbers")
     return model.train()
 
 
-def _one_line(error: Exception) -> str:
-    """What was wrong, of the several lines that transformers may say it in."""
-    return " ".join(str(error).split())[:300]
+def _one_line(error: Exception, place: str) -> str:
+    """What was wrong, of the several lines that transformers may say it in; a file that may not be read by its name."""
+    return why_unreadable(Path(place)) or " ".join(str(error).split())[:300]

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
+
+from llava_mini.models.tensor_files import save_tensors
 
 SHARD_BYTES = 2 * 2**30
 
@@ -49,7 +50,7 @@ class ShardWriter:
 
     def _flush(self) -> None:
         if self._held:
-            save_file(self._held, self._part(len(self._shards)), metadata={"format": "pt"})
+            save_tensors(self._held, self._part(len(self._shards)), {"format": "pt"})
             self._shards.append(list(self._held))
         self._total += self._held_bytes
         self._held, self._held_bytes = {}, 0

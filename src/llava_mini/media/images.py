@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from llava_mini.data.errors import SampleError
+from llava_mini.errors import SampleError
 
 try:
     import simplejpeg
@@ -49,9 +49,9 @@ _SMALL = 128  # pixels of a JPEG's shorter side below which colours at half the 
 def decode_image(raw: bytes) -> NDArray[np.uint8]:
     """The picture as RGB [H, W, 3], turned upright as its EXIF says.
 
-    Alpha is dropped and not blended with a colour, as `convert("RGB")` does and with it the usual training code; a
-    palette gives its colours; 16-bit gray keeps its high byte, as Pillow does with 16-bit colours; of an animation
-    the first frame is taken.
+    What is transparent is put on white: the usual training code drops alpha and so shows whatever colour lies below,
+    often black. A palette gives its colours; 16-bit gray keeps its high byte, as Pillow does with 16-bit colours; of an
+    animation the first frame is taken.
 
     Raises:
         SampleError: it cannot be decoded, or has more than `MAX_PIXELS` pixels.
@@ -146,6 +146,8 @@ def _opened(raw: bytes) -> Image.Image:
 
 def _check(image: Image.Image) -> None:
     """Raises SampleError where a picture's header says that it is of no use."""
+    if not image.width * image.height:
+        raise SampleError(f"image of {image.width}x{image.height} pixels")
     if image.width * image.height > MAX_PIXELS:
         raise SampleError(f"image of {image.width}x{image.height} pixels is over the limit of {MAX_PIXELS}")
     if image.mode in ("I", "F"):
@@ -169,11 +171,12 @@ def _plain_jpeg(raw: bytes, image: Image.Image, colours: str, **options: float) 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):
-        gray = (np.asarray(image) >> 8).astype(np.uint8)
+        values = np.asarray(image)
+        gray = (values >> 8).astype(np.uint8)
+        gray[values == image.info.get("transparency", -1)] = 255
         return np.repeat(gray[..., None], 3, axis=-1)
-    if "transparency" in image.info:  # which is dropped; Pillow would first warn of some kinds
-        image = image.copy()
-        del image.info["transparency"]
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return np.array(image.convert("RGB"))  # a copy, since Pillow's own memory is read-only
 
 

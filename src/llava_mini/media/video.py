@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llava_mini.data.errors import SampleError
-from llava_mini.data.images import MAX_PIXELS, shrunk
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
+from llava_mini.media.images import MAX_PIXELS, shrunk
 
 try:
     import av

@@ -1,7 +1,7 @@
 """Images and videos that a user names: opened, checked, and a video read frame by frame; what is wrong is one line.
 
-What the files must be is said by `llava_mini.data`, which reads those of training. A video that cannot be read to its
-end gives what can be read, and says so.
+What the files must be is said by `images.py` and `video.py`, which read those of training too. A video that cannot be
+read to its end gives what can be read, and says so.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from llava_mini.data.errors import SampleError
-from llava_mini.data.images import decode_image
-from llava_mini.data.video import VideoReader
-from llava_mini.errors import UserError
-
-MOST_BYTES = 2**30  # of an image's file, which is held in memory
+from llava_mini.errors import SampleError, UserError
+from llava_mini.media.addresses import MOST_BYTES, shortened
+from llava_mini.media.images import decode_image
+from llava_mini.media.video import VideoReader
 
 # How files of images begin; a GIF is a video to us, since most are.
 _IMAGES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
@@ -71,13 +69,22 @@ def open_image(path: Path | str) -> Image.Image:
     Raises:
         UserError: it is missing, empty, truncated, too large or no image.
     """
+    try:
+        return Image.fromarray(decode_image(read_image(path)))
+    except SampleError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def read_image(path: Path | str) -> bytes:
+    """What is in a file that may be an image's.
+
+    Raises:
+        UserError: it is missing, empty or too large.
+    """
     path = check_file(path)
     if (size := path.stat().st_size) > MOST_BYTES:
         raise UserError(f"{path}: image of {size} bytes, {MOST_BYTES} allowed")
-    try:
-        return Image.fromarray(decode_image(path.read_bytes()))
-    except SampleError as error:
-        raise UserError(f"{path}: {error}") from None
+    return path.read_bytes()
 
 
 def open_video(path: Path | str, *, fps: float = 1.0, count: int | None = None) -> VideoSource:
@@ -105,8 +112,12 @@ def kind_of(path: Path | str) -> Literal["image", "video"]:
         UserError: it is missing or empty.
     """
     with check_file(path).open("rb") as file:
-        head = file.read(16)
-    return "image" if head.startswith(_IMAGES) or (head[:4], head[8:12]) == (b"RIFF", b"WEBP") else "video"
+        return "image" if is_image(file.read(16)) else "video"
+
+
+def is_image(raw: bytes) -> bool:
+    """Whether what begins like this is an image; 12 bytes are enough."""
+    return raw.startswith(_IMAGES) or (raw[:4], raw[8:12]) == (b"RIFF", b"WEBP")
 
 
 def check_file(path: Path | str) -> Path:
@@ -121,7 +132,8 @@ def check_file(path: Path | str) -> Path:
         if stat.S_ISREG(found.st_mode) and found.st_size:
             path.open("rb").close()
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
-        raise UserError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{shortened(str(path))}: {reason}") from None
     if not stat.S_ISREG(found.st_mode):
         raise UserError(f"{path}: no file; allowed are files of images and videos")
     if not found.st_size:

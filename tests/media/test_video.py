@@ -16,10 +16,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from llava_mini.data import video
-from llava_mini.data.errors import SampleError
-from llava_mini.data.video import MAX_FRAMES, frames_at
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
+from llava_mini.media import video
+from llava_mini.media.video import MAX_FRAMES, frames_at
 
 av = pytest.importorskip("av")
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageSequence
 from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 
-from llava_mini.data import images
-from llava_mini.data.errors import SampleError
-from llava_mini.data.images import MAX_PIXELS, decode_image, encode_jpeg, shrunk, verify_image
+from llava_mini.errors import SampleError
+from llava_mini.media import images
+from llava_mini.media.images import MAX_PIXELS, decode_image, encode_jpeg, shrunk, verify_image
 
 Pixels = NDArray[np.uint8]
 
@@ -58,13 +58,31 @@ def png(width: int, height: int, depth: int, kind: int, rows: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3), (5, 7, 4)], ids=["grey", "rgb", "rgba"])
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)], ids=["grey", "rgb"])
 def test_every_picture_is_decoded_to_rgb(shape: tuple[int, ...]) -> None:
     pixels = noise(*shape)
     image = decode_image(encoded(pixels, "PNG"))
     assert image.dtype == np.uint8
-    colors = pixels[..., :3] if pixels.ndim == 3 else pixels[..., None].repeat(3, -1)
-    assert np.array_equal(image, colors)
+    assert np.array_equal(image, pixels if pixels.ndim == 3 else pixels[..., None].repeat(3, -1))
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_transparent_is_put_on_white(form: str, mode: str) -> None:
+    """Alpha 0 gives white whatever colour lies below, 255 the colour, 102 two fifths of it."""
+    pixels = np.array([[[10, 60, 110, 0], [10, 60, 110, 255], [10, 60, 110, 102], [0, 0, 0, 0]]], np.uint8)
+    image = Image.fromarray(pixels) if mode == "RGBA" else Image.fromarray(pixels[..., [0, 3]].copy(), "LA")
+    seen = decode_image(encoded(image, form, **({"lossless": True, "exact": True} if form == "WEBP" else {})))
+    expected = [[255, 255, 255], [10, 60, 110], [157, 177, 197], [255, 255, 255]]
+    assert seen.tolist() == [expected if mode == "RGBA" else [[red] * 3 for red, *_ in expected]]
+
+
+def test_a_16_bit_gray_that_a_png_calls_transparent_is_white() -> None:
+    raw = png(2, 1, 16, 0, b"\0" + struct.pack(">2H", 1000, 2000))
+    place = raw.index(b"IDAT") - 4
+    mark = b"tRNS" + struct.pack(">H", 1000)
+    raw = raw[:place] + struct.pack(">I", 2) + mark + struct.pack(">I", zlib.crc32(mark)) + raw[place:]
+    assert decode_image(raw).tolist() == [[[255] * 3, [2000 >> 8] * 3]]
 
 
 @pytest.mark.parametrize("form", ["BMP", "TIFF", "WEBP", "GIF"])
@@ -168,13 +186,18 @@ def test_32_bit_values_are_refused(mode: str) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_palettes_give_their_colours_and_lose_transparency() -> None:
+def test_palettes_give_their_colours_and_put_what_is_transparent_on_white() -> None:
     image = Image.new("P", (3, 1))
     image.putpalette([255, 0, 0, 0, 200, 0, 9, 8, 7])
     image.putdata([0, 1, 2])
-    expected = [[[255, 0, 0], [0, 200, 0], [9, 8, 7]]]
-    for options in ({}, {"transparency": 1}, {"transparency": b"\x00\x80\xff"}):
-        assert decode_image(encoded(image, "PNG", **options)).tolist() == expected
+    red, green, dark, white = [255, 0, 0], [0, 200, 0], [9, 8, 7], [255, 255, 255]
+    for options, expected in (
+        ({}, [red, green, dark]),
+        ({"transparency": 1}, [red, white, dark]),
+        ({"transparency": b"\x00\x80\xff"}, [white, [127, 227, 127], dark]),
+    ):
+        assert decode_image(encoded(image, "PNG", **options)).tolist() == [expected]
+    assert decode_image(encoded(image, "GIF", transparency=1)).tolist() == [[red, white, dark]]
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])

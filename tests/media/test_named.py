@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.data.test_video import audio_only, clip, number_of, picture
+from tests.media.test_video import audio_only, clip, number_of, picture
 
-from llava_mini.data import video
 from llava_mini.errors import UserError
-from llava_mini.inference.media import check_file, kind_of, open_image, open_video
+from llava_mini.media import video
+from llava_mini.media.named import check_file, kind_of, open_image, open_video
 
 av = pytest.importorskip("av")
 

@@ -1,0 +1,190 @@
+"""What callers give a processor as images and videos, as transformers' processors take them, to RGB [H, W, 3].
+
+    an image   a PIL image, an array or a tensor (`media/arrays.py`), the name of a file, an address (http, https,
+               data), base64
+    images     one, an array [N, ...] of them, or lists of these, of any depth, in the order of the text
+    a video    the name or address of a file, an array [F, ...], or a list of images
+    videos     one, an array [N, F, ...] of them, or lists of these; in two lists names are videos, in three each
+               innermost list is one video by its frames
+
+Files and addresses are read as they are named: do not give those of people whom you do not trust.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from llava_mini.errors import SampleError, UserError
+from llava_mini.media.addresses import bytes_at, bytes_in, shortened
+from llava_mini.media.arrays import has_unit_scale, rgb_of_array
+from llava_mini.media.images import decode_image, upright_rgb
+from llava_mini.media.named import check_file, is_image, read_image
+from llava_mini.media.video import VideoReader
+
+_GIF = b"GIF8"
+FPS = 1.0  # of a video that is named, as `llava-mini ask` looks at one
+
+_log = logging.getLogger(__name__)
+
+
+def flat_images(images: Any) -> list[Any]:
+    """Images in order, out of lists and arrays of any depth.
+
+    Raises:
+        UserError: something is no image.
+    """
+    if images is None:
+        return []
+    if isinstance(images, (str, Path)) or _is_frame(images):
+        return [images]
+    if not isinstance(images, (list, tuple, np.ndarray, Tensor)):
+        raise UserError(
+            f"images: {_described(images)} is no image; allowed are PIL images, arrays, tensors, names of files, "
+            "addresses and lists of them"
+        )
+    return [image for item in images for image in flat_images(item)]
+
+
+def flat_videos(videos: Any, depth: int = 0) -> list[Any]:
+    """Videos in order, each a name or a sequence of frames, out of lists and arrays of any depth.
+
+    Raises:
+        UserError: something is no video.
+    """
+    if videos is None:
+        return []
+    if isinstance(videos, (str, Path)):
+        return [videos]
+    if _is_frame(videos):
+        return [[videos]]
+    if isinstance(videos, (np.ndarray, Tensor)):
+        return [videos] if videos.ndim == 4 else [video for item in videos for video in flat_videos(item)]
+    if not isinstance(videos, (list, tuple)):
+        raise UserError(
+            f"videos: {_described(videos)} is no video; allowed are names of files, addresses, arrays [F, ...], lists "
+            "of frames and lists of them"
+        )
+    if videos and (_is_frame(videos[0]) or (depth > 1 and isinstance(videos[0], (str, Path)))):
+        return [videos]
+    return [video for item in videos for video in flat_videos(item, depth + 1)]
+
+
+def rgb_of(image: Any, layout: str | None = None, name: str = "images") -> NDArray[np.uint8]:
+    """One image as RGB [H, W, 3], upright as its EXIF says; what is transparent is put on white.
+
+    Args:
+        image: As said above.
+        layout: `input_data_format` of transformers, for arrays whose shape does not tell.
+        name: Of what has no name of its own, for messages.
+
+    Raises:
+        UserError: it cannot be read, or can be read in two ways.
+    """
+    if isinstance(image, (str, Path)):
+        return _named(image)
+    try:
+        if isinstance(image, Image.Image):
+            return upright_rgb(image)
+        if isinstance(image, (np.ndarray, Tensor)):
+            return rgb_of_array(_array(image), layout)
+    except SampleError as error:
+        raise UserError(f"{name}: {error}") from None
+    raise UserError(f"{name}: {_described(image)} is no image")
+
+
+def is_scaled(image: Any) -> bool:
+    """Whether an image that `rgb_of` takes is an array or a tensor of floats from 0 to 1."""
+    return isinstance(image, (np.ndarray, Tensor)) and has_unit_scale(_array(image))
+
+
+def frames_of(video: Any, fps: float | None = None, num_frames: int | None = None) -> Iterator[Any]:
+    """The images of a video, those of a file decoded one by one; one that is damaged ends early, with a warning.
+
+    Args:
+        video: One of `flat_videos`.
+        fps: Frames for a second of a file; 1 by default.
+        num_frames: In place of `fps` so many at equal distances, or all where there are fewer.
+
+    Raises:
+        UserError: it has no frame, cannot be read, `fps` is given for frames without a known rate, or both are given.
+    """
+    if fps is not None and num_frames is not None:
+        raise UserError(f"videos: fps={fps} and num_frames={num_frames}; allowed is one of them")
+    if isinstance(video, (str, Path)):
+        yield from _frames_named(video, FPS if fps is None else fps, num_frames)
+        return
+    if fps is not None:
+        raise UserError(f"videos: fps={fps} of frames whose rate is not known; allowed is num_frames")
+    if num_frames is not None and num_frames < 1:
+        raise UserError(f"videos: num_frames={num_frames}; at least one is needed")
+    if len(video) == 0:
+        raise UserError("videos: a video has no frame, at least one is needed")
+    count = min(num_frames or len(video), len(video))
+    yield from (video[(2 * i + 1) * len(video) // (2 * count)] for i in range(count))
+
+
+def _is_frame(item: Any) -> bool:
+    return isinstance(item, Image.Image) or (isinstance(item, (np.ndarray, Tensor)) and item.ndim < 4)
+
+
+def _array(image: np.ndarray | Tensor) -> NDArray[Any]:
+    if isinstance(image, np.ndarray):
+        return image
+    return (image.float() if image.dtype == torch.bfloat16 else image).numpy(force=True)  # numpy has no bfloat16
+
+
+def _named(name: str | Path) -> NDArray[np.uint8]:
+    try:
+        return decode_image(_bytes_named(name))
+    except SampleError as error:
+        raise UserError(f"{shortened(str(name))}: {error}") from None
+
+
+def _bytes_named(name: str | Path) -> bytes:
+    if isinstance(name, Path):
+        return read_image(name)
+    if (raw := bytes_at(name)) is not None:
+        return raw
+    try:
+        return read_image(name)
+    except UserError:
+        raw = bytes_in(name) or b""
+        if is_image(raw) or raw.startswith(_GIF):  # names of letters alone are base64 too, of nonsense
+            return raw
+        raise
+
+
+def _frames_named(name: str | Path, fps: float, num_frames: int | None) -> Iterator[NDArray[np.uint8]]:
+    raw = bytes_at(name) if isinstance(name, str) else None
+    if raw is None:
+        yield from _frames_in(check_file(name), str(name), fps, num_frames)
+        return
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(raw)
+        file.flush()
+        yield from _frames_in(Path(file.name), shortened(str(name)), fps, num_frames)
+
+
+def _frames_in(path: Path, name: str, fps: float, num_frames: int | None) -> Iterator[NDArray[np.uint8]]:
+    try:
+        reader = VideoReader(path, fps=fps, count=num_frames)
+        yield from reader.frames()
+    except SampleError as error:
+        raise UserError(f"{name}: {error}") from None
+    if reader.stopped:
+        _log.warning("%s: %s; the model sees what could be read", name, reader.stopped)
+
+
+def _described(item: Any) -> str:
+    text = " ".join(repr(item).split())
+    return f"{type(item).__name__} {text[:60]}{'...' if len(text) > 60 else ''}"

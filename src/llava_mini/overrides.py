@@ -1,0 +1,145 @@
+"""`key=value` as it is typed: values of keys that hold a path, a name or a URI are taken as they are.
+
+Hydra reads a value by a grammar in which `=`, `#`, `~`, brackets, commas and letters beyond ASCII mean something or
+nothing, so such values are put into quotes before it sees them. What stays Hydra's: text in quotes, `null`, `${key}`,
+and where a key takes more than text, numbers, `true`, `[a, b]` and `{a: 1}`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from llava_mini.schema import TYPES
+
+# Keys of a place, where `~` is somebody's home; the others hold names.
+PLACES = (
+    "run_dir", "data.folder", "data.cache_dir", "data.features", "data.splits.train", "data.splits.val",
+    "data.splits.test", "model.hub.vision_tower", "model.hub.language_model", "model.tokenizer", "model.weights",
+    "tracking.uri", "world.out",
+)  # fmt: skip
+
+_QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+_OTHERS = re.compile(r"null|true|false|[+-]?(?:[\d_]+\.?[\d_]*|\.[\d_]+)(?:e[+-]?\d+)?|[+-]?(?:inf|nan)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class TextKey:
+    """What a key takes besides text.
+
+    Attributes:
+        items: Whether `[a, b]`.
+        others: Whether numbers, `true` or `{a: 1}` may be meant.
+    """
+
+    items: bool
+    others: bool
+
+
+@cache
+def text_keys() -> dict[str, TextKey]:
+    """Keys of the config that take text which is not one of a few words, by the types in `schema.py`."""
+    found = dict(_text_keys("", TYPES))
+    return {**found, "experiment_name": TextKey(items=False, others=False)}
+
+
+def quoted(override: str) -> str:
+    """An override as Hydra reads it: text as it was typed becomes text in quotes."""
+    key, equals, value = override.partition("=")
+    kind, bare = text_keys().get(key), value.strip()
+    if kind is None or not equals or not value or bare.lower() == "null" or _is_quoted(bare):
+        return override
+    if kind.items and bare.startswith("[") and bare.endswith("]"):
+        items = split(bare[1:-1]) if bare[1:-1].strip() else []
+        return f"{key}=[{','.join(item if _is_quoted(item) else quote(item) for item in items)}]"
+    if kind.others and (_OTHERS.fullmatch(bare) or (bare.startswith("{") and bare.endswith("}"))):
+        return override
+    return f"{key}={quote(value)}"
+
+
+def split(text: str, *, brackets: bool = False) -> list[str]:
+    """Text values between commas, without the spaces around them; a comma in a value needs quotes around the value.
+
+    Args:
+        text: For example `a, 'b, c'`.
+        brackets: Whether `[a, b]` and `{a: 1, b: 2}` are one value.
+    """
+    whole = [_QUOTED, *((rf"\[(?:{_QUOTED}|.)*?\]", rf"\{{(?:{_QUOTED}|.)*?\}}") if brackets else ())]
+    value = re.compile(rf"\s*((?:{'|'.join(whole)})(?=\s*(?:,|\Z))|[^,]*?)\s*(?:,|\Z)", re.DOTALL)
+    values, place = [], 0
+    while match := value.match(text, place):
+        values.append(match[1])
+        place = match.end()
+        if place == len(text) and not match[0].endswith(","):
+            break
+    return values
+
+
+def quote(text: str) -> str:
+    """`text` in single quotes, as Hydra reads it back."""
+    # A backslash is special only before a quote.
+    escaped = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
+    return f"'{escaped}'"
+
+
+def literal(text: str) -> str:
+    """`text` as a program has it, in which `${` means nothing: plain for a simple absolute path, else in quotes."""
+    if re.fullmatch(r"/[\w./+-]*", text, re.ASCII):
+        return text
+    return quote(re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", text))
+
+
+def unquoted(value: str) -> str:
+    """What a user typed where Hydra does not read it: without the quotes around it."""
+    if not _is_quoted(value):
+        return value
+    return re.sub(rf"(\\+)({value[0]}|\Z)", lambda match: match[1][: len(match[1]) // 2] + match[2], value[1:-1])
+
+
+def at_home(value: Any) -> Any:
+    """A value of `PLACES` with `~` and `~name` at its beginning replaced by the home that they name."""
+    if isinstance(value, str):
+        scheme = "sqlite:///"
+        if value.startswith(f"{scheme}~"):
+            return scheme + os.path.expanduser(value.removeprefix(scheme))
+        return os.path.expanduser(value)
+    if isinstance(value, list):
+        return [at_home(each) for each in value]
+    if isinstance(value, dict):
+        return {at_home(name): weight for name, weight in value.items()}
+    return value
+
+
+def _is_quoted(value: str) -> bool:
+    return re.fullmatch(_QUOTED, value, re.DOTALL) is not None
+
+
+def _text_keys(prefix: str, types: dict[str, Any]) -> Iterator[tuple[str, TextKey]]:
+    for name, annotation in types.items():
+        key, kinds = f"{prefix}{name}", list(_alternatives(annotation))
+        items = any(get_origin(kind) is list and str in _alternatives(get_args(kind)[0]) for kind in kinds)
+        if str in kinds or items:
+            yield key, TextKey(items, any(kind is not str and get_origin(kind) is not list for kind in kinds))
+        for kind in kinds:
+            if is_dataclass(kind):
+                yield from _text_keys(f"{key}.", get_type_hints(kind, include_extras=True))
+            elif get_origin(kind) is dict and get_origin(get_args(kind)[0]) is Literal:
+                named, values = get_args(kind)
+                yield from _text_keys(f"{key}.", dict.fromkeys(get_args(named), values))
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    """The types that a value may be of, without None and without what pydantic is told of them."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _alternatives(get_args(annotation)[0])
+    elif origin in (Union, UnionType):
+        for each in get_args(annotation):
+            yield from _alternatives(each)
+    elif annotation is not NoneType:
+        yield annotation
