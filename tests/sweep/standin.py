@@ -109,9 +109,20 @@ def leave_result(
         "seconds": 61.5, "cpu_seconds": 60.0, "peak_memory_bytes": 600_000_000, "train_loss": 0.5,
         "mlflow_run_id": None, **(training or {}),
     }  # fmt: skip
+    result.setdefault("gains", gains_of(result))
     (folder / "config.yaml").write_text(json.dumps(config))  # which is YAML too
     (folder / "result.json.tmp").write_text(json.dumps(result))
     (folder / "result.json.tmp").replace(folder / "result.json")
+
+
+def gains_of(result: dict[str, Any]) -> dict[str, Any]:
+    """What `converged`, `gained_last_third` and `gain_noise` mean for both groups of kinds."""
+    gained, noise = result["gained_last_third"], result["gain_noise"]
+    if gained is None:
+        return {}
+    improving = not result["converged"] and gained > 2 * noise
+    one = {"gained": gained, "noise": noise, "improving": improving, "converged": result["converged"]}
+    return {"dense": one, "one_word": one}
 
 
 def _answers(split: str, accuracy: float | dict[str, float], rng: np.random.Generator) -> Predictions:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from tests.sweep.standin import gains_of
+
 from llava_mini.sweep.training import Training, budget
 
 
@@ -9,7 +11,7 @@ def result(
     converged: bool = True, gained: float | None = 0.001, noise: float | None = 0.004, **more: Any
 ) -> dict[str, Any]:
     own = {"converged": converged, "gained_last_third": gained, "gain_noise": noise, "steps": 300, "start": "a model"}
-    return {**own, **more}
+    return {**own, "gains": gains_of(own), **more}
 
 
 def test_a_configuration_has_converged_when_all_its_runs_have() -> None:
@@ -33,6 +35,15 @@ def test_a_gain_that_is_unknown_or_noise_is_not_called_one() -> None:
     assert Training.of([result(False, None, None), result(False, 0.02)]).mark() == (
         f"still improving: +2.0 points in the last third, 1 of 2 runs; {not_shown}, 1 of 2 runs"
     )
+
+
+def test_each_group_of_kinds_has_its_own_mark() -> None:
+    done = {"gained": 0.001, "noise": 0.004, "improving": False, "converged": True}
+    rising = {"gained": 0.05, "noise": 0.004, "improving": True, "converged": False}
+    found = Training.of([result(False, gains={"dense": done, "one_word": rising})])
+    assert found.converged_on("dense") and found.mark("dense") == ""
+    assert not found.converged_on("one_word") and not found.converged
+    assert found.mark("one_word") == "still improving: +5.0 points in the last third" == found.mark()
 
 
 def test_a_budget_names_its_steps_and_whether_the_start_is_common() -> None:

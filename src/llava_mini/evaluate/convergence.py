@@ -43,6 +43,15 @@ class Gain:
         """Whether it is not improving, and measured well enough to say so."""
         return not self.improving and self.noise <= NOISY
 
+    def row(self) -> dict[str, float | bool]:
+        """As in result.json."""
+        return {
+            "gained": self.gained,
+            "noise": self.noise,
+            "improving": self.improving,
+            "converged": self.converged,
+        }
+
 
 def convergence(validations: Path, steps: int, last: Predictions) -> dict[str, Any]:
     """What a run's result says of its convergence.
@@ -56,7 +65,7 @@ def convergence(validations: Path, steps: int, last: Predictions) -> dict[str, A
         `converged`: whether all groups of kinds had converged; false where that could not be measured.
         `gained_last_third`, `gain_noise`: of the dense kinds, or of the only group; None where there was no validation
         between a half and two thirds of the steps.
-        `gains`: the same for every group.
+        `gains`: for every group `gained`, `noise`, and whether it is `improving` or `converged`.
     """
     before = _before(validations, steps, last)
     gains = {} if before is None else {group: _gain(before, last, kinds) for group, kinds in last.groups().items()}
@@ -65,7 +74,7 @@ def convergence(validations: Path, steps: int, last: Predictions) -> dict[str, A
         "converged": bool(gains) and all(gain.converged for gain in gains.values()),
         "gained_last_third": None if headline is None else headline.gained,
         "gain_noise": None if headline is None else headline.noise,
-        "gains": {group: {"gained": gain.gained, "noise": gain.noise} for group, gain in gains.items()},
+        "gains": {group: gain.row() for group, gain in gains.items()},
     }
 
 

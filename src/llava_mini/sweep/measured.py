@@ -21,7 +21,7 @@ from llava_mini.sweep.statistics import Estimate
 # What a report cannot do without, besides the answers.
 _NEEDED = (
     "tokens", "prefill_flops", "seconds", "peak_memory_bytes", "steps", "start",
-    "converged", "gained_last_third", "gain_noise",
+    "converged", "gained_last_third", "gain_noise", "gains",
 )  # fmt: skip
 
 

@@ -108,7 +108,8 @@ def by_kind(analysis: Analysis) -> Figure:
         axes.set_title(_plain(kind), fontsize=10, color=_INK, loc="left", weight="bold")
         for row, configuration in enumerate(configurations):
             if kind in configuration.by_kind:
-                _mark(axes, configuration, configuration.by_kind[kind], styles[id(configuration)], row, lying=True)
+                hollow, estimate = not configuration.training.converged, configuration.by_kind[kind]
+                _mark(axes, estimate, styles[id(configuration)], row, hollow=hollow, lying=True)
         axes.set_yticks(range(len(configurations)), [_plain(c.label) for c in configurations], fontsize=7.5)
         axes.set_ylim(-0.7, len(configurations) - 0.3)
     figure.supxlabel(f"Words right, % of {analysis.split}", fontsize=9, color=_INK)
@@ -222,7 +223,7 @@ def _draw(
         axes.plot([place for place, _ in known], y, color=one.color, linestyle=one.line, linewidth=1.5)
         for place, configuration in zip(x, members, strict=True):
             score = configuration.scores[group]
-            _mark(axes, configuration, score.mean, one, place)
+            _mark(axes, score.mean, one, place, hollow=not configuration.training.converged_on(group))
             if len(score.by_seed) > 1:
                 seeds = [100 * value for value in score.by_seed.values()]
                 color = one.color if score.mean.interval else _LIGHT
@@ -231,10 +232,8 @@ def _draw(
     axes.set_xlim(min(places) - 0.07 * extent, max(places) + 0.07 * extent)
 
 
-def _mark(
-    axes: Axes, configuration: Configuration, estimate: Estimate, series: Series, place: float, *, lying: bool = False
-) -> None:
-    """A point above `place`, or beside it where it is lying, with its bar; hollow while it was still improving."""
+def _mark(axes: Axes, estimate: Estimate, series: Series, place: float, *, hollow: bool, lying: bool = False) -> None:
+    """A point above `place`, or beside it where it is lying, with its bar; hollow for what had not converged."""
     value, color = 100 * estimate.value, series.color if estimate.interval else _LIGHT
     bar = None
     if estimate.interval is not None:
@@ -245,7 +244,7 @@ def _mark(
         yerr=None if lying else bar, xerr=bar if lying else None,
         color=color, elinewidth=1.1, capsize=2.2, linestyle="none", marker=series.marker,
         markersize=4.5 if lying else 6, markeredgewidth=1.3,
-        markerfacecolor=color if configuration.training.converged else "white",
+        markerfacecolor="white" if hollow else color,
     )  # fmt: skip
 
 

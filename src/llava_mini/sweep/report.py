@@ -76,7 +76,7 @@ def _cells(configuration: Configuration, group: str) -> tuple[str, ...]:
         interval,
         operations(configuration.prefill_flops),
         duration(configuration.seconds),
-        configuration.training.mark(),
+        configuration.training.mark(group),
     )
 
 

@@ -12,58 +12,69 @@ from typing import Any
 
 from llava_mini.sweep.text import points
 
-# Below this a gain may be noise: such a run did not show that it was still improving, nor that it had converged.
-_STANDARD_ERRORS = 2.0
-
 
 @dataclass(frozen=True)
 class Training:
     """The training of one or more runs.
 
     Attributes:
-        runs: Number of runs.
-        improving: What those that were still improving gained in word accuracy over the last third of their steps.
-        not_shown: How many others were not shown to have converged.
+        gains: Of each run what its groups of kinds gained in the last third of its steps, as `evaluate.convergence`
+            says it; a group that was not measured is left out.
+        ends: Of each run whether it had converged.
         steps: All numbers of steps that there are, ascending.
         starts: All starts that there are.
     """
 
-    runs: int
-    improving: tuple[float, ...]
-    not_shown: int
+    gains: tuple[Mapping[str, Mapping[str, Any]], ...]
+    ends: tuple[bool, ...]
     steps: tuple[int, ...]
     starts: tuple[str, ...]
 
     @classmethod
     def of(cls, results: Sequence[Mapping[str, Any]]) -> Training:
         """Read from the runs' `result.json`."""
-        marked = [result for result in results if not result["converged"]]
-        improving = tuple(result["gained_last_third"] for result in marked if _improves(result))
         return cls(
-            len(results),
-            improving,
-            len(marked) - len(improving),
+            tuple(result["gains"] for result in results),
+            tuple(bool(result["converged"]) for result in results),
             tuple(sorted({int(result["steps"]) for result in results})),
             tuple(sorted({str(result["start"]) for result in results})),
         )
 
     @property
     def converged(self) -> bool:
-        """Whether all runs had converged."""
-        return not self.improving and not self.not_shown
+        """Whether all runs had converged, on every group of kinds."""
+        return all(self.ends)
 
-    def mark(self) -> str:
-        """`still improving: +3.1 points in the last third`; empty when all had converged."""
+    def converged_on(self, group: str) -> bool:
+        """Whether all runs had converged on one group of kinds."""
+        return all(group in gains and gains[group]["converged"] for gains in self.gains)
+
+    def mark(self, group: str | None = None) -> str:
+        """`still improving: +3.1 points in the last third`; empty when all had converged.
+
+        Args:
+            group: Group of kinds that is meant; None: the first that was not converged.
+        """
+        if group is None:
+            named = dict.fromkeys(name for gains in self.gains for name in gains)
+            marks = (self.mark(name) for name in named)
+            return next(filter(None, marks), "" if self.converged else _NOT_SHOWN)
+        marked = [gains.get(group) for gains in self.gains if group not in gains or not gains[group]["converged"]]
+        improving = [gain["gained"] for gain in marked if gain is not None and gain["improving"]]
         parts = []
-        if self.improving:
-            gained = points(fmean(self.improving))
-            parts.append(f"still improving: {gained} points in the last third{self._share(len(self.improving))}")
-        if self.not_shown:
-            parts.append(f"not shown to have converged{self._share(self.not_shown)}")
+        if improving:
+            parts.append(
+                f"still improving: {points(fmean(improving))} points in the last third{self._share(len(improving))}"
+            )
+        if unknown := len(marked) - len(improving):
+            parts.append(f"{_NOT_SHOWN}{self._share(unknown)}")
         return "; ".join(parts)
 
     def _share(self, count: int) -> str:
-        return "" if count == self.runs else f", {count} of {self.runs} runs"
+        return "" if count == len(self.ends) else f", {count} of {len(self.ends)} runs"
+
+
+_NOT_SHOWN = "not shown to have converged"
 
 
 def budget(trainings: Iterable[Training]) -> str:
@@ -73,9 +84,3 @@ def budget(trainings: Iterable[Training]) -> str:
     starts = {start for training in trainings for start in training.starts}
     length = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
     return f"after {length} steps from {'a common start' if len(starts) == 1 else 'starts that differ'}"
-
-
-def _improves(result: Mapping[str, Any]) -> bool:
-    """Whether the gain is known and more than noise."""
-    gained, noise = result["gained_last_third"], result["gain_noise"]
-    return gained is not None and gained > _STANDARD_ERRORS * (noise or 0.0)
