@@ -56,6 +56,7 @@ def test_config_prints_what_will_be_used(capsys: pytest.CaptureFixture):
         (["train", "stage.learning_rates.vision_tower=1"], ["stage.learning_rates.vision_tower"]),
         (["train", "data.turns=sometimes"], ["turns='sometimes'"]),
         (["train", "trainer.precision=12"], ["trainer.precision=12"]),
+        (["train", "tracking.log_model=2"], ["tracking.log_model=2"]),
         (["train", "trainer.max_steps=0"], ["trainer.max_steps=0"]),
         (["train", "trainer.devices=0"], ["trainer.devices=0"]),
         (["train", "trainer.machines=2"], ["trainer.machines=2", "torchrun"]),

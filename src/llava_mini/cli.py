@@ -81,6 +81,10 @@ def _train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
     if machines > 1 and rank is None:
         raise UserError(f"trainer.machines={machines}: begin the run on each by torchrun -m llava_mini train ...")
     if rank is None and claim(run_dir, config):
+        from llava_mini.commands.tracked import send_waiting
+
+        if config["tracking"]["enabled"]:
+            send_waiting(run_dir)
         return 0
     if strict and not rank:
         from llava_mini.commands.planned import check_fits
