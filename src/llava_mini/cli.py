@@ -195,11 +195,18 @@ def _batch(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
     return batch(arguments)
 
 
+def _mlflow(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
+    from llava_mini.commands.mlflow import mlflow
+
+    return mlflow(arguments)
+
+
 COMMANDS: dict[str, tuple[Command, str]] = {
     "train": (_train, "one run: train, evaluate, write result.json in run_dir"),
     "plan": (_plan, "memory of a run's step, whether it fits the card, what saves: llava-mini plan --help"),
     "sweep": (_sweep, "many runs: key=value,value,... for any config key, sweep_dir=FOLDER; ends with compare"),
     "compare": (_compare, "table, plots and report.html of a sweep's folder"),
+    "mlflow": (_mlflow, "all runs in a browser, and the charts of the latest sweep: llava-mini mlflow --help"),
     "world": (_world, "make the tiny world's data and pre-trained parts anew"),
     "config": (_config, "print the resolved config of a run"),
     "data": (_data, "LLaVA JSON, images and videos to shards; their check, their counts: llava-mini data --help"),
@@ -212,7 +219,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "doctor": (_doctor, "what is installed, whether it drives the card found, what to install instead"),
 }
 # Commands that read --flags of their own instead of a config's key=value.
-_WITH_FLAGS = ("plan", "data", "convert", "merge", "ask", "chat", "batch", "bench", "doctor")
+_WITH_FLAGS = ("plan", "mlflow", "data", "convert", "merge", "ask", "chat", "batch", "bench", "doctor")
 _STRICT = "--strict"
 
 
