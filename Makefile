@@ -6,7 +6,6 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
 PORT ?= 5000
-MLFLOW_TRACKING_URI ?= sqlite:///mlruns/mlflow.db
 comma := ,
 space := $(subst ,, )
 
@@ -82,10 +81,8 @@ gpu-check: ## Train real shapes on the GPU here against their plan, into experim
 gpu-bench: ## Measure first tokens, HD, videos, 10,000 frames on the GPU here, into experiments/006-efficiency (PYTHON=..., ARGS=--tiny)
 	PYTHONPATH=src $(or $(PYTHON),python3) -m llava_mini.gpu_bench $(ARGS)
 
-mlflow: $(STAMP) ## Show the runs in a browser, on PORT=5000 of this machine (MLFLOW_TRACKING_URI is respected)
-	$(if $(filter http%,$(MLFLOW_TRACKING_URI)),@echo 'The runs are shown at $(MLFLOW_TRACKING_URI)',\
-	  @mkdir -p mlruns && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 --host 127.0.0.1 --port $(PORT) \
-	    --backend-store-uri '$(MLFLOW_TRACKING_URI)')
+mlflow: $(STAMP) ## Show the runs in a browser, the latest sweep's charts first, on PORT=5000 (MLFLOW_TRACKING_URI is respected)
+	$(BIN)/llava-mini mlflow --port $(PORT)
 
 clean: ## Remove caches and build outputs; .venv, data, runs and sweeps stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

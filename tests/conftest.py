@@ -4,9 +4,13 @@ Tiny weights are scaled so that every part moves the logits by about one: with t
 mask or a swapped frame would hide below any tolerance.
 """
 
+import resource
+import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +46,38 @@ class Sample:
     before: list[int]
     after: list[int]
     answer: list[int]
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's SQLite file with one experiment and no run, which takes MLflow seconds to make: to be copied."""
+    from llava_mini.tracking import init_tracking
+
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    init_tracking(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def new_tracker(empty_database: Path, tmp_path: Path) -> str:
+    """The URI of an MLflow of this test's own."""
+    return f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """full_disk(size): within, this process can write no file beyond `size` bytes, as on a disk that is full."""
+
+    @contextmanager
+    def full(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return full
 
 
 @pytest.fixture(scope="session")

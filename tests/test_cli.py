@@ -78,6 +78,7 @@ def test_help_says_how_values_are_typed(capsys: pytest.CaptureFixture):
         (["train", "stage.learning_rates.vision_tower=1"], ["stage.learning_rates.vision_tower"]),
         (["train", "data.turns=sometimes"], ["turns='sometimes'"]),
         (["train", "trainer.precision=12"], ["trainer.precision=12"]),
+        (["train", "tracking.log_model=2"], ["tracking.log_model=2"]),
         (["train", "trainer.max_steps=0"], ["trainer.max_steps=0"]),
         (["train", "trainer.devices=0"], ["trainer.devices=0"]),
         (["train", "trainer.machines=2"], ["trainer.machines=2", "torchrun"]),

@@ -88,6 +88,10 @@ def _train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
     if machines > 1 and rank is None:
         raise UserError(f"trainer.machines={machines}: begin the run on each by torchrun -m llava_mini train ...")
     if rank is None and claim(run_dir, config):
+        from llava_mini.commands.tracked import send_waiting
+
+        if config["tracking"]["enabled"]:
+            send_waiting(run_dir)
         return 0
     if strict and not rank:
         from llava_mini.commands.planned import check_fits
@@ -199,11 +203,18 @@ def _batch(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
     return batch(arguments)
 
 
+def _mlflow(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
+    from llava_mini.commands.mlflow import mlflow
+
+    return mlflow(arguments)
+
+
 COMMANDS: dict[str, tuple[Command, str]] = {
     "train": (_train, "one run: train, evaluate, write result.json in run_dir"),
     "plan": (_plan, "memory of a run's step, whether it fits the card, what saves: llava-mini plan --help"),
     "sweep": (_sweep, "many runs: key=value,value,... for any config key, sweep_dir=FOLDER; ends with compare"),
     "compare": (_compare, "table, plots and report.html of a sweep's folder"),
+    "mlflow": (_mlflow, "all runs in a browser, and the charts of the latest sweep: llava-mini mlflow --help"),
     "world": (_world, "make the tiny world's data and pre-trained parts anew"),
     "config": (_config, "print the resolved config of a run"),
     "data": (_data, "LLaVA JSON, images and videos to shards; their check, their counts: llava-mini data --help"),
@@ -216,7 +227,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "doctor": (_doctor, "what is installed, whether it drives the card found, what to install instead"),
 }
 # Commands that read --flags of their own instead of a config's key=value.
-_WITH_FLAGS = ("plan", "data", "convert", "merge", "ask", "chat", "batch", "bench", "doctor")
+_WITH_FLAGS = ("plan", "mlflow", "data", "convert", "merge", "ask", "chat", "batch", "bench", "doctor")
 _STRICT = "--strict"
 _VALUES = r"""values (key=value of train, plan, sweep, world, config):
   "run_dir=~/runs/lr=1e-4 (1)"   a path, name or URI as it is typed; ~ is a home, ${key} the value of another key

@@ -171,6 +171,7 @@ class Tracking:
     enabled: bool
     uri: str | None
     experiment: str
+    log_model: Flag
     parent_run_id: str | None
 
 

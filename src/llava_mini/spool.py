@@ -2,13 +2,17 @@
 
 `spool.jsonl` in the run's folder holds one line per report, in order, and is only ever appended to; `tracking.json`
 beside it says where the lines go and how many bytes of them are sent. Both survive `kill -9`: whoever comes
-next goes on where the sending stopped.
+next goes on where the sending stopped. What needs more than the tracker itself, such as files, which go to an artifact
+store, is sent after the rest and counted apart: a store that takes no files holds back no metric.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import logging
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -21,10 +25,17 @@ from typing import Any, Literal
 from llava_mini.errors import UserError
 from llava_mini.files import write_json
 
+log = logging.getLogger("llava_mini.tracking")
+
 LINES_A_CALL = 100
 
-Kind = Literal["params", "metrics", "tags", "status"]
+Kind = Literal["params", "metrics", "tags", "status", "inputs", "file", "view"]
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+Lane = Literal["reports", "extras"]
+LANES: tuple[Lane, Lane] = ("reports", "extras")
+
+_EXTRAS = ("inputs", "file", "view")
+_TOGETHER = ("params", "metrics", "tags")  # one call sends many of these
 
 
 def check_tracker(key: str, otherwise: str) -> None:
@@ -51,6 +62,25 @@ class Line:
     values: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class DataInput:
+    """A data set that a run reads.
+
+    Attributes:
+        name: the set's name.
+        fingerprint: hexadecimal hash of its content.
+        source: where it lies, a path or a URL.
+        samples: how many it has.
+        context: what the run reads it for: training, validation, test.
+    """
+
+    name: str
+    fingerprint: str
+    source: str
+    samples: int
+    context: str
+
+
 @dataclass
 class Origin:
     """What `tracking.json` holds.
@@ -62,7 +92,8 @@ class Origin:
         parent_run_id: the run under which this one is shown.
         token: names this spool; finds its run again if the answer to "create it" was lost.
         run_id: the run's id, once it could be made.
-        sent_bytes: how much of `spool.jsonl` is sent.
+        sent_bytes: up to where the reports in `spool.jsonl` are sent.
+        sent_extras_bytes: up to where its inputs, files and views are.
     """
 
     uri: str
@@ -72,6 +103,7 @@ class Origin:
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     run_id: str | None = None
     sent_bytes: int = 0
+    sent_extras_bytes: int = 0
 
 
 class Spool:
@@ -81,27 +113,41 @@ class Spool:
         self.folder = Path(folder)
         self.journal = self.folder / "spool.jsonl"
         self._origin_file = self.folder / "tracking.json"
+        self._full = False
 
     def create(self, origin: Origin) -> None:
-        """Starts the journal; one that is there already (of a resumed run) goes on and keeps its token and run."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        earlier = self.origin()
-        if earlier is None:
-            self._write_origin(origin)
-            return
-        if self.journal.exists() and not self.journal.read_bytes().endswith(b"\n"):
-            self._append(b"\n")  # the writer was killed within a line
-        self.redirect(origin.uri, origin.parent_run_id)
+        """Starts the journal; one that is there already (of a resumed run) goes on and keeps its token and run.
+
+        On a full disk nothing is kept and a warning says so: a report is never what a run ends for.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            earlier = self.origin()
+            if earlier is None:
+                self._write_origin(origin)
+                return
+            self.redirect(origin.uri, origin.parent_run_id)
+        except OSError as error:
+            self._warn(error)
 
     def append(self, kind: Kind, values: Mapping[str, Any], step: int = 0) -> None:
-        """Adds a line."""
+        """Adds a line; one that the disk does not take is lost, with one warning for all."""
         line = Line(kind, int(time.time() * 1000), step, dict(values))
-        self._append(json.dumps(asdict(line), default=str).encode() + b"\n")
+        try:
+            self._append(json.dumps(asdict(line), default=str).encode() + b"\n")
+        except OSError as error:
+            self._warn(error)
 
-    def pending(self) -> int:
-        """The number of lines that are not sent; 0 for a folder without a journal."""
+    def pending(self, *lanes: Lane) -> int:
+        """The number of lines that are not sent, of `lanes` or else of all; 0 for a folder without a journal."""
         origin = self.origin()
-        return 0 if origin is None else sum(1 for _ in self._unsent(origin.sent_bytes))
+        return 0 if origin is None else sum(1 for lane in lanes or LANES for _ in self._unsent(origin, lane))
+
+    def inputs(self) -> list[DataInput]:
+        """The data sets that the run has reported, sent or not."""
+        lines = self._lines(0) if self.origin() is not None else ()
+        found = [DataInput(**each) for line, _ in lines if line.kind == "inputs" for each in line.values["datasets"]]
+        return list(dict.fromkeys(found))
 
     def redirect(self, uri: str | None, parent_run_id: str | None) -> None:
         """From now on sends to `uri`, and all lines anew if that is another place; None changes nothing."""
@@ -110,16 +156,17 @@ class Spool:
             if origin is None:
                 return
             if uri is not None and uri != origin.uri:
-                origin.uri, origin.run_id, origin.sent_bytes = uri, None, 0
+                origin.uri, origin.run_id, origin.sent_bytes, origin.sent_extras_bytes = uri, None, 0, 0
             origin.parent_run_id = parent_run_id or origin.parent_run_id
             self._write_origin(origin)
 
-    def deliver(self, create: Callable[[Origin], str], send: Callable[[Origin, list[Line]], None]) -> None:
+    def deliver(self, lane: Lane, create: Callable[[Origin], str], send: Callable[[Origin, list[Line]], None]) -> None:
         """Sends in order what is not sent, and notes after each call how far it came.
 
         Args:
+            lane: which lines: params, metrics, tags and status; or inputs, files and views.
             create: makes the run, returns its id.
-            send: sends at most `LINES_A_CALL` lines (a status line always alone) to `origin.run_id`.
+            send: sends lines to `origin.run_id`: at most `LINES_A_CALL` params, metrics and tags, any other line alone.
 
         Raises:
             BlockingIOError: another thread or process is delivering this journal.
@@ -132,9 +179,12 @@ class Spool:
             if origin.run_id is None:
                 origin.run_id = create(origin)
                 self._write_origin(origin)
-            for lines, end in _grouped(self._unsent(origin.sent_bytes)):
+            for lines, end in _grouped(self._unsent(origin, lane)):
                 send(origin, lines)
-                origin.sent_bytes = end
+                if lane == "reports":
+                    origin.sent_bytes = end
+                else:
+                    origin.sent_extras_bytes = end
                 self._write_origin(origin)
 
     def origin(self) -> Origin | None:
@@ -148,12 +198,19 @@ class Spool:
         origin = self.origin()
         return None if origin is None else origin.run_id
 
-    def _unsent(self, sent_bytes: int) -> Iterator[tuple[Line, int]]:
-        """Whole lines after `sent_bytes`, each with the offset of its end; a line cut by a kill is passed over."""
+    def _unsent(self, origin: Origin, lane: Lane) -> Iterator[tuple[Line, int]]:
+        """Lines of `lane` that are not sent, each with the offset of its end."""
+        extras = lane == "extras"
+        for line, end in self._lines(origin.sent_extras_bytes if extras else origin.sent_bytes):
+            if (line.kind in _EXTRAS) == extras:
+                yield line, end
+
+    def _lines(self, start: int) -> Iterator[tuple[Line, int]]:
+        """Whole lines after `start`, each with the offset of its end; a line cut by a kill is passed over."""
         if not self.journal.exists():
             return
         with self.journal.open("rb") as journal:
-            end = journal.seek(sent_bytes)
+            end = journal.seek(start)
             for raw in journal:
                 end += len(raw)
                 if not raw.endswith(b"\n"):
@@ -164,8 +221,18 @@ class Spool:
                     continue
 
     def _append(self, raw: bytes) -> None:
-        with self.journal.open("ab", buffering=0) as journal:
-            journal.write(raw)
+        with self.journal.open("ab+", buffering=0) as journal:
+            if journal.seek(0, os.SEEK_END):
+                journal.seek(-1, os.SEEK_END)
+                if journal.read(1) != b"\n":  # the writer before was killed within a line, or its disk was full
+                    raw = b"\n" + raw
+            if journal.write(raw) < len(raw):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _warn(self, error: OSError) -> None:
+        if not self._full:
+            log.warning("%s cannot be written (%s); reports to MLflow are lost", self.journal, error.strerror)
+        self._full = True
 
     def _write_origin(self, origin: Origin) -> None:
         write_json(self._origin_file, asdict(origin))
@@ -185,11 +252,11 @@ def close_run(folder: Path, status: Status) -> None:
 
 
 def _grouped(lines: Iterator[tuple[Line, int]]) -> Iterator[tuple[list[Line], int]]:
-    """Groups that one call can send, each with its end: at most `LINES_A_CALL` lines, a status alone."""
+    """Groups that one call can send, each with its end: at most `LINES_A_CALL` lines, or one of its own kind alone."""
     group: list[Line] = []
     group_end = 0
     for line, end in lines:
-        alone = line.kind == "status" or any(earlier.kind == "status" for earlier in group[-1:])
+        alone = any(each.kind not in _TOGETHER for each in (line, *group[-1:]))
         if group and (alone or len(group) == LINES_A_CALL):
             yield group, group_end
             group = []

@@ -33,6 +33,7 @@ def lead(
 ) -> int:
     """In a process group of its own: the command, or its ranks as the command line would begin them."""
     os.setsid()
+    sys.argv = ["llava-mini", *arguments]
     os.environ.update(environment)
     if killed_after:
         kill_after(killed_after)

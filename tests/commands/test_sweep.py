@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def swept(nursery: Nursery, database: str, tmp_path_factory: pytest.TempPathFact
     """The reference and query C=1, in a world of their own."""
     folder = tmp_path_factory.mktemp("sweeps") / "small"
     world = tmp_path_factory.mktemp("world") / "toyworld"
-    arguments = ["experiment=smoke", "compressor.C=1", f"data.folder={world}", f"sweep_dir={folder}"]
+    arguments = ["experiment=smoke", "compressor.C=1", f"data.folder={world}", f"sweep_dir={folder}",
+                 "tracking.log_model=true"]  # fmt: skip
     done = nursery.call("sweep", *arguments, environment={"MLFLOW_TRACKING_URI": database})
     return Swept(folder, arguments, *done)
 
@@ -95,6 +97,34 @@ def test_mlflow_holds_a_parent_with_a_run_for_each(swept: Swept, tracked: list[R
     assert {run.data.tags["commit"] for run in tracked} == {parent.data.tags["commit"]}
 
 
+def test_mlflow_holds_where_each_run_comes_from_and_the_data_that_it_read(swept: Swept, tracked: list[Run]) -> None:
+    parent, *children = tracked
+    given = [argument for argument in swept.arguments if not argument.startswith("tracking.")]
+    assert shlex.split(parent.data.tags["mlflow.source.name"]) == ["llava-mini", "sweep", *given]
+    for run in children:
+        command = run.data.tags["mlflow.source.name"]
+        assert command.startswith("llava-mini train") and "experiment=smoke" in command and "tracking." not in command
+    for run in tracked:
+        inputs = {read.dataset.name: read.tags[0].value for read in run.inputs.dataset_inputs}
+        assert inputs == {"instruct-train": "training", "instruct-val": "validation", "instruct-test": "test"}
+    world = json.loads((Path(children[0].data.params["data.folder"]) / "world.json").read_text())
+    for read in children[0].inputs.dataset_inputs:
+        assert world["sets"][read.dataset.name]["fingerprint"].startswith(read.dataset.digest)
+
+
+def test_mlflow_holds_the_report_and_the_models(swept: Swept, tracked: list[Run], database: str) -> None:
+    client, (parent, *children) = MlflowClient(database), tracked
+    held = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert held == {"report.html", "results.csv", "results.json", *(path.name for path in swept.folder.glob("*.png"))}
+    assert parent.data.tags["mlflow.note.content"] in swept.said
+    by_row = {row["compressor"]: row["accuracy"] for row in swept.runs()}
+    assert parent.data.metrics["reference.accuracy"] == pytest.approx(by_row["none"])
+    assert parent.data.metrics["difference.accuracy.query-C1-N4"] == pytest.approx(by_row["query"] - by_row["none"])
+    for run in children:
+        files = {file.path for file in client.list_artifacts(run.info.run_id, "model")}
+        assert {"model/config.json", "model/model.safetensors", "model/processor_config.json"} <= files
+
+
 @pytest.mark.parametrize("row", [0, 1], ids=["none", "query"])
 def test_an_mlflow_run_holds_config_and_measurements(swept: Swept, tracked: list[Run], row: int) -> None:
     result = swept.runs()[row]
@@ -102,6 +132,9 @@ def test_an_mlflow_run_holds_config_and_measurements(swept: Swept, tracked: list
     config = yaml.safe_load((swept.folder / "runs" / result["run"] / "config.yaml").read_text())
     assert run.params.get("compressor.C") == (None if result["C"] is None else str(result["C"]))
     assert run.params["fusion.num_layers"] == str(result["n_fusion"])
+    for key in ("compressor", "C", "n_fusion", "tokens", "seed"):
+        assert run.params.get(key) == (None if result[key] is None else str(result[key]))
+    assert (run.params["order"], run.params["finetune"]) == ("release", "full")
     for key in ("seed", "trainer.max_steps", "stage._target_", "data.folder", "model.text_config.hidden_size"):
         value = config
         for part in key.split("."):

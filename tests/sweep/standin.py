@@ -52,7 +52,7 @@ def resolve(overrides: list[str]) -> dict[str, Any]:
         "stage": {"note": "", "learning_rates": {"projector": 0.002}},
         "standin": {"act": "finish"},
         "run_dir": "runs/one",
-        "tracking": {"parent_run_id": None},
+        "tracking": {"uri": None, "parent_run_id": None},
         "launcher": {"max_parallel": None},
     }
     for override in sorted(overrides, key=lambda item: "." in item.partition("=")[0]):  # groups first, as Hydra does

@@ -1,11 +1,12 @@
-"""The hash of the source and the commit, in small packages and repositories made here."""
+"""The hash of the source and the commit, in small packages and repositories made here; the command of this process."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from llava_mini.sweep.provenance import code_version, git_commit
+from llava_mini.sweep.provenance import code_version, git_commit, source_tags
 
 
 @pytest.fixture
@@ -53,3 +54,17 @@ def test_outside_of_a_checkout_it_is_unknown(tmp_path: Path, package: Path) -> N
     installed.mkdir(parents=True)
     (installed / "__init__.py").write_text("")
     assert git_commit(installed) == "unknown", "a package that lies within someone else's repository"
+
+
+def test_mlflow_gets_the_command_without_the_address_of_the_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["sweep", "compressor.C=1,2", "stage.note=a b", "tracking.uri=https://me:secret@tracker"]
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/llava-mini", *arguments])
+    assert source_tags("unknown") == {
+        "mlflow.source.type": "JOB", "mlflow.source.name": "llava-mini sweep compressor.C=1,2 'stage.note=a b'"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("commit", "dirty"), [("c0ffee", "false"), ("c0ffee+changes", "true")])
+def test_mlflow_gets_the_commit_and_whether_there_are_changes_to_it(commit: str, dirty: str) -> None:
+    tags = source_tags(commit)
+    assert (tags["mlflow.source.git.commit"], tags["mlflow.source.git.dirty"]) == ("c0ffee", dirty)

@@ -16,6 +16,7 @@ from mlflow.tracking import MlflowClient
 from llava_mini.errors import UserError
 from llava_mini.spool import Spool
 from llava_mini.sweep.folder import only_sweep, read_sweep
+from llava_mini.tracking import latest_sweep
 
 Sweeper = Callable[..., tuple[int, list[str]]]
 
@@ -232,16 +233,19 @@ def test_a_folder_with_odd_characters_works(standin: ModuleType, tmp_path: Path,
 
 
 def test_a_sweep_is_a_parent_with_its_runs_as_children(
-    sweep: Sweeper, runs_of: Callable[[], dict[str, Path]], tmp_path: Path
+    sweep: Sweeper, runs_of: Callable[[], dict[str, Path]], tmp_path: Path, new_tracker: str
 ) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    status, _ = sweep("standin.act=finish", tracker_uri=uri)
+    uri = new_tracker
+    status, _ = sweep("standin.act=finish", "tracking.uri=https://me:secret@tracker", tracker_uri=uri)
     assert status == 0
     parent_id = Spool(tmp_path / "sweep").run_id()
     assert parent_id is not None
     parent = MlflowClient(uri).get_run(parent_id)
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["arguments"] == "standin.act=finish"
+    assert parent.data.tags["mlflow.source.git.commit"] == "c0ffee"
+    assert "secret" not in str(parent.data)
+    assert parent_id in latest_sweep(uri, "http://here")[0]
     for folder in runs_of().values():
         environment = json.loads((folder / "environment.json").read_text())
         assert environment["MLFLOW_TRACKING_URI"] == uri

@@ -63,6 +63,10 @@ def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
         from llava_mini.sweep.report import compare
 
         compare(sweep_dir)
+        if tracking["enabled"]:
+            from llava_mini.sweep.tracked import track_report
+
+            track_report(sweep_dir)
     return status
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning import Trainer
@@ -18,6 +18,7 @@ from llava_mini.commands.out_of_memory import out_of_memory_told
 from llava_mini.commands.planned import Memory
 from llava_mini.commands.ranks import own_rank
 from llava_mini.commands.run_folder import claim
+from llava_mini.commands.tracked import track_result, tracked
 from llava_mini.commands.trained import measured, save_run, weights_of
 from llava_mini.config import save
 from llava_mini.data.datamodule import VLMDataModule
@@ -29,9 +30,6 @@ from llava_mini.stages.callbacks import Clock
 from llava_mini.stages.sharding import Gathered
 from llava_mini.sweep.grid import config_hash
 from llava_mini.sweep.provenance import code_version, git_commit
-
-if TYPE_CHECKING:
-    from llava_mini.tracking import Tracker
 
 log = logging.getLogger("llava_mini")
 
@@ -137,7 +135,7 @@ def train(config: dict[str, Any]) -> Path:
     identity = _identity(config)
     save(config, run_dir / "config.yaml")
     write_json(run_dir / "code.json", {key: identity[key] for key in ("code_version", "commit")})
-    with _tracked(config, run_dir) as (tracker, loggers):
+    with tracked(config, run.datamodule.splits) as (tracker, loggers):
         trainer = fit(run, config, clock, loggers, memory)
         peaks = memory.measured(trainer.strategy.root_device)
         save_run(run.model, run.processor, config, run.base)
@@ -155,8 +153,7 @@ def train(config: dict[str, Any]) -> Path:
             "mlflow_run_id": tracker.run_id(wait=5.0) if tracker else None,
         }
         if tracker:
-            tracker.set_tags({"measured_peak_is": peaks["measured_peak_is"]})
-            tracker.log_metrics({key: result[key] for key in _TRACKED if result[key] is not None})
+            track_result(tracker, config, result)
         write_json(run_dir / "result.json", result)
     log.info("%s; %s", scores_text(result), run_dir / "result.json")
     return run_dir
@@ -181,28 +178,6 @@ def evaluation_precision(config: dict[str, Any], trainer: Trainer) -> AbstractCo
     return trainer.precision_plugin.forward_context() if config["savers"]["frozen_dtype"] else nullcontext()
 
 
-_TRACKED = (
-    "accuracy",
-    "accuracy_by_kind",
-    "word_accuracy",
-    "word_accuracy_by_kind",
-    "nll",
-    "nll_by_kind",
-    "gained_last_third",
-    "prefill_flops",
-    "seconds",
-    "cpu_seconds",
-    "gpu_seconds",
-    "skipped",
-    "peak_memory_bytes",
-    "planned_peak_bytes",
-    "measured_peak_bytes",
-    "tokens",
-    "n_fusion",
-    "params",
-)
-
-
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     return {
         "config_hash": config_hash(config),
@@ -214,29 +189,3 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
         "n_fusion": config["fusion"]["num_layers"],
         "start": ", ".join(weights_of(config["model"])["weights"]),
     }
-
-
-@contextmanager
-def _tracked(config: dict[str, Any], run_dir: Path) -> Iterator[tuple[Tracker | None, list[Logger]]]:
-    """The run's tracker, which is told how the block ended, and what it is for Lightning; nothing where none is wanted.
-
-    MLflow takes seconds to import, which runs without a tracker and other ranks do not spend.
-    """
-    spec = config["tracking"]
-    if not spec["enabled"]:
-        yield None, []
-        return
-    from llava_mini.lightning_logger import TrackerLogger
-    from llava_mini.tracking import Tracker, init_tracking
-
-    if spec["parent_run_id"] is None:
-        init_tracking(spec["uri"], spec["experiment"])
-    tracker = Tracker(run_dir, uri=spec["uri"], experiment=spec["experiment"], parent_run_id=spec["parent_run_id"])
-    tracker.log_params({key: value for key, value in config.items() if key != "tracking"})
-    tracker.set_tags({"commit": git_commit(), "code_version": code_version()})
-    try:
-        yield tracker, [TrackerLogger(tracker)]
-    except BaseException as error:
-        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    tracker.finish()

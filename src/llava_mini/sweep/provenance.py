@@ -1,14 +1,18 @@
-"""Which code made a result: a hash of the package's source and the git commit."""
+"""What made a result: a hash of the package's source, the git commit, and the command."""
 
 from __future__ import annotations
 
 import hashlib
+import shlex
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import llava_mini
 
 PACKAGE = Path(llava_mini.__file__).parent
+UNKNOWN, CHANGED = "unknown", "+changes"
 
 
 def code_version(package: Path = PACKAGE) -> str:
@@ -27,8 +31,28 @@ def git_commit(package: Path = PACKAGE) -> str:
         commit = _git(package, "rev-parse", "HEAD")
         changes = _git(package, "status", "--porcelain", "--untracked-files=all", "--", ".", ":/conf")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit + ("+changes" if changes else "")
+        return UNKNOWN
+    return commit + (CHANGED if changes else "")
+
+
+def source_tags(commit: str) -> dict[str, str]:
+    """The same as MLflow names it, with the command of this process.
+
+    Args:
+        commit: see `git_commit`.
+    """
+    # MLflow's pages show of the name of any other type what follows its last slash.
+    tags = {"mlflow.source.type": "JOB", "mlflow.source.name": shlex.join(["llava-mini", *untracked(sys.argv[1:])])}
+    if commit != UNKNOWN:
+        dirty = commit.endswith(CHANGED)
+        git = {"commit": commit.removesuffix(CHANGED), "dirty": str(dirty).lower()}
+        tags |= {f"mlflow.source.git.{key}": value for key, value in git.items()}
+    return tags
+
+
+def untracked(arguments: Sequence[str]) -> list[str]:
+    """Arguments less those on the tracker, whose address may hold a password."""
+    return [argument for argument in arguments if not argument.startswith("tracking.")]
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -29,6 +29,8 @@ from llava_mini.sweep.folder import (
 from llava_mini.sweep.grid import Run
 from llava_mini.sweep.launcher import LOG_HEADER, Ended, Job, Launcher, Started
 from llava_mini.sweep.progress import Progress, Say, print_now
+from llava_mini.sweep.provenance import source_tags, untracked
+from llava_mini.sweep.tracked import view
 
 if TYPE_CHECKING:
     from llava_mini.tracking import Tracker
@@ -108,9 +110,10 @@ class _Tracking:
         from llava_mini.tracking import Tracker
 
         self._tracker = Tracker(self._sweep_dir, uri=self._uri, experiment=self._experiment)
-        self._tracker.set_tags(
-            {"arguments": shlex.join(sweep.arguments), "commit": sweep.commit, "code_version": sweep.code_version}
-        )
+        arguments = shlex.join(untracked(sweep.arguments))
+        self._tracker.set_tags({"arguments": arguments, "commit": sweep.commit, "code_version": sweep.code_version})
+        self._tracker.set_tags(source_tags(sweep.commit))
+        self._tracker.show(view(self._sweep_dir.name))
         self._tracker.run_id(wait=_SECONDS_FOR_PARENT)
         self._flush()
 
@@ -132,7 +135,8 @@ class _Tracking:
         from llava_mini.tracking import flush_spools
 
         parent = None if self._tracker is None else self._tracker.run_id()
-        return flush_spools([self._sweep_dir, *sorted(self._sweep_dir.glob("runs/*"))], self._uri, parent)
+        folders = [self._sweep_dir, *sorted(self._sweep_dir.glob("runs/*"))]
+        return flush_spools(folders, self._uri, parent, lanes=("reports",))  # files are sent once the report is there
 
 
 def _run_missing(

@@ -1,0 +1,36 @@
+"""`llava-mini mlflow`: MLflow's pages of all runs, in a browser on this machine, and where the latest sweep is."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from llava_mini.spool import check_tracker
+
+
+def mlflow(arguments: list[str]) -> int:
+    """Print the addresses and become MLflow's server; with a server elsewhere (MLFLOW_TRACKING_URI) only print.
+
+    Returns:
+        0.
+    """
+    parser = argparse.ArgumentParser(prog="llava-mini mlflow", description=__doc__)
+    parser.add_argument("--port", type=int, default=5000, help="of the server on this machine (default 5000)")
+    given = parser.parse_args(arguments)
+    check_tracker("llava-mini mlflow", "read report.html of a sweep")
+    from llava_mini.tracking import latest_sweep, tracking_uri
+
+    uri = tracking_uri()
+    elsewhere = uri.startswith(("http://", "https://"))
+    server = uri.rstrip("/") if elsewhere else f"http://127.0.0.1:{given.port}"
+    addresses = latest_sweep(uri, server)
+    for what, address in zip(("charts of the latest sweep", "all runs"), addresses or (None, server), strict=True):
+        print(f"{what}: {address}" if address else "no sweep was found", flush=True)
+    if not elsewhere:
+        settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", "127.0.0.1"]
+        command += ["--port", str(given.port), "--backend-store-uri", uri]
+        command += ["--uvicorn-opts", "--log-level warning"]  # else a line for every request buries the addresses
+        os.execve(sys.executable, command, {**os.environ, **settings})
+    return 0

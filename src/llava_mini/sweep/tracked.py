@@ -1,0 +1,149 @@
+"""A sweep's own MLflow run: its report as files, the headline as description, its runs side by side, how they differ.
+
+Figures are means over seeds of the runs' own; intervals are the report's. A configuration is compared with the
+reference of its own setting, over the seeds that both have finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from llava_mini.saved_view import View
+from llava_mini.spool import Spool
+from llava_mini.sweep.analysis import analyse
+from llava_mini.sweep.findings import headline
+from llava_mini.sweep.folder import outcome, read_sweep, run_folder
+from llava_mini.sweep.grid import Run
+
+Result = Mapping[str, Any]
+
+_FILES = ("report.html", "results.csv", "results.json")
+_PARAMS = ("compressor", "C", "n_fusion", "seed")
+_SHARES = ("word_accuracy.dense", "word_accuracy.one_word", "accuracy", "nll.dense", "nll.one_word")
+_COSTS = ("tokens", "prefill_flops", "seconds", "peak_memory_bytes")
+_CHARTS = (
+    ("tokens", "word_accuracy.dense"),
+    ("prefill_flops", "word_accuracy.dense"),
+    ("tokens", "word_accuracy.one_word"),
+    ("tokens", "accuracy"),
+)
+
+
+@dataclass
+class _Configuration:
+    """Finished runs that differ in their seed only: figures by seed."""
+
+    name: str
+    reference: bool
+    setting: dict[str, Any]
+    by_seed: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    def mean(self, seeds: Iterable[int]) -> dict[str, float]:
+        chosen = [self.by_seed[seed] for seed in seeds]
+        return {key: fmean(figures[key] for figures in chosen) for key in chosen[0]}
+
+
+def track_report(sweep_dir: Path) -> None:
+    """Adds what `compare` has left in a sweep's folder to the sweep's MLflow run, and sends the files of its runs.
+
+    What MLflow does not take waits in the folders.
+
+    Args:
+        sweep_dir: the folder of a sweep that was tracked.
+    """
+    spool, finished = Spool(sweep_dir), _finished(sweep_dir)
+    spool.append("tags", {"mlflow.note.content": "\n\n".join(headline(analyse(sweep_dir)))})
+    spool.append("metrics", summary(finished))
+    if inputs := dict.fromkeys(each for folder, _, _ in finished for each in Spool(folder).inputs()):
+        spool.append("inputs", {"datasets": [asdict(each) for each in inputs]})
+    spool.append("view", asdict(view(sweep_dir.resolve().name, [result for _, _, result in finished])))
+    for name in (*_FILES, *sorted(path.name for path in sweep_dir.glob("*.png"))):
+        spool.append("file", {"path": name})
+    from llava_mini.tracking import flush_spools  # MLflow takes seconds to import
+
+    flush_spools([sweep_dir, *sorted(sweep_dir.glob("runs/*"))])
+
+
+def view(name: str, results: Sequence[Result] = ()) -> View:
+    """What MLflow's pages show of a sweep's runs.
+
+    Args:
+        name: the sweep's.
+        results: of its finished runs; charts are of what these hold, since MLflow draws empty ones too.
+    """
+    split = _split(results[0]) if results else "test"
+    measured = {key for result in results for key in _figures(result)}
+    charts = [(x, _logged(y, split)) for x, y in _CHARTS if y in measured]
+    costs = [key for key in _COSTS if key != "tokens"]
+    metrics = ["tokens", *(_logged(key, split) for key in _SHARES), *costs]
+    return View(f"sweep {name}", charts, _PARAMS, metrics, order_by="tokens")
+
+
+def summary(finished: Iterable[tuple[Path, Run, Result]]) -> dict[str, float]:
+    """Figures of a sweep.
+
+    Args:
+        finished: folder, run and result of its finished runs.
+
+    Returns:
+        `best.KEY` of the configuration with the highest word accuracy on dense answers (accuracy, where no answer is
+        dense) among those that have a reference, `reference.KEY` of its reference, `difference.KEY` of the two, and
+        `difference.KEY.CONFIGURATION` of every configuration and its reference; nothing where there is no such.
+    """
+    configurations = _configurations(finished)
+    references = [each for each in configurations if each.reference]
+    metrics: dict[str, float] = {}
+    highest: tuple[float, dict[str, float]] | None = None
+    for each in configurations:
+        reference = next((other for other in references if other.setting == each.setting), None)
+        if each.reference or reference is None or not (seeds := each.by_seed.keys() & reference.by_seed.keys()):
+            continue
+        own, its = each.mean(seeds), reference.mean(seeds)
+        difference = {key: own[key] - its[key] for key in _SHARES if key in own and key in its}
+        metrics |= {f"difference.{key}.{each.name}": value for key, value in difference.items()}
+        score = own.get("word_accuracy.dense", own["accuracy"])
+        if highest is None or score > highest[0]:
+            parts = {"best": own, "reference": its, "difference": difference}
+            highest = score, {f"{part}.{key}": value for part, of in parts.items() for key, value in of.items()}
+    return metrics if highest is None else highest[1] | metrics
+
+
+def _finished(sweep_dir: Path) -> list[tuple[Path, Run, Result]]:
+    sweep = read_sweep(sweep_dir)
+    folders = {run_folder(sweep_dir, run, sweep.code_version): run for run in sweep.runs}
+    results = {folder: outcome(folder, run, sweep.code_version).result for folder, run in folders.items()}
+    return [(folder, folders[folder], result) for folder, result in results.items() if result is not None]
+
+
+def _configurations(finished: Iterable[tuple[Path, Run, Result]]) -> list[_Configuration]:
+    found: dict[str, _Configuration] = {}
+    for _, run, result in finished:
+        values = [f"{key.rpartition('.')[2]}={value}" for key, value in run.values.items() if value is not None]
+        grid = [] if run.C is None else [f"C{run.C}"]
+        name = "-".join([run.compressor, *grid, f"N{run.n_fusion}", *values])
+        configuration = found.setdefault(f"{name} {run.reference}", _Configuration(name, run.reference, run.setting()))
+        configuration.by_seed[run.seed] = _figures(result)
+    return list(found.values())
+
+
+def _figures(result: Result) -> dict[str, float]:
+    """The figures of a run that a sweep is about, on the split that it is compared on."""
+    split = _split(result)
+    grouped = {f"{key}.{group}": value for key in ("word_accuracy", "nll")
+               for group, value in result.get(key, {}).get(split, {}).items()}  # fmt: skip
+    return {"accuracy": result["accuracy"][split], **grouped, **{key: result[key] for key in _COSTS}}
+
+
+def _split(result: Result) -> str:
+    """The split that a run is compared on: validation where a sweep leaves the test split unread."""
+    return "test" if "test" in result["accuracy"] else "val"
+
+
+def _logged(figure: str, split: str) -> str:
+    """The figure's name among a run's metrics: `word_accuracy.dense` -> `word_accuracy.test.dense`."""
+    key, dot, group = figure.partition(".")
+    return f"{key}.{split}{dot}{group}"
