@@ -134,7 +134,7 @@ def _figures(result: Result) -> dict[str, float]:
     """The figures of a run that a sweep is about, on the split that it is compared on."""
     split = _split(result)
     grouped = {f"{key}.{group}": value for key in ("word_accuracy", "nll")
-               for group, value in result.get(key, {}).get(split, {}).items()}  # fmt: skip
+               for group, value in result[key][split].items()}  # fmt: skip
     return {"accuracy": result["accuracy"][split], **grouped, **{key: result[key] for key in _COSTS}}
 
 
