@@ -380,7 +380,7 @@ def test_a_failure_while_writing_leaves_nothing(
     def full(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("llava_mini.models.interop.shards.save_file", full)
+    monkeypatch.setattr("llava_mini.models.tensor_files.save_file", full)
     with pytest.raises(UserError, match=r"ours: cannot be written \(.*No space left"):
         plain(source, tmp_path / "ours")
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
