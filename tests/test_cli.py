@@ -97,7 +97,7 @@ def test_help_says_how_values_are_typed(capsys: pytest.CaptureFixture):
         (["sweep", "compressor=query,nosuch"], ["nosuch"]),
         (["sweep", "sweep_dir="], ["sweep_dir="]),
         (["compare", "no/such/folder"], ["no/such/folder"]),
-        (["world", "world.stages=[2]"], ["world.stages"]),
+        (["world", "world.stages=[3]"], ["world.stages"]),
         (["--config-dir", "no/such", "train"], ["--config-dir no/such"]),
     ],
 )

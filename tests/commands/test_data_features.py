@@ -14,7 +14,7 @@ from llava_mini.data.feature_store import FeatureStore
 from llava_mini.data.toyworld.make import make_world
 from llava_mini.errors import UserError
 
-SIZES = {"instruct-train": 64, "instruct-val": 16, "instruct-test": 16}
+SIZES = {"board-train": 64, "board-val": 16, "board-test": 16}
 Smoke = Callable[..., list[str]]
 
 
@@ -49,15 +49,15 @@ def test_features_of_the_command_line_are_read_by_training(
 
 
 def test_the_tower_alone_gives_what_the_whole_model_gives(smoke: Smoke, world: Path, tmp_path: Path):
-    given = [str(world / "instruct-val"), "--out", str(tmp_path), "--dtype", "float32"]
+    given = [str(world / "board-val"), "--out", str(tmp_path), "--dtype", "float32"]
     assert features([*given, *smoke()]) == 0
     (folder,) = tmp_path.glob("*/shards.json")
-    assemble(resolve(smoke(f"data.features={tmp_path}", "data.splits={train: null, val: instruct-val, test: null}")))
+    assemble(resolve(smoke(f"data.features={tmp_path}", "data.splits={train: null, val: board-val, test: null}")))
     assert [*tmp_path.glob("*/shards.json")] == [folder], "the whole model's tower has another fingerprint"
 
 
 def test_mistakes_are_named(smoke: Smoke, world: Path, tmp_path: Path):
-    given = [str(world / "instruct-val"), "--out", str(tmp_path / "f")]
+    given = [str(world / "board-val"), "--out", str(tmp_path / "f")]
     with pytest.raises(UserError, match="none of them holds a vision tower"):
         features([*given, *smoke("model.weights=[]")])
     with pytest.raises(UserError, match="is no complete shard set"):
