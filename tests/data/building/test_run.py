@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import random
 import re
@@ -218,7 +219,7 @@ def await_work(folder: Path, process: subprocess.Popen[str], shards: int) -> Non
     """Returns when so many shards are complete and another one is being written, or when the process has ended."""
     deadline = time.monotonic() + 60
     while process.poll() is None and not (
-        len(list(folder.glob("shard-*.json"))) >= shards and list(folder.glob(".shard-*.tmp"))
+        len(list(folder.glob("shard-*.json"))) >= shards and list(folder.glob(".llava-mini-*.tmp/*/shard-*.tar"))
     ):
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -241,6 +242,34 @@ def test_a_build_that_is_killed_again_and_again_gives_the_same_bytes(slow: Path)
     assert process.returncode == 0, errors
     assert kills >= 3
     assert contents(slow / "killed") == contents(slow / "whole")
+
+
+def _build_and_die(world: Path, name: str, after: bool) -> None:
+    replace = os.replace
+
+    def at_last(old: Path, new: Path) -> None:
+        if new.name != name or after:
+            replace(old, new)
+        if new.name == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = at_last  # type: ignore[assignment]
+    build(world)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("name", ["records.jsonl", "plan.json", "shard-000001.tar", "index.npy", "shards.json"])
+def test_a_build_that_is_killed_just_before_or_after_a_file_has_its_name_leaves_nothing_for_ever(
+    world: Path, name: str, after: bool
+) -> None:
+    build(world, "whole")
+    process = multiprocessing.get_context("fork").Process(target=_build_and_die, args=(world, name, after))
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL and list((world / "out").rglob(".llava-mini-*.tmp/*"))
+    build(world)
+    assert contents(world / "out") == contents(world / "whole")
+    assert not list((world / "out").rglob(".llava-mini-*.tmp"))
 
 
 def test_parts_in_processes_of_their_own_at_the_same_time_complete_one_set(slow: Path) -> None:

@@ -26,7 +26,7 @@ from llava_mini.data.building.shard_task import build_shard
 from llava_mini.data.shards import ShardSet, finish_set, is_complete, is_written
 from llava_mini.data.workers import run_tasks
 from llava_mini.errors import UserError
-from llava_mini.files import folder_lock
+from llava_mini.files import folder_lock, remove_leftovers
 
 log = logging.getLogger("llava_mini")
 
@@ -117,6 +117,7 @@ def _opened(out: Path, described: list[dict[str, Any]], options: Options) -> Sha
         raise UserError(f"{out} holds a shard set that was not made by `data build`; name another folder")
     check_same(out, shards.plan, made_from(described, options))
     remove_plan(out)  # of a build that was killed just before its end
+    remove_leftovers(out)
     log.info("%s is complete already: %d samples, fingerprint %s", out, len(shards), shards.fingerprint[:16])
     if shards.rejected:
         log.info("%d records were rejected when it was built; delete the folder to try them again", shards.rejected)
@@ -132,7 +133,10 @@ def _build_shards(plan: Plan, out: Path, workers: int, task: int, of: int) -> No
         part, plan.num_records, plan.num_shards, len(missing), len(own), min(workers, len(missing)),
     )  # fmt: skip
     progress = ProgressLog(len(missing), plan.options.samples_per_shard)
-    run_tasks(functools.partial(build_shard, plan, out), missing, workers, progress)
+    try:
+        run_tasks(functools.partial(build_shard, plan, out), missing, workers, progress)
+    finally:
+        remove_leftovers(out)  # of processes that were ended because another one failed
     if missing:
         log.info("%s", progress.line())
 

@@ -42,8 +42,6 @@ def build_shard(plan: Plan, out: Path, shard: int, report: Report) -> None:
 
 
 def _write(plan: Plan, out: Path, shard: int, report: Report) -> None:
-    for stale in out.glob(f".shard-{shard:06d}.*.tmp"):  # of a process that was killed: a live one would hold the lock
-        stale.unlink(missing_ok=True)
     options = plan.options
     media = Media(options.images, options.videos, options.resize, options.fps)
     rejected: list[tuple[str, str]] = []
