@@ -13,7 +13,7 @@ import webdataset
 
 from llava_mini.data.building.media import Media
 from llava_mini.data.building.plan import Options, Plan, describe_sources, frozen_plan
-from llava_mini.data.building.shard_task import Progress, build_shard, name_of, sample_of
+from llava_mini.data.building.shard_task import Progress, build_shard, sample_of
 from llava_mini.data.errors import SampleError
 from llava_mini.data.records import Entry
 from llava_mini.files import atomic_path, shard_lock
@@ -132,8 +132,8 @@ def test_an_unusable_record_is_rejected_with_its_reason(world: Path, record: dic
 )
 def test_unusual_conversations_are_kept_as_they_are(world: Path, conversations: list[Any]) -> None:
     record = {"id": "x", "conversations": conversations, "source": "own"}
-    members = sample_of(Entry("mix.json record 1", record), Media(None, None, None, 1.0))
-    assert json.loads(members["json"]) == record and list(members) == ["json"]
+    members, ignored = sample_of(Entry("mix.json record 1", record), Media(None, None, None, 1.0))
+    assert json.loads(members["json"]) == record and list(members) == ["json"] and ignored == ()
 
 
 def test_a_sample_that_would_fill_the_memory_is_refused(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,29 +143,14 @@ def test_a_sample_that_would_fill_the_memory_is_refused(world: Path, monkeypatch
         sample_of(Entry("", record), Media(None, None, None, 1.0))
 
 
-@pytest.mark.parametrize(
-    ("record", "name"),
-    [
-        ({"id": "a"}, "a (mix.json record 4)"),
-        ({"id": 0}, "0 (mix.json record 4)"),
-        ({"id": ""}, "mix.json record 4"),
-        ({"id": None}, "mix.json record 4"),
-        ({}, "mix.json record 4"),
-        (None, "mix.json record 4"),
-    ],
-)
-def test_a_rejected_record_is_named_by_its_id_and_place(record: dict[str, Any] | None, name: str) -> None:
-    assert name_of(Entry("mix.json record 4", record)) == name
-
-
 def test_an_error_in_the_middle_leaves_nothing(plan: Plan, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def broken(entry: Entry, media: Media) -> dict[str, bytes]:
+    def broken(entry: Entry, media: Media) -> tuple[dict[str, bytes], tuple[str, ...]]:
         calls.append(entry)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return {"json": b"{}"}
+        return {"json": b"{}"}, ()
 
     monkeypatch.setattr("llava_mini.data.building.shard_task.sample_of", broken)
     with pytest.raises(KeyboardInterrupt):
