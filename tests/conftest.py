@@ -4,6 +4,9 @@ Tiny weights are scaled so that every part moves the logits by about one: with t
 mask or a swapped frame would hide below any tolerance.
 """
 
+import fcntl
+import multiprocessing
+import os
 import resource
 import shutil
 import signal
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig
 
+from llava_mini.files import atomic_path
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
 
 torch.set_num_threads(1)
@@ -215,3 +219,44 @@ def scramble(module: nn.Module, seed: int) -> None:
             parameter.copy_(noise / parameter[0].numel() ** 0.5)
         else:
             parameter.add_(0.2 * noise)
+
+
+def _die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _write_and_die(path: Path, moment: str) -> None:
+    replace = os.replace
+    if moment == "made":
+        fcntl.flock = _die
+
+    def replace_and_die(old: Any, new: Any) -> None:
+        replace(old, new)
+        _die()
+
+    if moment == "renamed":
+        os.replace = replace_and_die  # type: ignore[assignment]
+    with atomic_path(path) as temporary:
+        temporary.write_text("half")
+        if moment == "written":
+            _die()
+
+
+@pytest.fixture(scope="session")
+def killed_writer() -> Callable[..., Path]:
+    """killed_writer(path, moment="written"): the place that a writer of `path` left which was killed at that moment.
+
+    Moments are "made" (the place, not yet its lock), "written" (half of the file) and "renamed" (before the place is
+    removed).
+    """
+
+    def kill(path: Path, moment: str = "written") -> Path:
+        before = set(path.parent.glob(".llava-mini-*.tmp/*"))
+        process = multiprocessing.get_context("fork").Process(target=_write_and_die, args=(path, moment))
+        process.start()
+        process.join(20)
+        assert process.exitcode == -signal.SIGKILL
+        (place,) = set(path.parent.glob(".llava-mini-*.tmp/*")) - before
+        return place
+
+    return kill

@@ -64,6 +64,18 @@ def test_help_says_how_values_are_typed(capsys: pytest.CaptureFixture):
     assert config["data"]["splits"]["train"] == {"a": 0.9, "b": 0.1} and config["tracking"]["experiment"] == "a, b"
 
 
+def test_a_worker_that_dies_in_the_midst_of_a_run_is_one_line(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    def dying(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
+        raise RuntimeError("DataLoader worker (pid 17) is killed by signal: Killed. ")
+
+    monkeypatch.setitem(COMMANDS, "config", (dying, ""))
+    assert main(["config"]) == 1
+    told = "a worker that makes batches was killed: perhaps too little memory for so many workers (data.num_workers)"
+    assert capsys.readouterr().err == f"llava-mini: {told}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [

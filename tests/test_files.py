@@ -7,16 +7,21 @@ import os
 import re
 import stat
 import time
+from collections.abc import Callable
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llava_mini.errors import UserError
 from llava_mini.files import (
     atomic_path,
     folder_lock,
+    new_folder,
     rank_path,
     rank_paths,
+    remove_leftovers,
     set_usual_mode,
     why_unreadable,
     write_json,
@@ -58,6 +63,139 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
 
 
+KillWriter = Callable[..., Path]
+FORK = multiprocessing.get_context("fork")
+
+
+def entries(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+@pytest.mark.parametrize("moment", ["made", "written", "renamed"])
+def test_what_a_killed_writer_left_goes_with_the_next_file_that_is_written_beside_it(
+    tmp_path: Path, killed_writer: KillWriter, moment: str
+) -> None:
+    left = killed_writer(tmp_path / "a.bin", moment)
+    assert left.exists() and (tmp_path / "a.bin").exists() == (moment == "renamed")
+    write_text(tmp_path / "b.txt", "new")
+    assert entries(tmp_path) == (["a.bin", "b.txt"] if moment == "renamed" else ["b.txt"])
+
+
+def test_what_killed_writers_left_can_be_removed_without_writing(tmp_path: Path, killed_writer: KillWriter) -> None:
+    for name in "ab":
+        killed_writer(tmp_path / name)
+    remove_leftovers(tmp_path)
+    assert entries(tmp_path) == []
+    remove_leftovers(tmp_path / "no such folder")
+
+
+def _write_slowly(path: Path, begun: Event, go_on: Event) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text("slow")
+        temporary.rename(temporary.with_name("other"))
+        temporary.write_text("slow")  # as safetensors does: another file of the same name
+        begun.set()
+        go_on.wait(20)
+
+
+def test_what_a_living_writer_of_another_process_is_writing_stays(tmp_path: Path, killed_writer: KillWriter) -> None:
+    begun, go_on = FORK.Event(), FORK.Event()
+    process = FORK.Process(target=_write_slowly, args=(tmp_path / "a", begun, go_on))
+    process.start()
+    assert begun.wait(20)
+    left = killed_writer(tmp_path / "a")
+    (living,) = set(tmp_path.glob(".llava-mini-*.tmp/*")) - {left}
+    remove_leftovers(tmp_path)
+    write_text(tmp_path / "a", "quick")
+    assert not left.exists() and (living / "a").read_text() == "slow"
+    go_on.set()
+    process.join(20)
+    assert process.exitcode == 0 and (tmp_path / "a").read_text() == "slow"
+    assert entries(tmp_path) == ["a"]
+
+
+def _write_many(folder: Path, name: str) -> None:
+    for number in range(60):
+        write_text(folder / name, str(number))
+
+
+def test_writers_that_begin_and_end_at_the_same_time_do_not_take_one_another_for_dead(tmp_path: Path) -> None:
+    processes = [FORK.Process(target=_write_many, args=(tmp_path, name)) for name in "abcd"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert entries(tmp_path) == ["a", "b", "c", "d"]
+    assert {(tmp_path / name).read_text() for name in "abcd"} == {"59"}
+
+
+def test_where_files_cannot_be_locked_they_are_written_and_nothing_is_taken_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with atomic_path(tmp_path / "a") as first:
+        first.write_text("first")
+        write_text(tmp_path / "b", "second")
+        assert first.exists()
+    assert entries(tmp_path) == ["a", "b"]
+
+
+def test_folders_that_stay_until_the_lock_is_closed_are_removed_then(
+    tmp_path: Path, killed_writer: KillWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_on_nfs(folder: Path, ignore_errors: bool = False) -> None:
+        for path in folder.iterdir():
+            path.unlink()
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    killed_writer(tmp_path / "a")
+    monkeypatch.setattr("shutil.rmtree", as_on_nfs)
+    write_text(tmp_path / "b", "new")
+    assert entries(tmp_path) == ["b"]
+
+
+def test_nothing_is_removed_through_a_link_or_under_a_name_that_is_not_ours(
+    tmp_path: Path, killed_writer: KillWriter
+) -> None:
+    area = killed_writer(tmp_path / "a").parent
+    own, token = tmp_path / "own", "0123456789abcdef"
+    for folder in (own / token, area / "mine"):
+        folder.mkdir(parents=True)
+        (folder / "keep").touch()
+    (area / token).symlink_to(own / token)
+    remove_leftovers(tmp_path)
+    assert entries(area) == [token, "mine"]
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / area.name).symlink_to(own)
+    remove_leftovers(linked)
+    assert entries(own / token) == entries(area / "mine") == ["keep"]
+
+
+def test_a_file_in_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_text(tmp_path / "none" / "a", "text")
+
+
+def test_a_folder_appears_whole_and_a_killed_one_goes_with_the_next(tmp_path: Path, killed_writer: KillWriter) -> None:
+    (killed_writer(tmp_path / "deep") / "model").mkdir()
+    with new_folder(tmp_path / "new" / "model") as temporary:
+        (temporary / "weights").write_text("all")
+        assert not (tmp_path / "new" / "model").exists()
+    assert (tmp_path / "new" / "model" / "weights").read_text() == "all" and entries(tmp_path / "new") == ["model"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(KeyError), new_folder(tmp_path / "empty") as temporary:
+        raise KeyError
+    assert entries(tmp_path) == ["empty", "new"]
+    with pytest.raises(UserError, match="new: is there already"), new_folder(tmp_path / "new"):
+        pass
+
+
 def test_each_rank_has_a_file_of_its_own_and_rank_0_the_plain_one(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     assert [rank_path(path, rank).name for rank in (0, 1, 12)] == [
@@ -91,8 +229,7 @@ def _append_twice(folder: Path, name: str) -> None:
 
 
 def test_processes_hold_a_folder_one_after_another(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_append_twice, args=(tmp_path / "new", name)) for name in "abc"]
+    processes = [FORK.Process(target=_append_twice, args=(tmp_path / "new", name)) for name in "abc"]
     for process in processes:
         process.start()
     for process in processes:

@@ -1,8 +1,8 @@
 """`llava-mini <command> key=value ...`: reads the command line, resolves the config, calls the command.
 
-A user's mistake is one line on standard error and exit status 2; a run that stops itself (its loss, no memory) is 1;
-Ctrl-C is 130; output that nobody reads any more (`| head`) is 141. Commands are imported when they are called, so that
-a mistake is reported before torch is loaded.
+A user's mistake is one line on standard error and exit status 2; a run that stops itself (its loss, no memory, a worker
+that died) is 1; Ctrl-C is 130; output that nobody reads any more (`| head`) is 141. Commands are imported when they are
+called, so that a mistake is reported before torch is loaded.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from llava_mini.commands.output import output_ends
 from llava_mini.commands.ranks import INTERRUPTED, OWN_MESSAGE, own_rank, run_ranks, train_command
+from llava_mini.data.errors import LoaderError, loader_failures_told
 from llava_mini.errors import UserError
 
 Command = Callable[[list[str], tuple[str, ...]], int]
@@ -46,9 +47,13 @@ def _run(argv: list[str] | None) -> int:
         if not Path(folder).is_dir():
             return _fail(f"--config-dir {folder}: no such folder")
     try:
-        return COMMANDS[arguments.command][0](arguments.overrides, tuple(arguments.config_dir))
+        with loader_failures_told():
+            return COMMANDS[arguments.command][0](arguments.overrides, tuple(arguments.config_dir))
     except UserError as error:
         return _fail(str(error))
+    except LoaderError as error:
+        print(f"{OWN_MESSAGE}{error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         if own_rank() is None:  # else the process that started the ranks says it
             print("interrupted; repeat the command to continue", file=sys.stderr)

@@ -1,17 +1,24 @@
-"""Files that are complete or absent: written under a temporary name and renamed, and made by one process at a time."""
+"""Files that are complete or absent: written in a place of their own and renamed, and made by one process at a time.
+
+What is being written lies in `.llava-mini-UID.tmp/TOKEN/` beside its target, on the same file system. Its writer holds
+a lock (`flock`) in there, which ends with the process, killed or not. So the next writer tells places of dead writers
+from those of living ones, on any machine that shares the folder and its locks, and removes the former.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from llava_mini.errors import UserError
 
@@ -19,18 +26,117 @@ _PACKAGED = Path(__file__).parent / "conf"
 CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
 
 
+_AREA = f".llava-mini-{os.getuid()}.tmp"  # one for each user, because another's may not be writable
+_PLACE = re.compile(r"[0-9a-f]{16}")
+_LOCK = ".lock"
+_GONE = (errno.ENOENT, errno.ESTALE)  # removed here, or on another machine
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends, and is removed when it fails."""
-    token = secrets.token_hex(8)  # not the process id, which a process on another machine may have too
-    temporary = path.with_name(f".{path.name}.{token}.tmp")
-    try:
+    """A temporary path, of the same name, that takes the place of `path` when the block ends; removed when it fails."""
+    with _workplace(path.parent) as place:
+        temporary = place / path.name
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `folder` when the block ends, and is removed when it fails.
+
+    Raises:
+        UserError: `folder` is there and not an empty folder, or cannot be made.
+    """
+    with ExitStack() as stack:
+        try:
+            if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+                raise UserError(f"{folder}: is there already; allowed is a folder that is not there, or an empty one")
+            if not folder.parent.exists():
+                folder.parent.mkdir(parents=True, exist_ok=True)
+            temporary = stack.enter_context(_workplace(folder.parent)) / folder.name
+            temporary.mkdir()
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be made ({error.strerror})") from error
+        yield temporary
+        temporary.rename(folder)  # over an empty folder too
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed writers have left in `folder`; what a living one is writing stays.
+
+    Every writer does so first. Where nothing more will be written, call it when the folder is opened.
+    """
+    area = folder / _AREA
+    try:
+        places = [] if area.is_symlink() else list(area.iterdir())
+    except OSError:  # nothing is being written, or no folder at all
+        return
+    for place in places:
+        with suppress(OSError):  # it is in use, gone by now, or on a file system without locks
+            if _PLACE.fullmatch(place.name) and not place.is_symlink():
+                with open(place / _LOCK, "a") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(place)
+        _remove_empty(place)
+    _remove_empty(area)
+
+
+@contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    """A new, empty folder within `folder` for this writer alone, removed with all that is in it when the block ends."""
+    remove_leftovers(folder)
+    place, lock = _locked_place(folder / _AREA)
+    try:
+        with lock:
+            try:
+                yield place
+            finally:
+                shutil.rmtree(place, ignore_errors=True)
+    finally:  # NFS keeps a folder as long as a file of it is open, here the lock
+        _remove_empty(place)
+        _remove_empty(place.parent)
+
+
+def _locked_place(area: Path) -> tuple[Path, IO[str]]:
+    """A new folder in `area`, and the lock that says that its writer lives."""
+    while True:
+        with suppress(FileExistsError):
+            area.mkdir()
+        place = area / secrets.token_hex(8)  # not the process id, which a process on another machine may have too
+        try:
+            place.mkdir()
+            lock = open(place / _LOCK, "a")  # noqa: SIM115 - it stays open
+        except OSError as error:
+            if error.errno in _GONE:  # another writer took the area for empty, or the place for a leftover
+                continue
+            shutil.rmtree(place, ignore_errors=True)
+            _remove_empty(area)
+            raise
+        if _lock_alone(lock, place / _LOCK):
+            return place, lock
+        lock.close()
+
+
+def _lock_alone(lock: IO[str], path: Path) -> bool:
+    """Locks a new file, unless another writer has taken its folder for a leftover."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # no locks on this file system, so nobody can take another's place for a leftover
+        return True
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # others are at work in it, or have removed it
+        folder.rmdir()
 
 
 def set_usual_mode(path: Path) -> None:
@@ -95,24 +201,3 @@ def shard_lock(folder: Path, number: int) -> Iterator[None]:
     with open(folder / ".shards.lock", "w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX, 1, number)
         yield
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place when the block ends, and is removed when it fails.
-
-    Raises:
-        UserError: `folder` is there and not an empty folder, or cannot be made.
-    """
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise UserError(f"{folder}: is there already; allowed is a folder that is not there, or an empty one")
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror})") from error
-    try:
-        yield temporary
-        temporary.rename(folder)  # over an empty folder too
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -75,6 +75,26 @@ def test_parts_are_built_one_by_one(place: Path, caplog: pytest.LogCaptureFixtur
     assert "set is complete already: 11 samples" in caplog.text
 
 
+def test_a_strict_build_is_one_line_and_exit_status_2(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*BUILD, "--strict"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "llava-mini: --strict: r7 (mix.json record 8): missing image (No such file or directory): n"
+    )
+    assert error.count("\n") == 1 and not list((place / "set").glob("shard-*"))
+
+
+def test_links_out_of_the_folder_are_an_option(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "images").rename(place / "disk")
+    (place / "images").mkdir()
+    for number in range(12):
+        (place / "images" / f"{number}.jpg").symlink_to(place / "disk" / f"{number}.jpg")
+    assert main(BUILD) == 2
+    assert "--follow-links allows it: " in capsys.readouterr().err
+    assert main([*BUILD[:-4], "--out", "followed", "--follow-links"]) == 0
+    assert len(ShardSet("followed")) == 11
+
+
 def test_a_set_that_fails_its_check_is_exit_status_1(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(BUILD) == 0
     tar = place / "set" / "shard-000000.tar"

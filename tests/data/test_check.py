@@ -41,6 +41,7 @@ FAULTS: dict[str, Fault] = {
     "an empty answer": lambda members: members(1, [("<image>\nhow many", " ")]),
     "1 <image> for 0 pictures": lambda members: members(1, image=False),
     "0 <image> for 1 pictures": lambda members: members(1, [("hello", "two")]),
+    "`image_path` is not read": lambda members: members(1, [("hello", "two")], image=False, image_path="a"),
     "a video without frames": lambda members: members(1, [("hello", "two")], image=False, video="a.mp4"),
     "image cannot be decoded": lambda members: {**members(1), "png": members(1)["png"][:500]},
 }

@@ -120,7 +120,11 @@ def test_white_space_of_answers_is_kept() -> None:
         ([("human", "a"), ("human", "b"), ("gpt", "c")], {}, "do not alternate"),
         ([("human", "a"), ("gpt", "b"), ("gpt", "c")], {}, "do not alternate"),
         ([("human", "a"), ("system", "b"), ("gpt", "c")], {}, "system message that is not the first"),
-        ([("human", "a"), ("tool", "b")], {}, "from 'tool'; allowed: human, user, gpt, assistant, system"),
+        (
+            [("human", "a"), ("tool", "b")],
+            {},
+            "from 'tool'; allowed: human, user, observation, gpt, assistant, function_call, system",
+        ),
         ([("human", "a"), (["gpt"], "b")], {}, "allowed: human"),
         ([("human", "a"), ("gpt", 3)], {}, "`value` of a message is no text"),
         ([("human", "a"), ("gpt", "")], {}, "an empty answer"),

@@ -159,7 +159,23 @@ def test_an_object_that_holds_the_records_is_refused_with_their_key(
         list(read_records(path))
 
 
-@pytest.mark.parametrize("record", [TALK, {"boxes": [{"x": 1}], **TALK}, {"messages": [{"role": "user"}]}])
+@pytest.mark.parametrize("form", ["messages", "instruction", "query"])
+def test_so_is_one_that_holds_records_of_another_form(tmp_path: Path, form: str) -> None:
+    path = written(tmp_path, json.dumps({"info": {form: "x"}, "train": [{"id": 1, form: "a", "tags": [{form: 1}]}]}))
+    with pytest.raises(UserError, match=r'mix\.json is one object that holds the records as its "train": save'):
+        list(read_records(path))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        TALK,
+        {"boxes": [{"x": 1}], **TALK},
+        {"messages": [{"role": "user"}]},
+        {"found": [{"query": "a"}], **TALK},
+        {"history": [["a", "b"]], "query": "c", "response": "d"},
+    ],
+)
 def test_a_first_line_that_holds_lists_of_objects_is_a_record(tmp_path: Path, record: dict[str, Any]) -> None:
     for path in (written(tmp_path, lines([record])), written(tmp_path, lines([record, TALK]))):
         assert next(read_records(path)).record == {**record, "source": "mix"}
@@ -184,3 +200,18 @@ def test_a_file_is_never_held_in_memory(tmp_path: Path, as_lines: bool) -> None:
         assert tracemalloc.get_traced_memory()[1] < 1e6 < path.stat().st_size / 4
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [
+        ({"id": "a"}, "a (mix.json record 4)"),
+        ({"id": 0}, "0 (mix.json record 4)"),
+        ({"id": ""}, "mix.json record 4"),
+        ({"id": None}, "mix.json record 4"),
+        ({}, "mix.json record 4"),
+        (None, "mix.json record 4"),
+    ],
+)
+def test_a_record_is_named_by_its_id_and_place(record: dict[str, Any] | None, name: str) -> None:
+    assert Entry("mix.json record 4", record).name == name

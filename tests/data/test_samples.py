@@ -64,6 +64,12 @@ def test_a_sample_is_its_record_and_pixels(read: MakeReader, members: MakeMember
     assert len(sample.tokens) == len(reader.tokenize(parse_record(members(3)["json"]), [1]))
 
 
+def test_a_file_that_was_never_stored_makes_no_sample_of_text(members: MakeMembers, read: MakeReader) -> None:
+    record = members(1, [("where is the star", "no")], image=False, image_path="a.jpg")
+    with pytest.raises(SampleError, match="^`image_path` is not read"):
+        read({1: record})(1)
+
+
 def test_several_images_have_their_places_in_the_text(
     read: MakeReader, members: MakeMembers, png: Png, to_pixels: PixelTransform
 ) -> None:

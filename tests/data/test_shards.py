@@ -5,7 +5,7 @@ import json
 import os
 import pickle
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -141,8 +141,9 @@ def test_a_failure_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
     assert hashes(tmp_path) == before
 
 
-def test_finishing_removes_what_killed_processes_left(shards: ShardSet) -> None:
-    (shards.folder / ".shard-000001.tar.99.tmp").write_bytes(b"half")
+def test_finishing_removes_what_killed_processes_left(shards: ShardSet, killed_writer: Callable[[Path], Path]) -> None:
+    left = killed_writer(shards.folder / "shard-000001.tar")
+    assert left.exists()
     (shards.folder / "shards.json").unlink()
     finish_set(shards.folder, 3)
     assert not list(shards.folder.glob(".*"))

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def test_a_failure_while_writing_leaves_the_old_file(saved: Path, monkeypatch: p
     def fail(checkpoint: Any, file: Any) -> None:
         file.write(b"half of it")
         file.flush()
-        assert [path.read_bytes() for path in saved.parent.iterdir() if path != saved] == [b"half of it"]
+        assert [path.read_bytes() for path in saved.parent.rglob(saved.name) if path != saved] == [b"half of it"]
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", fail)
@@ -48,6 +49,12 @@ def test_a_failure_while_writing_leaves_the_old_file(saved: Path, monkeypatch: p
         AtomicCheckpointIO().save_checkpoint({**CHECKPOINT, "global_step": 4}, saved)
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_what_a_killed_run_left_goes_with_its_next_checkpoint(saved: Path, killed_writer: Callable[[Path], Path]):
+    left = killed_writer(saved)
+    AtomicCheckpointIO().save_checkpoint({**CHECKPOINT, "global_step": 4}, saved)
+    assert not left.exists() and list(saved.parent.iterdir()) == [saved]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from llava_mini.data.labels import ConversationTokenizer
 
 _BUILD = """\
-Packs LLaVA JSON (an array) or JSON Lines and the images and videos that it names into shards: standard WebDataset
-tars with an index, from which training reads in any order.
+Packs JSON (an array) or JSON Lines of conversations and the images and videos that they name into shards: standard
+WebDataset tars with an index, from which training reads in any order. Records are LLaVA's, LLaMA-Factory's (sharegpt,
+alpaca), ms-swift's or OpenAI's messages; data/README.md shows each.
 
 The records are shuffled once, by --seed. Images are decoded once to see that they are whole, and stored as they are
 (or smaller, with --resize). Videos become JPEG frames: the middles of equal parts, --fps of them for a second. What
-cannot be used is left out and listed with its reason. Repeat the command to continue after an interruption."""
+cannot be used is left out and listed with its reason, and keys that are not read are counted. Repeat the command to
+continue after an interruption."""
 
 _EXAMPLES = """\
 examples:
@@ -77,8 +79,9 @@ def _build(options: argparse.Namespace) -> int:
     if (options.task is None) != (options.of is None):
         raise UserError("--task and --of go together, as in --task 0 --of 16")
     chosen = Options(
-        options.images, options.videos, options.seed, options.samples_per_shard, options.resize, options.fps
-    )
+        options.images, options.videos, options.seed, options.samples_per_shard, options.resize, options.fps,
+        options.follow_links, options.strict,
+    )  # fmt: skip
     task, of = (0, 1) if options.task is None else (options.task, options.of)
     build_part(options.source, options.out, chosen, workers=options.workers, task=task, of=of)
     return 0
@@ -177,6 +180,12 @@ def _add_build_options(parser: ArgumentParser) -> None:
         " by about 3/255 against resizing the original (default: images as they are, frames at most 336)",
     )  # fmt: skip
     parser.add_argument("--fps", type=float, default=1.0, metavar="F", help="frames of a second of video (default: 1)")
+    parser.add_argument(
+        "--follow-links", action="store_true", help="links in these folders may lead out of them, as to another disk"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="end (status 2) at the first record that cannot be used, and name it"
+    )
     _add_workers(parser)
     parser.add_argument("--task", type=int, metavar="I", help="build only part I (from 0) ...")
     parser.add_argument("--of", type=int, metavar="N", help="... of N; the last to finish completes the set")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_mini.data.conversation import IMAGE_PLACEHOLDER, parse_record
-from llava_mini.data.counts import printable
+from llava_mini.data.counts import ignored_lines, printable
 from llava_mini.data.errors import SampleError
 from llava_mini.data.shards import ShardSet, picture_names
 from llava_mini.data.workers import Report, run_tasks
@@ -53,15 +53,18 @@ class Findings:
         counts: Of samples, pictures, bad samples, and with a tokenizer of tokens, learnt tokens, truncated samples.
         damaged: A line for each damaged file.
         bad: The bad samples; of a set the first ones.
+        ignored: Keys of records that are not read, and in how many records.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     damaged: list[str] = field(default_factory=list)
     bad: list[BadSample] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
 
     def add(self, more: Findings) -> None:
         """Adds those of another shard."""
         self.counts += more.counts
+        self.ignored += more.ignored
         self.damaged = sorted(self.damaged + more.damaged)
         self.bad = sorted(self.bad + more.bad, key=lambda bad: bad.index)[:_NAMED]
 
@@ -117,7 +120,9 @@ def _check_shard(shards: ShardSet, tokenize: ConversationTokenizer | None, shard
     for index in shards.samples_of(shard):
         found.counts["samples"] += 1
         try:
-            found.counts.update(_check_sample(shards.read(index), tokenize))
+            counts, ignored = _check_sample(shards.read(index), tokenize)
+            found.counts.update(counts)
+            found.ignored.update(ignored)
         except SampleError as error:
             found.counts["bad"] += 1
             found.bad.append(
@@ -134,8 +139,10 @@ def _damage(verify: Callable[[], None]) -> str:
     return ""
 
 
-def _check_sample(members: dict[str, bytes], tokenize: ConversationTokenizer | None) -> Counter[str]:
-    """What a sample adds to the counts.
+def _check_sample(
+    members: dict[str, bytes], tokenize: ConversationTokenizer | None
+) -> tuple[Counter[str], tuple[str, ...]]:
+    """What a sample adds to the counts, and the keys of its record that are not read.
 
     Raises:
         SampleError: nothing can be learnt from it; tokenizing says so where no token would be.
@@ -144,6 +151,7 @@ def _check_sample(members: dict[str, bytes], tokenize: ConversationTokenizer | N
         raise SampleError("it has no json member")
     conversation = parse_record(members["json"])
     pictures = picture_names(members)
+    conversation.check_files(len(pictures))
     for name in pictures:
         verify_image(members[name])
     if conversation.is_video and not pictures:
@@ -155,7 +163,7 @@ def _check_sample(members: dict[str, bytes], tokenize: ConversationTokenizer | N
     if tokenize is not None:
         tokens = tokenize(conversation, frames)
         counts.update(tokens=len(tokens), learnt=tokens.num_learnt, truncated=int(tokens.truncated))
-    return counts
+    return counts, conversation.ignored
 
 
 def _own_id(shards: ShardSet, index: int) -> str:
@@ -182,7 +190,7 @@ def finding_lines(shards: ShardSet, found: Findings) -> list[str]:
     lines += [f"  {printable(f'{bad.key} in {bad.shard} ({bad.id}): {bad.reason}')}" for bad in found.bad]
     if (more := counts["bad"] - len(found.bad)) > 0:
         lines.append(f"  and {more:,} more")
-    return lines
+    return lines + ignored_lines(found.ignored)
 
 
 @contextmanager

@@ -1,23 +1,35 @@
-"""Conversations as LLaVA's public data sets hold them, read into one form: turns of a human text and an answer.
+"""Conversations as public data sets hold them, read into one form: turns of a human text and an answer.
 
-All that differs between those data sets (role names, where placeholders stand, messages without a counterpart) ends
-here. Of a record that cannot be used, the error says why.
+All that differs between those data sets (forms, which `forms.py` reads; where placeholders stand; messages without a
+counterpart) ends here. Of a record that cannot be used, the error says why.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from llava_mini.data.errors import SampleError
+from llava_mini.data.forms import (
+    FILE_KEYS,
+    IMAGE_PLACEHOLDER,
+    VIDEO_PLACEHOLDER,
+    ignored_keys,
+    media_names,
+    messages_of,
+)
 
-IMAGE_PLACEHOLDER = "<image>"  # in LLaVA records, whatever the tokenizer's own image token is
-VIDEO_PLACEHOLDER = "<video>"
-
-_KEYS = (("from", "value"), ("role", "content"))
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+__all__ = [
+    "IMAGE_PLACEHOLDER",
+    "VIDEO_PLACEHOLDER",
+    "Conversation",
+    "Turn",
+    "conversation_of",
+    "independent_conversations",
+    "media_names",
+    "parse_record",
+]
 
 
 @dataclass(frozen=True)
@@ -38,12 +50,28 @@ class Conversation:
         system: What the record's system message says; None leaves it to the template.
         images: How many images the record names; 1 for a video, 0 for text only.
         is_video: Whether what it names is a video.
+        ignored: Keys of the record that are not read.
+        lost: The first of them that seems to name a file.
     """
 
     turns: tuple[Turn, ...]
     system: str | None = None
     images: int = 0
     is_video: bool = False
+    ignored: tuple[str, ...] = ()
+    lost: str = ""
+
+    def check_files(self, stored: int) -> None:
+        """Makes sure that no file gets lost in silence; pictures may be stored whose record names none.
+
+        Args:
+            stored: How many pictures are stored with the record.
+
+        Raises:
+            SampleError: a file is named by a key that is not read.
+        """
+        if self.lost and (self.images or not stored):
+            raise SampleError(f"`{self.lost}` is not read (files are named by {', '.join(FILE_KEYS)})")
 
     @property
     def num_images(self) -> int:
@@ -57,7 +85,7 @@ class Conversation:
 
 
 def parse_record(raw: bytes) -> Conversation:
-    """Reads a LLaVA record from JSON, see `conversation_of`.
+    """Reads a record from JSON, see `conversation_of`.
 
     Raises:
         SampleError: it cannot be used; the message says why.
@@ -70,7 +98,7 @@ def parse_record(raw: bytes) -> Conversation:
 
 
 def conversation_of(record: Any) -> Conversation:
-    """Reads a LLaVA record: {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}, ...], ...}.
+    """Reads a record of any form: {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}, ...], ...}.
 
     Messages before the first human one and a last one without an answer are left out. A single placeholder moves to
     the front of its text, as LLaVA trains it, several stay where they are, missing ones go to the very front.
@@ -81,55 +109,10 @@ def conversation_of(record: Any) -> Conversation:
     if not isinstance(record, dict):
         raise SampleError("not a JSON object")
     names, is_video = media_names(record)
-    system, messages = _messages(record)
+    system, messages = messages_of(record)
+    ignored, lost = ignored_keys(record, names)
     turns = _placed(_turns(messages, record.get("kinds")), len(names), is_video)
-    return Conversation(turns, system, len(names), is_video)
-
-
-def media_names(record: Mapping[str, Any]) -> tuple[list[str], bool]:
-    """The file names of the images of a record, or of its one video, and whether it is a video.
-
-    Raises:
-        SampleError: it names both, several videos, or something that is no name.
-    """
-    image, video = record.get("image"), record.get("video")
-    if image and video:
-        raise SampleError("both an image and a video")
-    names = video or image or []
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise SampleError(f"{'video' if video else 'image'} is neither a file name nor a list of them")
-    if video and len(names) > 1:
-        raise SampleError(f"{len(names)} videos, 1 allowed")
-    return names, bool(video)
-
-
-def _messages(record: Mapping[str, Any]) -> tuple[str | None, list[tuple[str, str]]]:
-    """The system message, and role (user or assistant) and text of the others."""
-    messages = record.get("conversations")
-    if not messages or not isinstance(messages, list):
-        raise SampleError("no conversation")
-    parsed = [_message(message) for message in messages]
-    system = parsed.pop(0)[1] if parsed[0][0] == "system" else None
-    if any(role == "system" for role, _ in parsed):
-        raise SampleError("a system message that is not the first message")
-    return system or None, parsed
-
-
-def _message(message: Any) -> tuple[str, str]:
-    keys = next((keys for keys in _KEYS if isinstance(message, dict) and keys[0] in message), None)
-    if keys is None:
-        raise SampleError("a message names neither `from` nor `role`")
-    role, text = message[keys[0]], message.get(keys[1])
-    if not isinstance(role, str) or role not in _ROLES:
-        raise SampleError(f"a message from {str(role)[:40]!r}; allowed: {', '.join(_ROLES)}")
-    if not isinstance(text, str):
-        raise SampleError(f"`{keys[1]}` of a message is no text")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise SampleError("a text is no valid Unicode") from None
-    return _ROLES[role], text
+    return Conversation(turns, system, len(names), is_video, tuple(ignored), lost)
 
 
 def _turns(messages: list[tuple[str, str]], kinds: Any) -> list[Turn]:

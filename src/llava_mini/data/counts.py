@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from llava_mini.data.shards import Modality, ShardSet
 
 _MOST_SOURCES = 30
+_MOST_KEYS = 20
 _LONGEST_TEXT = 300
 _LONGEST_NAME = 41
 
@@ -50,6 +52,13 @@ def count_lines(shards: ShardSet) -> list[str]:
     lines = aligned([["", "samples", "", "pictures", "size"], *rows])
     more = len(sources) - _MOST_SOURCES
     return [*lines, f"and {more} more sources"] if more > 0 else lines
+
+
+def ignored_lines(ignored: Counter[str]) -> list[str]:
+    """A line with the keys of used records that are not read, if there are any, the most frequent first."""
+    named = [f"{printable(key)} ({count:,} records)" for key, count in ignored.most_common(_MOST_KEYS)]
+    more = [f"and {len(ignored) - _MOST_KEYS} more"] if len(ignored) > _MOST_KEYS else []
+    return [f"ignored keys: {', '.join(named + more)}"] if named else []
 
 
 def size_text(size: float) -> str:

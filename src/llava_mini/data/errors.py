@@ -1,5 +1,56 @@
-"""The exception for one unusable sample: the stream counts it, logs it and goes on without it."""
+"""Exceptions of the data: a sample that cannot be used, which costs that sample; workers that stop, which end a run."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from llava_mini.errors import SampleError
 
-__all__ = ["SampleError"]
+TIMED_OUT = "DataLoader timed out"  # how torch begins to say so
+_OF_A_LOADER = ("DataLoader worker (pid", TIMED_OUT, "Pin memory thread", "Too many open files. Comm")
+_SIGNAL = re.compile(r"is killed by signal: ([^.]+)\.")
+
+__all__ = ["LoaderError", "SampleError", "loader_failures_told"]
+
+
+class LoaderError(RuntimeError):
+    """A worker that makes batches died or hangs; the message is one line for the user."""
+
+
+@contextmanager
+def loader_failures_told(
+    setting: str = "data.num_workers", exit_codes: Callable[[], Sequence[int | None]] = tuple
+) -> Iterator[None]:
+    """Turns what torch raises for workers that stop into one line; for a dead one it does so in the midst of anything.
+
+    Args:
+        setting: What sets the number of workers.
+        exit_codes: Of the workers, as multiprocessing has them; torch itself does not always tell.
+
+    Raises:
+        LoaderError: in place of torch's own error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith(_OF_A_LOADER):
+            raise
+        found = _SIGNAL.search(f"{error} {error.__cause__ or ''}")
+        signals = [signal.strsignal(-code) for code in exit_codes() if code is not None and code < 0]
+        cause = found[1] if found else next(iter(signals), None)
+        raise LoaderError(_line(str(error), cause or "it may have said why", setting)) from error
+
+
+def _line(told: str, cause: str, setting: str) -> str:
+    if told.startswith(TIMED_OUT):
+        return f"no batch came for half an hour: a worker hangs, or its batch was lost; {setting}=0 shows where"
+    if not told.startswith("DataLoader worker"):
+        return f"workers cannot be heard any more ({told.splitlines()[0]}): take fewer of them ({setting})"
+    if cause == "Bus error":
+        return f"a worker that makes batches died, as /dev/shm is full: take fewer workers ({setting}) or enlarge it"
+    if cause == "Killed":
+        return f"a worker that makes batches was killed: perhaps too little memory for so many workers ({setting})"
+    return f"a worker that makes batches died ({cause}); {setting}=0 shows where"

@@ -27,7 +27,7 @@ from llava_mini.data.index import parse_object, read_sidecar
 from llava_mini.data.pixels import PixelTransform
 from llava_mini.data.shards import ShardSet, finish_set, is_complete, is_written, sidecar_path
 from llava_mini.errors import UserError
-from llava_mini.files import folder_lock, write_json
+from llava_mini.files import folder_lock, remove_leftovers, write_json
 
 # Any change of the code that makes other features of the same pictures and tower raises it.
 FEATURES_VERSION = 4
@@ -105,6 +105,7 @@ class FeatureStore:
         """
         folder = Path(folder)
         with folder_lock(folder):
+            remove_leftovers(folder)
             if is_complete(folder):
                 store = cls(folder)
                 if store.fingerprint != recipe.fingerprint(shards):

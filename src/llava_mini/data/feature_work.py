@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from llava_mini.data.errors import SampleError
 from llava_mini.data.feature_codec import FeatureType, StorageError, packed, unpacked
 from llava_mini.data.index import Modality
+from llava_mini.data.loading import made_in_order
 from llava_mini.data.pixels import PixelTransform
 from llava_mini.data.shards import Members, ShardSet, picture_names, write_shard
 
@@ -59,13 +59,13 @@ def _stored(found: NDArray[np.float32] | str, dtype: FeatureType, error: Storage
     return members, ""
 
 
-class _Decoded(Dataset[Tensor | str]):
+class _Decoded:
     """What `transform` gives of a sample's pictures; nothing for text; why not, as a text, for a damaged one."""
 
     def __init__(self, shards: ShardSet, transform: PixelTransform) -> None:
         self.shards, self.transform = shards, transform
 
-    def __getitem__(self, index: int) -> Tensor | str:
+    def __call__(self, index: int) -> Tensor | str:
         if not self.shards.frames(index):
             return ""
         try:
@@ -123,10 +123,10 @@ class FeatureWork:
 
     def _features(self, indices: range) -> Iterator[tuple[int, NDArray[np.float32] | str]]:
         """Features of samples in order, or why they have none; frames of several samples are encoded together."""
-        loader = DataLoader(self.decoded, batch_size=None, sampler=indices, num_workers=self.num_workers)
+        decoded = made_in_order(self.decoded, indices, num_workers=self.num_workers, setting="--workers")
         waiting: list[tuple[int, Tensor | str]] = []
         views = 0
-        for index, found in zip(indices, loader, strict=True):
+        for index, found in zip(indices, decoded, strict=True):
             waiting.append((index, found))
             views += 0 if isinstance(found, str) else found.shape[:2].numel()
             if views >= self.batch_size:

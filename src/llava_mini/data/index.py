@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llava_mini.data.errors import SampleError
+from llava_mini.data.forms import media_names, texts_of
 from llava_mini.data.ustar import BLOCK
 from llava_mini.errors import UserError
 from llava_mini.files import atomic_path
@@ -98,23 +99,21 @@ def facts_of(members: Members) -> Facts:
     except (ValueError, RecursionError):
         record = None
     record = record if isinstance(record, dict) else {}
-    modality = Modality.TEXT if not frames else Modality.VIDEO if record.get("video") else Modality.IMAGE
-    return Facts(len(members.get("json", b"")), modality, frames, _text_length(record), _source(record))
+    modality = Modality.TEXT if not frames else Modality.VIDEO if _names_video(record) else Modality.IMAGE
+    return Facts(len(members.get("json", b"")), modality, frames, sum(map(len, texts_of(record))), _source(record))
+
+
+def _names_video(record: dict[str, Any]) -> bool:
+    try:
+        return media_names(record)[1]
+    except SampleError:
+        return False
 
 
 def _source(record: dict[str, Any]) -> str:
     """The name of a record's data set; a number's is its digits."""
     source = record.get("source")
     return str(source) if isinstance(source, str) or type(source) is int else ""
-
-
-def _text_length(record: dict[str, Any]) -> int:
-    """Characters of all texts of a conversation, in either of the usual forms."""
-    messages = record.get("conversations")
-    if not isinstance(messages, list):
-        return 0
-    texts = [message.get("value", message.get("content")) for message in messages if isinstance(message, dict)]
-    return sum(len(text) for text in texts if isinstance(text, str))
 
 
 def sidecar_row(key: str, offset: int, size: int, facts: Facts) -> list[Any]:

@@ -1,4 +1,4 @@
-"""LLaVA data as it is published, one record at a time: a JSON array or JSON Lines, told apart by their content.
+"""Records as they are published, one record at a time: a JSON array or JSON Lines, told apart by their content.
 
 A file is never held in memory. A line that is broken is one entry with a reason; an array that is broken ends there,
 because nothing behind that place can be trusted.
@@ -27,6 +27,7 @@ _OTHER_CONTENT = {
 _LONGEST_LINE = 64 * 2**20  # bytes; what is longer is no JSON Lines, and no record
 _CHUNK = 2**16
 _HEAD = 2**14
+_FORMS = tuple(f'"{key}"'.encode() for key in ("conversations", "messages", "instruction", "query"))
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"\s*:?|[{}\[\]]')  # texts, keys with their colon, brackets
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -46,9 +47,15 @@ class Entry:
     record: dict[str, Any] | None
     reason: str = ""
 
+    @property
+    def name(self) -> str:
+        """How the record is named where it is rejected: by its own id if it has one, and by its place."""
+        own = (self.record or {}).get("id")
+        return f"{own} ({self.place})" if isinstance(own, str | int) and own != "" else self.place
+
 
 def read_records(path: Path) -> Iterator[Entry]:
-    """The records of a LLaVA file in their order.
+    """The records of a file in their order.
 
     Raises:
         UserError: the file cannot be read, is no JSON or JSON Lines in UTF-8, or holds an array that is broken.
@@ -83,21 +90,23 @@ def _check_content(path: Path, file: BinaryIO) -> int:
 def _wrapping_key(head: bytes) -> str:
     """Of a file like {"info": {}, "data": [{"conversations": ...}, ...]} the key, "data"; nothing for JSON Lines.
 
-    Told by how deep the first `conversations` lies, because such a file may be too large to be parsed at once.
+    Told by how deep the first `conversations` (or `messages`) lies: such a file may be too large to be parsed at once.
     """
-    depth, outer = 0, b""
+    depth, outer, found = 0, b"", b""
     for token in _TOKEN.findall(head):
         if token in b"{[":
             depth += 1
         elif token in b"]}":
             depth -= 1
-            if depth <= 0:  # the first line's object has ended
-                return ""
+            if depth <= 0:  # the first object has ended
+                break
         elif token.endswith(b":") and depth == 1:
+            if token.startswith(_FORMS):
+                return ""
             outer = token
-        elif depth == 3 and outer != token and token.startswith(b'"conversations"') and token.endswith(b":"):
-            return outer.rstrip(b": \t\r\n").decode(errors="replace")
-    return ""
+        elif depth == 3 and token.startswith(_FORMS) and token.endswith(b":"):
+            found = found or outer
+    return found.rstrip(b": \t\r\n").decode(errors="replace")
 
 
 def _array(path: Path, file: BinaryIO) -> Iterator[Entry]:

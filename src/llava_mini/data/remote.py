@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from llava_mini.data.storage import LocalStorage, Storage
 from llava_mini.errors import UserError
-from llava_mini.files import atomic_path
+from llava_mini.files import atomic_path, remove_leftovers
 
 SCHEMES = ("s3", "http", "https")
 BLOCK_BYTES = 4 << 20
@@ -81,6 +81,7 @@ class RemoteStorage(Storage):
             weakref.finalize(self, _remove, folder, os.getpid())
         else:
             folder = self._cache_dir / f"{hashlib.sha256(content).hexdigest()[:32]}-{self._block_bytes}"
+            remove_leftovers(folder)
         self._files = LocalStorage(folder, self._max_open)
         return content
 

@@ -108,6 +108,7 @@ class SampleReader:
         if "json" not in members:
             raise SampleError("it has no json member")
         conversation = parse_record(members["json"])
+        conversation.check_files(stored)
         if conversation.is_video and not stored:
             raise SampleError("a video without frames")
         chosen = self._frames(key, stored) if conversation.is_video else list(range(stored))

@@ -143,8 +143,6 @@ def finish_set(folder: Path, num_shards: int, plan: dict[str, Any] | None = None
         counts = {"samples": len(sidecar["samples"]), "rejected": len(sidecar["rejected"])}
         shards.append({**{field: sidecar[field] for field in ("name", "bytes", "sha256")}, **counts})
     _check_keys(folder, parts)
-    for stale in folder.glob(".shard-*.tmp"):  # of processes that were killed; no shard is being written any more
-        stale.unlink(missing_ok=True)
     index = write_index(folder, parts)
     listing = {"version": FORMAT_VERSION, "shards": shards, "sources": list(sources), "index": index, "plan": plan}
     write_text(folder / SET_FILE, json.dumps(listing))

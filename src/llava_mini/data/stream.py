@@ -1,9 +1,9 @@
 """Batches whose samples are a pure function of the plan, (content, seed, position), and of nothing else.
 
 Samples are dealt, not shards: batch b of rank r of R holds the positions (b * R + r) * batch_size and on, so all ranks
-have the same number of batches. Worker w of W makes batches w, w + W, ...; DataLoader takes from its workers in turn,
-which gives all batches in order for any W. The state of a run is therefore one number, the position behind the last
-batch that was trained on. For example, with 2 ranks and batches of 3:
+have the same number of batches. Workers make whole batches, which come in order for any number of them. The state of a
+run is therefore one number, the position behind the last batch that was trained on. For example, with 2 ranks and
+batches of 3:
 
     position  0  1  2  3  4  5  6  7  8  9 10 11
     rank 0   [   b 0  ]         [   b 1  ]
@@ -16,20 +16,16 @@ read, a sample's key begins with the name of its set.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Literal, TypeVar
-
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from typing import TypeVar
 
 from llava_mini.batch import BadSample, VLMBatch
 from llava_mini.data.collate import collate
 from llava_mini.data.errors import SampleError
+from llava_mini.data.loading import StartMethod, made_in_order
 from llava_mini.data.order import Order
 from llava_mini.data.samples import Sample, SampleReader, placeholder
-from llava_mini.data.workers import end_with_parent
 from llava_mini.errors import UserError
 
 logger = logging.getLogger("llava_mini.data")
@@ -38,7 +34,7 @@ Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 
-class PlannedStream(IterableDataset[VLMBatch]):
+class PlannedStream:
     """The batches of one rank.
 
     Args:
@@ -69,14 +65,10 @@ class PlannedStream(IterableDataset[VLMBatch]):
         one_pass = sum(len(reader.shards) for reader in readers)
         self.num_positions = one_pass if num_batches is None else num_batches * self.positions_per_batch
         self.num_batches = -(-self.num_positions // self.positions_per_batch)
-        self.start_batch = 0
         self._prefixes = _prefixes([str(reader.shards.folder) for reader in readers])
 
     def __iter__(self) -> Iterator[VLMBatch]:
-        worker = get_worker_info()
-        number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for batch in range(self.start_batch + number, self.num_batches, workers):
-            yield self.batch(batch)
+        return map(self.batch, range(self.num_batches))
 
     def batch(self, number: int) -> VLMBatch:
         """Batch `number`; what cannot be used is logged, named in `skipped` and a row without labels."""
@@ -135,7 +127,7 @@ class BatchLoader:
         *,
         num_workers: int = 0,
         pin_memory: bool = False,
-        start_method: Literal["fork", "spawn"] | None = None,
+        start_method: StartMethod | None = None,
     ) -> None:
         """Args: the stream, and how its workers are made; None is Python's own way, by platform and version."""
         if num_workers < 0:
@@ -154,14 +146,12 @@ class BatchLoader:
             raise ValueError(
                 f"position {self.start_position} lies within a batch of {self.stream.positions_per_batch} samples"
             )
-        self.stream.start_batch = start
-        yield from DataLoader(
-            self.stream,
-            batch_size=None,
+        yield from made_in_order(
+            self.stream.batch,
+            range(start, len(self)),
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
-            worker_init_fn=partial(_begin_worker, os.getpid()),
-            multiprocessing_context=self.start_method if self.num_workers else None,
+            start_method=self.start_method,
         )
 
 
@@ -171,7 +161,3 @@ def _prefixes(folders: Sequence[str]) -> list[str]:
         return [""]
     names = [folder.rstrip("/").rpartition("/")[2] for folder in folders]
     return [f"{name}/" for name in (names if len(set(names)) == len(names) else folders)]
-
-
-def _begin_worker(parent_pid: int, _number: int) -> None:
-    end_with_parent(parent_pid)

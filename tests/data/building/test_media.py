@@ -176,6 +176,7 @@ def outside(tmp_path: Path, picture: MakePicture) -> Path:
     (images / "folder").symlink_to(secret.parent)
     (images / "own.jpg").write_bytes(picture(2))
     (images / "inner.jpg").symlink_to(images / "own.jpg")
+    (images / "in").symlink_to(".")
     (images / "loop.jpg").symlink_to(images / "loop.jpg")
     os.mkfifo(images / "pipe.jpg")
     return secret
@@ -188,8 +189,13 @@ def outside(tmp_path: Path, picture: MakePicture) -> Path:
         ("x/../../images-of-another/secret.jpg", "image outside of the --images folder"),
         ("{outside}", "image outside of the --images folder: /"),
         ("/etc/passwd", "image outside of the --images folder: /etc/passwd"),
-        ("link.jpg", "image outside of the --images folder: link.jpg"),
-        ("folder/secret.jpg", "image outside of the --images folder: folder/secret.jpg"),
+        ("folder/../images-of-another/secret.jpg", "image outside of the --images folder: folder/../"),
+        (
+            "link.jpg",
+            r"image behind a link that leads out of the --images folder; --follow-links allows it: link.jpg \(link",
+        ),
+        ("folder/secret.jpg", r".*--follow-links allows it: folder/secret.jpg \(folder -> /.*/images-of-another\)$"),
+        ("in/folder/secret.jpg", r".*--follow-links allows it: in/folder/secret.jpg \(in/folder -> /.*another\)$"),
         ("nothing.jpg", r"missing image \(No such file or directory\): nothing.jpg"),
         ("own.jpg/x", r"missing image \(Not a directory\): own.jpg/x"),
         ("loop.jpg", r"missing image \(Too many levels of symbolic links\): loop.jpg"),
@@ -212,6 +218,30 @@ def test_links_and_absolute_names_within_the_folder_are_followed(
 ) -> None:
     for name in ("own.jpg", "inner.jpg", "./own.jpg", "x/../own.jpg", str(tmp_path / "images" / "own.jpg")):
         assert media().pictures({"image": name}) == {"jpg": picture(2)}
+
+
+def test_links_out_of_the_folder_are_followed_where_that_is_allowed(
+    media: Callable[..., Media], outside: Path, tmp_path: Path, picture: MakePicture, clip: Callable[..., bytes]
+) -> None:
+    for name in ("link.jpg", "folder/secret.jpg", "in/folder/secret.jpg"):
+        assert media(follow_links=True).pictures({"image": name}) == {"jpg": picture(1)}
+    assert media(follow_links=True).pictures({"image": "own.jpg"}) == {"jpg": picture(2)}
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "a.mp4").write_bytes(clip(1))
+    (tmp_path / "videos" / "far").symlink_to(tmp_path / "films")
+    assert list(media(follow_links=True).pictures({"video": "far/a.mp4"})) == ["000000.jpg"]
+    with pytest.raises(SampleError, match="^video behind a link that leads out of the --videos folder; --follow-links"):
+        media().pictures({"video": "far/a.mp4"})
+
+
+@pytest.mark.parametrize(
+    "name", ["../images-of-another/secret.jpg", "folder/../images-of-another/secret.jpg", "{outside}", "/etc/passwd"]
+)
+def test_dots_and_absolute_names_lead_nowhere_even_where_links_are_followed(
+    media: Callable[..., Media], outside: Path, name: str
+) -> None:
+    with pytest.raises(SampleError, match="^image outside of the --images folder: "):
+        media(follow_links=True).pictures({"image": name.replace("{outside}", str(outside))})
 
 
 def test_a_folder_that_was_not_given_is_named(media: Callable[..., Media]) -> None:

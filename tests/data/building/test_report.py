@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_mini.data.building.report import ProgressLog, Rejections, summary
+from llava_mini.data.building.report import LeftOut, ProgressLog, summary
 from llava_mini.data.building.shard_task import Progress
 from llava_mini.data.shards import finish_set, write_shard
 
@@ -43,9 +43,9 @@ def test_rejections_are_grouped_by_kind_with_their_first_examples(tmp_path: Path
     write_shard(tmp_path, 0, [sample], missing)
     write_shard(tmp_path, 1, [], [("x", "2 placeholders for 1 images"), ("y", "3 placeholders for 1 images")])
     write_shard(tmp_path, 2, [], [("z", "image cannot be decoded: it has no bytes (z.jpg)")])
-    rejections = Rejections.of(tmp_path, 3)
-    assert rejections.count == 8
-    assert rejections.lines() == [
+    left_out = LeftOut.of(tmp_path, range(3))
+    assert left_out.count == 8
+    assert left_out.lines() == [
         "rejected  8",
         "  5 x missing image",
         "      i0: missing image (No such file or directory): 0.jpg",
@@ -57,17 +57,27 @@ def test_rejections_are_grouped_by_kind_with_their_first_examples(tmp_path: Path
         "  1 x image cannot be decoded",
         "      z: image cannot be decoded: it has no bytes (z.jpg)",
     ]
-    lines = summary(finish_set(tmp_path, 3), rejections)
+    lines = summary(finish_set(tmp_path, 3), left_out)
     assert "1 samples, 1.0 kB, fingerprint " in lines[0]
-    assert lines[-10:] == rejections.lines()
+    assert lines[-10:] == left_out.lines()
 
 
 def test_many_kinds_of_reasons_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llava_mini.data.building.report._MOST_REASONS", 2)
-    rejections = Rejections()
+    left_out = LeftOut()
     for reason in ("a", "b", "c", "c", "b"):
-        rejections.add("x", reason)
-    assert [line for line in rejections.lines() if not line.startswith("      ")] == [
+        left_out.add("x", reason)
+    assert [line for line in left_out.lines() if not line.startswith("      ")] == [
         "rejected  5", "  2 x b", "  2 x c", "  and 1 more kinds of reasons; the sidecars name all"
     ]  # fmt: skip
-    assert Rejections().lines() == ["rejected  0"]
+    assert LeftOut().lines() == ["rejected  0"]
+
+
+def test_keys_that_are_not_read_are_told_once_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for shard, ignored in enumerate([{"score": 2, "model": 1}, {}, {"score": 1}]):
+        write_shard(tmp_path, shard, [], notes={"plan": {}, "ignored": ignored})
+    assert LeftOut.of(tmp_path, [0, 1]).lines()[1:] == ["ignored keys: score (2 records), model (1 records)"]
+    assert LeftOut.of(tmp_path, range(3)).lines()[1:] == ["ignored keys: score (3 records), model (1 records)"]
+    assert LeftOut.of(tmp_path, [1]).lines() == ["rejected  0"]
+    monkeypatch.setattr("llava_mini.data.counts._MOST_KEYS", 1)
+    assert LeftOut.of(tmp_path, range(3)).lines()[1:] == ["ignored keys: score (3 records), and 1 more"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import random
 import re
@@ -21,7 +22,7 @@ from PIL import Image
 
 from llava_mini.data.building.plan import Options
 from llava_mini.data.building.run import build_part, build_set
-from llava_mini.data.check import check_set
+from llava_mini.data.check import check_set, finding_lines
 from llava_mini.data.shards import Modality, ShardSet, finish_set, write_shard
 from llava_mini.errors import UserError
 
@@ -218,7 +219,7 @@ def await_work(folder: Path, process: subprocess.Popen[str], shards: int) -> Non
     """Returns when so many shards are complete and another one is being written, or when the process has ended."""
     deadline = time.monotonic() + 60
     while process.poll() is None and not (
-        len(list(folder.glob("shard-*.json"))) >= shards and list(folder.glob(".shard-*.tmp"))
+        len(list(folder.glob("shard-*.json"))) >= shards and list(folder.glob(".llava-mini-*.tmp/*/shard-*.tar"))
     ):
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -241,6 +242,34 @@ def test_a_build_that_is_killed_again_and_again_gives_the_same_bytes(slow: Path)
     assert process.returncode == 0, errors
     assert kills >= 3
     assert contents(slow / "killed") == contents(slow / "whole")
+
+
+def _build_and_die(world: Path, name: str, after: bool) -> None:
+    replace = os.replace
+
+    def at_last(old: Path, new: Path) -> None:
+        if new.name != name or after:
+            replace(old, new)
+        if new.name == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = at_last  # type: ignore[assignment]
+    build(world)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("name", ["records.jsonl", "plan.json", "shard-000001.tar", "index.npy", "shards.json"])
+def test_a_build_that_is_killed_just_before_or_after_a_file_has_its_name_leaves_nothing_for_ever(
+    world: Path, name: str, after: bool
+) -> None:
+    build(world, "whole")
+    process = multiprocessing.get_context("fork").Process(target=_build_and_die, args=(world, name, after))
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL and list((world / "out").rglob(".llava-mini-*.tmp/*"))
+    build(world)
+    assert contents(world / "out") == contents(world / "whole")
+    assert not list((world / "out").rglob(".llava-mini-*.tmp"))
 
 
 def test_parts_in_processes_of_their_own_at_the_same_time_complete_one_set(slow: Path) -> None:
@@ -370,3 +399,90 @@ def test_every_fault_is_left_out_with_its_reason(
     assert rejected["mix.json line 21"] == "not a JSON object"
     assert "rejected  12" in caplog.text and "  2 x image cannot be decoded" in caplog.text
     assert check_set(shards).failure() == ""
+
+
+def change(world: Path, place: int, **fields: Any) -> None:
+    """Changes fields of one record of the world."""
+    records = json.loads((world / "mix.json").read_text())
+    records[place] |= fields
+    (world / "mix.json").write_text(json.dumps(records))
+
+
+def test_a_strict_build_ends_at_a_record_that_cannot_be_used_before_its_first_shard(world: Path) -> None:
+    change(world, 20, image_path="coco/1.jpg")
+    with pytest.raises(UserError, match=r"^--strict: t0 \(mix\.json record 21\): `image_path` is not read \(files are"):
+        build(world, strict=True)
+    assert sorted(path.name for path in (world / "out").iterdir()) == [".lock"]
+    assert build(world).rejected == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_strict_build_ends_at_a_file_that_cannot_be_used_and_goes_on_when_it_can(world: Path, workers: int) -> None:
+    build(world, "whole")
+    (world / "images" / "coco" / "7.jpg").rename(world / "7.jpg")
+    with pytest.raises(UserError, match=r"^--strict: i7 \(mix\.json record 8\): missing image .*coco/7\.jpg"):
+        build(world, strict=True, workers=workers)
+    assert not (world / "out" / "shards.json").exists() and not list((world / "out").glob(".llava-mini*"))
+    (world / "7.jpg").rename(world / "images" / "coco" / "7.jpg")
+    build(world, strict=True, workers=workers)
+    assert contents(world / "out") == contents(world / "whole")
+
+
+def test_a_strict_build_does_not_take_up_what_another_one_has_left_out(world: Path) -> None:
+    (world / "images" / "coco" / "7.jpg").unlink()
+    build(world)
+    with pytest.raises(UserError, match=r"^--strict: .*out was built without 1 records that were rejected; delete it$"):
+        build(world, strict=True)
+    (world / "out" / "shards.json").unlink()
+    (world / "out" / "shard-000000.json").unlink()
+    with pytest.raises(UserError, match=r"^--strict: i7 \(mix\.json record 8\): missing image"):
+        build(world, strict=True)
+
+
+def test_keys_that_are_not_read_are_counted_over_all_shards(world: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for place in (0, 5, 20, 27):
+        change(world, place, score=place + 1)
+    change(world, 3, model="x", image="gone.jpg")  # rejected, so that its keys do not matter
+    caplog.set_level(logging.INFO)
+    shards = build(world, workers=2)
+    assert "ignored keys: score (4 records)" in [record.message for record in caplog.records]
+    found = check_set(shards)
+    assert found.ignored == {"score": 4} and finding_lines(shards, found)[-1] == "ignored keys: score (4 records)"
+
+
+def test_a_linked_folder_is_read_only_where_that_is_asked_for(world: Path) -> None:
+    (world / "images" / "coco").rename(world / "disk")
+    (world / "images" / "coco").symlink_to(world / "disk")
+    assert build(world, "closed").rejected == 20
+    assert len(build(world, follow_links=True)) == 28
+    begun = world / "begun"
+    build_part([world / "mix.json"], begun, Options(world / "images", world / "videos", follow_links=True),
+               workers=1, task=1, of=2)  # fmt: skip
+    with pytest.raises(UserError, match="begun was built with follow-links True, not False; delete it"):
+        build(world, "begun", samples_per_shard=1000)
+
+
+def test_neighboring_forms_become_samples_with_their_files(world: Path) -> None:
+    """The records of LLaMA-Factory and ms-swift beside LLaVA's, in one file."""
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what"}]}]
+    talk = [{"from": "human", "value": "what"}, {"from": "gpt", "value": "it"}]
+    records = [
+        {"id": "plural", "images": ["coco/1.jpg"], "conversations": talk},
+        {"id": "two", "images": ["coco/1.jpg", "coco/2.jpg"], "conversations": talk},
+        {"id": "film", "videos": ["0.mp4"], "conversations": talk, "source": "films"},
+        {"id": "parts", "images": ["coco/3.jpg"], "messages": [*asked, {"role": "assistant", "content": "it"}]},
+        {"id": "swift", "query": "<image>what", "response": "it", "images": "coco/4.jpg"},
+        {"id": "alpaca", "instruction": "what", "output": "it", "system": "Be brief."},
+        {"id": "far", "images": ["https://host/a.jpg"], "conversations": talk},
+    ]
+    (world / "mix.json").write_text(json.dumps(records))
+    shards = build(world)
+    found = {json.loads(shards.read_record(i))["id"]: (shards.modality(i), shards.frames(i)) for i in range(6)}
+    assert found == {
+        "plural": (Modality.IMAGE, 1), "two": (Modality.IMAGE, 2), "film": (Modality.VIDEO, 2),
+        "parts": (Modality.IMAGE, 1), "swift": (Modality.IMAGE, 1), "alpaca": (Modality.TEXT, 0),
+    }  # fmt: skip
+    assert sorted(shards.index["text_length"].tolist()) == [6, 6, 6, 6, 13, 15]
+    assert shards.rejected == 1 and check_set(shards).failure() == ""
+    with pytest.raises(UserError, match=r"^mix\.json record 1 names an image \(coco/1\.jpg\): --images must name"):
+        build(world, "none", images=None)

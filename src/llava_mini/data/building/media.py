@@ -36,12 +36,14 @@ class Media:
         videos: Folder of videos; None likewise.
         resize: Pixels of a stored picture's shorter side at most; None keeps images as they are and frames at 336.
         fps: Frames that are kept of a second of video.
+        follow_links: Whether links in the folders may lead out of them.
     """
 
     images: Path | None
     videos: Path | None
     resize: int | None
     fps: float
+    follow_links: bool = False
 
     def pictures(self, record: Mapping[str, Any]) -> dict[str, bytes]:
         """The pictures of a record under the names that they have in a shard: none, one, or several, numbered.
@@ -56,7 +58,7 @@ class Media:
         return dict(pictures) if len(names) == 1 else _numbered(pictures)
 
     def _image(self, name: str) -> tuple[str, bytes]:
-        path = _inside(self.images, name, "image")
+        path = self._inside(self.images, name, "image")
         try:
             raw = path.read_bytes()
         except OSError as error:
@@ -67,12 +69,58 @@ class Media:
             raise SampleError(f"{error} ({name})") from None
 
     def _frames(self, name: str) -> Iterable[tuple[str, bytes]]:
-        path = _inside(self.videos, name, "video")
+        path = self._inside(self.videos, name, "video")
         try:
             for frame in frames_at(path, self.fps, short_side=self.resize or FRAME_SIDE):
                 yield "jpg", _encoded(frame, "jpg")
         except SampleError as error:
             raise SampleError(f"{error} ({name})") from None
+
+    def _inside(self, folder: Path | None, name: str, what: str) -> Path:
+        """The regular file of a name in a folder."""
+        if folder is None:
+            raise SampleError(f"no --{what}s folder was given: {name}")
+        try:
+            path = _path_inside(folder, name, what, self.follow_links)
+            found = path.stat()
+        except OSError as error:
+            raise SampleError(f"missing {what} ({error.strerror}): {name}") from None
+        except ValueError as error:
+            if isinstance(error, SampleError):
+                raise
+            raise SampleError(f"{what} of an impossible name: {name!r}") from None
+        if not stat.S_ISREG(found.st_mode):
+            raise SampleError(f"{what} that is no file: {name}")
+        if what == "image" and found.st_size > MOST_BYTES:
+            raise SampleError(f"image of {found.st_size} bytes, {MOST_BYTES} allowed: {name}")
+        return path
+
+
+def _path_inside(folder: Path, name: str, what: str, follow_links: bool) -> Path:
+    """Where a name in a folder leads; one that leads out by itself (`..`, an absolute path) is refused in any case."""
+    root = os.path.realpath(folder)
+    path = os.path.join(root, name)
+    real = os.path.realpath(path)
+    if os.path.commonpath([root, real]) == root:
+        return Path(real)
+    if ".." in Path(name).parts or os.path.commonpath([root, path]) != root:
+        raise SampleError(f"{what} outside of the --{what}s folder: {name}")
+    if not follow_links:
+        raise SampleError(
+            f"{what} behind a link that leads out of the --{what}s folder; --follow-links allows it: {name}"
+            f" ({_link_out(root, path)})"
+        )
+    return Path(real)
+
+
+def _link_out(root: str, path: str) -> str:
+    """The first link on the way to a path that leads out, and where to."""
+    place = root
+    for part in os.path.relpath(path, root).split(os.sep):
+        place = os.path.join(place, part)
+        if os.path.commonpath([root, os.path.realpath(place)]) != root:
+            break
+    return f"{os.path.relpath(place, root)} -> {os.readlink(place)}"
 
 
 def stored_image(raw: bytes, resize: int | None) -> tuple[str, bytes]:
@@ -102,29 +150,6 @@ def _extension(raw: bytes) -> str:
     if raw.startswith(b"\x89PNG\r\n\x1a\n"):
         return "png"
     return "webp" if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP" else ""
-
-
-def _inside(folder: Path | None, name: str, what: str) -> Path:
-    """The regular file of a name in a folder, links followed."""
-    if folder is None:
-        raise SampleError(f"no --{what}s folder was given: {name}")
-    root = os.path.realpath(folder)
-    try:
-        path = os.path.realpath(os.path.join(root, name))
-        if os.path.commonpath([root, path]) != root:
-            raise SampleError(f"{what} outside of the --{what}s folder: {name}")
-        found = os.stat(path)
-    except OSError as error:
-        raise SampleError(f"missing {what} ({error.strerror}): {name}") from None
-    except ValueError as error:
-        if isinstance(error, SampleError):
-            raise
-        raise SampleError(f"{what} of an impossible name: {name!r}") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise SampleError(f"{what} that is no file: {name}")
-    if what == "image" and found.st_size > MOST_BYTES:
-        raise SampleError(f"image of {found.st_size} bytes, {MOST_BYTES} allowed: {name}")
-    return Path(path)
 
 
 def _numbered(pictures: Iterable[tuple[str, bytes]]) -> dict[str, bytes]:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llava_mini.data.conversation import media_names
+from llava_mini.data.conversation import conversation_of, media_names
 from llava_mini.data.counts import printable
 from llava_mini.data.errors import SampleError
 from llava_mini.data.index import read_sidecar
@@ -34,7 +34,7 @@ from llava_mini.files import atomic_path, write_json
 
 log = logging.getLogger("llava_mini")
 
-_VERSION = 1
+_VERSION = 2
 _FOLDER, _FILE = "plan", "plan.json"
 _ALLOWED = "allowed: a JSON array of objects or JSON Lines"
 _RECORDS, _OFFSETS, _ORDER = "records.jsonl", "offsets.npy", "order.npy"
@@ -51,6 +51,8 @@ class Options:
         samples_per_shard: Records of a shard, usable or not.
         resize: Pixels of a stored picture's shorter side at most; None keeps images as they are.
         fps: Frames that are kept of a second of video.
+        follow_links: Whether links in the folders may lead out of them.
+        strict: Whether the first record that cannot be used ends the build.
 
     Raises:
         UserError: one of them is impossible.
@@ -62,6 +64,8 @@ class Options:
     samples_per_shard: int = 1000
     resize: int | None = None
     fps: float = 1.0
+    follow_links: bool = False
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -85,9 +89,11 @@ class Options:
             "fps": self.fps,
         }
 
-    def folders(self) -> dict[str, str | None]:
+    def places(self) -> dict[str, str | bool | None]:
+        """Those that say where the files lie."""
         folders = {"images": self.images, "videos": self.videos}
-        return {name: None if folder is None else str(folder.resolve()) for name, folder in folders.items()}
+        resolved = {name: None if folder is None else str(folder.resolve()) for name, folder in folders.items()}
+        return {**resolved, "follow_links": self.follow_links}
 
 
 @dataclass(frozen=True)
@@ -161,11 +167,11 @@ def frozen_plan(out: Path, sources: Sequence[Path], described: list[dict[str, An
         options: What is made of the records.
 
     Raises:
-        UserError: `out` holds a plan or shards of something else, a source cannot be used, or a record names a file
-            whose folder is not among the options.
+        UserError: `out` holds a plan or shards of something else, a source cannot be used, a record names a file whose
+            folder is not among the options, or, if strict, one cannot be used. No plan is left then.
     """
     folder, made = out / _FOLDER, made_from(described, options)
-    facts = {"version": _VERSION, **made, **options.folders()}
+    facts = {"version": _VERSION, **made, **options.places()}
     if (folder / _FILE).is_file():
         found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
         check_same(out, found, facts)
@@ -174,7 +180,11 @@ def frozen_plan(out: Path, sources: Sequence[Path], described: list[dict[str, An
     log.info("reading the records of %s", ", ".join(str(path) for path in sources))
     remove_plan(out)  # one that was not complete
     folder.mkdir(parents=True)
-    num_records = _spool(folder, sources, options)
+    try:
+        num_records = _spool(folder, sources, options)
+    except UserError:
+        remove_plan(out)
+        raise
     _save(folder / _ORDER, np.random.default_rng(options.seed).permutation(num_records).astype(np.uint32))
     write_json(folder / _FILE, {**facts, "records": num_records})
     return Plan(folder, options, num_records, made)
@@ -230,6 +240,8 @@ def _spool(folder: Path, sources: Sequence[Path], options: Options) -> int:
             before, usable, first_fault = len(offsets), 0, ""
             for entry in read_records(path):
                 _check_folders(entry, options)
+                if options.strict:
+                    _check_usable(entry)
                 line, fault = _line(entry)
                 usable += not fault
                 first_fault = first_fault or (fault and f"{entry.place}: {fault}")
@@ -253,6 +265,16 @@ def _check_folders(entry: Entry, options: Options) -> None:
     if names and (options.videos if is_video else options.images) is None:
         what, option = ("a video", "--videos") if is_video else ("an image", "--images")
         raise UserError(f"{entry.place} names {what} ({printable(names[0])}): {option} must name the folder of these")
+
+
+def _check_usable(entry: Entry) -> None:
+    """Ends a strict build before its first shard, where what is wrong stands in the record."""
+    try:
+        if entry.record is None:
+            raise SampleError(entry.reason)
+        conversation_of(entry.record).check_files(stored=0)
+    except SampleError as error:
+        raise UserError(f"--strict: {printable(f'{entry.name}: {error}')}") from None
 
 
 def _line(entry: Entry) -> tuple[bytes, str]:

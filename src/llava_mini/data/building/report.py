@@ -6,12 +6,12 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llava_mini.data.building.shard_task import Progress
-from llava_mini.data.counts import count_lines, printable, size_text, total_bytes
+from llava_mini.data.counts import count_lines, ignored_lines, printable, size_text, total_bytes
 from llava_mini.data.index import read_sidecar
 from llava_mini.data.shards import ShardSet
 
@@ -62,19 +62,22 @@ def _duration(seconds: float) -> str:
 
 
 @dataclass
-class Rejections:
-    """What could not be used, by kind of reason: how often, and the first few."""
+class LeftOut:
+    """What was not used: records, by kind of reason (how often, and the first few), and keys of the other records."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    ignored: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def of(cls, folder: Path, num_shards: int) -> Rejections:
-        """Read from the sidecars of all shards."""
+    def of(cls, folder: Path, shards: Iterable[int]) -> LeftOut:
+        """Read from the sidecars of these shards."""
         found = cls()
-        for shard in range(num_shards):
-            for name, reason in read_sidecar(folder / f"shard-{shard:06d}.json")["rejected"]:
+        for shard in shards:
+            sidecar = read_sidecar(folder / f"shard-{shard:06d}.json")
+            for name, reason in sidecar["rejected"]:
                 found.add(name, reason)
+            found.ignored.update(sidecar.get("notes", {}).get("ignored", {}))
         return found
 
     def add(self, name: str, reason: str) -> None:
@@ -95,20 +98,20 @@ class Rejections:
         return next(iter(self.examples.values()))[0]
 
     def lines(self) -> list[str]:
-        """A line for each kind of reason, the most frequent first, with its first examples below."""
+        """A line for each kind of reason, the most frequent first, with its first examples below; then ignored keys."""
         lines = [f"rejected  {self.count:,}"]
         for kind, count in self.counts.most_common(_MOST_REASONS):
             lines.append(f"  {count:,} x {printable(kind)}")
             lines += [f"      {example}" for example in self.examples[kind]]
         if (more := len(self.counts) - _MOST_REASONS) > 0:
             lines.append(f"  and {more} more kinds of reasons; the sidecars name all")
-        return lines
+        return lines + ignored_lines(self.ignored)
 
 
-def summary(shards: ShardSet, rejections: Rejections) -> list[str]:
+def summary(shards: ShardSet, left_out: LeftOut) -> list[str]:
     """What a complete set holds, line by line."""
     return [
         f"{shards.folder}: {len(shards):,} samples, {size_text(total_bytes(shards))}, fingerprint {shards.fingerprint}",
         *count_lines(shards),
-        *rejections.lines(),
+        *left_out.lines(),
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ from llava_mini.data.building.plan import (
     made_from,
     remove_plan,
 )
-from llava_mini.data.building.report import ProgressLog, Rejections, summary
+from llava_mini.data.building.report import LeftOut, ProgressLog, summary
 from llava_mini.data.building.shard_task import build_shard
 from llava_mini.data.shards import ShardSet, finish_set, is_complete, is_written
 from llava_mini.data.workers import run_tasks
 from llava_mini.errors import UserError
-from llava_mini.files import folder_lock
+from llava_mini.files import folder_lock, remove_leftovers
 
 log = logging.getLogger("llava_mini")
 
@@ -42,8 +42,10 @@ def build_set(
     resize: int | None = None,
     fps: float = 1.0,
     workers: int = 1,
+    follow_links: bool = False,
+    strict: bool = False,
 ) -> ShardSet:
-    """Builds a shard set from LLaVA JSON or JSON Lines; one that is there already is only opened.
+    """Builds a shard set from JSON or JSON Lines; one that is there already is only opened.
 
     Args:
         sources: The files of records.
@@ -55,10 +57,12 @@ def build_set(
         resize: Pixels of a stored picture's shorter side at most; None keeps images as they are, frames at 336.
         fps: Frames that are kept of a second of video.
         workers: Processes.
+        follow_links: Whether links in the folders may lead out of them.
+        strict: Whether the first record that cannot be used ends the build.
 
     Raises:
-        UserError: an argument is impossible, a source cannot be read, every record is unusable, `out` cannot be
-            written or holds something else.
+        UserError: an argument is impossible, a source cannot be read, every record is unusable (or one, if strict),
+            `out` cannot be written or holds something else.
         WorkerDiedError: a process was killed; what is complete is kept.
     """
     options = Options(
@@ -68,6 +72,8 @@ def build_set(
         samples_per_shard,
         resize,
         fps,
+        follow_links,
+        strict,
     )
     shards = build_part([Path(source) for source in sources], Path(out), options, workers=workers)
     if shards is None:
@@ -116,7 +122,10 @@ def _opened(out: Path, described: list[dict[str, Any]], options: Options) -> Sha
     if shards.plan is None or "sources" not in shards.plan:
         raise UserError(f"{out} holds a shard set that was not made by `data build`; name another folder")
     check_same(out, shards.plan, made_from(described, options))
+    if options.strict and shards.rejected:
+        raise UserError(f"--strict: {out} was built without {shards.rejected} records that were rejected; delete it")
     remove_plan(out)  # of a build that was killed just before its end
+    remove_leftovers(out)
     log.info("%s is complete already: %d samples, fingerprint %s", out, len(shards), shards.fingerprint[:16])
     if shards.rejected:
         log.info("%d records were rejected when it was built; delete the folder to try them again", shards.rejected)
@@ -131,8 +140,13 @@ def _build_shards(plan: Plan, out: Path, workers: int, task: int, of: int) -> No
         "%s%d records in %d shards; %d of %d to build, %d workers",
         part, plan.num_records, plan.num_shards, len(missing), len(own), min(workers, len(missing)),
     )  # fmt: skip
+    if plan.options.strict:
+        _check_all_used(out, (shard for shard in range(plan.num_shards) if is_written(out, shard)))
     progress = ProgressLog(len(missing), plan.options.samples_per_shard)
-    run_tasks(functools.partial(build_shard, plan, out), missing, workers, progress)
+    try:
+        run_tasks(functools.partial(build_shard, plan, out), missing, workers, progress)
+    finally:
+        remove_leftovers(out)  # of processes that were ended because another one failed
     if missing:
         log.info("%s", progress.line())
 
@@ -143,13 +157,22 @@ def _completed(out: Path, plan: Plan) -> ShardSet | None:
         log.info("%s: %d of %d shards are still missing; the task that writes the last one completes the set",
                  out, missing, plan.num_shards)  # fmt: skip
         return None
-    rejections = Rejections.of(out, plan.num_shards)
-    if rejections.count == plan.num_records:
+    if plan.options.strict:
+        _check_all_used(out, range(plan.num_shards))
+    left_out = LeftOut.of(out, range(plan.num_shards))
+    if left_out.count == plan.num_records:
         raise UserError(
-            f"none of the {plan.num_records} records can be used, as {rejections.first}; delete {out} to build it anew"
+            f"none of the {plan.num_records} records can be used, as {left_out.first}; delete {out} to build it anew"
         )
     shards = finish_set(out, plan.num_shards, {**plan.made_from, "records": plan.num_records})
     remove_plan(out)
-    for line in summary(shards, rejections):
+    for line in summary(shards, left_out):
         log.info("%s", line)
     return shards
+
+
+def _check_all_used(out: Path, shards: Iterable[int]) -> None:
+    """Finds what a build that was not strict, or another task, has left out."""
+    left_out = LeftOut.of(out, shards)
+    if left_out.count:
+        raise UserError(f"--strict: {left_out.first}; it is left out of a shard that is written: delete {out}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ from pathlib import Path
 from llava_mini.data.building.media import MOST_BYTES, Media
 from llava_mini.data.building.plan import Plan
 from llava_mini.data.conversation import IMAGE_PLACEHOLDER, parse_record
+from llava_mini.data.counts import printable
 from llava_mini.data.errors import SampleError
 from llava_mini.data.records import Entry
 from llava_mini.data.shards import Members, is_written, write_shard
 from llava_mini.data.workers import Report
+from llava_mini.errors import UserError
 from llava_mini.files import shard_lock
 
 _REPORT_SECONDS = 1.0
@@ -42,26 +45,30 @@ def build_shard(plan: Plan, out: Path, shard: int, report: Report) -> None:
 
 
 def _write(plan: Plan, out: Path, shard: int, report: Report) -> None:
-    for stale in out.glob(f".shard-{shard:06d}.*.tmp"):  # of a process that was killed: a live one would hold the lock
-        stale.unlink(missing_ok=True)
     options = plan.options
-    media = Media(options.images, options.videos, options.resize, options.fps)
+    media = Media(options.images, options.videos, options.resize, options.fps, options.follow_links)
     rejected: list[tuple[str, str]] = []
-    write_shard(out, shard, _samples(plan, shard, media, rejected, report), rejected, {"plan": plan.made_from})
+    ignored: Counter[str] = Counter()
+    samples = _samples(plan, shard, media, rejected, ignored, report)
+    write_shard(out, shard, samples, rejected, {"plan": plan.made_from, "ignored": ignored})
 
 
 def _samples(
-    plan: Plan, shard: int, media: Media, rejected: list[tuple[str, str]], report: Report
+    plan: Plan, shard: int, media: Media, rejected: list[tuple[str, str]], ignored: Counter[str], report: Report
 ) -> Iterator[tuple[str, Members]]:
+    """The usable ones; reasons and unread keys of the others are added to `rejected` and `ignored`."""
     samples = size = before = 0
     last = time.monotonic()
     for key, entry in plan.entries(shard):
         try:
-            members = sample_of(entry, media)
+            members, unread = sample_of(entry, media)
         except SampleError as error:
-            rejected.append((name_of(entry), str(error)))
+            if plan.options.strict:
+                raise UserError(f"--strict: {printable(f'{entry.name}: {error}')}") from None
+            rejected.append((entry.name, str(error)))
         else:
             yield key, members
+            ignored.update(unread)
             samples += 1
             size += sum(map(len, members.values()))
         if time.monotonic() - last > _REPORT_SECONDS:
@@ -70,8 +77,8 @@ def _samples(
     report(Progress(0, samples, len(rejected) - before, size))
 
 
-def sample_of(entry: Entry, media: Media) -> dict[str, bytes]:
-    """The members of a record's sample: the record as it is, and its pictures.
+def sample_of(entry: Entry, media: Media) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """The members of a record's sample, the record as it is and its pictures; and the record's keys that are not read.
 
     Raises:
         SampleError: record, conversation or a file cannot be used.
@@ -80,15 +87,10 @@ def sample_of(entry: Entry, media: Media) -> dict[str, bytes]:
         raise SampleError(entry.reason)
     raw = json.dumps(entry.record, ensure_ascii=False, separators=(",", ":")).encode()
     conversation = parse_record(raw)
+    conversation.check_files(stored=0)
     if conversation.num_images and not conversation.images:
         raise SampleError(f"{IMAGE_PLACEHOLDER} in a record of text only")
     members = {"json": raw, **media.pictures(entry.record)}
     if (size := sum(map(len, members.values()))) > MOST_BYTES:
         raise SampleError(f"sample of {size} bytes, {MOST_BYTES} allowed")
-    return members
-
-
-def name_of(entry: Entry) -> str:
-    """How a rejected record is named: by its own id if it has one, and by its place."""
-    own = (entry.record or {}).get("id")
-    return f"{own} ({entry.place})" if isinstance(own, str | int) and own != "" else entry.place
+    return members, conversation.ignored

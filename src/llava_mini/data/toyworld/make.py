@@ -33,7 +33,7 @@ from llava_mini.data.toyworld.scenes import stream_rng, stream_split
 from llava_mini.data.toyworld.source_files import build_from_files, llava_record
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.errors import UserError
-from llava_mini.files import folder_lock, write_json
+from llava_mini.files import folder_lock, remove_leftovers, write_json
 
 # Any change that makes other images or texts from the same seed, or lays the folder out otherwise, raises it. The name
 # of the default folder ends in it (conf/data/toyworld.yaml), so worlds of two versions lie beside each other.
@@ -67,6 +67,7 @@ def make_world(folder: Path | str, *, seed: int, sizes: Mapping[str, int] = DEFA
         raise UserError(f"toy world seed {seed}: allowed are 0 and above")
     root = Path(folder)
     with folder_lock(root):
+        remove_leftovers(root)
         world = _existing_world(root, seed)
         for name, count in sizes.items():
             if name not in world["sets"]:

@@ -1,0 +1,268 @@
+"""The forms in which conversations about images and videos are published, read as one: messages and names of files.
+
+Read are LLaVA's own records, LLaMA-Factory's (sharegpt, alpaca), ms-swift's, and messages as OpenAI's API has them;
+data/README.md shows each. What a record holds besides is noted. Where that seems to name a file, the record cannot be
+used: it must not become a sample of text in silence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from llava_mini.data.errors import SampleError
+
+IMAGE_PLACEHOLDER = "<image>"  # in LLaVA records, whatever the tokenizer's own image token is
+VIDEO_PLACEHOLDER = "<video>"
+
+_MESSAGES = ("conversations", "messages")
+_MESSAGE_KEYS = (("from", "value"), ("role", "content"))
+_PAIRS = (("instruction", "input", "output"), ("query", "", "response"))  # question, what it is about, answer
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "observation": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "function_call": "assistant",
+    "system": "system",
+}
+_MEDIA_PARTS = {"image": "image", "image_url": "image", "video": "video", "video_url": "video"}
+_PLACEHOLDERS = {"image": IMAGE_PLACEHOLDER, "video": VIDEO_PLACEHOLDER}
+FILE_KEYS = ("image", "images", "video", "videos")
+_COMMON_KEYS = {"id", "source", "kinds", "system", *FILE_KEYS}
+_PART_KEYS = {"type", "text", "url", "path", *_MEDIA_PARTS}
+_FUNCTION_KEYS = {"tools", "functions", "tool_calls", "function_call"}
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_MEDIA_STEMS = ("image", "video", "picture", "photo", "audio")
+_MEDIA_WORDS = {"img", "imgs", "pic", "pics", "clip", "clips", "frame", "frames", "media", "speech", "sound"}
+_MEDIA_FILE = re.compile(
+    r"[^\n]{0,500}[^\s/]\.(?:jpe?g|png|webp|gif|bmp|tiff?|mp4|m4v|mov|mkv|webm|avi|mpe?g|flv|wmv|og[gv]|wav|mp3|flac|m4a)",
+    re.IGNORECASE,
+)
+
+
+def messages_of(record: Mapping[str, Any]) -> tuple[str | None, list[tuple[str, str]]]:
+    """The system text of a record, and role (user or assistant) and text of its messages, with placeholders for files.
+
+    Raises:
+        SampleError: there is no conversation, or one that cannot be read.
+    """
+    parsed = [_message(message) for message in _raw_messages(record)]
+    if not parsed:
+        raise SampleError("no conversation")
+    system = _text(record.get("system") or "", "system")
+    said = parsed.pop(0)[1] if parsed[0][0] == "system" else ""
+    if system and said and system != said:
+        raise SampleError("a system message that differs from `system`")
+    if any(role == "system" for role, _ in parsed):
+        raise SampleError("a system message that is not the first message")
+    return system or said or None, parsed
+
+
+def media_names(record: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """The file names of the images of a record, or of its one video, and whether it is a video.
+
+    Raises:
+        SampleError: it names both, several videos, something that is no name, a URL, or files in two places.
+    """
+    found: dict[str, list[str]] = {"image": _names(record, "image"), "video": _names(record, "video")}
+    within: dict[str, list[str]] = {"image": [], "video": []}
+    for message in _raw_messages(record):
+        for kind, name in _content(message)[1]:
+            within[kind] += [name] if name else []
+    for kind, names in within.items():
+        if names and found[kind]:
+            raise SampleError(f"{kind}s are named both by the record and within its messages")
+        found[kind] = _checked_names(names or found[kind], kind)
+    if found["image"] and found["video"]:
+        raise SampleError("both an image and a video")
+    if len(found["video"]) > 1:
+        raise SampleError(f"{len(found['video'])} videos, 1 allowed")
+    return found["video"] or found["image"], bool(found["video"])
+
+
+def ignored_keys(record: Mapping[str, Any], names: list[str]) -> tuple[list[str], str]:
+    """The keys of a record that hold something and are not read, and the first of them that seems to name a file.
+
+    Those of messages are told as `messages[].weight`; a file that is read too, or from where it comes, does not count.
+
+    Args:
+        record: Whose messages can be read.
+        names: Of the files that are read.
+
+    Raises:
+        SampleError: such a key gives functions.
+    """
+    unread, lost = dict(_unread(record)), ""
+    for key, value in unread.items():
+        name = key.rpartition("[].")[2]
+        if name in _FUNCTION_KEYS:
+            raise SampleError(f"`{key}` is not read: no template writes functions")
+        if not lost and _is_lost_file(name, list(_texts(value)), names):
+            lost = key
+    return list(unread), lost
+
+
+def texts_of(record: Mapping[str, Any]) -> list[str]:
+    """The texts of a record's messages, as far as they can be read."""
+    system = record.get("system")
+    texts = [system] if isinstance(system, str) else []
+    try:
+        messages = _raw_messages(record)
+    except SampleError:
+        messages = []
+    for message in messages:
+        content = message.get(_content_key(message)) if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else [content]:
+            text = part.get("text") if isinstance(part, dict) else part
+            texts += [text] if isinstance(text, str) else []
+    return texts
+
+
+def _raw_messages(record: Mapping[str, Any]) -> list[Any]:
+    """The messages of whatever form, each with a role and its content; none where there is no conversation."""
+    given = [record[key] for key in _MESSAGES if record.get(key)]
+    if len(given) > 1 and given[0] != given[1]:
+        raise SampleError("both `conversations` and `messages`")
+    if given:
+        return given[0] if isinstance(given[0], list) else []
+    for question, about, answer in _PAIRS:
+        if record.get(question) or record.get(answer):
+            return _from_pairs(record, question, about, answer)
+    return []
+
+
+def _from_pairs(record: Mapping[str, Any], question: str, about: str, answer: str) -> list[Any]:
+    """The pairs of `history` and the last one, as messages."""
+    history = record.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise SampleError("`history` is no list of pairs, a question and its answer")
+    asked = [_text(record.get(key) or "", key) for key in (question, about) if key]
+    pairs = [*history, ["\n".join(text for text in asked if text), _text(record.get(answer) or "", answer)]]
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
+
+
+def _message(message: Any) -> tuple[str, str]:
+    """Role and text of a message."""
+    if not isinstance(message, dict) or not any(keys[0] in message for keys in _MESSAGE_KEYS):
+        raise SampleError("a message names neither `from` nor `role`")
+    role = message["from"] if "from" in message else message["role"]
+    if not isinstance(role, str) or role not in _ROLES:
+        raise SampleError(f"a message from {str(role)[:40]!r}; allowed: {', '.join(_ROLES)}")
+    text, files = _content(message)
+    if files and _ROLES[role] != "user":
+        raise SampleError(f"an {files[0][0]} in a message from {role!r}")
+    return _ROLES[role], _text(text, _content_key(message), " of a message")
+
+
+def _content_key(message: Mapping[str, Any]) -> str:
+    return "value" if "from" in message else "content"
+
+
+def _content(message: Any) -> tuple[Any, list[tuple[str, Any]]]:
+    """A message's content as text, and of every image or video among its parts the kind and the name, if it has one.
+
+    Pictures before the first text stand one a line, later ones within the text, as the chat templates write them.
+    """
+    content = message.get(_content_key(message)) if isinstance(message, dict) else None
+    if not isinstance(content, list):
+        return content, []
+    text, files, front = "", [], True
+    for number, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text":
+            text, front = text + _text(part.get("text"), "text", " of a part"), False
+        elif isinstance(kind, str) and kind in _MEDIA_PARTS:
+            files.append((_MEDIA_PARTS[kind], _name_in(part)))
+            text += _PLACEHOLDERS[_MEDIA_PARTS[kind]] + ("\n" if front and number + 1 < len(content) else "")
+        else:
+            raise SampleError(f"a part of type {str(kind)[:40]!r}; allowed: text, {', '.join(_MEDIA_PARTS)}")
+    return text, files
+
+
+def _name_in(part: Mapping[str, Any]) -> Any:
+    """The name of a part's file: a text, or in an object under `url` or `path`; None where the record names it."""
+    value = next((part[key] for key in (*_MEDIA_PARTS, "url", "path") if part.get(key)), None)
+    return (value.get("url") or value.get("path") or value) if isinstance(value, dict) else value
+
+
+def _text(text: Any, key: str, where: str = "") -> str:
+    if not isinstance(text, str):
+        raise SampleError(f"`{key}`{where} is no text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise SampleError("a text is no valid Unicode") from None
+    return text
+
+
+def _names(record: Mapping[str, Any], kind: str) -> list[Any]:
+    """What stands under `image` or `images`."""
+    given = {key: record[key] for key in (kind, f"{kind}s") if record.get(key)}
+    if len(given) > 1:
+        raise SampleError(f"both `{kind}` and `{kind}s`")
+    for key, value in given.items():
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+            raise SampleError(f"{key} is neither a file name nor a list of them")
+        return names
+    return []
+
+
+def _checked_names(names: list[Any], kind: str) -> list[str]:
+    for name in names:
+        if not isinstance(name, str):
+            raise SampleError(f"{kind} of a part is no file name")
+        if _URL.match(name):
+            raise SampleError(f"{kind} named by a URL; only files are read, so fetch it first: {name[:80]}")
+    return names
+
+
+def _unread(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys that are not read, with what they hold; what is empty tells nothing."""
+    form = next((key for key in _MESSAGES if record.get(key)), "")
+    yield from _others(record, _COMMON_KEYS | ({form} if form else _pair_keys(record)))
+    for message in _raw_messages(record) if form else []:
+        yield from _others(message, {*_MESSAGE_KEYS["from" not in message]}, f"{form}[].")
+        content = message[_content_key(message)]
+        for part in content if isinstance(content, list) else []:
+            yield from _others(part, _PART_KEYS, "content[].")
+
+
+def _others(fields: Mapping[str, Any], read: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    return ((prefix + key, value) for key, value in fields.items() if key not in read and not _is_empty(value))
+
+
+def _pair_keys(record: Mapping[str, Any]) -> set[str]:
+    """Those of the first form of pairs that a record has."""
+    return {"history", *next((keys for keys in _PAIRS if record.get(keys[0]) or record.get(keys[2])), ())}
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value == "" or value == [] or value == {}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
+
+
+def _is_lost_file(key: str, texts: list[str], names: list[str]) -> bool:
+    """Whether a key that is not read names a file; beside files that are read it may repeat one, or tell its origin."""
+    words = [word.lower() for word in _WORD.findall(key)]
+    sounds_like_media = any(word in _MEDIA_WORDS or word.startswith(_MEDIA_STEMS) for word in words)
+    files = [text for text in texts if _MEDIA_FILE.fullmatch(text)]
+    if not names:
+        return bool(files) or (sounds_like_media and any(texts))
+    known = {name.rpartition("/")[2] for name in names}
+    lost = any(not _URL.match(file) and file.rpartition("/")[2] not in known for file in files)
+    return sounds_like_media and lost
