@@ -148,7 +148,7 @@ def test_ways_to_fine_tune_are_offered_for_full_fine_tuning() -> None:
 def test_advice_for_full_fine_tuning_that_does_not_fit_is_true_to_the_byte(planned: Callable) -> None:
     """Each line's figure is what a plan gives of the command line with what it and those above it say."""
     wide = ["model=llava_mini_vicuna_7b", "model.weights=random", "hardware=rtx5090_32gb", "data.batch_size=8"]
-    command = [*wide, *THIN, "finetune=full", "hardware.memory_gib=3"]
+    command = [*wide, *THIN, "finetune=full", "hardware.memory_gib=2.2"]
     status, out, _ = planned("--json", "--text-tokens", "16", *command)
     found = json.loads(out)
     offered = [saver["change"] for saver in found["savers"]]
