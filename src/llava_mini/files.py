@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, WriteError
 
 _PACKAGED = Path(__file__).parent / "conf"
 CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
@@ -29,13 +29,19 @@ CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "c
 _AREA = f".llava-mini-{os.getuid()}.tmp"  # one for each user, because another's may not be writable
 _PLACE = re.compile(r"[0-9a-f]{16}")
 _LOCK = ".lock"
+# A disk that takes no more: full, quota, largest file of the process, mounted for reading.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _GONE = (errno.ENOENT, errno.ESTALE)  # removed here, or on another machine
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path, of the same name, that takes the place of `path` when the block ends; removed when it fails."""
-    with _workplace(path.parent) as place:
+    """A temporary path, of the same name, that takes the place of `path` when the block ends; removed when it fails.
+
+    Raises:
+        WriteError: the disk is full, or takes no files for another reason; `path` is as it was.
+    """
+    with writing(path), _workplace(path.parent) as place:
         temporary = place / path.name
         yield temporary
         with open(temporary, "rb") as file:
@@ -44,13 +50,73 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within it, what a disk refuses is a WriteError that names `path`, in whichever words a library says it.
+
+    Args:
+        path: The file or folder that the block writes.
+
+    Raises:
+        WriteError: see `errors`; any other error passes as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, WriteError) or (number := disk_errno(error)) is None:
+            raise
+        raise WriteError(number, os.strerror(number) + _room(path, number), str(path)) from error
+
+
+@contextmanager
+def full_disk_told() -> Iterator[None]:
+    """Around a whole command: a disk that refuses what is written without `writing` is a WriteError too.
+
+    Raises:
+        WriteError: it names the file where the system's error does.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, WriteError) or (number := disk_errno(error)) is None:
+            raise
+        raise WriteError(number, os.strerror(number), str(error.filename or "a file")) from error
+
+
+def disk_errno(error: BaseException) -> int | None:
+    """The system's number for a disk that took no more, wherever in an error's causes it is; None for other errors.
+
+    torch raises "unexpected pos 128 vs 22" after the OSError, and safetensors has the number in its text only.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        number = seen.errno if isinstance(seen, OSError) else None
+        if number is None and (found := re.search(r"\(os error (\d+)\)", str(seen))):
+            number = int(found[1])
+        if number in _DISK:
+            return number
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _room(path: Path, number: int) -> str:
+    """` (disk of runs/a: 3 MiB free of 6)`, where a disk is full that can be asked."""
+    if number != errno.ENOSPC:
+        return ""
+    folder = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
+    usage = shutil.disk_usage(folder)
+    return f" (disk of {folder}: {usage.free / 2**20:,.0f} MiB free of {usage.total / 2**20:,.0f})"
+
+
+@contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `folder` when the block ends, and is removed when it fails.
 
     Raises:
+        WriteError: the disk takes no more.
         UserError: `folder` is there and not an empty folder, or cannot be made.
     """
     with ExitStack() as stack:
+        stack.enter_context(writing(folder))
         try:
             if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
                 raise UserError(f"{folder}: is there already; allowed is a folder that is not there, or an empty one")

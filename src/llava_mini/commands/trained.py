@@ -21,7 +21,7 @@ from llava_mini.errors import UserError
 from llava_mini.evaluate.accuracy import evaluate
 from llava_mini.evaluate.convergence import convergence
 from llava_mini.evaluate.flops import prefill_flops
-from llava_mini.files import rank_paths
+from llava_mini.files import rank_paths, writing
 from llava_mini.finetune import is_adapted, save_trained
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.predictions import Predictions
@@ -151,7 +151,8 @@ def save_run(
     """
     folder, finetune = Path(config["run_dir"]) / "model", config["finetune"]
     if is_adapted(finetune):
-        save_trained(model, folder, finetune, {**weights_of(config["model"]), "fingerprints": base})
+        with writing(folder):
+            save_trained(model, folder, finetune, {**weights_of(config["model"]), "fingerprints": base})
     else:
         save_model(model, processor, folder)
 
@@ -175,5 +176,6 @@ def weights_of(spec: dict[str, Any]) -> dict[str, Any]:
 
 def save_model(model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor, folder: Path) -> None:
     """Write model and processor in transformers' format."""
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    with writing(folder):
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from llava_mini.batch import BadSample, VLMBatch
 from llava_mini.data.position import samples_per_step
 from llava_mini.errors import UserError
-from llava_mini.files import rank_path, rank_paths, write_text
+from llava_mini.files import rank_path, rank_paths, write_text, writing
 
 FILE = "quarantine.jsonl"
 FEWEST_SEEN = 100  # samples after which a share of bad ones says something
@@ -69,7 +69,7 @@ class Quarantine(Callback):
             self._count(trainer, pl_module, batch.position)
 
     def _write(self, path: Path, skipped: list[BadSample]) -> None:
-        with path.open("a", encoding="utf-8") as file:
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(bad._asdict()) + "\n" for bad in skipped)
 
     def _count(self, trainer: Trainer, pl_module: LightningModule, position: int) -> None:

@@ -18,7 +18,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from llava_mini.batch import VLMBatch
-from llava_mini.files import rank_path, rank_paths, write_text
+from llava_mini.files import rank_path, rank_paths, write_text, writing
 from llava_mini.stages.base import VLMStage
 
 log = logging.getLogger("llava_mini")
@@ -56,7 +56,8 @@ class History(Callback):
             "loss": float(outputs["batch_loss"]) if batch.num_supervised() else None,
             "keys": batch.keys,
         }
-        with rank_path(self.path, trainer.global_rank).open("a") as file:
+        path = rank_path(self.path, trainer.global_rank)
+        with writing(path), path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

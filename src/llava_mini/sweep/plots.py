@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from llava_mini.files import atomic_path
 from llava_mini.sweep.analysis import Analysis
 from llava_mini.sweep.configurations import Configuration
 from llava_mini.sweep.statistics import Estimate
@@ -55,7 +56,8 @@ def draw_all(analysis: Analysis, folder: Path) -> dict[str, Path]:
     if analysis.kinds:
         figures["accuracy_by_kind"] = by_kind(analysis)
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
+        with atomic_path(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, dpi=160, metadata={"Software": None})
     return {name: folder / f"{name}.png" for name in figures}
 
 
