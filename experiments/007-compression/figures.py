@@ -2,9 +2,10 @@
 
     python experiments/007-compression/figures.py SWEEP [LONGER ...]
 
-SWEEP is the grid, LONGER are sweeps of the same configurations with more steps. Writes beside it: tables.md (word
-accuracy by kind, and differences), tokens.png (accuracy against tokens, with and without pre-fusion), layers.png
-(accuracy against N_fusion), budgets.png and budgets.md (accuracy against steps), spread.json (how far seeds lie apart).
+SWEEP is the grid, finished or not: what has no finished run yet is left out, and tables say how many seeds there are.
+LONGER are sweeps of the same configurations with more steps. Writes beside it: tables.md (word accuracy by kind, and
+differences), tokens.png (accuracy against tokens, with and without pre-fusion), layers.png (accuracy against N_fusion),
+budgets.png and budgets.md (accuracy against steps), spread.json (how far seeds lie apart).
 """
 
 from __future__ import annotations
@@ -61,10 +62,10 @@ def ordered(analysis: Analysis) -> list[Configuration]:
 
 def by_kind(analysis: Analysis) -> str:
     """Word accuracy of each group with intervals, of each kind without, and whether runs had converged."""
-    heads = ["compressor | C | tokens | N_fusion", *GROUPS.values(), *analysis.kinds, "converged"]
+    heads = ["compressor | C | tokens | N_fusion", "seeds", *GROUPS.values(), *analysis.kinds, "converged"]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * (len(heads) + 3)]
     for c in ordered(analysis):
-        cells = [label(c), *(percent(c.scores[group].mean) for group in GROUPS)]
+        cells = [label(c), str(len(c.columns)), *(percent(c.scores[group].mean) for group in GROUPS)]
         cells += [f"{100 * c.by_kind[kind].value:.0f}" for kind in analysis.kinds]
         lines.append(f"| {' | '.join([*cells, 'yes' if c.training.converged else c.training.mark()])} |")
     return "\n".join(lines) + "\n"
@@ -88,9 +89,10 @@ def differences(analysis: Analysis) -> str:
 
 
 def spread(analysis: Analysis) -> dict[str, dict[str, float]]:
-    """Standard deviation over seeds of each configuration, in points; and twice that of a difference of two.
+    """Standard deviation over seeds of each configuration, in points; of all pooled; and what follows for one seed.
 
-    The last is what a comparison with one seed cannot see below (`llava_mini.sweep.seed_spread`).
+    Two runs of configurations that are equally good differ by less than `limit` 95 times of 100: 1.96 times the pooled
+    deviation of a difference. A comparison with one seed cannot see below it (`llava_mini.sweep.seed_spread`).
     """
     found: dict[str, dict[str, float]] = {}
     for group in GROUPS:
@@ -100,7 +102,8 @@ def spread(analysis: Analysis) -> dict[str, dict[str, float]]:
             if len(c.scores[group].by_seed) > 2
         }
         pooled = float(np.sqrt(np.mean(np.square(list(deviations.values())))))
-        found[group] = {**deviations, "pooled": pooled, "twice that of a difference": 2 * 2**0.5 * pooled}
+        deviations = {name: round(value, 3) for name, value in deviations.items()}
+        found[group] = {**deviations, "pooled": pooled, "limit": 1.96 * 2**0.5 * pooled}
     return found
 
 
@@ -119,6 +122,8 @@ def place(tokens: int) -> float:
 
 def curve(axes: Axes, points: Sequence[tuple[float, Configuration]], group: str, style: str, name: str) -> None:
     """Means with intervals, hollow where runs had not converged."""
+    if not points:
+        return
     color = COLORS[points[0][1].compressor]
     values = [100 * c.scores[group].mean.value for _, c in points]
     axes.plot([x for x, _ in points], values, style, color=color, linewidth=1.6, label=name)
@@ -174,6 +179,8 @@ def against_layers(analysis: Analysis) -> None:
     for panel, group in zip(axes, GROUPS, strict=True):
         for shade, tokens in zip(shades, (0, 1, 4, 16, 64), strict=True):
             found = [c for c in [*chosen(analysis, "query"), *chosen(analysis, "zero")] if c.tokens == tokens]
+            if not found:
+                continue
             places = [c.n_fusion for c in found]
             estimates = [c.scores[group].mean for c in found]
             values = np.array([100 * estimate.value for estimate in estimates])

@@ -143,7 +143,7 @@ def _run_missing(
     sweep: Sweep, sweep_dir: Path, launcher: Launcher, command: Sequence[str], tracking: _Tracking, say: Say
 ) -> None:
     jobs, runs = [], {}
-    for run in sweep.runs:
+    for run in _longest_first(sweep.runs):
         folder = run_folder(sweep_dir, run, sweep.code_version)
         if outcome(folder, run, sweep.code_version).state != "finished":
             own = [f"run_dir={literal(str(folder))}", *tracking.overrides()]
@@ -165,6 +165,12 @@ def _run_missing(
     finally:
         for job in running.values():
             close_run(job.folder, "KILLED")
+
+
+def _longest_first(runs: Sequence[Run]) -> list[Run]:
+    """Seed by seed as they are, and within a seed by tokens, most first, so that no long run ends alone."""
+    seeds = list(dict.fromkeys(run.seed for run in runs))
+    return sorted(runs, key=lambda run: (seeds.index(run.seed), not run.reference, -(run.C or 0)))
 
 
 def _judge(event: Ended, run: Run, code_version: str, progress: Progress) -> None:
