@@ -17,6 +17,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,20 +30,12 @@ CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "c
 _AREA = f".llava-mini-{os.getuid()}.tmp"  # one for each user, because another's may not be writable
 _PLACE = re.compile(r"[0-9a-f]{16}")
 _LOCK = ".lock"
+_ATTEMPTS = 100  # at a place that vanishes, before it is the mount that has
 # A disk that takes no more: full, quota, largest file of the process, mounted for reading.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-# A disk or a mount that is gone. Reading says so too, so what reads while something is written names its own file.
 _AWAY = (errno.EIO, errno.ESTALE)
-_TROUBLE = (
-    *_AWAY,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ETIMEDOUT,
-    errno.ENOTCONN,
-    errno.EHOSTDOWN,
-    errno.ENXIO,
-    errno.ENODEV,
-)
+# A disk or a mount that is gone, whatever was to be read or written.
+MOUNT_GONE = (*_AWAY, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENXIO, errno.ENODEV)
 _GONE = (errno.ENOENT, errno.ESTALE)  # removed here, or on another machine
 
 
@@ -73,6 +66,10 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except WriteError as error:  # of this block's own temporary file
+        if path.parent.absolute() / _AREA not in Path(str(error.filename)).absolute().parents:
+            raise
+        raise WriteError(error.errno, error.strerror, str(path)) from error
     except (UserError, SampleError):  # they have named the culprit
         raise
     except Exception as error:
@@ -111,7 +108,7 @@ def disk_trouble_told() -> Iterator[None]:
             raise
         if (number := disk_errno(error)) is not None:
             raise WriteError(number, os.strerror(number), str(error.filename or "a file")) from error
-        if error.errno in (_AWAY if error.filename is None else _TROUBLE):
+        if error.errno in (_AWAY if error.filename is None else (*MOUNT_GONE, errno.EACCES, errno.EPERM)):
             raise UserError(f"{error.filename or 'a file'}: {error.strerror}") from error
         raise
 
@@ -130,7 +127,7 @@ def _refusal(error: BaseException, path: Path) -> int | None:
     A time-out may be a server's, deeper in the causes.
     """
     for number, name in _system_errors(error):
-        nameless = number in _AWAY or (number == errno.ETIMEDOUT and isinstance(error, OSError) and name is None)
+        nameless = number in _AWAY or (number == errno.ETIMEDOUT == getattr(error, "errno", None))
         if number in _DISK or (nameless if name is None else _is_of(Path(name).absolute(), path.absolute())):
             return number
     return None
@@ -222,7 +219,7 @@ def _workplace(folder: Path) -> Iterator[Path]:
 
 def _locked_place(area: Path) -> tuple[Path, IO[str]]:
     """A new folder in `area`, and the lock that says that its writer lives."""
-    while True:
+    for attempt in count():
         with suppress(FileExistsError):
             area.mkdir()
         place = area / secrets.token_hex(8)  # not the process id, which a process on another machine may have too
@@ -230,7 +227,9 @@ def _locked_place(area: Path) -> tuple[Path, IO[str]]:
             place.mkdir()
             lock = open(place / _LOCK, "a")  # noqa: SIM115 - it stays open
         except OSError as error:
-            if error.errno in _GONE:  # another writer took the area for empty, or the place for a leftover
+            if (
+                error.errno in _GONE and attempt < _ATTEMPTS
+            ):  # another writer took the area for empty, or the place for a leftover
                 continue
             shutil.rmtree(place, ignore_errors=True)
             _remove_empty(area)
@@ -238,6 +237,7 @@ def _locked_place(area: Path) -> tuple[Path, IO[str]]:
         if _lock_alone(lock, place / _LOCK):
             return place, lock
         lock.close()
+    raise AssertionError("count ends")
 
 
 def _lock_alone(lock: IO[str], path: Path) -> bool:
@@ -279,6 +279,19 @@ def why_unreadable(folder: Path, names: str = "*") -> str | None:
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     return None
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a small file; what cannot be read is told apart from what cannot be written.
+
+    Raises:
+        UserError: `source` cannot be read.
+        WriteError: `target` cannot be written.
+    """
+    with reading(source):
+        content = source.read_bytes()
+    with writing(target):
+        target.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:

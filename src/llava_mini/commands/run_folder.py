@@ -58,6 +58,8 @@ def _is_finished(path: Path) -> bool:
     try:
         read_json(path)
     except UserError as error:
+        if isinstance(error.__cause__, OSError):  # it is not known whether it is damaged
+            raise
         log.warning("%s; the run goes on from its last checkpoint", error)
         return False
     log.info("%s is finished already: %s", path.parent, path)

@@ -1,4 +1,4 @@
-"""In which keys two configs of a run differ, for a folder that is continued: which make another run, which may differ."""
+"""In which keys two configs of a run differ, for a folder that is continued: which make another run, which may."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a resolved config decides a run's result; `trainer.batches_a_step` stands for how its batches are dealt."""
+    """What of a resolved config decides a result; `trainer.batches_a_step` stands for how batches are dealt."""
     kept = {key: value for key, value in config.items() if key not in UNHASHED}
     if "data" in kept:
         kept["data"] = {key: value for key, value in kept["data"].items() if key not in _UNHASHED_DATA}

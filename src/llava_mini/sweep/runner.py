@@ -15,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_mini.errors import UserError
+from llava_mini.files import reading
 from llava_mini.overrides import literal
 from llava_mini.spool import Status, close_run
 from llava_mini.sweep.folder import (
@@ -182,9 +184,12 @@ def _judge(event: Ended, run: Run, code_version: str, progress: Progress) -> Non
 
 def _why(folder: Path, returncode: int) -> str:
     """One line on why a run left no result: its last line, and the signal if it was killed."""
-    with (folder / "log.txt").open("rb") as log:
-        log.seek(max(0, log.seek(0, 2) - 4096))
-        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", log.read().decode(errors="replace"))
+    try:
+        with reading(folder / "log.txt"), (folder / "log.txt").open("rb") as log:
+            log.seek(max(0, log.seek(0, 2) - 4096))
+            text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", log.read().decode(errors="replace"))
+    except UserError as error:
+        text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     last = lines[-1][:300] if lines and not lines[-1].startswith(LOG_HEADER) else "it wrote nothing"
     if returncode < 0:
