@@ -29,7 +29,7 @@ def opening_functions() -> dict[str, list[str]]:
     for path in sorted(PACKAGE.rglob("*.py")):
         module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
         for name, call in _calls(ast.parse(path.read_text()), ()):
-            if _opens(call):
+            if opens(call):
                 found.setdefault(f"{module}:{name}", []).append(ast.unparse(call))
     return found
 
@@ -43,7 +43,8 @@ def _calls(node: ast.AST, within: tuple[str, ...]) -> Iterator[tuple[str, ast.Ca
         yield from _calls(child, inner)
 
 
-def _opens(call: ast.Call) -> bool:
+def opens(call: ast.Call) -> bool:
+    """Whether a call opens a file, as far as its name tells."""
     if isinstance(call.func, ast.Name):
         return call.func.id in _ALWAYS
     if not isinstance(call.func, ast.Attribute) or ast.unparse(call.func) in _NO_FILE:

@@ -31,6 +31,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except Exception as error:  # torch raises many types for a broken file
             system = error.strerror if isinstance(error, OSError) else None
             reason = system or f"{type(error).__name__}: {error}".splitlines()[0]
-            hint = "" if system else "; delete it and the run begins anew"
+            hint = "" if system else f"; {_last_good(Path(path))}delete it and the run begins anew"
             raise UserError(f"{path}: not a readable checkpoint ({reason}){hint}") from error
         return loaded
+
+
+def _last_good(damaged: Path) -> str:
+    """What a run may go on from in place of its last checkpoint: the best, which is as whole."""
+    others = sorted(path.name for path in damaged.parent.glob("*.ckpt") if path.name != damaged.name)
+    return f"put {others[0]} in its place to go on from there, or " if others else ""

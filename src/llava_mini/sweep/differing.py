@@ -36,6 +36,11 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[s
     return texts
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Of two flat mappings the keys whose values differ, as `key=value, now value`."""
+    return [_text(key, before.get(key, _ABSENT), now.get(key, _ABSENT)) for key in _differ(before, now)]
+
+
 def listed(texts: Sequence[str]) -> str:
     """The first few, and how many more there are."""
     more = f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""

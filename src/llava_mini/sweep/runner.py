@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -19,11 +19,13 @@ from llava_mini.errors import UserError
 from llava_mini.files import reading
 from llava_mini.overrides import literal
 from llava_mini.spool import Status, close_run
+from llava_mini.sweep.differing import differences, listed
 from llava_mini.sweep.folder import (
     Sweep,
     forget_failure,
     only_sweep,
     outcome,
+    read_sweep,
     record_failure,
     run_folder,
     write_sweep,
@@ -79,6 +81,8 @@ def run_sweep(
     started = datetime.now().astimezone().isoformat(timespec="seconds")
     sweep = Sweep(list(arguments), commit, code_version, started, list(runs))
     with only_sweep(sweep_dir):
+        for line in _changed(sweep_dir, sweep):
+            say(line)
         write_sweep(sweep_dir, sweep)
         tracking = _Tracking(sweep_dir, tracker_uri, experiment)
         try:
@@ -90,6 +94,27 @@ def run_sweep(
         failed = _summarise(sweep, sweep_dir, interrupted, say)
         tracking.finish("KILLED" if interrupted else "FAILED" if failed else "FINISHED", say)
     return INTERRUPTED if interrupted else int(failed > 0)
+
+
+def _changed(sweep_dir: Path, sweep: Sweep) -> Iterator[str]:
+    """What differs from the sweep that the folder held before, as its runs are told apart by config and code."""
+    if not (sweep_dir / "sweep.json").exists():
+        return
+    try:
+        before = read_sweep(sweep_dir)
+    except UserError as error:
+        yield f"{error}; it is written anew, and finished runs are kept"
+        return
+    if before.code_version != sweep.code_version:
+        commits = f"commit {before.commit}, now {sweep.commit}"
+        yield f"{sweep_dir} was begun with other code ({commits}): its runs are kept, and made again with this one"
+    if other := differences(*(_by_key(each.arguments) for each in (before, sweep))):
+        yield f"{sweep_dir} is continued with other arguments ({listed(other)}): the runs that both ask for are kept"
+
+
+def _by_key(arguments: Sequence[str]) -> dict[str, str]:
+    pairs = (argument.partition("=") for argument in untracked(arguments))
+    return {key: value for key, _, value in pairs if key != "sweep_dir"}
 
 
 class _Tracking:
