@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 
 import pytest
-
 from tests.faults.opening import opening_functions, opens
 from tests.faults.readers import OTHER_READERS, READERS
 from tests.faults.writers import OTHER_WRITERS, WRITERS

@@ -229,8 +229,10 @@ def test_a_folder_that_is_continued_otherwise_is_told(tmp_path: Path) -> None:
     other = Sweep(["seed=0,1", "tracking.uri=http://d:e@f", "a=b"], "def", "v2", "2026-01-02", [])
     assert list(_changed(tmp_path, other)) == [
         f"{tmp_path} was begun with other code (commit abc, now def): its runs are kept, and made again with this one",
-        f"{tmp_path} is continued with other arguments (seed=0, now 0,1; a=(none), now b): "
-        "the runs that both ask for are kept",
+        (
+            f"{tmp_path} is continued with other arguments (seed=0, now 0,1; a=(none), now b): "
+            "the runs that both ask for are kept"
+        ),
     ]
     (tmp_path / "sweep.json").write_text("")
     (told,) = _changed(tmp_path, other)

@@ -8,6 +8,7 @@ would be answered about like any others.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import zlib
@@ -157,10 +158,10 @@ def check_replaceable(path: Path) -> Path:
     try:
         with open_tensors(target) as file:
             found = (file.metadata() or {}).get("format")
-    except IsADirectoryError:
-        found = None
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
+        if error.errno not in (errno.EISDIR, errno.ELOOP, errno.ENXIO):  # a folder, a circle of links, a socket
+            raise UserError(f"{path}: {error.strerror or error}") from error
+        found = None
     except SafetensorError:
         found = None
     if found is None or not found.startswith(_ANY_FORMAT):
