@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, WriteError
 from llava_mini.files import (
     atomic_path,
     folder_lock,
@@ -178,7 +178,7 @@ def test_nothing_is_removed_through_a_link_or_under_a_name_that_is_not_ours(
 
 
 def test_a_file_in_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(WriteError, match="none/a: cannot be written: No such file or directory"):
         write_text(tmp_path / "none" / "a", "text")
 
 

@@ -19,7 +19,7 @@ from llava_mini.commands.output import output_ends
 from llava_mini.commands.ranks import INTERRUPTED, OWN_MESSAGE, own_rank, run_ranks, train_command
 from llava_mini.data.errors import LoaderError, loader_failures_told
 from llava_mini.errors import UserError
-from llava_mini.files import full_disk_told
+from llava_mini.files import disk_trouble_told
 
 Command = Callable[[list[str], tuple[str, ...]], int]
 
@@ -48,7 +48,7 @@ def _run(argv: list[str] | None) -> int:
         if not Path(folder).is_dir():
             return _fail(f"--config-dir {folder}: no such folder")
     try:
-        with loader_failures_told(), full_disk_told():
+        with loader_failures_told(), disk_trouble_told():
             return COMMANDS[arguments.command][0](arguments.overrides, tuple(arguments.config_dir))
     except UserError as error:
         return _fail(str(error))

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from llava_mini.combinations import check_combinations
 from llava_mini.errors import UserError
-from llava_mini.files import CONFIG_DIR, write_text
+from llava_mini.files import CONFIG_DIR, reading, write_text, writing
 from llava_mini.overrides import PLACES, at_home, literal, quoted
 from llava_mini.schema import check, describe
 
@@ -103,7 +103,8 @@ def _inputs(config: dict[str, Any], config_dirs: tuple[str, ...]) -> dict[str, s
 def _digest(paths: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        with reading(path):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 
@@ -163,7 +164,8 @@ def _checked_call(spec: dict[str, Any], key: str, given: set[str]) -> tuple[Any,
 
 def save(config: dict[str, Any], path: Path) -> None:
     """Write a config as yaml, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, yaml.safe_dump(config, sort_keys=False))
 
 
@@ -176,7 +178,8 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; allowed is the folder of a run, which holds config.yaml")
     try:
-        config = yaml.safe_load(path.read_text())
+        with reading(path):
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as yaml ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict):

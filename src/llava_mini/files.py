@@ -17,10 +17,11 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
-from llava_mini.errors import UserError, WriteError
+from llava_mini.errors import SampleError, UserError, WriteError
 
 _PACKAGED = Path(__file__).parent / "conf"
 CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
@@ -29,8 +30,12 @@ CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "c
 _AREA = f".llava-mini-{os.getuid()}.tmp"  # one for each user, because another's may not be writable
 _PLACE = re.compile(r"[0-9a-f]{16}")
 _LOCK = ".lock"
+_ATTEMPTS = 100  # at a place that vanishes, before it is the mount that has
 # A disk that takes no more: full, quota, largest file of the process, mounted for reading.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_AWAY = (errno.EIO, errno.ESTALE)
+# A disk or a mount that is gone, whatever was to be read or written.
+MOUNT_GONE = (*_AWAY, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENXIO, errno.ENODEV)
 _GONE = (errno.ENOENT, errno.ESTALE)  # removed here, or on another machine
 
 
@@ -57,29 +62,55 @@ def writing(path: Path) -> Iterator[None]:
         path: The file or folder that the block writes.
 
     Raises:
-        WriteError: see `errors`; any other error passes as it is.
+        WriteError: see `errors`; any other error passes as it is, that of another file which the block reads too.
     """
     try:
         yield
+    except WriteError as error:  # of this block's own temporary file
+        if path.parent.absolute() / _AREA not in Path(str(error.filename)).absolute().parents:
+            raise
+        raise WriteError(error.errno, error.strerror, str(path)) from error
+    except (UserError, SampleError):  # they have named the culprit
+        raise
     except Exception as error:
-        if isinstance(error, WriteError) or (number := disk_errno(error)) is None:
+        if (number := _refusal(error, path)) is None:
             raise
         raise WriteError(number, os.strerror(number) + _room(path, number), str(path)) from error
 
 
 @contextmanager
-def full_disk_told() -> Iterator[None]:
-    """Around a whole command: a disk that refuses what is written without `writing` is a WriteError too.
+def reading(path: Path) -> Iterator[None]:
+    """Within it, whatever the system refuses is a UserError that names `path`, the file that the block reads.
 
     Raises:
-        WriteError: it names the file where the system's error does.
+        UserError: `path` cannot be read.
     """
     try:
         yield
     except OSError as error:
-        if isinstance(error, WriteError) or (number := disk_errno(error)) is None:
+        if isinstance(error, WriteError):
             raise
-        raise WriteError(number, os.strerror(number), str(error.filename or "a file")) from error
+        raise UserError(f"{path}: cannot be read: {error.strerror or ' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def disk_trouble_told() -> Iterator[None]:
+    """Around a whole command: what the system refuses of a file without `writing` or `reading` is one line too.
+
+    Raises:
+        WriteError: the disk takes no more; it names the file where the system's error does.
+        UserError: a file may not be used, or the disk or mount that it lies on is gone.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, WriteError):
+            raise
+        if (number := disk_errno(error)) is not None:
+            raise WriteError(number, os.strerror(number), str(error.filename or "a file")) from error
+        if error.errno in (_AWAY if error.filename is None else (*MOUNT_GONE, errno.EACCES, errno.EPERM)):
+            raise UserError(f"{error.filename or 'a file'}: {error.strerror}") from error
+        raise
 
 
 def disk_errno(error: BaseException) -> int | None:
@@ -87,15 +118,35 @@ def disk_errno(error: BaseException) -> int | None:
 
     torch raises "unexpected pos 128 vs 22" after the OSError, and safetensors has the number in its text only.
     """
+    return next((number for number, _ in _system_errors(error) if number in _DISK), None)
+
+
+def _refusal(error: BaseException, path: Path) -> int | None:
+    """The system's number where it is `path` that is refused: what is full, what bears its name, or what is nameless.
+
+    A time-out may be a server's, deeper in the causes.
+    """
+    for number, name in _system_errors(error):
+        nameless = number in _AWAY or (number == errno.ETIMEDOUT == getattr(error, "errno", None))
+        if number in _DISK or (nameless if name is None else _is_of(Path(name).absolute(), path.absolute())):
+            return number
+    return None
+
+
+def _is_of(name: Path, path: Path) -> bool:
+    """Whether a name is `path`, what lies in it or around it, or its temporary file."""
+    return path in (name, *name.parents) or name in path.parents or path.parent / _AREA in (name, *name.parents)
+
+
+def _system_errors(error: BaseException) -> Iterator[tuple[int, str | None]]:
+    """Number and file name of the system's errors in an error's causes, except where it was raised `from None`."""
     seen: BaseException | None = error
     while seen is not None:
-        number = seen.errno if isinstance(seen, OSError) else None
-        if number is None and (found := re.search(r"\(os error (\d+)\)", str(seen))):
-            number = int(found[1])
-        if number in _DISK:
-            return number
-        seen = seen.__cause__ or seen.__context__
-    return None
+        if isinstance(seen, OSError) and seen.errno is not None:
+            yield seen.errno, seen.filename if isinstance(seen.filename, str) else None
+        elif found := re.search(r"\(os error (\d+)\)", str(seen)):
+            yield int(found[1]), None
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
 
 
 def _room(path: Path, number: int) -> str:
@@ -168,7 +219,7 @@ def _workplace(folder: Path) -> Iterator[Path]:
 
 def _locked_place(area: Path) -> tuple[Path, IO[str]]:
     """A new folder in `area`, and the lock that says that its writer lives."""
-    while True:
+    for attempt in count():
         with suppress(FileExistsError):
             area.mkdir()
         place = area / secrets.token_hex(8)  # not the process id, which a process on another machine may have too
@@ -176,7 +227,9 @@ def _locked_place(area: Path) -> tuple[Path, IO[str]]:
             place.mkdir()
             lock = open(place / _LOCK, "a")  # noqa: SIM115 - it stays open
         except OSError as error:
-            if error.errno in _GONE:  # another writer took the area for empty, or the place for a leftover
+            if (
+                error.errno in _GONE and attempt < _ATTEMPTS
+            ):  # another writer took the area for empty, or the place for a leftover
                 continue
             shutil.rmtree(place, ignore_errors=True)
             _remove_empty(area)
@@ -184,6 +237,7 @@ def _locked_place(area: Path) -> tuple[Path, IO[str]]:
         if _lock_alone(lock, place / _LOCK):
             return place, lock
         lock.close()
+    raise AssertionError("count ends")
 
 
 def _lock_alone(lock: IO[str], path: Path) -> bool:
@@ -227,6 +281,19 @@ def why_unreadable(folder: Path, names: str = "*") -> str | None:
     return None
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a small file; what cannot be read is told apart from what cannot be written.
+
+    Raises:
+        UserError: `source` cannot be read.
+        WriteError: `target` cannot be written.
+    """
+    with reading(source):
+        content = source.read_bytes()
+    with writing(target):
+        target.write_bytes(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes `text` in UTF-8, whole or not at all."""
     with atomic_path(path) as temporary:
@@ -236,6 +303,39 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` with its keys in their order, whole or not at all."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of this program's.
+
+    Raises:
+        UserError: it cannot be read, is empty or torn, or holds something else.
+    """
+    with reading(path):
+        raw = path.read_bytes()
+    if not raw.strip(b"\0 \n"):  # as a crash of the machine may leave it
+        raise UserError(f"{path}: is empty")
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is torn or no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object")
+    return value
+
+
+def whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a JSONL file that this program appends to, as text and as what they hold; what a crash tore is not.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with reading(path):
+        lines = path.read_bytes().splitlines(keepends=True)
+    for raw in lines:
+        with suppress(ValueError, RecursionError):
+            if raw.endswith(b"\n") and isinstance(value := json.loads(raw), dict):
+                yield raw.decode(), value
 
 
 def rank_path(path: Path, rank: int) -> Path:
@@ -251,10 +351,39 @@ def rank_paths(path: Path) -> list[Path]:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Holds `folder` (made if missing) for this process; others wait. The lock ends with the process, killed or not."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Holds `folder` (made if missing) for this process; others wait. The lock ends with the process, killed or not.
+
+    A folder in which nothing can be made, as on a read-only mount, is read without.
+
+    Raises:
+        WriteError: it cannot be made or locked.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        yield
+        return
+    with locked(folder / ".lock"):
+        yield
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds a lock file (made if missing) for this process, as `folder_lock`.
+
+    Raises:
+        WriteError: it cannot be made, or its file system has no locks.
+        BlockingIOError: another process holds it, and `wait` is false.
+    """
+    with ExitStack() as stack:
+        with writing(path):
+            file = stack.enter_context(open(path, "w"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise WriteError(error.errno, error.strerror, str(path)) from error
         yield
 
 
@@ -263,7 +392,16 @@ def shard_lock(folder: Path, number: int) -> Iterator[None]:
     """Holds one shard of a set in `folder` for this process, which may hold one at a time; others wait.
 
     The lock is a byte of one file for all shards, and ends with the process, killed or not.
+
+    Raises:
+        WriteError: it cannot be made or locked.
     """
-    with open(folder / ".shards.lock", "w") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX, 1, number)
+    path = folder / ".shards.lock"
+    with ExitStack() as stack:
+        with writing(path):
+            file = stack.enter_context(open(path, "w"))
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, number)
+        except OSError as error:
+            raise WriteError(error.errno, error.strerror, str(path)) from error
         yield

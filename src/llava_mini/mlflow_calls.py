@@ -6,7 +6,6 @@ token, metrics carry their time, tags, files, data sets and views replace themse
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from llava_mini.files import locked
 from llava_mini.saved_view import KIND_TAG, MODEL_TRAINING, View, created_ms, parent_of, tag_key, tag_value
 from llava_mini.spool import DataInput, Kind, Line, Origin
 
@@ -51,8 +51,7 @@ def connect(uri: str) -> MlflowClient:
     for name in ("mlflow.store.db.utils", "alembic.runtime.migration"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(path.name + ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path.with_name(path.name + ".lock")):
         with closing(sqlite3.connect(path, timeout=5.0, isolation_level=None)) as database:
             database.execute("BEGIN IMMEDIATE")
             database.execute("ROLLBACK")

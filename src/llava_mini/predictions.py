@@ -7,6 +7,7 @@ a long answer, and the negative log-likelihood moves smoothly where the other tw
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -54,8 +55,9 @@ class Predictions:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 loaded = cls(*(arrays[name].astype(_TYPES.get(name, arrays[name].dtype)) for name in names))
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path.name} cannot be read ({type(error).__name__})") from error
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise UserError(f"{path.name} cannot be read ({reason})") from error
         lengths = {len(vars(loaded)[name]) for name in names}
         if len(lengths) != 1 or lengths == {0}:
             raise UserError(f"{path.name} holds arrays of lengths {sorted(lengths)}, not one length above 0")

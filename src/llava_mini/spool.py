@@ -9,21 +9,20 @@ store, is sent after the rest and counted apart: a store that takes no files hol
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from llava_mini.errors import UserError
-from llava_mini.files import write_json
+from llava_mini.files import locked, read_json, write_json
 
 log = logging.getLogger("llava_mini.tracking")
 
@@ -113,7 +112,7 @@ class Spool:
         self.folder = Path(folder)
         self.journal = self.folder / "spool.jsonl"
         self._origin_file = self.folder / "tracking.json"
-        self._full = False
+        self._said = False
 
     def create(self, origin: Origin) -> None:
         """Starts the journal; one that is there already (of a resumed run) goes on and keeps its token and run.
@@ -188,10 +187,19 @@ class Spool:
                 self._write_origin(origin)
 
     def origin(self) -> Origin | None:
-        """Where the journal goes; None for a folder without one."""
+        """Where the journal goes; None for a folder without one, and for one that cannot be read, which is a warning.
+
+        A report is never what a run ends for; what a crash has left in place of an origin is begun anew.
+        """
         if not self._origin_file.exists():
             return None
-        return Origin(**json.loads(self._origin_file.read_text()))
+        try:
+            return Origin(**read_json(self._origin_file))
+        except UserError as error:
+            self._say(f"{error}; reports to MLflow begin anew")
+        except TypeError:
+            self._say(f"{self._origin_file} is of another version; reports to MLflow begin anew")
+        return None
 
     def run_id(self) -> str | None:
         """The tracker's run; None where it could not be made yet."""
@@ -209,16 +217,17 @@ class Spool:
         """Whole lines after `start`, each with the offset of its end; a line cut by a kill is passed over."""
         if not self.journal.exists():
             return
-        with self.journal.open("rb") as journal:
-            end = journal.seek(start)
-            for raw in journal:
-                end += len(raw)
-                if not raw.endswith(b"\n"):
-                    return  # being written right now
-                try:
-                    yield Line(**json.loads(raw)), end
-                except json.JSONDecodeError:
-                    continue
+        try:
+            with self.journal.open("rb") as journal:
+                end = journal.seek(start)
+                for raw in journal:
+                    end += len(raw)
+                    if not raw.endswith(b"\n"):
+                        return  # being written right now
+                    with suppress(ValueError, TypeError):
+                        yield Line(**json.loads(raw)), end
+        except OSError as error:
+            self._say(f"{self.journal} cannot be read ({error.strerror}); its reports wait")
 
     def _append(self, raw: bytes) -> None:
         with self.journal.open("ab+", buffering=0) as journal:
@@ -230,17 +239,20 @@ class Spool:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _warn(self, error: OSError) -> None:
-        if not self._full:
-            log.warning("%s cannot be written (%s); reports to MLflow are lost", self.journal, error.strerror)
-        self._full = True
+        self._say(f"{self.journal} cannot be written ({error.strerror}); reports to MLflow are lost")
+
+    def _say(self, trouble: str) -> None:
+        """Once: a run reports many times a second."""
+        if not self._said:
+            log.warning("%s", trouble)
+        self._said = True
 
     def _write_origin(self, origin: Origin) -> None:
         write_json(self._origin_file, asdict(origin))
 
     @contextmanager
     def _lock(self, *, wait: bool) -> Iterator[None]:
-        with (self.folder / "tracking.lock").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with locked(self.folder / "tracking.lock", wait=wait):
             yield
 
 

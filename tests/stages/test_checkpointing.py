@@ -66,6 +66,15 @@ def test_a_truncated_file_is_named(saved: Path, share: float):
     assert "\n" not in str(caught.value)
 
 
+def test_the_last_good_state_is_named(saved: Path):
+    saved.write_bytes(saved.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"\); delete it and the run begins anew$"):
+        AtomicCheckpointIO().load_checkpoint(saved)
+    AtomicCheckpointIO().save_checkpoint(CHECKPOINT, saved.with_name("best.ckpt"))
+    with pytest.raises(UserError, match=r"\); put best\.ckpt in its place to go on from there, or delete it and"):
+        AtomicCheckpointIO().load_checkpoint(saved)
+
+
 def test_a_foreign_or_missing_file_is_named(tmp_path: Path):
     (tmp_path / "notes.ckpt").write_text("not weights at all\n")
     for name in ("notes.ckpt", "missing.ckpt"):

@@ -15,7 +15,8 @@ from mlflow.tracking import MlflowClient
 
 from llava_mini.errors import UserError
 from llava_mini.spool import Spool
-from llava_mini.sweep.folder import only_sweep, read_sweep
+from llava_mini.sweep.folder import Sweep, only_sweep, read_sweep, write_sweep
+from llava_mini.sweep.runner import _changed
 from llava_mini.tracking import latest_sweep
 
 Sweeper = Callable[..., tuple[int, list[str]]]
@@ -221,6 +222,24 @@ def test_two_sweeps_do_not_share_a_folder(sweep: Sweeper, tmp_path: Path) -> Non
     with only_sweep(tmp_path / "sweep"), pytest.raises(UserError, match="another sweep is running"):
         sweep()
     assert sweep()[0] == 0
+
+
+def test_a_folder_that_is_continued_otherwise_is_told(tmp_path: Path) -> None:
+    first = Sweep(["seed=0", "tracking.uri=http://a:b@c", f"sweep_dir={tmp_path}"], "abc", "v1", "2026-01-01", [])
+    assert list(_changed(tmp_path, first)) == []
+    write_sweep(tmp_path, first)
+    assert list(_changed(tmp_path, first)) == []
+    other = Sweep(["seed=0,1", "tracking.uri=http://d:e@f", "a=b"], "def", "v2", "2026-01-02", [])
+    assert list(_changed(tmp_path, other)) == [
+        f"{tmp_path} was begun with other code (commit abc, now def): its runs are kept, and made again with this one",
+        (
+            f"{tmp_path} is continued with other arguments (seed=0, now 0,1; a=(none), now b): "
+            "the runs that both ask for are kept"
+        ),
+    ]
+    (tmp_path / "sweep.json").write_text("")
+    (told,) = _changed(tmp_path, other)
+    assert "sweep.json" in told and told.endswith("; it is written anew, and finished runs are kept")
 
 
 def test_a_folder_that_cannot_be_made_is_named(sweep: Sweeper, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Container, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from llava_mini.errors import UserError
+from llava_mini.files import read_json, reading
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.initialisation import default_dtype, initialise
 from llava_mini.models.interop.checkpoint import Checkpoint, some
@@ -137,7 +137,8 @@ def _check_hash(path: Path) -> None:
     """Compare weights with the hash in the recipe beside them, where there is one."""
     recipe = path.with_name("recipe.json")
     if recipe.is_file():
-        expected = json.loads(recipe.read_text())["sha256"]
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        expected = str(read_json(recipe).get("sha256"))
+        with reading(path):
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != expected:
             raise UserError(f"{path}: sha256 is {found[:12]}, {recipe.name} says {expected[:12]}; restore it")

@@ -61,7 +61,7 @@ def merge_run(run_dir: Path, config: dict[str, Any], destination: Path) -> None:
         model, processor = _merged(run_dir, config)
         try:
             save_model(model, processor, temporary)
-        except (OSError, SafetensorError) as error:
+        except SafetensorError as error:
             raise UserError(f"{destination}: cannot be written ({error})") from error
 
 

@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from llava_mini.errors import UserError
+from llava_mini.files import reading, writing
 from llava_mini.sweep import child
 
 OWN_MESSAGE = "llava-mini: "  # how the line begins that says why a command stopped itself
@@ -52,7 +54,8 @@ def run_ranks(command: Sequence[str], count: int, folder: Path) -> int:
     Raises:
         KeyboardInterrupt: when it was interrupted; all have then ended.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     ended: queue.Queue[int] = queue.Queue()
     ranks: list[subprocess.Popen[bytes]] = []
     environment = _environment(count)
@@ -94,7 +97,10 @@ def _start(
     own = {**environment, "LOCAL_RANK": str(number)}
     if number == 0:
         return subprocess.Popen(wrapped, env=own)
-    with log_path(folder, number).open("wb") as log:
+    path = log_path(folder, number)
+    with writing(path):
+        log = path.open("wb")
+    with log:
         return subprocess.Popen(wrapped, env=own, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
 
 
@@ -135,7 +141,11 @@ def _failure(ranks: Sequence[subprocess.Popen[bytes]], number: int, folder: Path
 
 def _last_line(path: Path) -> str:
     """The last line with something in it; empty when there is none."""
-    lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
+    try:
+        with reading(path):
+            lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
+    except UserError as error:
+        return str(error)
     return next((line for line in reversed(lines) if line), "")
 
 

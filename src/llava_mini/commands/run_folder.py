@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from llava_mini.config import load
 from llava_mini.errors import UserError
-from llava_mini.files import remove_leftovers
-from llava_mini.sweep.grid import config_hash
-from llava_mini.sweep.provenance import code_version
+from llava_mini.files import read_json, remove_leftovers
+from llava_mini.sweep.differing import differing, listed
+from llava_mini.sweep.provenance import code_version, git_commit
 
 log = logging.getLogger("llava_mini")
 
@@ -19,20 +18,49 @@ log = logging.getLogger("llava_mini")
 def claim(run_dir: Path, config: dict[str, Any]) -> bool:
     """Whether the folder holds this very run, finished; what a killed attempt left half written is removed.
 
+    A result that is damaged is none: the run goes on from its checkpoint and writes it anew.
+
     Raises:
-        UserError: when it holds another run.
+        UserError: when it holds another run, or its config or code cannot be read.
     """
     if (run_dir / "config.yaml").exists():
-        if config_hash(load(run_dir / "config.yaml")) != config_hash(config):
-            raise UserError(f"run_dir={run_dir} holds a run with another config; name another folder or delete it")
+        _check_config(run_dir, config)
     elif run_dir.exists() and any(run_dir.glob("checkpoints/*.ckpt")):
         raise UserError(f"run_dir={run_dir} holds checkpoints and no config.yaml; name another folder")
-    code = run_dir / "code.json"
-    if code.exists() and json.loads(code.read_text())["code_version"] != code_version():
-        raise UserError(f"run_dir={run_dir} was begun with other code; name another folder or delete it")
+    if (run_dir / "code.json").exists():
+        _check_code(run_dir)
     for folder in (run_dir, run_dir / "checkpoints"):
         remove_leftovers(folder)
-    finished = (run_dir / "result.json").exists()
-    if finished:
-        log.info("%s is finished already: %s", run_dir, run_dir / "result.json")
-    return finished
+    return _is_finished(run_dir / "result.json")
+
+
+def _check_config(run_dir: Path, config: dict[str, Any]) -> None:
+    another, allowed = differing(load(run_dir / "config.yaml"), config)
+    if another:
+        keys = ", ".join(text.partition("=")[0] for text in allowed)
+        too = f" ({keys} differ too, and may)" if keys else ""
+        raise UserError(
+            f"run_dir={run_dir} holds a run with another config: {listed(another)}{too}; "
+            "give the same values, name another folder or delete it"
+        )
+
+
+def _check_code(run_dir: Path) -> None:
+    begun = read_json(run_dir / "code.json")
+    if begun.get("code_version") != code_version():
+        commits = f"commit {begun.get('commit')}, now {git_commit()}"
+        raise UserError(f"run_dir={run_dir} was begun with other code ({commits}); name another folder or delete it")
+
+
+def _is_finished(path: Path) -> bool:
+    if not path.exists():
+        return False
+    try:
+        read_json(path)
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):  # it is not known whether it is damaged
+            raise
+        log.warning("%s; the run goes on from its last checkpoint", error)
+        return False
+    log.info("%s is finished already: %s", path.parent, path)
+    return True

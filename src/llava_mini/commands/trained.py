@@ -21,7 +21,7 @@ from llava_mini.errors import UserError
 from llava_mini.evaluate.accuracy import evaluate
 from llava_mini.evaluate.convergence import convergence
 from llava_mini.evaluate.flops import prefill_flops
-from llava_mini.files import rank_paths, writing
+from llava_mini.files import rank_paths, whole_lines, writing
 from llava_mini.finetune import is_adapted, save_trained
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.predictions import Predictions
@@ -54,7 +54,7 @@ def measured(
     """
     starts_V = word_starts(tokenizer, model.config.text_config.vocab_size)
     scores: dict[str, Predictions] = {}
-    skipped = {"train": sum(len(path.read_text().splitlines()) for path in rank_paths(run_dir / QUARANTINE))}
+    skipped = {"train": sum(1 for path in rank_paths(run_dir / QUARANTINE) for _ in whole_lines(path))}
     for split in (split for split in ("val", "test") if split in datamodule.splits):
         bad: list[BadSample] = []
         batches = noting_skipped(datamodule.evaluation_batches(split, model.device), bad)

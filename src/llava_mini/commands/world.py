@@ -27,7 +27,7 @@ from llava_mini.data.toyworld.targets import TARGET_CLASSES
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.data.toyworld.vision import Scenes
 from llava_mini.errors import UserError
-from llava_mini.files import write_json
+from llava_mini.files import atomic_path, write_json, writing
 from llava_mini.models.tensor_files import save_tensors
 from llava_mini.models.vision_tower import build_vision_tower
 from llava_mini.overrides import literal
@@ -61,7 +61,8 @@ def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> 
     for number, name, weights in ((1, "stage1", ["stage0"]), (2, "uncompressed", ["stage0", "stage1"])):
         if number not in stages:
             continue
-        build_tokenizer().save_pretrained(str(tokenizer))
+        with writing(tokenizer):
+            build_tokenizer().save_pretrained(str(tokenizer))
         folders = ",".join(literal(str(out / place)) for place in weights)
         places = [f"model.weights=[{folders}]", f"model.tokenizer={literal(str(tokenizer))}"]
         train_language(resolve([f"experiment=tiny_{name}", *overrides, *places], config_dirs), out / name)
@@ -130,9 +131,11 @@ def train_language(config: dict[str, Any], folder: Path) -> None:
 
 def write_checkpoint(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], metrics: dict[str, Any]) -> None:
     """model.safetensors in half precision, and recipe.json with config, metrics and the file's hash."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.safetensors"
-    save_tensors({name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}, path)
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        save_tensors({name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}, temporary)
     recipe = {
         "config": {key: value for key, value in config.items() if key not in UNHASHED},
         "metrics": metrics,

@@ -22,6 +22,7 @@ from llava_mini.data.errors import SampleError
 from llava_mini.data.shards import ShardSet, picture_names
 from llava_mini.data.workers import Report, run_tasks
 from llava_mini.errors import UserError
+from llava_mini.files import writing
 from llava_mini.media.images import verify_image
 
 if TYPE_CHECKING:  # without a tokenizer, processes need no torch, which takes seconds to import
@@ -203,5 +204,5 @@ def report_to(path: Path | None) -> Iterator[Callable[[BadSample], None] | None]
         file = path.open("w", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--report {path} cannot be written ({error.strerror})") from None
-    with file:
+    with writing(path), file:
         yield lambda bad: print(json.dumps(asdict(bad), ensure_ascii=False), file=file)

@@ -23,11 +23,11 @@ from torch import Tensor
 from llava_mini.data.errors import SampleError
 from llava_mini.data.feature_codec import FeatureType, StorageError, unpacked
 from llava_mini.data.feature_work import EncodePictures, FeatureRecipe, FeatureWork
-from llava_mini.data.index import parse_object, read_sidecar
+from llava_mini.data.index import read_sidecar
 from llava_mini.data.pixels import PixelTransform
 from llava_mini.data.shards import ShardSet, finish_set, is_complete, is_written, sidecar_path
 from llava_mini.errors import UserError
-from llava_mini.files import folder_lock, remove_leftovers, write_json
+from llava_mini.files import folder_lock, read_json, remove_leftovers, write_json
 
 # Any change of the code that makes other features of the same pictures and tower raises it.
 FEATURES_VERSION = 4
@@ -151,7 +151,7 @@ def _claim(folder: Path, shards: ShardSet, recipe: FeatureRecipe) -> None:
         if any(folder.glob("shard-*")):
             raise _holds_other(folder, "a shard set")
         write_json(path, wanted)
-    elif (found := parse_object(path.read_bytes(), str(path))) != wanted:
+    elif (found := read_json(path)) != wanted:
         if found.get("fingerprint") == wanted["fingerprint"]:
             raise _holds_other(folder, f"a part of these features as {found.get('dtype')}, not {recipe.dtype}")
         raise _holds_other(folder, "a part of features of other data or another tower")

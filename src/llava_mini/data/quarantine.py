@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from llava_mini.batch import BadSample, VLMBatch
 from llava_mini.data.position import samples_per_step
 from llava_mini.errors import UserError
-from llava_mini.files import rank_path, rank_paths, write_text, writing
+from llava_mini.files import rank_path, rank_paths, whole_lines, write_text, writing
 
 FILE = "quarantine.jsonl"
 FEWEST_SEEN = 100  # samples after which a share of bad ones says something
@@ -50,11 +50,11 @@ class Quarantine(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with writing(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
             for path in rank_paths(self.path):
-                lines = path.read_text().splitlines(keepends=True)
-                # a line without its end was being written when the run was killed
-                done = [line for line in lines if line.endswith("\n") and json.loads(line)["position"] < self.position]
+                end = self.position
+                done = [line for line, value in whole_lines(path) if value.get("position", end) < end]
                 write_text(path, "".join(done))
         trainer.strategy.barrier()
 

@@ -27,6 +27,7 @@ from llava_mini.data.remote import RemoteStorage
 from llava_mini.data.storage import LocalStorage, Storage
 from llava_mini.data.ustar import BLOCK, parse_members
 from llava_mini.errors import UserError
+from llava_mini.files import MOUNT_GONE
 
 
 class ShardSet:
@@ -184,6 +185,7 @@ class ShardSet:
         Raises:
             SampleError: the tar has become shorter since the set was opened, cannot be read any more, or does not hold
                 what the index says.
+            UserError: the disk or mount that it lies on is gone.
         """
         return parse_members(self._read(index, int(self.index["size"][index])), self.key(index))
 
@@ -207,6 +209,9 @@ class ShardSet:
         try:
             raw = self._storage.read(self._tars[shard], offset, size)
         except OSError as error:
+            if error.errno in MOUNT_GONE:  # no fault of a sample, so the run must not go on and skip it
+                where = self._storage.where(self._tars[shard])
+                raise UserError(f"{where} cannot be read ({error.strerror}); repeat the command when it can") from None
             raise SampleError(
                 f"{self._storage.where(self._tars[shard])} cannot be read ({error.strerror or error})"
             ) from None

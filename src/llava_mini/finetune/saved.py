@@ -9,7 +9,6 @@ base.json            where the base's weights came from, and their fingerprints
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from llava_mini.errors import UserError
-from llava_mini.files import write_json
+from llava_mini.files import read_json, write_json
 from llava_mini.finetune.adapters import (
     ADAPTER,
     Finetune,
@@ -141,11 +140,8 @@ def _check_base(model: nn.Module, folder: Path, found: Mapping[str, str]) -> Non
 
 
 def _base(path: Path) -> dict[str, Any]:
-    try:
-        base = json.loads(path.read_text())
-        weights, known = base["weights"], base["fingerprints"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: not what a run with adapters writes ({type(error).__name__})") from error
+    base = read_json(path)
+    weights, known = base.get("weights"), base.get("fingerprints")
     if not isinstance(known, dict) or not isinstance(weights, list) or not all(isinstance(w, str) for w in weights):
         raise UserError(f"{path}: not what a run with adapters writes (weights are names, fingerprints by part)")
     return {"weights": weights, "fingerprints": known}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llava_mini.errors import UserError
+from llava_mini.files import reading
 
 Id = str | int
 Record = dict[str, Any]
@@ -238,7 +239,9 @@ def open_answers(path: Path, requests: Sequence[Request]) -> Iterator[Answers]:
         except OSError:
             raise UserError(f"{path}: another process is writing to it") from None
         try:
-            yield Answers(path, file, requests)
+            with reading(path):
+                answers = Answers(path, file, requests)
+            yield answers
         finally:
             if created and os.fstat(file.fileno()).st_size == 0:
                 path.unlink(missing_ok=True)  # nothing was answered, for whatever reason

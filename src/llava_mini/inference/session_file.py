@@ -8,6 +8,7 @@ would be answered about like any others.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import zlib
@@ -21,7 +22,7 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor
 
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, WriteError
 from llava_mini.files import atomic_path
 from llava_mini.finetune import fingerprints
 from llava_mini.hardware import is_out_of_memory
@@ -91,6 +92,8 @@ def save(session: Session, path: Path) -> None:
     try:
         with atomic_path(target) as temporary:
             save_tensors(tensors, temporary, metadata)
+    except WriteError as error:  # by the name that was given, not the link's target
+        raise WriteError(error.errno, error.strerror, str(path)) from error
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written: {error}") from error
 
@@ -107,7 +110,8 @@ def load(session: Session, path: Path) -> None:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: no session can be read from it: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: no session can be read from it: {reason}") from error
     if metadata.get("format") != _FORMAT:
         raise UserError(f"{path}: no session of this program (its format is {metadata.get('format')!r})")
     if metadata.get("crc32") != checksum(metadata.get("facts", ""), tensors):
@@ -154,9 +158,11 @@ def check_replaceable(path: Path) -> Path:
     try:
         with open_tensors(target) as file:
             found = (file.metadata() or {}).get("format")
-    except PermissionError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except (OSError, SafetensorError):
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.ELOOP, errno.ENXIO):  # a folder, a circle of links, a socket
+            raise UserError(f"{path}: {error.strerror or error}") from error
+        found = None
+    except SafetensorError:
         found = None
     if found is None or not found.startswith(_ANY_FORMAT):
         raise UserError(f"{path}: there is such a file, and it is no session; name another")

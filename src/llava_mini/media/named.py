@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from llava_mini.errors import SampleError, UserError
+from llava_mini.files import reading
 from llava_mini.media.addresses import MOST_BYTES, shortened
 from llava_mini.media.images import decode_image
 from llava_mini.media.video import VideoReader
@@ -82,9 +83,10 @@ def read_image(path: Path | str) -> bytes:
         UserError: it is missing, empty or too large.
     """
     path = check_file(path)
-    if (size := path.stat().st_size) > MOST_BYTES:
-        raise UserError(f"{path}: image of {size} bytes, {MOST_BYTES} allowed")
-    return path.read_bytes()
+    with reading(path):
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise UserError(f"{path}: image of {size} bytes, {MOST_BYTES} allowed")
+        return path.read_bytes()
 
 
 def open_video(path: Path | str, *, fps: float = 1.0, count: int | None = None) -> VideoSource:
@@ -111,7 +113,8 @@ def kind_of(path: Path | str) -> Literal["image", "video"]:
     Raises:
         UserError: it is missing or empty.
     """
-    with check_file(path).open("rb") as file:
+    path = check_file(path)
+    with reading(path), path.open("rb") as file:
         return "image" if is_image(file.read(16)) else "video"
 
 

@@ -18,7 +18,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from llava_mini.batch import VLMBatch
-from llava_mini.files import rank_path, rank_paths, write_text, writing
+from llava_mini.files import rank_path, rank_paths, whole_lines, write_text, writing
 from llava_mini.stages.base import VLMStage
 
 log = logging.getLogger("llava_mini")
@@ -41,8 +41,9 @@ class History(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.touch()
+            with writing(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.touch()
             for path in rank_paths(self.path):
                 _drop(path, trainer.global_step)
         trainer.strategy.barrier()
@@ -67,8 +68,7 @@ class History(Callback):
 
 def _drop(path: Path, step: int) -> None:
     """Leave out the lines from `step` on, and one that was being written when the run was killed."""
-    lines = path.read_text().splitlines(keepends=True)
-    write_text(path, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step))
+    write_text(path, "".join(line for line, value in whole_lines(path) if value.get("step", step) < step))
 
 
 class Validations(Callback):
@@ -85,7 +85,8 @@ class Validations(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and isinstance(pl_module, VLMStage) and pl_module.validated is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
             pl_module.validated.save(self.folder / f"step-{trainer.global_step:06d}.npz")
 
 

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from llava_mini.errors import UserError
-from llava_mini.files import atomic_path
+from llava_mini.files import atomic_path, writing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -20,7 +20,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
 
@@ -28,6 +29,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             loaded: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except Exception as error:  # torch raises many types for a broken file
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(f"{path}: not a readable checkpoint ({reason})") from error
+            system = error.strerror if isinstance(error, OSError) else None
+            reason = system or f"{type(error).__name__}: {error}".splitlines()[0]
+            hint = "" if system else f"; {_last_good(Path(path))}delete it and the run begins anew"
+            raise UserError(f"{path}: not a readable checkpoint ({reason}){hint}") from error
         return loaded
+
+
+def _last_good(damaged: Path) -> str:
+    """What a run may go on from in place of its last checkpoint: the best, which is as whole."""
+    others = sorted(path.name for path in damaged.parent.glob("*.ckpt") if path.name != damaged.name)
+    return f"put {others[0]} in its place to go on from there, or " if others else ""

@@ -9,17 +9,16 @@ The hash covers config and code version, so runs of other code are never mixed u
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from llava_mini.errors import UserError
-from llava_mini.files import write_text
+from llava_mini.files import locked, reading, write_text, writing
 from llava_mini.sweep.grid import Run
 
 State = Literal["finished", "failed", "interrupted"]
@@ -61,14 +60,16 @@ def run_folder(sweep_dir: Path, run: Run, code_version: str) -> Path:
 
 def outcome(folder: Path, run: Run, code_version: str) -> Outcome:
     """How a run stands; a result of another config or code version counts as none."""
-    result = _read_json(folder / "result.json")
+    try:
+        result, failure = (_read_json(folder / name) for name in ("result.json", "failure.json"))
+    except UserError as error:
+        return Outcome("failed", error=str(error))
     if result is not None and result.get("status") == "finished":
         if (result.get("config_hash"), result.get("code_version")) == (run.config_hash, code_version):
             return Outcome("finished", result=result)
         return Outcome("failed", error="result.json is of another config or code: was it changed during the sweep?")
-    failure = _read_json(folder / "failure.json")
     if failure is not None:
-        return Outcome("failed", error=str(failure["error"]))
+        return Outcome("failed", error=str(failure.get("error", "failure.json does not say why")))
     return Outcome("interrupted")
 
 
@@ -96,7 +97,10 @@ def read_sweep(sweep_dir: Path) -> Sweep:
     content = _read_json(sweep_dir / "sweep.json")
     if content is None:
         raise UserError(f"{sweep_dir}: not the folder of a sweep (it has no readable sweep.json)")
-    return Sweep(**{**content, "runs": [Run(**run) for run in content["runs"]]})
+    try:
+        return Sweep(**{**content, "runs": [Run(**run) for run in content["runs"]]})
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{sweep_dir / 'sweep.json'}: not what this version writes ({error})") from error
 
 
 @contextmanager
@@ -106,14 +110,11 @@ def only_sweep(sweep_dir: Path) -> Iterator[None]:
     Raises:
         UserError: when another is at work in it, or it cannot be written.
     """
-    try:
-        sweep_dir.mkdir(parents=True, exist_ok=True)
-        handle = (sweep_dir / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"{sweep_dir}: cannot be written ({error.strerror})") from error
-    with handle:
+    with ExitStack() as stack:
+        with writing(sweep_dir):
+            sweep_dir.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(sweep_dir / ".lock", wait=False))
         except BlockingIOError as error:
             raise UserError(f"{sweep_dir}: another sweep is running in this folder; wait or choose another") from error
         yield
@@ -125,9 +126,14 @@ def write_json(path: Path, content: dict[str, Any] | Sequence[Any]) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None when there is no file or it was cut."""
+    """The object in a JSON file; None when there is no file or it was cut. Raises UserError when it cannot be read."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        with reading(path):
+            content = json.loads(path.read_bytes())
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return None
+        raise
+    except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

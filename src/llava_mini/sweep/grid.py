@@ -26,7 +26,8 @@ _UNHASHED_DATA = ("cache_dir", "num_workers", "max_bad_fraction")
 # They change how a step is computed and not what comes out, so a run that had too little memory goes on with them.
 _UNHASHED_SAVERS = ("checkpointing", "loss_chunk", "vision_batch", "offload_vision")
 # Batches of a step, whose product says which samples a step is made of, however they are dealt.
-_DEALT = ("devices", "machines", "accumulate_grad_batches")
+DEALT = ("devices", "machines", "accumulate_grad_batches")
+BATCHES_A_STEP = "batches_a_step"
 # What the reference has a fixed value for, or no use for.
 _STRUCTURE = ("compressor", "fusion", "order")
 _REFERENCE = ("compressor=none", "fusion.num_layers=0")
@@ -106,15 +107,20 @@ def parse(arguments: Sequence[str]) -> dict[str, list[str]]:
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """sha256 of the resolved config, less what changes no result; equal also where a step's batches are dealt anew."""
+    return hashlib.sha256(json.dumps(decisive(config), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a resolved config decides a result; `trainer.batches_a_step` stands for how batches are dealt."""
     kept = {key: value for key, value in config.items() if key not in UNHASHED}
     if "data" in kept:
         kept["data"] = {key: value for key, value in kept["data"].items() if key not in _UNHASHED_DATA}
     if "savers" in kept:
         kept["savers"] = {key: value for key, value in kept["savers"].items() if key not in _UNHASHED_SAVERS}
     if "trainer" in kept:
-        trainer = {key: value for key, value in kept["trainer"].items() if key not in _DEALT}
-        kept["trainer"] = {**trainer, "batches_a_step": math.prod(kept["trainer"].get(key, 1) for key in _DEALT)}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+        trainer = {key: value for key, value in kept["trainer"].items() if key not in DEALT}
+        kept["trainer"] = {**trainer, BATCHES_A_STEP: math.prod(kept["trainer"].get(key, 1) for key in DEALT)}
+    return kept
 
 
 def _combinations(choices: Mapping[str, list[str]], resolve: Resolve) -> Iterator[tuple[list[str], bool]]:

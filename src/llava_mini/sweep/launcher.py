@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from llava_mini.errors import UserError
+from llava_mini.files import writing
 from llava_mini.sweep import child
 
 LOG_HEADER = "=== "  # begins the line that separates attempts in log.txt
@@ -123,9 +124,13 @@ class _Process:
     def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
         self.job = job
         self._start = time.monotonic()
-        job.folder.mkdir(parents=True, exist_ok=True)
-        with (job.folder / "log.txt").open("ab", buffering=0) as log:
-            log.write(f"{LOG_HEADER}{datetime.now().astimezone().isoformat(timespec='seconds')}\n".encode())
+        path = job.folder / "log.txt"
+        with writing(path):
+            job.folder.mkdir(parents=True, exist_ok=True)
+            log = path.open("ab", buffering=0)
+        with log:
+            with writing(path):
+                log.write(f"{LOG_HEADER}{datetime.now().astimezone().isoformat(timespec='seconds')}\n".encode())
             self._popen = subprocess.Popen(
                 [sys.executable, "-IS", child.__file__, str(os.getpid()), *job.command],
                 stdin=subprocess.DEVNULL,

@@ -9,19 +9,23 @@ from __future__ import annotations
 import re
 import shlex
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_mini.errors import UserError
+from llava_mini.files import reading
 from llava_mini.overrides import literal
 from llava_mini.spool import Status, close_run
+from llava_mini.sweep.differing import differences, listed
 from llava_mini.sweep.folder import (
     Sweep,
     forget_failure,
     only_sweep,
     outcome,
+    read_sweep,
     record_failure,
     run_folder,
     write_sweep,
@@ -77,6 +81,8 @@ def run_sweep(
     started = datetime.now().astimezone().isoformat(timespec="seconds")
     sweep = Sweep(list(arguments), commit, code_version, started, list(runs))
     with only_sweep(sweep_dir):
+        for line in _changed(sweep_dir, sweep):
+            say(line)
         write_sweep(sweep_dir, sweep)
         tracking = _Tracking(sweep_dir, tracker_uri, experiment)
         try:
@@ -88,6 +94,27 @@ def run_sweep(
         failed = _summarise(sweep, sweep_dir, interrupted, say)
         tracking.finish("KILLED" if interrupted else "FAILED" if failed else "FINISHED", say)
     return INTERRUPTED if interrupted else int(failed > 0)
+
+
+def _changed(sweep_dir: Path, sweep: Sweep) -> Iterator[str]:
+    """What differs from the sweep that the folder held before, as its runs are told apart by config and code."""
+    if not (sweep_dir / "sweep.json").exists():
+        return
+    try:
+        before = read_sweep(sweep_dir)
+    except UserError as error:
+        yield f"{error}; it is written anew, and finished runs are kept"
+        return
+    if before.code_version != sweep.code_version:
+        commits = f"commit {before.commit}, now {sweep.commit}"
+        yield f"{sweep_dir} was begun with other code ({commits}): its runs are kept, and made again with this one"
+    if other := differences(*(_by_key(each.arguments) for each in (before, sweep))):
+        yield f"{sweep_dir} is continued with other arguments ({listed(other)}): the runs that both ask for are kept"
+
+
+def _by_key(arguments: Sequence[str]) -> dict[str, str]:
+    pairs = (argument.partition("=") for argument in untracked(arguments))
+    return {key: value for key, _, value in pairs if key != "sweep_dir"}
 
 
 class _Tracking:
@@ -188,9 +215,12 @@ def _judge(event: Ended, run: Run, code_version: str, progress: Progress) -> Non
 
 def _why(folder: Path, returncode: int) -> str:
     """One line on why a run left no result: its last line, and the signal if it was killed."""
-    with (folder / "log.txt").open("rb") as log:
-        log.seek(max(0, log.seek(0, 2) - 4096))
-        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", log.read().decode(errors="replace"))
+    try:
+        with reading(folder / "log.txt"), (folder / "log.txt").open("rb") as log:
+            log.seek(max(0, log.seek(0, 2) - 4096))
+            text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", log.read().decode(errors="replace"))
+    except UserError as error:
+        text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     last = lines[-1][:300] if lines and not lines[-1].startswith(LOG_HEADER) else "it wrote nothing"
     if returncode < 0:

@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from llava_mini.data.conversation import conversation_of, media_names
 from llava_mini.data.counts import printable
 from llava_mini.data.errors import SampleError
-from llava_mini.data.index import read_sidecar
+from llava_mini.data.index import is_count, read_sidecar
 from llava_mini.data.records import Entry, read_records
 from llava_mini.errors import UserError
-from llava_mini.files import atomic_path, write_json
+from llava_mini.files import atomic_path, read_json, reading, write_json, writing
 
 log = logging.getLogger("llava_mini")
 
@@ -117,14 +117,42 @@ class Plan:
         return -(-self.num_records // self.options.samples_per_shard)
 
     def entries(self, shard: int) -> Iterator[tuple[str, Entry]]:
-        """Key and record of every place of a shard."""
-        offsets = np.load(self.folder / _OFFSETS, mmap_mode="r")
-        order = np.load(self.folder / _ORDER, mmap_mode="r")
-        size = self.options.samples_per_shard
-        with open(self.folder / _RECORDS, "rb") as spool:
+        """Key and record of every place of a shard.
+
+        Raises:
+            UserError: the plan is damaged or cannot be read.
+        """
+        offsets, order = self._array(_OFFSETS), self._array(_ORDER)
+        size, path = self.options.samples_per_shard, self.folder / _RECORDS
+        with reading(path):
+            spool = open(path, "rb")  # noqa: SIM115 - closed below
+        with spool:
             for place, record in enumerate(order[shard * size : (shard + 1) * size]):
-                spool.seek(int(offsets[record]))
-                yield f"{shard:06d}-{place:05d}", Entry(*json.loads(spool.readline()))
+                try:
+                    with reading(path):
+                        spool.seek(int(offsets[record]))
+                        entry = Entry(*json.loads(spool.readline()))
+                except (ValueError, TypeError) as error:
+                    if isinstance(error, UserError):
+                        raise
+                    raise self._damaged(path) from error
+                yield f"{shard:06d}-{place:05d}", entry
+
+    def _array(self, name: str) -> NDArray[Any]:
+        path = self.folder / name
+        try:
+            with reading(path):
+                found: NDArray[Any] = np.load(path, mmap_mode="r")
+        except (ValueError, EOFError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise self._damaged(path) from error
+        if found.shape != (self.num_records,):
+            raise self._damaged(path)
+        return found
+
+    def _damaged(self, path: Path) -> UserError:
+        return UserError(f"{path} is damaged: delete {self.folder} and repeat the command; complete shards are kept")
 
 
 def describe_sources(sources: Sequence[Path]) -> list[dict[str, Any]]:
@@ -173,13 +201,16 @@ def frozen_plan(out: Path, sources: Sequence[Path], described: list[dict[str, An
     folder, made = out / _FOLDER, made_from(described, options)
     facts = {"version": _VERSION, **made, **options.places()}
     if (folder / _FILE).is_file():
-        found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        found = read_json(folder / _FILE)
         check_same(out, found, facts)
+        if not is_count(found.get("records")):
+            raise UserError(f"{folder / _FILE} does not tell its number of records; delete {folder}")
         return Plan(folder, options, found["records"], made)
     _check_shards(out, made)
     log.info("reading the records of %s", ", ".join(str(path) for path in sources))
     remove_plan(out)  # one that was not complete
-    folder.mkdir(parents=True)
+    with writing(folder):
+        folder.mkdir(parents=True)
     try:
         num_records = _spool(folder, sources, options)
     except UserError:

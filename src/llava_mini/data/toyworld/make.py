@@ -33,7 +33,7 @@ from llava_mini.data.toyworld.scenes import stream_rng, stream_split
 from llava_mini.data.toyworld.source_files import build_from_files, llava_record
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.errors import UserError
-from llava_mini.files import folder_lock, remove_leftovers, write_json
+from llava_mini.files import folder_lock, read_json, remove_leftovers, write_json, writing
 
 # Any change that makes other images or texts from the same seed, or lays the folder out otherwise, raises it. The name
 # of the default folder ends in it (conf/data/toyworld.yaml), so worlds of two versions lie beside each other.
@@ -101,13 +101,14 @@ def _existing_world(root: Path, seed: int) -> dict[str, Any]:
     path = root / _WORLD_FILE
     fresh = {"version": RECIPE_VERSION, "seed": seed, "sets": {}}
     if not path.exists():
-        build_tokenizer().save_pretrained(str(root / "tokenizer"))
+        with writing(root / "tokenizer"):
+            build_tokenizer().save_pretrained(str(root / "tokenizer"))
         return fresh
     try:
-        world: dict[str, Any] = json.loads(path.read_text())
+        world = read_json(path)
         found = (world["version"], world["seed"])
         fingerprints = {name: made["fingerprint"] for name, made in world["sets"].items() if made["samples"]}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} does not describe a toy world ({error!r})") from None
     if found != (RECIPE_VERSION, seed):
         raise UserError(

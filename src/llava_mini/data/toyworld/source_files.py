@@ -16,6 +16,7 @@ from llava_mini.data.toyworld.films import write_mp4
 from llava_mini.data.toyworld.questions import Asked
 from llava_mini.data.toyworld.scenes import stream_rng
 from llava_mini.data.toyworld.texts import text_questions
+from llava_mini.files import writing
 
 _FPS = 1.0  # one frame of every state
 
@@ -30,9 +31,10 @@ def build_from_files(out: Path, stream: str, seed: int, count: int) -> ShardSet:
     """
     folder = out.parent / f".{stream}-files"
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     try:
-        source = write_files(folder, stream, seed, count)
+        with writing(folder):
+            folder.mkdir(parents=True)
+            source = write_files(folder, stream, seed, count)
         return build_set([source], videos=folder, out=out, seed=seed, fps=_FPS)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

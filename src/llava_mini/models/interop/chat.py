@@ -10,6 +10,8 @@ from pathlib import Path
 
 from jinja2 import TemplateError
 
+from llava_mini.errors import UserError
+from llava_mini.files import reading
 from llava_mini.models.interop.json_config import read_json
 from llava_mini.models.processor import LlavaMiniProcessor
 
@@ -32,7 +34,12 @@ def own_chat_template(source: Path, processor: LlavaMiniProcessor) -> str | None
 
 def _templates(source: Path, processor: LlavaMiniProcessor) -> Iterator[str]:
     if (path := source / "chat_template.jinja").is_file():
-        yield path.read_text(encoding="utf-8")
+        try:
+            with reading(path):
+                text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: no text in UTF-8 ({error.reason})") from error
+        yield text
     for name in ("chat_template.json", "processor_config.json"):  # where older versions of transformers wrote it
         if (path := source / name).is_file():
             found = read_json(path).get("chat_template")

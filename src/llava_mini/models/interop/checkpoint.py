@@ -12,8 +12,10 @@ import pickle
 import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -113,7 +115,7 @@ class Checkpoint:
         for path, held in self.files.items():
             names = [name for name in held if wanted is None or name in wanted]
             if path.suffix == ".safetensors":
-                with open_tensors(path) as file:
+                with _opened(path) as file:
                     for name in names:
                         yield name, _finite(path, name, file.get_tensor(name))
             elif names:
@@ -195,10 +197,16 @@ def _headers(path: Path) -> dict[str, tuple[Shape, str]]:
     if path.suffix != ".safetensors":
         loaded = _unpickled(path)
         return {name: (list(each.shape), str(each.dtype).removeprefix("torch.")) for name, each in loaded.items()}
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        return {name: (part.get_shape(), _type_of(part.get_dtype())) for name, part in slices.items()}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with open_tensors(path) as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-            return {name: (part.get_shape(), _type_of(part.get_dtype())) for name, part in slices.items()}
+            yield file
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} {_mistaken(path) or f'is no safetensors file ({error})'}") from error
 

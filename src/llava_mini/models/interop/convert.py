@@ -6,7 +6,6 @@ Everything is checked before the first tensor is written, and a folder appears w
 from __future__ import annotations
 
 import logging
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llava_mini.errors import UserError
-from llava_mini.files import write_json
+from llava_mini.files import copy_file, write_json
 from llava_mini.models.configuration import LlavaMiniConfig
 from llava_mini.models.image_processor import build_image_processor
 from llava_mini.models.initialisation import initialise
@@ -176,7 +175,7 @@ class _Conversion:
             self.config.architectures = [LlavaMiniForConditionalGeneration.__name__]
             self.config.save_pretrained(folder)
             if (self.source / "generation_config.json").is_file():
-                shutil.copyfile(self.source / "generation_config.json", folder / "generation_config.json")
+                copy_file(self.source / "generation_config.json", folder / "generation_config.json")
         self._report(target)
 
     def _other_parts(self, tower: Tower) -> dict[str, Tensor]:

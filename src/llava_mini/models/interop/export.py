@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from pathlib import Path
 
 from llava_mini.errors import UserError
+from llava_mini.files import copy_file
 from llava_mini.models.configuration import CLIP_VIT_L_336, LlavaMiniConfig
 from llava_mini.models.interop import official
 from llava_mini.models.interop.checkpoint import Checkpoint, check_shapes
@@ -55,7 +55,7 @@ def convert_to_official(source: Path, target: Path, vision_tower: str = CLIP_ID)
         (folder / "config.json").write_text(json.dumps({**fields, "torch_dtype": dtype}, indent=2) + "\n")
         for name in _TEXT_FILES:
             if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
+                copy_file(source / name, folder / name)
     log.info("%s: %d tensors under the official release's names", target, len(checkpoint.shapes))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, WriteError
 from llava_mini.files import new_folder
 from llava_mini.models.configuration import LlavaMiniConfig
 from llava_mini.models.interop.json_config import check_plain, check_sizes, config_trusted, read_config
@@ -45,8 +45,8 @@ def written(target: Path) -> Iterator[Path]:
     try:
         with new_folder(target) as folder:
             yield folder
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    except (WriteError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, WriteError) else error
         raise UserError(f"{target}: cannot be written ({reason})") from error
 
 
