@@ -118,12 +118,26 @@ def test_frames_leave_room_for_the_longest_question_or_are_refused_unseen(
     assert "at most 3 frames fit" in said.err and said.err.count("\n") == 1 and not said.out
 
 
+@pytest.mark.parametrize(
+    ("words", "answer", "culprit"), [(3000, 8, "the question is too long"), (1, 3000, "max_new_tokens is too large")]
+)
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_question_that_is_too_long_is_told_so_whatever_is_shown(
+    model_folder: Path, pictures: Path, capsys: Captured, words: int, answer: int, culprit: str, shown: bool
+) -> None:
+    flags = ["--image", str(pictures / "0.png")] * shown + ["--max-new-tokens", str(answer)]
+    assert main(["ask", str(model_folder), *flags, "--question", "what " * words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"llava-mini: {culprit}: ") and f"and {answer} for the answer" in said
+    assert said.count("\n") == 1 and "frames" not in said
+
+
 def test_no_memory_is_one_line(model_folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(*_: Any, **given: Any) -> str:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nmore")
 
     monkeypatch.setattr(Session, "ask", ask)
-    assert main(["ask", str(model_folder), "--question", "what"]) == 2
+    assert main(["ask", str(model_folder), "--question", "what", "--max-new-tokens", "8"]) == 2
     said = capsys.readouterr().err
     assert "out of memory (CUDA out of memory. Tried to allocate 9 GiB): fewer frames" in said
     assert said.count("\n") == 1
