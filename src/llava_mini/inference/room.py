@@ -27,7 +27,8 @@ def check_room(store: FrameStore, cache: SessionCache, item: int, frames: int, v
         reserve: Tokens that must stay free for a question and its answer.
 
     Raises:
-        UserError: question and answer are too long by themselves, or frames do not fit; it names how many the item has then in all, and the largest number that fits.
+        UserError: question and answer are too long by themselves, or frames do not fit: it names how many the item
+            has then in all, and the largest number that fits.
     """
     model = store.model
     shape = FrameShape.of(model.config, model.tokens_per_frame(views), views)
