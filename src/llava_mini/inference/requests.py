@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from llava_mini.data.records import single_keys
 from llava_mini.errors import UserError
 
 Id = str | int
@@ -103,7 +104,7 @@ class _Nameless:
 def _request(line: bytes, number: int, folder: Path) -> Request | _Nameless:
     """A line that is no request is one that is refused."""
     try:
-        fields = json.loads(line)
+        fields = json.loads(line, object_pairs_hook=single_keys)
     except (ValueError, RecursionError) as error:
         return _Nameless(number, f"no JSON: {error}")
     if not isinstance(fields, dict):
