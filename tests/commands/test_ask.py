@@ -118,6 +118,17 @@ def test_frames_leave_room_for_the_longest_question_or_are_refused_unseen(
     assert "at most 3 frames fit" in said.err and said.err.count("\n") == 1 and not said.out
 
 
+def test_a_picture_that_cannot_be_resized_is_named(
+    model_folder: Path, pictures: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    Image.new("RGB", (9_000_000, 1)).save(tmp_path / "line.png")
+    shown = ["--image", str(pictures / "0.png"), "--image", str(tmp_path / "line.png")]
+    assert main(["ask", str(model_folder), *shown, "--question", "what", "--max-new-tokens", "8"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"llava-mini: {tmp_path / 'line.png'}: image of 9000000x1 pixels is too elongated")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "answer", "culprit"), [(3000, 8, "the question is too long"), (1, 3000, "max_new_tokens is too large")]
 )
