@@ -89,9 +89,13 @@ def test_a_prompt_that_is_too_long_is_one_line(make_model: Factory) -> None:
 
 def test_what_is_too_long_by_itself_is_told_so(make_model: Factory) -> None:
     model = make_model()
-    with pytest.raises(UserError, match=r"^the question is too long: 250 tokens of text and 7 for the answer: the lang"):
+    with pytest.raises(
+        UserError, match=r"^the question is too long: 250 tokens of text and 7 for the answer: the lang"
+    ):
         check_length(model.config, 250, 7, shown=10)
-    with pytest.raises(UserError, match=r"^max_new_tokens is too large: 7 tokens of text and 250 for the answer: the la"):
+    with pytest.raises(
+        UserError, match=r"^max_new_tokens is too large: 7 tokens of text and 250 for the answer: the la"
+    ):
         check_length(model.config, 7, 250)
 
 
