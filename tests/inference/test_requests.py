@@ -50,6 +50,8 @@ def test_fields_of_requests(path: Path) -> None:
         (b'{"id": "a"}', "a", "no question"),
         (b'{"question": 5}', 1, "no question"),
         (b'{"question": "?", "images": "a.png"}', 1, "unknown field 'images'; allowed are id, image, video, question"),
+        (b'{"question": "?", "image": "https://host/a.png"}', 1, "https://host/a.png: an address; only files are read"),
+        (b'{"question": "?", "video": ["a.mp4", "s3://b/c.mp4"]}', 1, "s3://b/c.mp4: an address; only files are read"),
         (b'{"question": "?", "image": 5}', 1, "must be a path or a list of paths"),
         (b'{"question": "?", "video": ["a", ""]}', 1, "must be a path or a list of paths"),
     ],

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_mini.errors import UserError
+from llava_mini.schema import is_url
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -148,6 +149,8 @@ def opened_one(kind: str, path: str, given: argparse.Namespace) -> Source:
 
     if not path:
         raise UserError(f"{kind}: a path is needed")
+    if is_url(path):
+        raise UserError(f"{kind} {path}: an address; only files are read, so fetch it first")
     place = Path(path).expanduser()
     return (place, open_image(place)) if kind == "image" else open_video(place, fps=given.fps, count=given.frames)
 

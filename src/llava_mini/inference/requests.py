@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from llava_mini.data.records import single_keys
 from llava_mini.errors import UserError
+from llava_mini.schema import is_url
 
 Id = str | int
 Record = dict[str, Any]
@@ -122,6 +123,9 @@ def _request(line: bytes, number: int, folder: Path) -> Request | _Nameless:
     images, videos = (_paths(fields.get(name), folder) for name in _MEDIA)
     if images is None or videos is None:
         return Request(given, question, refused="image and video must be a path or a list of paths")
+    named = [fields[name] for name in _MEDIA if fields.get(name)]
+    if addresses := [name for each in named for name in ([each] if isinstance(each, str) else each) if is_url(name)]:
+        return Request(given, refused=f"{addresses[0]}: an address; only files are read, so fetch it first")
     if not all(_is_unicode(str(path)) for path in (*images, *videos)):
         return Request(given, refused="a path is no Unicode text")
     return Request(given, question, images, videos, media={name: fields[name] for name in _MEDIA if fields.get(name)})
