@@ -60,6 +60,13 @@ def test_one_value_chooses_the_papers_order():
         ("model.weights=hub", ["model.weights=hub with model.hub=null", "model.hub={vision_tower: PLACE"]),
         ("model.weights=none", ["model.weights='none': allowed are random, hub and [folder, ...]"]),
         ("model.hub={vision_tower: a/b}", ["model.hub", "language_model"]),
+        ("=3", ["=3: not of the form key=value"]),
+        ("run_dir=", ["run_dir='': ", "at least 1 character"]),
+        ("data.folder=", ["data.folder='': ", "at least 1 character"]),
+        ("data.cache_dir=", ["data.cache_dir='': ", "at least 1 character"]),
+        ("tracking.uri=", ["tracking.uri='': ", "at least 1 character"]),
+        ("tracking.experiment=", ["tracking.experiment='': ", "at least 1 character"]),
+        ("world.out=", ["world.out='': ", "at least 1 character"]),
         ("trainer.devices=0", ["trainer.devices=0", "greater than or equal to 1"]),
     ],
 )

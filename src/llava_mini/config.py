@@ -47,6 +47,8 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str
             raise UserError(
                 f"{override}: keys are neither added nor removed; allowed is key=value of a key that is there"
             )
+        if override.startswith("="):
+            raise UserError(f"{override}: not of the form key=value")
         if override.encode(errors="replace") != override.encode(errors="surrogatepass"):
             raise UserError(f"{override!r}: holds bytes that are no text in UTF-8")
     search = [f"hydra.searchpath=[{','.join(literal('file://' + str(Path(d).resolve())) for d in config_dirs)}]"]

@@ -34,6 +34,9 @@ Name = Annotated[str, Field(min_length=1)]
 Turns = Literal["conversation", "independent"]
 Split = Literal["train", "val", "test"]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of learning, of decay
+Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 # One shard set, several that are pooled as one, or several that are mixed by weight.
 Sets = Annotated[
     Name | Annotated[list[Name], Field(min_length=1)] | Annotated[dict[Name, Weight], Field(min_length=1)],
@@ -88,8 +91,8 @@ class Model:
 class Data:
     """Which shard sets are read, and how their conversations and pictures become tokens and pixels."""
 
-    folder: str
-    cache_dir: str | None  # where shards from URLs are kept
+    folder: Name
+    cache_dir: Name | None  # where shards from URLs are kept
     world_seed: Count | None  # None: the shard sets in `folder` are there already, one's own
     sizes: dict[str, Positive]
     splits: dict[Split, Sets | None]
@@ -102,7 +105,7 @@ class Data:
     eval_batch_size: Positive
     num_workers: Count
     max_length: Annotated[int, Field(ge=2, strict=True)]  # a token to see and one to learn
-    max_bad_fraction: Annotated[float, Field(ge=0, le=1)]
+    max_bad_fraction: Share
     features: Features
     kinds: list[str]
 
@@ -169,17 +172,17 @@ class Tracking:
     """MLflow."""
 
     enabled: bool
-    uri: str | None
-    experiment: str
+    uri: Name | None
+    experiment: Name
     log_model: Flag
-    parent_run_id: str | None
+    parent_run_id: Name | None
 
 
 @dataclass
 class World:
     """The making of the tiny world's pre-trained parts."""
 
-    out: str
+    out: Name
     stages: Annotated[list[Literal[0, 1, 2]], Field(min_length=1)]
     vision_scenes: Positive
     vision_boards: Positive
@@ -189,7 +192,7 @@ class World:
 
 TYPES: dict[str, Any] = {
     "seed": Annotated[int, Field(ge=0, le=2**32 - 1, strict=True)],
-    "run_dir": str,
+    "run_dir": Name,
     "fusion": Fusion,
     "order": Order,
     "model": Model,

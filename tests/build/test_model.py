@@ -206,6 +206,13 @@ def test_weights_that_do_not_fit_are_named(
         (["compressor.C=9"], r"compressor\.C=9: allowed are 1 to 8, the side of the vision tower's grid of patches"),
         (["compressor=avg_pool", "compressor.C=9"], r"compressor\.C=9: allowed are 1 to 8"),
         (["compressor.num_heads=7"], r"compressor\.num_heads=7"),
+        (["stage.learning_rates.projector=-1"], r"stage\.learning_rates\.projector=-1: .* greater than or equal to 0"),
+        (["stage.learning_rates.projector=nan"], r"stage\.learning_rates\.projector=nan: .* finite number"),
+        (["stage.learning_rates.projector=inf"], r"stage\.learning_rates\.projector=inf: .* finite number"),
+        (["stage.weight_decay=-0.1"], r"stage\.weight_decay=-0\.1: .* greater than or equal to 0"),
+        (["stage.betas=[0.9,1]"], r"stage\.betas=1: .* less than 1"),
+        (["stage.warmup_ratio=2"], r"stage\.warmup_ratio=2: .* less than or equal to 1"),
+        (["stage.min_lr_ratio=-1"], r"stage\.min_lr_ratio=-1: .* greater than or equal to 0"),
         (["fusion.num_layers=3"], r"fusion\.num_layers=3: init 'copy' allows at most the language model's 2 layers"),
     ],
 )

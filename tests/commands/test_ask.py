@@ -118,12 +118,37 @@ def test_frames_leave_room_for_the_longest_question_or_are_refused_unseen(
     assert "at most 3 frames fit" in said.err and said.err.count("\n") == 1 and not said.out
 
 
+def test_a_picture_that_cannot_be_resized_is_named(
+    model_folder: Path, pictures: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    Image.new("RGB", (9_000_000, 1)).save(tmp_path / "line.png")
+    shown = ["--image", str(pictures / "0.png"), "--image", str(tmp_path / "line.png")]
+    assert main(["ask", str(model_folder), *shown, "--question", "what", "--max-new-tokens", "8"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"llava-mini: {tmp_path / 'line.png'}: image of 9000000x1 pixels is too elongated")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "answer", "culprit"), [(3000, 8, "the question is too long"), (1, 3000, "max_new_tokens is too large")]
+)
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_question_that_is_too_long_is_told_so_whatever_is_shown(
+    model_folder: Path, pictures: Path, capsys: Captured, words: int, answer: int, culprit: str, shown: bool
+) -> None:
+    flags = ["--image", str(pictures / "0.png")] * shown + ["--max-new-tokens", str(answer)]
+    assert main(["ask", str(model_folder), *flags, "--question", "what " * words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"llava-mini: {culprit}: ") and f"and {answer} for the answer" in said
+    assert said.count("\n") == 1 and "frames" not in said
+
+
 def test_no_memory_is_one_line(model_folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(*_: Any, **given: Any) -> str:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nmore")
 
     monkeypatch.setattr(Session, "ask", ask)
-    assert main(["ask", str(model_folder), "--question", "what"]) == 2
+    assert main(["ask", str(model_folder), "--question", "what", "--max-new-tokens", "8"]) == 2
     said = capsys.readouterr().err
     assert "out of memory (CUDA out of memory. Tried to allocate 9 GiB): fewer frames" in said
     assert said.count("\n") == 1
@@ -180,6 +205,7 @@ def test_a_video_that_stops_is_answered_on_what_was_read(model_folder: Path, cli
         (["--image", "text.jpg", "--question", "what"], "text.jpg: image cannot be decoded"),
         (["--video", "text.jpg", "--question", "what"], "text.jpg: video cannot be read"),
         (["--video", ".", "--question", "what"], "no file"),
+        (["--image", "https://host/a.png", "--question", "what"], "image https://host/a.png: an address; only files"),
         (["--question", " "], "the question is empty"),
         (["--question", "what \udcff"], "the question is no Unicode text from its character 6 on"),
         (["--question", "what <image>"], "<image>, which is a special token"),

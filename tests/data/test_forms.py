@@ -1,6 +1,7 @@
 """Every public form of a record means the same, and no file that a record names gets lost in silence."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +233,32 @@ def test_texts_of_what_cannot_be_read_are_those_that_can() -> None:
     assert texts_of({"messages": said([text("a"), IMAGE, {"type": "text"}], "b")}) == ["a", "b"]
     assert texts_of({"conversations": TALK, "messages": said("a")}) == []
     assert texts_of({"instruction": "a", "input": "b", "output": "c", "system": "d"}) == ["d", "a\nb", "c"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("Picture 1: <img>a.jpg</img>\nwhat is it", "<img>a.jpg</img>"),
+        ("<img>https://host/a</img>what is it", "<img>https://host/a</img>"),
+        ("<video> clips/a.mp4 </video>what is it", "<video> clips/a.mp4 </video>"),
+        ("<audio>a.flac</audio>what is it", "<audio>a.flac</audio>"),
+    ],
+)
+@pytest.mark.parametrize("fields", [{}, {"image": "other.png"}])
+def test_a_file_that_a_question_names_in_its_text_is_not_lost_in_silence(
+    words: str, told: str, fields: dict[str, str]
+) -> None:
+    with pytest.raises(SampleError, match=re.escape(f"`{told}` is not read (files are named by image, images, video")):
+        parse({"messages": said(words, "a ring"), **fields})
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"image": "a.jpg", "messages": said("Picture 1: <img>a.jpg</img> what is it", "a ring")},
+        {"messages": said("what does <img></img> mean, and <img>text</img>", "a ring")},
+        {"messages": said("how do I show a.jpg", "write <img>a.jpg</img>")},
+    ],
+)
+def test_other_tags_are_text(record: dict[str, Any]) -> None:
+    assert len(parse(record).turns) == 1

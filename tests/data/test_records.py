@@ -1,6 +1,7 @@
 """Records come one at a time from arrays and lines, told apart by content; what is broken is named with its place."""
 
 import json
+import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,20 @@ def test_so_is_one_that_holds_records_of_another_form(tmp_path: Path, form: str)
 def test_a_first_line_that_holds_lists_of_objects_is_a_record(tmp_path: Path, record: dict[str, Any]) -> None:
     for path in (written(tmp_path, lines([record])), written(tmp_path, lines([record, TALK]))):
         assert next(read_records(path)).record == {**record, "source": "mix"}
+
+
+@pytest.mark.parametrize("record", ['{"image": "a.jpg", "image": "b.jpg"}', '{"x": [{"image": 1, "image": 1}]}'])
+@pytest.mark.parametrize("whole", ["%s", "[%s, {}]"])
+def test_a_key_that_stands_twice_costs_its_record(tmp_path: Path, record: str, whole: str) -> None:
+    first = next(read_records(written(tmp_path, whole % record)))
+    assert first.record is None and first.reason == 'not valid JSON ("image" stands twice in an object)'
+
+
+@pytest.mark.parametrize("content", ["{}", "[{}]"])
+def test_a_file_whose_name_is_no_utf_8_has_places_that_are_text(tmp_path: Path, content: str) -> None:
+    entry = next(read_records(written(tmp_path, content, os.fsdecode(b"donn\xe9es.json"))))
+    assert entry.place in ("donn\ufffdes.json line 1", "donn\ufffdes.json record 1")
+    assert entry.record == {"source": "donn\ufffdes"}
 
 
 def test_a_missing_file_and_an_endless_line_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def test_bad_requests_are_records_and_the_rest_goes_on(
     assert "No such file" in found["gone"]["error"]
     reasons = {
         "short": "short.png: image cannot", "none": "video", "empty": "is empty", "mark": "<image>", "end": "</s>",
-        "long": "tokens of prompt and answer", "refused": "as it says",
+        "long": "the question is too long", "refused": "as it says",
     }  # fmt: skip
     for key, reason in reasons.items():
         assert reason in found[key]["error"] and "\n" not in found[key]["error"]

@@ -74,16 +74,29 @@ def test_nonsense_changes_nothing(make_model: Factory) -> None:
 
 def test_a_prompt_that_is_too_long_is_one_line(make_model: Factory) -> None:
     model = make_model()
-    check_length(model.config, TRAINED)
+    check_length(model.config, TRAINED - 30, 20, 10)
     with pytest.raises(
         UserError,
-        match=r"^257 tokens of prompt and answer: the language model reads 256; context_scaling\.tokens=257 \(extend",
+        match=r"^257 tokens of prompt and answer, 11 of them of what is shown: the language model reads 256; "
+        r"context_scaling\.tokens=257 \(extend",
     ):
-        check_length(model.config, TRAINED + 1)
+        check_length(model.config, TRAINED - 30, 20, 11)
     extend_context(model, 2 * TRAINED)
-    check_length(model.config, 2 * TRAINED)
-    with pytest.raises(UserError, match="513 tokens of prompt and answer: the language model reads 512"):
-        check_length(model.config, 2 * TRAINED + 1)
+    check_length(model.config, 2 * TRAINED - 30, 20, 10)
+    with pytest.raises(UserError, match="513 tokens of prompt and answer, .*: the language model reads 512"):
+        check_length(model.config, 2 * TRAINED - 30, 20, 11)
+
+
+def test_what_is_too_long_by_itself_is_told_so(make_model: Factory) -> None:
+    model = make_model()
+    with pytest.raises(
+        UserError, match=r"^the question is too long: 250 tokens of text and 7 for the answer: the lang"
+    ):
+        check_length(model.config, 250, 7, shown=10)
+    with pytest.raises(
+        UserError, match=r"^max_new_tokens is too large: 7 tokens of text and 250 for the answer: the la"
+    ):
+        check_length(model.config, 7, 250)
 
 
 # Sums of 48 products of numbers of size 1 in float32, three layers deep, in another order.

@@ -42,6 +42,8 @@ def test_frames_that_leave_no_room_for_question_and_answer_are_refused_unseen(ma
     session.ask(QUESTION, max_new_tokens=ANSWER)
     with pytest.raises(UserError, match="tokens of prompt and answer"):  # the reserve was exact
         session.ask(QUESTION, max_new_tokens=ANSWER + session.model.tokens_per_frame())
+    with pytest.raises(UserError, match=r"^question and answer are too long: 257 tokens, .* reads 256"):
+        session.look(list(frames(1)), reserve=257)
 
 
 @torch.no_grad()

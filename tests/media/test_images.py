@@ -278,6 +278,31 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(
     assert 13378**2 > MAX_PIXELS > 13377**2
 
 
+@pytest.mark.parametrize("read", [decode_image, verify_image])
+@pytest.mark.parametrize("behind", [False, True], ids=["before the pixels", "behind them"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [(b"zTXt", b"note\0\0" + zlib.compress(bytes(2**21))), (b"iCCP", b"note\0\0" + zlib.compress(bytes(2**21))),
+     (b"iTXt", b"note\0\1\0\0\0" + zlib.compress(bytes(2**21)))],
+)  # fmt: skip
+def test_a_png_with_a_long_note_is_read_all_the_same(read: Any, name: bytes, content: bytes, behind: bool) -> None:
+    pixels = noise(8, 8, 3)
+    raw = encoded(pixels, "PNG")
+    place = raw.rindex(b"IEND") - 4 if behind else raw.index(b"IDAT") - 4
+    note = struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    found = read(raw[:place] + note + raw[place:])
+    assert np.array_equal(found, pixels) if read is decode_image else found == (8, 8)
+
+
+@pytest.mark.parametrize("read", [decode_image, verify_image])
+def test_a_large_picture_that_is_allowed_is_no_attack(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # Pillow warns from there on, and refuses from twice that
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        read(encoded(noise(8, 8, 3), "PNG"))
+    assert not told
+
+
 def test_verifying_reads_all_at_a_fraction_of_the_cost_of_decoding(library: str) -> None:
     raw = encoded(np.clip(smooth(480, 640) + noise(480, 640, 3) * 0.12, 0, 255).astype(np.uint8), "JPEG", quality=92)
     assert 70_000 < len(raw) < 200_000

@@ -233,6 +233,19 @@ def test_colours_stay(tmp_path: Path, clip: MakeClip) -> None:
     assert frame.dtype == np.uint8 and frame.flags.c_contiguous and frame.flags.writeable
 
 
+@pytest.mark.parametrize(("codec", "pixels"), [("png", "rgba"), ("qtrle", "argb")])
+def test_what_is_transparent_is_put_on_white(tmp_path: Path, codec: str, pixels: str) -> None:
+    drawing = np.zeros((8, 16, 4), np.uint8)
+    drawing[:, 8:] = (0, 0, 255, 255)
+    with av.open(str(tmp_path / "a.mov"), "w") as container:
+        stream = container.add_stream(codec, rate=2)
+        stream.width, stream.height, stream.pix_fmt = 16, 8, pixels
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(drawing, format="rgba").reformat(format=pixels)))
+        container.mux(stream.encode())
+    (frame,) = frames_at(tmp_path / "a.mov", 1.0)
+    assert np.array_equal(frame, np.where(drawing[..., 3:] == 0, 255, drawing[..., :3]))
+
+
 def test_frames_are_made_one_at_a_time_and_no_more_than_needed(clip: MakeClip, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
     original = video._decoded
@@ -292,6 +305,13 @@ def test_sound_is_no_video_even_with_a_cover(tmp_path: Path, cover: bool) -> Non
         assert len(container.streams.video) == cover
     with pytest.raises(SampleError, match="no video in this file"):
         next(frames_at(tmp_path / "a.mp4", 1.0))
+
+
+def test_an_animation_that_is_no_video_is_told_what_is_one(tmp_path: Path) -> None:
+    first, *others = (Image.new("RGB", (16, 8), colour) for colour in ("red", "green", "blue"))
+    first.save(tmp_path / "a.webp", save_all=True, append_images=others, duration=500)
+    with pytest.raises(SampleError, match=r"^video cannot be read: its container is none of MP4, MOV, .*, GIF$"):
+        next(frames_at(tmp_path / "a.webp", 1.0))
 
 
 def test_a_video_without_frames_says_so(tmp_path: Path) -> None:

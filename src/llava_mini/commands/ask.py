@@ -53,14 +53,16 @@ def ask(arguments: list[str]) -> int:
 
     model, processor = load_model(given)
     from llava_mini.inference.conversation import question_tokens
+    from llava_mini.inference.long_context import check_length
     from llava_mini.inference.prompts import check_question
 
     asked = [check_question(question, processor) for question in questions]
     session = open_session(given, model, processor)
     kinds = [look.kind for look in session.looks] + [kind for kind, _ in given.shown]
-    reserve = given.max_new_tokens + max(question_tokens(processor, question, kinds) for question in asked)
+    longest = max(question_tokens(processor, question, kinds) for question in asked)
+    check_length(model.config, longest, given.max_new_tokens)  # else what is shown would be blamed
     for source in shown:
-        look_at(session, source, given, reserve)
+        look_at(session, source, given, longest + given.max_new_tokens)
     if given.save is not None:
         session.save(given.save)
     about: dict[str, Any] = {"frames": sum(look.frames for look in session.looks)}

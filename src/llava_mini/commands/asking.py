@@ -10,17 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
 from llava_mini.errors import UserError
+from llava_mini.schema import is_url
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from llava_mini.inference.looking import Look
     from llava_mini.inference.session import Session
     from llava_mini.media.named import VideoSource
     from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 
-    Source = Image.Image | VideoSource
+    Source = tuple[Path, Image.Image] | VideoSource
 
 _MOST_GIB = 2**20
 
@@ -139,7 +140,7 @@ def opened(given: argparse.Namespace) -> list[Source]:
 
 
 def opened_one(kind: str, path: str, given: argparse.Namespace) -> Source:
-    """An image, or a video of which no frame is decoded yet.
+    """An image with its name, or a video of which no frame is decoded yet.
 
     Raises:
         UserError: the file cannot be used.
@@ -148,8 +149,10 @@ def opened_one(kind: str, path: str, given: argparse.Namespace) -> Source:
 
     if not path:
         raise UserError(f"{kind}: a path is needed")
+    if is_url(path):
+        raise UserError(f"{kind} {path}: an address; only files are read, so fetch it first")
     place = Path(path).expanduser()
-    return open_image(place) if kind == "image" else open_video(place, fps=given.fps, count=given.frames)
+    return (place, open_image(place)) if kind == "image" else open_video(place, fps=given.fps, count=given.frames)
 
 
 def look_at(session: Session, source: Source, given: argparse.Namespace, reserve: int = 0) -> Look:
@@ -158,10 +161,14 @@ def look_at(session: Session, source: Source, given: argparse.Namespace, reserve
     `reserve` tokens are left free for a question and its answer.
 
     Raises:
-        UserError: the video cannot be decoded, or has more frames than fit.
+        UserError: the image cannot be resized, the video not be decoded, or it has more frames than fit.
     """
-    if isinstance(source, Image.Image):
-        return session.look(source, reserve=reserve)
+    if isinstance(source, tuple):
+        path, image = source
+        try:
+            return session.look(image, reserve=reserve)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
     return session.look(source.path, fps=given.fps, count=given.frames, reserve=reserve, progress=sys.stderr.isatty())
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llava_mini.data.shards import Modality, ShardSet
+from llava_mini.errors import UserError
 
 _MOST_SOURCES = 30
 _MOST_KEYS = 20
@@ -29,7 +30,11 @@ class Count:
 
 
 def by_modality(shards: ShardSet) -> list[Count]:
-    """Of each modality that occurs: text, image, video."""
+    """Of each modality that occurs: text, image, video.
+
+    Raises:
+        UserError: the index tells of another one, or (`by_source`) of a source that the listing does not name.
+    """
     return _counts(shards, shards.index["modality"], [modality.name.lower() for modality in Modality])
 
 
@@ -93,6 +98,8 @@ def _shortened(name: str) -> str:
 def _counts(shards: ShardSet, groups: NDArray[Any], names: Sequence[str]) -> list[Count]:
     index = shards.index
     samples = np.bincount(groups, minlength=len(names))
+    if len(samples) > len(names):
+        raise UserError(f"the index of {shards.folder} does not agree with its listing: damaged or changed")
     pictures = np.bincount(groups, weights=index["frames"], minlength=len(names))
     sizes = np.bincount(groups, weights=index["size"], minlength=len(names))
     rows = zip(names, samples.tolist(), pictures.tolist(), sizes.tolist(), strict=True)

@@ -44,6 +44,8 @@ _MEDIA_FILE = re.compile(
     re.IGNORECASE,
 )
 
+_TAGGED = re.compile(r"<(img|video|audio)>([^<>\n]{1,500})</\1>")  # how Qwen-VL's data name files within texts
+
 
 def messages_of(record: Mapping[str, Any]) -> tuple[str | None, list[tuple[str, str]]]:
     """The system text of a record, and role (user or assistant) and text of its messages, with placeholders for files.
@@ -89,6 +91,7 @@ def ignored_keys(record: Mapping[str, Any], names: list[str]) -> tuple[list[str]
     """The keys of a record that hold something and are not read, and the first of them that seems to name a file.
 
     Those of messages are told as `messages[].weight`; a file that is read too, or from where it comes, does not count.
+    A file that a question names within its text, as Qwen-VL's data do, is told as it stands there.
 
     Args:
         record: Whose messages can be read.
@@ -97,7 +100,7 @@ def ignored_keys(record: Mapping[str, Any], names: list[str]) -> tuple[list[str]
     Raises:
         SampleError: such a key gives functions.
     """
-    unread, lost = dict(_unread(record)), ""
+    unread, lost = dict(_unread(record)), _file_in_text(record, names)
     for key, value in unread.items():
         name = key.rpartition("[].")[2]
         if name in _FUNCTION_KEYS:
@@ -254,6 +257,16 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list | dict):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from _texts(inner)
+
+
+def _file_in_text(record: Mapping[str, Any], names: list[str]) -> str:
+    """`<img>a.jpg</img>` where a user's message has it and the file is not read; else nothing."""
+    for role, text in map(_message, _raw_messages(record)):
+        for found in _TAGGED.finditer(text) if role == "user" else ():
+            name = found[2].strip()
+            if name not in names and (_URL.match(name) or _MEDIA_FILE.fullmatch(name)):
+                return found[0]
+    return ""
 
 
 def _is_lost_file(key: str, texts: list[str], names: list[str]) -> bool:

@@ -207,7 +207,7 @@ def map_index(path: Path, num_samples: int) -> NDArray[np.void]:
     """
     try:
         index: NDArray[np.void] = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # noqa: BLE001  numpy raises of a damaged header what its parser does
         raise UserError(f"{path} cannot be read ({error})") from None
     if index.dtype != INDEX_DTYPE or index.shape != (num_samples,):
         raise UserError(f"{path} is no index of {num_samples} samples: {index.dtype} of shape {index.shape}")

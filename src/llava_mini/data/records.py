@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -113,14 +114,18 @@ def _array(path: Path, file: BinaryIO) -> Iterator[Entry]:
     text = _Text(path, file)
     text.skip("[")
     faults: list[str] = []
-    decoder = json.JSONDecoder(parse_constant=partial(_no_value, faults), parse_int=partial(_whole_number, faults))
-    number = 0
+    decoder = json.JSONDecoder(
+        parse_constant=partial(_no_value, faults),
+        parse_int=partial(_whole_number, faults),
+        object_pairs_hook=partial(_noted_pairs, faults),
+    )
+    number, name = 0, _readable_name(path)
     while text.next_is_not("]"):
         if number:
             text.skip(",")
         number += 1
         value = text.value(decoder)
-        place = f"{path.name} record {number}"
+        place = f"{name} record {number}"
         yield Entry(place, None, f"not valid JSON ({faults[0]})") if faults else _entry(path, place, value)
         faults.clear()
     text.skip("]")
@@ -191,7 +196,7 @@ class _Text:
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[Entry]:
-    number = 0
+    number, name = 0, _readable_name(path)
     while line := file.readline(_LONGEST_LINE + 1):
         number += 1
         if len(line) > _LONGEST_LINE:
@@ -200,9 +205,9 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[Entry]:
             )
         if not (line := line.rstrip()):
             continue
-        place = f"{path.name} line {number}"
+        place = f"{name} line {number}"
         try:
-            value = json.loads(line, parse_constant=_no_constant)
+            value = json.loads(line, parse_constant=_no_constant, object_pairs_hook=single_keys)
         except (ValueError, RecursionError) as error:
             cause = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
             yield Entry(place, None, f"not valid JSON ({cause})")
@@ -215,10 +220,37 @@ def _entry(path: Path, place: str, value: Any) -> Entry:
         return Entry(place, None, "not a JSON object")
     source = value.get("source")
     if source is None or source == "":
-        return Entry(place, {**value, "source": path.stem})
+        return Entry(place, {**value, "source": Path(_readable_name(path)).stem})
     if not isinstance(source, str) and type(source) is not int:  # JSON's true is no number
         return Entry(place, None, f"source is neither a text nor a whole number: {json.dumps(source)[:40]}")
     return Entry(place, value)
+
+
+def single_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON (`object_pairs_hook`); of two values of a key, json would drop the first in silence.
+
+    Raises:
+        ValueError: a key stands twice.
+    """
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for place, key in enumerate(keys) if key in keys[:place])
+        raise ValueError(f"{json.dumps(twice[:40])} stands twice in an object")
+    return fields
+
+
+def _noted_pairs(faults: list[str], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    try:
+        return single_keys(pairs)
+    except ValueError as error:
+        faults.append(str(error))
+        return {}
+
+
+def _readable_name(path: Path) -> str:
+    """A file's name as records can hold it; another encoding than UTF-8, or a locale without it, gives none."""
+    return os.fsencode(path.name).decode(errors="replace")
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -165,11 +167,13 @@ class ShardSet:
 
     def shard_name(self, index: int) -> str:
         """The file name of the tar that holds sample `index`."""
-        return self._tars[self.index["shard"][index]]
+        with self._agreeing():
+            return self._tars[self.index["shard"][index]]
 
     def modality(self, index: int) -> Modality:
         """Whether sample `index` is text only, has images, or is a video."""
-        return Modality(self.index["modality"][index])
+        with self._agreeing():
+            return Modality(self.index["modality"][index])
 
     def frames(self, index: int) -> int:
         """How many pictures sample `index` has."""
@@ -177,7 +181,16 @@ class ShardSet:
 
     def source(self, index: int) -> str:
         """The data set that sample `index` is from, by its record; empty when that does not say."""
-        return self.sources[self.index["source"][index]]
+        with self._agreeing():
+            return self.sources[self.index["source"][index]]
+
+    @contextmanager
+    def _agreeing(self) -> Iterator[None]:
+        """What the index tells is looked up as it is asked for: a whole check would read it whole."""
+        try:
+            yield
+        except (IndexError, ValueError) as error:
+            raise UserError(f"{self._index_path} does not agree with {SET_FILE}: damaged or changed") from error
 
     def read(self, index: int) -> dict[str, bytes]:
         """All members of sample `index` by extension: `{"json": ..., "jpg": ...}`.

@@ -133,9 +133,9 @@ class Batcher:
         )
         views, shown = NUM_VIEWS[self.processor.views], sum(video.expected for video in videos)
         text = self.processor.tokenizer(prompt, add_special_tokens=not has_bos(self.processor, prompt))["input_ids"]
-        tokens = len(text) + len(request.images) * self.processor.tokens_of(views) + shown * self.processor.tokens_of(1)
-        check_length(self.model.config, tokens + self.max_new_tokens)
-        return Prepared(request, prompt, videos, len(request.images) * views + shown, tokens)
+        placeholders = len(request.images) * self.processor.tokens_of(views) + shown * self.processor.tokens_of(1)
+        check_length(self.model.config, len(text), self.max_new_tokens, placeholders)
+        return Prepared(request, prompt, videos, len(request.images) * views + shown, len(text) + placeholders)
 
     def _records(self, batch: Sequence[Prepared]) -> list[Record]:
         """A record of every request; one whose files are damaged leaves the others their answers."""

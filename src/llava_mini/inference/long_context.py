@@ -44,18 +44,29 @@ def context_tokens(config: LlavaMiniConfig) -> int:
     return config.context_scaling["tokens"]
 
 
-def check_length(config: LlavaMiniConfig, tokens: int) -> None:
+def check_length(config: LlavaMiniConfig, text: int, answer: int, shown: int = 0) -> None:
     """See that a prompt and its answer are no longer than what the language model reads.
 
+    Args:
+        config: The model's.
+        text: Tokens of the prompt that are text.
+        answer: Of the longest answer.
+        shown: Of the prompt that stand for images and videos.
+
     Raises:
-        UserError: they are; it names the value to set.
+        UserError: they are longer; it says what is to blame, and names the value to set.
     """
-    most = context_tokens(config)
-    if tokens > most:
-        raise UserError(
-            f"{tokens} tokens of prompt and answer: the language model reads {most}; "
-            f"context_scaling.tokens={tokens} (extend_context, --context) scales it for more"
-        )
+    most, tokens = context_tokens(config), text + answer + shown
+    if tokens <= most:
+        return
+    too_long = f"{tokens} tokens of prompt and answer, {shown} of them of what is shown"
+    if text + answer > most:
+        culprit = "the question is too long" if text > answer else "max_new_tokens is too large"
+        too_long = f"{culprit}: {text} tokens of text and {answer} for the answer"
+    raise UserError(
+        f"{too_long}: the language model reads {most}; "
+        f"context_scaling.tokens={tokens} (extend_context, --context) scales it for more"
+    )
 
 
 @torch.no_grad()

@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from llava_mini.data.records import single_keys
 from llava_mini.errors import UserError
 from llava_mini.files import reading
+from llava_mini.schema import is_url
 
 Id = str | int
 Record = dict[str, Any]
@@ -104,7 +106,7 @@ class _Nameless:
 def _request(line: bytes, number: int, folder: Path) -> Request | _Nameless:
     """A line that is no request is one that is refused."""
     try:
-        fields = json.loads(line)
+        fields = json.loads(line, object_pairs_hook=single_keys)
     except (ValueError, RecursionError) as error:
         return _Nameless(number, f"no JSON: {error}")
     if not isinstance(fields, dict):
@@ -122,6 +124,9 @@ def _request(line: bytes, number: int, folder: Path) -> Request | _Nameless:
     images, videos = (_paths(fields.get(name), folder) for name in _MEDIA)
     if images is None or videos is None:
         return Request(given, question, refused="image and video must be a path or a list of paths")
+    named = [fields[name] for name in _MEDIA if fields.get(name)]
+    if addresses := [name for each in named for name in ([each] if isinstance(each, str) else each) if is_url(name)]:
+        return Request(given, refused=f"{addresses[0]}: an address; only files are read, so fetch it first")
     if not all(_is_unicode(str(path)) for path in (*images, *videos)):
         return Request(given, refused="a path is no Unicode text")
     return Request(given, question, images, videos, media={name: fields[name] for name in _MEDIA if fields.get(name)})

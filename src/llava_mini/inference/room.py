@@ -27,13 +27,16 @@ def check_room(store: FrameStore, cache: SessionCache, item: int, frames: int, v
         reserve: Tokens that must stay free for a question and its answer.
 
     Raises:
-        UserError: they do not; it names how many the item has then in all, and the largest number that fits.
+        UserError: question and answer are too long by themselves, or frames do not fit: it names how many the item
+            has then in all, and the largest number that fits.
     """
     model = store.model
     shape = FrameShape.of(model.config, model.tokens_per_frame(views), views)
     tokens_by_item = store.tokens_by_item()
     held, earlier = tokens_by_item.total(), tokens_by_item[item] // shape.tokens
-    room = max(0, context_tokens(model.config) - reserve - held + earlier * shape.tokens)
+    if reserve > (most := context_tokens(model.config)):
+        raise UserError(f"question and answer are too long: {reserve} tokens, of which the language model reads {most}")
+    room = max(0, most - reserve - held + earlier * shape.tokens)
     if (frames + earlier) * shape.tokens > room:
         beside = f" besides {reserve} of question and answer" if reserve else ""
         raise UserError(

@@ -242,12 +242,12 @@ class Session:
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens={max_new_tokens}: allowed are 1 and above")
         earlier = self._turns if follow_up else []
-        shown = sum(turn.looks for turn in earlier)
-        turns = [*earlier, Turn(len(self.looks) - shown, question, None)]
+        turns = [*earlier, Turn(len(self.looks) - sum(turn.looks for turn in earlier), question, None)]
         tokens = self.store.tokens_by_item()
         counts = [tokens[item] for item in range(len(self.looks))]
         prompt = build_prompt(self.processor, turns, [look.kind for look in self.looks], counts)
-        check_length(self.model.config, len(prompt.ids) + max_new_tokens)
+        shown = sum(counts)
+        check_length(self.model.config, len(prompt.ids) - shown, max_new_tokens, shown)
         check_prompt(self.store, self.cache, len(prompt.ids) + max_new_tokens)
         return prompt
 

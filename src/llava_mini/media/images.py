@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +24,8 @@ try:
     import simplejpeg
 except ImportError:
     simplejpeg = None
+
+_Read = TypeVar("_Read")
 
 # What PIL's readers raise on damaged files, besides the OSError that it documents.
 _DAMAGED = (
@@ -41,6 +46,8 @@ MAX_PIXELS = 178_956_970
 
 # Nothing else is tried: some of Pillow's readers start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # of which Pillow reads a megabyte each, and no picture with more
 _JPEGS = ("JPEG", "MPO")  # what Pillow calls a JPEG with further pictures behind it, as cameras write them
 _ORIENTATION = 0x0112
 _SMALL = 128  # pixels of a JPEG's shorter side below which colours at half the resolution would blur small things
@@ -56,14 +63,7 @@ def decode_image(raw: bytes) -> NDArray[np.uint8]:
     Raises:
         SampleError: it cannot be decoded, or has more than `MAX_PIXELS` pixels.
     """
-    try:
-        image = _opened(raw)
-        pixels = _plain_jpeg(raw, image, "RGB")
-        if pixels is None:
-            pixels = _rgb(image)
-    except _DAMAGED as error:
-        raise _unusable(error) from None
-    return _upright(pixels, _orientation(image))
+    return _also_without_notes(_decoded, raw)
 
 
 def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
@@ -95,15 +95,7 @@ def verify_image(raw: bytes) -> tuple[int, int]:
     Raises:
         SampleError: `decode_image` would raise it.
     """
-    try:
-        image = _opened(raw)
-        width, height = image.size
-        if _plain_jpeg(raw, image, "GRAY", min_height=1, min_width=1, min_factor=8, fastdct=True) is None:
-            image.draft("L", (1, 1))  # a JPEG's smallest scale; nothing to other formats
-            image.load()
-    except _DAMAGED as error:
-        raise _unusable(error) from None
-    return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
+    return _also_without_notes(_verified, raw)
 
 
 def encode_jpeg(pixels: NDArray[np.uint8], quality: int = 95) -> bytes:
@@ -132,12 +124,60 @@ def shrunk(pixels: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8]:
     return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
 
 
+def _decoded(raw: bytes) -> NDArray[np.uint8]:
+    try:
+        image = _opened(raw)
+        pixels = _plain_jpeg(raw, image, "RGB")
+        if pixels is None:
+            pixels = _rgb(image)
+    except _DAMAGED as error:
+        raise _unusable(error) from None
+    return _upright(pixels, _orientation(image))
+
+
+def _verified(raw: bytes) -> tuple[int, int]:
+    try:
+        image = _opened(raw)
+        width, height = image.size
+        if _plain_jpeg(raw, image, "GRAY", min_height=1, min_width=1, min_factor=8, fastdct=True) is None:
+            image.draft("L", (1, 1))  # a JPEG's smallest scale; nothing to other formats
+            image.load()
+    except _DAMAGED as error:
+        raise _unusable(error) from None
+    return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
+
+
+def _also_without_notes(read: Callable[[bytes], _Read], raw: bytes) -> _Read:
+    """What `read` makes of a picture; of a PNG whose texts or colour profile Pillow refuses, without these."""
+    try:
+        return read(raw)
+    except SampleError:
+        if len(kept := _without_notes(raw)) == len(raw):
+            raise
+    return read(kept)
+
+
+def _without_notes(raw: bytes) -> bytes:
+    """A PNG without the chunks that no pixel needs; anything else as it is."""
+    if not raw.startswith(_PNG):
+        return raw
+    kept, place = [_PNG], len(_PNG)
+    while place < len(raw):
+        end = place + 12 + int.from_bytes(raw[place : place + 4])  # its length, its name, what it holds, its checksum
+        if raw[place + 4 : place + 8] not in _NOTES:
+            kept.append(raw[place:end])
+        place = end
+    return b"".join(kept)
+
+
 def _opened(raw: bytes) -> Image.Image:
     """The picture with its header read and nothing decoded."""
     if not raw:
         raise SampleError("image cannot be decoded: it has no bytes")
     try:
-        image = Image.open(io.BytesIO(raw), formats=_FORMATS)
+        with warnings.catch_warnings():  # of half the limit, as if it were an attack
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(raw), formats=_FORMATS)
     except UnidentifiedImageError:
         raise SampleError(f"image cannot be decoded: none of {', '.join(_FORMATS)}, or cut in its header") from None
     _check(image)

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from llava_mini.errors import SampleError, UserError
-from llava_mini.media.images import MAX_PIXELS, shrunk
+from llava_mini.media.images import MAX_PIXELS, shrunk, upright_rgb
 
 try:
     import av
@@ -30,6 +31,7 @@ MAX_FRAMES = 86_400  # a day at one frame a second; a damaged time stamp can cla
 
 # Containers of videos. Others are not even tried: some (playlists) make the reader open further files and addresses.
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,gif"
+_NAMES = "MP4, MOV, MKV, WebM, AVI, MPEG, FLV, Ogg, ASF/WMV, GIF"
 _ROUNDING = Fraction(1, 100)  # of a period
 _SYNC = 0x47  # begins every packet of a transport stream
 _TS_PACKETS = (
@@ -239,18 +241,26 @@ def _decoded(path: Path) -> Iterator[av.VideoFrame]:
 
 
 def _upright(frame: av.VideoFrame, pixel_aspect: Fraction) -> NDArray[np.uint8]:
-    """[H, W, 3] with square pixels, turned as it is to be shown."""
+    """[H, W, 3] with square pixels, turned as it is to be shown; what is transparent is on white, as of images."""
     width, height = max(1, round(frame.width * pixel_aspect)), frame.height
     if width * height > MAX_PIXELS:
         raise SampleError(f"video of {width}x{height} pixels is over the limit of {MAX_PIXELS}")
-    pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
+    transparent = any(component.is_alpha for component in frame.format.components)
+    colours = "rgba" if transparent else "rgb24"
+    pixels = frame.to_ndarray(format=colours, width=width, height=height, interpolation="BICUBIC")
+    if transparent:
+        pixels = upright_rgb(Image.fromarray(pixels))
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
-    with av.open(str(path.absolute()), options=options, metadata_errors="ignore") as container:
+    try:
+        container = av.open(str(path.absolute()), options=options, metadata_errors="ignore")
+    except av.ArgumentError:  # of a container that is not in the list
+        raise SampleError(f"video cannot be read: its container is none of {_NAMES}") from None
+    with container:
         streams = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
         if not streams:
             raise SampleError("no video in this file")

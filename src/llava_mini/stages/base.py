@@ -28,6 +28,7 @@ from llava_mini.finetune import adapted_parts, num_parameters, trains
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.loss import num_supervised
 from llava_mini.predictions import SCORES, Predictions
+from llava_mini.schema import Beta, Rate, Share
 from llava_mini.stages.accumulation import StepMean
 from llava_mini.stages.metrics import Answers, answer_scores
 from llava_mini.stages.optimizers import build_optimizer
@@ -68,11 +69,11 @@ class VLMStage(LightningModule, ABC):
         self,
         *,
         model: LlavaMiniForConditionalGeneration,
-        learning_rates: dict[str, float | None],
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        warmup_ratio: float = 0.03,
-        min_lr_ratio: float = 0.0,
+        learning_rates: dict[str, Rate | None],
+        weight_decay: Rate = 0.0,
+        betas: tuple[Beta, Beta] = (0.9, 0.999),
+        warmup_ratio: Share = 0.03,
+        min_lr_ratio: Share = 0.0,
         kinds: list[str] | None = None,
         report_dir: str | Path = ".",
         finetune: dict[str, Any] = WHOLE,

@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from transformers import PreTrainedModel
 
 from llava_mini.models.vision_tower import encode_views
+from llava_mini.schema import Rate, Share
 
 IGNORE = -100
 
@@ -39,9 +40,9 @@ class VisionPretrainingStage(LightningModule):
         vision_tower: PreTrainedModel,
         feature_layer: int,
         target_classes: dict[str, int],
-        learning_rate: float,
-        weight_decay: float = 0.05,
-        warmup_ratio: float = 0.04,
+        learning_rate: Rate,
+        weight_decay: Rate = 0.05,
+        warmup_ratio: Share = 0.04,
     ):
         super().__init__()
         self.vision_tower, self.feature_layer = vision_tower, feature_layer
