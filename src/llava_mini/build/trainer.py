@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sys
 import warnings
@@ -173,10 +172,12 @@ def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, logge
 def validation_interval(spec: Config) -> int:
     """Optimizer steps between validations; by default a third of the run, which is what `convergence` looks at.
 
+    A third is rounded to the nearest: rounded up, the second validation of 100 steps would come after two thirds.
+
     Args:
         spec: The config's `trainer`.
     """
-    every: int = spec["val_every"] or math.ceil(spec["max_steps"] / 3)
+    every: int = spec["val_every"] or max(round(spec["max_steps"] / 3), 1)
     return min(every, spec["max_steps"])
 
 
