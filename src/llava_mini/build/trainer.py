@@ -34,7 +34,7 @@ from llava_mini.spool import check_tracker
 from llava_mini.stages.base import VLMStage
 from llava_mini.stages.callbacks import Clock, History, Progress, Validations
 from llava_mini.stages.checkpointing import AtomicCheckpointIO
-from llava_mini.stages.metrics import word_starts
+from llava_mini.stages.metrics import word_marks
 from llava_mini.stages.optimizers import check_optimizer
 from llava_mini.stages.sharding import Gathered
 
@@ -114,7 +114,7 @@ def build_stage(
         finetune=config["finetune"],
         optimizer=config["savers"]["optimizer"],
         seed=config["seed"],
-        word_starts=None if tokenizer is None else word_starts(tokenizer, model.config.text_config.vocab_size),
+        word_marks=None if tokenizer is None else word_marks(tokenizer, model.config.text_config.vocab_size),
     )
     finetune.cast_frozen(model, frozen_dtype(config))  # what the stage has frozen besides
     return stage

@@ -26,7 +26,7 @@ from llava_mini.finetune import is_adapted, save_trained
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.predictions import Predictions
 from llava_mini.stages.callbacks import VALIDATIONS
-from llava_mini.stages.metrics import word_starts
+from llava_mini.stages.metrics import word_marks
 
 
 def measured(
@@ -52,13 +52,13 @@ def measured(
         `accuracy_by_kind`, `word_accuracy_by_kind`, `nll_by_kind` {split: {kind: mean}}; what `convergence` gives;
         `skipped` {split: samples}; `tokens` of a frame; `prefill_flops` of a question.
     """
-    starts_V = word_starts(tokenizer, model.config.text_config.vocab_size)
+    marks_V = word_marks(tokenizer, model.config.text_config.vocab_size)
     scores: dict[str, Predictions] = {}
     skipped = {"train": sum(len(path.read_text().splitlines()) for path in rank_paths(run_dir / QUARANTINE))}
     for split in (split for split in ("val", "test") if split in datamodule.splits):
         bad: list[BadSample] = []
         batches = noting_skipped(datamodule.evaluation_batches(split, model.device), bad)
-        scores[split] = evaluate(model, batches, starts_V).predictions()
+        scores[split] = evaluate(model, batches, marks_V).predictions()
         scores[split].save(run_dir / f"predictions_{split}.npz")
         skipped[split] = len(bad)
     question = one_question(question_sample(datamodule.splits["val"]), model.config.vision_config.image_size)
