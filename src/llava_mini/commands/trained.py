@@ -51,6 +51,9 @@ def measured(
         `accuracy` {split: share of exact matches}; `word_accuracy` and `nll` {split: {group: mean over its kinds}};
         `accuracy_by_kind`, `word_accuracy_by_kind`, `nll_by_kind` {split: {kind: mean}}; what `convergence` gives;
         `skipped` {split: samples}; `tokens` of a frame; `prefill_flops` of a question.
+
+    Raises:
+        UserError: a score is NaN or infinite, as of weights that the last step has ruined.
     """
     marks_V = word_marks(tokenizer, model.config.text_config.vocab_size)
     scores: dict[str, Predictions] = {}
@@ -59,6 +62,7 @@ def measured(
         bad: list[BadSample] = []
         batches = noting_skipped(datamodule.evaluation_batches(split, model.device), bad)
         scores[split] = evaluate(model, batches, marks_V).predictions()
+        scores[split].check(f"{split}, after the last step")
         scores[split].save(run_dir / f"predictions_{split}.npz")
         skipped[split] = len(bad)
     question = one_question(question_sample(datamodule.splits["val"]), model.config.vision_config.image_size)
