@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import stat
 import time
 from collections.abc import Callable
@@ -250,6 +251,22 @@ def test_a_file_gets_the_mode_that_the_umask_says(tmp_path: Path, umask: int, mo
     finally:
         assert os.umask(before) == umask, "the umask was not touched"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["384", "438"]
+
+
+def _set_mode_and_die(path: Path) -> None:
+    Path.chmod = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    set_usual_mode(path)
+
+
+def test_a_writer_that_is_killed_while_it_sets_a_mode_leaves_nothing_for_ever(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    process = FORK.Process(target=_set_mode_and_die, args=(path,))
+    process.start()
+    process.join(20)
+    assert process.exitcode == -signal.SIGKILL and len(entries(tmp_path)) == 2
+    remove_leftovers(tmp_path)
+    assert entries(tmp_path) == ["weights"]
 
 
 def test_only_one_module_makes_files_of_other_modes() -> None:

@@ -57,7 +57,7 @@ def test_data_without_kinds_is_one_kind() -> None:
     assert nameless.group_means("word_accuracy")["dense"] == pytest.approx(4 / 6)
 
 
-@pytest.mark.parametrize("fault", ["missing", "cut", "without nll", "lengths", "empty"])
+@pytest.mark.parametrize("fault", ["missing", "cut", "without nll", "lengths", "empty", "nan", "inf"])
 def test_predictions_that_cannot_be_used_are_named(tmp_path: Path, fault: str) -> None:
     path = tmp_path / "predictions_test.npz"
     arrays = dict(vars(make_predictions()))
@@ -65,6 +65,8 @@ def test_predictions_that_cannot_be_used_are_named(tmp_path: Path, fault: str) -
         del arrays["nll"]
     if fault == "lengths":
         arrays["turn"] = np.arange(4)
+    if fault in ("nan", "inf"):
+        arrays["nll"] = np.array([1, 1, 1, float(fault), 1, 1], np.float32)
     if fault == "empty":
         arrays = {name: array[:0] for name, array in arrays.items()}
     if fault != "missing":

@@ -261,13 +261,11 @@ def _remove_empty(folder: Path) -> None:
 
 def set_usual_mode(path: Path) -> None:
     """Give a file the mode that one made by `open` has in its folder: by the umask, or by rules of the folder's own."""
-    probe = path.with_name(f".mode.{secrets.token_hex(8)}.tmp")  # os.umask tells by changing it, for all threads
-    try:
-        probe.touch()
+    with _workplace(path.parent) as place:  # so that the next writer removes what a killed one leaves
+        probe = place / path.name
+        probe.touch()  # os.umask tells by changing it, for all threads
         if (usual := probe.stat().st_mode) != path.stat().st_mode:
             path.chmod(stat.S_IMODE(usual))
-    finally:
-        probe.unlink(missing_ok=True)
 
 
 def why_unreadable(folder: Path, names: str = "*") -> str | None:

@@ -59,7 +59,23 @@ class Predictions:
         shapes = {vars(loaded)[name].shape for name in names}
         if len(shapes) != 1 or len(next(iter(shapes))) != 1 or shapes == {(0,)}:
             raise UserError(f"{path.name} holds arrays of shapes {sorted(shapes)}, not of one length above 0")
+        loaded.check(path.name)
         return loaded
+
+    def check(self, name: str) -> None:
+        """Refuse scores that are NaN or infinite, which no comparison can use.
+
+        Args:
+            name: Of what they are, for the message.
+
+        Raises:
+            UserError: naming it and the first sample.
+        """
+        for score in SCORES:
+            wrong = np.flatnonzero(~np.isfinite(self.score(score)))
+            if len(wrong):
+                first = wrong[0]
+                raise UserError(f"{name}: {score} of {self.key[first]} is {self.score(score)[first]}")
 
     def save(self, path: Path) -> None:
         """Write what `load` reads, whole or not at all."""

@@ -2,16 +2,20 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from llava_mini.batch import VLMBatch
+from llava_mini.commands import trained
 from llava_mini.commands.train import assemble
 from llava_mini.commands.trained import measured, one_question, weights_of
 from llava_mini.config import resolve
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
+from llava_mini.errors import UserError
+from llava_mini.stages.metrics import Answers, AnswerScore
 
 IGNORE = -100
 
@@ -82,6 +86,18 @@ def test_a_run_is_measured_with_the_views_that_it_trained_on(
     views = 5 if hd else 1
     tower = 12 * 96**2 * 3 * 65 * 2  # of one view, projections and MLP only
     assert result["prefill_flops"] > views * tower
+
+
+def test_scores_that_are_no_numbers_are_no_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    tokenizer, ruined = build_tokenizer(), Answers(["a"], [0], ["color"], [AnswerScore(1, 0.0, 0.0, float("nan"))])
+    monkeypatch.setattr(trained, "evaluate", lambda *_: ruined)
+    model = SimpleNamespace(
+        device="cpu", config=SimpleNamespace(text_config=SimpleNamespace(vocab_size=len(tokenizer)))
+    )
+    data = SimpleNamespace(splits={"val": None}, evaluation_batches=lambda *_: [])
+    with pytest.raises(UserError, match="val, after the last step: nll of a is nan"):
+        measured(model, tokenizer, data, tmp_path, steps=4)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """What a run gained in its last third is told from noise, and what could not be measured is not called converged."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from llava_mini.build.trainer import validation_interval
 from llava_mini.evaluate.convergence import convergence
 from llava_mini.predictions import Predictions
 
@@ -72,3 +74,24 @@ def test_without_a_validation_at_two_thirds_nothing_is_called_converged(tmp_path
         (tmp_path / "v" / "step-000200.npz").write_bytes(b"PK")
     found = convergence(tmp_path / "v", 300, scored(0.5))
     assert found == {"converged": False, "gained_last_third": None, "gain_noise": None, "gains": {}}
+
+
+@pytest.mark.parametrize("steps", [*range(2, 32), 100, 301, 400])
+def test_a_run_of_any_length_is_validated_where_its_convergence_is_measured(tmp_path: Path, steps: int):
+    every = validation_interval({"val_every": None, "max_steps": steps})
+    rising = {step: scored(0.1 * step / steps, spread=0.01) for step in range(every, steps + 1, every)}
+    keep(tmp_path / "v", **{f"s{step}": scores for step, scores in rising.items()})
+    gained = convergence(tmp_path / "v", steps, scored(0.1, spread=0.01))["gained_last_third"]
+    assert 0.1 / 5 - 1e-6 <= gained <= 0.1 / 2 + 1e-6  # a fifth of five steps, a half of two
+
+
+def test_the_last_step_is_not_compared_with_itself(tmp_path: Path):
+    keep(tmp_path / "v", s1=scored(0.5))
+    assert convergence(tmp_path / "v", 1, scored(0.5))["converged"] is False
+
+
+def test_noise_of_one_scene_is_not_known(tmp_path: Path):
+    keep(tmp_path / "v", s200=scored(0.5, scenes=1))
+    found = convergence(tmp_path / "v", 300, scored(0.7, scenes=1))
+    assert found["converged"] is False and found["gain_noise"] is None
+    json.dumps(found, allow_nan=False)  # result.json and what is made of it are strict JSON

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from llava_mini.batch import VLMBatch
 from llava_mini.data.toyworld.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from llava_mini.errors import UserError
-from llava_mini.stages.metrics import Answers, AnswerScore, answer_scores, answer_spans, word_starts
+from llava_mini.stages.metrics import Answers, AnswerScore, answer_scores, answer_spans, word_marks
 
 IGNORE = -100
 RIGHT, WRONG = AnswerScore(1, 1.0, 1.0, 0.1), AnswerScore(1, 0.0, 0.0, 2.0)
@@ -26,6 +26,13 @@ def logits_for(labels: torch.Tensor, wrong_at: Sequence[tuple[int, int]] = ()) -
                 token = int(labels[row, t])
                 logits[row, t - 1, (token + 1) % 10 if (row, t) in wrong_at else token] = 1.0
     return logits
+
+
+def marks_of() -> torch.Tensor:
+    """5 and 6 begin words, 7 continues one, 2 ends an answer."""
+    marks = torch.zeros(10, dtype=torch.uint8)
+    marks[[5, 6]], marks[7] = 3, 1
+    return marks
 
 
 def exact(*arguments: torch.Tensor) -> list[list[float]]:
@@ -67,8 +74,7 @@ def test_rows_without_answers_have_none():
 
 
 def test_words_are_right_when_all_their_tokens_are_and_the_end_belongs_to_the_last():
-    starts = torch.zeros(10, dtype=torch.bool)
-    starts[[5, 6]] = True  # 7 continues a word, 2 ends an answer
+    marks = marks_of()
     labels = torch.tensor([[IGNORE, 5, 7, 6, 2]])
     for wrong, expected in {
         (): (1.0, 1.0),
@@ -77,46 +83,63 @@ def test_words_are_right_when_all_their_tokens_are_and_the_end_belongs_to_the_la
         (4,): (0.5, 0.0),
         (1, 4): (0, 0),
     }.items():
-        [[score]] = answer_scores(logits_for(labels, [(0, t) for t in wrong]), labels, None, starts)
+        [[score]] = answer_scores(logits_for(labels, [(0, t) for t in wrong]), labels, None, marks)
         assert (score.word_accuracy, score.exact_match) == expected
         assert score.words == 2
     one_word = torch.tensor([[IGNORE, 7, 7, 2]])  # the first token begins a word whatever it is
-    [[score]] = answer_scores(logits_for(one_word, [(0, 3)]), one_word, None, starts)
+    [[score]] = answer_scores(logits_for(one_word, [(0, 3)]), one_word, None, marks)
     assert (score.words, score.word_accuracy, score.exact_match) == (1, 0.0, 0.0)
 
 
 def test_nats_are_of_the_answer_and_its_end_shared_by_its_words():
-    starts = torch.zeros(10, dtype=torch.bool)
-    starts[[5, 6]] = True
+    marks = marks_of()
     labels = torch.tensor([[IGNORE, 5, 7, 6, 2], [IGNORE, IGNORE, 6, 2, IGNORE]])
     logits = torch.randn(2, 5, 10, generator=torch.Generator().manual_seed(0))
     log_p = torch.log_softmax(logits.double(), -1)
     first = -(log_p[0, 0, 5] + log_p[0, 1, 7] + log_p[0, 2, 6] + log_p[0, 3, 2]) / 2
     second = -(log_p[1, 1, 6] + log_p[1, 2, 2])
-    found = [row[0].nll for row in answer_scores(logits, labels, None, starts)]
+    found = [row[0].nll for row in answer_scores(logits, labels, None, marks)]
     assert found == pytest.approx([float(first), float(second)], abs=1e-5)
 
 
 def test_every_word_of_the_toy_world_begins_with_its_token():
     tokenizer = build_tokenizer()
-    starts = word_starts(tokenizer, len(tokenizer) + 3)
-    assert len(starts) == len(tokenizer) + 3 and not starts[len(tokenizer) :].any()
-    assert not starts[: len(SPECIAL_TOKENS)].any() and starts[len(SPECIAL_TOKENS) : len(tokenizer)].all()
+    marks = word_marks(tokenizer, len(tokenizer) + 3)
+    assert len(marks) == len(tokenizer) + 3 and not marks[len(tokenizer) :].any()
+    assert not marks[: len(SPECIAL_TOKENS)].any() and (marks[len(SPECIAL_TOKENS) : len(tokenizer)] == 3).all()
+
+
+BYTE_LEVEL = ["a", ".\u010a", "\u0120", "\u0120red", "dish", "\u010a", "\u010a\u010a", "2", "</s>"]
+SENTENCEPIECE = ["\u2581red", "dish", "\u2581", "<0x0A>", "\u2581a", "2", "</s>"]
 
 
 @pytest.mark.parametrize(
-    ("tokens", "beginning"),
+    ("vocabulary", "answer", "right_words"),
     [
-        (["\u2581red", "dish", "\u2581", "</s>"], ["\u2581red", "\u2581"]),  # SentencePiece
-        (["\u0120red", "dish", "\u010a", "</s>"], ["\u0120red", "\u010a"]),  # byte-level BPE
-        (["red", "##dish", "blue", "</s>"], ["red", "blue"]),  # WordPiece
+        (["red", "##dish", "blue", "</s>"], ["red", "##dish", "blue", "</s>"], [[0, 1], [2, 3]]),  # WordPiece
+        (SENTENCEPIECE, ["\u2581red", "dish", "\u2581a", "</s>"], [[0, 1], [2, 3]]),
+        (SENTENCEPIECE, ["\u2581red", "<0x0A>", "2", "</s>"], [[0, 1], [2, 3]]),  # "red\\n2"
+        (SENTENCEPIECE, ["\u2581", "2", "<0x0A>", "\u2581a", "</s>"], [[0, 1, 2], [3, 4]]),  # "2\\n a"
+        (BYTE_LEVEL, ["a", ".\u010a", "2", "dish", "</s>"], [[0, 1], [2, 3, 4]]),  # "a.\\n2dish"
+        (BYTE_LEVEL, ["a", "\u0120", "\u0120red", "</s>"], [[0, 1], [2, 3]]),  # two spaces
+        (BYTE_LEVEL, ["a", "\u010a\u010a", "2", "\u010a", "</s>"], [[0, 1], [2, 3, 4]]),  # a line's end is no word
     ],
 )
-def test_words_begin_after_white_space_as_the_tokenizer_marks_it(tokens: list[str], beginning: list[str]):
-    model = models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="</s>")
+def test_words_are_what_stands_between_white_space_however_it_is_marked(
+    vocabulary: list[str], answer: list[str], right_words: list[list[int]]
+):
+    model = models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="</s>")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), eos_token="</s>", unk_token="</s>")
-    starts = word_starts(tokenizer, len(tokens))
-    assert [token for token, begins in zip(tokens, starts.tolist(), strict=True) if begins] == beginning
+    marks = word_marks(tokenizer, 10)
+    ids = [vocabulary.index(token) for token in answer]
+    labels = torch.tensor([[IGNORE, *ids, IGNORE, *ids]])  # the second answer is scored as the first
+    for places in right_words:
+        for place in places:
+            [scores] = answer_scores(
+                logits_for(labels, [(0, 1 + place), (0, 2 + len(ids) + place)]), labels, None, marks
+            )
+            assert [score.words for score in scores] == [len(right_words)] * 2
+            assert [score.word_accuracy for score in scores] == pytest.approx([1 - 1 / len(right_words)] * 2)
 
 
 def keyed(keys: list[str], kinds: list[list[str]]) -> VLMBatch:

@@ -84,7 +84,7 @@ def test_what_was_still_improving_is_said_of_its_budget(sweep_folder: SweepFolde
     assert reference.startswith("After 300 steps from a common start, on dense answers ")
     assert one_word.startswith("After 300 steps from a common start, on one-word answers ")
     assert " of the words are right within this budget, " in control
-    assert tokens.startswith("More tokens help query: "), "from C=2 on all had converged"
+    assert tokens.startswith("More tokens help query within this budget: "), "C=1 may yet reach C=2"
     assert trained == (
         "These are figures of a budget (300 steps from a common start), not of what a configuration can do: "
         "zero (not shown to have converged), query C=1 (still improving: +3.1 points in the last third)."
@@ -184,3 +184,53 @@ def test_without_a_reference(sweep_folder: SweepFolder) -> None:
 def test_without_any_run(sweep_folder: SweepFolder) -> None:
     folder = sweep_folder("seed=0", failed={"none-N0-s0": "no"}, interrupted=["query-C1-N4-s0"])
     assert headline(analyse(folder)) == ["No run is finished: 1 failed, 1 did not get to their end."]
+
+
+def test_a_control_is_compared_with_a_reference_within_its_budget(sweep_folder: SweepFolder) -> None:
+    def training(run: Run) -> dict[str, Any]:
+        return {"converged": False, "gained_last_third": 0.031} if run.reference else {}
+
+    folder = sweep_folder("compressor=query,zero", "seed=0,1,2", accuracy=graded, training=training)
+    assert " of the words are right within this budget, clearly below the reference " in headline(analyse(folder))[1]
+    folder = sweep_folder(
+        "compressor=zero", "fusion.num_layers=2,4", "seed=0,1,2", accuracy=graded, training=training, name="controls"
+    )
+    assert headline(analyse(folder))[1].startswith("Without any vision token within this budget, of the words are ")
+
+
+def test_a_setting_without_its_reference_is_named(sweep_folder: SweepFolder) -> None:
+    interrupted = [f"none-N0-max_steps=9-s{seed}" for seed in range(3)]
+    folder = sweep_folder("trainer.max_steps=8,9", "seed=0,1,2", accuracy=graded, interrupted=interrupted)
+    first, second, *_ = headline(analyse(folder))
+    assert first == (
+        "No run of the uncompressed reference is finished with max_steps=9, so nothing is compared with it there."
+    )
+    assert second.startswith("With max_steps=8, on dense answers ")
+
+
+def test_seeds_that_are_not_common_are_not_denied(sweep_folder: SweepFolder) -> None:
+    folder = sweep_folder("seed=0,1,2", accuracy=graded, interrupted=["none-N0-s1", "none-N0-s2"])
+    lines: list[str] = []
+    page = compare(folder, lines.append).read_text()
+    assert few_seeds(1, ["dense", "one_word"], in_common=True) in lines
+    assert "there are no intervals" not in page, "the compressed configuration has one"
+
+
+def test_why_the_same_seeds_are_not_compared(sweep_folder: SweepFolder) -> None:
+    def accuracy(run: Run) -> dict[str, float]:
+        return {"one_word": 0.8} if run.C == 1 else graded(run)
+
+    folder = sweep_folder("compressor.C=1,2", "seed=0,1,2", accuracy=accuracy)
+    lines: list[str] = []
+    page = compare(folder, lines.append).read_text()
+    assert any("; not compared, for fewer than 3 common seeds with the same questions: query C=1." in x for x in lines)
+    assert "<td>not compared</td>" in page and "no common seed" not in page
+
+
+def test_columns_without_a_comparison_are_not_counted(sweep_folder: SweepFolder) -> None:
+    def accuracy(run: Run) -> dict[str, float]:
+        return {"one_word": 0.8} if run.seed == 1 else graded(run)
+
+    lines: list[str] = []
+    compare(sweep_folder("seed=0,1,2", accuracy=accuracy), lines.append)
+    assert any("after Holm's correction for the 1 comparison of a table." in line for line in lines)

@@ -19,6 +19,14 @@ def test_a_result_without_predictions_is_a_failure(sweep_folder: SweepFolder) ->
     next(folder.glob("runs/query*")).joinpath("predictions_test.npz").write_bytes(b"cut")
     failed = analyse(folder).of_state("failed")
     assert [m.outcome.error for m in failed] == ["predictions_test.npz cannot be read (ValueError)"]
+    assert failed[0].what_failed == (
+        "predictions_test.npz cannot be read (ValueError); delete its folder to have it run again"
+    )
+
+
+def test_a_run_that_left_no_result_is_run_again(sweep_folder: SweepFolder) -> None:
+    failed = analyse(sweep_folder(failed={"query-C1-N4-s0": "ValueError: no"})).of_state("failed")
+    assert [m.what_failed for m in failed] == ["ValueError: no"]
 
 
 def test_a_result_without_its_config_is_a_failure(sweep_folder: SweepFolder) -> None:

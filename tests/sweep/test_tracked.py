@@ -40,6 +40,21 @@ def finished(standin: ModuleType) -> Callable[..., list[tuple[Path, Any, dict[st
     return make
 
 
+def test_what_some_runs_were_not_asked_is_left_out(finished) -> None:
+    results = {
+        "none-N0-s0": result(0.9, tokens=64),
+        "none-N0-s1": result(None, tokens=64),
+        "query-C1-N4-s0": result(0.75),
+        "query-C1-N4-s1": result(None),
+        "query-C2-N4-s0": result(0.85, tokens=4),
+        "query-C4-N4-s0": result(None, accuracy=0.99, tokens=16),
+    }
+    metrics = summary(finished(results, "compressor.C=1,2,4", "seed=0,1"))
+    assert metrics["best.tokens"] == 4, "an accuracy of 0.99 is another figure than words right on dense answers"
+    assert metrics["difference.word_accuracy.one_word.query-C1-N4"] == 0.0
+    assert "difference.word_accuracy.dense.query-C1-N4" not in metrics
+
+
 def test_the_best_and_all_others_are_compared_with_their_reference(finished) -> None:
     results = {
         "none-N0-s0": result(0.9, tokens=64),

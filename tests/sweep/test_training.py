@@ -46,6 +46,13 @@ def test_each_group_of_kinds_has_its_own_mark() -> None:
     assert found.mark("one_word") == "still improving: +5.0 points in the last third" == found.mark()
 
 
+def test_what_improves_is_told_before_what_is_not_known() -> None:
+    noisy = {"gained": 0.001, "noise": 0.02, "improving": False, "converged": False}
+    rising = {"gained": 0.05, "noise": 0.004, "improving": True, "converged": False}
+    found = Training.of([result(False, gains={"dense": noisy, "one_word": rising})])
+    assert found.mark() == "still improving: +5.0 points in the last third"
+
+
 def test_a_budget_names_its_steps_and_whether_the_start_is_common() -> None:
     one = Training.of([result(), result()])
     assert budget([one]) == "after 300 steps from a common start"

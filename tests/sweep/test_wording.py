@@ -21,6 +21,11 @@ def test_names_leave_out_what_all_have_in_common(sweep_folder: SweepFolder) -> N
     ]  # fmt: skip
 
 
+def test_an_uncompressed_configuration_is_not_named_like_the_reference(sweep_folder: SweepFolder) -> None:
+    analysis = analyse(sweep_folder("compressor=none,query", "compressor.C=1"))
+    assert [name(analysis, c) for c in analysis.configurations] == ["none N=0", "none N=4", "query C=1 N=4"]
+
+
 def test_a_place_names_setting_budget_and_group_as_far_as_needed(sweep_folder: SweepFolder) -> None:
     done = analyse(sweep_folder("compressor.C=1", accuracy={"dense": 0.5}))
     assert where(done, "dense", done.configurations[0], done.configurations) == ""

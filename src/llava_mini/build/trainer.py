@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sys
 import warnings
@@ -35,7 +34,7 @@ from llava_mini.spool import check_tracker
 from llava_mini.stages.base import VLMStage
 from llava_mini.stages.callbacks import Clock, History, Progress, Validations
 from llava_mini.stages.checkpointing import AtomicCheckpointIO
-from llava_mini.stages.metrics import word_starts
+from llava_mini.stages.metrics import word_marks
 from llava_mini.stages.optimizers import check_optimizer
 from llava_mini.stages.sharding import Gathered
 
@@ -115,7 +114,7 @@ def build_stage(
         finetune=config["finetune"],
         optimizer=config["savers"]["optimizer"],
         seed=config["seed"],
-        word_starts=None if tokenizer is None else word_starts(tokenizer, model.config.text_config.vocab_size),
+        word_marks=None if tokenizer is None else word_marks(tokenizer, model.config.text_config.vocab_size),
     )
     finetune.cast_frozen(model, frozen_dtype(config))  # what the stage has frozen besides
     return stage
@@ -173,10 +172,12 @@ def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, logge
 def validation_interval(spec: Config) -> int:
     """Optimizer steps between validations; by default a third of the run, which is what `convergence` looks at.
 
+    A third is rounded to the nearest: rounded up, the second validation of 100 steps would come after two thirds.
+
     Args:
         spec: The config's `trainer`.
     """
-    every: int = spec["val_every"] or math.ceil(spec["max_steps"] / 3)
+    every: int = spec["val_every"] or max(round(spec["max_steps"] / 3), 1)
     return min(every, spec["max_steps"])
 
 

@@ -26,7 +26,7 @@ from llava_mini.finetune import is_adapted, save_trained
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.predictions import Predictions
 from llava_mini.stages.callbacks import VALIDATIONS
-from llava_mini.stages.metrics import word_starts
+from llava_mini.stages.metrics import word_marks
 
 
 def measured(
@@ -51,14 +51,18 @@ def measured(
         `accuracy` {split: share of exact matches}; `word_accuracy` and `nll` {split: {group: mean over its kinds}};
         `accuracy_by_kind`, `word_accuracy_by_kind`, `nll_by_kind` {split: {kind: mean}}; what `convergence` gives;
         `skipped` {split: samples}; `tokens` of a frame; `prefill_flops` of a question.
+
+    Raises:
+        UserError: a score is NaN or infinite, as of weights that the last step has ruined.
     """
-    starts_V = word_starts(tokenizer, model.config.text_config.vocab_size)
+    marks_V = word_marks(tokenizer, model.config.text_config.vocab_size)
     scores: dict[str, Predictions] = {}
     skipped = {"train": sum(1 for path in rank_paths(run_dir / QUARANTINE) for _ in whole_lines(path))}
     for split in (split for split in ("val", "test") if split in datamodule.splits):
         bad: list[BadSample] = []
         batches = noting_skipped(datamodule.evaluation_batches(split, model.device), bad)
-        scores[split] = evaluate(model, batches, starts_V).predictions()
+        scores[split] = evaluate(model, batches, marks_V).predictions()
+        scores[split].check(f"{split}, after the last step")
         scores[split].save(run_dir / f"predictions_{split}.npz")
         skipped[split] = len(bad)
     question = one_question(question_sample(datamodule.splits["val"]), model.config.vision_config.image_size)

@@ -15,19 +15,19 @@ from llava_mini.stages.metrics import Answers, answer_scores
 
 @torch.inference_mode()
 def evaluate(
-    model: LlavaMiniForConditionalGeneration, batches: Iterable[VLMBatch], starts_V: Tensor | None = None
+    model: LlavaMiniForConditionalGeneration, batches: Iterable[VLMBatch], marks_V: Tensor | None = None
 ) -> Answers:
     """Score every answered turn; see `llava_mini.stages.metrics` on why one forward pass does.
 
     Args:
         model: The model; it is left in the mode that it came in.
         batches: Of the split.
-        starts_V: [V] bool, see `llava_mini.stages.metrics.word_starts`; None: every token is a word.
+        marks_V: [V] uint8, see `llava_mini.stages.metrics.word_marks`; None: every token is a word.
     """
     answers = Answers()
     with evaluation_mode(model):
         for batch in batches:
             batch = batch.to(model.device)
             logits = model(**batch.model_inputs()).logits
-            answers.add(batch, answer_scores(logits, batch.labels, batch.turn_ids, starts_V))
+            answers.add(batch, answer_scores(logits, batch.labels, batch.turn_ids, marks_V))
     return answers

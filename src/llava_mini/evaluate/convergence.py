@@ -27,7 +27,7 @@ class Gain:
 
     Attributes:
         gained: Difference of the group's mean word accuracy, from -1 to 1.
-        noise: Standard error of it over scenes, each with itself.
+        noise: Standard error of it over scenes, each with itself; infinite for a single scene.
     """
 
     gained: float
@@ -43,11 +43,11 @@ class Gain:
         """Whether it is not improving, and measured well enough to say so."""
         return not self.improving and self.noise <= NOISY
 
-    def row(self) -> dict[str, float | bool]:
-        """As in result.json."""
+    def row(self) -> dict[str, float | bool | None]:
+        """As in result.json, which is strict JSON: noise that is not known is null."""
         return {
             "gained": self.gained,
-            "noise": self.noise,
+            "noise": self.noise if math.isfinite(self.noise) else None,
             "improving": self.improving,
             "converged": self.converged,
         }
@@ -64,7 +64,7 @@ def convergence(validations: Path, steps: int, last: Predictions) -> dict[str, A
     Returns:
         `converged`: whether all groups of kinds had converged; false where that could not be measured.
         `gained_last_third`, `gain_noise`: of the dense kinds, or of the only group; None where there was no validation
-        between a half and two thirds of the steps.
+        between a half and two thirds of the steps (noise also where it asked about one scene only).
         `gains`: for every group `gained`, `noise`, and whether it is `improving` or `converged`.
     """
     before = _before(validations, steps, last)
@@ -73,15 +73,18 @@ def convergence(validations: Path, steps: int, last: Predictions) -> dict[str, A
     return {
         "converged": bool(gains) and all(gain.converged for gain in gains.values()),
         "gained_last_third": None if headline is None else headline.gained,
-        "gain_noise": None if headline is None else headline.noise,
+        "gain_noise": None if headline is None else headline.row()["noise"],
         "gains": {group: gain.row() for group, gain in gains.items()},
     }
 
 
 def _before(validations: Path, steps: int, last: Predictions) -> Predictions | None:
-    """The last validation between a half and two thirds of the steps, if it asked what `last` asks."""
+    """The last validation between a half and two thirds of the steps, if it asked what `last` asks.
+
+    That of the last step is none: compared with itself, any run would have converged.
+    """
     found = {int(match[1]): path for path in validations.glob("step-*.npz") if (match := _STEP.fullmatch(path.name))}
-    fitting = [step for step in found if steps / 2 <= step <= math.ceil(steps * 2 / 3)]
+    fitting = [step for step in found if steps / 2 <= step <= math.ceil(steps * 2 / 3) and step < steps]
     if not fitting:
         return None
     try:

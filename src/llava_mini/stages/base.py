@@ -58,7 +58,7 @@ class VLMStage(LightningModule, ABC):
             train, whatever its rate.
         optimizer: adamw, adamw_8bit, paged_adamw_8bit.
         seed: What dropout draws is a function of it and of the place in the run.
-        word_starts: [Vocab] bool, which tokens begin a word, for word accuracy (`stages.metrics.word_starts`); None:
+        word_marks: [Vocab] uint8, where words begin and end, for word accuracy (`stages.metrics.word_marks`); None:
             every token is a word.
 
     Attributes:
@@ -79,7 +79,7 @@ class VLMStage(LightningModule, ABC):
         finetune: dict[str, Any] = WHOLE,
         optimizer: str = "adamw",
         seed: int = 0,
-        word_starts: Tensor | None = None,
+        word_marks: Tensor | None = None,
     ):
         super().__init__()
         self.model = model
@@ -99,7 +99,7 @@ class VLMStage(LightningModule, ABC):
         )
         self.kinds, self.answers, self.val_loss = list(kinds or []), Answers(), MeanMetric()
         self.validated: Predictions | None = None
-        self.word_starts = word_starts
+        self.word_marks = word_marks
         self._step_mean = StepMean()
         self.strict_loading = False  # checkpoints hold trained weights only
         self.check()
@@ -201,7 +201,7 @@ class VLMStage(LightningModule, ABC):
     def validation_step(self, batch: VLMBatch, batch_idx: int) -> None:
         loss, logits = self.forward_loss(batch)
         self.val_loss.update(loss, num_supervised(batch.labels, batch.turn_ids))
-        self.answers.add(batch, answer_scores(logits, batch.labels, batch.turn_ids, self.word_starts))
+        self.answers.add(batch, answer_scores(logits, batch.labels, batch.turn_ids, self.word_marks))
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/loss`, `val/accuracy` (exact match), and each score by group and by kind of question."""

@@ -21,16 +21,11 @@ from llava_mini.errors import UserError
 from llava_mini.models.loss import predictors
 from llava_mini.predictions import Predictions
 
-_SPACES = (
-    "\u2581",
-    "\u0120",
-    "\u010a",
-    "\u0109",
-    " ",
-    "\n",
-    "\t",
-)  # SentencePiece's and byte-level BPE's marks of white space
+# SentencePiece's and byte-level BPE's marks of white space, and white space itself.
+_WHITE = frozenset("\u2581\u0120\u010a\u0109\u010d \n\t\r")
+_WHITE_BYTES = ("<0x09>", "<0x0A>", "<0x0D>", "<0x20>")  # as SentencePiece writes what its vocabulary lacks
 _CONTINUES = "##"  # WordPiece's mark of a token that continues a word
+_TEXT, _BEFORE, _BEHIND = 1, 2, 4  # what `word_marks` adds up
 
 
 @dataclass(frozen=True)
@@ -43,27 +38,33 @@ class AnswerScore:
     nll: float
 
 
-def word_starts(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
-    """Which entries of the vocabulary begin a word, [V] bool.
+def word_marks(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
+    """Where words begin and end in the entries of the vocabulary, [V] uint8: a sum of what is true of each.
 
-    A word is what stands between white space. Where the tokenizer marks white space, a token that begins with it begins
-    a word; where it does not, every token does that is not marked as a continuation. Special tokens begin none, so
-    the end of an answer belongs to its last word.
+    1 it holds text; 2 white space stands before its text; 4 white space stands behind it. White space alone is 2 + 4.
+    Where the tokenizer marks no white space, it stands before every token that is not marked as a continuation.
+    Special tokens are 0, so the end of an answer belongs to its last word.
 
     Args:
         tokenizer: The model's.
         size: V, the width of the logits; at least the length of the tokenizer.
     """
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    marked = any(token is not None and token.startswith(_SPACES) for token in tokens)
-    starts = [
-        token is not None and (token.startswith(_SPACES) if marked else not token.startswith(_CONTINUES))
-        for token in tokens
-    ]
-    begins_V = torch.zeros(max(size, len(starts)), dtype=torch.bool)
-    begins_V[: len(starts)] = torch.tensor(starts, dtype=torch.bool)
-    begins_V[tokenizer.all_special_ids] = False
-    return begins_V
+    texts = [" " if token in _WHITE_BYTES else token or "" for token in tokens]
+    marked = any(text[:1] in _WHITE for text in texts)
+    marks_V = torch.zeros(max(size, len(texts)), dtype=torch.uint8)
+    marks_V[: len(texts)] = torch.tensor([_marks(text, marked) for text in texts], dtype=torch.uint8)
+    marks_V[tokenizer.all_special_ids] = 0
+    return marks_V
+
+
+def _marks(text: str, marked: bool) -> int:
+    """The marks of a token; `marked`: whether its tokenizer marks white space."""
+    if not text:
+        return 0
+    if not marked:
+        return _TEXT + _BEFORE * (not text.startswith(_CONTINUES))
+    return _TEXT * (not _WHITE.issuperset(text)) + _BEFORE * (text[0] in _WHITE) + _BEHIND * (text[-1] in _WHITE)
 
 
 def answer_spans(labels_BT: Tensor, turn_ids_BT: Tensor | None = None) -> Tensor:
@@ -85,7 +86,7 @@ def answer_spans(labels_BT: Tensor, turn_ids_BT: Tensor | None = None) -> Tensor
 
 
 def answer_scores(
-    logits_BTV: Tensor, labels_BT: Tensor, turn_ids_BT: Tensor | None = None, starts_V: Tensor | None = None
+    logits_BTV: Tensor, labels_BT: Tensor, turn_ids_BT: Tensor | None = None, marks_V: Tensor | None = None
 ) -> list[list[AnswerScore]]:
     """For every row the scores of each of its answers, in order.
 
@@ -93,7 +94,7 @@ def answer_scores(
         logits_BTV: [B, T, V].
         labels_BT: [B, T] int64; -100 outside answers.
         turn_ids_BT: [B, T] int64 or None.
-        starts_V: [V] bool, see `word_starts`; None: every token is a word of its own, and so is an answer's end.
+        marks_V: [V] uint8, see `word_marks`; None: every token is a word of its own, and so is an answer's end.
     """
     predictor_BT = predictors(torch.zeros_like(labels_BT) if turn_ids_BT is None else turn_ids_BT)
     spans_BT = answer_spans(labels_BT, turn_ids_BT).masked_fill(predictor_BT < 0, 0)
@@ -103,9 +104,8 @@ def answer_scores(
     nats_S = torch.nn.functional.cross_entropy(logits_SV, labels_S, reduction="none").double()
     right_S = logits_SV.argmax(-1) == labels_S
     answer_S = _numbered(_changes(row_S) | _changes(span_S))
-    begins_S = _changes(answer_S) | (
-        torch.ones_like(right_S) if starts_V is None else starts_V.to(labels_S.device)[labels_S]
-    )
+    marks_S = None if marks_V is None else marks_V.to(labels_S.device)[labels_S]
+    begins_S = torch.ones_like(right_S) if marks_S is None else _word_begins(marks_S, answer_S)
     word_S = _numbered(begins_S)
     wrong_W = nats_S.new_zeros(_count(word_S)).scatter_add(0, word_S, (~right_S).double())
     answer_W = answer_S[begins_S]
@@ -118,6 +118,23 @@ def answer_scores(
     for row, words, right, nats in zip(rows, words_I.tolist(), right_I.tolist(), nats_I.tolist(), strict=True):
         scores[row].append(AnswerScore(int(words), float(right == words), right / words, nats / words))
     return scores
+
+
+def _word_begins(marks_S: Tensor, answer_S: Tensor) -> Tensor:
+    """The first token of every word, [S] bool; a word is what stands between white space.
+
+    The first token of an answer begins a word in any case. White space alone belongs to the word before it, so a line's
+    end behind an answer is none.
+
+    Args:
+        marks_S: [S] uint8, see `word_marks`.
+        answer_S: [S] int64, the answer that each token belongs to.
+    """
+    first_S, text_S = _changes(answer_S), (marks_S & _TEXT) > 0
+    white_S = (marks_S & _BEFORE) > 0
+    white_S[1:] |= (marks_S[:-1] & _BEHIND) > 0
+    texts_S = text_S.long().cumsum(0) - text_S.long()  # how many tokens with text come before it
+    return first_S | (text_S & white_S & (texts_S > texts_S[first_S][answer_S]))
 
 
 def _changes(values_S: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from itertools import groupby
 
 from llava_mini.sweep.analysis import Analysis
 from llava_mini.sweep.changes import Change
-from llava_mini.sweep.configurations import Configuration
+from llava_mini.sweep.configurations import Configuration, label_of
 from llava_mini.sweep.seed_spread import few_seeds
 from llava_mini.sweep.statistics import FEWEST_SEEDS, Difference
 from llava_mini.sweep.text import percent
@@ -32,14 +32,26 @@ def headline(analysis: Analysis) -> list[str]:
         return [f"No run is finished: {counts['failed']} failed, {counts['interrupted']} did not get to their end."]
     if not analysis.conclusive:
         ceilings = [_ceiling(analysis, r, group) for group in analysis.groups for r in _references(analysis, group)]
-        few = few_seeds(analysis.common_seeds, analysis.groups)
+        most = max(len(c.columns) for c in analysis.configurations)
+        few = few_seeds(analysis.common_seeds, analysis.groups, in_common=most > analysis.common_seeds)
         return [few, *filter(None, ceilings), _training(analysis)]
     sentences = []
-    if not any(c.reference for c in analysis.configurations):
-        sentences.append("No run of the uncompressed reference is finished, so nothing is compared with it.")
+    if lacking := _without_reference(analysis):
+        sentences.append(lacking)
     for group in analysis.groups:
         sentences += _of_group(analysis, group)
     return [*sentences, _training(analysis)]
+
+
+def _without_reference(analysis: Analysis) -> str:
+    """Where nothing is compared with the reference because none is finished; empty where all have one."""
+    lacking = [label_of(c.setting) for c in analysis.configurations if analysis.reference_of(c) is None]
+    if not lacking:
+        return ""
+    if not any(c.reference for c in analysis.configurations):
+        return "No run of the uncompressed reference is finished, so nothing is compared with it."
+    places = "; ".join(dict.fromkeys(lacking))
+    return f"No run of the uncompressed reference is finished with {places}, so nothing is compared with it there."
 
 
 def at_ceiling(analysis: Analysis, reference: Configuration, group: str) -> bool:
@@ -120,7 +132,8 @@ def _verdicts(
     if level and not at_the_ceiling:
         texts.append(_level(analysis, level, alone=len(level) == len(found)))
     if lacking:
-        texts.append(f"not compared, for fewer than {FEWEST_SEEDS} common seeds: {listed(lacking)}")
+        same = " with the same questions" if analysis.test_sets > 1 else ""
+        texts.append(f"not compared, for fewer than {FEWEST_SEEDS} common seeds{same}: {listed(lacking)}")
     return texts
 
 
@@ -157,7 +170,9 @@ def _controls(analysis: Analysis, group: str) -> list[str]:
         return []
     values = [f"{name(analysis, c)} {percent(c.scores[group].mean.value)} %" for c in controls]
     known = [d for d in (c.scores[group].difference for c in controls) if d is not None and d.p is not None]
-    text = f"without any vision token{_within_budget(controls)}, of the words are right: {listed(values)}"
+    references = [r for r in map(analysis.reference_of, controls) if known and r is not None]
+    within = _within_budget([*controls, *references])
+    text = f"without any vision token{within}, of the words are right: {listed(values)}"
     if known:
         text += f"; {_clear(known, -1)} of these {len(known)} are clearly below the reference, {_clear(known, 1)} above"
     return [sentence(text)]
@@ -169,7 +184,9 @@ def _control(analysis: Analysis, control: Configuration, group: str) -> str:
     steps = [c for c in analysis.changes if c.key == "C" and c.lower is control and group in c.differences]
     added = [(c.upper, c.differences[group]) for c in steps if c.differences[group].p is not None]
     text = f"without any vision token ({name(analysis, control)}) {percent(score.mean.value)} % of the words are right"
-    text += _within_budget([control, *(upper for upper, _ in added)])
+    known = score.difference is not None and score.difference.p is not None
+    reference = analysis.reference_of(control) if known else None
+    text += _within_budget([control, *filter(None, [reference]), *(upper for upper, _ in added)])
     if score.difference is not None and score.difference.p is not None:
         verdict = "clearly below" if score.difference.value < 0 else "clearly above"
         verdict = verdict if score.difference.clear else "not to be told from"
@@ -189,7 +206,7 @@ def _more_tokens(analysis: Analysis, group: str) -> list[str]:
     up, down = _clear(differences, +1), _clear(differences, -1)
     return [
         sentence(
-            where(analysis, group, None, [c.upper for c in steps]),
+            where(analysis, group, None, [each for c in steps for each in (c.lower, c.upper)]),
             f"{up} of {len(steps)} steps to more tokens clearly raise word accuracy, {down} clearly lower it; "
             f"of {len(steps) - up - down} it cannot be told",
         )
@@ -203,7 +220,7 @@ def _series(analysis: Analysis, steps: Sequence[Change], group: str) -> str:
     begin = f"more tokens help {who}" if up else f"whether more tokens help {who} cannot be told"
     if down:
         begin = f"more tokens both raise and lower {who}" if up else f"more tokens lower {who}"
-    within = _within_budget([c.upper for c in steps])
+    within = _within_budget([each for c in steps for each in (c.lower, c.upper)])
     values = [f"C={c.before} to {c.after} {step(difference)}" for c, difference in zip(steps, differences, strict=True)]
     return sentence(f"{begin}{within}: {', '.join(values)}")
 

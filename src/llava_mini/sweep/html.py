@@ -41,7 +41,8 @@ _HOLM = (
     "itself, so one may leave out 0 and still not be clear."
 )
 _CONVERGED = (
-    "A run counts as converged when what its validation score gained over the last third of its steps is noise. "
+    "A run counts as converged when what its validation score gained over the last third of its steps is noise, or "
+    "less than half a point, and its noise is at most one point. "
     "Of one that was still improving the figures say what it reached in its budget of steps; with more it would have "
     "reached more, and differences may shrink or turn."
 )
@@ -108,7 +109,7 @@ def _missing(analysis: Analysis) -> str:
     if not failed and not waiting:
         return ""
     parts = [f"{len(failed)} failed"] * bool(failed) + [f"{len(waiting)} not finished"] * bool(waiting)
-    items = [f"<li><code>{escape(m.folder.name)}</code>: {escape(m.outcome.error or '')}</li>" for m in failed]
+    items = [f"<li><code>{escape(m.folder.name)}</code>: {escape(m.what_failed)}</li>" for m in failed]
     items += [f"<li><code>{escape(m.folder.name)}</code>: not finished</li>" for m in waiting]
     return (
         f'<section class="missing"><h2>Not in the numbers: {" and ".join(parts)}</h2><ul>{"".join(items)}</ul>'
@@ -133,9 +134,12 @@ def _meaning(analysis: Analysis) -> str:
     """What the figures say and what they do not."""
     if not analysis.configurations:
         return ""
-    text = [_SCORE]
+    intervals = [s.mean.interval for c in analysis.configurations for s in c.scores.values()]
+    text = [_SCORE, *([_INTERVAL] if any(intervals) else [])]
     if analysis.conclusive:
-        text += [_INTERVAL, _HOLM]
+        text.append(_HOLM)
+    elif any(intervals):
+        text.append(f"Below {FEWEST_SEEDS} common seeds there are no comparisons. {SOURCE}")
     else:
         text.append(f"Below {FEWEST_SEEDS} seeds there are no intervals and no comparisons. {SOURCE}")
     starts = sorted({start for c in analysis.configurations for start in c.training.starts})

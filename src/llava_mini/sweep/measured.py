@@ -50,6 +50,12 @@ class Measured:
         """`result.json`; empty for a run that is not finished."""
         return self.outcome.result or {}
 
+    @property
+    def what_failed(self) -> str:
+        """The error of a run that failed, for people; one that left a result is not run again while that lies there."""
+        stays = (self.folder / "result.json").exists()
+        return (self.outcome.error or "") + "; delete its folder to have it run again" * stays
+
     def row(self) -> dict[str, Any]:
         """The run's entry in results.json; what is not known is None."""
         run, result, accuracy = self.run, self.result, self.accuracy

@@ -94,7 +94,9 @@ def _how_to_read(analysis: Analysis) -> list[str]:
     counts = [len([d for d in analysis.to_reference(group) if d.p is not None]) for group in analysis.groups]
     notes = []
     if any(counts):
-        numbers = " and ".join(f"{count} comparison{'' if count == 1 else 's'}" for count in dict.fromkeys(counts))
+        numbers = " and ".join(
+            f"{count} comparison{'' if count == 1 else 's'}" for count in dict.fromkeys(filter(None, counts))
+        )
         notes.append(
             f"*: a clear difference, after Holm's correction for the {numbers} of a table. "
             "Intervals are 95 %, over seeds and scenes, each by itself (not corrected)."
@@ -105,7 +107,7 @@ def _how_to_read(analysis: Analysis) -> list[str]:
 
 
 def _not_finished(analysis: Analysis) -> list[str]:
-    failed = [f"failed: {m.folder.name}: {m.outcome.error}" for m in analysis.of_state("failed")]
+    failed = [f"failed: {m.folder.name}: {m.what_failed}" for m in analysis.of_state("failed")]
     return [*failed, *(f"not finished: {m.folder.name}" for m in analysis.of_state("interrupted"))]
 
 

@@ -18,14 +18,15 @@ SOURCE = (
 SPREAD_POINTS: Mapping[str, float] = MappingProxyType({"dense": 7.0, "one_word": 3.0})
 
 
-def few_seeds(seeds: int, groups: Sequence[str]) -> str:
+def few_seeds(seeds: int, groups: Sequence[str], in_common: bool = False) -> str:
     """What one or two seeds cannot tell, as a sentence.
 
     Args:
         seeds: Number of common seeds that there are, below `FEWEST_SEEDS`.
         groups: Groups of kinds that are reported.
+        in_common: Whether configurations have more seeds, but no more in common.
     """
-    named = {1: "One seed", 2: "Two seeds"}[seeds]
+    named = {1: "One seed", 2: "Two seeds"}[seeds] + " in common" * in_common
     limits = [f"{SPREAD_POINTS[group]:g} points{on_group(group, groups)}" for group in groups]
     return (
         f"{named}: differences under about {' or '.join(limits)} mean nothing, and this report compares nothing: "

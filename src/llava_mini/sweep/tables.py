@@ -162,7 +162,7 @@ def _configuration(configuration: Configuration, analysis: Analysis, bars: Bars)
         if score is not None and score.difference is not None:
             cells.append(bars.cell(score.difference))
         else:
-            cells.append("<td>reference</td>" if configuration.reference else "<td>no common seed</td>")
+            cells.append("<td>reference</td>" if configuration.reference else "<td>not compared</td>")
     lacking = len(configuration.columns) < len(configuration.wanted)
     seeds = f"{len(configuration.columns)} of {len(configuration.wanted)}" if lacking else len(configuration.columns)
     cells += [

@@ -43,8 +43,10 @@ class _Configuration:
     by_seed: dict[int, dict[str, float]] = field(default_factory=dict)
 
     def mean(self, seeds: Iterable[int]) -> dict[str, float]:
+        """Of what was measured with each of these seeds."""
         chosen = [self.by_seed[seed] for seed in seeds]
-        return {key: fmean(figures[key] for figures in chosen) for key in chosen[0]}
+        known = [key for key in chosen[0] if all(key in figures for figures in chosen)]
+        return {key: fmean(figures[key] for figures in chosen) for key in known}
 
 
 def track_report(sweep_dir: Path) -> None:
@@ -90,12 +92,14 @@ def summary(finished: Iterable[tuple[Path, Run, Result]]) -> dict[str, float]:
         finished: folder, run and result of its finished runs.
 
     Returns:
-        `best.KEY` of the configuration with the highest word accuracy on dense answers (accuracy, where no answer is
-        dense) among those that have a reference, `reference.KEY` of its reference, `difference.KEY` of the two, and
-        `difference.KEY.CONFIGURATION` of every configuration and its reference; nothing where there is no such.
+        `best.KEY` of the configuration with the highest word accuracy on dense answers (accuracy, where no run has
+        dense ones) among those that have a reference, `reference.KEY` of its reference, `difference.KEY` of the two,
+        and `difference.KEY.CONFIGURATION` of every configuration and its reference; nothing where there is no such.
     """
     configurations = _configurations(finished)
     references = [each for each in configurations if each.reference]
+    measured = {key for each in configurations for figures in each.by_seed.values() for key in figures}
+    ranked = "word_accuracy.dense" if "word_accuracy.dense" in measured else "accuracy"
     metrics: dict[str, float] = {}
     highest: tuple[float, dict[str, float]] | None = None
     for each in configurations:
@@ -105,8 +109,8 @@ def summary(finished: Iterable[tuple[Path, Run, Result]]) -> dict[str, float]:
         own, its = each.mean(seeds), reference.mean(seeds)
         difference = {key: own[key] - its[key] for key in _SHARES if key in own and key in its}
         metrics |= {f"difference.{key}.{each.name}": value for key, value in difference.items()}
-        score = own.get("word_accuracy.dense", own["accuracy"])
-        if highest is None or score > highest[0]:
+        score = own.get(ranked)
+        if score is not None and (highest is None or score > highest[0]):
             parts = {"best": own, "reference": its, "difference": difference}
             highest = score, {f"{part}.{key}": value for part, of in parts.items() for key, value in of.items()}
     return metrics if highest is None else highest[1] | metrics

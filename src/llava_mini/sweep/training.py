@@ -53,18 +53,20 @@ class Training:
         """`still improving: +3.1 points in the last third`; empty when all had converged.
 
         Args:
-            group: Group of kinds that is meant; None: the first that was not converged.
+            group: Group of kinds that is meant; None: the first that was still improving, or else not shown to have
+                converged.
         """
         if group is None:
             named = dict.fromkeys(name for gains in self.gains for name in gains)
-            marks = (self.mark(name) for name in named)
-            return next(filter(None, marks), "" if self.converged else _NOT_SHOWN)
+            marks = [mark for mark in map(self.mark, named) if mark]
+            marks.sort(key=lambda mark: not mark.startswith(_IMPROVING))
+            return next(iter(marks), "" if self.converged else _NOT_SHOWN)
         marked = [gains.get(group) for gains in self.gains if group not in gains or not gains[group]["converged"]]
         improving = [gain["gained"] for gain in marked if gain is not None and gain["improving"]]
         parts = []
         if improving:
             parts.append(
-                f"still improving: {points(fmean(improving))} points in the last third{self._share(len(improving))}"
+                f"{_IMPROVING}: {points(fmean(improving))} points in the last third{self._share(len(improving))}"
             )
         if unknown := len(marked) - len(improving):
             parts.append(f"{_NOT_SHOWN}{self._share(unknown)}")
@@ -74,7 +76,7 @@ class Training:
         return "" if count == len(self.ends) else f", {count} of {len(self.ends)} runs"
 
 
-_NOT_SHOWN = "not shown to have converged"
+_IMPROVING, _NOT_SHOWN = "still improving", "not shown to have converged"
 
 
 def budget(trainings: Iterable[Training]) -> str:

@@ -15,9 +15,14 @@ _HOW = "(points, 95 % interval)"
 
 
 def name(analysis: Analysis, configuration: Configuration, without: Sequence[str] = ()) -> str:
-    """`query C=1 N=4`, without what all but the references have in common and without the values named `without`."""
+    """`query C=1 N=4`, without what all but the references have in common and without the values named `without`.
+
+    Where another configuration has the references' compressor, what sets it apart from them is not left out.
+    """
     own = configuration.attributes()
-    others = [c.attributes() for c in analysis.configurations if not c.reference]
+    compressors = {c.compressor for c in analysis.configurations if c.reference}
+    alike = any(c.compressor in compressors for c in analysis.configurations if not c.reference)
+    others = [c.attributes() for c in analysis.configurations if alike or not c.reference]
     same = {key for key in own if key != "compressor" and len({repr(other[key]) for other in others}) < 2}
     return label_of({key: value for key, value in own.items() if key not in {*same, *without}}).replace(", ", " ")
 
