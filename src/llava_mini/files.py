@@ -69,7 +69,8 @@ def writing(path: Path) -> Iterator[None]:
     except WriteError as error:  # of this block's own temporary file
         if path.parent.absolute() / _AREA not in Path(str(error.filename)).absolute().parents:
             raise
-        raise WriteError(error.errno, error.strerror, str(path)) from error
+        number = error.errno or 0
+        raise WriteError(number, os.strerror(number) + _room(path, number), str(path)) from error
     except (UserError, SampleError):  # they have named the culprit
         raise
     except Exception as error:

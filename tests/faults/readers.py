@@ -38,6 +38,7 @@ from llava_mini.stages.checkpointing import AtomicCheckpointIO
 from llava_mini.sweep import folder as sweep_folder
 from llava_mini.sweep import runner
 from llava_mini.sweep.grid import Run
+from llava_mini.sweep.provenance import code_version
 
 Check = Callable[[Any], bool]
 RUN = Run("a", [], "hash", 0, "query", 1, 4, False)
@@ -136,7 +137,7 @@ def _quarantine(folder: Path) -> str:
     kept = quarantine.Quarantine(folder, 0.5)
     kept.position = 2
     trainer: Any = SimpleNamespace(is_global_zero=True, strategy=SimpleNamespace(barrier=lambda: None))
-    kept.on_train_start(trainer, None)  # type: ignore[arg-type]
+    kept.on_train_start(trainer, None)
     return (folder / "quarantine.jsonl").read_text()
 
 
@@ -173,7 +174,7 @@ def _png(folder: Path) -> Any:
 
 def _claimed_features(folder: Path) -> Any:
     recipe: Any = SimpleNamespace(fingerprint=lambda shards: "f", dtype="float16")
-    return feature_store._claim(folder, None, recipe)  # type: ignore[arg-type]
+    return feature_store._claim(folder, None, recipe)
 
 
 _NO_TEMPLATE: Any = SimpleNamespace(tokenizer=SimpleNamespace(chat_template=None))
@@ -194,7 +195,7 @@ READERS = [
     ),
     Reader(
         ("commands.run_folder:_check_code", "files:read_json"), "code.json",
-        _json("code.json", {"code_version": run_folder.code_version(), "commit": "a"}), run_folder._check_code,
+        _json("code.json", {"code_version": code_version(), "commit": "a"}), run_folder._check_code,
     ),
     Reader(
         ("commands.run_folder:_is_finished",), "result.json", _json("result.json", RESULT),
@@ -350,7 +351,7 @@ READERS = [
     ),
     Reader(
         ("inference.session_file:load",), "a.session", lambda folder: save_tensors(TENSORS, folder / "a.session"),
-        lambda folder: session_file.load(None, folder / "a.session"),  # type: ignore[arg-type]
+        lambda folder: session_file.load(None, folder / "a.session"),
     ),
     Reader(
         ("inference.session_file:check_replaceable",), "a.session",

@@ -40,7 +40,7 @@ def _refuse(monkeypatch: pytest.MonkeyPatch, folder: Path, number: int) -> None:
         return bool(mode & os.O_ACCMODE) if isinstance(mode, int) else bool(set("wax+") & set(mode))
 
     for module in (builtins, io, os):
-        monkeypatch.setattr(module, "open", refusing(module.open, opens_to_write))  # type: ignore[attr-defined]
+        monkeypatch.setattr(module, "open", refusing(module.open, opens_to_write))
     monkeypatch.setattr(os, "mkdir", refusing(os.mkdir, lambda *_, **__: True))
 
 

@@ -83,19 +83,19 @@ _TRAINER: Any = SimpleNamespace(
 
 def _history_line(folder: Path) -> None:
     batch: Any = SimpleNamespace(position=1, keys=[TEXT], num_supervised=lambda: 0)
-    callbacks.History(folder / "history.jsonl").on_train_batch_end(_TRAINER, None, {}, batch, 0)  # type: ignore[arg-type]
+    callbacks.History(folder / "history.jsonl").on_train_batch_end(_TRAINER, None, {}, batch, 0)
 
 
 def _history_start(folder: Path) -> None:
     (folder / "history.jsonl").write_text(json.dumps({"step": 0, "keys": [TEXT]}) + "\n")
-    callbacks.History(folder / "history.jsonl").on_train_start(_TRAINER, None)  # type: ignore[arg-type]
+    callbacks.History(folder / "history.jsonl").on_train_start(_TRAINER, None)
 
 
 def _quarantine_start(folder: Path) -> None:
     (folder / "quarantine.jsonl").write_text(json.dumps({"position": 0, "key": TEXT}) + "\n")
     kept = quarantine.Quarantine(folder, 0.5)
     kept.position = 1
-    kept.on_train_start(_TRAINER, None)  # type: ignore[arg-type]
+    kept.on_train_start(_TRAINER, None)
 
 
 def _pretrained(folder: Path) -> None:
@@ -148,7 +148,7 @@ def _set(folder: Path) -> None:
 def _claimed_features(folder: Path) -> None:
     (folder / "features.json").unlink(missing_ok=True)
     recipe: Any = SimpleNamespace(fingerprint=lambda shards: TEXT, dtype="float16")
-    feature_store._claim(folder, None, recipe)  # type: ignore[arg-type]
+    feature_store._claim(folder, None, recipe)
 
 
 def _spooled(folder: Path) -> None:
