@@ -57,7 +57,7 @@ def test_data_without_kinds_is_one_kind() -> None:
     assert nameless.group_means("word_accuracy")["dense"] == pytest.approx(4 / 6)
 
 
-@pytest.mark.parametrize("fault", ["missing", "cut", "without nll", "lengths", "empty"])
+@pytest.mark.parametrize("fault", ["missing", "cut", "without nll", "lengths", "empty", "scalars", "compressed anew"])
 def test_predictions_that_cannot_be_used_are_named(tmp_path: Path, fault: str) -> None:
     path = tmp_path / "predictions_test.npz"
     arrays = dict(vars(make_predictions()))
@@ -67,8 +67,14 @@ def test_predictions_that_cannot_be_used_are_named(tmp_path: Path, fault: str) -
         arrays["turn"] = np.arange(4)
     if fault == "empty":
         arrays = {name: array[:0] for name, array in arrays.items()}
+    if fault == "scalars":
+        arrays = {name: array[0] for name, array in arrays.items()}
     if fault != "missing":
         np.savez(path, **arrays)
+    if fault == "compressed anew":  # by a method that zipfile does not know
+        raw = bytearray(path.read_bytes())
+        raw[8] = raw[raw.index(b"PK\x01\x02") + 10] = 99
+        path.write_bytes(raw)
     if fault == "cut":
         path.write_bytes(path.read_bytes()[:-60])
     with pytest.raises(UserError, match=r"predictions_test\.npz"):
