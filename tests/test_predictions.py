@@ -57,7 +57,10 @@ def test_data_without_kinds_is_one_kind() -> None:
     assert nameless.group_means("word_accuracy")["dense"] == pytest.approx(4 / 6)
 
 
-@pytest.mark.parametrize("fault", ["missing", "cut", "without nll", "lengths", "empty", "nan", "inf"])
+FAULTS = ["missing", "cut", "without nll", "lengths", "empty", "nan", "inf", "scalars", "compressed anew"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_predictions_that_cannot_be_used_are_named(tmp_path: Path, fault: str) -> None:
     path = tmp_path / "predictions_test.npz"
     arrays = dict(vars(make_predictions()))
@@ -69,8 +72,14 @@ def test_predictions_that_cannot_be_used_are_named(tmp_path: Path, fault: str) -
         arrays["nll"] = np.array([1, 1, 1, float(fault), 1, 1], np.float32)
     if fault == "empty":
         arrays = {name: array[:0] for name, array in arrays.items()}
+    if fault == "scalars":
+        arrays = {name: array[0] for name, array in arrays.items()}
     if fault != "missing":
         np.savez(path, **arrays)
+    if fault == "compressed anew":  # by a method that zipfile does not know
+        raw = bytearray(path.read_bytes())
+        raw[8] = raw[raw.index(b"PK\x01\x02") + 10] = 99
+        path.write_bytes(raw)
     if fault == "cut":
         path.write_bytes(path.read_bytes()[:-60])
     with pytest.raises(UserError, match=r"predictions_test\.npz"):

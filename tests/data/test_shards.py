@@ -334,6 +334,23 @@ def test_an_index_that_is_no_array_is_named(shards: ShardSet) -> None:
         ShardSet(shards.folder)
 
 
+def test_an_index_whose_header_is_damaged_is_named(shards: ShardSet) -> None:
+    path = Path(shards.folder) / "index.npy"
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b"'<u8')", bytes(6), 1))  # numpy's parser raises its own TokenError
+    with pytest.raises(UserError, match=r"index\.npy cannot be read \("):
+        ShardSet(shards.folder)
+
+
+@pytest.mark.parametrize(("field", "value"), [("source", 60_000), ("shard", 2**31), ("modality", 9)])
+def test_an_index_that_names_what_the_listing_does_not_have_is_named(shards: ShardSet, field: str, value: int) -> None:
+    shards.index = shards.index.copy()
+    shards.index[field] = value
+    ask = {"source": shards.source, "shard": shards.shard_name, "modality": shards.modality}[field]
+    with pytest.raises(UserError, match=r"index\.npy does not agree with shards\.json: damaged or changed"):
+        ask(0)
+
+
 def test_a_complete_set_is_never_overwritten_but_an_interrupted_one_is(shards: ShardSet) -> None:
     with pytest.raises(UserError, match="already holds a shard set"):
         write_shards(SAMPLES, shards.folder)
