@@ -74,9 +74,10 @@ def writing(path: Path) -> Iterator[None]:
     except (UserError, SampleError):  # they have named the culprit
         raise
     except Exception as error:
-        if (number := _refusal(error, path)) is None:
+        refused = _refusal(error, path)
+        if refused is None:
             raise
-        raise WriteError(number, os.strerror(number) + _room(path, number), str(path)) from error
+        raise WriteError(refused, os.strerror(refused) + _room(path, refused), str(path)) from error
 
 
 @contextmanager
