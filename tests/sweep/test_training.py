@@ -43,14 +43,15 @@ def test_each_group_of_kinds_has_its_own_mark() -> None:
     found = Training.of([result(False, gains={"dense": done, "one_word": rising})])
     assert found.converged_on("dense") and found.mark("dense") == ""
     assert not found.converged_on("one_word") and not found.converged
-    assert found.mark("one_word") == "still improving: +5.0 points in the last third" == found.mark()
+    assert found.mark("one_word") == "still improving: +5.0 points in the last third"
+    assert found.mark() == "still improving: +5.0 points on one-word answers in the last third"
 
 
 def test_what_improves_is_told_before_what_is_not_known() -> None:
     noisy = {"gained": 0.001, "noise": 0.02, "improving": False, "converged": False}
     rising = {"gained": 0.05, "noise": 0.004, "improving": True, "converged": False}
     found = Training.of([result(False, gains={"dense": noisy, "one_word": rising})])
-    assert found.mark() == "still improving: +5.0 points in the last third"
+    assert found.mark() == "still improving: +5.0 points on one-word answers in the last third"
 
 
 def test_a_budget_names_its_steps_and_whether_the_start_is_common() -> None:

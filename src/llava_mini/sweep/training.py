@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from llava_mini.sweep.text import points
+from llava_mini.sweep.text import on_group, points
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,24 @@ class Training:
 
         Args:
             group: Group of kinds that is meant; None: the first that was still improving, or else not shown to have
-                converged.
+                converged, which is named where there are several.
         """
-        if group is None:
-            named = dict.fromkeys(name for gains in self.gains for name in gains)
-            marks = [mark for mark in map(self.mark, named) if mark]
-            marks.sort(key=lambda mark: not mark.startswith(_IMPROVING))
-            return next(iter(marks), "" if self.converged else _NOT_SHOWN)
+        if group is not None:
+            return self._mark(group, "")
+        named = list(dict.fromkeys(name for gains in self.gains for name in gains))
+        marks = [mark for mark in (self._mark(name, on_group(name, named)) for name in named) if mark]
+        marks.sort(key=lambda mark: not mark.startswith(_IMPROVING))
+        return next(iter(marks), "" if self.converged else _NOT_SHOWN)
+
+    def _mark(self, group: str, where: str) -> str:
         marked = [gains.get(group) for gains in self.gains if group not in gains or not gains[group]["converged"]]
         improving = [gain["gained"] for gain in marked if gain is not None and gain["improving"]]
         parts = []
         if improving:
-            parts.append(
-                f"{_IMPROVING}: {points(fmean(improving))} points in the last third{self._share(len(improving))}"
-            )
+            gained = f"{points(fmean(improving))} points{where} in the last third"
+            parts.append(f"{_IMPROVING}: {gained}{self._share(len(improving))}")
         if unknown := len(marked) - len(improving):
-            parts.append(f"{_NOT_SHOWN}{self._share(unknown)}")
+            parts.append(f"{_NOT_SHOWN}{where}{self._share(unknown)}")
         return "; ".join(parts)
 
     def _share(self, count: int) -> str:
