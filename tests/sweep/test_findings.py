@@ -87,12 +87,13 @@ def test_what_was_still_improving_is_said_of_its_budget(sweep_folder: SweepFolde
     assert tokens.startswith("More tokens help query within this budget: "), "C=1 may yet reach C=2"
     assert trained == (
         "These are figures of a budget (300 steps from a common start), not of what a configuration can do: "
-        "zero (not shown to have converged), query C=1 (still improving: +3.1 points in the last third)."
+        "zero (not shown to have converged), "
+        "query C=1 (still improving: +3.1 points on dense answers in the last third)."
     )
 
 
 def test_the_marks_are_said_with_one_seed_too(sweep_folder: SweepFolder) -> None:
-    assert "query C=1 (still improving: +3.1 points in the last third)" in headline(
+    assert "query C=1 (still improving: +3.1 points on dense answers in the last third)" in headline(
         analyse(sweep_folder(*DEFAULT, "seed=0", accuracy=graded, training=improving))
     )[1]  # fmt: skip
 

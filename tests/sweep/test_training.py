@@ -22,17 +22,17 @@ def test_a_configuration_has_converged_when_all_its_runs_have() -> None:
 
 def test_what_was_still_improving_is_marked_with_its_gain() -> None:
     marked = Training.of([result(False, 0.03), result(False, 0.032), result(False, 0.031)])
-    assert marked.mark() == "still improving: +3.1 points in the last third"
+    assert marked.mark("dense") == "still improving: +3.1 points in the last third"
     one = Training.of([result(), result(False, 0.06), result()])
-    assert one.mark() == "still improving: +6.0 points in the last third, 1 of 3 runs"
+    assert one.mark("dense") == "still improving: +6.0 points in the last third, 1 of 3 runs"
 
 
 def test_a_gain_that_is_unknown_or_noise_is_not_called_one() -> None:
     not_shown = "not shown to have converged"
-    assert Training.of([result(False, None, None)]).mark() == not_shown
-    assert Training.of([result(False, -0.02)]).mark() == not_shown
-    assert Training.of([result(False, 0.03, 0.02)]).mark() == not_shown
-    assert Training.of([result(False, None, None), result(False, 0.02)]).mark() == (
+    assert Training.of([result(False, None, None)]).mark("dense") == not_shown
+    assert Training.of([result(False, -0.02)]).mark("dense") == not_shown
+    assert Training.of([result(False, 0.03, 0.02)]).mark("dense") == not_shown
+    assert Training.of([result(False, None, None), result(False, 0.02)]).mark("dense") == (
         f"still improving: +2.0 points in the last third, 1 of 2 runs; {not_shown}, 1 of 2 runs"
     )
 
