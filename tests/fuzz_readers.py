@@ -14,6 +14,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def fuzz_records(scratch: Path, _: argparse.Namespace) -> tuple[st.SearchStrateg
         path.write_bytes(content)
         for entry in _documented(lambda: list(read_records(path))) or []:
             again = Entry(*json.loads(_line(entry)[0]))
-            _documented(lambda again=again: sample_of(again, media))
+            _documented(partial(sample_of, again, media))
         _documented(lambda: read_requests(path))
 
     return damaged(files) | made | st.binary(max_size=200), read
@@ -105,9 +106,11 @@ def fuzz_shards(scratch: Path, _: argparse.Namespace) -> tuple[st.SearchStrategy
             for look in (lambda: shards.verify_sidecar(0), shards.verify):
                 _documented(look)
             for index in range(len(shards)):
-                _documented(lambda index=index: shards.read(index))
-                _documented(lambda index=index: parse_record(shards.read_record(index)))
-                _documented(lambda index=index: (shards.key(index), shards.shard_name(index), shards.source(index)))
+                for read_one in (shards.read, shards.read_record, shards.key, shards.shard_name, shards.source):
+                    _documented(partial(read_one, index))
+                record = _documented(partial(shards.read_record, index))
+                if record is not None:
+                    _documented(partial(parse_record, record))
             shards.close()
 
     def edited(name: str) -> st.SearchStrategy[tuple[str, bytes]]:

@@ -222,6 +222,12 @@ def test_impossible_models_are_found_without_building_one(config_of: Resolve, ov
     build.check_model(config_of("fusion.num_layers=3", "fusion.init=random"))
 
 
+def test_a_rate_may_be_text_of_a_number(config_of: Resolve) -> None:
+    config = config_of('stage.learning_rates.projector="1e-4"')
+    assert config["stage"]["learning_rates"]["projector"] == "1e-4"  # as yaml has it without a dot
+    build.check_model(config)
+
+
 @pytest.mark.parametrize(
     ("overrides", "single", "hd"),
     [
