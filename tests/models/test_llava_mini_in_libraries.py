@@ -99,3 +99,57 @@ def test_outputs_are_given_as_asked(make_model, make_sample, collate, training: 
     in_order = model(**batch, return_dict=False)
     assert isinstance(in_order, tuple)
     assert torch.equal(in_order[0], whole.loss)
+
+
+@pytest.fixture
+def trainer(make_model, make_sample, collate, tmp_path: Path) -> Callable[..., Trainer]:
+    """trainer(**TrainingArguments): one step over two samples, by transformers' Trainer."""
+
+    def make(**arguments: Any) -> Trainer:
+        model, samples = make_model(), [make_sample(1), make_sample(2, answer=5)]
+        given = dict(
+            output_dir=str(tmp_path / "run"), per_device_train_batch_size=2, max_steps=1, logging_steps=1, use_cpu=True,
+            report_to=[], save_strategy="no", remove_unused_columns=False, disable_tqdm=True,
+        )  # fmt: skip
+        return Trainer(
+            model=model,
+            args=TrainingArguments(**{**given, **arguments}),
+            train_dataset=samples,
+            eval_dataset=samples,
+            data_collator=lambda chosen: collate(model, chosen),
+        )
+
+    return make
+
+
+def test_trainer_evaluates_and_predicts(trainer) -> None:
+    own = trainer()
+    with torch.no_grad():
+        expected = own.model(**own.data_collator(own.eval_dataset))
+    assert own.evaluate()["eval_loss"] == pytest.approx(float(expected.loss))
+    torch.testing.assert_close(torch.from_numpy(own.predict(own.eval_dataset).predictions), expected.logits)
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+def test_trainer_checkpoints_and_goes_on(trainer, tmp_path: Path) -> None:
+    """The same loss with activations made again; from a saved step it goes on."""
+    own = trainer(gradient_checkpointing=True, save_strategy="steps", save_steps=1)
+    with torch.no_grad():
+        expected = float(own.model(**own.data_collator(own.train_dataset)).loss)
+    assert own.train().training_loss == pytest.approx(expected)
+    again = trainer(max_steps=2)
+    assert again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1")).global_step == 2
+
+
+def test_trainers_label_smoothing_needs_an_instruction_mask(trainer, collate) -> None:
+    """It keeps labels to itself, and pre-fusion would see the answers."""
+    own = trainer(label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match=r"^labels: in training they \(or instruction_mask\) are needed"):
+        own.train()
+
+    def with_mask(chosen: list[Any]) -> dict[str, torch.Tensor]:
+        batch = collate(own.model, chosen)
+        return {**batch, "instruction_mask": (batch["labels"] == -100) & batch["attention_mask"].bool()}
+
+    own.data_collator = with_mask
+    assert own.train().training_loss > 0

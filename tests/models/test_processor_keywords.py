@@ -165,3 +165,39 @@ def test_transformers_pipeline_in_batches(
         inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
         ids = model.generate(**inputs, **words_only)[:, inputs["input_ids"].shape[1] :]
         assert answer["generated_text"].split() == processor.batch_decode(ids)[0].split() != []
+
+
+def test_the_mask_of_answers_is_theirs_behind_images_too(make_processor: Factory) -> None:
+    """As TRL's `assistant_only_loss` asks for it: placeholders move what stands behind them."""
+    template = (
+        "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'text' %}"
+        "{% if message['role'] == 'assistant' %}{% generation %}{{ part['text'] }} {% endgeneration %}"
+        "{% else %}{{ part['text'] }} {% endif %}{% else %}<{{ part['type'] }}> {% endif %}{% endfor %}{% endfor %}"
+    )
+    processor = make_processor(num_image_tokens=3, chat_template=template)
+    asks = [{"type": "image", "image": RED}, {"type": "text", "text": "what is"}, {"type": "image", "image": RED}]
+    says = [{"type": "text", "text": "here and"}]
+    chat = [{"role": "user", "content": asks}, {"role": "assistant", "content": says}]
+    longer = [*chat, {"role": "user", "content": [{"type": "text", "text": "there"}]}]
+    options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    found = processor.apply_chat_template([chat, longer], **options)
+    for ids, mask in zip(found["input_ids"].tolist(), found["assistant_masks"], strict=True):
+        assert [token for token, own in zip(ids, mask, strict=True) if own] == [7, 8]
+
+
+def test_a_folder_is_all_that_others_need(make_processor: Factory, make_model: Factory, tmp_path: Path) -> None:
+    """What `push_to_hub` uploads: by its name alone transformers makes model, processor and pipeline of it."""
+    model = make_model(image_token_id=IMAGE)
+    processor = make_processor(num_image_tokens=model.tokens_per_frame(), chat_template=CHAT)
+    for each in (model, processor):
+        each.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        "config.json", "generation_config.json", "model.safetensors", "processor_config.json", "tokenizer.json",
+        "tokenizer_config.json", "chat_template.jinja",
+    }  # fmt: skip
+    content = [{"type": "image", "image": RED}, {"type": "text", "text": "what is here"}]
+    words_only = {"do_sample": False, "suppress_tokens": list(range(12, 99)), "max_new_tokens": 3}
+    asked = {"text": [{"role": "user", "content": content}], "generate_kwargs": words_only, "return_full_text": False}
+    by_name = pipeline("image-text-to-text", model=str(tmp_path))
+    by_hand = pipeline("image-text-to-text", model=model, processor=processor)
+    assert by_name(**asked)[0]["generated_text"] == by_hand(**asked)[0]["generated_text"] != ""

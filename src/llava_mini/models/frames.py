@@ -85,6 +85,19 @@ class FramesMixin:
     offload_vision: bool
     runs_all_layers: bool
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The projector's, which reads the features: parts that are frozen may be stored in half precision.
+
+        Of a projector whose weights are packed bits, the type of its biases.
+        """
+        return next(each.dtype for each in self.projector.parameters() if each.is_floating_point())
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the projector's, as the vision tower may wait in host memory."""
+        return next(self.projector.parameters()).device
+
     def tokens_per_frame(self, views: int = SINGLE_VIEW) -> int:
         """K: placeholders that a frame of `views` views takes in input_ids.
 
@@ -133,7 +146,7 @@ class FramesMixin:
 
         Frames with one view and HD frames lie in different grids, so each of the two kinds is worked on at once.
         """
-        features_FVND = features_FVND.to(next(self.projector.parameters()).dtype)
+        features_FVND = features_FVND.to(self.dtype)
         if num_views is None:
             return VisualTokens.of_one_kind(*self._compress_group(features_FVND, features_FVND.shape[1]))
         kinds = [(num_views == views, views) for views in num_views.unique().tolist()]
@@ -210,13 +223,12 @@ class FramesMixin:
     def _batches(self, frames: Frames) -> Iterator[tuple[Tensor, Frames]]:
         """Frames that are worked on together, and where they stand: all of them when gradients are recorded."""
         views_F = frames.views()
-        weight = next(self.projector.parameters())
         every = torch.arange(len(frames), device=views_F.device)
         if torch.is_grad_enabled() or self.runs_all_layers:
             yield every, frames
             return
         for views in views_F.unique().tolist():
-            size = self.savings.frame_batch or frames_at_once(self.config, views, weight.dtype, weight.device)
+            size = self.savings.frame_batch or frames_at_once(self.config, views, self.dtype, views_F.device)
             for rows in every[views_F == views].split(size):
                 yield rows, frames.take(rows, views)
 
@@ -271,7 +283,7 @@ class FramesMixin:
     def _nothing_seen(self) -> Tensor:
         """Zero, by way of every part that reads frames."""
         width = self.config.vision_config.hidden_size
-        features = torch.zeros(1, 1, self.side**2, width, device=next(self.projector.parameters()).device)
+        features = torch.zeros(1, 1, self.side**2, width, device=self.device)
         visual = self.compress_and_project(features)
         hidden_FLD = torch.cat([visual.patches_FPD, visual.compressed_FKD], dim=1)
         seen_FL = torch.ones(hidden_FLD.shape[:2], dtype=torch.bool, device=hidden_FLD.device)

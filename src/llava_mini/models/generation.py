@@ -1,6 +1,7 @@
 """How generation deals with frames: they are read once with the prompt, and go with their sample when it is repeated.
 
-Everything else (cache, sampling, beams, stopping) is transformers' own.
+Everything else (cache, sampling, beams, stopping) is transformers' own. What of it cannot be done with frames is
+refused by name, where transformers would fail in the middle or go on without the frames.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
+from llava_mini.errors import UserError
 from llava_mini.models.configuration import LlavaMiniConfig
 
-_PREFILL_ONLY = ("pixel_values", "image_features", "num_frames", "num_views", "instruction_mask", "turn_ids")
+_FRAMES = ("pixel_values", "image_features")
+_PREFILL_ONLY = (*_FRAMES, "num_frames", "num_views", "instruction_mask", "turn_ids")
 
 
 def suppressed_tokens(config: LlavaMiniConfig, chosen: GenerationConfig, given: list[int] | None) -> list[int] | None:
@@ -30,28 +33,103 @@ class FramesGenerationMixin(GenerationMixin):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; only the prompt, never a generated token, is seen by pre-fusion, also without a cache.
 
-        The image placeholder stands for tokens of an image and is never generated.
+        The image placeholder stands for tokens of an image and is never generated. Behind a cache that holds frames an
+        answer goes on without them; a next question needs them again, and an instruction_mask.
+
+        Raises:
+            UserError: for an option that cannot be had.
         """
         prompt = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
-        if kwargs.get("instruction_mask") is None and prompt is not None:
+        chosen = kwargs.get("generation_config") or self.generation_config
+        self._check_options(prompt, chosen, kwargs)
+        past = kwargs.get("past_key_values")
+        begins = past is None or past.get_seq_length() == 0
+        if prompt is not None and begins and _has_frames(kwargs) and kwargs.get("instruction_mask") is None:
             mask = kwargs.get("attention_mask")
             kwargs["instruction_mask"] = torch.ones_like(prompt) if mask is None else mask.clone()
-        chosen = kwargs.get("generation_config") or self.generation_config
         if suppressed := suppressed_tokens(self.config, chosen, kwargs.get("suppress_tokens")):
             kwargs["suppress_tokens"] = suppressed
         return super().generate(*args, **kwargs)
 
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: its requests are ids alone.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            "continuous batching (generate_batch, cache_implementation='paged') takes no frames; allowed is generate "
+            "with a batch"
+        )
+
+    def _check_options(self, prompt: Tensor | None, chosen: GenerationConfig, given: dict[str, Any]) -> None:
+        """Raises UserError for what the frames of a prompt, or this device, do not go with."""
+        cache, chunk, exit_layer = (
+            given.get(name, getattr(chosen, name, None))
+            for name in ("cache_implementation", "prefill_chunk_size", "assistant_early_exit")
+        )
+        if cache == "paged":
+            self.init_continuous_batching()
+        if cache in ("offloaded", "offloaded_static") and self.device.type == "cpu":
+            raise UserError(f"cache_implementation={cache!r} is for GPUs; allowed on a CPU are 'dynamic' and 'static'")
+        if exit_layer is not None:
+            raise UserError(f"assistant_early_exit={exit_layer}: the layers are no model of their own; allowed is None")
+        if not _has_frames(given) or prompt is None:
+            return
+        if chunk is not None and chunk < prompt.shape[1]:
+            raise UserError(f"prefill_chunk_size={chunk}: a prompt with frames is read at once; allowed is None")
+        if given.get("assistant_model") is not None:
+            self._check_assistant(given["assistant_model"])
+
+    def _check_assistant(self, assistant: Any) -> None:
+        """Raises UserError for an assistant that does not read a prompt with frames as this model does."""
+        if getattr(assistant.config, "model_type", None) != self.config.model_type:
+            raise UserError(
+                f"assistant_model: {type(assistant).__name__} reads no frames; allowed is a {type(self).__name__}"
+            )
+        model: Any = self
+        own, other = (
+            {"image_token_id": each.config.image_token_id, "tokens of a frame": each.tokens_per_frame()}
+            for each in (model, assistant)
+        )
+        if own != other:
+            raise UserError(f"assistant_model: it has {other}, this model {own}; they must be the same")
+
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
-        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        if not is_first_iteration and kwargs.get("use_cache", True):
+        past = kwargs.get("past_key_values")
+        held = 0 if past is None else past.get_seq_length()
+        # An assistant's first iteration is not called so. A static cache, which it cannot have, counts in a tensor.
+        reads = bool(is_first_iteration) or (isinstance(held, int) and held == 0)
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=reads, **kwargs)
+        if not reads and kwargs.get("use_cache", True):
             for name in _PREFILL_ONLY:
                 inputs.pop(name, None)
         elif "attention_mask" in inputs:
             # For a static cache it was made 4D, which does not tell padding; the language model does that by itself.
             inputs["attention_mask"] = kwargs.get("attention_mask")
+        if reads and inputs["input_ids"].shape[1] < input_ids.shape[1] and _has_frames(inputs):
+            self._with_held(inputs, input_ids)
         return inputs
+
+    def _with_held(self, inputs: dict[str, Any], input_ids: Tensor) -> None:
+        """Behind a cache: frames of what is new go with it; where others are given, pre-fusion reads the whole text."""
+        model: Any = self
+        frames = model.frames(*(inputs.get(name) for name in (*_FRAMES, "num_views")))
+        tokens = 0 if frames is None else sum(map(model.tokens_per_frame, frames.views().tolist()))
+        new, mask = inputs["input_ids"], inputs.get("instruction_mask")
+        if tokens > 0 and tokens == int((new == self.config.image_token_id).sum()):
+            inputs["instruction_mask"] = None if mask is None else mask[:, -new.shape[1] :]
+            return
+        if mask is None:
+            raise UserError(
+                "past_key_values holds frames that are given again: leave them out to go on with an answer, or say "
+                "with instruction_mask [B, T] what pre-fusion reads for a next question"
+            )
+        inputs["input_ids"] = input_ids
+        if inputs.get("attention_mask") is None:  # transformers leaves out a mask that hides nothing
+            inputs["attention_mask"] = torch.ones_like(input_ids)
 
     def _expand_inputs_for_generation(
         self,
@@ -72,3 +150,7 @@ class FramesGenerationMixin(GenerationMixin):
                 tensor = torch.cat([sample for sample in samples for _ in range(expand_size)])
             model_kwargs[name] = tensor
         return input_ids, model_kwargs
+
+
+def _has_frames(given: dict[str, Any]) -> bool:
+    return any(given.get(name) is not None for name in _FRAMES)

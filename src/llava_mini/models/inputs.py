@@ -13,23 +13,38 @@ import torch
 from torch import Tensor
 from transformers.utils import TransformersKwargs
 
+from llava_mini.errors import UserError
+
 # What transformers' own models take besides named arguments; PEFT gives inputs_embeds, None where there are none.
 _KEYWORDS = (*sorted(TransformersKwargs.__optional_keys__), "inputs_embeds")
 
 
-def language_model_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
+def language_model_keywords(input_ids: Tensor | None, keywords: dict[str, Any]) -> dict[str, Any]:
     """Keywords of a forward pass that it does not name itself, as its language model takes them.
 
     Raises:
         TypeError: for one that nothing reads.
-        ValueError: for embeddings in the place of ids.
+        ValueError: for embeddings in the place of ids, and without ids.
     """
     if unknown := sorted(keywords.keys() - set(_KEYWORDS)):
         named, allowed = ", ".join(map(repr, unknown)), ", ".join(_KEYWORDS)
         raise TypeError(f"forward() takes no keyword {named}; besides its own arguments it takes {allowed}")
     if keywords.get("inputs_embeds") is not None:
         raise ValueError("inputs_embeds: input_ids are needed, whose placeholders say where frames stand")
+    if input_ids is None:
+        raise ValueError("input_ids are needed")
     return {name: value for name, value in keywords.items() if name != "inputs_embeds"}
+
+
+class NoPromptTuning(torch.nn.Module):
+    """What PEFT gets as embeddings of words: with its prompts of embeddings the model would see no placeholders."""
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> Tensor:
+        """Raises UserError: prompts must be ids."""
+        raise UserError(
+            "PEFT's prompt tuning and p-tuning give embeddings, not ids, whose placeholders say where frames stand; "
+            "allowed are prefix tuning and adapters"
+        )
 
 
 def check_pixels(pixel_values: Tensor, num_views_F: Tensor | None) -> None:
@@ -97,6 +112,18 @@ def check_no_frames(placeholder_BT: Tensor, num_frames_B: Tensor | None) -> None
         raise ValueError(f"input_ids has {int(placeholder_BT.sum())} image placeholders and no image was given")
     if num_frames_B is not None and bool(num_frames_B.any()):
         raise ValueError(f"num_frames has {int(num_frames_B.sum())} frames and no image was given")
+
+
+def check_answers_are_known(labels: Tensor | None, instruction_mask: Tensor | None) -> None:
+    """Raises ValueError where nothing tells answers from instruction, as pre-fusion must not see answers in training.
+
+    transformers' Trainer leaves labels out where it makes the loss itself (label smoothing, a loss of one's own).
+    """
+    if labels is None and instruction_mask is None:
+        raise ValueError(
+            "labels: in training they (or instruction_mask) are needed, or pre-fusion would see the answers; with "
+            "label smoothing or a loss of your own give instruction_mask"
+        )
 
 
 def instruction(

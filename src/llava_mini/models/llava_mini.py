@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
+from llava_mini.errors import UserError
 from llava_mini.files import set_usual_mode
 from llava_mini.models.attention import mask_for, packed_positions
 from llava_mini.models.compressors import Compressor, build_compressor
@@ -25,6 +26,8 @@ from llava_mini.models.configuration import LlavaMiniConfig
 from llava_mini.models.frames import FramesMixin
 from llava_mini.models.generation import FramesGenerationMixin
 from llava_mini.models.inputs import (
+    NoPromptTuning,
+    check_answers_are_known,
     check_frames,
     check_no_frames,
     check_placeholders,
@@ -84,16 +87,6 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
         else:
             super()._init_weights(module)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The projector's, which reads the features: parts that are frozen may be stored in half precision."""
-        return next(self.projector.parameters()).dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs go: the projector's, as the vision tower may wait in host memory."""
-        return next(self.projector.parameters()).device
-
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.language_model.get_input_embeddings()
 
@@ -115,6 +108,18 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
         for path in Path(save_directory).glob("*.safetensors"):
             set_usual_mode(path)
 
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
+        if attn_implementation not in (None, "sdpa", "eager"):
+            raise UserError(
+                f"attn_implementation={attn_implementation!r}: it takes no mask of turns or of what pre-fusion sees; "
+                "allowed are 'sdpa' and 'eager'"
+            )
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+
+    def get_submodule(self, target: str) -> torch.nn.Module:
+        """As torch's; by the name under which PEFT looks for embeddings of words, what refuses to make prompts."""
+        return NoPromptTuning() if target == "embeddings.word_embeddings" else super().get_submodule(target)
+
     def set_attn_implementation(self, attn_implementation: str | dict[str, Any], **kwargs: Any) -> None:
         """As in transformers; pre-fusion follows the language model."""
         super().set_attn_implementation(attn_implementation, **kwargs)
@@ -123,7 +128,7 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
     @can_return_tuple  # type: ignore[untyped-decorator] # mypy does not read transformers
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         num_frames: Tensor | None = None,
@@ -143,6 +148,7 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
 
         Args:
             input_ids: [B, T]; every frame stands as K placeholders `config.image_token_id`, in the order of the frames.
+                With a cache: what is new, or with frames the whole text, of which only what is new is decoded.
             attention_mask: [B, T (with a cache: past + T)]; 0 is padding, on either side.
             pixel_values: [F, V, 3, H, W] normalised; V = 1, or 5 (four crops row by row, then the whole image).
             num_frames: [B], frames of each sample; needed with pixel_values or image_features.
@@ -151,7 +157,8 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
             turn_ids: [B, T]; 0 for the shared prefix, i for the i-th of turns that do not see one another.
             instruction_mask: [B, T]; text that pre-fusion sees. Default: where labels are -100 (release), or all text.
             position_ids: [B, T]; default: counted over unmasked tokens.
-            past_key_values: Cache of earlier tokens; frames must then have been given with them.
+            past_key_values: Cache of earlier tokens; their frames must have been given with them, and are given again
+                only where pre-fusion shall read a new question on them.
             labels: [B, T]; -100 is not predicted.
             use_cache: Default: no when labels are given, else the config's.
             logits_to_keep: As in transformers: only the last so many positions.
@@ -161,9 +168,11 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
 
         Raises:
             TypeError: for a keyword that nothing reads.
-            ValueError: when frames, views or placeholders do not match.
+            ValueError: when frames, views or placeholders do not match, there are no ids, or nothing says what of a
+                training text pre-fusion may see.
         """
-        kwargs = language_model_keywords(kwargs)
+        kwargs = language_model_keywords(input_ids, kwargs)
+        assert input_ids is not None
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         if attention_mask is None:
             attention_mask = input_ids.new_ones(len(input_ids), past + input_ids.shape[1])
@@ -173,9 +182,13 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
         if frames is not None:
             num_frames = check_frames(num_frames, len(frames), len(input_ids))
             check_placeholders(placeholder_BT, frames.views(), num_frames, self.tokens_per_frame)
+            if self.training and self.config.num_fusion_layers > 0:
+                check_answers_are_known(labels, instruction_mask)
             instruction_BT = instruction(attention_mask, placeholder_BT, labels, instruction_mask)
             compressed, text = self.fuse(frames, inputs_embeds, instruction_BT, turn_ids, num_frames)
             inputs_embeds = splice(text, placeholder_BT, compressed)
+            if past_key_values is not None and input_ids.shape[1] == attention_mask.shape[-1]:
+                inputs_embeds = inputs_embeds[:, int(past) :]
         elif isinstance(past, int) and past == 0:  # a static cache that was written to counts in a tensor
             check_no_frames(placeholder_BT, num_frames)
             if self.runs_all_layers:

@@ -109,6 +109,7 @@ class LlavaMiniProcessor(ProcessorMixin):
         """
         named = {"padding": padding, "truncation": truncation, "max_length": max_length, "padding_side": padding_side}
         named |= {"add_special_tokens": add_special_tokens, "return_tensors": return_tensors}
+        tells_spans = kwargs.pop("return_text_replacement_offsets", False)
         for_text, for_images, for_videos = self._kwargs(named, kwargs)
         if audio is not None or for_text["return_tensors"] != "pt":
             tensors = for_text["return_tensors"]
@@ -117,10 +118,11 @@ class LlavaMiniProcessor(ProcessorMixin):
         if not isinstance(texts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in texts):
             raise UserError(f"processor: text is {text!r}; allowed are a string and a list of strings, as text=...")
         videos = [frames_of(video, **for_videos) for video in flat_videos(videos)]
-        prompts, frames, num_frames = self._expanded(texts, flat_images(images), videos, for_images)
+        prompts, frames, num_frames, spans = self._expanded(texts, flat_images(images), videos, for_images)
         encoded = self.tokenizer(prompts, **for_text)
         self._check_placeholders(prompts, encoded["input_ids"], for_text["max_length"])
-        return BatchFeature({**encoded, **(stack_frames(frames, num_frames) if frames else {})})
+        told = {"text_replacement_offsets": spans} if tells_spans else {}
+        return BatchFeature({**encoded, **(stack_frames(frames, num_frames) if frames else {}), **told})
 
     def _kwargs(self, named: dict[str, Any], others: dict[str, Any]) -> tuple[dict[str, Any], ...]:
         """Keywords for the tokenizer, the image processor and videos, told apart as transformers tells them apart."""
@@ -133,29 +135,36 @@ class LlavaMiniProcessor(ProcessorMixin):
 
     def _expanded(
         self, texts: Sequence[str], images: list[Any], videos: list[Iterator[Any]], for_images: dict[str, Any]
-    ) -> tuple[list[str], list[Tensor], list[int]]:
-        """Texts with their placeholders, all frames [V, 3, H, W] in order of appearance, and how many a text has."""
+    ) -> tuple[list[str], list[Tensor], list[int], list[list[dict[str, Any]]]]:
+        """Texts with their placeholders, all frames [V, 3, H, W] in order of appearance, and how many a text has.
+
+        Last, for every text, where in it a mark stood and where its placeholders stand, as transformers tells them.
+        """
         marks = re.compile(f"({re.escape(self.image_token)}|{re.escape(self.video_token)})")
         found = [part for prompt in texts for part in marks.findall(prompt)]
         for token, given, name in ((self.image_token, images, "images"), (self.video_token, videos, "videos")):
             if found.count(token) != len(given):
                 raise UserError(f"{name}: the text has {found.count(token)} {token}, {len(given)} {name} were given")
         frames: list[Tensor] = []
-        num_frames, prompts = [], []
+        num_frames, prompts, spans = [], [], []
         rest = {self.image_token: iter(images), self.video_token: iter(videos)}
         for prompt in texts:
-            first, pieces = len(frames), []
+            first, pieces, replaced, old, new_at = len(frames), [], list[dict[str, Any]](), 0, 0
             for piece in marks.split(prompt):
+                length = len(piece)
                 if piece in rest:
                     item, is_video = next(rest[piece]), piece == self.video_token
                     seen = item if is_video else [item]
                     new = [self.pixels(frame, is_video=is_video, **for_images) for frame in seen]
                     frames += new
                     piece = self.image_token * sum(self.tokens_of(len(frame)) for frame in new)
+                    replaced.append({"span": (old, old + length), "new_span": (new_at, new_at + len(piece))})
+                old, new_at = old + length, new_at + len(piece)
                 pieces.append(piece)
             num_frames.append(len(frames) - first)
             prompts.append("".join(pieces))
-        return prompts, frames, num_frames
+            spans.append(replaced)
+        return prompts, frames, num_frames, spans
 
     def _check_placeholders(self, prompts: list[str], input_ids: Tensor, max_length: int | None) -> None:
         """A frame with some of its placeholders cut off would be read as another frame."""

@@ -15,6 +15,25 @@ from llava_mini.errors import UserError
 from llava_mini.models.compressors.base import Compressor, grid_side
 
 
+class CrossAttention(nn.MultiheadAttention):
+    """torch's attention, but its last projection is called as a module, not read as a weight.
+
+    So it may be quantized, adapted (LoRA) or wait on a disk (accelerate) as every other layer.
+    """
+
+    def forward(  # type: ignore[override] # what torch's takes besides, no one here asks for
+        self, query: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, None]:
+        """[F, K, D], [F, P, D] twice -> [F, K, D]; and None in the place of weights, as torch's gives."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        heads = [
+            functional.linear(given, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for given, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        ]
+        mixed = functional.scaled_dot_product_attention(*heads)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
+
+
 class QueryCompressor(Compressor):
     """C² learnable queries, one cross-attention.
 
@@ -38,7 +57,7 @@ class QueryCompressor(Compressor):
         self.register_buffer("position", sincos_2d(dim, C))
         self.norm_query = nn.LayerNorm(dim)
         self.norm_patches = nn.LayerNorm(dim)
-        self.attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
+        self.attention = CrossAttention(dim, num_heads, batch_first=True)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -58,7 +77,7 @@ class QueryCompressor(Compressor):
         query_KD = self.norm_query(self.query) + self.position
         keys_FPD = patches_FPD + self._patch_positions(height, width).to(patches_FPD.dtype)
         query_FKD = query_KD.to(patches_FPD.dtype).expand(len(patches_FPD), -1, -1)
-        return self.attention(query_FKD, keys_FPD, patches_FPD, need_weights=False)[0]
+        return self.attention(query_FKD, keys_FPD, patches_FPD)[0]
 
     def _patch_positions(self, height: int, width: int) -> Tensor:
         """The queries' positions, interpolated to the patches' grid: [P, D]."""
