@@ -143,9 +143,9 @@ class Plan:
         try:
             with reading(path):
                 found: NDArray[Any] = np.load(path, mmap_mode="r")
-        except (ValueError, EOFError) as error:
-            if isinstance(error, UserError):
-                raise
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001  numpy raises of a damaged header what its parser does
             raise self._damaged(path) from error
         if found.shape != (self.num_records,):
             raise self._damaged(path)
