@@ -145,7 +145,7 @@ class Plan:
                 found: NDArray[Any] = np.load(path, mmap_mode="r")
         except UserError:
             raise
-        except Exception as error:  # noqa: BLE001  numpy raises of a damaged header what its parser does
+        except Exception as error:
             raise self._damaged(path) from error
         if found.shape != (self.num_records,):
             raise self._damaged(path)
