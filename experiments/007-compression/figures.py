@@ -149,7 +149,7 @@ def panels(title: str) -> tuple[plt.Figure, list[Axes]]:
 
 def finish(figure: plt.Figure, axes: Sequence[Axes], name: str) -> None:
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     figure.savefig(HERE / name, dpi=130)
     plt.close(figure)
 
@@ -189,9 +189,8 @@ def against_layers(analysis: Analysis) -> None:
             name = "no token (zero)" if tokens == 0 else f"{tokens} token{'s' * (tokens > 1)}"
             panel.errorbar(places, values, error, fmt="o-", color=shade, capsize=3, markersize=4, label=name)
             hollow = [i for i, c in enumerate(found) if not c.training.converged]
-            panel.plot(
-                np.array(places)[hollow], values[hollow], "o", color=shade, markerfacecolor="white", markersize=4
-            )
+            still = {"color": shade, "markerfacecolor": "white", "markersize": 5, "zorder": 3}
+            panel.plot(np.array(places)[hollow], values[hollow], "o", **still)
         panel.set_xticks([0, 1, 2, 4])
         panel.set_xlabel("N_fusion")
     finish(figure, axes, "layers.png")
