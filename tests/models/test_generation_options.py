@@ -66,7 +66,8 @@ def test_an_assistant_changes_no_word(make_model: Factory, model: Any, one: dict
     """It reads the frames too, once, whether its guesses are right (it is the model itself) or not."""
     expected = model.generate(**one, **GREEDY)
     for seed in (0, 3):
-        assistant, views = make_model(seed=seed), list[int]()
+        assistant = make_model(seed=seed)
+        views: list[int] = []
         assistant.vision_tower.register_forward_pre_hook(lambda *_, seen=views: seen.append(1))
         assert torch.equal(model.generate(**one, **GREEDY, assistant_model=assistant), expected)
         assert len(views) == 1

@@ -94,7 +94,8 @@ def test_what_is_finished_is_not_repeated(sweep: Sweeper, runs_of: Callable[[], 
     status, lines = sweep("compressor.C=1,2")
     assert status == 0
     assert [len(attempts(folder)) for folder in runs_of().values()] == [1, 1, 1]
-    assert lines[0] == "3 runs: 2 finished before, 1 to run, 1 side by side"
+    assert lines[0].endswith("with other arguments (compressor.C=1, now 1,2): the runs that both ask for are kept")
+    assert lines[1] == "3 runs: 2 finished before, 1 to run, 1 side by side"
     _, lines = sweep("compressor.C=1,2")
     assert lines == ["3 runs: 3 finished before, 0 to run", "3 of 3 runs are finished, 0 failed"]
 
@@ -114,7 +115,8 @@ def test_other_code_runs_again_and_loses_nothing(
     assert len(before) == 2
     monkeypatch.setenv("STANDIN_CODE_VERSION", "code-2")
     status, lines = sweep(code_version="code-2")
-    assert (status, lines[0]) == (0, "2 runs: 2 to run, 2 side by side")
+    assert (status, lines[1]) == (0, "2 runs: 2 to run, 2 side by side")
+    assert "other code (commit c0ffee, whose working tree was changed since): its runs are kept" in lines[0]
     after = {path: path.read_text() for path in tmp_path.rglob("result.json")}
     assert len(after) == 4
     assert before.items() <= after.items()

@@ -10,7 +10,7 @@ from llava_mini.config import load
 from llava_mini.errors import UserError
 from llava_mini.files import read_json, remove_leftovers
 from llava_mini.sweep.differing import differing, listed
-from llava_mini.sweep.provenance import code_version, git_commit
+from llava_mini.sweep.provenance import code_version, commits_told, git_commit
 
 log = logging.getLogger("llava_mini")
 
@@ -48,7 +48,7 @@ def _check_config(run_dir: Path, config: dict[str, Any]) -> None:
 def _check_code(run_dir: Path) -> None:
     begun = read_json(run_dir / "code.json")
     if begun.get("code_version") != code_version():
-        commits = f"commit {begun.get('commit')}, now {git_commit()}"
+        commits = commits_told(str(begun.get("commit")), git_commit())
         raise UserError(f"run_dir={run_dir} was begun with other code ({commits}); name another folder or delete it")
 
 

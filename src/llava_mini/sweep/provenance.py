@@ -35,6 +35,11 @@ def git_commit(package: Path = PACKAGE) -> str:
     return commit + (CHANGED if changes else "")
 
 
+def commits_told(before: str, now: str) -> str:
+    """`commit abc, now def`, or that of one commit the working tree has changed."""
+    return f"commit {before}, now {now}" if before != now else f"commit {now}, whose working tree was changed since"
+
+
 def source_tags(commit: str) -> dict[str, str]:
     """The same as MLflow names it, with the command of this process.
 

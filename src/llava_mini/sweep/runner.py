@@ -33,7 +33,7 @@ from llava_mini.sweep.folder import (
 from llava_mini.sweep.grid import Run
 from llava_mini.sweep.launcher import LOG_HEADER, Ended, Job, Launcher, Started
 from llava_mini.sweep.progress import Progress, Say, print_now
-from llava_mini.sweep.provenance import source_tags, untracked
+from llava_mini.sweep.provenance import commits_told, source_tags, untracked
 from llava_mini.sweep.tracked import view
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _changed(sweep_dir: Path, sweep: Sweep) -> Iterator[str]:
         yield f"{error}; it is written anew, and finished runs are kept"
         return
     if before.code_version != sweep.code_version:
-        commits = f"commit {before.commit}, now {sweep.commit}"
+        commits = commits_told(before.commit, sweep.commit)
         yield f"{sweep_dir} was begun with other code ({commits}): its runs are kept, and made again with this one"
     if other := differences(*(_by_key(each.arguments) for each in (before, sweep))):
         yield f"{sweep_dir} is continued with other arguments ({listed(other)}): the runs that both ask for are kept"

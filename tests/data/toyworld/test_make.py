@@ -158,7 +158,7 @@ def test_damage_that_leaves_the_size_as_it_was_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "does not describe a toy world"),
+        ([], ": holds no JSON object"),
         ({"version": make.RECIPE_VERSION, "seed": 0}, "does not describe a toy world"),
         ({"version": make.RECIPE_VERSION, "seed": 0, "sets": []}, "does not describe a toy world"),
         (
@@ -174,5 +174,5 @@ def test_damage_that_leaves_the_size_as_it_was_is_named(tmp_path: Path) -> None:
 def test_what_does_not_describe_a_world_is_named(tmp_path: Path, content: Any, message: str) -> None:
     make_world(tmp_path, seed=0, sizes={"instruct-val": 4})
     (tmp_path / "world.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=rf"world\.json {message}"):
+    with pytest.raises(UserError, match=rf"world\.json ?{message}"):
         make_world(tmp_path, seed=0, sizes={"instruct-val": 4})
