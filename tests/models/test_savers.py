@@ -77,6 +77,7 @@ def test_training_makes_no_logits_but_those_that_are_learnt(make_model, make_sam
     assert model(**batch).logits is None
     assert rows == [batch["input_ids"].numel() * vocabulary, 3 * vocabulary]
     without_labels = {name: value for name, value in batch.items() if name != "labels"}
+    without_labels["instruction_mask"] = batch["labels"] == -100  # in training something must hide the answers
     assert model(**without_labels).logits.shape[:2] == batch["input_ids"].shape
 
 

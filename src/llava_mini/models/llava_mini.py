@@ -182,7 +182,7 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
         if frames is not None:
             num_frames = check_frames(num_frames, len(frames), len(input_ids))
             check_placeholders(placeholder_BT, frames.views(), num_frames, self.tokens_per_frame)
-            if self.training and self.config.num_fusion_layers > 0:
+            if self.training and torch.is_grad_enabled() and self.config.num_fusion_layers > 0:
                 check_answers_are_known(labels, instruction_mask)
             instruction_BT = instruction(attention_mask, placeholder_BT, labels, instruction_mask)
             compressed, text = self.fuse(frames, inputs_embeds, instruction_BT, turn_ids, num_frames)
