@@ -46,7 +46,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         WriteError: the disk is full, or takes no files for another reason; `path` is as it was.
     """
-    with writing(path), _workplace(path.parent) as place:
+    # The inner one tells what is free while it is full, the outer one is for the workplace itself.
+    with writing(path), _workplace(path.parent) as place, writing(path):
         temporary = place / path.name
         yield temporary
         with open(temporary, "rb") as file:
@@ -179,8 +180,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
             temporary.mkdir()
         except OSError as error:
             raise UserError(f"{folder}: cannot be made ({error.strerror})") from error
-        yield temporary
-        temporary.rename(folder)  # over an empty folder too
+        with writing(folder):  # within the workplace, to tell what is free while it is full
+            yield temporary
+            temporary.rename(folder)  # over an empty folder too
 
 
 def remove_leftovers(folder: Path) -> None:
