@@ -70,8 +70,8 @@ def writing(path: Path) -> Iterator[None]:
     except WriteError as error:  # of this block's own temporary file
         if path.parent.absolute() / _AREA not in Path(str(error.filename)).absolute().parents:
             raise
-        number = error.errno or 0
-        raise WriteError(number, os.strerror(number) + _room(path, number), str(path)) from error
+        again = error.errno or 0
+        raise WriteError(again, os.strerror(again) + _room(path, again), str(path)) from error
     except (UserError, SampleError):  # they have named the culprit
         raise
     except Exception as error:
