@@ -8,7 +8,7 @@ from llava_mini.data.toyworld.captions import caption
 from llava_mini.data.toyworld.facts import scene_facts
 from llava_mini.data.toyworld.questions import question
 from llava_mini.data.toyworld.scenes import scene_at, stream_rng
-from llava_mini.data.toyworld.tokenizer import _CLIP_WORDS, SPECIAL_TOKENS, VOCABULARY
+from llava_mini.data.toyworld.tokenizer import _CLIP_WORDS, SPECIAL_TOKENS, VOCABULARY, build_tokenizer
 
 
 def test_every_text_is_known_words_and_every_word_is_used(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -35,7 +35,8 @@ def test_an_unknown_word_has_its_own_token(tokenizer: PreTrainedTokenizerFast) -
     assert tokenizer("red hexagon")["input_ids"][-1] == tokenizer.unk_token_id
 
 
-def test_it_comes_back_from_its_files(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_it_comes_back_from_its_files(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()  # its own, as a processor pads on the left whichever it is given
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     text = "<image>\nwhat color is the ring <answer> red</s>"
