@@ -15,9 +15,8 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -223,7 +222,9 @@ def _workplace(folder: Path) -> Iterator[Path]:
 
 def _locked_place(area: Path) -> tuple[Path, IO[str]]:
     """A new folder in `area`, and the lock that says that its writer lives."""
-    for attempt in count():
+    attempts = 0
+    while True:
+        attempts += 1
         with suppress(FileExistsError):
             area.mkdir()
         place = area / secrets.token_hex(8)  # not the process id, which a process on another machine may have too
@@ -231,9 +232,8 @@ def _locked_place(area: Path) -> tuple[Path, IO[str]]:
             place.mkdir()
             lock = open(place / _LOCK, "a")  # noqa: SIM115 - it stays open
         except OSError as error:
-            if (
-                error.errno in _GONE and attempt < _ATTEMPTS
-            ):  # another writer took the area for empty, or the place for a leftover
+            # Another writer took the area for empty, or the place for a leftover.
+            if error.errno in _GONE and attempts <= _ATTEMPTS:
                 continue
             shutil.rmtree(place, ignore_errors=True)
             _remove_empty(area)
@@ -241,7 +241,6 @@ def _locked_place(area: Path) -> tuple[Path, IO[str]]:
         if _lock_alone(lock, place / _LOCK):
             return place, lock
         lock.close()
-    raise AssertionError("count ends")
 
 
 def _lock_alone(lock: IO[str], path: Path) -> bool:
@@ -377,11 +376,18 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         WriteError: it cannot be made, or its file system has no locks.
         BlockingIOError: another process holds it, and `wait` is false.
     """
+    with _lock_file(path, lambda file: fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)):
+        yield
+
+
+@contextmanager
+def _lock_file(path: Path, take: Callable[[IO[str]], None]) -> Iterator[None]:
+    """Opens a lock file (made if missing) and takes a lock on it, until the block ends."""
     with ExitStack() as stack:
         with writing(path):
             file = stack.enter_context(open(path, "w"))
         try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take(file)
         except BlockingIOError:
             raise
         except OSError as error:
@@ -398,12 +404,5 @@ def shard_lock(folder: Path, number: int) -> Iterator[None]:
     Raises:
         WriteError: it cannot be made or locked.
     """
-    path = folder / ".shards.lock"
-    with ExitStack() as stack:
-        with writing(path):
-            file = stack.enter_context(open(path, "w"))
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX, 1, number)
-        except OSError as error:
-            raise WriteError(error.errno, error.strerror, str(path)) from error
+    with _lock_file(folder / ".shards.lock", lambda file: fcntl.lockf(file, fcntl.LOCK_EX, 1, number)):
         yield

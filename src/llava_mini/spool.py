@@ -15,7 +15,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -250,10 +250,8 @@ class Spool:
     def _write_origin(self, origin: Origin) -> None:
         write_json(self._origin_file, asdict(origin))
 
-    @contextmanager
-    def _lock(self, *, wait: bool) -> Iterator[None]:
-        with locked(self.folder / "tracking.lock", wait=wait):
-            yield
+    def _lock(self, *, wait: bool) -> AbstractContextManager[None]:
+        return locked(self.folder / "tracking.lock", wait=wait)
 
 
 def close_run(folder: Path, status: Status) -> None:

@@ -237,10 +237,10 @@ WRITERS = [
     Writer(("commands.ranks:_start",), "log.rank1.txt", _rank_log, "lock"),
     Writer(("spool:Spool._append", "spool:Spool._write_origin", "spool:Spool._lock"), "spool.jsonl", _spooled,
            "appended", warns=True),
-    Writer(("files:folder_lock", "files:locked", "data.toyworld.make:make_world", "data.building.run:build_part",
+    Writer(("files:folder_lock", "files:_lock_file", "data.toyworld.make:make_world", "data.building.run:build_part",
             "data.feature_store:FeatureStore.build", "mlflow_calls:connect"),
            ".lock", _locked(files.folder_lock), "lock"),
-    Writer(("files:shard_lock", "data.building.shard_task:build_shard"), ".shards.lock",
+    Writer(("data.building.shard_task:build_shard",), ".shards.lock",
            _locked(lambda folder: files.shard_lock(folder, 0)), "lock"),
     Writer(("sweep.folder:only_sweep",), ".lock", _locked(sweep_folder.only_sweep), "lock"),
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llava_mini.errors import UserError
-from llava_mini.files import locked, reading, write_text, writing
+from llava_mini.files import locked, read_json, write_text, writing
 from llava_mini.sweep.grid import Run
 
 State = Literal["finished", "failed", "interrupted"]
@@ -128,12 +128,10 @@ def write_json(path: Path, content: dict[str, Any] | Sequence[Any]) -> None:
 def _read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None when there is no file or it was cut. Raises UserError when it cannot be read."""
     try:
-        with reading(path):
-            content = json.loads(path.read_bytes())
+        return read_json(path)
     except UserError as error:
-        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
-            return None
-        raise
-    except (ValueError, RecursionError):
+        if isinstance(error.__cause__, OSError) and not isinstance(
+            error.__cause__, FileNotFoundError | NotADirectoryError
+        ):
+            raise
         return None
-    return content if isinstance(content, dict) else None
