@@ -91,6 +91,27 @@ def test_tokens_of_a_prompt_are_those_before_the_answer_in_training(kind: str, t
     assert ids.count(tokenizer.bos_token_id) == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "template"),
+    [(kind, template) for kind in KINDS for template in (VICUNA, LLAMA3, TINY)
+     if template is not LLAMA3 or kind.startswith("byte_level")],
+)  # fmt: skip
+def test_marked_answers_are_the_supervised_tokens(kind: str, template: ConversationTemplate) -> None:
+    turns = (Turn("<image>\nWhat is it?", "A parrot."), Turn("Where?", "On a tree."))
+    conversation = Conversation(turns, images=1)
+    text = template.render(conversation).text
+    tokenizer = build(kind, [text, "A parrot. On a tree."] * 3)
+    tokenizer.pad_token = "</s>"
+    sample = ConversationTokenizer(tokenizer, template, turns="conversation", num_image_tokens=1)(conversation, [1])
+    said = in_parts(messages(turns))
+    said[0]["content"][0]["image"] = Image.new("RGB", (24, 24))
+    made = processor_of(tokenizer, template).apply_chat_template(
+        [said], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert made["input_ids"].tolist() == [sample.input_ids.tolist()]
+    assert made["instruction_mask"].tolist() == [(sample.labels == IGNORE).int().tolist()]
+
+
 def test_pictures_and_videos_before_the_text_stand_one_a_line(tokenizer: PreTrainedTokenizerFast) -> None:
     text = {"type": "text", "text": "what moved"}
     content = [{"type": "image"}, {"type": "video"}, text, {"type": "image"}, {"type": "text", "text": " here"}]

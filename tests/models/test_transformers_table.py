@@ -7,7 +7,10 @@ from pathlib import Path
 TABLE = Path(__file__).parents[2] / "docs" / "transformers.md"
 NAMED = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
 # Files that are about transformers alone: each of their tests is in the table too.
-WHOLE = ("test_common_checks.py", "test_generation_options.py", "test_peft.py", "test_quantized_and_placed.py")
+WHOLE = (
+    "test_common_checks.py", "test_generation_options.py", "test_peft.py", "test_quantized_and_placed.py",
+    "test_trl.py",
+)  # fmt: skip
 
 
 def rows() -> list[list[str]]:

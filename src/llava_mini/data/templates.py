@@ -69,7 +69,9 @@ _CHAT_TEMPLATE = """
         {{- user_prefix + (system if system_in_turn and loop.first else '') + written(message.content, true) -}}
         {{- opening if loop.last and add_generation_prompt else user_suffix -}}
     {%- elif message.role == 'assistant' -%}
-        {{- assistant_prefix + written(message.content, false) + assistant_suffix + turn_suffix -}}
+        {{- assistant_prefix -}}
+        {%- generation -%}{{- written(message.content, false) + assistant_suffix -}}{%- endgeneration -%}
+        {{- turn_suffix -}}
     {%- else -%}
         {{- raise_exception('a message of ' ~ message.role ~ '; allowed: user, assistant, and system as the first') -}}
     {%- endif -%}
@@ -137,6 +139,8 @@ class ConversationTemplate:
         `<image>` and `<video>` may stand, or a list of {"type": "image"}, {"type": "video"} and
         {"type": "text", "text": ...}. Pictures before the first text stand one a line, as in the data; later ones
         within the text.
+
+        Answers are marked (`{% generation %}`), so `return_assistant_tokens_mask` finds the supervised tokens.
 
         With `add_generation_prompt` the text ends where the answer begins, without the spaces before it: tokenizers
         make them part of its first word.

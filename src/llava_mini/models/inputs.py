@@ -122,7 +122,7 @@ def check_answers_are_known(labels: Tensor | None, instruction_mask: Tensor | No
     if labels is None and instruction_mask is None:
         raise ValueError(
             "labels: in training they (or instruction_mask) are needed, or pre-fusion would see the answers; with "
-            "label smoothing or a loss of your own give instruction_mask"
+            "label smoothing or a loss of your own give instruction_mask (TRL's SFTTrainer: assistant_only_loss=True)"
         )
 
 

@@ -25,6 +25,7 @@ from llava_mini.models.compressors import Compressor, build_compressor
 from llava_mini.models.configuration import LlavaMiniConfig
 from llava_mini.models.frames import FramesMixin
 from llava_mini.models.generation import FramesGenerationMixin
+from llava_mini.models.hidden_states import HiddenStates
 from llava_mini.models.inputs import (
     NoPromptTuning,
     check_answers_are_known,
@@ -86,6 +87,11 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
             module.reset_parameters()
         else:
             super()._init_weights(module)
+
+    @property
+    def base_model(self) -> HiddenStates:
+        """The model without its head, as TRL's trainers call it; it makes `last_hidden_state` [B, T, D]."""
+        return HiddenStates(self)
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.language_model.get_input_embeddings()

@@ -10,7 +10,7 @@ Shapes: B samples, T tokens, F frames of the whole batch, V views, H x W pixels 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -205,6 +205,19 @@ class LlavaMiniProcessor(ProcessorMixin):
             images_kwargs["do_rescale"] = True  # the values that are wanted as they are go from 0 to 1
         made = self.image_processor(views, **images_kwargs, return_tensors="np")
         return torch.from_numpy(np.stack(made["pixel_values"]))
+
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers'; where answers are marked (`return_assistant_tokens_mask`), with the `instruction_mask` too.
+
+        Returns:
+            A text, ids or a batch, as in transformers. A batch with `assistant_masks` also has instruction_mask [B, T]:
+            1 for text that is no answer, which is what pre-fusion sees in training.
+        """
+        made = super().apply_chat_template(*args, **kwargs)
+        if isinstance(made, MutableMapping) and "assistant_masks" in made:
+            answers_BT = torch.as_tensor(made["assistant_masks"])
+            made["instruction_mask"] = torch.as_tensor(made["attention_mask"]) * (1 - answers_BT)
+        return made
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         """The tokenizer's `batch_decode`."""
