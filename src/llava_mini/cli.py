@@ -110,13 +110,14 @@ def _train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
         return run_ranks([*train_command(config_dirs), *overrides], count, run_dir)
     if rank:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 ends in order, and then all are ended
+    from llava_mini.commands.lost_rank import LostRankError
     from llava_mini.commands.out_of_memory import RunOutOfMemoryError
     from llava_mini.commands.train import train
     from llava_mini.stages.base import NonFiniteLossError
 
     try:
         train(config)
-    except (NonFiniteLossError, RunOutOfMemoryError) as error:
+    except (NonFiniteLossError, RunOutOfMemoryError, LostRankError) as error:
         print(f"{OWN_MESSAGE}{error}", file=sys.stderr)
         return 1
     return 0

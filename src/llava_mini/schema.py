@@ -162,6 +162,7 @@ class Trainer:
     strategy: Literal["auto", "fsdp"]
     devices: Positive  # processes of a machine that train together, each on a device of its own; CPUs are shared
     machines: Positive
+    rank_timeout: Positive  # seconds
     val_every: Positive | None
     checkpoint_every: Positive
     threads: Positive

@@ -1,6 +1,7 @@
 """How ranks share a run: the strategy of a config."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ FSDP = ["trainer.strategy=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
 
 def test_one_rank_needs_no_strategy_and_several_are_ddp(config_of: Callable[..., dict[str, Any]]) -> None:
     assert build_strategy(config_of(), 1) == "auto"
-    assert isinstance(build_strategy(config_of("trainer.devices=2"), 2), DDPStrategy)
+    several = build_strategy(config_of("trainer.devices=2", "trainer.rank_timeout=90"), 2)
+    assert isinstance(several, DDPStrategy)
+    assert several._timeout == timedelta(seconds=90)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

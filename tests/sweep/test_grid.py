@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from llava_mini.errors import UserError
-from llava_mini.sweep.grid import Run, config_hash, expand, parse
+from llava_mini.sweep.grid import Run, config_hash, decisive, expand, parse
 
 
 def described(runs: list[Run]) -> list[tuple[str, int | None, int, int]]:
@@ -140,6 +140,7 @@ def test_the_hash_is_of_what_changes_results(standin: ModuleType) -> None:
         return config_hash(standin.resolve(list(overrides)))
 
     assert of() == of("run_dir=elsewhere") == of("tracking.parent_run_id=abc") == of("launcher.max_parallel=3")
+    assert decisive({"trainer": {"max_steps": 3}}) == decisive({"trainer": {"max_steps": 3, "rank_timeout": 5}})
     assert len({of(), of("seed=1"), of("trainer.max_steps=1"), of("compressor.C=2")}) == 4
 
 

@@ -7,6 +7,7 @@ ever. Lightning's FSDPStrategy refuses both.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
@@ -22,9 +23,10 @@ def build_strategy(config: dict[str, Any], ranks: int) -> Strategy | str:
         config: The run's.
         ranks: Processes that train together.
     """
+    timeout = timedelta(seconds=config["trainer"]["rank_timeout"])
     if config["trainer"]["strategy"] == "fsdp":
         return ModelParallelStrategy(
-            data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False
+            data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timeout
         )
     # A rank whose batch shows no image leaves the projector and all that is read through it unused.
-    return DDPStrategy(find_unused_parameters=True) if ranks > 1 else "auto"
+    return DDPStrategy(find_unused_parameters=True, timeout=timeout) if ranks > 1 else "auto"

@@ -14,6 +14,7 @@ from lightning import Trainer
 from lightning.pytorch.loggers import Logger
 
 from llava_mini import build
+from llava_mini.commands.lost_rank import lost_rank_told
 from llava_mini.commands.out_of_memory import out_of_memory_told
 from llava_mini.commands.planned import Memory
 from llava_mini.commands.ranks import own_rank
@@ -80,11 +81,16 @@ def fit(run: Run, config: dict[str, Any], clock: Clock, loggers: list[Logger], m
     Raises:
         KeyboardInterrupt: when it was interrupted; Lightning has then ended in order.
         RunOutOfMemoryError: when the memory of a device, or of the host, does not suffice.
+        LostRankError: when another rank stops answering.
     """
     trainer = build.build_trainer(config, run.datamodule, clock, loggers)
     last = Path(config["run_dir"]) / "checkpoints" / "last.ckpt"
     advice = (memory or Memory(config)).advice
-    with interruptible(), out_of_memory_told(config, lambda: trainer.global_step, advice):
+
+    def step_now() -> int:
+        return int(trainer.global_step)
+
+    with interruptible(), lost_rank_told(config, step_now), out_of_memory_told(config, step_now, advice):
         trainer.fit(run.stage, run.datamodule, ckpt_path=str(last) if last.exists() else None)
     # What follows is one process's work, on all data; Lightning has moved the model off its device.
     if torch.distributed.is_initialized():

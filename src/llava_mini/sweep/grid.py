@@ -25,6 +25,7 @@ UNHASHED = ("run_dir", "tracking", "launcher")
 _UNHASHED_DATA = ("cache_dir", "num_workers", "max_bad_fraction")
 # They change how a step is computed and not what comes out, so a run that had too little memory goes on with them.
 _UNHASHED_SAVERS = ("checkpointing", "loss_chunk", "vision_batch", "offload_vision")
+_UNHASHED_TRAINER = ("rank_timeout",)
 # Batches of a step, whose product says which samples a step is made of, however they are dealt.
 DEALT = ("devices", "machines", "accumulate_grad_batches")
 BATCHES_A_STEP = "batches_a_step"
@@ -118,7 +119,7 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     if "savers" in kept:
         kept["savers"] = {key: value for key, value in kept["savers"].items() if key not in _UNHASHED_SAVERS}
     if "trainer" in kept:
-        trainer = {key: value for key, value in kept["trainer"].items() if key not in DEALT}
+        trainer = {key: value for key, value in kept["trainer"].items() if key not in (*DEALT, *_UNHASHED_TRAINER)}
         kept["trainer"] = {**trainer, BATCHES_A_STEP: math.prod(kept["trainer"].get(key, 1) for key in DEALT)}
     return kept
 
