@@ -63,6 +63,7 @@ def test_one_value_chooses_the_papers_order():
         ("=3", ["=3: not of the form key=value"]),
         ("run_dir=", ["run_dir='': ", "at least 1 character"]),
         ("data.folder=", ["data.folder='': ", "at least 1 character"]),
+        ("experiment_name=", ["experiment_name='': ", "at least 1 character"]),
         ("data.cache_dir=", ["data.cache_dir='': ", "at least 1 character"]),
         ("tracking.uri=", ["tracking.uri='': ", "at least 1 character"]),
         ("tracking.experiment=", ["tracking.experiment='': ", "at least 1 character"]),

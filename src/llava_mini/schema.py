@@ -193,6 +193,7 @@ class World:
 
 TYPES: dict[str, Any] = {
     "seed": Annotated[int, Field(ge=0, le=2**32 - 1, strict=True)],
+    "experiment_name": Name,
     "run_dir": Name,
     "fusion": Fusion,
     "order": Order,
