@@ -17,7 +17,7 @@ SEED_LIST = $(if $(filter-out 0,$(filter $(SEEDS),$(NUMBERS))),$(subst $(space),
   $(error SEEDS=$(SEEDS): allowed is a count of seeds, 1 to 99))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format world train sweep compare bench-data bench-flops bench-latency bench-memory bench-train qlora gpu-check gpu-bench mlflow clean
+.PHONY: help setup test lint docs format world train sweep compare bench-data bench-flops bench-latency bench-memory bench-train qlora gpu-check gpu-bench mlflow clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -28,11 +28,15 @@ setup: $(STAMP) ## Make or renew .venv (PYTHON=python3.12 chooses the interprete
 test: $(STAMP) ## Run the tests, JOBS=2 at a time (ARGS="tests/models -k query" chooses)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-lint: $(STAMP) ## Check style, format, types and the layer rule
+lint: $(STAMP) ## Check style, format, types, the layer rule and the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/zensical build --strict
+
+docs: $(STAMP) ## Serve the documentation on 127.0.0.1:8000 (ARGS="--dev-addr 127.0.0.1:8001")
+	$(BIN)/zensical serve --dev-addr 127.0.0.1:8000 $(ARGS)
 
 format: $(STAMP) ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix-only .

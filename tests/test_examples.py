@@ -25,7 +25,7 @@ def test_images_and_clip_are_what_the_script_makes(tmp_path: Path) -> None:
     assert np.abs(seen - clip_at("clip-test", 0, 0).frames).mean() < 4  # it is compressed
 
 
-@pytest.mark.parametrize("text", ["README.md", "examples/requests.jsonl"])
+@pytest.mark.parametrize("text", ["README.md", "docs/inference.md", "examples/requests.jsonl"])
 def test_what_is_named_is_there(text: str) -> None:
     names = set(re.findall(r"examples/[\w.-]+\.\w+", (ROOT / text).read_text())) - {"examples/lost.png"}
     if text.endswith(".jsonl"):

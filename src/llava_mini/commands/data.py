@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _BUILD = """\
 Packs JSON (an array) or JSON Lines of conversations and the images and videos that they name into shards: standard
 WebDataset tars with an index, from which training reads in any order. Records are LLaVA's, LLaMA-Factory's (sharegpt,
-alpaca), ms-swift's or OpenAI's messages; data/README.md shows each.
+alpaca), ms-swift's or OpenAI's messages; docs/data.md shows each.
 
 The records are shuffled once, by --seed. Images are decoded once to see that they are whole, and stored as they are
 (or smaller, with --resize). Videos become JPEG frames: the middles of equal parts, --fps of them for a second. What

@@ -1,7 +1,7 @@
 """The forms in which conversations about images and videos are published, read as one: messages and names of files.
 
 Read are LLaVA's own records, LLaMA-Factory's (sharegpt, alpaca), ms-swift's, and messages as OpenAI's API has them;
-data/README.md shows each. What a record holds besides is noted. Where that seems to name a file, the record cannot be
+docs/data.md shows each. What a record holds besides is noted. Where that seems to name a file, the record cannot be
 used: it must not become a sample of text in silence.
 """
 

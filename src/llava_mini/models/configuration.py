@@ -18,9 +18,9 @@ from llava_mini.models.rotary import check_scaling
 
 
 class LlavaMiniConfig(PreTrainedConfig):
-    """Configuration of `LlavaMiniForConditionalGeneration`.
+    """Configuration of `LlavaMiniForConditionalGeneration`; every attribute is an argument by keyword.
 
-    Args:
+    Attributes:
         vision_config: Any vision model that `AutoModel` builds (CLIP, SigLIP); a config or its dict. Default: CLIP
             ViT-L/14-336.
         text_config: Llama, Mistral or Qwen2 family; a config or its dict. Default: Llama's own.

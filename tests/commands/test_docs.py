@@ -1,4 +1,4 @@
-"""What the README shows can be pasted: commands name keys, flags and targets that exist, and its Python runs."""
+"""What README and docs show can be pasted: commands name what exists, and what needs no training runs."""
 
 import re
 import shlex
@@ -12,21 +12,28 @@ from llava_mini.config import resolve
 from llava_mini.sweep.grid import parse
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _CONFIGURED = ("train", "plan", "sweep", "config", "world")
+_PROMPT_OR_INDENT = re.compile(r"^(?:\$ | {4}(?:\$ )?)((?:llava-mini|make) .*)$", re.MULTILINE)
 
 
-def shown() -> Iterator[list[str]]:
-    """Every command of the indented blocks, as words, without its comment; those with an ellipsis are only sketched."""
-    block = re.sub(r" *\\\n *", " ", TEXT)
-    for line in re.findall(r"^ {4}(?:\$ )?((?:llava-mini|make) .*)$", block, re.MULTILINE):
+def shown(page: Path) -> Iterator[list[str]]:
+    """Every command of a page's blocks, as words, without its comment; those with an ellipsis are only sketched."""
+    text = re.sub(r" *\\\n *", " ", page.read_text(encoding="utf-8"))
+    for line in _PROMPT_OR_INDENT.findall(text):
         words = shlex.split(re.sub(r" +# .*", "", line))
         if not any(re.fullmatch(r"\.\.\.|[A-Z]", word) for word in words):
             yield words
 
 
-LLAVA_MINI = [words[1:] for words in shown() if words[0] == "llava-mini"]
+def python_of(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+LLAVA_MINI = [words[1:] for page in PAGES for words in shown(page) if words[0] == "llava-mini"]
+LLAVA_MINI = [words for number, words in enumerate(LLAVA_MINI) if words not in LLAVA_MINI[:number]]
 CONFIGURED = [words for words in LLAVA_MINI if words[0] in _CONFIGURED]
+MADE = sorted({words[1] for page in PAGES for words in shown(page) if words[0] == "make"})
 
 
 def test_there_are_commands_of_each_kind() -> None:
@@ -44,7 +51,7 @@ def test_every_value_of_a_config_is_one(words: list[str]) -> None:
 
 @pytest.mark.parametrize("words", LLAVA_MINI, ids=" ".join)
 def test_every_command_and_flag_is_one(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    command, *rest = words
+    command, *rest = words[2:] if words[0] == "--config-dir" else words
     assert command in COMMANDS
     flags = {word for word in rest if word.startswith("--")}
     if flags:
@@ -55,23 +62,25 @@ def test_every_command_and_flag_is_one(words: list[str], capsys: pytest.CaptureF
         assert [flag for flag in sorted(flags) if flag not in text] == []
 
 
-@pytest.mark.parametrize("words", [words for words in shown() if words[0] == "make"], ids=" ".join)
-def test_every_target_is_one(words: list[str]) -> None:
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert words[1] in targets
+@pytest.mark.parametrize("target", MADE)
+def test_every_target_is_one(target: str) -> None:
+    assert target in re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-def test_its_python_runs(
+def test_what_needs_no_training_runs(
     smoke: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", *smoke("trainer.max_steps=1", f"run_dir={tmp_path}/runs/mine")]) == 0
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    (tmp_path / "film.mp4").symlink_to(ROOT / "examples" / "clip.mp4")
     monkeypatch.chdir(tmp_path)
-    blocks = [block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "runs/mine/model" in block]
+    commands = [words for words in LLAVA_MINI if words[0] in ("ask", "batch") or "--session" in words]
+    assert len(commands) >= 6
+    for words in commands:
+        assert main(words) == 0, words
+        assert capsys.readouterr().out.strip(), words
+    blocks = [block for page in PAGES for block in python_of(page) if "runs/mine/model" in block]
     assert len(blocks) == 2
     for block in blocks:
-        capsys.readouterr()
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, "docs", "exec"), {})
         assert capsys.readouterr().out.strip()
-    assert (tmp_path / "film.safetensors").exists()
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == {"clip.safetensors", "film.safetensors"}
