@@ -176,8 +176,8 @@ def fuzz_sessions(scratch: Path, given_: argparse.Namespace) -> tuple[st.SearchS
     model, processor = load(given_.model, device="cpu", dtype=None)
     path = scratch / "session"
     session = Session(model, processor)
-    session.look(np.zeros((3, 16, 16, 3), np.uint8))
-    session.look(np.zeros((16, 16, 3), np.uint8))
+    session.add_media(np.zeros((3, 16, 16, 3), np.uint8))
+    session.add_media(np.zeros((16, 16, 3), np.uint8))
     session.save(path)
     whole = path.read_bytes()
     with open_tensors(path) as file:

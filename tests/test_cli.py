@@ -93,7 +93,7 @@ def test_a_worker_that_dies_in_the_midst_of_a_run_is_one_line(
         (["train", "tracking.log_model=2"], ["tracking.log_model=2"]),
         (["train", "trainer.max_steps=0"], ["trainer.max_steps=0"]),
         (["train", "trainer.devices=0"], ["trainer.devices=0"]),
-        (["train", "trainer.machines=2"], ["trainer.machines=2", "torchrun"]),
+        (["train", "trainer.num_nodes=2"], ["trainer.num_nodes=2", "torchrun"]),
         (["world", "trainer.devices=2"], ["2 processes", "made by one"]),
         (["train", "trainer.accelerator=abacus"], ["trainer.accelerator='abacus'", "'cpu'"]),
         (["train", "model.weights=[nowhere]"], ["nowhere", "missing"]),

@@ -37,6 +37,9 @@ def test_one_value_chooses_the_papers_order():
     ("override", "parts"),
     [
         ("fusio.num_layers=2", ["unknown key fusio.num_layers", "did you mean fusion"]),
+        ("savers.checkpointing=true", ["unknown key savers.checkpointing: it is memory.activation_checkpointing now"]),
+        ("savers.loss_chunk=8", ["unknown key savers.loss_chunk: it is memory.loss_chunk now"]),
+        ("trainer.machines=2", ["unknown key trainer.machines: it is trainer.num_nodes now"]),
         ("fusion.layers=2", ["unknown key fusion.layers", "num_layers, init"]),
         ("trainer.max_stepz=3", ["trainer.max_steps?"]),
         ("compressor=qery", ["compressor=qery", "avg_pool, none, query, uniform, zero"]),

@@ -19,11 +19,11 @@ import torch
 from llava_mini import finetune
 from llava_mini.files import write_json, write_text
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
-from llava_mini.models.savers import apply_savers
+from llava_mini.models.memory_options import apply_memory_options
+from llava_mini.plan.fakes import linear_4bit
 from llava_mini.plan.ledger import FROZEN, QUANTIZED, TRAINED, Ledger, Watching
 from llava_mini.plan.planner import Planner
 from llava_mini.plan.sample import Sample, batch_of
-from llava_mini.plan.stand_ins import linear_4bit
 from llava_mini.plan.step import Mode, settle, training_step
 from llava_mini.stages.instruction import InstructionStage
 from llava_mini.stages.optimizers import build_optimizer
@@ -63,8 +63,8 @@ def stage_of(trial: dict[str, Any], *, meta: bool) -> InstructionStage:
     )  # fmt: skip
     with torch.device("meta" if meta else "cpu"):
         model = LlavaMiniForConditionalGeneration(config)
-    savers = {"loss_chunk": None, "vision_batch": None, "offload_vision": False}
-    apply_savers(model, {**savers, "checkpointing": trial["checkpointing"]})
+    options = {"loss_chunk": None, "vision_batch": None, "offload_vision": False}
+    apply_memory_options(model, {**options, "activation_checkpointing": trial["checkpointing"]})
     how = FINETUNE[trial["finetune"]]
     stand_in = {"linear_4bit": linear_4bit} if meta else {}
     finetune.apply(model, how, compute_dtype=torch.float32, frozen_dtype=None, **stand_in)

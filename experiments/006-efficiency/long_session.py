@@ -22,7 +22,7 @@ from llava_mini.bench.process_memory import fresh, resident_memory, settled_memo
 from llava_mini.data.toyworld.films import write_mp4
 from llava_mini.data.toyworld.scenes import scene_at
 from llava_mini.files import write_text
-from llava_mini.inference.frame_store import Keep
+from llava_mini.inference.frame_cache import FrameCacheConfig
 from llava_mini.inference.loading import load
 from llava_mini.inference.long_context import context_tokens, extend_context
 from llava_mini.inference.session import Session
@@ -32,8 +32,8 @@ HERE = Path(__file__).parent
 SCENES = 50  # that the film shows over and over
 QUESTIONS = ("how many circle objects", "what color is the square")
 KEEPS = {
-    "keys and values": (Keep(kv_budget=2**40), None),
-    "features in 8 bits, cache in 8 bits": (Keep(kv_budget=0, features="int8"), 8),
+    "keys and values": (FrameCacheConfig(kv_budget=2**40), None),
+    "features in 8 bits, cache in 8 bits": (FrameCacheConfig(kv_budget=0, features="int8"), 8),
 }
 
 
@@ -52,7 +52,7 @@ def measure(model_folder: str, path: Path, name: str) -> str:
         session = Session(model, processor, keep=keep, kv_bits=bits)
         before = settled_memory()
         began = time.perf_counter()
-        seen = session.look(path, count=frames)
+        seen = session.add_media(path, count=frames)
         looked = time.perf_counter() - began
         if seen.frames + 300 > context_tokens(model.config):
             extend_context(model, seen.frames + 300)

@@ -89,10 +89,10 @@ def _train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
 
     strict, overrides = _STRICT in overrides, [override for override in overrides if override != _STRICT]
     config = resolve(overrides, config_dirs)
-    count, machines, rank = config["trainer"]["devices"], config["trainer"]["machines"], own_rank()
+    count, num_nodes, rank = config["trainer"]["devices"], config["trainer"]["num_nodes"], own_rank()
     run_dir = Path(config["run_dir"])
-    if machines > 1 and rank is None:
-        raise UserError(f"trainer.machines={machines}: begin the run on each by torchrun -m llava_mini train ...")
+    if num_nodes > 1 and rank is None:
+        raise UserError(f"trainer.num_nodes={num_nodes}: begin the run on each by torchrun -m llava_mini train ...")
     if rank is None and claim(run_dir, config):
         from llava_mini.commands.tracked import send_waiting
 

@@ -21,7 +21,7 @@ def check_combinations(config: dict[str, Any]) -> None:
 def _check_finetune(config: dict[str, Any]) -> None:
     """Refuse what cannot be fine-tuned."""
     finetune = config["finetune"]
-    frozen_dtype, precision = config["savers"]["frozen_dtype"], config["trainer"]["precision"]
+    frozen_dtype, precision = config["memory"]["frozen_dtype"], config["trainer"]["precision"]
     if finetune["quantize"] is not None and finetune["language_model"] == "full":
         raise UserError(
             f"finetune.quantize={finetune['quantize']} with finetune.language_model=full: "
@@ -34,20 +34,20 @@ def _check_finetune(config: dict[str, Any]) -> None:
         )
     if frozen_dtype is not None and precision == "32-true":
         raise UserError(
-            f"savers.frozen_dtype={frozen_dtype} with trainer.precision=32-true: allowed are null, or a mixed precision"
+            f"memory.frozen_dtype={frozen_dtype} with trainer.precision=32-true: allowed are null, or a mixed precision"
         )
 
 
 def _check_fsdp(config: dict[str, Any]) -> None:
     """Refuse what cannot be dealt to ranks."""
-    trainer, savers, quantize = config["trainer"], config["savers"], config["finetune"]["quantize"]
-    alone = trainer["devices"] * trainer["machines"] < 2
+    trainer, memory, quantize = config["trainer"], config["memory"], config["finetune"]["quantize"]
+    alone = trainer["devices"] * trainer["num_nodes"] < 2
     refusals = [
         (alone, f"trainer.devices={trainer['devices']}", "several devices"),
         (trainer["precision"] == "16-mixed", "trainer.precision=16-mixed", "32-true, bf16-mixed, bf16-true, 16-true"),
         (quantize is not None, f"finetune.quantize={quantize}", "null"),
-        (savers["optimizer"] != "adamw", f"savers.optimizer={savers['optimizer']}", "adamw"),
-        (savers["offload_vision"], "savers.offload_vision=true", "false"),
+        (memory["optimizer"] != "adamw", f"memory.optimizer={memory['optimizer']}", "adamw"),
+        (memory["offload_vision"], "memory.offload_vision=true", "false"),
     ]
     for refused, given, allowed in refusals:
         if refused:

@@ -29,6 +29,13 @@ from llava_mini.files import CONFIG_DIR, reading, write_text, writing
 from llava_mini.overrides import PLACES, at_home, literal, quoted
 from llava_mini.schema import check, describe
 
+# Keys of earlier versions that scripts may still have; the longest first.
+_RENAMED = {
+    "savers.checkpointing": "memory.activation_checkpointing",
+    "savers": "memory",
+    "trainer.machines": "trainer.num_nodes",
+}
+
 
 def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str, Any]:
     """The resolved config as a plain dict.
@@ -235,6 +242,9 @@ def _unreadable(override: str) -> str | None:
 
 
 def _unknown_key(key: str) -> str:
+    for old, new in _RENAMED.items():
+        if key == old or key.startswith(f"{old}."):
+            return f"unknown key {key}: it is {new}{key.removeprefix(old)} now"
     with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
         node: Any = compose("config")
     path: list[str] = []

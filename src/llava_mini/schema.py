@@ -139,10 +139,10 @@ class Hardware:
 
 
 @dataclass
-class Savers:
+class MemoryOptions:
     """What saves memory in training."""
 
-    checkpointing: Flag
+    activation_checkpointing: Flag
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
     loss_chunk: Positive | None
     frozen_dtype: Literal["float16", "bfloat16"] | None
@@ -161,7 +161,7 @@ class Trainer:
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
     strategy: Literal["auto", "fsdp"]
     devices: Positive  # processes of a machine that train together, each on a device of its own; CPUs are shared
-    machines: Positive
+    num_nodes: Positive
     rank_timeout: Positive  # seconds
     val_every: Positive | None
     checkpoint_every: Positive
@@ -201,7 +201,7 @@ TYPES: dict[str, Any] = {
     "data": Data,
     "finetune": Finetune,
     "hardware": Hardware,
-    "savers": Savers,
+    "memory": MemoryOptions,
     "trainer": Trainer,
     "tracking": Tracking,
     "world": World,

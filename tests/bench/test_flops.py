@@ -13,7 +13,7 @@ from llava_mini.bench.flop_rows import ABLATIONS, BASE, MINI, PAPER, TERA, Row, 
 from llava_mini.bench.flops import Work, count
 from llava_mini.bench.flops_plot import draw
 from llava_mini.errors import UserError
-from llava_mini.models.savings import RELEASE, Savings
+from llava_mini.models.inference_optimizations import RELEASE, InferenceOptimizations
 
 EXACT, LATER = {"order": "exact"}, {"order": "exact", "cached": True}
 
@@ -89,7 +89,7 @@ def test_later_question_by_hand(make_model: Callable) -> None:
     text = model.config.text_config
     keys = text.hidden_size // text.num_attention_heads * text.num_key_value_heads
     layer = 2 * text.hidden_size**2 + 2 * text.hidden_size * keys + 3 * text.hidden_size * text.intermediate_size
-    counted = count(model, Work(frames=2, text_tokens=7, cached=True), Savings())
+    counted = count(model, Work(frames=2, text_tokens=7, cached=True), InferenceOptimizations())
     assert counted.weights["prefusion"] == pytest.approx(2 * 2 * 7 * 2 * layer, rel=0.02)
     head = text.hidden_size * text.vocab_size
     assert counted.weights["language_model"] == pytest.approx(2 * (7 * 3 * layer + head), rel=0.02)

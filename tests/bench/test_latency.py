@@ -8,6 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
+from llava_mini.bench.baselines import (
+    OURS,
+    RELEASED,
+    TRANSFORMERS,
+    UNCOMPRESSED,
+    WAYS,
+    FollowUp,
+    Models,
+    further_tokens,
+)
 from llava_mini.bench.flops import Work
 from llava_mini.bench.latency import (
     BARS,
@@ -26,7 +36,6 @@ from llava_mini.bench.latency import (
 )
 from llava_mini.bench.latency_report import draw, figures, met, metrics, table
 from llava_mini.bench.stopwatch import Spread, Timing, Trial, measure
-from llava_mini.bench.ways import OURS, RELEASED, TRANSFORMERS, UNCOMPRESSED, WAYS, Later, Models, further_tokens
 from llava_mini.models import LlavaMiniConfig
 
 CPU = torch.device("cpu")
@@ -80,7 +89,7 @@ def test_one_set_of_weights(models: Models) -> None:
 @torch.no_grad()
 def test_a_later_question_gives_what_the_whole_prompt_gives(models: Models) -> None:
     torch.manual_seed(1)
-    later = Later(models, Work(frames=3, text_tokens=5))
+    later = FollowUp(models, Work(frames=3, text_tokens=5))
     torch.manual_seed(1)
     inputs = models.prompt(OURS, Work(frames=3, text_tokens=5))
     expected = models.of(OURS)(**inputs, logits_to_keep=1).logits
@@ -91,7 +100,7 @@ def test_a_later_question_gives_what_the_whole_prompt_gives(models: Models) -> N
 @torch.no_grad()
 def test_a_shared_system_text_stands_before_the_frames(models: Models) -> None:
     torch.manual_seed(1)
-    later = Later(models, Work(frames=3, text_tokens=5), shared=2)
+    later = FollowUp(models, Work(frames=3, text_tokens=5), shared=2)
     torch.manual_seed(1)
     inputs = models.prompt(OURS, Work(frames=3, text_tokens=5))
     ids = inputs["input_ids"]

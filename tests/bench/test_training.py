@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig
 
+from llava_mini.bench.baselines import TRANSFORMERS, UNCOMPRESSED
 from llava_mini.bench.stopwatch import Seconds
 from llava_mini.bench.training import Findings, StepTimes, measure_shape
 from llava_mini.bench.training_report import draw, figures, metrics, table
@@ -27,7 +28,6 @@ from llava_mini.bench.training_steps import (
     mid,
     tiny,
 )
-from llava_mini.bench.ways import TRANSFORMERS, UNCOMPRESSED
 from llava_mini.models import LlavaMiniConfig
 
 

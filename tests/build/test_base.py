@@ -12,16 +12,16 @@ from torch import nn
 
 from llava_mini import build, finetune
 from llava_mini.errors import UserError
-from llava_mini.models.stored import StoredLinear
+from llava_mini.models.lazy_linear import LazyLinear
 
 Resolve = Callable[..., dict[str, Any]]
 PLAIN = {"frozen_dtype": None}
 FINE = {
     "qlora": ["finetune=qlora", "finetune.lora.rank=2", "trainer.precision=bf16-mixed"],
-    "lora": ["finetune=lora", "finetune.lora.rank=2", "savers.frozen_dtype=bfloat16", "trainer.precision=bf16-mixed"],
+    "lora": ["finetune=lora", "finetune.lora.rank=2", "memory.frozen_dtype=bfloat16", "trainer.precision=bf16-mixed"],
     "frozen by its stage": [
         "stage.learning_rates.language_model=null",
-        "savers.frozen_dtype=bfloat16",
+        "memory.frozen_dtype=bfloat16",
         "trainer.precision=bf16-mixed",
     ],
 }
@@ -47,7 +47,7 @@ def run_of(config_of: Resolve, stored: Path) -> Resolve:
 
 def whole(config: dict[str, Any], model_of: Any) -> Any:
     """The model as it is built for a run that freezes nothing: in float32."""
-    return model_of({**config, "finetune": {**config["finetune"], "language_model": "full"}, "savers": PLAIN,
+    return model_of({**config, "finetune": {**config["finetune"], "language_model": "full"}, "memory": PLAIN,
                      "stage": {**config["stage"], "learning_rates": {"language_model": 1e-5}}})  # fmt: skip
 
 
@@ -77,8 +77,8 @@ def test_layers_wait_in_their_files_and_come_one_by_one(run_of: Resolve, model_o
     model = model_of(config)
     decoder = model.language_model.get_decoder()
     waiting = [each for each in decoder.modules() if isinstance(each, nn.Linear)]
-    assert len(waiting) == 14 and all(isinstance(each, StoredLinear) and each.weight.is_meta for each in waiting)
-    assert not any(isinstance(each, StoredLinear) for each in model.prefusion.modules())
+    assert len(waiting) == 14 and all(isinstance(each, LazyLinear) and each.weight.is_meta for each in waiting)
+    assert not any(isinstance(each, LazyLinear) for each in model.prefusion.modules())
     seen: list[torch.Tensor] = []
 
     def pack(linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
@@ -116,7 +116,7 @@ def test_pre_fusion_starts_from_what_is_stored_and_not_from_what_is_kept(run_of:
 
 def test_a_language_model_that_no_folder_holds_stays_random(config_of: Resolve, model_of: Any) -> None:
     model = model_of(config_of(*FINE["qlora"]))
-    assert not any(isinstance(each, StoredLinear) for each in model.modules())
+    assert not any(isinstance(each, LazyLinear) for each in model.modules())
 
 
 def spoil(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:

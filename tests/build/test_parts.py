@@ -23,7 +23,7 @@ from llava_mini import build
 from llava_mini.data.pixels import PixelTransform
 from llava_mini.errors import UserError
 from llava_mini.models.interop.parts import language_model_folder
-from llava_mini.models.stored import StoredLinear
+from llava_mini.models.lazy_linear import LazyLinear
 
 Resolve = Callable[..., dict[str, Any]]
 VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=64,
@@ -150,7 +150,7 @@ def test_a_frozen_language_model_comes_from_its_files_or_from_the_hubs_cache(
     config = from_parts("finetune=qlora", "trainer.precision=bf16-mixed")
     tokenizer = build.build_tokenizer(config)
     model = build.build_model(config, tokenizer)
-    waiting = [(name, each) for name, each in model.language_model.named_modules() if isinstance(each, StoredLinear)]
+    waiting = [(name, each) for name, each in model.language_model.named_modules() if isinstance(each, LazyLinear)]
     state = parts["text"].state_dict()
     assert len(waiting) == 3 * 7 and all(torch.equal(each.read(), state[f"{name}.weight"]) for name, each in waiting)
     assert torch.equal(waiting[0][1].bias, state[f"{waiting[0][0]}.bias"])

@@ -91,19 +91,19 @@ def test_another_number_of_processes_than_the_config_says_is_one_line(
     trainer_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(UserError, match=r"trainer\.devices x trainer\.machines are 2 processes, but 4 were begun"):
-        trainer_of("trainer.accelerator=cpu", "trainer.machines=2")
-    assert trainer_of("trainer.accelerator=cpu", "trainer.devices=2", "trainer.machines=2").world_size == 4
+    with pytest.raises(UserError, match=r"trainer\.devices x trainer\\.num_nodes are 2 processes, but 4 were begun"):
+        trainer_of("trainer.accelerator=cpu", "trainer.num_nodes=2")
+    assert trainer_of("trainer.accelerator=cpu", "trainer.devices=2", "trainer.num_nodes=2").world_size == 4
 
 
 def test_what_this_machine_lacks_is_told_before_anything_is_made(
     config_of: Resolve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    build.check_training(config_of("finetune=qlora", "savers.optimizer=adamw_8bit"))
+    build.check_training(config_of("finetune=qlora", "memory.optimizer=adamw_8bit"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     lacking = {
         "trainer.accelerator=gpu": "trainer.accelerator=gpu: torch finds no GPU here",
-        "savers.optimizer=paged_adamw_8bit": "savers.optimizer=paged_adamw_8bit: needs a GPU",
+        "memory.optimizer=paged_adamw_8bit": "memory.optimizer=paged_adamw_8bit: needs a GPU",
     }
     for override, told in lacking.items():
         with pytest.raises(UserError, match=told):

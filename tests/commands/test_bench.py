@@ -8,13 +8,13 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from llava_mini.bench import data_path, flop_rows, latency, peak_memory, training
+from llava_mini.bench.baselines import TRANSFORMERS
 from llava_mini.bench.data_path import OWN, OWN_SMALL, USUAL, USUAL_OUR_LABELS, USUAL_SMALL, WDS, WDS_SHUFFLED, Findings
 from llava_mini.bench.large_set import Opening
 from llava_mini.bench.peak_memory import POINTS, Point
 from llava_mini.bench.stopwatch import Seconds
 from llava_mini.bench.training_steps import PARTS
 from llava_mini.bench.trials import Build, Cost, Memory
-from llava_mini.bench.ways import TRANSFORMERS
 from llava_mini.cli import main
 from llava_mini.tracking import EXPERIMENT
 

@@ -7,18 +7,18 @@ import pytest
 import torch.distributed
 from tests.commands.test_ranks import python
 
-from llava_mini.commands.lost_rank import LostRankError, lost_rank_told
+from llava_mini.commands.lost_rank import LostRankError, lost_rank_as_error
 from llava_mini.commands.ranks import run_ranks
 
 MEET = """
 import datetime, torch.distributed as dist
-from llava_mini.commands.lost_rank import LostRankError, lost_rank_told
+from llava_mini.commands.lost_rank import LostRankError, lost_rank_as_error
 config = {"run_dir": sys.argv[1], "trainer": {"rank_timeout": 2}}
 dist.init_process_group("gloo", rank=rank, timeout=datetime.timedelta(seconds=60))
 dist.barrier()
 group = dist.new_group([0, 1], timeout=datetime.timedelta(seconds=2))
 try:
-    with lost_rank_told(config, lambda: 7):
+    with lost_rank_as_error(config, lambda: 7):
         dist.barrier(group) if rank else time.sleep(600)
 except LostRankError as error:
     print(f"llava-mini: {error}", file=sys.stderr)
@@ -38,13 +38,13 @@ def test_a_rank_that_stops_answering_ends_the_run_with_a_line(tmp_path: Path, ca
 
 def test_other_errors_are_left_as_they_are(tmp_path: Path, monkeypatch) -> None:
     config = {"run_dir": tmp_path, "trainer": {"rank_timeout": 2}}
-    with pytest.raises(RuntimeError, match="^timed out$") as caught, lost_rank_told(config, lambda: 0):
+    with pytest.raises(RuntimeError, match="^timed out$") as caught, lost_rank_as_error(config, lambda: 0):
         raise RuntimeError("timed out")  # no other rank is there
     assert not isinstance(caught.value, LostRankError)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    with pytest.raises(RuntimeError, match="^shape$"), lost_rank_told(config, lambda: 0):
+    with pytest.raises(RuntimeError, match="^shape$"), lost_rank_as_error(config, lambda: 0):
         raise RuntimeError("shape")
     os.environ.pop("RANK", None)
     expected = r"rank None.* \(Connection closed by peer\).* no checkpoint was due yet"
-    with pytest.raises(LostRankError, match=expected), lost_rank_told(config, lambda: 0):
+    with pytest.raises(LostRankError, match=expected), lost_rank_as_error(config, lambda: 0):
         raise RuntimeError("Connection closed by peer [127.0.0.1]")

@@ -23,7 +23,7 @@ from llava_mini.models import LlavaMiniForConditionalGeneration
 QLORA = [
     "experiment=tiny_qlora", "data.folder={world}/toyworld-qlora", "finetune.lora.dropout=0.3",
     "data.sizes={caption-train:8,caption-val:8,instruct-train:64,instruct-val:16,instruct-test:16}",
-    "savers.optimizer=adamw_8bit", "trainer.max_steps=6", "trainer.val_every=6", "trainer.checkpoint_every=2",
+    "memory.optimizer=adamw_8bit", "trainer.max_steps=6", "trainer.val_every=6", "trainer.checkpoint_every=2",
     "data.batch_size=4", "tracking.enabled=false",
 ]  # fmt: skip
 
@@ -126,9 +126,9 @@ def test_what_cannot_be_merged_is_one_line(run_dir: Path, tmp_path: Path, capsys
     assert f"{whole}: no run with adapters" in refusal(capsys, whole, tmp_path / "out")
     (whole / "config.yaml").write_text("finetune: {language_model: lora, prefusion: full, quantize: null}\n")
     assert f"{whole}/config.yaml: lacks choices, " in refusal(capsys, whole, tmp_path / "out")
-    savers = {key: value for key, value in resolve_of(run_dir)["savers"].items() if key != "loss_chunk"}
-    (whole / "config.yaml").write_text(yaml.safe_dump({**resolve_of(run_dir), "savers": savers}))
-    assert f"{whole}/config.yaml: savers.loss_chunk=" in refusal(capsys, whole, tmp_path / "out")
+    options = {key: value for key, value in resolve_of(run_dir)["memory"].items() if key != "loss_chunk"}
+    (whole / "config.yaml").write_text(yaml.safe_dump({**resolve_of(run_dir), "memory": options}))
+    assert f"{whole}/config.yaml: memory.loss_chunk=" in refusal(capsys, whole, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""A run without memory: what it says, what it leaves, and that it goes on with the savers that it names."""
+"""A run without memory: what it says, what it leaves, and that it goes on with the changes that it names."""
 
 import json
 from collections.abc import Callable
@@ -11,12 +11,12 @@ import torch
 from llava_mini.cli import main
 from llava_mini.commands import planned
 from llava_mini.commands.advice import Advice
-from llava_mini.commands.out_of_memory import RunOutOfMemoryError, message, out_of_memory_told
+from llava_mini.commands.out_of_memory import RunOutOfMemoryError, message, oom_as_run_error
 from llava_mini.commands.planned import Memory
 from llava_mini.config import resolve
 from llava_mini.hardware import is_out_of_memory
 from llava_mini.models import LlavaMiniForConditionalGeneration
-from llava_mini.plan.savers import finetunings, savers
+from llava_mini.plan.memory_options import finetunings, memory_changes
 from llava_mini.stages.base import VLMStage
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 31.4 GiB")
@@ -24,7 +24,7 @@ CPU = RuntimeError(
     "[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: not enough memory: you tried to allocate 9"
 )
 THIN = ["model.text_config.num_hidden_layers=1", "fusion.num_layers=1", "model.vision_config.num_hidden_layers=2"]
-HERE = ("savers.checkpointing", "savers.loss_chunk", "savers.vision_batch", "savers.offload_vision")
+HERE = ("memory.activation_checkpointing", "memory.loss_chunk", "memory.vision_batch", "memory.offload_vision")
 
 
 @pytest.mark.parametrize("error", [CUDA, CPU, RuntimeError("std::bad_alloc"), MemoryError()])
@@ -32,13 +32,13 @@ def test_what_is_a_want_of_memory(error: BaseException) -> None:
     assert is_out_of_memory(error)
     with (
         pytest.raises(RunOutOfMemoryError, match="out of memory at step 7"),
-        out_of_memory_told(resolve([]), lambda: 7, list),
+        oom_as_run_error(resolve([]), lambda: 7, list),
     ):
         raise error
 
 
 def test_any_other_error_stays_what_it_is() -> None:
-    with pytest.raises(RuntimeError, match="shapes") as raised, out_of_memory_told(resolve([]), lambda: 7, list):
+    with pytest.raises(RuntimeError, match="shapes") as raised, oom_as_run_error(resolve([]), lambda: 7, list):
         raise RuntimeError("shapes do not match")
     assert not isinstance(raised.value, RunOutOfMemoryError)
 
@@ -54,9 +54,9 @@ def test_advice_is_the_plans_and_marks_what_needs_another_folder(monkeypatch: py
     monkeypatch.setattr(planned, "Advice", kept)
     told = message(config, 3, CUDA, Memory(config).advice())
     named = told.split("cheapest first: ")[1].removesuffix(" (* in another run_dir)").split("; ")
-    saved = [saver.change for saver in made[0].saved]
+    saved = [change.change for change in made[0].saved]
     assert named == [f"{change}{'*' * (not change.startswith(HERE))}" for change in saved]
-    assert "savers.checkpointing=true" in named
+    assert "memory.activation_checkpointing=true" in named
     assert "data.batch_size=4 trainer.accumulate_grad_batches=6*" in named
 
 
@@ -66,14 +66,14 @@ def test_what_cannot_be_planned_is_advised_all_the_same(monkeypatch: pytest.Monk
 
     config = resolve(["data.features=false"])
     monkeypatch.setattr(planned, "Peaks", without_memory)
-    assert Memory(config).advice() == [*savers(config), *finetunings(config)]
+    assert Memory(config).advice() == [*memory_changes(config), *finetunings(config)]
 
 
 def test_with_nothing_to_turn_on_it_says_what_is_left() -> None:
     assert "nothing is left to turn on: shorten data.max_length" in message(resolve([]), 3, CUDA, [])
 
 
-def test_the_command_ends_with_status_1_and_the_same_run_goes_on_with_savers(
+def test_the_command_ends_with_status_1_and_the_same_run_goes_on_with_what_saves_memory(
     smoke: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     step = VLMStage.training_step
@@ -104,7 +104,7 @@ def test_the_command_ends_with_status_1_and_the_same_run_goes_on_with_savers(
         return outputs
 
     monkeypatch.setattr(LlavaMiniForConditionalGeneration, "forward", watched)
-    assert main([*command, "savers.loss_chunk=1024", "savers.checkpointing=true"]) == 0
+    assert main([*command, "memory.loss_chunk=1024", "memory.activation_checkpointing=true"]) == 0
     assert sum(losses) == 2  # steps 2 and 3
     lines = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3]

@@ -12,8 +12,8 @@ from llava_mini.commands.peaks import Peaks, sample_of
 from llava_mini.commands.plan import training_plan
 from llava_mini.config import options, resolve
 from llava_mini.finetune import num_parameters
+from llava_mini.plan.memory_options import finetunings
 from llava_mini.plan.report import GIB, OUTSIDE
-from llava_mini.plan.savers import finetunings
 
 BIG = ["model=llava_mini_vicuna_7b", "model.weights=random", "hardware=rtx5090_32gb", "data.features=false"]
 THIN = ["model.text_config.num_hidden_layers=1", "fusion.num_layers=1", "model.vision_config.num_hidden_layers=2"]
@@ -53,7 +53,7 @@ def test_strict_refuses_in_one_line_what_does_not_fit(planned: Callable) -> None
     status, out, err = planned("--strict", "data.batch_size=64", "--text-tokens", "200", *SMALL_CARD)
     assert status == 2
     assert "does not fit" in err and "0.62 GiB of it CUDA's context" in err and err.count("\n") == 1
-    assert "savers.checkpointing=true" in out
+    assert "memory.activation_checkpointing=true" in out
 
 
 def test_largest_batch_fits_and_one_more_does_not() -> None:
@@ -72,7 +72,7 @@ def test_largest_batch_fits_and_one_more_does_not() -> None:
 
 @pytest.mark.parametrize("how", ["full", "lora", "qlora"])
 def test_7b_step_is_planned_in_seconds(how: str) -> None:
-    config = resolve(["trainer.max_steps=1", f"finetune={how}", "savers.checkpointing=true", *BIG])
+    config = resolve(["trainer.max_steps=1", f"finetune={how}", "memory.activation_checkpointing=true", *BIG])
     start = time.process_time()
     peak = Peaks(config, sample_of(config, text_tokens=64))(2)
     assert time.process_time() - start < 60  # 10 on a free machine
@@ -98,7 +98,7 @@ def test_flags_are_checked(flag: str) -> None:
 def test_every_preset_is_planned(model: str) -> None:
     """With its widths and two of its layers; the test above plans a whole one."""
     thin = ["model.text_config.num_hidden_layers=2", "fusion.num_layers=2", f"model={model}", *BIG[1:]]
-    config = resolve(["trainer.max_steps=1", "finetune=qlora", "savers.checkpointing=true", *thin])
+    config = resolve(["trainer.max_steps=1", "finetune=qlora", "memory.activation_checkpointing=true", *thin])
     peaks = Peaks(config, sample_of(config, text_tokens=32))
     peak = peaks(1)
     # 4 bits a weight, 8 for every 64 weights, 32 for every 64 * 256
@@ -151,20 +151,20 @@ def test_advice_for_full_fine_tuning_that_does_not_fit_is_true_to_the_byte(plann
     command = [*wide, *THIN, "finetune=full", "hardware.memory_gib=2.2"]
     status, out, _ = planned("--json", "--text-tokens", "16", *command)
     found = json.loads(out)
-    offered = [saver["change"] for saver in found["savers"]]
+    offered = [change["change"] for change in found["changes"]]
     assert status == 0 and not found["fits"]
     assert {"finetune=lora", "finetune=qlora"} <= set(offered) and offered[-1].startswith("data.batch_size=")
-    assert found["savers"][-1]["peak_bytes"] + found["outside_bytes"] <= found["memory_bytes"]
-    assert found["batch_with_savers"] >= int(offered[-1].split()[0].split("=")[1])
-    peaks = [saver["peak_bytes"] for saver in found["savers"]]
+    assert found["changes"][-1]["peak_bytes"] + found["outside_bytes"] <= found["memory_bytes"]
+    assert found["batch_with_changes"] >= int(offered[-1].split()[0].split("=")[1])
+    peaks = [change["peak_bytes"] for change in found["changes"]]
     assert peaks == sorted(set(peaks), reverse=True)  # nothing that saves nothing
     given = dict(item.split("=", 1) for item in command)
-    for saver in found["savers"]:
-        given |= dict(item.split("=", 1) for item in saver["change"].split())
-        if saver["change"].startswith("savers."):
+    for change in found["changes"]:
+        given |= dict(item.split("=", 1) for item in change["change"].split())
+        if change["change"].startswith("memory."):
             continue
         config = resolve(["trainer.max_steps=1", *(f"{key}={value}" for key, value in given.items())])
-        assert Peaks(config, sample_of(config, 16)).bytes(config["data"]["batch_size"]) == saver["peak_bytes"]
+        assert Peaks(config, sample_of(config, 16)).bytes(config["data"]["batch_size"]) == change["peak_bytes"]
 
 
 @pytest.mark.parametrize("command", ["plan", "train"])

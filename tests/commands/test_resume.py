@@ -106,7 +106,7 @@ def test_other_ranks_machines_and_workers_go_on_with_the_same_samples(
 ):
     for machines, devices, accumulate, workers in ((1, 1, 4, 3), (1, 4, 1, 1), (2, 1, 2, 0)):
         run_dir = shutil.copytree(killed, tmp_path / f"run-{machines}-{devices}")
-        dealt = [f"trainer.machines={machines}", f"trainer.devices={devices}", f"data.num_workers={workers}"]
+        dealt = [f"trainer.num_nodes={machines}", f"trainer.devices={devices}", f"data.num_workers={workers}"]
         ranks = arguments(run_dir, *dealt, f"trainer.accumulate_grad_batches={accumulate}")
         nursery.begin(ranks, machines * devices, machines)
         assert nursery.status() == 0

@@ -78,7 +78,7 @@ def test_a_folder_with_another_config_names_what_differs(tmp_path: Path, changed
     "changed",
     [
         {"data__num_workers": 2},
-        {"savers__checkpointing": True},
+        {"memory__activation_checkpointing": True},
         {"launcher__max_parallel": 1},
         {"tracking__enabled": False},
         {"run_dir": "elsewhere"},

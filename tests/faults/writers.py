@@ -116,7 +116,7 @@ def _converted(folder: Path) -> None:
 
 def _session(folder: Path) -> None:
     chunk = SimpleNamespace(tokens=TENSORS["a"], features=None, item=0)
-    session: Any = SimpleNamespace(looks=[1], store=SimpleNamespace(chunks=[chunk]), model=None)
+    session: Any = SimpleNamespace(media=[1], store=SimpleNamespace(chunks=[chunk]), model=None)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(session_file._Model, "of", lambda _: session_file._Model("float32", {}, {}))
         session_file.save(session, folder / "a.session")

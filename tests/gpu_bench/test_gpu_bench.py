@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from llava_mini.bench.baselines import OURS, RELEASED, TRANSFORMERS, WAYS, Models
 from llava_mini.bench.stopwatch import measure
-from llava_mini.bench.ways import OURS, RELEASED, TRANSFORMERS, WAYS, Models
 from llava_mini.gpu_bench import __main__ as gpu_bench
 from llava_mini.gpu_bench import parts
 from llava_mini.gpu_bench.report import write_report

@@ -17,7 +17,7 @@ from llava_mini.gpu_check import trials
 from llava_mini.gpu_check.measure import CLIP, measured, planned
 from llava_mini.gpu_check.setting import build_stage
 from llava_mini.gpu_check.trials import LORA, TINY_TRIALS, TRIALS, Trial
-from llava_mini.plan.stand_ins import linear_4bit
+from llava_mini.plan.fakes import linear_4bit
 
 ABSENT = ("lightning", "torchmetrics", "hydra", "omegaconf", "mlflow", "webdataset", "pydantic", "sklearn", "av")
 
@@ -77,15 +77,15 @@ def test_limits_and_types_of_trials_are_those_of_conf() -> None:
         card = CARDS[trial.limit_gib, trial.half]
         if card is not None:
             config = resolve([f"hardware={card}"])
-            assert (trial.limit_gib, trial.half) == (config["hardware"]["memory_gib"], config["savers"]["frozen_dtype"])
+            assert (trial.limit_gib, trial.half) == (config["hardware"]["memory_gib"], config["memory"]["frozen_dtype"])
             assert config["trainer"]["precision"] == {"bfloat16": "bf16-mixed", "float16": "16-mixed"}[trial.half]
 
 
 def test_what_trials_leave_at_its_default_is_that_of_conf() -> None:
     config = resolve([])
     assert config["trainer"]["gradient_clip_val"] == CLIP
-    assert {key: config["savers"][key] for key in trials._NO_SAVERS} == trials._NO_SAVERS
-    assert config["savers"]["optimizer"] == "adamw"
+    assert {key: config["memory"][key] for key in trials._PLAIN_MEMORY} == trials._PLAIN_MEMORY
+    assert config["memory"]["optimizer"] == "adamw"
     fusion = {trial.fusion_layers for trial in TRIALS if trial.compressor == trials.QUERY}
     assert fusion == {config["fusion"]["num_layers"]}
     preset = yaml.safe_load((CONFIG_DIR / "model" / "llava_mini_vicuna_7b.yaml").read_text())

@@ -14,7 +14,7 @@ import torch
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig
 from llava_mini.data.templates import TINY
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
-from llava_mini.inference.frame_store import Keep
+from llava_mini.inference.frame_cache import FrameCacheConfig
 from llava_mini.inference.long_context import extend_context
 from llava_mini.inference.session import Session
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
@@ -35,12 +35,12 @@ model = LlavaMiniForConditionalGeneration(LlavaMiniConfig(
 images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)
 processor = LlavaMiniProcessor(images, tokenizer, chat_template=TINY.chat_template())
 extend_context(model, 20_000)
-session = Session(model, processor, keep=Keep(kv_budget=0), kv_bits=8, frame_batch=64)
+session = Session(model, processor, keep=FrameCacheConfig(kv_budget=0), kv_bits=8, frame_batch=64)
 random = np.random.default_rng(0)
-session.look(random.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(64))
+session.add_media(random.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(64))
 session.ask("how many circle objects", max_new_tokens=2)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-session.look(random.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(10_000))
+session.add_media(random.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(10_000))
 for question in ("how many circle objects", "what color is the square"):
     session.ask(question, max_new_tokens=2)
 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024

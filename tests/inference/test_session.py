@@ -20,9 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from llava_mini.errors import UserError
-from llava_mini.inference.frame_store import Keep
+from llava_mini.inference.frame_cache import FrameCacheConfig
 from llava_mini.inference.long_context import extend_context
-from llava_mini.inference.looking import Progress
+from llava_mini.inference.media_source import Progress
 from llava_mini.inference.prompts import prompt_of, user_message
 from llava_mini.inference.session import Session
 from llava_mini.inference.session_file import checksum
@@ -30,10 +30,10 @@ from llava_mini.inference.session_file import checksum
 QUESTIONS = ["how many circle objects", "what color is the square", "is there a triangle"]
 LENGTH = 6
 KEEPS = {
-    "keys and values": Keep(),
-    "features": Keep(kv_budget=0),
-    "keys and values of some": Keep(kv_budget=40_000),
-    "on the host": Keep(kv_place="host"),
+    "keys and values": FrameCacheConfig(),
+    "features": FrameCacheConfig(kv_budget=0),
+    "keys and values of some": FrameCacheConfig(kv_budget=40_000),
+    "on the host": FrameCacheConfig(kv_place="host"),
 }
 
 
@@ -100,8 +100,8 @@ def asked(make_asked: Callable[..., Any]) -> Any:
 @torch.no_grad()
 def test_answers_are_those_of_generate(asked: Any, name: str) -> None:
     session, watched = Session(*asked, keep=KEEPS[name], frame_batch=2), Watched(asked[0])
-    assert session.look(picture(1)).kind == "image"
-    assert session.look(iter(clip(2, 5))).frames == 5
+    assert session.add_media(picture(1)).kind == "image"
+    assert session.add_media(iter(clip(2, 5))).frames == 5
 
     def expected(question: str, kinds: list[str], images: list[Any]) -> str:
         return reference(asked, prompt_of(asked[1], [user_message(question, kinds)]), images, [clip(2, 5)])
@@ -111,7 +111,7 @@ def test_answers_are_those_of_generate(asked: Any, name: str) -> None:
         for question in QUESTIONS
     ]
     assert read[1] < read[0] / 2  # the later question starts behind what was looked at
-    session.look(picture(3))
+    session.add_media(picture(3))
     same(
         session,
         watched,
@@ -130,7 +130,7 @@ def test_the_whole_video_is_seen_once_for_all_questions(asked: Any) -> None:
         lambda _, args, given: views.append(len(given["pixel_values"])), with_kwargs=True
     )
     session = Session(*asked, frame_batch=2)
-    session.look(clip(2, 5))
+    session.add_media(clip(2, 5))
     mlp_rows: list[int] = []
     model.prefusion.layers[0].mlp.register_forward_pre_hook(lambda _, given: mlp_rows.append(given[0].shape[1]))
     for question in QUESTIONS:
@@ -143,7 +143,7 @@ def test_the_whole_video_is_seen_once_for_all_questions(asked: Any) -> None:
 def test_a_conversation_hides_answers_from_prefusion(asked: Any) -> None:
     model, processor = asked
     session, watched = Session(*asked), Watched(model)
-    session.look(picture(1))
+    session.add_media(picture(1))
     first = session.ask(QUESTIONS[0], max_new_tokens=LENGTH)
     watched.take()
     said = {"role": "assistant", "content": [{"type": "text", "text": first}]}
@@ -173,11 +173,11 @@ def test_a_conversation_hides_answers_from_prefusion(asked: Any) -> None:
 @torch.no_grad()
 def test_what_is_looked_at_later_belongs_to_the_next_question(asked: Any) -> None:
     session = Session(*asked)
-    session.look(picture(1))
+    session.add_media(picture(1))
     session.ask(QUESTIONS[0], max_new_tokens=2)
-    session.look(picture(2))
+    session.add_media(picture(2))
     session.ask(QUESTIONS[1], follow_up=True, max_new_tokens=2)
-    assert [turn.looks for turn in session._turns] == [1, 1]
+    assert [turn.media for turn in session._turns] == [1, 1]
     session.forget()
     alone = prompt_of(asked[1], [user_message(QUESTIONS[2], ["image", "image"])])
     answer = session.ask(QUESTIONS[2], follow_up=True, max_new_tokens=LENGTH)
@@ -200,15 +200,15 @@ def test_live_frames_with_questions_in_between(asked: Any) -> None:
         if number % 2:
             so_far = partial(reference, asked, alone, None, [frames[:number]])
             same(session, watched, so_far, question=QUESTIONS[0])
-    assert len(session.looks) == 1
-    session.look(picture(1))
-    assert session.push(frames[0]).frames == 1 and len(session.looks) == 3
+    assert len(session.media) == 1
+    session.add_media(picture(1))
+    assert session.push(frames[0]).frames == 1 and len(session.media) == 3
 
 
 @torch.no_grad()
 def test_streaming_gives_the_answer_in_pieces_and_can_be_left(asked: Any) -> None:
     session = Session(*asked)
-    session.look(picture(1))
+    session.add_media(picture(1))
     whole = session.ask(QUESTIONS[0], max_new_tokens=LENGTH)
     pieces = list(session.stream(QUESTIONS[0], max_new_tokens=LENGTH))
     assert "".join(pieces).strip() == whole and len(pieces) > 1
@@ -224,7 +224,7 @@ def test_a_reader_that_cannot_wait_leaves_the_session_busy_until_nothing_is_made
 ) -> None:
     """A second Ctrl-C ends the wait for the thread, which goes on for as long as its step takes."""
     session = Session(*asked)
-    session.look(picture(1))
+    session.add_media(picture(1))
     expected = [session.ask(question, max_new_tokens=LENGTH) for question in QUESTIONS]
     reader, slow, passes = threading.current_thread(), threading.Event(), count()
 
@@ -242,7 +242,7 @@ def test_a_reader_that_cannot_wait_leaves_the_session_busy_until_nothing_is_made
     with pytest.raises(KeyboardInterrupt):
         begun.close()
     monkeypatch.undo()
-    for another in (partial(session.ask, QUESTIONS[1]), session.forget, partial(session.look, picture(2))):
+    for another in (partial(session.ask, QUESTIONS[1]), session.forget, partial(session.add_media, picture(2))):
         with pytest.raises(UserError, match="busy"):
             another()
     slow.set()
@@ -254,7 +254,7 @@ def test_a_reader_that_cannot_wait_leaves_the_session_busy_until_nothing_is_made
 @torch.no_grad()
 def test_a_mistake_while_streaming_reaches_the_caller(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(*asked)
-    session.look(picture(1))
+    session.add_media(picture(1))
     with pytest.raises(ValueError, match="nonsense"):
         list(session.stream(QUESTIONS[0], max_new_tokens=3, nonsense=1))
     assert session.ask(QUESTIONS[0], max_new_tokens=3) == Session.ask(session, QUESTIONS[0], max_new_tokens=3)
@@ -263,7 +263,7 @@ def test_a_mistake_while_streaming_reaches_the_caller(asked: Any, monkeypatch: p
 @torch.no_grad()
 def test_sampling_with_a_seed(asked: Any) -> None:
     session = Session(*asked)
-    session.look(picture(1))
+    session.add_media(picture(1))
     said = []
     for _ in range(2):
         torch.manual_seed(3)
@@ -275,10 +275,10 @@ def test_sampling_with_a_seed(asked: Any) -> None:
 @torch.no_grad()
 def test_fewer_bytes_for_frames_answer_nearly_alike(asked: Any, kind: Any) -> None:
     watched = Watched(asked[0])
-    exact, small = Session(*asked), Session(*asked, keep=Keep(kv=kind, features=kind))
+    exact, small = Session(*asked), Session(*asked, keep=FrameCacheConfig(kv=kind, features=kind))
     found = []
     for session in (exact, small):
-        session.look(clip(2, 3))
+        session.add_media(clip(2, 3))
         session.ask(QUESTIONS[0], max_new_tokens=1)
         found.append(watched.take()[1])
     torch.testing.assert_close(found[1], found[0], atol=0.05, rtol=0.05)
@@ -291,18 +291,18 @@ def test_fewer_bytes_for_frames_answer_nearly_alike(asked: Any, kind: Any) -> No
 @torch.no_grad()
 def test_a_saved_session_answers_as_before(asked: Any, tmp_path: Path, name: str) -> None:
     session = Session(*asked, keep=KEEPS[name], frame_batch=2)
-    session.look(picture(1))
-    session.look(clip(2, 3))
+    session.add_media(picture(1))
+    session.add_media(clip(2, 3))
     answers = [session.ask(question, max_new_tokens=LENGTH) for question in QUESTIONS]
     session.save(tmp_path / "seen.safetensors")
     with torch.enable_grad():
         loaded = Session.load(tmp_path / "seen.safetensors", *asked, keep=KEEPS[name])
     kept = [held.values for chunk in loaded.store.chunks for pair in chunk.kv or () for held in pair]
     assert not any(each.requires_grad for each in kept), "a graph would hold what made them"
-    assert loaded.looks == session.looks
+    assert loaded.media == session.media
     assert [loaded.ask(question, max_new_tokens=LENGTH) for question in QUESTIONS] == answers
-    loaded.look(picture(3))
-    session.look(picture(3))
+    loaded.add_media(picture(3))
+    session.add_media(picture(3))
     assert loaded.ask(QUESTIONS[0], max_new_tokens=3) == session.ask(QUESTIONS[0], max_new_tokens=3)
 
 
@@ -312,7 +312,7 @@ def test_files_that_are_no_session_of_this_model(asked: Any, make_model: Any, tm
     path = tmp_path / "seen.safetensors"
     with pytest.raises(UserError, match="nothing was looked at"):
         session.save(path)
-    session.look(picture(1))
+    session.add_media(picture(1))
     session.save(path)
     other = make_model(seed=5, text_config=model.config.text_config, image_token_id=model.config.image_token_id)
     with pytest.raises(UserError, match="a session of another model: vision_tower, compressor, projector, prefusion"):
@@ -334,11 +334,11 @@ def test_files_that_are_no_session_of_this_model(asked: Any, make_model: Any, tm
 @torch.no_grad()
 def test_only_a_session_is_overwritten(asked: Any, tmp_path: Path) -> None:
     session = Session(*asked)
-    session.look(picture(1))
+    session.add_media(picture(1))
     session.save(tmp_path / "seen")
-    session.look(picture(2))
+    session.add_media(picture(2))
     session.save(tmp_path / "seen")
-    assert Session.load(tmp_path / "seen", *asked).looks == session.looks
+    assert Session.load(tmp_path / "seen", *asked).media == session.media
     (tmp_path / "note").write_text("keep me")
     save_file({"weight": torch.ones(2)}, tmp_path / "weights")
     for name in ("note", "weights"):
@@ -363,7 +363,7 @@ def test_another_path_of_frames_is_another_model(asked: Any, tmp_path: Path, fie
     model, processor = copy.deepcopy(asked)
     assert getattr(model.config, field) != value
     session = Session(model, processor)
-    session.look(picture(1))
+    session.add_media(picture(1))
     session.save(tmp_path / "seen")
     setattr(model.config, field, value)
     with pytest.raises(UserError, match=f"another model: its {field} is .*, of this one "):
@@ -373,7 +373,7 @@ def test_another_path_of_frames_is_another_model(asked: Any, tmp_path: Path, fie
 @torch.no_grad()
 def test_a_session_of_another_type_is_refused_as_that(asked: Any, tmp_path: Path) -> None:
     session = Session(*asked)
-    session.look(picture(1))
+    session.add_media(picture(1))
     session.save(tmp_path / "seen")
     with pytest.raises(UserError, match="saved by a model in float32, this one is in bfloat16"):
         Session.load(tmp_path / "seen", copy.deepcopy(asked[0]).to(torch.bfloat16), asked[1])
@@ -418,10 +418,10 @@ DAMAGES: dict[str, Callable[..., None]] = {
 @pytest.mark.parametrize("name", DAMAGES)
 @torch.no_grad()
 def test_a_damaged_session_is_refused(asked: Any, tmp_path: Path, name: str) -> None:
-    path, keep = tmp_path / "seen", Keep(features="int8", kv_budget=0)
+    path, keep = tmp_path / "seen", FrameCacheConfig(features="int8", kv_budget=0)
     session = Session(*asked, keep=keep)
-    session.look(picture(1))
-    session.look(clip(2, 3))
+    session.add_media(picture(1))
+    session.add_media(clip(2, 3))
     session.save(path)
     Session.load(path, *asked, keep=keep)
     with safe_open(path, framework="pt") as file:
@@ -438,8 +438,8 @@ def test_a_damaged_session_is_refused(asked: Any, tmp_path: Path, name: str) -> 
 @torch.no_grad()
 def test_a_flipped_bit_anywhere_is_noticed(asked: Any, tmp_path: Path) -> None:
     path = tmp_path / "seen"
-    session = Session(*asked, keep=Keep(kv_budget=0))
-    session.look(clip(2, 3))
+    session = Session(*asked, keep=FrameCacheConfig(kv_budget=0))
+    session.add_media(clip(2, 3))
     session.save(path)
     whole = path.read_bytes()
     for place in [*range(0, len(whole), len(whole) // 60), len(whole) - 1]:
@@ -455,7 +455,7 @@ def test_a_flipped_bit_anywhere_is_noticed(asked: Any, tmp_path: Path) -> None:
 @torch.no_grad()
 def test_what_cannot_be_looked_at_leaves_nothing(asked: Any, tmp_path: Path) -> None:
     session = Session(*asked, frame_batch=1)
-    session.look(picture(1))
+    session.add_media(picture(1))
     expected = session.ask(QUESTIONS[0], max_new_tokens=3)
     (tmp_path / "text.png").write_text("no picture")
 
@@ -472,8 +472,8 @@ def test_what_cannot_be_looked_at_leaves_nothing(asked: Any, tmp_path: Path) -> 
         (broken(), RuntimeError),
     ):
         with pytest.raises(error):
-            session.look(source)
-        assert len(session.looks) == 1 and len(session.store) == 1
+            session.add_media(source)
+        assert len(session.media) == 1 and len(session.store) == 1
     assert session.ask(QUESTIONS[0], max_new_tokens=3) == expected
 
 
@@ -496,9 +496,9 @@ def test_questions_and_values_that_are_refused(asked: Any) -> None:
         with pytest.raises(UserError, match=message):
             Session(*asked, **given)
     with pytest.raises(UserError, match=r"keep\.kv='int4': allowed are model, float16, int8"):
-        Keep(kv="int4")
+        FrameCacheConfig(kv="int4")
     with pytest.raises(UserError, match="kv_budget=-1"):
-        Keep(kv_budget=-1)
+        FrameCacheConfig(kv_budget=-1)
     asked[1].chat_template = None
     with pytest.raises(UserError, match="no chat template"):
         Session(*asked)
@@ -506,7 +506,7 @@ def test_questions_and_values_that_are_refused(asked: Any) -> None:
 
 def test_too_many_frames_are_refused_before_one_is_read(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(*asked)
-    monkeypatch.setattr("llava_mini.inference.room.free_bytes", lambda _: 2**20)
+    monkeypatch.setattr("llava_mini.inference.capacity.free_bytes", lambda _: 2**20)
     extend_context(session.model, 800_000)
 
     class Many:
@@ -517,13 +517,13 @@ def test_too_many_frames_are_refused_before_one_is_read(asked: Any, monkeypatch:
             yield pytest.fail("a frame was read")
 
     with pytest.raises(UserError, match=r"100000 frames need .* at most \d+ frames fit"):
-        session.look(Many())
-    assert not session.looks
+        session.add_media(Many())
+    assert not session.media
 
 
 def test_progress_tells_frames_and_rates(asked: Any) -> None:
     told: list[Progress] = []
-    Session(*asked, frame_batch=2).look(clip(1, 5), progress=told.append)
+    Session(*asked, frame_batch=2).add_media(clip(1, 5), progress=told.append)
     assert [each.frames for each in told] == [2, 4, 5] and {each.expected for each in told} == {5}
     assert all(each.frames_per_second > 0 for each in told)
 
@@ -531,8 +531,8 @@ def test_progress_tells_frames_and_rates(asked: Any) -> None:
 def test_an_hd_image_and_a_video_in_one_session(make_asked: Any) -> None:
     asked = make_asked(views="hd")
     session = Session(*asked)
-    session.look(picture(1))
-    session.look(clip(2, 2))
+    session.add_media(picture(1))
+    session.add_media(clip(2, 2))
     alone = prompt_of(asked[1], [user_message(QUESTIONS[0], ["image", "video"])])
     expected = reference(asked, alone, [picture(1)], [clip(2, 2)])
     assert session.ask(QUESTIONS[0], max_new_tokens=LENGTH) == expected
@@ -548,7 +548,7 @@ def test_models_without_prefusion_and_in_the_papers_order(make_asked: Any, make_
     asked = make_model(**same_words, **changes), processor
     session, watched = Session(*asked), Watched(asked[0])
     for number in (1, 2):
-        session.look(picture(number))
+        session.add_media(picture(number))
         alone = prompt_of(processor, [user_message(QUESTIONS[0], ["image"] * number)])
         expected = partial(reference, asked, alone, [picture(i) for i in range(1, number + 1)])
         same(session, watched, expected, question=QUESTIONS[0])
@@ -559,7 +559,7 @@ def test_half_precision_holds_the_mean_over_thousands_of_frames(asked: Any) -> N
     """The same frame again and again: its mean is itself."""
     model, _ = asked
     session = Session(*asked)
-    session.look(clip(1, 1))
+    session.add_media(clip(1, 1))
     store, text = session.store, torch.randn(3, model.config.text_config.hidden_size)
     expected = store.read(text)
     model.to(torch.bfloat16)
@@ -581,7 +581,7 @@ def test_half_precision_holds_the_mean_over_thousands_of_frames(asked: Any) -> N
 @torch.no_grad()
 def test_an_interrupted_answer_leaves_the_session_whole(asked: Any) -> None:
     session = Session(*asked)
-    session.look(picture(1))
+    session.add_media(picture(1))
     expected = [session.ask(question, max_new_tokens=LENGTH) for question in QUESTIONS[:2]]
 
     def interrupt(*_: Any) -> None:
@@ -597,18 +597,22 @@ def test_an_interrupted_answer_leaves_the_session_whole(asked: Any) -> None:
 @torch.no_grad()
 def test_one_answer_at_a_time(asked: Any) -> None:
     session = Session(*asked)
-    session.look(picture(1))
+    session.add_media(picture(1))
     expected = session.ask(QUESTIONS[0], max_new_tokens=LENGTH)
     begun = session.stream(QUESTIONS[0], max_new_tokens=200)
     next(begun)
-    for act in (lambda: session.ask(QUESTIONS[1]), lambda: session.look(picture(2)), lambda: session.push(picture(2))):
+    for act in (
+        lambda: session.ask(QUESTIONS[1]),
+        lambda: session.add_media(picture(2)),
+        lambda: session.push(picture(2)),
+    ):
         with pytest.raises(UserError, match="the session is busy with an answer"):
             act()
     begun.close()
     waiting = session.stream(QUESTIONS[0], max_new_tokens=LENGTH)
-    session.look(picture(2))
+    session.add_media(picture(2))
     assert "".join(waiting).strip() == session.ask(QUESTIONS[0], max_new_tokens=LENGTH)
-    assert len(session.looks) == 2 and expected is not None
+    assert len(session.media) == 2 and expected is not None
     with pytest.raises(UserError, match="num_beams=2: a session makes one answer at a time"):
         session.ask(QUESTIONS[0], max_new_tokens=LENGTH, num_beams=2)
 
@@ -618,10 +622,10 @@ def test_more_frames_than_the_language_model_reads(asked: Any) -> None:
     session = Session(*asked)
     most = asked[0].config.text_config.max_position_embeddings // asked[0].tokens_per_frame()
     with pytest.raises(UserError, match=rf"{most + 1} frames are .* at most {most} frames fit, or scale it"):
-        session.look(clip(1, 1) * (most + 1))
+        session.add_media(clip(1, 1) * (most + 1))
     with pytest.raises(UserError, match="at most"):
-        session.look(iter(clip(1, 1) * (most + 2)))
-    assert not session.looks and not len(session.store)
+        session.add_media(iter(clip(1, 1) * (most + 2)))
+    assert not session.media and not len(session.store)
 
 
 @pytest.mark.parametrize(
@@ -633,12 +637,12 @@ def test_more_frames_than_the_language_model_reads(asked: Any) -> None:
 )  # fmt: skip
 def test_frames_that_are_no_pictures(asked: Any, frame: Any) -> None:
     session = Session(*asked)
-    for act, name in ((session.look, "image"), (session.push, "push")):
+    for act, name in ((session.add_media, "image"), (session.push, "push")):
         with pytest.raises(UserError, match=f"^{name}: (array of|image of)"):
             act(frame)
     with pytest.raises(UserError, match="push: int 3 is no image"):
         session.push(3)
-    assert not session.looks
+    assert not session.media
 
 
 @torch.no_grad()
@@ -647,6 +651,6 @@ def test_an_image_in_any_form_is_the_same_image(asked: Any) -> None:
     answers = set()
     for image in (pixels, Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1), pixels / 255.0):
         session = Session(*asked)
-        assert session.look(image).kind == "image"
+        assert session.add_media(image).kind == "image"
         answers.add(session.ask(QUESTIONS[0], max_new_tokens=LENGTH))
     assert len(answers) == 1

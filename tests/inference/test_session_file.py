@@ -19,7 +19,7 @@ from llava_mini.inference.session_file import checksum
 @pytest.fixture
 def session(make_asked: Callable[..., Any]) -> Session:
     session = Session(*make_asked())
-    session.look(Image.new("RGB", (30, 20), "red"))
+    session.add_media(Image.new("RGB", (30, 20), "red"))
     return session
 
 
@@ -31,8 +31,8 @@ def test_a_link_stays_and_what_it_points_at_is_written(session: Session, tmp_pat
         session.save(link)
         assert link.is_symlink() and target.is_file() and not target.is_symlink()
         assert [entry.name for entry in target.parent.iterdir()] == ["first"]
-        assert len(Session.load(target, session.model, session.processor).looks) == number
-        session.look(Image.new("RGB", (30, 20), "blue"))
+        assert len(Session.load(target, session.model, session.processor).media) == number
+        session.add_media(Image.new("RGB", (30, 20), "blue"))
     target.write_text("keep me")
     with pytest.raises(UserError, match=f"^{link}: there is such a file, and it is no session"):
         session.save(link)
@@ -57,7 +57,7 @@ def test_values_that_no_frame_can_have(
         words = {"text_config": model.config.text_config, "image_token_id": model.config.image_token_id}
         model = make_model(**words, num_fusion_layers=0)
     session = Session(model, processor)
-    session.look(Image.new("RGB", (30, 20), "red"))
+    session.add_media(Image.new("RGB", (30, 20), "red"))
     path = tmp_path / "seen"
     session.save(path)
     with safe_open(path, framework="pt") as file:

@@ -10,7 +10,7 @@ from transformers import SiglipVisionConfig
 
 from llava_mini.errors import UserError
 from llava_mini.models.compressors import Compressor
-from llava_mini.models.savings import Savings
+from llava_mini.models.inference_optimizations import InferenceOptimizations
 
 ATOL = 1e-4
 FAMILY = pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
@@ -98,7 +98,7 @@ def test_the_vision_tower_runs_once_for_a_kind_of_frames_and_real_views_only(
         lambda module, args, kwargs, output: calls.append(len(kwargs["pixel_values"])), with_kwargs=True
     )
     samples = [make_sample(1), make_sample(2, views=5), make_sample(3, frames=3), make_sample(4, frames=0)]
-    model.savings = Savings(frame_batch=8)
+    model.optimizations = InferenceOptimizations(frame_batch=8)
     with torch.set_grad_enabled(trains):
         model(**collate(model, samples))
     assert calls == expected

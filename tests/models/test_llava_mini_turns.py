@@ -147,13 +147,13 @@ def test_a_conversation_is_not_independent_turns(make_model, make_sample, stack)
 def test_the_image_is_encoded_and_fused_once_for_all_turns(make_model, make_sample, stack) -> None:
     model = make_model()
     counts: list[int] = []
-    see = model.prefusion.see
+    see = model.prefusion.prefill_visual
 
     def counted(seen, *rest):
         counts.append(len(seen))
         return see(seen, *rest)
 
-    model.prefusion.see = counted
+    model.prefusion.prefill_visual = counted
     packed, _ = packed_and_separate(model, [make_sample(1), make_sample(2)], TURNS["questions"], stack)
     model(**packed)
     assert counts == [2]

@@ -2,8 +2,8 @@
 
 import torch
 
+from llava_mini.models.inference_optimizations import InferenceOptimizations
 from llava_mini.models.packed import Packed
-from llava_mini.models.savings import Savings
 
 
 def test_the_example_of_the_docstring() -> None:
@@ -31,14 +31,14 @@ def test_prefusion_gets_neither_answers_nor_placeholders_nor_padding(make_model,
     model = make_model()
     batch = collate(model, [make_sample(1), make_sample(2, frames=2)])
     lengths = []
-    see = model.prefusion.see
+    see = model.prefusion.prefill_visual
 
     def counted(seen, *rest):
         lengths.append(seen.shape[1])
         return see(seen, *rest)
 
-    model.prefusion.see = counted
-    model.savings = Savings(frame_batch=8)
+    model.prefusion.prefill_visual = counted
+    model.optimizations = InferenceOptimizations(frame_batch=8)
     said = batch["attention_mask"].bool() & (batch["input_ids"] != model.config.image_token_id)
     said[:, -2:] = False
     model(**{**batch, "instruction_mask": said})

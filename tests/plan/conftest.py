@@ -8,11 +8,11 @@ import torch
 
 from llava_mini import finetune
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
-from llava_mini.models.savers import apply_savers
+from llava_mini.models.memory_options import apply_memory_options
+from llava_mini.plan.fakes import linear_4bit
 from llava_mini.plan.ledger import FROZEN, QUANTIZED, TRAINED, Ledger, Watching
 from llava_mini.plan.planner import Peak
 from llava_mini.plan.sample import Sample, batch_of
-from llava_mini.plan.stand_ins import linear_4bit
 from llava_mini.plan.step import Mode, training_step
 from llava_mini.stages.base import VLMStage
 from llava_mini.stages.instruction import InstructionStage
@@ -46,21 +46,21 @@ FINETUNE: dict[str, dict[str, Any]] = {
     "qlora": {"language_model": "lora", "prefusion": "lora", "quantize": "nf4", "lora": LORA},
     "qdora": {"language_model": "lora", "prefusion": "full", "quantize": "nf4", "lora": {**LORA, "dora": True}},
 }
-SAVERS = {"loss_chunk": None, "vision_batch": None, "offload_vision": False, "checkpointing": False}
+PLAIN_MEMORY = {"loss_chunk": None, "vision_batch": None, "offload_vision": False, "activation_checkpointing": False}
 RATES: dict[str, float | None] = {"projector": 1e-4, "compressor": 1e-4, "prefusion": 1e-4, "language_model": 1e-4}
 
 
 @pytest.fixture
 def stage_of() -> Callable[..., VLMStage]:
-    """stage_of("lora", meta=True, half=None, optimizer="adamw", **savers): a stage over a small model."""
+    """stage_of("lora", meta=True, half=None, optimizer="adamw", **options): a stage over a small model."""
 
     def make(
-        kind: str, *, meta: bool, half: torch.dtype | None = None, optimizer: str = "adamw", **savers: Any
+        kind: str, *, meta: bool, half: torch.dtype | None = None, optimizer: str = "adamw", **options: Any
     ) -> VLMStage:
         torch.manual_seed(0)
         with torch.device("meta" if meta else "cpu"):
             model = LlavaMiniForConditionalGeneration(LlavaMiniConfig(**SHAPE))
-        apply_savers(model, {**SAVERS, **savers})
+        apply_memory_options(model, {**PLAIN_MEMORY, **options})
         stand_in = {"linear_4bit": linear_4bit} if meta else {}
         finetune.apply(model, FINETUNE[kind], compute_dtype=half or torch.float32, frozen_dtype=half, **stand_in)
         stage = InstructionStage(model=model, learning_rates=RATES, finetune=FINETUNE[kind], optimizer=optimizer)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from llava_mini.plan import stand_ins
+from llava_mini.plan import fakes
 from llava_mini.plan.ledger import CASTS, FROZEN, GRADIENTS, OPTIMIZER, PARTS, QUANTIZED
 from llava_mini.plan.planner import Planner
 from llava_mini.plan.sample import Sample
@@ -21,8 +21,8 @@ def test_plan_equals_watched_step(
     stage_of: Callable, watched: Callable, kind: str, checkpointing: bool, size: int, half: torch.dtype | None
 ) -> None:
     mode = Mode(autocast=half, clip=1.0)
-    planner = Planner(stage_of(kind, meta=True, half=half, checkpointing=checkpointing), mode, SAMPLE)
-    real = watched(stage_of(kind, meta=False, half=half, checkpointing=checkpointing), mode, SAMPLE, size)
+    planner = Planner(stage_of(kind, meta=True, half=half, activation_checkpointing=checkpointing), mode, SAMPLE)
+    real = watched(stage_of(kind, meta=False, half=half, activation_checkpointing=checkpointing), mode, SAMPLE, size)
     planned = planner.step(size)
     assert planned.bytes == real.bytes
     assert planned.breakdown == real.breakdown
@@ -61,7 +61,7 @@ def test_8_bit_state_is_as_bitsandbytes_makes_it(stage_of: Callable, watched: Ca
 
 
 def test_paged_state_lies_in_host_memory(stage_of: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stand_ins, "PAGED_FROM", 5000)
+    monkeypatch.setattr(fakes, "PAGED_FROM", 5000)
     kept = Planner(stage_of("full", meta=True, optimizer="adamw_8bit"), Mode(), SAMPLE).step(1)
     paged = Planner(stage_of("full", meta=True, optimizer="paged_adamw_8bit"), Mode(), SAMPLE)
     paged.use("paged_adamw_8bit")

@@ -46,6 +46,6 @@ def test_a_fused_step_is_the_same_up_to_rounding():
 
 def test_paged_state_needs_a_gpu():
     with pytest.raises(
-        UserError, match=r"^savers\.optimizer=paged_adamw_8bit: needs a GPU; allowed on cpu are adamw, a"
+        UserError, match=r"^memory\.optimizer=paged_adamw_8bit: needs a GPU; allowed on cpu are adamw, a"
     ):
         steps("paged_adamw_8bit")

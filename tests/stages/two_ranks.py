@@ -88,7 +88,7 @@ def train(folder: Path, accumulate: int, kinds: list[str], ranks: int, strategy:
     stage = InstructionStage(model=model(seed), learning_rates=rates, warmup_ratio=0.0, report_dir=folder)
     spec = {
         "max_steps": len(kinds) // accumulate, "accumulate_grad_batches": accumulate, "gradient_clip_val": 1.0,
-        "precision": "32-true", "strategy": strategy, "accelerator": "cpu", "devices": ranks, "machines": 1,
+        "precision": "32-true", "strategy": strategy, "accelerator": "cpu", "devices": ranks, "num_nodes": 1,
         "rank_timeout": 60,
     }  # fmt: skip
     options = {"logger": False, "enable_checkpointing": False, "val_check_interval": None}

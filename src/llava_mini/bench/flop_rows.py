@@ -13,13 +13,13 @@ from llava_mini.bench.flops import PARTS, Work, count, is_plain
 from llava_mini.errors import UserError
 from llava_mini.files import CONFIG_DIR
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
-from llava_mini.models.savings import RELEASE, Savings
+from llava_mini.models.inference_optimizations import RELEASE, InferenceOptimizations
 from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW
 
 Row = dict[str, Any]
 
 RESOLUTIONS = {"standard": SINGLE_VIEW, "hd": HD_VIEWS}
-ORDERS = {"release": RELEASE, "exact": Savings()}
+ORDERS = {"release": RELEASE, "exact": InferenceOptimizations()}
 BASE, MINI = "llava-v1.5-7b", "llava-mini-7b"
 TERA = 1e12
 _ASKED = (("standard", 1), ("standard", 16), ("hd", 1))

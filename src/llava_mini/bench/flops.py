@@ -22,7 +22,7 @@ from transformers import DynamicCache
 
 from llava_mini.inference.memory import KVShape
 from llava_mini.models import LlavaMiniForConditionalGeneration
-from llava_mini.models.savings import Savings
+from llava_mini.models.inference_optimizations import InferenceOptimizations
 from llava_mini.models.vision_tower import SINGLE_VIEW, encode_views, prefusion_patches
 
 PARTS = ("vision_tower", "compressor", "projector", "prefusion", "language_model")
@@ -83,19 +83,19 @@ class Count:
         }
 
 
-def count(model: LlavaMiniForConditionalGeneration, work: Work, savings: Savings) -> Count:
+def count(model: LlavaMiniForConditionalGeneration, work: Work, optimizations: InferenceOptimizations) -> Count:
     """FLOPs up to the first token.
 
     Args:
         model: On meta. One that does not compress and has no pre-fusion is LLaVA-v1.5, whose language model reads all
             patches of all views.
         work: What is asked for.
-        savings: What is left out; how many frames go through at once makes no difference.
+        optimizations: What is left out; how many frames go through at once makes no difference.
 
     Raises:
         ValueError: a later question where pre-fusion is not split, so that nothing of it can be kept.
     """
-    if work.cached and not savings.split_prefusion:
+    if work.cached and not optimizations.split_prefusion:
         raise ValueError("a later question costs as much as the first where pre-fusion is not split")
     meter = _Meter()
     hooks = (
@@ -104,7 +104,7 @@ def count(model: LlavaMiniForConditionalGeneration, work: Work, savings: Savings
     )
     try:
         with torch.no_grad(), meter:
-            tokens = _look(model, work, savings, meter)
+            tokens = _look(model, work, optimizations, meter)
             _answer(model, tokens, work, meter)
     finally:
         for hook in hooks:
@@ -117,7 +117,9 @@ def is_plain(model: LlavaMiniForConditionalGeneration) -> bool:
     return model.config.num_fusion_layers == 0 and model.tokens_per_frame() == model.side**2
 
 
-def _look(model: LlavaMiniForConditionalGeneration, work: Work, savings: Savings, meter: _Meter) -> int:
+def _look(
+    model: LlavaMiniForConditionalGeneration, work: Work, optimizations: InferenceOptimizations, meter: _Meter
+) -> int:
     """Frames to what the language model reads of them; the number of these tokens is returned."""
     size = model.config.vision_config.image_size
     pixels = torch.empty(work.frames * work.views, 3, size, size, device="meta")
@@ -127,14 +129,14 @@ def _look(model: LlavaMiniForConditionalGeneration, work: Work, savings: Savings
             pixels,
             layer=model.config.vision_feature_layer,
             num_patches=model.side**2,
-            stop=savings.stop_tower,
+            stop=optimizations.stop_tower,
         ).unflatten(0, (work.frames, work.views))
     with meter.part("projector", counted=not work.cached):
         if is_plain(model):
             return model.projector(prefusion_patches(features, work.views)).shape[:2].numel()
         visual = model.compress_and_project(features)
     if model.config.num_fusion_layers:
-        _fuse(model, visual.patches_FPD, visual.compressed_FKD, work, savings, meter)
+        _fuse(model, visual.patches_FPD, visual.compressed_FKD, work, optimizations, meter)
     return visual.compressed_FKD.shape[:2].numel()
 
 
@@ -143,21 +145,23 @@ def _fuse(
     patches_FPD: Tensor,
     compressed_FKD: Tensor,
     work: Work,
-    savings: Savings,
+    optimizations: InferenceOptimizations,
     meter: _Meter,
 ) -> None:
     """Every frame with the text."""
     seen_FLD = torch.cat([patches_FPD, compressed_FKD], dim=1) if model.config.fuse_compressed_tokens else patches_FPD
     text_FSD = _rows(model, work.frames, work.text_tokens)
-    if not savings.split_prefusion:
+    if not optimizations.split_prefusion:
         whole_FLD = torch.cat([seen_FLD, text_FSD], dim=1)
         with meter.part("prefusion"):
             model.prefusion(whole_FLD, _visible(whole_FLD), None)
         return
     with meter.part("prefusion", counted=not work.cached):
-        _, seen = model.prefusion.see(seen_FLD, first=patches_FPD.shape[1], trim=savings.trim_last_layer)
+        _, seen = model.prefusion.prefill_visual(
+            seen_FLD, first=patches_FPD.shape[1], trim=optimizations.trim_last_layer
+        )
     with meter.part("prefusion"):
-        model.prefusion.read(text_FSD, seen, _visible(text_FSD))
+        model.prefusion.attend_text(text_FSD, seen, _visible(text_FSD))
 
 
 def _answer(model: LlavaMiniForConditionalGeneration, tokens: int, work: Work, meter: _Meter) -> None:

@@ -12,19 +12,19 @@ from typing import Any
 
 import torch
 
-from llava_mini.bench.flops import Work
-from llava_mini.bench.stopwatch import Timing, Trial, matmul_peak, measure, prepacked_peak
-from llava_mini.bench.ways import (
+from llava_mini.bench.baselines import (
     OURS,
     RELEASED,
     TRANSFORMERS,
     UNCOMPRESSED,
     WAYS,
-    Later,
+    FollowUp,
     Models,
     first_token,
     further_tokens,
 )
+from llava_mini.bench.flops import Work
+from llava_mini.bench.stopwatch import Timing, Trial, matmul_peak, measure, prepacked_peak
 from llava_mini.models import LlavaMiniConfig
 
 log = logging.getLogger("llava_mini")
@@ -140,7 +140,7 @@ def _trials(models: Models, setting: Setting) -> list[Trial]:
     for task, work, known in (
         (LATER_IMAGE, image, 0), (SHARED_IMAGE, image, shared), (LATER_VIDEO, video, 0), (SHARED_VIDEO, video, shared),
     ):  # fmt: skip
-        later = Later(models, work, known)
+        later = FollowUp(models, work, known)
         flops = models.later_flops(work, known)
         trials.append(Trial(OURS, task, later.ask, frames=work.frames, flops=flops))
     return trials + [_further(models, way, image) for way in WAYS]
@@ -148,7 +148,7 @@ def _trials(models: Models, setting: Setting) -> list[Trial]:
 
 def _trials_unpacked(models: Models, setting: Setting) -> list[Trial]:
     image = Work(text_tokens=setting.text_tokens)
-    later = Trial(OURS, LATER_IMAGE, Later(models, image).ask, flops=models.later_flops(image, 0))
+    later = Trial(OURS, LATER_IMAGE, FollowUp(models, image).ask, flops=models.later_flops(image, 0))
     trials = [_first(models, way, IMAGE, image) for way in UNPACKED]
     trials += [later, *(_further(models, way, image) for way in UNPACKED)]
     return [replace(trial, way=UNPACKED[trial.way]) for trial in trials]

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llava_mini.bench.bars import BLUE, GREY, INK, PALE, style_bars
+from llava_mini.bench.baselines import OURS, RELEASED, TRANSFORMERS, WAYS
 from llava_mini.bench.latency import BARS, FURTHER, IMAGE, LATER_IMAGE, LATER_VIDEO, UNPACKED, VIDEO, Bar, Findings
 from llava_mini.bench.record import metric_name
 from llava_mini.bench.stopwatch import Timing
-from llava_mini.bench.ways import OURS, RELEASED, TRANSFORMERS, WAYS
 
 _SHOWN = (UNPACKED[TRANSFORMERS], *WAYS[:-1], UNPACKED[OURS], OURS)
 _COLOURS = {way: BLUE if way == OURS else PALE for way in _SHOWN}

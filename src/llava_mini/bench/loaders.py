@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from llava_mini.batch import VLMBatch
+from llava_mini.bench.llava_loader import CountedLabels, Labelled, clip_processor, usual_batches
 from llava_mini.bench.made_data import RESIZED, MadeData
-from llava_mini.bench.usual import CountedLabels, Labelled, clip_processor, usual_batches
 from llava_mini.data.collate import collate
 from llava_mini.data.conversation import Conversation, parse_record
 from llava_mini.data.labels import ConversationTokenizer

@@ -18,7 +18,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig
 from llava_mini.bench.process_memory import fresh, resident_memory, settled_memory
 from llava_mini.data.templates import TINY
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
-from llava_mini.inference.frame_store import Keep
+from llava_mini.inference.frame_cache import FrameCacheConfig
 from llava_mini.inference.session import Session
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 
@@ -59,13 +59,13 @@ def session_peak(way: str, frames: int) -> Point:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model, processor = _model(way)
-    keep = Keep(kv_budget=0) if way == OURS else Keep(kv_budget=2**40)
+    keep = FrameCacheConfig(kv_budget=0) if way == OURS else FrameCacheConfig(kv_budget=2**40)
     session = Session(model, processor, keep=keep, frame_batch=_FRAME_BATCH)
-    session.look(_frames(1))  # what is loaded at the first call is not a frame's
+    session.add_media(_frames(1))  # what is loaded at the first call is not a frame's
     session.ask(_QUESTION, max_new_tokens=2)
     session = Session(model, processor, keep=keep, frame_batch=_FRAME_BATCH)
     before = settled_memory()
-    session.look(_frames(frames))
+    session.add_media(_frames(frames))
     session.ask(_QUESTION, max_new_tokens=2)
     _, most = resident_memory()
     return Point(way, frames, most - before, session.cache.used_bytes)

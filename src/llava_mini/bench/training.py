@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
+from llava_mini.bench.baselines import TRANSFORMERS
 from llava_mini.bench.stopwatch import Seconds, Spread, clock
 from llava_mini.bench.training_steps import PARTS, Shape, build_steps, mid, tiny
-from llava_mini.bench.ways import TRANSFORMERS
 
 log = logging.getLogger("llava_mini")
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from llava_mini.batch import VLMBatch
+from llava_mini.bench.baselines import OURS, TRANSFORMERS, UNCOMPRESSED, Models
 from llava_mini.bench.latency import mid_size
 from llava_mini.bench.made_data import make_data
 from llava_mini.bench.stopwatch import Trial
-from llava_mini.bench.ways import OURS, TRANSFORMERS, UNCOMPRESSED, Models
 from llava_mini.config import resolve
 from llava_mini.data.datamodule import Mix, VLMDataModule
 from llava_mini.data.feature_store import FeatureStore

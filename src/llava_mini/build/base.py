@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.interop.checkpoint import Checkpoint, check_shapes
-from llava_mini.models.stored import StoredLinear
+from llava_mini.models.lazy_linear import LazyLinear
 
 log = logging.getLogger("llava_mini")
 
@@ -28,14 +28,14 @@ _COMPUTED = "rotary_emb.inv_freq"  # which checkpoints of old versions hold
 
 def is_kept_small(config: dict[str, Any]) -> bool:
     """Whether a run freezes the language model and keeps it in another type than float32."""
-    small = config["finetune"]["quantize"] is not None or config["savers"]["frozen_dtype"] is not None
+    small = config["finetune"]["quantize"] is not None or config["memory"]["frozen_dtype"] is not None
     rate = config["stage"]["learning_rates"].get("language_model")
     return small and (rate is None or config["finetune"]["language_model"] != "full")
 
 
 def frozen_dtype(config: dict[str, Any]) -> torch.dtype | None:
     """Of the weights that do not train, where they are not as they were loaded."""
-    name = config["savers"]["frozen_dtype"]
+    name = config["memory"]["frozen_dtype"]
     return None if name is None else {"float16": torch.float16, "bfloat16": torch.bfloat16}[name]
 
 
@@ -110,7 +110,7 @@ def load_base(
         owner = language_model.get_submodule(path)
         if name in waiting:
             parent, _, place = path.rpartition(".")
-            setattr(language_model.get_submodule(parent), place, StoredLinear(owner, partial(base.read, name)))
+            setattr(language_model.get_submodule(parent), place, LazyLinear(owner, partial(base.read, name)))
         else:
             setattr(owner, leaf, nn.Parameter(base.read(name).to(device, dtype)))
     language_model.tie_weights()

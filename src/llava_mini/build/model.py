@@ -46,7 +46,7 @@ def build_model(
         tokenizer: Of `build_tokenizer`.
         device: Where it is built; "meta" gives shapes alone, and no weights are looked for.
         dtype: Of its weights; a language model that the run freezes is in the type in which it is kept, and linear
-            layers that will be packed into 4 bits wait in their files (`StoredLinear`) for `fine_tune`.
+            layers that will be packed into 4 bits wait in their files (`LazyLinear`) for `fine_tune`.
 
     Raises:
         UserError: for weights that are missing or do not fit, or an impossible fusion.

@@ -29,7 +29,7 @@ from llava_mini.data.quarantine import Quarantine
 from llava_mini.errors import UserError
 from llava_mini.hardware import check_card, find_cards
 from llava_mini.models import LlavaMiniForConditionalGeneration
-from llava_mini.models.savers import apply_savers
+from llava_mini.models.memory_options import apply_memory_options
 from llava_mini.spool import check_tracker
 from llava_mini.stages.base import VLMStage
 from llava_mini.stages.callbacks import Clock, History, Progress, Validations
@@ -68,7 +68,7 @@ def check_training(config: Config) -> None:
     if config["tracking"]["enabled"]:
         check_tracker("tracking.enabled=true", "tracking.enabled=false")
     finetune.check_packages(config["finetune"])
-    check_optimizer(config["savers"]["optimizer"], "cuda" if uses_gpu(config) else "cpu")
+    check_optimizer(config["memory"]["optimizer"], "cuda" if uses_gpu(config) else "cpu")
     _check_hardware(config["trainer"], on_gpu=uses_gpu(config))
 
 
@@ -76,7 +76,7 @@ def fine_tune(config: Config, model: LlavaMiniForConditionalGeneration, **option
     """Quantise, adapt and freeze a model as the config says; its weights are those that it starts from.
 
     Args:
-        config: `finetune`, `trainer.precision` and `savers.frozen_dtype` are read.
+        config: `finetune`, `trainer.precision` and `memory.frozen_dtype` are read.
         model: Changed in place.
         **options: Of `llava_mini.finetune.apply`.
 
@@ -103,7 +103,7 @@ def build_stage(
         tokenizer: The model's, by which validation tells words apart; None where nothing is validated.
         **options: Of `llava_mini.finetune.apply`.
     """
-    apply_savers(model, config["savers"])
+    apply_memory_options(model, config["memory"])
     fine_tune(config, model, **options)
     stage: VLMStage = instantiate(
         config["stage"],
@@ -112,7 +112,7 @@ def build_stage(
         kinds=config["data"]["kinds"],
         report_dir=config["run_dir"],
         finetune=config["finetune"],
-        optimizer=config["savers"]["optimizer"],
+        optimizer=config["memory"]["optimizer"],
         seed=config["seed"],
         word_marks=None if tokenizer is None else word_marks(tokenizer, model.config.text_config.vocab_size),
     )
@@ -122,7 +122,7 @@ def build_stage(
 
 def num_ranks(config: Config) -> int:
     """Processes that train together, on all machines."""
-    return int(config["trainer"]["devices"] * config["trainer"]["machines"])
+    return int(config["trainer"]["devices"] * config["trainer"]["num_nodes"])
 
 
 def uses_gpu(config: Config) -> bool:
@@ -207,7 +207,7 @@ def make_trainer(config: Config, **options: Any) -> Trainer:
         precision=spec["precision"],
         accelerator=spec["accelerator"],
         devices=spec["devices"],
-        num_nodes=spec["machines"],
+        num_nodes=spec["num_nodes"],
         strategy=build_strategy(config, num_ranks(config)),
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
@@ -244,5 +244,5 @@ def _environment(config: Config) -> list[ClusterEnvironment]:
     """
     ranks = num_ranks(config)
     if (begun := int(os.environ.get("WORLD_SIZE", ranks))) != ranks:
-        raise UserError(f"trainer.devices x trainer.machines are {ranks} processes, but {begun} were begun")
+        raise UserError(f"trainer.devices x trainer.num_nodes are {ranks} processes, but {begun} were begun")
     return [LightningEnvironment()] if ranks > 1 and "TORCHELASTIC_RUN_ID" not in os.environ else []

@@ -6,8 +6,8 @@ import gc
 from dataclasses import dataclass
 
 from llava_mini.commands.peaks import Peaks
-from llava_mini.plan.report import Saver
-from llava_mini.plan.savers import Change, finetunings, savers, shares, smaller_batch
+from llava_mini.plan.memory_options import Change, finetunings, memory_changes, shares, smaller_batch
+from llava_mini.plan.report import MemoryChange
 from llava_mini.plan.search import largest_batch
 
 
@@ -30,7 +30,7 @@ class Advice:
     limit: int | None
 
     def __post_init__(self) -> None:
-        self.saved: list[Saver] = []
+        self.saved: list[MemoryChange] = []
         self.changes: list[Change] = []
         self.largest: int | None = None
         self._peak = self.peaks.bytes(self._size)
@@ -49,8 +49,8 @@ class Advice:
         return self.limit is not None and self._peak <= self.limit
 
     def _find(self) -> None:
-        """Savers; then a smaller batch; where even one sample is too large, other ways to fine-tune before it."""
-        left = self._take_all(savers(self.peaks.config))
+        """Memory options, then a smaller batch; if even one sample is too large, other ways to fine-tune before it."""
+        left = self._take_all(memory_changes(self.peaks.config))
         if self.saved and not self._fits:
             self._take_all(left)  # what saved nothing while other memory made the peak
         ways = finetunings(self.peaks.config)
@@ -98,7 +98,7 @@ class Advice:
         if peak >= self._peak:
             return False
         self.changes.append(change)
-        self.saved.append(Saver(change.text, change.cost.format(**self._shares), peak))
+        self.saved.append(MemoryChange(change.text, change.cost.format(**self._shares), peak))
         self.peaks, self._peak = peaks, peak
         return True
 

@@ -10,10 +10,10 @@ from typing import Any
 from llava_mini.commands.asking import (
     add_media,
     add_session,
+    add_source,
     checked_questions,
     load_model,
-    look_at,
-    memory_told,
+    oom_as_user_error,
     open_session,
     opened,
     parser_for,
@@ -31,7 +31,7 @@ examples:
   llava-mini ask runs/mine/model --video film.mp4 --frames 64 --question "Who comes in?" --question "Why?" --json"""
 
 
-@memory_told()
+@oom_as_user_error()
 def ask(arguments: list[str]) -> int:
     """Run the command.
 
@@ -58,15 +58,15 @@ def ask(arguments: list[str]) -> int:
 
     asked = [check_question(question, processor) for question in questions]
     session = open_session(given, model, processor)
-    kinds = [look.kind for look in session.looks] + [kind for kind, _ in given.shown]
+    kinds = [look.kind for look in session.media] + [kind for kind, _ in given.shown]
     longest = max(question_tokens(processor, question, kinds) for question in asked)
     check_length(model.config, longest, given.max_new_tokens)  # else what is shown would be blamed
     for source in shown:
-        look_at(session, source, given, longest + given.max_new_tokens)
+        add_source(session, source, given, longest + given.max_new_tokens)
     if given.save is not None:
         session.save(given.save)
-    about: dict[str, Any] = {"frames": sum(look.frames for look in session.looks)}
-    if notes := [look.stopped for look in session.looks if look.stopped]:
+    about: dict[str, Any] = {"frames": sum(look.frames for look in session.media)}
+    if notes := [look.stopped for look in session.media if look.stopped]:
         about["note"] = "; ".join(notes)
         print(f"answers are about what could be read: {about['note']}", file=sys.stderr)
     for question in questions:

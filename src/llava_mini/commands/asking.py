@@ -16,7 +16,7 @@ from llava_mini.schema import is_url
 if TYPE_CHECKING:
     from PIL import Image
 
-    from llava_mini.inference.looking import Look
+    from llava_mini.inference.media_source import Media
     from llava_mini.inference.session import Session
     from llava_mini.media.named import VideoSource
     from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
@@ -115,7 +115,7 @@ def open_session(
     Raises:
         UserError: a value is not allowed, the file is no session of this model, or that to save to is no session.
     """
-    from llava_mini.inference.frame_store import Keep
+    from llava_mini.inference.frame_cache import FrameCacheConfig
     from llava_mini.inference.session import Session
     from llava_mini.inference.session_file import check_replaceable
 
@@ -123,7 +123,7 @@ def open_session(
         raise UserError(f"--save {given.save}: no folder {given.save.parent}")
     if given.save is not None:
         check_replaceable(given.save)
-    keep = Keep(kv_budget=None if given.keep_gib is None else int(given.keep_gib * 2**30))
+    keep = FrameCacheConfig(kv_budget=None if given.keep_gib is None else int(given.keep_gib * 2**30))
     options = {"keep": keep, "kv_bits": given.kv_bits}
     if given.session is None:
         return Session(model, processor, **options)
@@ -155,7 +155,7 @@ def opened_one(kind: str, path: str, given: argparse.Namespace) -> Source:
     return (place, open_image(place)) if kind == "image" else open_video(place, fps=given.fps, count=given.frames)
 
 
-def look_at(session: Session, source: Source, given: argparse.Namespace, reserve: int = 0) -> Look:
+def add_source(session: Session, source: Source, given: argparse.Namespace, reserve: int = 0) -> Media:
     """Show the session an image or a video, with a progress bar where someone watches.
 
     `reserve` tokens are left free for a question and its answer.
@@ -166,14 +166,16 @@ def look_at(session: Session, source: Source, given: argparse.Namespace, reserve
     if isinstance(source, tuple):
         path, image = source
         try:
-            return session.look(image, reserve=reserve)
+            return session.add_media(image, reserve=reserve)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-    return session.look(source.path, fps=given.fps, count=given.frames, reserve=reserve, progress=sys.stderr.isatty())
+    return session.add_media(
+        source.path, fps=given.fps, count=given.frames, reserve=reserve, progress=sys.stderr.isatty()
+    )
 
 
 @contextmanager
-def memory_told(advice: str = "fewer frames, --keep-gib 0 or --kv-bits 8 need less") -> Iterator[None]:
+def oom_as_user_error(advice: str = "fewer frames, --keep-gib 0 or --kv-bits 8 need less") -> Iterator[None]:
     """Turn what torch raises for want of memory into one line that ends with advice.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llava_mini.commands.asking import load_model, memory_told, parser_for, whole
+from llava_mini.commands.asking import load_model, oom_as_user_error, parser_for, whole
 from llava_mini.errors import UserError
 
 _DESCRIPTION = """\
@@ -56,7 +56,7 @@ def batch(arguments: list[str]) -> int:
 
             from llava_mini.inference.batch import Batcher
 
-            with memory_told("--dtype bfloat16 needs less"):
+            with oom_as_user_error("--dtype bfloat16 needs less"):
                 model, processor = load_model(given)
             choices = {"fps": given.fps, "count": given.frames, "kv_bits": given.kv_bits}
             batcher = Batcher(model, processor, given.batch_size, given.max_new_tokens, **choices)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from llava_mini.commands.asking import (
     add_media,
     add_session,
+    add_source,
     load_model,
-    look_at,
-    memory_told,
+    oom_as_user_error,
     open_session,
     opened,
     opened_one,
@@ -23,7 +23,7 @@ from llava_mini.commands.asking import (
 from llava_mini.errors import UserError
 
 if TYPE_CHECKING:
-    from llava_mini.inference.looking import Look
+    from llava_mini.inference.media_source import Media
     from llava_mini.inference.session import Session
 
 _COMMANDS = "/image PATH, /video PATH, /forget (the conversation, not what was shown), /quit"
@@ -34,7 +34,7 @@ Ctrl-C ends an answer, Ctrl-D the chat. Answers go to standard output, all else 
 piped; a mistake is one line, and the chat goes on."""
 
 
-@memory_told()
+@oom_as_user_error()
 def chat(arguments: list[str]) -> int:
     """Run the command.
 
@@ -55,12 +55,12 @@ def chat(arguments: list[str]) -> int:
     model, processor = load_model(given)
     session = open_session(given, model, processor)
     for source in shown:
-        _tell(look_at(session, source, given))
+        _tell(add_source(session, source, given))
     for line in _lines():
         try:
             if line == "/quit":
                 break
-            with memory_told():
+            with oom_as_user_error():
                 _turn(session, line, given)
         except UserError as error:
             _say(" ".join(str(error).split()))
@@ -74,7 +74,7 @@ def chat(arguments: list[str]) -> int:
 def _turn(session: Session, line: str, given: argparse.Namespace) -> None:
     command, _, rest = line.partition(" ")
     if command in ("/image", "/video"):
-        _tell(look_at(session, opened_one(command[1:], rest.strip(), given), given))
+        _tell(add_source(session, opened_one(command[1:], rest.strip(), given), given))
     elif line == "/forget":
         session.forget()
     elif line.startswith("/"):
@@ -110,7 +110,7 @@ def _lines() -> Iterator[str]:
             yield line.strip()
 
 
-def _tell(look: Look) -> None:
+def _tell(look: Media) -> None:
     length = "" if look.seconds is None else f" of {look.seconds:.1f} s"
     _say(f"{look.kind}: {look.frames} frame{'' if look.frames == 1 else 's'}{length}")
     if look.stopped:

@@ -23,7 +23,7 @@ class LostRankError(RuntimeError):
 
 
 @contextmanager
-def lost_rank_told(config: dict[str, Any], step: Callable[[], int]) -> Iterator[None]:
+def lost_rank_as_error(config: dict[str, Any], step: Callable[[], int]) -> Iterator[None]:
     """Turn what torch raises when another rank does not answer, or is gone, into one line.
 
     Args:

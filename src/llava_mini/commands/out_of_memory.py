@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini.hardware import is_out_of_memory, reason_of
-from llava_mini.plan.savers import Change
+from llava_mini.plan.memory_options import Change
 from llava_mini.sweep.grid import config_hash
 
 ANOTHER_RUN = "*"  # marks what changes the run's result, so that it cannot go on in its folder
@@ -19,7 +19,7 @@ class RunOutOfMemoryError(RuntimeError):
 
 
 @contextmanager
-def out_of_memory_told(
+def oom_as_run_error(
     config: dict[str, Any], step: Callable[[], int], advice: Callable[[], list[Change]]
 ) -> Iterator[None]:
     """Turn what torch raises for want of memory into one line.

@@ -11,16 +11,16 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_mini import build
 from llava_mini.finetune import compute_dtype
+from llava_mini.plan.fakes import linear_4bit
 from llava_mini.plan.ledger import FROZEN, GRADIENTS, OPTIMIZER, QUANTIZED, TRAINED, WORKSPACE
 from llava_mini.plan.planner import Peak, Planner
 from llava_mini.plan.report import CUBLAS
 from llava_mini.plan.sample import Sample, largest_planned
-from llava_mini.plan.stand_ins import linear_4bit
 from llava_mini.plan.step import Mode
 from llava_mini.views import NUM_VIEWS
 
 Config = dict[str, Any]
-_DEALT = (FROZEN, TRAINED, QUANTIZED, GRADIENTS, OPTIMIZER)
+_SHARDED = (FROZEN, TRAINED, QUANTIZED, GRADIENTS, OPTIMIZER)
 
 
 @dataclass
@@ -133,7 +133,7 @@ def _on_card(peak: Peak, config: Config, planner: Planner | None = None) -> Peak
     parts[WORKSPACE] += CUBLAS
     ranks = build.num_ranks(config)
     if ranks > 1 and config["trainer"]["strategy"] == "fsdp" and planner is not None:
-        for part in _DEALT:
+        for part in _SHARDED:
             parts[part] = -(-parts[part] // ranks)
         layers = [*planner.model.prefusion.layers, *planner.model.get_decoder().layers]
         parts[WORKSPACE] += 2 * max(sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in layers)

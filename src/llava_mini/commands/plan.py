@@ -111,7 +111,7 @@ def training_plan(
     Args:
         config: The run's.
         sample: What is assumed of a sample.
-        search: Whether to look for the largest batch, and for savers where it does not fit.
+        search: Whether to look for the largest batch, and for changes where it does not fit.
         tokenizer: The config's, where it is there already.
     """
     start = time.monotonic()
@@ -122,7 +122,7 @@ def training_plan(
         _search(report, peaks)
         if not report.fits:
             found = Advice(peaks, report.memory_bytes - report.outside_bytes)
-            report.savers, report.batch_with_savers = found.saved, found.largest
+            report.changes, report.batch_with_changes = found.saved, found.largest
     report.seconds = time.monotonic() - start
     return report
 

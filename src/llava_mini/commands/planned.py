@@ -19,9 +19,9 @@ from llava_mini.data.datamodule import Mix, VLMDataModule
 from llava_mini.data.errors import SampleError
 from llava_mini.errors import UserError
 from llava_mini.hardware import memory_text
+from llava_mini.plan.memory_options import Change, finetunings, memory_changes
 from llava_mini.plan.report import GIB, OUTSIDE
 from llava_mini.plan.sample import Sample
-from llava_mini.plan.savers import Change, finetunings, savers
 from llava_mini.stages.callbacks import peak_memory_bytes
 
 log = logging.getLogger("llava_mini")
@@ -107,7 +107,7 @@ class Memory:
             if not found.changes:  # the plan says that it fits, which it did not
                 found = Advice(peaks, None)
         except _FAILED:
-            return [*savers(self.config), *finetunings(self.config)]
+            return [*memory_changes(self.config), *finetunings(self.config)]
         return found.changes
 
 

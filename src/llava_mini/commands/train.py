@@ -14,8 +14,8 @@ from lightning import Trainer
 from lightning.pytorch.loggers import Logger
 
 from llava_mini import build
-from llava_mini.commands.lost_rank import lost_rank_told
-from llava_mini.commands.out_of_memory import out_of_memory_told
+from llava_mini.commands.lost_rank import lost_rank_as_error
+from llava_mini.commands.out_of_memory import oom_as_run_error
 from llava_mini.commands.planned import Memory
 from llava_mini.commands.ranks import own_rank
 from llava_mini.commands.run_folder import claim
@@ -90,7 +90,7 @@ def fit(run: Run, config: dict[str, Any], clock: Clock, loggers: list[Logger], m
     def step_now() -> int:
         return int(trainer.global_step)
 
-    with interruptible(), lost_rank_told(config, step_now), out_of_memory_told(config, step_now, advice):
+    with interruptible(), lost_rank_as_error(config, step_now), oom_as_run_error(config, step_now, advice):
         trainer.fit(run.stage, run.datamodule, ckpt_path=str(last) if last.exists() else None)
     # What follows is one process's work, on all data; Lightning has moved the model off its device.
     if torch.distributed.is_initialized():
@@ -181,7 +181,7 @@ def scores_text(result: dict[str, Any]) -> str:
 
 def evaluation_precision(config: dict[str, Any], trainer: Trainer) -> AbstractContextManager[Any]:
     """As in training, for a model whose frozen weights are of another type than those that train."""
-    return trainer.precision_plugin.forward_context() if config["savers"]["frozen_dtype"] else nullcontext()
+    return trainer.precision_plugin.forward_context() if config["memory"]["frozen_dtype"] else nullcontext()
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Draft:
+class Undecoded:
     """A sample whose pictures are still to be decoded."""
 
     sample: Sample
@@ -96,7 +96,7 @@ class SampleReader:
         """
         return self.finished(self.draft(index))
 
-    def draft(self, index: int) -> Draft:
+    def draft(self, index: int) -> Undecoded:
         """All of sample `index` but the decoding of its pictures.
 
         Raises:
@@ -122,9 +122,9 @@ class SampleReader:
             num_views = self.transform.views_of_frame(conversation.is_video)
         tokens = self.tokenize(conversation, [len(chosen)] if conversation.is_video else [1] * stored, num_views)
         sample = Sample(key, tokens, conversation.kinds[: tokens.num_turns], features=features)
-        return Draft(sample, pictures, conversation.is_video)
+        return Undecoded(sample, pictures, conversation.is_video)
 
-    def finished(self, draft: Draft) -> Sample:
+    def finished(self, draft: Undecoded) -> Sample:
         """A sample with its pixels, where it has pictures.
 
         Raises:

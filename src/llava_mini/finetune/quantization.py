@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from llava_mini.finetune.packages import require
-from llava_mini.models.stored import StoredLinear
+from llava_mini.models.lazy_linear import LazyLinear
 
 Linear4bit = Callable[[nn.Linear, torch.dtype], nn.Module]
 _KEY = "finetune.quantize=nf4"
@@ -79,5 +79,5 @@ def quantize_linears(decoder: nn.Module, compute_dtype: torch.dtype, linear_4bit
     for parent in list(decoder.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                plain = child.loaded() if isinstance(child, StoredLinear) else child
+                plain = child.loaded() if isinstance(child, LazyLinear) else child
                 setattr(parent, name, linear_4bit(plain, compute_dtype))

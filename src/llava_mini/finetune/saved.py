@@ -29,7 +29,7 @@ from llava_mini.finetune.adapters import (
 )
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.interop.checkpoint import check_shapes
-from llava_mini.models.stored import StoredLinear
+from llava_mini.models.lazy_linear import LazyLinear
 from llava_mini.models.tensor_files import load_tensors, save_tensors
 
 _FOLDERS = {"language_model": "adapter", "prefusion": "prefusion_adapter"}
@@ -46,7 +46,7 @@ def fingerprints(model: nn.Module) -> dict[str, str]:
     found = {}
     for part, module in model.named_children():
         digest = hashlib.sha256()
-        stored = {f"{path}.weight": each for path, each in module.named_modules() if isinstance(each, StoredLinear)}
+        stored = {f"{path}.weight": each for path, each in module.named_modules() if isinstance(each, LazyLinear)}
         for name, tensor in sorted(module.named_parameters()):
             whole = stored[name].read() if name in stored else tensor.detach()
             flat = (whole.to_dense() if whole.is_mkldnn else whole).flatten()

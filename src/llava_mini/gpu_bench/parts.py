@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from transformers import CompileConfig
 
+from llava_mini.bench.baselines import OURS, RELEASED, TRANSFORMERS, WAYS, FollowUp, Models, first_token, further_tokens
 from llava_mini.bench.flops import Work
 from llava_mini.bench.stopwatch import Trial, measure
-from llava_mini.bench.ways import OURS, RELEASED, TRANSFORMERS, WAYS, Later, Models, first_token, further_tokens
 from llava_mini.gpu_bench.sizes import LIMIT_GIB, Size
 from llava_mini.inference.cache import SessionCache
-from llava_mini.inference.frame_store import FrameStore, Keep
+from llava_mini.inference.frame_cache import FrameCache, FrameCacheConfig
 from llava_mini.models.frame_batch import frames_at_once
 from llava_mini.models.vision_tower import HD_VIEWS
 
@@ -69,7 +69,7 @@ def _tasks(models: Models, size: Size) -> dict[str, Callable[[], list[Trial]]]:
         ]
 
     def later(task: str, work: Work) -> list[Trial]:
-        return [Trial(OURS, task, Later(models, work).ask, frames=work.frames, flops=models.later_flops(work, 0))]
+        return [Trial(OURS, task, FollowUp(models, work).ask, frames=work.frames, flops=models.later_flops(work, 0))]
 
     def further() -> list[Trial]:
         trials = []
@@ -103,7 +103,10 @@ def long_video(size: Size, device: torch.device, end: float) -> Iterator[Row]:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, LIMIT_GIB * 2**30 / total), device)
     model = Models(size.config(), device, size.dtype).of(OURS)
-    store, cache = FrameStore(model, Keep(kv_budget=0, features="int8"), kv_budget=0), SessionCache(model.config)
+    store, cache = (
+        FrameCache(model, FrameCacheConfig(kv_budget=0, features="int8"), kv_budget=0),
+        SessionCache(model.config),
+    )
     image_size = model.config.vision_config.image_size
     began = time.monotonic()
     looked = began + 0.35 * (end - began)  # each of two questions computes keys and values again
@@ -131,7 +134,7 @@ def long_video(size: Size, device: torch.device, end: float) -> Iterator[Row]:
     yield {**row, "status": "measured" if whole else f"{len(store)} of {size.long_frames} frames in the time"}
 
 
-def _ask(model: Any, store: FrameStore, cache: SessionCache, text_tokens: int) -> None:
+def _ask(model: Any, store: FrameCache, cache: SessionCache, text_tokens: int) -> None:
     text_SD = model.get_input_embeddings().weight[:text_tokens]
     model.language_model(inputs_embeds=store.read(text_SD)[None], past_key_values=cache, logits_to_keep=1)
     _wait(model.device)

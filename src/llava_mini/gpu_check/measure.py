@@ -11,10 +11,10 @@ import torch
 from llava_mini.finetune.packages import require
 from llava_mini.gpu_check.setting import PlainStage, build_stage, half_type
 from llava_mini.gpu_check.trials import Trial
+from llava_mini.plan.fakes import linear_4bit
 from llava_mini.plan.ledger import Ledger, Watching
 from llava_mini.plan.planner import Planner
 from llava_mini.plan.sample import Sample, batch_of
-from llava_mini.plan.stand_ins import linear_4bit
 from llava_mini.plan.step import Mode
 from llava_mini.stages.optimizers import build_optimizer
 

@@ -15,7 +15,7 @@ from llava_mini.finetune.quantization import Linear4bit, nf4_linear
 from llava_mini.gpu_check.trials import Trial
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.initialisation import default_dtype
-from llava_mini.models.savers import apply_savers
+from llava_mini.models.memory_options import apply_memory_options
 
 _ALWAYS_WHOLE = ("projector", "compressor")
 
@@ -25,7 +25,7 @@ class PlainStage(nn.Module):
 
     Args:
         model: With adapters and 4-bit layers in place.
-        optimizer: As `savers.optimizer`.
+        optimizer: As `memory.optimizer`.
     """
 
     betas = (0.9, 0.999)
@@ -64,7 +64,7 @@ def build_stage(trial: Trial, device: torch.device | str, linear_4bit: Linear4bi
     for part in (*_ALWAYS_WHOLE, *(p for p in ("language_model", "prefusion") if trial.finetune[p] == "full")):
         model.get_submodule(part).float()
     finetune.apply(model, trial.finetune, compute_dtype=half, frozen_dtype=half, linear_4bit=linear_4bit)
-    apply_savers(model, dict(trial.savers))
+    apply_memory_options(model, dict(trial.memory))
     stage = PlainStage(model, trial.optimizer).train()
     model.vision_tower.eval()
     return stage

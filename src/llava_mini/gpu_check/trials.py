@@ -19,8 +19,8 @@ LORA = {**FULL, "language_model": "lora", "lora": _LORA}
 QLORA = {**LORA, "quantize": "nf4"}
 FROZEN = {**FULL, "language_model": "frozen"}
 _RTX_5090, _RTX_4090, _V100 = 31.4, 23.5, 31.7  # hardware.memory_gib
-_SAVERS = {"checkpointing": True, "loss_chunk": 1024, "vision_batch": 4, "offload_vision": False}
-_NO_SAVERS = {"checkpointing": False, "loss_chunk": None, "vision_batch": None, "offload_vision": False}
+_MEMORY = {"activation_checkpointing": True, "loss_chunk": 1024, "vision_batch": 4, "offload_vision": False}
+_PLAIN_MEMORY = {"activation_checkpointing": False, "loss_chunk": None, "vision_batch": None, "offload_vision": False}
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Trial:
         batch_size: Samples of a step.
         limit_gib: Memory that the process may take; None: all that there is.
         half: Type of mixed precision and of frozen weights.
-        optimizer: As the config's `savers.optimizer`.
-        savers: As the config's, for the model.
+        optimizer: As the config's `memory.optimizer`.
+        memory: As the config's, for the model.
         compressor: Of the model.
         fusion_layers: N_fusion.
         text_tokens: Of a sample, besides placeholders.
@@ -48,7 +48,7 @@ class Trial:
     limit_gib: float | None = _RTX_5090
     half: str = "bfloat16"
     optimizer: str = "adamw_8bit"
-    savers: Mapping[str, Any] = field(default_factory=lambda: _SAVERS)
+    memory: Mapping[str, Any] = field(default_factory=lambda: _MEMORY)
     compressor: Mapping[str, Any] = field(default_factory=lambda: QUERY)
     fusion_layers: int = 4
     text_tokens: int = 300
@@ -79,7 +79,7 @@ TRIALS = (
     Trial("7B LoRA, batch 4 on 32 GB", _7B, LORA, 4),
     Trial(
         "7B LLaVA-v1.5 (576 tokens, no pre-fusion), LoRA, batch 1, nothing saved", _7B, LORA, 1, limit_gib=None,
-        optimizer="adamw", savers=_NO_SAVERS, compressor=NONE, fusion_layers=0,
+        optimizer="adamw", memory=_PLAIN_MEMORY, compressor=NONE, fusion_layers=0,
     ),
     Trial("7B frozen language model, batch 4 on 32 GB", _7B, FROZEN, 4),
     Trial("8B (Llama-3.1) QLoRA, batch 8 on 32 GB", "llava_mini_llama31_8b", QLORA, 8),
@@ -89,5 +89,5 @@ TRIALS = (
 TINY_TRIALS = (
     Trial("tiny QLoRA", "tiny", {**QLORA, "prefusion": "lora"}, 2, limit_gib=None, text_tokens=40),
     Trial("tiny LoRA", "tiny", LORA, 2, limit_gib=None, text_tokens=40),
-    Trial("tiny full", "tiny", FULL, 2, limit_gib=None, optimizer="adamw", savers=_NO_SAVERS, text_tokens=40),
+    Trial("tiny full", "tiny", FULL, 2, limit_gib=None, optimizer="adamw", memory=_PLAIN_MEMORY, text_tokens=40),
 )

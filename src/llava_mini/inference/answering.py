@@ -14,12 +14,12 @@ from transformers import GenerationConfig
 
 from llava_mini.errors import UserError
 from llava_mini.inference.conversation import Prompt
-from llava_mini.inference.frame_store import FrameStore
+from llava_mini.inference.frame_cache import FrameCache
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.generation import suppressed_tokens
 
 
-def embedded(model: LlavaMiniForConditionalGeneration, store: FrameStore, prompt: Prompt, begin: int) -> Tensor:
+def embedded(model: LlavaMiniForConditionalGeneration, store: FrameCache, prompt: Prompt, begin: int) -> Tensor:
     """Embeddings of the prompt from `begin` on [T - begin, D]: compressed tokens, fused text, plain answers."""
     device = model.device
     ids = torch.tensor(prompt.ids, device=device)

@@ -20,7 +20,7 @@ from PIL import Image
 from llava_mini.errors import UserError
 from llava_mini.hardware import is_out_of_memory, reason_of
 from llava_mini.inference.long_context import check_length
-from llava_mini.inference.looking import Look
+from llava_mini.inference.media_source import Media
 from llava_mini.inference.prompts import check_question, has_bos, prompt_of, user_message
 from llava_mini.inference.requests import Answers, Record, Request
 from llava_mini.inference.session import Session
@@ -57,7 +57,7 @@ _Read = tuple[Prepared, list[Image.Image], list[_Frames]]
 
 
 @contextmanager
-def _memory_told() -> Iterator[None]:
+def _oom_as_sample_error() -> Iterator[None]:
     """Make want of memory, whoever meets it, a mistake of the request: another one may need less."""
     try:
         yield
@@ -115,7 +115,7 @@ class Batcher:
         for batch in _batches(prepared, self.batch_size):
             yield self._records(batch)
 
-    @_memory_told()
+    @_oom_as_sample_error()
     def prepare(self, request: Request) -> Prepared:
         """Check a request as far as can be without decoding.
 
@@ -173,17 +173,17 @@ class Batcher:
         """A request with more frames than are held at once."""
         session = Session(self.model, self.processor, kv_bits=self.kv_bits)
         try:
-            with _memory_told():
+            with _oom_as_sample_error():
                 for path in one.request.images:
-                    session.look(open_image(path))
+                    session.add_media(open_image(path))
                 for video in one.videos:
-                    session.look(video.path, fps=self.fps, count=self.count)
+                    session.add_media(video.path, fps=self.fps, count=self.count)
                 text = session.ask(one.request.question, max_new_tokens=self.max_new_tokens)
         except UserError as error:
             return _failed(one.request, error)
-        return _answer(one, text, session.looks[len(one.request.images) :])
+        return _answer(one, text, session.media[len(one.request.images) :])
 
-    @_memory_told()
+    @_oom_as_sample_error()
     @torch.no_grad()
     def generate(self, prompts: list[str], images: list[Image.Image], videos: list[_Frames]) -> list[str]:
         """Answers to prompts, with their images and videos in the order of their marks.
@@ -203,7 +203,7 @@ class Batcher:
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
 
 
-@_memory_told()
+@_oom_as_sample_error()
 def _read(one: Prepared) -> _Read:
     """What a request shows, decoded."""
     images = [open_image(path) for path in one.request.images]
@@ -222,7 +222,7 @@ def _batches(prepared: Iterable[Prepared], size: int) -> Iterator[list[Prepared]
         yield batch
 
 
-def _answer(one: Prepared, text: str, videos: Sequence[VideoSource | Look]) -> Record:
+def _answer(one: Prepared, text: str, videos: Sequence[VideoSource | Media]) -> Record:
     record = one.request.record(answer=text)
     read = zip(one.request.videos, videos, strict=True)
     if notes := [f"{path}: {video.stopped}" for path, video in read if video.stopped]:

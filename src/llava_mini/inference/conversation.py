@@ -15,7 +15,7 @@ from llava_mini.models import LlavaMiniProcessor
 class Turn:
     """A question, the number of images and videos that came with it, and its answer when there is one."""
 
-    looks: int
+    media: int
     question: str
     answer: str | None
 
@@ -54,8 +54,8 @@ def build_prompt(processor: LlavaMiniProcessor, turns: list[Turn], kinds: list[s
     answers: list[tuple[int, int]] = []
     rest = list(kinds)
     for turn in turns:
-        looks, rest = rest[: turn.looks], rest[turn.looks :]
-        messages.append(user_message(turn.question, looks))
+        media, rest = rest[: turn.media], rest[turn.media :]
+        messages.append(user_message(turn.question, media))
         if turn.answer is not None:
             start = len(_expanded(processor, prompt_of(processor, messages), kinds, tokens))
             messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})

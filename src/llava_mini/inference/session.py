@@ -1,7 +1,7 @@
 """Session: look at images and videos once, ask about them any number of times.
 
 What was looked at goes through vision tower, compressor and the text-independent part of pre-fusion once
-(`FrameStore`). A question then costs its own tokens in pre-fusion, for every frame, and what of the prompt the language
+(`FrameCache`). A question then costs its own tokens in pre-fusion, for every frame, and what of the prompt the language
 model has not read yet: its cache is cut back to the beginning that the new prompt shares with the last one.
 
 Answers are those of `model.generate` on the whole prompt (tested). In a conversation earlier answers are hidden from
@@ -25,13 +25,22 @@ from llava_mini.errors import UserError
 from llava_mini.hardware import free_bytes
 from llava_mini.inference.answering import embedded, generation_choices
 from llava_mini.inference.cache import SessionCache
+from llava_mini.inference.capacity import check_capacity, check_prompt
 from llava_mini.inference.conversation import Prompt, Turn, build_prompt, shared
-from llava_mini.inference.frame_store import FrameStore, Keep
+from llava_mini.inference.frame_cache import FrameCache, FrameCacheConfig
 from llava_mini.inference.long_context import check_length, prefill
-from llava_mini.inference.looking import Look, Opened, Progress, Source, open_source, pixels_of, pixels_of_frame, shown
+from llava_mini.inference.media_source import (
+    Media,
+    Opened,
+    Progress,
+    Source,
+    open_source,
+    pixels_of,
+    pixels_of_frame,
+    shown,
+)
 from llava_mini.inference.prompts import check_question
-from llava_mini.inference.room import check_prompt, check_room
-from llava_mini.inference.streaming import Busy, StopWhenSet, pieces
+from llava_mini.inference.streaming import SessionLock, StopWhenSet, pieces
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.models.frame_batch import frames_at_once
 from llava_mini.models.vision_tower import SINGLE_VIEW
@@ -59,7 +68,7 @@ class Session:
         model: LlavaMiniForConditionalGeneration,
         processor: LlavaMiniProcessor,
         *,
-        keep: Keep | None = None,
+        keep: FrameCacheConfig | None = None,
         kv_bits: int | None = None,
         frame_batch: int | None = None,
     ):
@@ -68,18 +77,18 @@ class Session:
         if frame_batch is not None and frame_batch < 1:
             raise UserError(f"frame_batch={frame_batch}: allowed are 1 and above, and None")
         self.model, self.processor, self.frame_batch = model, processor, frame_batch
-        keep = keep or Keep()
+        keep = keep or FrameCacheConfig()
         budget = int(free_bytes(model.device) * _KV_SHARE) if keep.kv_budget is None else keep.kv_budget
-        self.store = FrameStore(model, keep, budget)
-        self.looks: list[Look] = []
+        self.store = FrameCache(model, keep, budget)
+        self.media: list[Media] = []
         self.cache = SessionCache(model.config, kv_bits)
         self._turns: list[Turn] = []
         self._read: list[tuple[int, bool]] = []  # of every token in the cache: id, and whether pre-fusion saw it
         self._live: int | None = None
-        self._busy = Busy()
+        self._busy = SessionLock()
 
     @torch.no_grad()
-    def look(
+    def add_media(
         self,
         source: Source,
         *,
@@ -87,7 +96,7 @@ class Session:
         count: int | None = None,
         reserve: int = 0,
         progress: bool | Callable[[Progress], None] = False,
-    ) -> Look:
+    ) -> Media:
         """Encode an image or a video; a video is read as a stream, a few frames in memory at a time.
 
         Args:
@@ -96,22 +105,22 @@ class Session:
             fps: Frames for a second of a video that is read from a file.
             count: In place of `fps` so many frames at equal distances.
             reserve: Tokens to leave free for the longest question and its answer (`conversation.question_tokens`).
-            progress: True for a bar on standard error, or what is called behind every micro-batch.
+            progress: True for a bar on standard error, or what is called after every micro-batch.
 
         Returns:
-            What was seen; `stopped` says why a damaged video ended early.
+            What was added; `stopped` says why a damaged video ended early.
 
         Raises:
             UserError: it cannot be read, or its frames do not fit into memory. Nothing of it is kept then.
         """
         opened = open_source(source, fps=fps, count=count)
         if opened.expected and opened.kind == "video":
-            check_room(self.store, self.cache, len(self.looks), opened.expected, SINGLE_VIEW, reserve=reserve)
+            check_capacity(self.store, self.cache, len(self.media), opened.expected, SINGLE_VIEW, reserve=reserve)
         with self._busy:
-            return self._look(opened, reserve, progress)
+            return self._add_opened(opened, reserve, progress)
 
-    def _look(self, opened: Opened, reserve: int, progress: bool | Callable[[Progress], None]) -> Look:
-        item, before = len(self.looks), len(self.store.chunks)
+    def _add_opened(self, opened: Opened, reserve: int, progress: bool | Callable[[Progress], None]) -> Media:
+        item, before = len(self.media), len(self.store.chunks)
         kv_bytes = self.store.kv_bytes
         self._live = None
         frames = 0
@@ -127,13 +136,13 @@ class Session:
             del self.store.chunks[before:]
             self.store.kv_bytes = kv_bytes
             raise
-        found = Look(opened.kind, frames, opened.seconds, opened.stopped())
+        found = Media(opened.kind, frames, opened.seconds, opened.stopped())
         self._seen(found)
         return found
 
     @torch.no_grad()
-    def push(self, frame: Any) -> Look:
-        """One more frame of a live video; the first one, and the first behind a `look`, begins a video.
+    def push(self, frame: Any) -> Media:
+        """One more frame of a live video; the first one, and the first after `add_media`, begins a video.
 
         Args:
             frame: A PIL image, or an array [H, W, 3] or of another form that the processor takes.
@@ -143,16 +152,16 @@ class Session:
         """
         pixels_V3HW = pixels_of_frame(frame, "push", self.processor, is_video=True)
         begins = self._live is None
-        item = len(self.looks) if self._live is None else self._live
+        item = len(self.media) if self._live is None else self._live
         with self._busy:
             self._add(item, pixels_V3HW[None])
         if begins:
-            self._seen(Look("video", 1, None, None))
+            self._seen(Media("video", 1, None, None))
             self._live = item
         else:
-            self.looks[item] = Look("video", self.looks[item].frames + 1, None, None)
+            self.media[item] = Media("video", self.media[item].frames + 1, None, None)
             self._forget_read()
-        return self.looks[item]
+        return self.media[item]
 
     def ask(self, question: str, *, follow_up: bool = False, max_new_tokens: int = 256, **generation: Any) -> str:
         """The answer to a question about everything that was looked at.
@@ -221,12 +230,12 @@ class Session:
         return session
 
     def _add(self, item: int, pixels_FV3HW: Tensor, reserve: int = 0) -> None:
-        check_room(self.store, self.cache, item, *pixels_FV3HW.shape[:2], reserve=reserve)
+        check_capacity(self.store, self.cache, item, *pixels_FV3HW.shape[:2], reserve=reserve)
         pixels = pixels_FV3HW.to(self.model.device, self.model.dtype)
         self.store.add(item, self.model.encode(pixels), self._frames_at_once(pixels.shape[1]))
 
-    def _seen(self, look: Look) -> None:
-        self.looks.append(look)
+    def _seen(self, look: Media) -> None:
+        self.media.append(look)
         self._forget_read()
 
     def _forget_read(self) -> None:
@@ -242,10 +251,10 @@ class Session:
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens={max_new_tokens}: allowed are 1 and above")
         earlier = self._turns if follow_up else []
-        turns = [*earlier, Turn(len(self.looks) - sum(turn.looks for turn in earlier), question, None)]
+        turns = [*earlier, Turn(len(self.media) - sum(turn.media for turn in earlier), question, None)]
         tokens = self.store.tokens_by_item()
-        counts = [tokens[item] for item in range(len(self.looks))]
-        prompt = build_prompt(self.processor, turns, [look.kind for look in self.looks], counts)
+        counts = [tokens[item] for item in range(len(self.media))]
+        prompt = build_prompt(self.processor, turns, [look.kind for look in self.media], counts)
         shown = sum(counts)
         check_length(self.model.config, len(prompt.ids) - shown, max_new_tokens, shown)
         check_prompt(self.store, self.cache, len(prompt.ids) + max_new_tokens)
@@ -286,7 +295,7 @@ class Session:
             **rest,
         )[0].tolist()
         answer = str(self.processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-        self._turns = [*prompt.turns[:-1], Turn(prompt.turns[-1].looks, prompt.turns[-1].question, answer)]
+        self._turns = [*prompt.turns[:-1], Turn(prompt.turns[-1].media, prompt.turns[-1].question, answer)]
         said = [(token, False) for token in ids]
         self._read = [*keys, *said][: self.cache.get_seq_length()]
         return answer

@@ -26,8 +26,8 @@ from llava_mini.errors import UserError, WriteError
 from llava_mini.files import atomic_path
 from llava_mini.finetune import fingerprints
 from llava_mini.hardware import is_out_of_memory
-from llava_mini.inference.frame_store import Chunk
-from llava_mini.inference.looking import Look
+from llava_mini.inference.frame_cache import Chunk
+from llava_mini.inference.media_source import Media
 from llava_mini.inference.quantize import quantize
 from llava_mini.media.named import check_file
 from llava_mini.models.tensor_files import open_tensors, save_tensors
@@ -68,7 +68,7 @@ class _Facts:
     """What a file says of itself: of every chunk its item, what was looked at, and the model that did."""
 
     items: list[int]
-    looks: list[Look]
+    looks: list[Media]
     model: _Model
 
 
@@ -78,7 +78,7 @@ def save(session: Session, path: Path) -> None:
     Raises:
         UserError: nothing was looked at, the file is there and no session, or it cannot be written.
     """
-    if not session.looks:
+    if not session.media:
         raise UserError(f"{path}: nothing was looked at, so there is nothing to save")
     target = check_replaceable(path)
     tensors: dict[str, Tensor] = {}
@@ -87,7 +87,7 @@ def save(session: Session, path: Path) -> None:
         if chunk.features is not None:
             tensors |= {f"{number}.{name}": part for name, part in chunk.features.parts().items()}
     items = [chunk.item for chunk in session.store.chunks]
-    facts = json.dumps(asdict(_Facts(items, session.looks, _Model.of(session))))
+    facts = json.dumps(asdict(_Facts(items, session.media, _Model.of(session))))
     metadata = {"format": _FORMAT, "facts": facts, "crc32": checksum(facts, tensors)}
     try:
         with atomic_path(target) as temporary:
@@ -129,7 +129,7 @@ def load(session: Session, path: Path) -> None:
         if is_out_of_memory(error):
             raise
         raise UserError(f"{path}: the session is damaged: {error}") from error
-    session.looks = facts.looks
+    session.media = facts.looks
 
 
 def checksum(facts: str, tensors: Mapping[str, Tensor]) -> str:
@@ -182,7 +182,7 @@ def _check_model(path: Path, saved: _Model, own: _Model) -> None:
         raise UserError(f"{path}: a session of another model: {', '.join(other)} have other weights")
 
 
-def _check_chunks(session: Session, looks: list[Look]) -> None:
+def _check_chunks(session: Session, looks: list[Media]) -> None:
     """Raises ValueError unless the chunks are those of the looks, and their tokens those of the model."""
     if not looks:
         raise ValueError("nothing was looked at")

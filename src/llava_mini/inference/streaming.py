@@ -13,7 +13,7 @@ from transformers import StoppingCriteria, TextIteratorStreamer
 from llava_mini.errors import UserError
 
 
-class Busy:
+class SessionLock:
     """One thing at a time: frames and cache of a session are of the answer that is being made. For `with`, too."""
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Frames to compressed tokens and fused text: vision tower, compressor, projector and pre-fusion of the model.
 
 Training works on all frames of a batch at once. Without gradients they go through in micro-batches of one kind each,
-and what an answer need not compute is left out (`Savings`).
+and what an answer need not compute is left out (`InferenceOptimizations`).
 
 Shapes: B samples, T tokens, S tokens of the longest instruction, F frames of the whole batch, V views of a frame, N
 patches of a view, P patches of a frame that pre-fusion reads (N, or 5N for HD), K compressed tokens of a frame, D width
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from llava_mini.models.compressors import Compressor
 from llava_mini.models.frame_batch import frames_at_once
+from llava_mini.models.inference_optimizations import InferenceOptimizations
 from llava_mini.models.inputs import check_features, check_pixels
 from llava_mini.models.packed import Packed
-from llava_mini.models.prefusion import Prefusion, SeenKV
+from llava_mini.models.prefusion import Prefusion, VisualKV
 from llava_mini.models.projector import Projector
-from llava_mini.models.savings import Savings
 from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW, compression_grid, encode_views, prefusion_patches
 from llava_mini.models.visual_tokens import VisualTokens
 
@@ -68,7 +68,7 @@ class FramesMixin:
     """What a model does with frames.
 
     Attributes:
-        savings: What is left out when no gradients are recorded.
+        optimizations: What is left out when no gradients are recorded.
         vision_batch: Views that the vision tower encodes at once; None: all that it is given.
         offload_vision: Whether a frozen vision tower's weights wait in host memory when features are made.
         runs_all_layers: Whether also a batch without a frame runs the layers that read frames, as sharded weights need.
@@ -80,7 +80,7 @@ class FramesMixin:
     projector: Projector
     prefusion: Prefusion
     side: int
-    savings: Savings
+    optimizations: InferenceOptimizations
     vision_batch: int | None
     offload_vision: bool
     runs_all_layers: bool
@@ -199,24 +199,26 @@ class FramesMixin:
         mean_BSD = (sum_BSD / num_frames_B.clamp(min=1)[:, None, None]).to(text_BTD.dtype)
         return torch.cat(tokens)[order], text_BTD.masked_scatter(fused_BT[..., None], mean_BSD[read.mask_BS])
 
-    def see(self, visual: VisualTokens) -> tuple[Tensor, SeenKV]:
+    def prefill_visual(self, visual: VisualTokens) -> tuple[Tensor, VisualKV]:
         """What pre-fusion does before there is a question.
 
         Args:
             visual: Of frames of one kind.
 
         Returns:
-            Compressed tokens [F, K, D] as the language model reads them, and what `prefusion.read` needs.
+            Compressed tokens [F, K, D] as the language model reads them, and what `prefusion.attend_text` needs.
         """
         nothing = visual.patches_FPD[:, :0]
         compressed_FKD, _, seen = self._seen_with(visual, nothing)
         return compressed_FKD, seen
 
-    def _seen_with(self, visual: VisualTokens, text_FSD: Tensor) -> tuple[Tensor, Tensor, SeenKV]:
-        """`see` with a text behind it: compressed tokens, fused text, and keys and values of all of them."""
+    def _seen_with(self, visual: VisualTokens, text_FSD: Tensor) -> tuple[Tensor, Tensor, VisualKV]:
+        """`prefill_visual` with a text after it: compressed tokens, fused text, and keys and values of all of them."""
         fuses, patches = self.config.fuse_compressed_tokens, visual.patches_FPD.shape[1]
         parts = [visual.patches_FPD, *([visual.compressed_FKD] if fuses else []), text_FSD]
-        rows_FRD, seen = self.prefusion.see(torch.cat(parts, dim=1), patches, self.savings.trim_last_layer)
+        rows_FRD, seen = self.prefusion.prefill_visual(
+            torch.cat(parts, dim=1), patches, self.optimizations.trim_last_layer
+        )
         tokens = visual.compressed_FKD.shape[1] if fuses else 0
         return rows_FRD[:, :tokens] if fuses else visual.compressed_FKD, rows_FRD[:, tokens:], seen
 
@@ -228,7 +230,7 @@ class FramesMixin:
             yield every, frames
             return
         for views in views_F.unique().tolist():
-            size = self.savings.frame_batch or frames_at_once(self.config, views, self.dtype, views_F.device)
+            size = self.optimizations.frame_batch or frames_at_once(self.config, views, self.dtype, views_F.device)
             for rows in every[views_F == views].split(size):
                 yield rows, frames.take(rows, views)
 
@@ -247,8 +249,8 @@ class FramesMixin:
         if self._splits_prefusion():
             if turn_ids_FS is None:  # text is one more part of what is seen, and its padding is behind all that reads
                 return self._seen_with(visual, text_FSD)[:2]
-            compressed_FKD, seen = self.see(visual)
-            return compressed_FKD, self.prefusion.read(text_FSD, seen, visible_FS, turn_ids_FS)
+            compressed_FKD, seen = self.prefill_visual(visual)
+            return compressed_FKD, self.prefusion.attend_text(text_FSD, seen, visible_FS, turn_ids_FS)
         fuses, patches = self.config.fuse_compressed_tokens, visual.patches_FPD.shape[1]
         seen_FLD = torch.cat([visual.patches_FPD, visual.compressed_FKD], dim=1) if fuses else visual.patches_FPD
         length = seen_FLD.shape[1]
@@ -256,7 +258,9 @@ class FramesMixin:
         visible_FL = torch.cat([*masks, visible_FS], dim=1)
         turn_ids_FL = None if turn_ids_FS is None else nn.functional.pad(turn_ids_FS, (length, 0))
         first = patches if fuses else length
-        trim = self.savings.trim_last_layer and not self.runs_all_layers  # sharded weights need each layer's own call
+        trim = (
+            self.optimizations.trim_last_layer and not self.runs_all_layers
+        )  # sharded weights need each layer's own call
         fused_FRD = self.prefusion(torch.cat([seen_FLD, text_FSD], dim=1), visible_FL, turn_ids_FL, first, trim)
         tokens = length - first
         return fused_FRD[:, :tokens] if fuses else visual.compressed_FKD, fused_FRD[:, tokens:]
@@ -264,7 +268,7 @@ class FramesMixin:
     def _splits_prefusion(self) -> bool:
         """Frames are of one kind then, without padding; eager attention needs its mask, and is for looking into."""
         return (
-            self.savings.split_prefusion
+            self.optimizations.split_prefusion
             and not (torch.is_grad_enabled() or self.runs_all_layers or self.prefusion.training)
             and self.prefusion.config._attn_implementation == "sdpa"
         )
@@ -277,7 +281,7 @@ class FramesMixin:
             num_patches=self.side**2,
             batch=self.vision_batch,
             offload=self.offload_vision,
-            stop=self.savings.stop_tower,
+            stop=self.optimizations.stop_tower,
         )
 
     def _nothing_seen(self) -> Tensor:

@@ -26,6 +26,7 @@ from llava_mini.models.configuration import LlavaMiniConfig
 from llava_mini.models.frames import FramesMixin
 from llava_mini.models.generation import FramesGenerationMixin
 from llava_mini.models.hidden_states import HiddenStates
+from llava_mini.models.inference_optimizations import InferenceOptimizations
 from llava_mini.models.inputs import (
     NoPromptTuning,
     check_answers_are_known,
@@ -40,7 +41,6 @@ from llava_mini.models.loss import next_token_loss, next_token_loss_of_hidden
 from llava_mini.models.prefusion import Prefusion
 from llava_mini.models.projector import Projector
 from llava_mini.models.rotary import scale_rotary
-from llava_mini.models.savings import Savings
 from llava_mini.models.vision_tower import build_vision_tower, patches_per_side
 from llava_mini.models.visual_tokens import splice
 
@@ -76,7 +76,7 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
         if config.context_scaling is not None:
             scale_rotary(self.language_model, config.context_scaling)
         self.loss_chunk: int | None = None
-        self.savings = Savings()
+        self.optimizations = InferenceOptimizations()
         self.vision_batch = None
         self.offload_vision = False
         self.runs_all_layers = False

@@ -3,8 +3,9 @@
 Sequence of a frame: [all patches ; compressed tokens (release) ; instruction], causal, positions counted over visible
 entries only (paper section 4.2, REFERENCE section 2).
 
-What stands before the instruction cannot see it, so the sequence can be worked on in two steps: `see` for patches and
-compressed tokens, once for a frame, and `read` for any instruction against their keys and values (REFERENCE section 4).
+What comes before the instruction cannot see it, so the sequence can be processed in two steps: `prefill_visual` for
+patches and compressed tokens, once for a frame, and `attend_text` for any instruction against their keys and values
+(REFERENCE section 4).
 
 Shapes: F frames, L entries of the sequence, P patches, K compressed tokens, S entries of the instruction, D width, H
 heads of keys and values, E width of a head.
@@ -27,7 +28,7 @@ from llava_mini.models.language_model import build_decoder_layers
 
 
 @dataclass(frozen=True)
-class SeenKV:
+class VisualKV:
     """Keys and values [F, H, L, E] of what stands before the instruction, a pair for every pre-fusion layer."""
 
     layers: tuple[KeysValues, ...]
@@ -78,7 +79,7 @@ class Prefusion(nn.Module):
             )
         return hidden_FLD[:, first:]
 
-    def see(self, hidden_FLD: Tensor, first: int, trim: bool = True) -> tuple[Tensor, SeenKV]:
+    def prefill_visual(self, hidden_FLD: Tensor, first: int, trim: bool = True) -> tuple[Tensor, VisualKV]:
         """The part of the sequence before the instruction: nothing in it is hidden.
 
         Args:
@@ -87,7 +88,7 @@ class Prefusion(nn.Module):
             trim: Whether the last layer computes nothing but keys and values for rows before `first`.
 
         Returns:
-            Rows from `first` on [F, L - first, D], and what `read` needs.
+            Rows from `first` on [F, L - first, D], and what `attend_text` needs.
         """
         rope = self._rope(hidden_FLD, torch.arange(hidden_FLD.shape[1], device=hidden_FLD.device)[None])
         kept = []
@@ -95,9 +96,11 @@ class Prefusion(nn.Module):
             hidden_FLD, own = layer_rows(layer, hidden_FLD, rope)
             kept.append(own)
         rows_FRD, own = layer_rows(self.layers[-1], hidden_FLD, rope, first=first if trim else 0)
-        return rows_FRD if trim else rows_FRD[:, first:], SeenKV((*kept, own))
+        return rows_FRD if trim else rows_FRD[:, first:], VisualKV((*kept, own))
 
-    def read(self, text_FSD: Tensor, seen: SeenKV, visible_FS: Tensor, turn_ids_FS: Tensor | None = None) -> Tensor:
+    def attend_text(
+        self, text_FSD: Tensor, seen: VisualKV, visible_FS: Tensor, turn_ids_FS: Tensor | None = None
+    ) -> Tensor:
         """Fuse an instruction with frames that were seen: as `forward` of both together, row by row.
 
         Args:

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 SINGLE_VIEW, HD_VIEWS = 1, 5
-_ALONE = threading.RLock()  # while a tower is hooked and cut short: other threads may share it
+_TOWER_LOCK = threading.RLock()  # while a tower is hooked and cut short: other threads may share it
 
 
 def build_vision_tower(vision_config: PreTrainedConfig) -> PreTrainedModel:
@@ -61,15 +61,15 @@ def encode_views(
         if dtype in (torch.float16, torch.bfloat16):
             stack.enter_context(torch.autocast(device.type, enabled=False))
             pixel_values_F3HW = pixel_values_F3HW.to(dtype)
-        stack.enter_context(_ALONE)
+        stack.enter_context(_TOWER_LOCK)
         states = stack.enter_context(_states_of(vision_tower, layer, stop))
-        weights = _lent(vision_tower, device) if offload and frozen else {}
+        weights = _offloaded(vision_tower, device) if offload and frozen else {}
         for part in pixel_values_F3HW.split(batch or max(len(pixel_values_F3HW), 1)):
             functional_call(vision_tower, weights, kwargs={"pixel_values": part})
         return torch.cat([state[:, -num_patches:] for state in states])
 
 
-def _lent(vision_tower: nn.Module, device: torch.device) -> dict[str, Tensor]:
+def _offloaded(vision_tower: nn.Module, device: torch.device) -> dict[str, Tensor]:
     """Copies of the weights on `device`, while the tower itself waits in host memory, where it goes at the first call.
 
     A frozen tower does not change, so nothing has to come back. Buffers (some indices) stay where they are.

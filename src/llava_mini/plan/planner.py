@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.plan.fake_tensors import FakeTensors, replace_weights
+from llava_mini.plan.fakes import AdamW8bit, is_packed
 from llava_mini.plan.ledger import FROZEN, QUANTIZED, Block, Ledger
 from llava_mini.plan.sample import Sample, batch_of
-from llava_mini.plan.stand_ins import AdamW8bit, is_packed
 from llava_mini.plan.step import Mode, answering, settle, storage_of, training_step
-from llava_mini.plan.unallocated import Unallocating, replace_weights
 
 if TYPE_CHECKING:  # a plan is made where Lightning is not installed too
     from llava_mini.stages.base import VLMStage
@@ -49,13 +49,13 @@ class Planner:
     mode: Mode
     sample: Sample
     ledger: Ledger = field(init=False)
-    _on: Unallocating = field(init=False)
+    _on: FakeTensors = field(init=False)
     _optimizer: torch.optim.Optimizer | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         model = self.model
         self.ledger = Ledger(model.config.text_config.vocab_size)
-        self._on = Unallocating(self.ledger)
+        self._on = FakeTensors(self.ledger)
         replace_weights(self.stage, self._on, _parts(self.stage))
         self._tower = _OffloadedTower(model, self.ledger)
 
@@ -65,7 +65,7 @@ class Planner:
         return self.stage.model
 
     def use(self, optimizer: str) -> None:
-        """Train with an optimiser of `savers.optimizer` from now on, with its state as after the first step."""
+        """Train with an optimiser of `memory.optimizer` from now on, with its state as after the first step."""
         for parameter in self.stage.parameters():
             parameter.grad = None
         self._optimizer = None

@@ -33,13 +33,13 @@ _NAMES = {
 
 
 @dataclass(frozen=True)
-class Saver:
+class MemoryChange:
     """A change that saves memory.
 
     Attributes:
         change: As one writes it on the command line.
         cost: In time.
-        peak_bytes: With it and all savers before it.
+        peak_bytes: With it and all changes before it.
     """
 
     change: str
@@ -58,8 +58,8 @@ class Report:
         memory_bytes: The card's; None when no card is planned for.
         outside_bytes: Taken of the card and not counted by torch's allocator; part of neither peak nor breakdown.
         largest_batch: That fits; None without a card.
-        savers: What to turn on, cheapest first, until it fits.
-        batch_with_savers: The largest batch with all of them; None without any.
+        changes: What to turn on, cheapest first, until it fits.
+        batch_with_changes: The largest batch with all of them; None without any.
         notes: What the figures leave out.
         seconds: That planning took.
     """
@@ -70,8 +70,8 @@ class Report:
     memory_bytes: int | None
     outside_bytes: int
     largest_batch: int | None = None
-    savers: list[Saver] = field(default_factory=list)
-    batch_with_savers: int | None = None
+    changes: list[MemoryChange] = field(default_factory=list)
+    batch_with_changes: int | None = None
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -93,8 +93,8 @@ class Report:
             "outside_bytes": self.outside_bytes,
             "host_bytes": self.peak.host_bytes,
             "sample": vars(self.sample),
-            "savers": [vars(saver) for saver in self.savers],
-            "batch_with_savers": self.batch_with_savers,
+            "changes": [vars(change) for change in self.changes],
+            "batch_with_changes": self.batch_with_changes,
             "notes": self.notes,
         }
 
@@ -126,12 +126,12 @@ class Report:
             return ["no card is named, so whether it fits is not known: " + NAME_A_CARD]
         largest = "" if self.largest_batch is None else f"; the largest batch that fits is {self.largest_batch}"
         lines = [f"{'fits' if self.fits else 'does not fit'}{largest}"]
-        if self.savers:
+        if self.changes:
             lines.append("to change, each with those above it, cheapest in time first, what trains other weights last:")
-            width = max(len(saver.change) for saver in self.savers)
-            lines += [f"  {s.change:<{width}} {memory_text(s.peak_bytes):>12}  time: {s.cost}" for s in self.savers]
-            lines.append(f"  with all of these the largest batch that fits is {self.batch_with_savers}")
-        if not self.fits and not self.batch_with_savers:
+            width = max(len(change.change) for change in self.changes)
+            lines += [f"  {s.change:<{width}} {memory_text(s.peak_bytes):>12}  time: {s.cost}" for s in self.changes]
+            lines.append(f"  with all of these the largest batch that fits is {self.batch_with_changes}")
+        if not self.fits and not self.batch_with_changes:
             lines.append("nothing more to change saves enough: take a shorter sample, a smaller model or a larger card")
         return lines
 

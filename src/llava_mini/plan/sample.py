@@ -9,7 +9,7 @@ import torch
 from llava_mini.batch import VLMBatch
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniForConditionalGeneration
-from llava_mini.plan.unallocated import LARGEST_REAL
+from llava_mini.plan.fake_tensors import LARGEST_REAL
 
 _MOST = 1024  # samples; a step of more is no longer planned in seconds
 

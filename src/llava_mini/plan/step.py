@@ -15,9 +15,9 @@ from torch import nn
 
 from llava_mini.batch import VLMBatch
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.plan.fake_tensors import FakeTensor
+from llava_mini.plan.fakes import as_on_gpu
 from llava_mini.plan.ledger import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, SETUP, UPDATE, Ledger
-from llava_mini.plan.stand_ins import as_on_gpu
-from llava_mini.plan.unallocated import Unallocated
 from llava_mini.stages.accumulation import scale_gradients
 
 if TYPE_CHECKING:  # a plan is made where Lightning is not installed too
@@ -116,7 +116,7 @@ def note_state(optimizer: torch.optim.Optimizer, ledger: Ledger) -> None:
 
 def storage_of(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor whose storage is in the ledger."""
-    return tensor.meta if isinstance(tensor, Unallocated) else tensor
+    return tensor.meta if isinstance(tensor, FakeTensor) else tensor
 
 
 @torch.no_grad()

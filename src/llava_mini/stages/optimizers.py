@@ -16,7 +16,7 @@ _EIGHT_BIT = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}
 def build_optimizer(
     name: str, groups: list[dict[str, Any]], betas: tuple[float, float], device: torch.device, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimiser of a name in `savers.optimizer`.
+    """The optimiser of a name in `memory.optimizer`.
 
     In 8 bits, parameters of fewer than 4096 values keep a state of full precision (bitsandbytes).
 
@@ -34,7 +34,7 @@ def build_optimizer(
     check_optimizer(name, device.type)
     if name == "adamw":
         return torch.optim.AdamW(groups, betas=betas, fused=fused or None)
-    package = require(_PACKAGE, f"savers.optimizer={name}")
+    package = require(_PACKAGE, f"memory.optimizer={name}")
     optimizer: torch.optim.Optimizer = getattr(package, _EIGHT_BIT[name])(groups, betas=betas)
     return optimizer
 
@@ -46,6 +46,6 @@ def check_optimizer(name: str, device: str) -> None:
         UserError: without bitsandbytes, or for paged state without a GPU.
     """
     if name == "paged_adamw_8bit" and device != "cuda":
-        raise UserError(f"savers.optimizer={name}: needs a GPU; allowed on {device} are adamw, adamw_8bit")
+        raise UserError(f"memory.optimizer={name}: needs a GPU; allowed on {device} are adamw, adamw_8bit")
     if name != "adamw":
-        require(_PACKAGE, f"savers.optimizer={name}")
+        require(_PACKAGE, f"memory.optimizer={name}")

@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from llava_mini.models import LlavaMiniForConditionalGeneration
-from llava_mini.models.savers import decoder_layers
+from llava_mini.models.memory_options import decoder_layers
 
 
 def shard(model: LlavaMiniForConditionalGeneration, mesh: DeviceMesh) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llava_mini.sweep.grid import BATCHES_A_STEP, DEALT, decisive
+from llava_mini.sweep.grid import BATCH_FACTORS, BATCHES_A_STEP, decisive
 
 _SHOWN = 4  # keys that a message names
 _LONGEST = 60  # characters of a value in a message
@@ -27,7 +27,7 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[s
     old, new = dict(_flat(before)), dict(_flat(now))
     another = set(_differ(dict(_flat(decisive(before))), dict(_flat(decisive(now)))))
     if f"trainer.{BATCHES_A_STEP}" in another:
-        another |= {f"trainer.{key}" for key in DEALT}
+        another |= {f"trainer.{key}" for key in BATCH_FACTORS}
     chosen = {key.removeprefix("choices.") for key in another if key.startswith("choices.")}
     texts: tuple[list[str], list[str]] = ([], [])
     for key in _differ(old, new):

@@ -24,10 +24,10 @@ Resolve = Callable[[list[str]], dict[str, Any]]
 UNHASHED = ("run_dir", "tracking", "launcher")
 _UNHASHED_DATA = ("cache_dir", "num_workers", "max_bad_fraction")
 # They change how a step is computed and not what comes out, so a run that had too little memory goes on with them.
-_UNHASHED_SAVERS = ("checkpointing", "loss_chunk", "vision_batch", "offload_vision")
+_UNHASHED_MEMORY = ("activation_checkpointing", "loss_chunk", "vision_batch", "offload_vision")
 _UNHASHED_TRAINER = ("rank_timeout",)
 # Batches of a step, whose product says which samples a step is made of, however they are dealt.
-DEALT = ("devices", "machines", "accumulate_grad_batches")
+BATCH_FACTORS = ("devices", "num_nodes", "accumulate_grad_batches")
 BATCHES_A_STEP = "batches_a_step"
 # What the reference has a fixed value for, or no use for.
 _STRUCTURE = ("compressor", "fusion", "order")
@@ -116,11 +116,13 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in UNHASHED}
     if "data" in kept:
         kept["data"] = {key: value for key, value in kept["data"].items() if key not in _UNHASHED_DATA}
-    if "savers" in kept:
-        kept["savers"] = {key: value for key, value in kept["savers"].items() if key not in _UNHASHED_SAVERS}
+    if "memory" in kept:
+        kept["memory"] = {key: value for key, value in kept["memory"].items() if key not in _UNHASHED_MEMORY}
     if "trainer" in kept:
-        trainer = {key: value for key, value in kept["trainer"].items() if key not in (*DEALT, *_UNHASHED_TRAINER)}
-        kept["trainer"] = {**trainer, BATCHES_A_STEP: math.prod(kept["trainer"].get(key, 1) for key in DEALT)}
+        trainer = {
+            key: value for key, value in kept["trainer"].items() if key not in (*BATCH_FACTORS, *_UNHASHED_TRAINER)
+        }
+        kept["trainer"] = {**trainer, BATCHES_A_STEP: math.prod(kept["trainer"].get(key, 1) for key in BATCH_FACTORS)}
     return kept
 
 

@@ -7,12 +7,14 @@ import torch
 from llava_mini.errors import UserError
 from llava_mini.hardware import free_bytes, memory_text
 from llava_mini.inference.cache import SessionCache
-from llava_mini.inference.frame_store import FrameStore
+from llava_mini.inference.frame_cache import FrameCache
 from llava_mini.inference.long_context import context_tokens
 from llava_mini.inference.memory import FrameShape, KVShape, check_frames
 
 
-def check_room(store: FrameStore, cache: SessionCache, item: int, frames: int, views: int, *, reserve: int = 0) -> None:
+def check_capacity(
+    store: FrameCache, cache: SessionCache, item: int, frames: int, views: int, *, reserve: int = 0
+) -> None:
     """See that so many more frames fit.
 
     Their tokens must fit what the language model reads, and what of them cannot be done without must fit memory:
@@ -60,7 +62,7 @@ def check_room(store: FrameStore, cache: SessionCache, item: int, frames: int, v
     check_frames(frames, lambda count: count * features, host, "host memory", earlier)
 
 
-def check_prompt(store: FrameStore, cache: SessionCache, tokens: int) -> None:
+def check_prompt(store: FrameCache, cache: SessionCache, tokens: int) -> None:
     """See that the language model's cache fits before it grows.
 
     Args:

@@ -25,7 +25,7 @@ from llava_mini.errors import UserError
 from llava_mini.inference.memory import INT8, FrameShape
 from llava_mini.inference.quantize import Quantized, dequantize, quantize
 from llava_mini.models import LlavaMiniForConditionalGeneration
-from llava_mini.models.prefusion import SeenKV
+from llava_mini.models.prefusion import VisualKV
 
 _KINDS = {"model": None, "float16": torch.float16, "int8": INT8}
 KINDS = tuple(_KINDS)
@@ -34,7 +34,7 @@ Kind = Literal["model", "float16", "int8"]
 
 
 @dataclass(frozen=True)
-class Keep:
+class FrameCacheConfig:
     """How frames are kept.
 
     Args:
@@ -152,7 +152,7 @@ class Chunk:
         return replace(self, tokens=torch.cat([self.tokens, other.tokens]), features=features, kv=kv)
 
 
-class FrameStore:
+class FrameCache:
     """The frames of a session, in order.
 
     Args:
@@ -161,7 +161,7 @@ class FrameStore:
         kv_budget: Bytes that keys and values may take in all.
     """
 
-    def __init__(self, model: LlavaMiniForConditionalGeneration, keep: Keep, kv_budget: int):
+    def __init__(self, model: LlavaMiniForConditionalGeneration, keep: FrameCacheConfig, kv_budget: int):
         self.model, self.keep, self.kv_budget = model, keep, kv_budget
         self.chunks: list[Chunk] = []
         self.kv_bytes = 0
@@ -230,7 +230,7 @@ class FrameStore:
         total = torch.zeros_like(text_SD, dtype=precise)
         visible_FS = torch.ones(1, len(text_SD), dtype=torch.bool, device=text_SD.device)
         for seen in self._all_seen():
-            total += self.model.prefusion.read(text_SD[None], seen, visible_FS).to(precise).sum(0)
+            total += self.model.prefusion.attend_text(text_SD[None], seen, visible_FS).to(precise).sum(0)
         return (total / len(self)).to(text_SD.dtype)
 
     def held_bytes(self) -> dict[str, int]:
@@ -239,27 +239,27 @@ class FrameStore:
         kv = sum(held.nbytes for chunk in self.chunks for pair in chunk.kv or () for held in pair)
         return {"tokens": sum(chunk.tokens.nbytes for chunk in self.chunks), "features": features, "kv": kv}
 
-    def _all_seen(self) -> Iterator[SeenKV]:
+    def _all_seen(self) -> Iterator[VisualKV]:
         device, dtype = self.model.device, self.model.dtype
         for chunk in self.chunks:
             if chunk.kv is not None:
                 layers = tuple((keys.get(dtype, device), values.get(dtype, device)) for keys, values in chunk.kv)
-                yield SeenKV(layers)
+                yield VisualKV(layers)
             else:
                 assert chunk.features is not None
                 seen = self._seen(chunk.features.get(dtype, device))[1]
                 assert seen is not None
                 yield seen
 
-    def _seen(self, features_FVND: Tensor) -> tuple[Tensor, SeenKV | None]:
+    def _seen(self, features_FVND: Tensor) -> tuple[Tensor, VisualKV | None]:
         """Compressed tokens [F, K, D] behind pre-fusion, and what it saw; None without pre-fusion."""
         model = self.model
         visual = model.compress_and_project(features_FVND)
         if model.config.num_fusion_layers == 0:
             return visual.compressed_FKD, None
-        return model.see(visual)
+        return model.prefill_visual(visual)
 
-    def _with_kv(self, chunk: Chunk, seen: SeenKV | None) -> Chunk:
+    def _with_kv(self, chunk: Chunk, seen: VisualKV | None) -> Chunk:
         """The chunk with its keys and values, if they are within the budget."""
         if seen is None or chunk.features is None:
             return chunk

@@ -12,17 +12,18 @@ if TYPE_CHECKING:
     from llava_mini.models.llava_mini import LlavaMiniForConditionalGeneration
 
 
-def apply_savers(model: LlavaMiniForConditionalGeneration, savers: dict[str, Any]) -> None:
+def apply_memory_options(model: LlavaMiniForConditionalGeneration, options: dict[str, Any]) -> None:
     """Set what the model itself does to save memory; the optimiser and the frozen weights' type are others' work.
 
     Args:
         model: The model.
-        savers: The config's `savers`: `loss_chunk`, `vision_batch`, `offload_vision` and `checkpointing` are read.
+        options: The config's `memory`, of which `loss_chunk`, `vision_batch`, `offload_vision` and
+            `activation_checkpointing` are read.
     """
-    model.loss_chunk = savers["loss_chunk"]
-    model.vision_batch = savers["vision_batch"]
-    model.offload_vision = savers["offload_vision"]
-    if savers["checkpointing"]:
+    model.loss_chunk = options["loss_chunk"]
+    model.vision_batch = options["vision_batch"]
+    model.offload_vision = options["offload_vision"]
+    if options["activation_checkpointing"]:
         checkpoint_layers(model)
 
 
@@ -32,7 +33,7 @@ def decoder_layers(model: LlavaMiniForConditionalGeneration) -> list[GradientChe
 
 
 def checkpoint_layers(model: LlavaMiniForConditionalGeneration) -> None:
-    """Keep of every decoder layer what it reads, and compute the rest again in the backward pass.
+    """FrameCacheConfig of every decoder layer what it reads, and compute the rest again in the backward pass.
 
     transformers' own switch for a whole model would take the vision tower in; and its layers recompute only in training
     mode, which a frozen part is not in, though gradients flow through it to what trains before it. So the layers'

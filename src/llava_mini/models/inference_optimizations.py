@@ -13,7 +13,7 @@ from llava_mini.errors import UserError
 
 
 @dataclass(frozen=True)
-class Savings:
+class InferenceOptimizations:
     """How a model works without gradients; training never splits pre-fusion, takes all frames at once, and trims too.
 
     Args:
@@ -36,9 +36,9 @@ class Savings:
 
     def __post_init__(self) -> None:
         if self.trim_last_layer and not self.split_prefusion:
-            raise UserError("savings: trim_last_layer=True needs split_prefusion=True")
+            raise UserError("optimizations: trim_last_layer=True needs split_prefusion=True")
         if self.frame_batch is not None and self.frame_batch < 1:
-            raise UserError(f"savings: frame_batch={self.frame_batch}; allowed are 1 and above, and None")
+            raise UserError(f"optimizations: frame_batch={self.frame_batch}; allowed are 1 and above, and None")
 
 
-RELEASE = Savings(stop_tower=False, split_prefusion=False, trim_last_layer=False, frame_batch=1)
+RELEASE = InferenceOptimizations(stop_tower=False, split_prefusion=False, trim_last_layer=False, frame_batch=1)

@@ -16,12 +16,12 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from llava_mini.bench.flops import Work, count
 from llava_mini.inference.cache import SessionCache
-from llava_mini.inference.frame_store import FrameStore, Keep
+from llava_mini.inference.frame_cache import FrameCache, FrameCacheConfig
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
 from llava_mini.models.frame_batch import frames_at_once
+from llava_mini.models.inference_optimizations import RELEASE, InferenceOptimizations
 from llava_mini.models.initialisation import default_dtype
 from llava_mini.models.prepacked import prepack
-from llava_mini.models.savings import RELEASE, Savings
 
 TRANSFORMERS, UNCOMPRESSED = "transformers' LLaVA", "ours, no compression"
 RELEASED, OURS = "LLaVA-Mini, release's order", "LLaVA-Mini, ours"
@@ -61,7 +61,7 @@ class Models:
         if way == TRANSFORMERS:
             return self.llava
         model = self.plain if way == UNCOMPRESSED else self.mini
-        model.savings = RELEASE if way == RELEASED else Savings()
+        model.optimizations = RELEASE if way == RELEASED else InferenceOptimizations()
         return model
 
     def prompt(self, way: str, work: Work, batch: int = 1) -> dict[str, Any]:
@@ -83,16 +83,16 @@ class Models:
         plain = way in (TRANSFORMERS, UNCOMPRESSED)
         with torch.device("meta"):
             model = LlavaMiniForConditionalGeneration(plain_config(self.config) if plain else self.config).eval()
-        savings = RELEASE if way == RELEASED else Savings(stop_tower=way != TRANSFORMERS)
-        return count(model, work, savings).flops_with_attention
+        optimizations = RELEASE if way == RELEASED else InferenceOptimizations(stop_tower=way != TRANSFORMERS)
+        return count(model, work, optimizations).flops_with_attention
 
     def later_flops(self, work: Work, shared: int) -> int:
         """Of a later question about cached frames, `shared` tokens of whose text the language model has read."""
         with torch.device("meta"):
             model = LlavaMiniForConditionalGeneration(self.config).eval()
-        whole = count(model, replace(work, cached=True), Savings()).parts_with_attention
+        whole = count(model, replace(work, cached=True), InferenceOptimizations()).parts_with_attention
         asked = replace(work, cached=True, text_tokens=work.text_tokens - shared)
-        few = count(model, asked, Savings()).parts_with_attention
+        few = count(model, asked, InferenceOptimizations()).parts_with_attention
         return sum(whole.values()) - whole["language_model"] + few["language_model"]
 
 
@@ -127,7 +127,7 @@ def further_tokens(model: Any, cache: Any, tokens: int) -> None:
     cache.crop(length - cache.get_seq_length())
 
 
-class Later:
+class FollowUp:
     """Frames that were looked at and asked about once, as `Session` keeps them.
 
     Args:
@@ -141,7 +141,7 @@ class Later:
         self.model, self.shared = models.of(OURS), shared
         inputs = models.prompt(OURS, work)
         self.text_ids = inputs["input_ids"][:, -work.text_tokens :]
-        self.store = FrameStore(self.model, Keep(), kv_budget=2**62)
+        self.store = FrameCache(self.model, FrameCacheConfig(), kv_budget=2**62)
         most = frames_at_once(models.config, work.views, models.dtype, models.device)
         for pixels in inputs["pixel_values"].split(most):
             self.store.add(0, self.model.encode(pixels), most)

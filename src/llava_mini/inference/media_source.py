@@ -28,7 +28,7 @@ Source = str | Path | Image.Image | np.ndarray | Tensor | Iterable[Any]
 
 
 @dataclass(frozen=True)
-class Look:
+class Media:
     """Something that was looked at.
 
     Attributes:

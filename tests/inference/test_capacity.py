@@ -29,21 +29,21 @@ def most_frames(session: Session, free: int = 0) -> int:
 @torch.no_grad()
 def test_frames_that_leave_no_room_for_question_and_answer_are_refused_unseen(make_asked: Callable[..., Any]) -> None:
     session = Session(*make_asked(), frame_batch=64)
-    session.look(list(frames(3)))
+    session.add_media(list(frames(3)))
     encoded: list[int] = []
     session.model.vision_tower.register_forward_pre_hook(lambda *_: encoded.append(1))
     reserve = question_tokens(session.processor, QUESTION, ["video", "video"]) + ANSWER
     most = most_frames(session, reserve) - 3
     message = rf"{most + 1} frames are .* besides {reserve} of question and answer: at most {most} frames fit"
     with pytest.raises(UserError, match=message):
-        session.look(list(frames(most + 1)), reserve=reserve)
-    assert not encoded and len(session.looks) == 1
-    session.look(list(frames(most)), reserve=reserve)
+        session.add_media(list(frames(most + 1)), reserve=reserve)
+    assert not encoded and len(session.media) == 1
+    session.add_media(list(frames(most)), reserve=reserve)
     session.ask(QUESTION, max_new_tokens=ANSWER)
     with pytest.raises(UserError, match="tokens of prompt and answer"):  # the reserve was exact
         session.ask(QUESTION, max_new_tokens=ANSWER + session.model.tokens_per_frame())
     with pytest.raises(UserError, match=r"^question and answer are too long: 257 tokens, .* reads 256"):
-        session.look(list(frames(1)), reserve=257)
+        session.add_media(list(frames(1)), reserve=257)
 
 
 @torch.no_grad()
@@ -54,11 +54,11 @@ def test_a_stream_that_is_too_long_is_told_in_all_its_frames(
     most = most_frames(session)
     read = -(-(most + 1) // 20) * 20
     with pytest.raises(UserError, match=rf"^{read} frames are .* at most {most} frames fit"):
-        session.look(frames(most + 200))
+        session.add_media(frames(most + 200))
     with pytest.raises(UserError, match=rf"at most {most_frames(session, 10)} frames fit"):
-        session.look(frames(most + 200), reserve=10)
+        session.add_media(frames(most + 200), reserve=10)
     free = iter([2**30, 2**30, 0])
-    monkeypatch.setattr("llava_mini.inference.room.free_bytes", lambda _: next(free))
+    monkeypatch.setattr("llava_mini.inference.capacity.free_bytes", lambda _: next(free))
     with pytest.raises(UserError, match=r"^60 frames need .* more of memory.* at most 40 frames fit"):
-        session.look(frames(most))
-    assert not session.looks and not len(session.store)
+        session.add_media(frames(most))
+    assert not session.media and not len(session.store)

@@ -34,14 +34,14 @@ _OUTCOMES = Outcomes()  # of all plans of this process: the same layers are aske
 _INDEXED = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
 
 
-class Unallocated(Tensor):
+class FakeTensor(Tensor):
     """A tensor of the CPU, by all that torch sees; `meta` has its shape and, shared by its views, its storage."""
 
     meta: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, meta: Tensor) -> Unallocated:
+    def __new__(cls, meta: Tensor) -> FakeTensor:
         made = Tensor._make_wrapper_subclass(
             cls,
             meta.size(),
@@ -54,14 +54,14 @@ class Unallocated(Tensor):
         return made
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
-        return f"Unallocated(shape={tuple(self.shape)}, dtype={self.dtype})"
+        return f"FakeTensor(shape={tuple(self.shape)}, dtype={self.dtype})"
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        raise RuntimeError(f"{func}: an Unallocated tensor is used outside `with Unallocating(ledger)`")
+        raise RuntimeError(f"{func}: an FakeTensor tensor is used outside `with FakeTensors(ledger)`")
 
 
-class Unallocating(TorchDispatchMode):
+class FakeTensors(TorchDispatchMode):
     """While it is on, no floating-point tensor is allocated; all that would be is entered into the ledger.
 
     Args:
@@ -72,14 +72,14 @@ class Unallocating(TorchDispatchMode):
         super().__init__()
         self.ledger = ledger
 
-    def of(self, meta: Tensor, part: str | None = None) -> Unallocated:
+    def of(self, meta: Tensor, part: str | None = None) -> FakeTensor:
         """A tensor without numbers, of the shape and storage of one on meta."""
         self.ledger.note(meta, part)
-        return Unallocated(meta)
+        return FakeTensor(meta)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if any(issubclass(kind, Unallocated) for kind in types) or self._holds_nothing(func, args, kwargs):
+        if any(issubclass(kind, FakeTensor) for kind in types) or self._holds_nothing(func, args, kwargs):
             return self._without_numbers(func, args, kwargs)
         return _mapped(self._kept, func(*args, **kwargs))
 
@@ -99,16 +99,16 @@ class Unallocating(TorchDispatchMode):
         return tried.is_floating_point() or (tried.dtype == torch.bool and _is_mask(tried.shape))
 
     def _without_numbers(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        if func._schema.is_mutable and args and isinstance(args[0], Tensor) and not isinstance(args[0], Unallocated):
+        if func._schema.is_mutable and args and isinstance(args[0], Tensor) and not isinstance(args[0], FakeTensor):
             raise NotImplementedError(f"{func}: a real tensor is changed by one without numbers")
         if func in _INDEXED:
             args = (args[0], _whole_numbers(args[1]), *args[2:])
         if "device" in kwargs:
             kwargs = {**kwargs, "device": "meta"}
-        given: dict[int, Unallocated] = {}
+        given: dict[int, FakeTensor] = {}
 
         def meta_of(tensor: Tensor) -> Tensor:
-            if not isinstance(tensor, Unallocated):
+            if not isinstance(tensor, FakeTensor):
                 return _like(tensor)
             given[id(tensor.meta)] = tensor
             return tensor.meta
@@ -117,7 +117,7 @@ class Unallocating(TorchDispatchMode):
         out = _OUTCOMES.of(func, metas, options)
         part = CASTS if is_cast(func) and self.ledger.is_weight(metas[0]) else None
 
-        def result(meta: Tensor) -> Unallocated:
+        def result(meta: Tensor) -> FakeTensor:
             """An operator that works in place gives back the tensor that it was given."""
             return given[id(meta)] if id(meta) in given else self.of(meta, part)
 
@@ -125,7 +125,7 @@ class Unallocating(TorchDispatchMode):
 
     def _kept(self, real: Tensor) -> Tensor:
         """A result of real numbers: itself, or without numbers where it is floating-point."""
-        if isinstance(real, Unallocated):
+        if isinstance(real, FakeTensor):
             return real
         if real.is_floating_point() and real.dim():
             return self.of(_like(real))
@@ -162,14 +162,14 @@ def _whole_numbers(indices: list[Tensor | None]) -> list[Tensor | None]:
     """A mask's length is known only by its values, so it becomes the indices that it stands for."""
     found: list[Tensor | None] = []
     for index in indices:
-        if index is not None and index.dtype == torch.bool and not isinstance(index, Unallocated):
+        if index is not None and index.dtype == torch.bool and not isinstance(index, FakeTensor):
             found += index.nonzero(as_tuple=True)
         else:
             found.append(index)
     return found
 
 
-def replace_weights(module: nn.Module, mode: Unallocating, part_of: dict[int, str]) -> None:
+def replace_weights(module: nn.Module, mode: FakeTensors, part_of: dict[int, str]) -> None:
     """Give a module that was built on meta weights and buffers without numbers; what is tied stays tied.
 
     Args:
@@ -190,7 +190,7 @@ def replace_weights(module: nn.Module, mode: Unallocating, part_of: dict[int, st
                 table[name] = made[id(weight)]
 
 
-def _without_numbers(weight: Tensor, mode: Unallocating, part: str) -> Tensor:
+def _without_numbers(weight: Tensor, mode: FakeTensors, part: str) -> Tensor:
     new = mode.of(weight.detach(), part)
     if not isinstance(weight, nn.Parameter):
         return new

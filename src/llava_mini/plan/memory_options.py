@@ -39,9 +39,9 @@ class Change:
         return {**config, **{group: {**config[group], **values} for group, values in self.values.items()}}
 
 
-def savers(config: Config) -> list[Change]:
-    """What is not on yet of `savers`, cheapest in time first."""
-    now, precision = config["savers"], config["trainer"]["precision"]
+def memory_changes(config: Config) -> list[Change]:
+    """What is not on yet of `memory`, cheapest in time first."""
+    now, precision = config["memory"], config["trainer"]["precision"]
     tower = not config["data"]["features"]
     half = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}.get(precision)
     sharded = config["trainer"]["strategy"] == "fsdp"
@@ -50,7 +50,12 @@ def savers(config: Config) -> list[Change]:
         (now["optimizer"] == "adamw" and not sharded, "optimizer", "adamw_8bit", "none"),
         (now["vision_batch"] is None and tower, "vision_batch", 4, "none to speak of"),
         (now["loss_chunk"] is None, "loss_chunk", 1024, "+{head:.1%}, the head's product again"),
-        (not now["checkpointing"], "checkpointing", True, "+{layers:.0%}, the decoder layers' forward pass again"),
+        (
+            not now["activation_checkpointing"],
+            "activation_checkpointing",
+            True,
+            "+{layers:.0%}, the decoder layers' forward pass again",
+        ),
         (
             not now["offload_vision"] and tower and not sharded,
             "offload_vision",
@@ -65,7 +70,7 @@ def savers(config: Config) -> list[Change]:
         ),
     ]
     return [
-        Change(f"savers.{key}={str(value).lower()}", {"savers": {key: value}}, cost)
+        Change(f"memory.{key}={str(value).lower()}", {"memory": {key: value}}, cost)
         for applies, key, value, cost in every
         if applies
     ]

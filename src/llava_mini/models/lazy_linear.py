@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 
-class StoredLinear(nn.Linear):
+class LazyLinear(nn.Linear):
     """Stands in a model until the layer is quantised; it computes nothing.
 
     Args:

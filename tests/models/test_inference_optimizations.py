@@ -7,23 +7,23 @@ import pytest
 import torch
 
 from llava_mini.errors import UserError
-from llava_mini.models.savers import checkpoint_layers
-from llava_mini.models.savings import RELEASE, Savings
+from llava_mini.models.inference_optimizations import RELEASE, InferenceOptimizations
+from llava_mini.models.memory_options import checkpoint_layers
 
-REFERENCE = Savings(stop_tower=False, split_prefusion=False, trim_last_layer=False)
+REFERENCE = InferenceOptimizations(stop_tower=False, split_prefusion=False, trim_last_layer=False)
 SAVINGS = {
-    "all": Savings(),
+    "all": InferenceOptimizations(),
     "stop_tower": replace(REFERENCE, stop_tower=True),
     "split_prefusion": replace(REFERENCE, split_prefusion=True),
     "trim_last_layer": replace(REFERENCE, split_prefusion=True, trim_last_layer=True),
     "frame_batch": replace(REFERENCE, frame_batch=2),
-    "all, frame by frame": Savings(frame_batch=1),
+    "all, frame by frame": InferenceOptimizations(frame_batch=1),
     "release": RELEASE,
 }
 
 
-def logits_of(model, batch, savings: Savings) -> torch.Tensor:
-    model.savings = savings
+def logits_of(model, batch, optimizations: InferenceOptimizations) -> torch.Tensor:
+    model.optimizations = optimizations
     return model(**batch).logits[batch["attention_mask"].bool()]
 
 
@@ -52,7 +52,7 @@ def test_every_depth_and_compressor(make_model, collate, mixed, compressors, com
     model = make_model(num_fusion_layers=depth, compressor=compressors[compressor])
     batch = collate(model, mixed)
     expected = logits_of(model, batch, REFERENCE)
-    torch.testing.assert_close(logits_of(model, batch, Savings()), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits_of(model, batch, InferenceOptimizations()), expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -61,21 +61,21 @@ def test_every_family_of_layers(make_model, make_text_config, collate, mixed, fa
     model = make_model(text_config=make_text_config(family))
     batch = collate(model, mixed)
     expected = logits_of(model, batch, REFERENCE)
-    torch.testing.assert_close(logits_of(model, batch, Savings()), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits_of(model, batch, InferenceOptimizations()), expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_the_reference_is_what_training_computes(make_model, collate, mixed) -> None:
     model = make_model()
     batch = collate(model, mixed)
-    saved = logits_of(model, batch, Savings())
+    saved = logits_of(model, batch, InferenceOptimizations())
     with torch.enable_grad():
         trained = model(**batch).logits[batch["attention_mask"].bool()]
     torch.testing.assert_close(trained.detach(), saved, atol=1e-5, rtol=1e-5)
 
 
-def gradients(model, batch, savings: Savings) -> dict[str, torch.Tensor]:
-    model.savings = savings
+def gradients(model, batch, optimizations: InferenceOptimizations) -> dict[str, torch.Tensor]:
+    model.optimizations = optimizations
     model.zero_grad()
     model(**batch).loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -97,7 +97,7 @@ def test_training_leaves_out_rows_and_has_the_same_gradients(
         checkpoint_layers(model)
     rows: list[int] = []
     model.prefusion.layers[-1].mlp.register_forward_pre_hook(lambda _, given: rows.append(given[0].shape[1]))
-    expected, saved = (gradients(model, batch, each) for each in (REFERENCE, Savings()))
+    expected, saved = (gradients(model, batch, each) for each in (REFERENCE, InferenceOptimizations()))
     assert saved.keys() == expected.keys()
     for name, gradient in saved.items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4, msg=name)
@@ -127,8 +127,8 @@ def test_generation_gives_the_same_tokens(make_model, collate, mixed) -> None:
     batch = collate(model, mixed, padding_side="left", answers=False)
     batch.pop("labels", None)
     said = []
-    for savings in (REFERENCE, Savings(), Savings(frame_batch=1)):
-        model.savings = savings
+    for optimizations in (REFERENCE, InferenceOptimizations(), InferenceOptimizations(frame_batch=1)):
+        model.optimizations = optimizations
         said.append(model.generate(**batch, max_new_tokens=5, do_sample=False))
     assert torch.equal(said[0], said[1]) and torch.equal(said[0], said[2])
 
@@ -146,7 +146,7 @@ def test_less_is_computed(make_model, collate, make_sample) -> None:
     assert rows["tower"] == [(3, model.side**2 + 1, model.config.vision_config.hidden_size)]
     assert rows["prefusion"][0][:1] == (3,) and rows["prefusion"][0][1] > model.side**2
     rows.clear()
-    logits_of(model, batch, Savings(frame_batch=2))
+    logits_of(model, batch, InferenceOptimizations(frame_batch=2))
     assert "tower" not in rows
     said = int((batch["input_ids"] != model.config.image_token_id).sum(1).max() - 3)  # but for the answer
     assert [shape[:2] for shape in rows["prefusion"]] == [(2, 4 + said), (1, 4 + said)]
@@ -154,17 +154,17 @@ def test_less_is_computed(make_model, collate, make_sample) -> None:
 
 @torch.no_grad()
 def test_a_question_reads_what_was_seen(make_model, make_sample) -> None:
-    """`see` once, `read` twice: each as if frame and question had gone through together."""
+    """`prefill_visual` once, `attend_text` twice: each as if frame and question had gone through together."""
     model = make_model()
     visual = model.compress_and_project(model.encode(torch.stack(list(make_sample(1, frames=2).frames))))
     seen_FLD = torch.cat([visual.patches_FPD, visual.compressed_FKD], dim=1)
     patches = visual.patches_FPD.shape[1]
-    compressed, seen = model.prefusion.see(seen_FLD, first=patches)
+    compressed, seen = model.prefusion.prefill_visual(seen_FLD, first=patches)
     for count in (3, 5):
         text = torch.randn(2, count, seen_FLD.shape[2], generator=torch.Generator().manual_seed(count))
         whole = torch.cat([seen_FLD, text], dim=1)
         expected = model.prefusion(whole, torch.ones(whole.shape[:2], dtype=torch.bool), None)
-        fused = model.prefusion.read(text, seen, torch.ones(1, count, dtype=torch.bool))
+        fused = model.prefusion.attend_text(text, seen, torch.ones(1, count, dtype=torch.bool))
         torch.testing.assert_close(fused, expected[:, -count:], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(compressed, expected[:, patches:-count], atol=1e-5, rtol=1e-5)
 
@@ -174,17 +174,17 @@ def test_a_question_reads_what_was_seen(make_model, make_sample) -> None:
 def test_half_precision_by_autocast_and_in_a_frozen_language_model(make_model, collate, mixed, frozen) -> None:
     model = make_model()
     batch = collate(model, mixed)
-    exact = logits_of(model, batch, Savings())
+    exact = logits_of(model, batch, InferenceOptimizations())
     model.language_model.to(frozen)
     model.vision_tower.to(frozen)
     with torch.autocast("cpu", torch.bfloat16):
-        expected, saved = logits_of(model, batch, REFERENCE), logits_of(model, batch, Savings())
+        expected, saved = logits_of(model, batch, REFERENCE), logits_of(model, batch, InferenceOptimizations())
     assert saved.dtype == expected.dtype
     assert (saved - exact).abs().mean() < 1.2 * (expected - exact).abs().mean() < 0.2
 
 
-def test_impossible_savings_are_refused() -> None:
+def test_impossible_optimizations_are_refused() -> None:
     with pytest.raises(UserError, match="trim_last_layer=True needs split_prefusion=True"):
-        Savings(split_prefusion=False)
+        InferenceOptimizations(split_prefusion=False)
     with pytest.raises(UserError, match="frame_batch=0"):
-        Savings(frame_batch=0)
+        InferenceOptimizations(frame_batch=0)

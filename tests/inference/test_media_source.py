@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from llava_mini.errors import UserError
-from llava_mini.inference.looking import open_source, picture_of, pixels_of
+from llava_mini.inference.media_source import open_source, picture_of, pixels_of
 from llava_mini.inference.session import Session
 
 
@@ -56,10 +56,10 @@ def test_an_opened_image_is_seen_as_its_file(
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_values_without_a_known_white_are_refused_in_memory_too(make_asked: Callable[..., Any], mode: str) -> None:
     session = Session(*make_asked())
-    for act in (session.look, session.push):
+    for act in (session.add_media, session.push):
         with pytest.raises(UserError, match=f": image of mode {mode}: 32-bit values have no known white"):
             act(Image.new(mode, (30, 20), 7))
-    assert not session.looks
+    assert not session.media
 
 
 def test_an_opened_image_whose_file_is_cut_or_closed(
@@ -69,9 +69,9 @@ def test_an_opened_image_whose_file_is_cut_or_closed(
     (tmp_path / "short.png").write_bytes((pictures / "0.png").read_bytes()[:1000])
     with Image.open(pictures / "1.png") as closed:
         pass
-    for act in (session.look, session.push, lambda image: session.look([image])):
+    for act in (session.add_media, session.push, lambda image: session.add_media([image])):
         for image in (Image.open(tmp_path / "short.png"), closed):
             with pytest.raises(UserError, match=": image cannot be decoded: ") as error:
                 act(image)
             assert "\n" not in str(error.value)
-    assert not session.looks and not len(session.store)
+    assert not session.media and not len(session.store)
