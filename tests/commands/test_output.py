@@ -1,5 +1,6 @@
 """Output that nobody reads, or that a full disk does not take, is no traceback, neither when printed nor at the end."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tests.inference.conftest import make_asked, model_folder
 
 from llava_mini.cli import main
@@ -92,3 +94,22 @@ def test_other_files_and_streams_that_are_closed_are_left_alone(monkeypatch: pyt
     monkeypatch.setattr(sys, "stdout", None)
     with output_ends():
         print("nobody was ever there")
+
+
+def test_an_answer_is_not_lost_to_a_locale(model_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    image = tmp_path / "image.png"
+    Image.new("RGB", (24, 24), "red").save(image)
+    short = ["--max-new-tokens", "4"]
+    for encoding, shown in (("ascii", "caf\\u00e9 \\u65e5"), ("latin-1", "caf\\u00e9 \\u65e5"), ("utf-8", "café 日")):
+        path = tmp_path / encoding
+        with path.open("w", encoding=encoding) as stream, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stream)
+            assert (
+                main(["ask", str(model_folder), "--image", str(image), "--question", "café 日", "--json", *short]) == 0
+            )
+            with output_ends():
+                print("日")
+        line, last = path.read_text(encoding).splitlines()
+        assert json.loads(line)["question"] == "café 日"
+        assert shown in line
+        assert last == ("日" if encoding == "utf-8" else "\\u65e5")

@@ -27,6 +27,11 @@ def said(*contents: Any) -> list[dict[str, Any]]:
     return [{"role": ("user", "assistant")[place % 2], "content": content} for place, content in enumerate(contents)]
 
 
+def with_key(messages: list[dict[str, Any]], **more: Any) -> list[dict[str, Any]]:
+    """The messages, the last with further keys."""
+    return [*messages[:-1], {**messages[-1], **more}]
+
+
 def text(words: str) -> dict[str, str]:
     return {"type": "text", "text": words}
 
@@ -132,7 +137,7 @@ def test_several_images_in_one_turn_keep_their_places_as_the_chat_template_write
         ({"images": ["a.jpg"], "messages": said([{"type": "image", "image": "b.jpg"}], "b")}, "both by the record and"),
         ({"images": ["a.jpg"], "messages": said([IMAGE, IMAGE], "b")}, "2 placeholders for 1 images"),
         ({"messages": said([{"type": "input_audio"}], "b")}, "a part of type 'input_audio'; allowed: text, image"),
-        ({"messages": said(["a"], "b")}, "a part of type 'None'"),
+        ({"messages": said([7], "b")}, "a part of type 'None'"),
         ({"messages": said([{"type": "text"}], "b")}, "`text` of a part is no text"),
         ({"images": ["a.jpg"], "messages": said("a", [IMAGE])}, "an image in a message from 'assistant'"),
         ({"messages": said("a", None)}, "`content` of a message is no text"),
@@ -217,7 +222,7 @@ def test_other_keys_are_ignored_and_named(fields: dict[str, Any]) -> None:
 def test_keys_of_messages_and_parts_are_named_too_and_what_is_empty_tells_nothing() -> None:
     part = {"type": "image_url", "image_url": "a.jpg", "detail": "low"}
     record = {
-        "messages": [{**said([part])[0], "name": "x", "loss": None}, {**ANSWER, "loss": False}],
+        "messages": [{**said([part])[0], "name": "x", "loss": None}, {**ANSWER, "loss": True}],
         "audio": "",
         "a": [],
     }
@@ -262,3 +267,27 @@ def test_a_file_that_a_question_names_in_its_text_is_not_lost_in_silence(
 )
 def test_other_tags_are_text(record: dict[str, Any]) -> None:
     assert len(parse(record).turns) == 1
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"query": "a", "response": "b", "label": False}, "`label` says that the answer is not wanted"),
+        ({"messages": with_key(said("a", "b"), loss=False)}, "a message with `loss` False"),
+        ({"messages": with_key(said("a", "b"), weight=0)}, "a message with `weight` 0"),
+        ({"messages": "[]"}, "`messages` is str, not a list of messages"),
+        (
+            {"messages": said([{"type": "image", "source": {"data": "x"}}, text("a")], "b")},
+            "image of a part under `source`",
+        ),
+    ],
+)
+def test_what_must_not_be_learned_or_is_not_read_is_rejected(record: dict[str, Any], reason: str) -> None:
+    with pytest.raises(SampleError, match=reason):
+        parse(record)
+
+
+def test_texts_among_the_parts_of_a_message_are_read() -> None:
+    assert parse({"messages": said(["is ", "it"], "b")}).turns == (Turn("is it", "b"),)
+    assert parse({"query": "a", "response": "b", "label": True}).turns == (Turn("a", "b"),)
+    assert parse({"messages": with_key(said("a", "b"), loss=True, weight=1)}).turns == (Turn("a", "b"),)

@@ -171,6 +171,14 @@ def test_16_bits_keep_the_high_ones(form: str) -> None:
     assert verify_image(raw) == (13, 4)
 
 
+def test_8_bit_values_in_16_bits_are_refused() -> None:
+    values = np.arange(60, dtype=np.uint16).reshape(6, 10)
+    for refuse in (decode_image, verify_image):
+        with pytest.raises(SampleError, match="16-bit image with values up to 59"):
+            refuse(encoded(values, "PNG"))
+    assert not decode_image(encoded(values * 0, "PNG")).any()  # black
+
+
 def test_16_bit_colours_keep_the_high_ones() -> None:
     values = np.random.default_rng(0).integers(0, 65536, (3, 5, 3), dtype=np.uint16)
     raw = png(5, 3, 16, 2, b"".join(b"\0" + row.astype(">u2").tobytes() for row in values))

@@ -200,6 +200,22 @@ def test_chat_template_with_videos_of_a_batch(make_processor: Factory) -> None:
     assert inputs["num_frames"].tolist() == [2, 1] and reds(inputs["pixel_values"]) == [10, 20, 30]
 
 
+def test_images_and_videos_of_each_text_are_its_own(make_processor: Factory) -> None:
+    processor = make_processor()
+    images = [[plain(1), plain(2)], [plain(3)]]
+    made = processor(images=images, text=["<image> <image>", "<image>"])
+    assert made["num_frames"].tolist() == [2, 1]
+    flat = processor(images=[*images[0], *images[1]], text="<image> <image> <image>")
+    assert torch.equal(made["pixel_values"], flat["pixel_values"])
+    for given, number, count in (([[plain(1), plain(2)], []], 0, 2), ([plain(1), [plain(2), plain(3)]], 1, 2)):
+        with pytest.raises(UserError, match=f"images: text {number} has 1 <image>, {count} images were given"):
+            processor(images=given, text=["<image>", "<image>"])
+    frames = [plain(1), plain(2)]
+    assert processor(videos=[frames, frames], text=["<video> <video>", "what"])["num_frames"].tolist() == [4, 0]
+    with pytest.raises(UserError, match="videos: text 0 has 1 <video>, 2 videos were given"):
+        processor(videos=[[frames, frames], []], text=["<video>", "<video>"])
+
+
 @pytest.mark.parametrize(
     ("text", "images", "message"),
     [
@@ -217,7 +233,7 @@ def test_counts_that_do_not_fit(make_processor: Factory, text: Any, images: Any,
 def test_a_video_without_a_frame(make_processor: Factory) -> None:
     with pytest.raises(UserError, match="a video has no frame"):
         make_processor()(text="<video>", videos=[np.zeros((0, SIZE, SIZE, 3), np.uint8)])
-    with pytest.raises(UserError, match="videos: the text has 1 <video>, 0 videos were given"):
+    with pytest.raises(UserError, match="videos: text 0 has 1 <video>, 0 videos were given"):
         make_processor()(text="<video>", videos=[[]])
 
 

@@ -89,7 +89,7 @@ def test_what_it_does_not_make(make_processor: Factory) -> None:
     ):
         with pytest.raises(UserError, match="return_tensors='np'"):
             make_processor()(text="what", **keywords)
-    with pytest.raises(UserError, match="audio="):
+    with pytest.raises(UserError, match="audio: the model reads none"):
         make_processor()(text="what", audio=[0.0])
 
 

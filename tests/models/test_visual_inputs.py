@@ -115,6 +115,12 @@ def test_a_file_that_is_no_image_is_named_in_one_line(
         assert str(error.value).startswith(f"{given or Path(given)}: {reason}") and "\n" not in str(error.value)
 
 
+def test_other_addresses_are_refused_by_name() -> None:
+    for name in ("file:///a.png", "s3://bucket/a.png"):
+        with pytest.raises(UserError, match=f"^{name}: allowed are names of files, and addresses with http, https or"):
+            rgb_of(name)
+
+
 def test_texts_that_are_no_image_do_not_fill_the_message(served: str) -> None:
     for name in ("A" * 100_000, "data:image/png;base64," + "A" * 100_000):
         with pytest.raises(UserError) as error:

@@ -1,1 +1,1 @@
-"""One file a command: what `llava-mini <command>` does once its config is resolved."""
+"""Implementation of `llava-mini <command>` after its config is resolved, one file per command."""

@@ -1,4 +1,7 @@
-"""Which changes of a config save memory, each planned with those before it, until it fits."""
+"""Find config changes that save memory, one after another, until the config fits.
+
+Each change is planned together with those before it.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,17 @@ from llava_mini.plan.search import largest_batch
 
 @dataclass
 class Advice:
-    """Changes that are taken one after another.
+    """Memory-saving changes that are applied one after another.
 
     Args:
-        peaks: Of the config.
-        limit: Bytes that there are; None: unknown, so that whatever saves is taken.
+        peaks: Peaks of the config.
+        limit: Available memory in bytes; None: unknown, so every change that saves memory is taken.
 
     Attributes:
-        saved: What was taken, for people.
-        changes: The same as changes of a config.
-        peaks: Of the config with all of it.
-        largest: The largest batch that fits with all of it; None when nothing was taken or the limit is unknown.
+        saved: Changes that were taken, as text with their cost and the new peak.
+        changes: Changes that were taken, as config changes.
+        peaks: Peaks of the config with all taken changes.
+        largest: Largest batch that fits with all taken changes; None if none was taken or the limit is unknown.
     """
 
     peaks: Peaks
@@ -49,10 +52,10 @@ class Advice:
         return self.limit is not None and self._peak <= self.limit
 
     def _find(self) -> None:
-        """Memory options, then a smaller batch; if even one sample is too large, other ways to fine-tune before it."""
+        """Take memory options, then a smaller batch. If even one sample is too large, change the fine-tuning first."""
         left = self._take_all(memory_changes(self.peaks.config))
         if self.saved and not self._fits:
-            self._take_all(left)  # what saved nothing while other memory made the peak
+            self._take_all(left)  # these saved nothing while other memory determined the peak
         ways = finetunings(self.peaks.config)
         if self.limit is None:
             self._take_smaller_batch()
@@ -62,10 +65,10 @@ class Advice:
             self._take(ways.pop(0))
 
     def _take_all(self, changes: list[Change]) -> list[Change]:
-        """Take what saves memory until it fits.
+        """Take changes that save memory until the config fits.
 
         Returns:
-            What saves nothing.
+            The changes that save nothing.
         """
         left = []
         for change in changes:
@@ -81,18 +84,18 @@ class Advice:
         return change is not None and self._take(change)
 
     def _accumulating(self) -> Peaks:
-        """The same with gradients that stay from batch to batch, as they will with any part of this one."""
+        """Return the peaks with gradients that stay between micro-batches, as any split of this batch needs."""
         config = self.peaks.config
         if self._size == 1 or config["trainer"]["accumulate_grad_batches"] > 1:
             return self.peaks
         return self.peaks.of({**config, "trainer": {**config["trainer"], "accumulate_grad_batches": 2}})
 
     def _take(self, change: Change) -> bool:
-        """Whether a change saves memory; it is then taken."""
+        """Take a change if it saves memory, and return whether it does."""
         gc.collect()
         config = change.of(self.peaks.config)
         if config["finetune"]["prefusion"] == "lora" and config["finetune"]["lora"] is None:
-            return False  # adapters are defined by a change that saved nothing
+            return False  # the change that defines the adapters saved nothing and was not taken
         peaks = self.peaks.of(config)
         peak = peaks.bytes(peaks.config["data"]["batch_size"])
         if peak >= self._peak:

@@ -1,8 +1,7 @@
-"""`llava-mini ask MODEL --image/--video PATH --question "..."`: questions about what is shown, each by itself."""
+"""`llava-mini ask MODEL --image/--video PATH --question "..."`: independent questions about images and videos."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import Any
@@ -18,6 +17,7 @@ from llava_mini.commands.asking import (
     opened,
     parser_for,
 )
+from llava_mini.commands.output import json_line
 
 _DESCRIPTION = """\
 Shows the model images and videos and asks it about them. All of them are looked at once, then every question is asked
@@ -36,10 +36,10 @@ def ask(arguments: list[str]) -> int:
     """Run the command.
 
     Returns:
-        0.
+        Exit status 0.
 
     Raises:
-        UserError: a file, the model or a question cannot be used, or memory is wanting.
+        UserError: a file, the model or a question cannot be used, or the device or host is out of memory.
     """
     parser = parser_for("ask", _DESCRIPTION, _EXAMPLES)
     add_media(parser)
@@ -60,7 +60,7 @@ def ask(arguments: list[str]) -> int:
     session = open_session(given, model, processor)
     kinds = [look.kind for look in session.media] + [kind for kind, _ in given.shown]
     longest = max(question_tokens(processor, question, kinds) for question in asked)
-    check_length(model.config, longest, given.max_new_tokens)  # else what is shown would be blamed
+    check_length(model.config, longest, given.max_new_tokens)  # else the error would blame the images and videos
     for source in shown:
         add_source(session, source, given, longest + given.max_new_tokens)
     if given.save is not None:
@@ -74,5 +74,5 @@ def ask(arguments: list[str]) -> int:
         answer = session.ask(question, follow_up=False, max_new_tokens=given.max_new_tokens)
         seconds = round(time.perf_counter() - begun, 4)
         record = {"question": question, "answer": answer, "seconds": seconds, **about}
-        print(json.dumps(record, ensure_ascii=False) if given.json else answer, flush=True)
+        print(json_line(record) if given.json else answer, flush=True)
     return 0

@@ -1,4 +1,4 @@
-"""What the commands that answer have in common: the flags that say which model answers, and how."""
+"""Flags and functions that the question-answering commands share: which model answers, and how."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MOST_GIB = 2**20
 
 
 def parser_for(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """A parser with MODEL and the flags of every command that answers."""
+    """Return a parser with MODEL and the flags of every question-answering command."""
     parser = argparse.ArgumentParser(
         prog=f"llava-mini {command}",
         description=description,
@@ -57,10 +57,10 @@ def parser_for(command: str, description: str, epilog: str = "") -> argparse.Arg
 
 
 def load_model(given: argparse.Namespace) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]:
-    """The model of a command line, which reads as many tokens as that says.
+    """Load the model and processor that the command line names, scaled to its --context.
 
     Raises:
-        UserError: there is none, it cannot be loaded, or not be scaled so.
+        UserError: MODEL is empty, or the model cannot be loaded or scaled to that context.
     """
     if not given.model.strip():
         raise UserError("MODEL is empty; allowed are the folder and the Hub id of a model")
@@ -84,7 +84,7 @@ def load_model(given: argparse.Namespace) -> tuple[LlavaMiniForConditionalGenera
 
 
 def add_media(parser: argparse.ArgumentParser) -> None:
-    """Flags that show images and videos, in the order in which they are given."""
+    """Add the flags for images and videos, which are read in the order in which they are given."""
     for kind in ("image", "video"):
         parser.add_argument(
             f"--{kind}", action="append", dest="shown", default=[], type=partial(_of_kind, kind), metavar="PATH",
@@ -93,7 +93,7 @@ def add_media(parser: argparse.ArgumentParser) -> None:
 
 
 def add_session(parser: argparse.ArgumentParser) -> None:
-    """Flags that say with what a session begins, and what it keeps."""
+    """Add the flags that say what a session starts from and what it stores."""
     parser.add_argument(
         "--session", type=Path, metavar="FILE", help="begin with what a session of this model saw, as --save wrote it"
     )
@@ -110,10 +110,11 @@ def add_session(parser: argparse.ArgumentParser) -> None:
 def open_session(
     given: argparse.Namespace, model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor
 ) -> Session:
-    """A session as the command line wants it.
+    """Open the session that the command line asks for.
 
     Raises:
-        UserError: a value is not allowed, the file is no session of this model, or that to save to is no session.
+        UserError: a value is not allowed, the --session file is not a session of this model, or the existing --save
+            file is not a session.
     """
     from llava_mini.inference.frame_cache import FrameCacheConfig
     from llava_mini.inference.session import Session
@@ -131,7 +132,7 @@ def open_session(
 
 
 def opened(given: argparse.Namespace) -> list[Source]:
-    """What the command line shows, checked before a model is loaded.
+    """Open the images and videos of the command line, so that they are checked before a model is loaded.
 
     Raises:
         UserError: a file cannot be used.
@@ -140,7 +141,7 @@ def opened(given: argparse.Namespace) -> list[Source]:
 
 
 def opened_one(kind: str, path: str, given: argparse.Namespace) -> Source:
-    """An image with its name, or a video of which no frame is decoded yet.
+    """Open an image and return it with its path, or open a video of which no frame is decoded yet.
 
     Raises:
         UserError: the file cannot be used.
@@ -156,12 +157,12 @@ def opened_one(kind: str, path: str, given: argparse.Namespace) -> Source:
 
 
 def add_source(session: Session, source: Source, given: argparse.Namespace, reserve: int = 0) -> Media:
-    """Show the session an image or a video, with a progress bar where someone watches.
+    """Add an image or a video to the session, with a progress bar for videos in a terminal.
 
     `reserve` tokens are left free for a question and its answer.
 
     Raises:
-        UserError: the image cannot be resized, the video not be decoded, or it has more frames than fit.
+        UserError: the image cannot be resized, the video cannot be decoded, or it has more frames than fit.
     """
     if isinstance(source, tuple):
         path, image = source
@@ -176,10 +177,10 @@ def add_source(session: Session, source: Source, given: argparse.Namespace, rese
 
 @contextmanager
 def oom_as_user_error(advice: str = "fewer frames, --keep-gib 0 or --kv-bits 8 need less") -> Iterator[None]:
-    """Turn what torch raises for want of memory into one line that ends with advice.
+    """Turn an out-of-memory error into one line that ends with advice.
 
     Raises:
-        UserError: in place of torch's or Python's own error.
+        UserError: torch or Python ran out of memory; it replaces their own error.
     """
     try:
         yield
@@ -196,21 +197,21 @@ def _of_kind(kind: str, path: str) -> tuple[str, str]:
 
 
 def whole(text: str) -> int:
-    """A whole number of 1 and above."""
+    """Parse a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers of 1 and above")
     return int(text)
 
 
 def rate(text: str) -> float:
-    """A number above 0."""
+    """Parse a number above 0."""
     if (value := amount(text)) == 0:
         raise argparse.ArgumentTypeError(f"{text}: allowed are numbers above 0")
     return value
 
 
 def amount(text: str) -> float:
-    """A number of 0 and above."""
+    """Parse a number of at least 0."""
     try:
         value = float(text)
     except ValueError:
@@ -221,17 +222,17 @@ def amount(text: str) -> float:
 
 
 def gibibytes(text: str) -> float:
-    """An amount of memory, not more than a machine may have."""
+    """Parse an amount of memory in GiB, at most what a machine may have."""
     if (value := amount(text)) > _MOST_GIB:
         raise argparse.ArgumentTypeError(f"{text}: allowed are numbers from 0 to {_MOST_GIB}")
     return value
 
 
 def checked_questions(questions: list[str]) -> list[str]:
-    """The questions, none of them empty.
+    """Return the questions after checking that none is empty.
 
     Raises:
-        UserError: one is.
+        UserError: a question is empty.
     """
     if not all(question.strip() for question in questions):
         raise UserError("--question: the question is empty")

@@ -1,4 +1,4 @@
-"""`llava-mini batch MODEL --input requests.jsonl --output answers.jsonl`: many requests, a line each."""
+"""`llava-mini batch MODEL --input requests.jsonl --output answers.jsonl`: many requests, one per line."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ def batch(arguments: list[str]) -> int:
     """Run the command.
 
     Returns:
-        0, also where requests failed; the last line counts them.
+        Exit status 0, even if requests failed; the last printed line counts them.
 
     Raises:
-        UserError: no model, no memory for it, no requests, answers that are not to these requests or cannot be written.
+        UserError: there is no model, no memory for it or no request, or the answers belong to other requests or cannot
+            be written.
     """
     parser = parser_for("batch", _DESCRIPTION)
     parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="the requests")

@@ -1,4 +1,4 @@
-"""`llava-mini bench`: measures this program and writes what was found."""
+"""`llava-mini bench`: measure this program and write the results."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _UNTRACKED = "--no-mlflow"
 
 
 def bench(arguments: list[str]) -> int:
-    """Runs a bench.
+    """Run a benchmark.
 
     Returns:
         The exit status.

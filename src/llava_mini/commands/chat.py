@@ -1,4 +1,4 @@
-"""`llava-mini chat MODEL [--image PATH ...]`: a conversation in the terminal, or with what is piped into it."""
+"""`llava-mini chat MODEL [--image PATH ...]`: a conversation in the terminal, or with lines from a pipe."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def chat(arguments: list[str]) -> int:
     """Run the command.
 
     Returns:
-        0.
+        Exit status 0.
 
     Raises:
-        UserError: the model or a file of the command line cannot be used, or they need more memory than there is.
+        UserError: the model or a file of the command line cannot be used, or they need more memory than is available.
     """
     parser = parser_for("chat", _DESCRIPTION)
     add_media(parser)
@@ -65,7 +65,7 @@ def chat(arguments: list[str]) -> int:
         except UserError as error:
             _say(" ".join(str(error).split()))
         except KeyboardInterrupt:
-            print(flush=True)  # the end of an answer that was interrupted
+            print(flush=True)  # ends the line of an interrupted answer
     if given.save is not None:
         session.save(given.save)
     return 0
@@ -87,12 +87,12 @@ def _turn(session: Session, line: str, given: argparse.Namespace) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """Lines that are not empty, until the end of input."""
+    """Yield the lines that are not empty, until the end of input."""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is no UTF-8 is refused as a question
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused later, as a question
     interactive = sys.stdin.isatty()
     if interactive:
-        import readline  # noqa: F401  # `input` then has a history, and lines can be edited
+        import readline  # noqa: F401  # gives `input` a history and line editing
 
         _say(_COMMANDS)
     while True:

@@ -1,4 +1,4 @@
-"""`llava-mini convert official|to-official|llava SRC DST`: weights of other LLaVA projects to ours, and back."""
+"""`llava-mini convert official|to-official|llava SRC DST`: convert weights of other LLaVA projects to ours, and back."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ examples:
 
 
 def convert(arguments: list[str]) -> int:
-    """Runs a subcommand.
+    """Run a subcommand.
 
     Returns:
         The exit status.
 
     Raises:
-        UserError: SRC is no such checkpoint, or DST is there; then nothing is written.
+        UserError: SRC is not such a checkpoint, or DST exists; then nothing is written.
     """
     options = vars(_parser().parse_args(arguments))
     run = {"official": _official, "to-official": _to_official, "llava": _llava}[options.pop("command")]

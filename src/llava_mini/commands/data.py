@@ -1,4 +1,4 @@
-"""`llava-mini data build|check|stats|features`: LLaVA JSON to shards, shards read again, and what is in them."""
+"""`llava-mini data build|check|stats|features`: build shards from LLaVA JSON, check them, count and encode their data."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ Counts samples by modality and source, turns, characters and frames, and draws t
 
 
 def data(arguments: list[str]) -> int:
-    """Runs a subcommand.
+    """Run a subcommand.
 
     Returns:
-        The exit status: 1 where a set does not pass its check or a process was killed, else 0.
+        The exit status: 1 if a shard set does not pass its check or a process was killed, else 0.
 
     Raises:
         UserError: a mistake in the arguments or in what they name.
@@ -93,7 +93,7 @@ def _check(options: argparse.Namespace) -> int:
     try:
         shards = ShardSet(options.folder)
     except UserError as error:
-        if is_complete(Path(options.folder)):  # and so damaged
+        if is_complete(Path(options.folder)):  # complete but unreadable, so it is damaged
             return _fail(str(error))
         raise
     folder = options.tokenizer or _default_tokenizer()
@@ -109,7 +109,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _default_tokenizer() -> Path | None:
-    """The tokenizer that a run has by default, where this is called beside it."""
+    """Return the folder of a run's default tokenizer, or None if it does not exist from the current folder."""
     from llava_mini.config import resolve
 
     folder = Path(resolve([])["model"]["tokenizer"])
@@ -227,7 +227,7 @@ def _add_workers(parser: ArgumentParser) -> None:
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """The type of a flag that counts something."""
+    """Return an argparse type for whole numbers of at least `least`."""
 
     def count(text: str) -> int:
         if not text.isdecimal() or int(text) < least:

@@ -1,4 +1,4 @@
-"""`llava-mini data features`: what the frozen vision tower says of every picture of a shard set, as shards."""
+"""`llava-mini data features`: store the frozen vision tower's features of every image of a shard set, as shards."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _LOG_SECONDS = 10.0
 
 
 def features(arguments: list[str]) -> int:
-    """Runs the command.
+    """Run the command.
 
     Returns:
         The exit status.
@@ -48,7 +48,7 @@ def features(arguments: list[str]) -> int:
     cache_dir = config["data"]["cache_dir"]
     shards = ShardSet(options.folder, cache_dir=None if cache_dir is None else Path(cache_dir))
 
-    from llava_mini import build  # seconds; mistakes are told before
+    from llava_mini import build  # takes seconds to import, so mistakes are reported before
 
     build.seed_run(config)
     tokenizer = build.build_tokenizer(config)
@@ -78,7 +78,7 @@ def features(arguments: list[str]) -> int:
 
 
 def _progress(num_shards: int) -> Callable[[int], None]:
-    """Logs how many shards are complete, now and then."""
+    """Return a function that logs from time to time how many shards are complete."""
     last = time.monotonic()
 
     def log_now_and_then(complete: int) -> None:

@@ -1,4 +1,4 @@
-"""`llava-mini doctor`: what is installed, whether it drives the card found here, and what to install instead."""
+"""`llava-mini doctor`: what is installed, whether it supports the GPUs found here, and what to install instead."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llava_mini.errors import UserError
 from llava_mini.finetune.packages import require
 from llava_mini.hardware import build_for, drives, find_cards, has_bf16, install_command
 
-# By what of this program each is needed.
+# Part of this program that needs each package.
 _PACKAGES = {
     "torch": "all",
     "lightning": "training",
@@ -33,7 +33,7 @@ def doctor(arguments: list[str]) -> int:
     """Print the diagnosis.
 
     Returns:
-        0 when what is installed works together with the cards found (or there is none), else 1.
+        0 if the installed torch supports all GPUs found (or there is none), else 1.
     """
     parser = argparse.ArgumentParser(prog="llava-mini doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object in place of text")
@@ -47,7 +47,7 @@ def doctor(arguments: list[str]) -> int:
 
 
 def diagnosis() -> dict[str, Any]:
-    """What is installed and found, what does not go together, and what to do.
+    """Return what is installed, which GPUs were found, what does not work together, and what to do.
 
     Returns:
         python, packages (name -> version or null), torch_cuda, arch_list, cards (each with `problem`, null or a
@@ -77,7 +77,7 @@ def diagnosis() -> dict[str, Any]:
 
 
 def four_bits() -> str:
-    """Whether bitsandbytes multiplies in 4 bits here, in words: it may be installed and still have no kernels."""
+    """Return as a sentence whether 4-bit layers of bitsandbytes work here: it may be installed and lack kernels."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         layer = (
@@ -89,7 +89,7 @@ def four_bits() -> str:
         exact = bool(torch.isfinite(found).all())
     except UserError as error:
         return str(error)
-    except Exception as error:  # noqa: BLE001  # whatever a library without its kernels raises is the answer
+    except Exception as error:  # noqa: BLE001  # without its kernels the library may raise anything, and that is the answer
         return f"does not work on {device}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return f"4-bit layers work on {device}" if exact else f"4-bit layers give no numbers on {device}"
 

@@ -1,4 +1,4 @@
-"""A run one of whose ranks stops answering ends with one line, after `trainer.rank_timeout` seconds."""
+"""End a run with a one-line message when one of its ranks stops answering for `trainer.rank_timeout` seconds."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import torch
 
 from llava_mini.commands.ranks import own_rank
 
-# How Gloo and NCCL say that another rank does not answer.
+# Messages of Gloo and NCCL when another rank does not answer.
 _LOST = re.compile(
     r"timed out|connection (closed|reset) by peer|broken pipe|collective operation timeout|ncclRemoteError", re.I
 )
 
 
 class LostRankError(RuntimeError):
-    """Another rank of the run has stopped answering; the message is for the user."""
+    """Error that another rank of the run has stopped answering. The message is for the user."""
 
 
 @contextmanager
 def lost_rank_as_error(config: dict[str, Any], step: Callable[[], int]) -> Iterator[None]:
-    """Turn what torch raises when another rank does not answer, or is gone, into one line.
+    """Turn torch's error when another rank does not answer or has ended into one line.
 
     Args:
-        config: Of the run.
-        step: Gives the optimizer steps that are done.
+        config: Config of the run.
+        step: Function that returns the number of optimizer steps done.
 
     Raises:
-        LostRankError: in place of torch's own error.
+        LostRankError: another rank does not answer or has ended; it replaces torch's own error.
     """
     try:
         yield

@@ -1,7 +1,7 @@
 """`llava-mini merge RUN DST`: a run with adapters or a 4-bit base as one plain model, in transformers' format.
 
-The base is built again from the run's config, with the weights that the run computed with: those of a base in 4 bits
-are its rounded ones, so the plain model answers as the trained one did.
+The base is rebuilt from the run's config with the weights that the run computed with. For a 4-bit base these are the
+quantized values, so the plain model answers as the trained one did.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def merge(arguments: list[str]) -> int:
 
 
 def merge_run(run_dir: Path, config: dict[str, Any], destination: Path) -> None:
-    """Write the plain model of a run, whole or not at all.
+    """Write the plain model of a run, completely or not at all.
 
-    It is merged in float32 and kept in the type of the run's frozen weights, if that was another.
+    It is merged in float32 and saved in the type of the run's frozen weights, if that was another.
 
     Raises:
-        UserError: for another base, files that do not fit the config, or a destination that is there or cannot be
+        UserError: the base is another one, files do not match the config, or the destination exists or cannot be
             written.
     """
     check_packages(config["finetune"])
@@ -68,7 +68,7 @@ def merge_run(run_dir: Path, config: dict[str, Any], destination: Path) -> None:
 def _merged(run_dir: Path, config: dict[str, Any]) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]:
     tokenizer, model = build.build_base(config)
     found = fingerprints(model)
-    build.build_stage(config, model, linear_4bit=rounded_linear)  # it says what was trained
+    build.build_stage(config, model, linear_4bit=rounded_linear)  # it marks which weights were trained
     model.float()
     load_trained(model, run_dir / "model", config["finetune"], found)
     merge_adapters(model, config["finetune"])
@@ -77,10 +77,10 @@ def _merged(run_dir: Path, config: dict[str, Any]) -> tuple[LlavaMiniForConditio
 
 
 def same_answers(run_dir: Path, config: dict[str, Any], folder: Path) -> bool:
-    """Ask the plain model what the run was asked, and say how many answers are right and judged alike.
+    """Ask the plain model the run's questions, and log both accuracies and how many answers are judged alike.
 
     Returns:
-        Whether every answer is right where the run's is.
+        Whether exactly those answers are right that were right in the run.
     """
     model = LlavaMiniForConditionalGeneration.from_pretrained(folder).eval()
     processor = LlavaMiniProcessor.from_pretrained(folder)
@@ -99,10 +99,10 @@ def same_answers(run_dir: Path, config: dict[str, Any], folder: Path) -> bool:
 
 
 def _config(run_dir: Path) -> dict[str, Any]:
-    """The config of a finished run that has something to merge.
+    """Return the config of a finished run that has something to merge.
 
     Raises:
-        UserError: when it is not one.
+        UserError: the folder is not such a run.
     """
     path = run_dir / "config.yaml"
     config = load(path)

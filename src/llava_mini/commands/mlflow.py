@@ -1,4 +1,4 @@
-"""`llava-mini mlflow`: MLflow's pages of all runs, in a browser on this machine, and where the latest sweep is."""
+"""`llava-mini mlflow`: show all runs in MLflow's web pages on this machine, and print the URL of the latest sweep."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from llava_mini.spool import check_tracker
 
 
 def mlflow(arguments: list[str]) -> int:
-    """Print the addresses and become MLflow's server; with a server elsewhere (MLFLOW_TRACKING_URI) only print.
+    """Print the URLs and start MLflow's server in this process. For a remote server (MLFLOW_TRACKING_URI) only print.
 
     Returns:
-        0.
+        Exit status 0.
     """
     parser = argparse.ArgumentParser(prog="llava-mini mlflow", description=__doc__)
     parser.add_argument("--port", type=int, default=5000, help="of the server on this machine (default 5000)")
@@ -31,6 +31,6 @@ def mlflow(arguments: list[str]) -> int:
         settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", "127.0.0.1"]
         command += ["--port", str(given.port), "--backend-store-uri", uri]
-        command += ["--uvicorn-opts", "--log-level warning"]  # else a line for every request buries the addresses
+        command += ["--uvicorn-opts", "--log-level warning"]  # else the log lines of requests bury the URLs
         os.execve(sys.executable, command, {**os.environ, **settings})
     return 0

@@ -1,4 +1,4 @@
-"""A run that ends for want of memory says in one line at which step, what is kept, what to change, cheapest first."""
+"""Message of a run that is out of memory: at which step, what is saved, and what to change, cheapest first."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from llava_mini.hardware import is_out_of_memory, reason_of
 from llava_mini.plan.memory_options import Change
 from llava_mini.sweep.grid import config_hash
 
-ANOTHER_RUN = "*"  # marks what changes the run's result, so that it cannot go on in its folder
+ANOTHER_RUN = "*"  # marks a change of the run's result, so that the run cannot continue in its folder
 
 
 class RunOutOfMemoryError(RuntimeError):
-    """Training needs more memory than there is; the message is for the user."""
+    """Error that training is out of memory. The message is for the user."""
 
 
 @contextmanager
 def oom_as_run_error(
     config: dict[str, Any], step: Callable[[], int], advice: Callable[[], list[Change]]
 ) -> Iterator[None]:
-    """Turn what torch raises for want of memory into one line.
+    """Turn an out-of-memory error into one line.
 
     Args:
-        config: Of the run.
-        step: Gives the optimiser steps that are done.
-        advice: Gives what the config can change to need less memory, in order; asked only when memory is wanting.
+        config: Config of the run.
+        step: Function that returns the number of optimizer steps done.
+        advice: Function that returns config changes that save memory, in order; called only when out of memory.
 
     Raises:
-        RunOutOfMemoryError: in place of torch's or Python's own error.
+        RunOutOfMemoryError: torch or Python ran out of memory; it replaces their own error.
     """
     try:
         yield
@@ -41,7 +41,7 @@ def oom_as_run_error(
 
 
 def message(config: dict[str, Any], step: int, error: BaseException, advice: list[Change]) -> str:
-    """The line for the user."""
+    """Return the line for the user."""
     last = Path(config["run_dir"]) / "checkpoints" / "last.ckpt"
     kept = f"the last checkpoint is good: {last}" if last.exists() else "no checkpoint was due yet"
     told = f"out of memory at step {step} ({reason_of(error)}); {kept}; "
@@ -55,6 +55,6 @@ def message(config: dict[str, Any], step: int, error: BaseException, advice: lis
 
 
 def _named(config: dict[str, Any], advice: list[Change]) -> list[str]:
-    """Changes as they are written, each marked whose run cannot go on in the folder of this one."""
+    """Return the changes as text, each marked if its run cannot continue in the folder of this one."""
     here = config_hash(config)
     return [f"{change.text}{'' if config_hash(change.of(config)) == here else ANOTHER_RUN}" for change in advice]

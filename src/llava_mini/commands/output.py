@@ -1,10 +1,12 @@
-"""Output that cannot be written ends the command: quietly where nobody reads any more (`| head`), else in one line.
+"""End the command when output cannot be written: silently if its reader is gone (`| head`), else with one line.
 
-Python's own error is an OSError as of any file, and comes again when the buffer is emptied as Python ends.
+Python's own error is an OSError like that of any file. It comes again when Python flushes the buffer at exit.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import sys
@@ -14,17 +16,29 @@ from typing import Any, NoReturn, TextIO, cast
 
 from llava_mini.commands.ranks import OWN_MESSAGE
 
-NOBODY_READS = 128 + signal.SIGPIPE  # as a shell tells it of a program that this signal ends
+NOBODY_READS = 128 + signal.SIGPIPE  # the status a shell reports for a program that this signal ends
+
+
+def json_line(value: Any) -> str:
+    """A value as one line of JSON: text as it is where standard output is UTF-8, else in ASCII.
+
+    Args:
+        value: Anything that JSON can express.
+    """
+    return json.dumps(value, ensure_ascii=not (sys.stdout.encoding or "").lower().startswith("utf"))
 
 
 @contextmanager
 def output_ends() -> Iterator[None]:
-    """Standard output and error, within, end the program when they cannot be written.
+    """End the program when standard output or error cannot be written within the block.
 
     Raises:
-        SystemExit: they cannot; `NOBODY_READS`, or 2 when a line was printed that says why.
+        SystemExit: they cannot be written; status `NOBODY_READS`, or 2 after a line that says why.
     """
     before = sys.stdout, sys.stderr
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an answer must not be lost to a locale
     sys.stdout, sys.stderr = (
         stream and cast(TextIO, _Ending(stream)) for stream in before
     )  # None: closed from the start
@@ -40,7 +54,7 @@ def output_ends() -> Iterator[None]:
 
 
 class _Ending:
-    """A stream of text that is another one but for its failures."""
+    """Wrapper of a text stream that ends the program when a write fails."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -61,7 +75,7 @@ class _Ending:
             self._end(error)
 
     def _end(self, error: OSError) -> NoReturn:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # for what is in the buffer still
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # for what is still in the buffer
         if isinstance(error, BrokenPipeError):
             raise SystemExit(NOBODY_READS) from error
         print(f"{OWN_MESSAGE}output cannot be written: {error.strerror}", file=sys.stderr)

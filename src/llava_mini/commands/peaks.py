@@ -1,4 +1,4 @@
-"""The memory of a config's step for any number of samples: the planner, and what the card adds to it."""
+"""Peak memory of a config's step for any number of samples: the planner's result, and what the GPU adds to it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SHARDED = (FROZEN, TRAINED, QUANTIZED, GRADIENTS, OPTIMIZER)
 
 @dataclass
 class Peaks:
-    """Peaks by number of samples: of up to `largest_planned` a step is run, once; of more it is estimated.
+    """Peak memory by number of samples. Up to `largest_planned` a step is simulated once; above, it is estimated.
 
     Args:
-        config: The run's.
-        sample: What is assumed of a sample.
-        new_tokens: Of an answer; None: a training step is planned.
-        tokenizer: The config's, where it is there already.
+        config: Config of the run.
+        sample: Assumed sample.
+        new_tokens: Number of tokens in an answer; None: a training step is planned.
+        tokenizer: Tokenizer of the config, if it is already loaded.
     """
 
     config: Config
@@ -49,17 +49,17 @@ class Peaks:
         self.largest_planned = largest_planned(self.planner.model, self.sample)
 
     def of(self, config: Config) -> Peaks:
-        """The same for a config with the same tokenizer."""
+        """Return the peaks of another config with the same tokenizer."""
         return Peaks(config, self.sample, self.new_tokens, self.tokenizer)
 
     def __call__(self, size: int) -> Peak:
-        """The peak."""
+        """Return the peak for a batch of `size` samples."""
         if size not in self._known:
             self._known[size] = self._planned(size) if size <= self.largest_planned else self._estimated(size)
         return self._known[size]
 
     def bytes(self, size: int) -> int:
-        """The same without its parts."""
+        """Return the peak for a batch of `size` samples as a number of bytes, without its parts."""
         return self(size).bytes
 
     def _planned(self, size: int) -> Peak:
@@ -68,7 +68,7 @@ class Peaks:
         return _on_card(self.planner.step(size), self.config, self.planner)
 
     def _estimated(self, size: int) -> Peak:
-        """On the line of the largest batches that are run: every moment of a step grows evenly with its samples."""
+        """Extrapolate linearly from the largest simulated batches, because all memory of a step grows with its samples."""
         last = self.largest_planned
         below = last - max(1, last // 8)
         first, second = self(below).breakdown, self(last)
@@ -80,7 +80,7 @@ class Peaks:
 
 
 def sample_of(config: Config, text_tokens: int = 300, frames: int = 1) -> Sample:
-    """The sample that is assumed: a picture with the config's views, or a video, whose frames have one."""
+    """Return the assumed sample: an image with the config's views, or a video, whose frames have one view."""
     return Sample(
         text_tokens=text_tokens,
         frames=frames,
@@ -91,7 +91,7 @@ def sample_of(config: Config, text_tokens: int = 300, frames: int = 1) -> Sample
 
 
 def as_planned(config: Config) -> Config:
-    """A config that downloads no weights, where the preset says their shape."""
+    """Return the config without downloading weights, if the preset gives their shape."""
     spec = config["model"]
     if spec["weights"] == "hub" and "vocab_size" in spec["text_config"]:
         return {**config, "model": {**spec, "weights": "random"}}
@@ -99,10 +99,10 @@ def as_planned(config: Config) -> Config:
 
 
 def planner_of(config: Config, sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Planner:
-    """A planner for a config; nothing is downloaded or read."""
+    """Return a planner for a config, without downloading or reading weights."""
     config = as_planned(config)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of weights on meta, which are never initialised
+        warnings.simplefilter("ignore")  # about weights on meta, which are never initialized
         build.check_model(config)
         model = build.build_model(config, tokenizer, device="meta")
         stage = build.build_stage(config, model, linear_4bit=linear_4bit)
@@ -120,13 +120,13 @@ def planner_of(config: Config, sample: Sample, tokenizer: PreTrainedTokenizerBas
 
 
 def on_gpu(config: Config) -> bool:
-    """Whether the run is meant for a GPU, be there one here or not."""
+    """Whether the run is meant for a GPU; `accelerator: auto` is if this machine has one."""
     accelerator = config["trainer"]["accelerator"]
     return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
 
 
 def _on_card(peak: Peak, config: Config, planner: Planner | None = None) -> Peak:
-    """A peak as it is on one card: with cuBLAS' workspace, and with what several cards share or hold twice."""
+    """Return a peak as it is on one GPU: with cuBLAS' workspace, and with parts sharded across GPUs or stored twice."""
     if not on_gpu(config):
         return peak
     parts = dict(peak.breakdown)

@@ -1,4 +1,4 @@
-"""`llava-mini plan`: the memory of a run's step before it is begun, whether it fits the card, what to change if not."""
+"""`llava-mini plan`: memory of a run's step before it starts, whether it fits on the GPU, what to change if not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llava_mini.plan.sample import Sample
 from llava_mini.plan.search import largest_batch
 
 Config = dict[str, Any]
-NEW_TOKENS, TEXT_TOKENS = 256, 300  # of an answer and of a sample, when nobody says
+NEW_TOKENS, TEXT_TOKENS = 256, 300  # default lengths of an answer and of a sample
 
 
 def plan(arguments: list[str], config_dirs: tuple[str, ...]) -> int:
@@ -34,7 +34,7 @@ def plan(arguments: list[str], config_dirs: tuple[str, ...]) -> int:
         The exit status.
 
     Raises:
-        UserError: a mistake in the arguments; or, with --strict, that it does not fit.
+        UserError: the arguments have a mistake; or, with --strict, the run does not fit.
     """
     parser = _parser()
     options = parser.parse_intermixed_args(arguments)
@@ -76,14 +76,14 @@ def _plan_session(config: Config, frames: int, *, as_json: bool, strict: bool) -
 
 
 def check_card_is_named(config: Config) -> None:
-    """Raises UserError where --strict has nothing to be strict about."""
+    """Raise UserError if the GPU's memory is unknown, so that --strict has nothing to check."""
     if config["hardware"]["memory_gib"] is None:
         raise UserError(f"--strict with hardware.memory_gib=null: the card's memory is not known; {NAME_A_CARD}")
 
 
 @contextmanager
 def _little_garbage() -> Iterator[None]:
-    """What was imported is not searched for garbage; a plan asks for that after every step."""
+    """Exclude imported objects from garbage collection, which a plan runs after every step."""
     gc.freeze()
     try:
         yield
@@ -93,7 +93,7 @@ def _little_garbage() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What is logged goes to standard output, where one object alone is expected."""
+    """Silence the log, which goes to standard output, where only one JSON object is expected."""
     logger = logging.getLogger("llava_mini")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -109,10 +109,10 @@ def training_plan(
     """Plan a training step.
 
     Args:
-        config: The run's.
-        sample: What is assumed of a sample.
-        search: Whether to look for the largest batch, and for changes where it does not fit.
-        tokenizer: The config's, where it is there already.
+        config: Config of the run.
+        sample: Assumed sample.
+        search: Whether to search for the largest batch, and for changes if the run does not fit.
+        tokenizer: Tokenizer of the config, if it is already loaded.
     """
     start = time.monotonic()
     peaks = Peaks(config, sample, tokenizer=tokenizer)
@@ -128,7 +128,7 @@ def training_plan(
 
 
 def inference_plan(config: Config, sample: Sample, new_tokens: int) -> Report:
-    """Plan an answer of so many tokens to a batch of prompts: prefill and cache."""
+    """Plan an answer of `new_tokens` tokens to a batch of prompts: prefill and KV cache."""
     start = time.monotonic()
     peaks = Peaks(config, sample, new_tokens)
     report = _report(peaks)

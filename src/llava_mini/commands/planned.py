@@ -1,4 +1,4 @@
-"""What a run is planned to take before it begins, and what it has taken, so that the plan's error is always known."""
+"""Planned peak memory of a run before it starts and measured peak after it, so that the plan's error is always known."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from llava_mini.stages.callbacks import peak_memory_bytes
 
 log = logging.getLogger("llava_mini")
 
-_LOOKED_AT = 32  # samples of each set, whose longest is what the plan assumes
+_LOOKED_AT = 32  # samples of each set; the plan assumes the longest of them
 
 
-# What a measured peak is.
+# Meaning of a measured peak.
 ALLOCATED = "the highest that torch's allocator held on the GPU"
 GROWTH = "the growth of the process' resident memory, with all in it that is no tensor"
 _FAILED = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError, UserError)
 
 
 class Memory:
-    """The planned and the measured peak of a run on one device.
+    """Planned and measured peak memory of a run on one device.
 
     Args:
-        config: The run's.
+        config: Config of the run.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -57,21 +57,21 @@ class Memory:
         *,
         strict: bool = False,
     ) -> None:
-        """Plan the run and tell the figure; a mistake in planning stops no run that is not strict.
+        """Plan the run and log the planned peak. Without `strict`, a failure of the planning does not stop the run.
 
         Args:
-            datamodule: With the training samples.
-            tokenizer: The run's.
-            image_token_id: The placeholder's.
-            strict: Whether what does not fit is refused.
+            datamodule: Data of the run, with the training samples.
+            tokenizer: Tokenizer of the run.
+            image_token_id: Token id of the image placeholder.
+            strict: Whether a run that does not fit is refused.
 
         Raises:
-            UserError: with `strict`, when it does not fit or cannot be planned.
+            UserError: with `strict`, the run does not fit or cannot be planned.
         """
         self.tokenizer = tokenizer
         try:
             self.sample = longest_sample(self.config, datamodule.splits["train"], image_token_id)
-            with torch.random.fork_rng(devices=[]):  # what a run draws does not depend on its plan
+            with torch.random.fork_rng(devices=[]):  # a run's random numbers must not depend on its plan
                 report = training_plan(self.config, self.sample, search=False, tokenizer=tokenizer)
         except _FAILED as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -89,7 +89,7 @@ class Memory:
         log.info("plan: a step takes %s%s", memory_text(self.planned), ", the card has that" if report.fits else "")
 
     def measured(self, device: torch.device) -> dict[str, Any]:
-        """Both peaks, and which the measured one is, for the run's result; to be asked when training ends."""
+        """Return both peaks, and what the measured one means, for the run's result. Call it when training ends."""
         peak = peak_memory_bytes(device) - (0 if device.type == "cuda" else self.before)
         what = ALLOCATED if device.type == "cuda" else GROWTH
         if self.planned is not None:
@@ -97,14 +97,14 @@ class Memory:
         return {"planned_peak_bytes": self.planned, "measured_peak_bytes": peak, "measured_peak_is": what}
 
     def advice(self) -> list[Change]:
-        """What the plan says to change, for a run that has not had enough memory; without a plan, all that may help."""
+        """Return the plan's changes for a run that was out of memory; all that may help if planning fails."""
         log.info("out of memory; planning what saves it")
         memory = self.config["hardware"]["memory_gib"]
         try:
             peaks = Peaks(self.config, self.sample, tokenizer=self.tokenizer)
             outside = OUTSIDE if on_gpu(self.config) else 0
             found = Advice(peaks, None if memory is None else int(memory * GIB) - outside)
-            if not found.changes:  # the plan says that it fits, which it did not
+            if not found.changes:  # the plan says that the run fits, but it did not
                 found = Advice(peaks, None)
         except _FAILED:
             return [*memory_changes(self.config), *finetunings(self.config)]
@@ -112,28 +112,28 @@ class Memory:
 
 
 def check_fits(config: dict[str, Any]) -> None:
-    """Refuse a run that does not fit its card, before its weights are read and its ranks begin; data are made for it.
+    """Refuse a run that does not fit on its GPU, before its weights are read and its ranks start. The data is built.
 
     Raises:
-        UserError: it does not fit, cannot be planned, or names no card.
+        UserError: the run does not fit, cannot be planned, or names no GPU.
     """
     check_card_is_named(config)
     tokenizer = build.build_tokenizer(as_planned(config))
     build.check_model(config)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of weights on meta, which are never initialised
+        warnings.simplefilter("ignore")  # about weights on meta, which are never initialized
         model = build.build_model(as_planned(config), tokenizer, device="meta")
-    # a tower without weights makes no features
+    # A vision tower without weights cannot compute features, so the samples have pixels instead.
     as_pictures = {**config, "data": {**config["data"], "features": False}}
     datamodule = build.build_datamodule(as_pictures, model, build.build_processor(config, model, tokenizer))
     Memory(config).plan(datamodule, tokenizer, model.config.image_token_id, strict=True)
 
 
 def longest_sample(config: dict[str, Any], mix: Mix, image_token_id: int) -> Sample:
-    """As long, with as many frames, as the longest of some samples of each set.
+    """Return a sample with the largest text length and frame count among some samples of each shard set.
 
     Raises:
-        UserError: none of them can be used.
+        UserError: none of these samples can be used.
     """
     samples = []
     for reader in mix.readers:

@@ -1,8 +1,8 @@
 """Several processes that train one run together (`trainer.devices`): started, watched and ended as one.
 
-The process of the command line starts the ranks and waits. Rank 0 writes the run and speaks to
-the terminal; what the others say goes to `log.rankN.txt` in the run's folder. When one fails all are ended, and on
-Linux none outlives the process that started it.
+The process of the command line starts the ranks and waits. Rank 0 writes the run and prints to the terminal. The output
+of the other ranks goes to `log.rankN.txt` in the run's folder. When one rank fails all are ended, and on Linux no rank
+outlives the process that started it.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from llava_mini.errors import UserError
 from llava_mini.files import reading, writing
 from llava_mini.sweep import child
 
-OWN_MESSAGE = "llava-mini: "  # how the line begins that says why a command stopped itself
+OWN_MESSAGE = "llava-mini: "  # start of the line that says why a command stopped itself
 INTERRUPTED = 130
-_SECONDS_FOR_RANK_0 = 5.0  # to say itself why it ends
-_SECONDS_AFTER_CTRL_C = 20.0  # for rank 0 to end in order, its tracker included
+_SECONDS_FOR_RANK_0 = 5.0  # for rank 0 to print itself why it ends
+_SECONDS_AFTER_CTRL_C = 20.0  # for rank 0 to shut down cleanly, including its tracker
 
 
 def own_rank() -> int | None:
-    """This process's number among those that train together; None when it was not started as one of them."""
+    """Return this process's rank among those that train together; None if it was not started as a rank."""
     number = os.environ.get("RANK", os.environ.get("LOCAL_RANK"))
     return None if number is None else int(number)
 
 
 def train_command(config_dirs: Sequence[str]) -> list[str]:
-    """The command line of a run, without its overrides."""
+    """Return the command line of a run, without its overrides."""
     extra = [part for folder in config_dirs for part in ("--config-dir", folder)]
     return [sys.executable, "-m", "llava_mini", *extra, "train"]
 
@@ -44,15 +44,15 @@ def run_ranks(command: Sequence[str], count: int, folder: Path) -> int:
     """Run `command` in `count` processes that find each other as torch's distributed processes do.
 
     Args:
-        command: What each of them is.
-        count: How many.
-        folder: Where all but rank 0 write what they say.
+        command: Command line of each process.
+        count: Number of processes.
+        folder: Folder for the logs of all ranks but rank 0.
 
     Returns:
         0, or the exit status of the rank that failed first, 128 + n if signal n killed it.
 
     Raises:
-        KeyboardInterrupt: when it was interrupted; all have then ended.
+        KeyboardInterrupt: the run was interrupted; all ranks have then ended.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,11 +80,11 @@ def run_ranks(command: Sequence[str], count: int, folder: Path) -> int:
 
 
 def _environment(count: int) -> dict[str, str]:
-    """By what `count` processes of this machine find each other."""
+    """Return the environment by which `count` processes of this machine find each other."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count), "NODE_RANK": "0"}
     defaults = {
         "OMP_NUM_THREADS": "1",  # else Lightning divides all cores among the ranks, whatever `trainer.threads` says
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # else torch warns of a search that batches without images need
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # else torch warns about the unused-parameter search for batches without images
     }
     return {**defaults, **os.environ, **meeting}
 
@@ -92,7 +92,7 @@ def _environment(count: int) -> dict[str, str]:
 def _start(
     command: Sequence[str], number: int, folder: Path, environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    """A rank, which dies with this process."""
+    """Start a rank, which ends with this process."""
     wrapped = [sys.executable, "-IS", child.__file__, str(os.getpid()), *command]
     own = {**environment, "LOCAL_RANK": str(number)}
     if number == 0:
@@ -105,7 +105,7 @@ def _start(
 
 
 def log_path(folder: Path, number: int) -> Path:
-    """Where a rank other than 0 writes what it says."""
+    """Return the path of the log of a rank other than 0."""
     return folder / f"log.rank{number}.txt"
 
 
@@ -115,10 +115,10 @@ def _tell_end(process: subprocess.Popen[bytes], number: int, ended: queue.Queue[
 
 
 def _failure(ranks: Sequence[subprocess.Popen[bytes]], number: int, folder: Path) -> int:
-    """The exit status for rank `number`'s end, after a line on it where rank 0 has not said all.
+    """Return the exit status for the end of rank `number`, after printing a line about it unless rank 0 has said why.
 
     Raises:
-        KeyboardInterrupt: when rank 0 was interrupted.
+        KeyboardInterrupt: rank 0 was interrupted.
     """
     status = ranks[number].returncode
     if number == 0 and status == INTERRUPTED:
@@ -128,7 +128,7 @@ def _failure(ranks: Sequence[subprocess.Popen[bytes]], number: int, folder: Path
     if status < 0:
         killed = f"{OWN_MESSAGE}rank {number} of {len(ranks)} was killed by {signal.Signals(-status).name}"
         print(f"{killed}; see {log}" if number else killed, file=sys.stderr)
-    elif last.startswith(OWN_MESSAGE):  # mostly a mistake that every rank finds, and that rank 0 is about to name
+    elif last.startswith(OWN_MESSAGE):  # mostly a mistake that every rank finds, and that rank 0 is about to print
         with suppress(subprocess.TimeoutExpired):
             ranks[0].wait(_SECONDS_FOR_RANK_0)
         if ranks[0].returncode != status:
@@ -140,7 +140,7 @@ def _failure(ranks: Sequence[subprocess.Popen[bytes]], number: int, folder: Path
 
 
 def _last_line(path: Path) -> str:
-    """The last line with something in it; empty when there is none."""
+    """Return the last line that is not blank, or an empty string if there is none; the reason if it cannot be read."""
     try:
         with reading(path):
             lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
@@ -150,7 +150,7 @@ def _last_line(path: Path) -> str:
 
 
 def _interrupt(rank_0: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Give rank 0 the time to end in order. A terminal interrupts it too, so it is told only if it is still at work."""
+    """Give rank 0 time to shut down cleanly. A terminal interrupts it too, so it gets a signal only if still running."""
     for process in rank_0:
         with suppress(subprocess.TimeoutExpired):
             process.wait(1.0)

@@ -1,4 +1,4 @@
-"""Whose run lies in a folder: a run continues only where its own config and code were at work."""
+"""Check which run a folder contains: a run continues only in a folder that its own config and code have written."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ log = logging.getLogger("llava_mini")
 
 
 def claim(run_dir: Path, config: dict[str, Any]) -> bool:
-    """Whether the folder holds this very run, finished; what a killed attempt left half written is removed.
+    """Whether the folder contains exactly this run, finished. Incomplete files of a killed attempt are removed.
 
-    A result that is damaged is none: the run goes on from its checkpoint and writes it anew.
+    A damaged result does not count: the run resumes from its checkpoint and writes the result again.
 
     Raises:
-        UserError: when it holds another run, or its config or code cannot be read.
+        UserError: the folder contains another run, or its config or code version cannot be read.
     """
     if (run_dir / "config.yaml").exists():
         _check_config(run_dir, config)
@@ -58,7 +58,7 @@ def _is_finished(path: Path) -> bool:
     try:
         read_json(path)
     except UserError as error:
-        if isinstance(error.__cause__, OSError):  # it is not known whether it is damaged
+        if isinstance(error.__cause__, OSError):  # it could not be read, so whether it is damaged is unknown
             raise
         log.warning("%s; the run goes on from its last checkpoint", error)
         return False

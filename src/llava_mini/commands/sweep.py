@@ -25,14 +25,14 @@ DEFAULT_FOLDER = "sweeps/latest"
 
 
 def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
-    """Run what `arguments` ask for and compare it.
+    """Run all configs that `arguments` ask for, then compare the runs.
 
     Args:
-        arguments: `key=value,value,...` for any config key, and `sweep_dir=`.
+        arguments: Arguments `key=value,value,...` for any config key, and `sweep_dir=`.
         config_dirs: Further folders with config groups and code.
 
     Returns:
-        The exit status: 0 all finished, 1 some failed, 130 interrupted.
+        The exit status: 0 if all finished, 1 if some failed, 130 if interrupted.
     """
     sweep_dir, own = split_folder(arguments)
     known = functools.cache(lambda overrides: resolve(list(overrides), config_dirs))
@@ -77,18 +77,18 @@ def _tracker_uri(given: str | None) -> str:
 
 
 def _check(configs: list[dict[str, Any]]) -> None:
-    """Report a value that no run can have before any run starts."""
-    from llava_mini.build import check_model  # torch is loaded once the arguments are known to be readable
+    """Report an impossible value before any run starts."""
+    from llava_mini.build import check_model  # imports torch, so only after the arguments are parsed
 
     for config in configs:
         check_model(config)
 
 
 def split_folder(arguments: list[str]) -> tuple[Path, list[str]]:
-    """The folder that `sweep_dir=` names (or the default), and all other arguments.
+    """Return the folder that `sweep_dir=` names (or the default), and all other arguments.
 
     Raises:
-        UserError: when it is given twice or empty.
+        UserError: `sweep_dir=` is given twice or empty.
     """
     given = [argument.partition("=")[2] for argument in arguments if argument.startswith("sweep_dir=")]
     if len(given) > 1 or "" in given:
@@ -101,7 +101,7 @@ def share_features(configs: list[dict[str, Any]]) -> None:
     """Compute the frozen vision tower's features once for all runs that read the same data with the same tower.
 
     Args:
-        configs: of the runs that are not finished.
+        configs: Configs of the runs that are not finished.
     """
     shared: dict[str, list[dict[str, Any]]] = {}
     for config in configs:
@@ -123,7 +123,7 @@ def share_features(configs: list[dict[str, Any]]) -> None:
 
 
 def features_of(config: dict[str, Any]) -> str:
-    """What the vision tower's features depend on: the pictures, how they are cut, the tower and its weights."""
+    """Return a key of what the vision tower's features depend on: images, views, vision tower and its weights."""
     data, model = config["data"], config["model"]
     pictures = {key: data[key] for key in ("folder", "world_seed", "sizes", "splits", "views", "features")}
     tower = {key: model[key] for key in ("vision_config", "vision_feature_layer", "image_processor", "weights", "hub")}

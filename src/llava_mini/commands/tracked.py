@@ -1,4 +1,4 @@
-"""What a run tells its tracker: config, command, commit and data before it trains, what was measured after it."""
+"""What a run reports to its tracker: config, command, commit and data before training, measurements after it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llava_mini.spool import DataInput, Spool, Status
 from llava_mini.sweep.provenance import code_version, git_commit, source_tags
 
-if TYPE_CHECKING:  # so that a command that finds its run finished needs none of them
+if TYPE_CHECKING:  # so that a command whose run is already finished imports none of them
     from lightning.pytorch.loggers import Logger
 
     from llava_mini.data.datamodule import Mix
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # so that a command that finds its run finished needs none of
 
 log = logging.getLogger("llava_mini")
 
-# Of result.json; what a run has not measured is not logged.
+# Keys of result.json that are logged. What a run has not measured is not logged.
 _MEASURED = (
     "accuracy",
     "accuracy_by_kind",
@@ -46,13 +46,13 @@ _CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
 
 @contextmanager
 def tracked(config: dict[str, Any], splits: Mapping[str, Mix]) -> Iterator[tuple[Tracker | None, list[Logger]]]:
-    """The run's tracker, which is told how the block ended, and what it is for Lightning; nothing where none is wanted.
+    """Yield the run's tracker and its Lightning loggers, and report how the block ended. Nothing if tracking is off.
 
     MLflow takes seconds to import, which runs without a tracker and other ranks do not spend.
 
     Args:
-        config: The run's.
-        splits: Its data.
+        config: Config of the run.
+        splits: Data of the run by split.
     """
     spec = config["tracking"]
     if not spec["enabled"]:
@@ -80,12 +80,12 @@ def tracked(config: dict[str, Any], splits: Mapping[str, Mix]) -> Iterator[tuple
 
 
 def track_result(tracker: Tracker, config: dict[str, Any], result: Mapping[str, Any]) -> None:
-    """Log what was measured of a run, and its model if the config asks for it.
+    """Log a run's measurements, and its model if the config asks for it.
 
     Args:
-        tracker: The run's.
-        config: The run's.
-        result: What becomes its result.json.
+        tracker: Tracker of the run.
+        config: Config of the run.
+        result: Content of the run's result.json.
     """
     tracker.log_params({"tokens": result["tokens"]})
     tracker.set_tags({"measured_peak_is": result["measured_peak_is"]})
@@ -95,7 +95,7 @@ def track_result(tracker: Tracker, config: dict[str, Any], result: Mapping[str, 
 
 
 def send_waiting(run_dir: Path) -> None:
-    """Send what a run that is finished could not send."""
+    """Send the reports that a finished run could not send."""
     if Spool(run_dir).pending():
         from llava_mini.tracking import flush_spools
 
@@ -103,7 +103,7 @@ def send_waiting(run_dir: Path) -> None:
 
 
 def short_params(config: dict[str, Any]) -> dict[str, Any]:
-    """What runs are compared by, under names that fit a column; C is left out where the compressor has none."""
+    """Return the values by which runs are compared, with names that fit a column; without C if there is none."""
     choices = config["choices"]
     short = {
         "compressor": choices["compressor"],
@@ -117,7 +117,7 @@ def short_params(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def data_inputs(splits: Mapping[str, Mix]) -> list[DataInput]:
-    """The shard sets of a run; one that is read for several splits is one input."""
+    """Return the shard sets of a run. A set that is read for several splits is one input."""
     found: dict[str, DataInput] = {}
     for split, mix in splits.items():
         for shards in (reader.shards for reader in mix.readers):

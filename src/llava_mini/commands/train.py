@@ -1,4 +1,4 @@
-"""`llava-mini train`: one run, from config to result.json, in a folder of its own; a killed run continues there."""
+"""`llava-mini train`: one run from config to result.json in its own folder. A killed run resumes there."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ log = logging.getLogger("llava_mini")
 
 @dataclass
 class Run:
-    """What a config is made into, and fingerprints of the weights that it started from."""
+    """Objects that are built from a config, and fingerprints of the weights that the run started from."""
 
     model: LlavaMiniForConditionalGeneration
     processor: LlavaMiniProcessor
@@ -47,7 +47,7 @@ class Run:
 
 
 def assemble(config: dict[str, Any]) -> Run:
-    """Build everything that a run needs; data and features are made when they are not there."""
+    """Build everything that a run needs. Missing data and features are made."""
     build.check_training(config)
     tokenizer, model = build.build_base(config)
     processor = build.build_processor(config, model, tokenizer)
@@ -58,7 +58,7 @@ def assemble(config: dict[str, Any]) -> Run:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Lightning answers Ctrl-C by ending the process; here it is a KeyboardInterrupt again, for the command to tell."""
+    """Turn Lightning's SystemExit on Ctrl-C back into a KeyboardInterrupt, so that the command can report it."""
     try:
         yield
     except SystemExit as error:
@@ -69,19 +69,19 @@ def fit(run: Run, config: dict[str, Any], clock: Clock, loggers: list[Logger], m
     """Train from the last checkpoint in the run's folder, or from the start.
 
     Args:
-        run: What is trained.
-        config: The same as values.
-        clock: Told of the time that it takes.
-        loggers: Lightning's.
-        memory: With the run's plan, if there is one.
+        run: Objects to train.
+        config: Config of the run.
+        clock: Clock that measures the time of training.
+        loggers: Lightning loggers.
+        memory: Memory plan of the run, if there is one.
 
     Returns:
         The trainer, with the last metrics.
 
     Raises:
-        KeyboardInterrupt: when it was interrupted; Lightning has then ended in order.
-        RunOutOfMemoryError: when the memory of a device, or of the host, does not suffice.
-        LostRankError: when another rank stops answering.
+        KeyboardInterrupt: the run was interrupted; Lightning has then shut down cleanly.
+        RunOutOfMemoryError: a device or the host is out of memory.
+        LostRankError: another rank stops answering.
     """
     trainer = build.build_trainer(config, run.datamodule, clock, loggers)
     last = Path(config["run_dir"]) / "checkpoints" / "last.ckpt"
@@ -92,7 +92,7 @@ def fit(run: Run, config: dict[str, Any], clock: Clock, loggers: list[Logger], m
 
     with interruptible(), lost_rank_as_error(config, step_now), oom_as_run_error(config, step_now, advice):
         trainer.fit(run.stage, run.datamodule, ckpt_path=str(last) if last.exists() else None)
-    # What follows is one process's work, on all data; Lightning has moved the model off its device.
+    # The rest is done by one process, on all data. Lightning has moved the model off its device.
     if torch.distributed.is_initialized():
         trainer.strategy.barrier()
         torch.distributed.destroy_process_group()
@@ -106,7 +106,7 @@ def fit(run: Run, config: dict[str, Any], clock: Clock, loggers: list[Logger], m
 
 
 def _make_whole(run: Run, config: dict[str, Any], trainer: Trainer) -> None:
-    """Put a model with all weights in place of one whose weights are dealt, which ends with the ranks."""
+    """Replace the sharded model, which ends with the ranks, by a model with all weights."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it where mypy does not look
     gathered = next(callback for callback in callbacks if isinstance(callback, Gathered))
     whole = assemble(config)
@@ -117,16 +117,16 @@ def _make_whole(run: Run, config: dict[str, Any], trainer: Trainer) -> None:
 def train(config: dict[str, Any]) -> Path:
     """Train, evaluate on validation and test, and write the run's result.
 
-    Of several ranks all train, and rank 0 alone does the rest.
+    With several ranks, all train and only rank 0 does the rest.
 
     Args:
-        config: The run's.
+        config: Config of the run.
 
     Returns:
         The run's folder.
 
     Raises:
-        UserError: when the folder holds another run, or the config is impossible.
+        UserError: the folder contains another run, or the config is impossible.
     """
     run_dir = Path(config["run_dir"])
     if claim(run_dir, config):
@@ -166,10 +166,10 @@ def train(config: dict[str, Any]) -> Path:
 
 
 def scores_text(result: dict[str, Any]) -> str:
-    """`exact match val 0.81, test 0.80; word accuracy of dense kinds val 0.92, test 0.91; ...`.
+    """Return `exact match val 0.81, test 0.80; word accuracy of dense kinds val 0.92, test 0.91; ...`.
 
     Args:
-        result: As in result.json.
+        result: Content of result.json.
     """
     texts = ["exact match " + ", ".join(f"{split} {share:.4f}" for split, share in result["accuracy"].items())]
     groups = dict.fromkeys(group for means in result["word_accuracy"].values() for group in means)
@@ -180,7 +180,7 @@ def scores_text(result: dict[str, Any]) -> str:
 
 
 def evaluation_precision(config: dict[str, Any], trainer: Trainer) -> AbstractContextManager[Any]:
-    """As in training, for a model whose frozen weights are of another type than those that train."""
+    """Return a context with the precision of training if `memory.frozen_dtype` is set, else one without effect."""
     return trainer.precision_plugin.forward_context() if config["memory"]["frozen_dtype"] else nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""What is measured of a trained model, and how it is saved so that transformers alone can load it."""
+"""Measure a trained model, and save it so that transformers alone can load it."""
 
 from __future__ import annotations
 
@@ -36,24 +36,25 @@ def measured(
     run_dir: Path,
     steps: int,
 ) -> dict[str, Any]:
-    """Scores on validation and (once) test, saved with every answer; convergence; tokens and FLOPs of a question.
+    """Return scores on validation and (once) test, convergence, and tokens and FLOPs of a question.
 
-    A run without a test split (`data.splits.test=null`, for tuning) is measured on validation only.
+    The scores of every answer are saved. A run without a test split (`data.splits.test=null`, for tuning) is measured
+    on validation only.
 
     Args:
-        model: As trained.
-        tokenizer: The model's.
-        datamodule: The run's data.
-        run_dir: The run's folder, with its validations.
-        steps: Optimizer steps of the run.
+        model: Trained model.
+        tokenizer: Tokenizer of the model.
+        datamodule: Data of the run.
+        run_dir: Folder of the run, with its validations.
+        steps: Number of optimizer steps of the run.
 
     Returns:
         `accuracy` {split: share of exact matches}; `word_accuracy` and `nll` {split: {group: mean over its kinds}};
-        `accuracy_by_kind`, `word_accuracy_by_kind`, `nll_by_kind` {split: {kind: mean}}; what `convergence` gives;
-        `skipped` {split: samples}; `tokens` of a frame; `prefill_flops` of a question.
+        `accuracy_by_kind`, `word_accuracy_by_kind`, `nll_by_kind` {split: {kind: mean}}; the keys of `convergence`;
+        `steps` of the run; `skipped` {split: samples}; `tokens` per frame; `prefill_flops` of a question.
 
     Raises:
-        UserError: a score is NaN or infinite, as of weights that the last step has ruined.
+        UserError: a score is NaN or infinite, for example because the last step has ruined the weights.
     """
     marks_V = word_marks(tokenizer, model.config.text_config.vocab_size)
     scores: dict[str, Predictions] = {}
@@ -84,14 +85,14 @@ def measured(
 
 
 def noting_skipped(batches: Iterable[VLMBatch], bad: list[BadSample]) -> Iterator[VLMBatch]:
-    """The batches as they come; what each could not read is added to `bad`."""
+    """Yield the batches unchanged, and add their skipped samples to `bad`."""
     for batch in batches:
         bad += batch.skipped
         yield batch
 
 
 def question_sample(mix: Mix) -> VLMBatch:
-    """A batch of one sample: the first with one picture, else with several, else without.
+    """Return a batch of one sample: the first with one frame, else with several, else without.
 
     Raises:
         UserError: no sample can be used.
@@ -113,9 +114,10 @@ def _by_pictures(mix: Mix) -> Iterator[tuple[SampleReader, int]]:
 
 
 def one_question(batch: VLMBatch, image_size: int) -> VLMBatch:
-    """The first sample's first question, as at inference: no answer, no further turns.
+    """Return the first sample's first question as at inference: no answer, no further turns.
 
-    Its frames are black pictures with the views of the batch's, because a batch may hold features in place of pixels.
+    Its frames are black images with as many views as the batch's, because a batch may contain features instead of
+    pixels.
     """
     seen = batch.pixel_values if batch.image_features is None else batch.image_features
     frames = int(batch.num_frames[0])
@@ -145,12 +147,13 @@ def save_run(
 ) -> None:
     """Write what a run has trained into its `model` folder.
 
-    That is the whole model; or, of a run with adapters or a base in 4 bits, what it trained and what it trained over.
+    This is the whole model. For a run with adapters or a 4-bit base it is only the trained weights and a description of
+    the base.
 
     Args:
-        model: As trained.
-        processor: The model's.
-        config: The run's.
+        model: Trained model.
+        processor: Processor of the model.
+        config: Config of the run.
         base: Fingerprints of the model's parts as they were loaded.
     """
     folder, finetune = Path(config["run_dir"]) / "model", config["finetune"]
@@ -162,13 +165,13 @@ def save_run(
 
 
 def weights_of(spec: dict[str, Any]) -> dict[str, Any]:
-    """Where a base's weights come from, for people and for PEFT.
+    """Return where a base's weights come from, for people and for PEFT.
 
     Args:
-        spec: The config's `model`.
+        spec: Config group `model`.
 
     Returns:
-        `weights`, all places; `language_model`, those of the language model as one text.
+        `weights`, the list of all sources; `language_model`, the sources of the language model as one text.
     """
     if spec["weights"] == "hub":
         hub = spec["hub"]

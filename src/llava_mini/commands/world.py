@@ -1,9 +1,9 @@
-"""`llava-mini world`: the tiny world's data and pre-trained parts, made anew from the seed.
+"""`llava-mini world`: make the toy world's data and pretrained parts again from the seed.
 
-Stage 0 gives the vision tower, stage 1 projector and language model aligned on captions, stage 2 the same parts
-trained on questions without compression: the uncompressed instruction model, which stands for a trained LLaVA and from
-which the runs of a comparison start. Each is written as half-precision safetensors with the recipe, metrics and hash
-beside it, the form in which they ship with the repository.
+Stage 0 trains the vision tower. Stage 1 aligns projector and language model on captions. Stage 2 trains the same parts
+on questions without compression. Its result is the uncompressed instruction model, which represents a trained LLaVA
+and from which the runs of a comparison start. Each is written as half-precision safetensors, with the recipe, metrics
+and hash next to it. This is the form in which they ship with the repository.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ log = logging.getLogger("llava_mini")
 
 
 def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> Path:
-    """Train the stages of the tiny world that `world.stages` names.
+    """Train the stages of the toy world that `world.stages` names.
 
     Args:
-        overrides: Of all stages' configs; `world.out` says where the checkpoints go.
+        overrides: Overrides for the configs of all stages; `world.out` says where the checkpoints go.
         config_dirs: Further folders with config groups.
 
     Returns:
@@ -70,7 +70,7 @@ def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> 
 
 
 def train_vision(config: dict[str, Any], folder: Path) -> None:
-    """Stage 0: supervise every patch of the vision tower, write it to `folder`."""
+    """Run stage 0: train the vision tower with supervision of every patch, and write it to `folder`."""
     build.seed_run(config)
     clock = Clock()
     spec, world = config["model"], config["world"]
@@ -102,16 +102,16 @@ def train_vision(config: dict[str, Any], folder: Path) -> None:
 def _drawn(
     config: dict[str, Any], processor: CLIPImageProcessorPil, split: str, scenes: int, boards: int
 ) -> ConcatDataset[tuple[Tensor, dict[str, Tensor]]]:
-    """Scenes and boards of stage 0's own streams, with their targets."""
+    """Return scenes and boards of stage 0's own streams, with their targets."""
     seed, normal = config["data"]["world_seed"], {"mean": processor.image_mean, "std": processor.image_std}
     streams = {f"vision-{split}": scenes, f"vision-board-{split}": boards}
     return ConcatDataset([Scenes(stream, seed, count, **normal) for stream, count in streams.items()])
 
 
 def train_language(config: dict[str, Any], folder: Path) -> None:
-    """Stage 1 or 2: projector and language model on captions or questions, written to `folder`.
+    """Run stage 1 or 2: train projector and language model on captions or questions, and write them to `folder`.
 
-    What was interrupted continues from the checkpoint in the run's folder; what is finished leaves none there.
+    An interrupted stage resumes from the checkpoint in the run's folder. A finished one leaves no checkpoint there.
     """
     run_dir = Path(config["run_dir"])
     claim(run_dir, config)
@@ -122,7 +122,7 @@ def train_language(config: dict[str, Any], folder: Path) -> None:
     trainer = fit(run, config, clock, [])
     trained = {name for name, p in run.model.named_parameters() if p.requires_grad}
     tensors = {name: tensor for name, tensor in run.model.state_dict().items() if name in trained}
-    # Measured here, because a training that was complete when it was interrupted is not validated again.
+    # Validated here, because a training that was complete when interrupted is not validated again by the trainer.
     scores = trainer.validate(run.stage, run.datamodule.val_dataloader(), verbose=False)[0]
     write_checkpoint(folder, tensors, config, {**scores, **clock.read()})
     shutil.rmtree(run_dir / "checkpoints")
@@ -130,7 +130,7 @@ def train_language(config: dict[str, Any], folder: Path) -> None:
 
 
 def write_checkpoint(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], metrics: dict[str, Any]) -> None:
-    """model.safetensors in half precision, and recipe.json with config, metrics and the file's hash."""
+    """Write model.safetensors in half precision, and recipe.json with config, metrics and the file's hash."""
     path = folder / "model.safetensors"
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)

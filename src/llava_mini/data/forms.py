@@ -1,8 +1,8 @@
-"""The forms in which conversations about images and videos are published, read as one: messages and names of files.
+"""Reads the published forms of conversations about images and videos as one form: messages and file names.
 
-Read are LLaVA's own records, LLaMA-Factory's (sharegpt, alpaca), ms-swift's, and messages as OpenAI's API has them;
-docs/data.md shows each. What a record holds besides is noted. Where that seems to name a file, the record cannot be
-used: it must not become a sample of text in silence.
+The supported forms are LLaVA's own records, LLaMA-Factory's (sharegpt, alpaca), ms-swift's, and messages as in OpenAI's
+API; docs/data.md shows each. Other keys of a record are noted. If such a key seems to name a file, the record cannot be
+used: it must not silently become a text-only sample.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ VIDEO_PLACEHOLDER = "<video>"
 
 _MESSAGES = ("conversations", "messages")
 _MESSAGE_KEYS = (("from", "value"), ("role", "content"))
-_PAIRS = (("instruction", "input", "output"), ("query", "", "response"))  # question, what it is about, answer
+_PAIRS = (("instruction", "input", "output"), ("query", "", "response"))  # question, its context, answer
 _ROLES = {
     "human": "user",
     "user": "user",
@@ -33,6 +33,7 @@ _PLACEHOLDERS = {"image": IMAGE_PLACEHOLDER, "video": VIDEO_PLACEHOLDER}
 FILE_KEYS = ("image", "images", "video", "videos")
 _COMMON_KEYS = {"id", "source", "kinds", "system", *FILE_KEYS}
 _PART_KEYS = {"type", "text", "url", "path", *_MEDIA_PARTS}
+_LOSS_KEYS = ("loss", "weight")  # of a message, in ms-swift's and OpenAI's data: 0 or false is not to be learned
 _FUNCTION_KEYS = {"tools", "functions", "tool_calls", "function_call"}
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
@@ -44,15 +45,17 @@ _MEDIA_FILE = re.compile(
     re.IGNORECASE,
 )
 
-_TAGGED = re.compile(r"<(img|video|audio)>([^<>\n]{1,500})</\1>")  # how Qwen-VL's data name files within texts
+_TAGGED = re.compile(r"<(img|video|audio)>([^<>\n]{1,500})</\1>")  # how Qwen-VL's data names files within texts
 
 
 def messages_of(record: Mapping[str, Any]) -> tuple[str | None, list[tuple[str, str]]]:
-    """The system text of a record, and role (user or assistant) and text of its messages, with placeholders for files.
+    """Return a record's system text, and role (user or assistant) and text, with file placeholders, of its messages.
 
     Raises:
-        SampleError: there is no conversation, or one that cannot be read.
+        SampleError: There is no conversation, or one that cannot be read.
     """
+    if record.get("label") in (False, 0) and isinstance(record.get("label"), bool | int):
+        raise SampleError("`label` says that the answer is not wanted (KTO); only wanted answers are trained on")
     parsed = [_message(message) for message in _raw_messages(record)]
     if not parsed:
         raise SampleError("no conversation")
@@ -66,10 +69,11 @@ def messages_of(record: Mapping[str, Any]) -> tuple[str | None, list[tuple[str, 
 
 
 def media_names(record: Mapping[str, Any]) -> tuple[list[str], bool]:
-    """The file names of the images of a record, or of its one video, and whether it is a video.
+    """Return the file names of the images of a record, or of its one video, and whether it is a video.
 
     Raises:
-        SampleError: it names both, several videos, something that is no name, a URL, or files in two places.
+        SampleError: The record names both images and a video, several videos, something that is not a file name, a URL,
+            or files in two places.
     """
     found: dict[str, list[str]] = {"image": _names(record, "image"), "video": _names(record, "video")}
     within: dict[str, list[str]] = {"image": [], "video": []}
@@ -88,17 +92,18 @@ def media_names(record: Mapping[str, Any]) -> tuple[list[str], bool]:
 
 
 def ignored_keys(record: Mapping[str, Any], names: list[str]) -> tuple[list[str], str]:
-    """The keys of a record that hold something and are not read, and the first of them that seems to name a file.
+    """Return the non-empty keys of a record that are not read, and the first of them that seems to name a file.
 
-    Those of messages are told as `messages[].weight`; a file that is read too, or from where it comes, does not count.
-    A file that a question names within its text, as Qwen-VL's data do, is told as it stands there.
+    Keys of messages are reported as `messages[].weight`. A key that repeats a file that is read, or gives its origin,
+    does not count. If a question names a file within its text, as in Qwen-VL's data, the second value is that tag as
+    written in the text.
 
     Args:
-        record: Whose messages can be read.
-        names: Of the files that are read.
+        record: Record whose messages can be read.
+        names: Names of the files that are read.
 
     Raises:
-        SampleError: such a key gives functions.
+        SampleError: A key that is not read contains functions.
     """
     unread, lost = dict(_unread(record)), _file_in_text(record, names)
     for key, value in unread.items():
@@ -111,7 +116,7 @@ def ignored_keys(record: Mapping[str, Any], names: list[str]) -> tuple[list[str]
 
 
 def texts_of(record: Mapping[str, Any]) -> list[str]:
-    """The texts of a record's messages, as far as they can be read."""
+    """Return the texts of a record's messages, as far as they can be read."""
     system = record.get("system")
     texts = [system] if isinstance(system, str) else []
     try:
@@ -127,12 +132,15 @@ def texts_of(record: Mapping[str, Any]) -> list[str]:
 
 
 def _raw_messages(record: Mapping[str, Any]) -> list[Any]:
-    """The messages of whatever form, each with a role and its content; none where there is no conversation."""
+    """Return the messages of a record in any form, each with a role and its content; none without a conversation."""
     given = [record[key] for key in _MESSAGES if record.get(key)]
     if len(given) > 1 and given[0] != given[1]:
         raise SampleError("both `conversations` and `messages`")
     if given:
-        return given[0] if isinstance(given[0], list) else []
+        if not isinstance(given[0], list):
+            key = next(key for key in _MESSAGES if record.get(key))
+            raise SampleError(f"`{key}` is {type(given[0]).__name__}, not a list of messages")
+        return given[0]
     for question, about, answer in _PAIRS:
         if record.get(question) or record.get(answer):
             return _from_pairs(record, question, about, answer)
@@ -140,7 +148,7 @@ def _raw_messages(record: Mapping[str, Any]) -> list[Any]:
 
 
 def _from_pairs(record: Mapping[str, Any], question: str, about: str, answer: str) -> list[Any]:
-    """The pairs of `history` and the last one, as messages."""
+    """Return the pairs of `history` and the last pair as messages."""
     history = record.get("history") or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise SampleError("`history` is no list of pairs, a question and its answer")
@@ -151,9 +159,11 @@ def _from_pairs(record: Mapping[str, Any], question: str, about: str, answer: st
 
 
 def _message(message: Any) -> tuple[str, str]:
-    """Role and text of a message."""
+    """Return role and text of a message."""
     if not isinstance(message, dict) or not any(keys[0] in message for keys in _MESSAGE_KEYS):
         raise SampleError("a message names neither `from` nor `role`")
+    if key := next((key for key in _LOSS_KEYS if message.get(key) is not None and not message[key]), None):
+        raise SampleError(f"a message with `{key}` {message[key]!r}; every answer of a record is trained on")
     role = message["from"] if "from" in message else message["role"]
     if not isinstance(role, str) or role not in _ROLES:
         raise SampleError(f"a message from {str(role)[:40]!r}; allowed: {', '.join(_ROLES)}")
@@ -168,19 +178,23 @@ def _content_key(message: Mapping[str, Any]) -> str:
 
 
 def _content(message: Any) -> tuple[Any, list[tuple[str, Any]]]:
-    """A message's content as text, and of every image or video among its parts the kind and the name, if it has one.
+    """Return a message's content as text, and kind and name (if it has one) of every image or video among its parts.
 
-    Pictures before the first text stand one a line, later ones within the text, as the chat templates write them.
+    Placeholders before the first text are written one per line, later ones within the text, as in the chat templates.
     """
     content = message.get(_content_key(message)) if isinstance(message, dict) else None
     if not isinstance(content, list):
         return content, []
     text, files, front = "", [], True
     for number, part in enumerate(content):
+        if isinstance(part, str):
+            part = {"type": "text", "text": part}
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text":
             text, front = text + _text(part.get("text"), "text", " of a part"), False
         elif isinstance(kind, str) and kind in _MEDIA_PARTS:
+            if part.get("source"):
+                raise SampleError(f"{kind} of a part under `source`; allowed are `{kind}`, `url` and `path`")
             files.append((_MEDIA_PARTS[kind], _name_in(part)))
             text += _PLACEHOLDERS[_MEDIA_PARTS[kind]] + ("\n" if front and number + 1 < len(content) else "")
         else:
@@ -189,7 +203,7 @@ def _content(message: Any) -> tuple[Any, list[tuple[str, Any]]]:
 
 
 def _name_in(part: Mapping[str, Any]) -> Any:
-    """The name of a part's file: a text, or in an object under `url` or `path`; None where the record names it."""
+    """Return the name of a part's file: a text, or `url` or `path` of an object; None where the record names it."""
     value = next((part[key] for key in (*_MEDIA_PARTS, "url", "path") if part.get(key)), None)
     return (value.get("url") or value.get("path") or value) if isinstance(value, dict) else value
 
@@ -205,7 +219,7 @@ def _text(text: Any, key: str, where: str = "") -> str:
 
 
 def _names(record: Mapping[str, Any], kind: str) -> list[Any]:
-    """What stands under `image` or `images`."""
+    """Return the names given by the key `kind` or its plural, for example `image` or `images`."""
     given = {key: record[key] for key in (kind, f"{kind}s") if record.get(key)}
     if len(given) > 1:
         raise SampleError(f"both `{kind}` and `{kind}s`")
@@ -227,14 +241,14 @@ def _checked_names(names: list[Any], kind: str) -> list[str]:
 
 
 def _unread(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Keys that are not read, with what they hold; what is empty tells nothing."""
+    """Yield the keys that are not read, with their values; empty values are left out."""
     form = next((key for key in _MESSAGES if record.get(key)), "")
     yield from _others(record, _COMMON_KEYS | ({form} if form else _pair_keys(record)))
     for message in _raw_messages(record) if form else []:
         yield from _others(message, {*_MESSAGE_KEYS["from" not in message]}, f"{form}[].")
         content = message[_content_key(message)]
         for part in content if isinstance(content, list) else []:
-            yield from _others(part, _PART_KEYS, "content[].")
+            yield from _others({} if isinstance(part, str) else part, _PART_KEYS, "content[].")
 
 
 def _others(fields: Mapping[str, Any], read: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -242,7 +256,7 @@ def _others(fields: Mapping[str, Any], read: set[str], prefix: str = "") -> Iter
 
 
 def _pair_keys(record: Mapping[str, Any]) -> set[str]:
-    """Those of the first form of pairs that a record has."""
+    """Return the keys of the first form of pairs that a record has."""
     return {"history", *next((keys for keys in _PAIRS if record.get(keys[0]) or record.get(keys[2])), ())}
 
 
@@ -251,7 +265,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts in a value, however deep."""
+    """Yield all texts in a value, however deeply nested."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):
@@ -260,7 +274,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _file_in_text(record: Mapping[str, Any], names: list[str]) -> str:
-    """`<img>a.jpg</img>` where a user's message has it and the file is not read; else nothing."""
+    """Return `<img>a.jpg</img>` if a user's message contains it and the file is not read; else an empty string."""
     for role, text in map(_message, _raw_messages(record)):
         for found in _TAGGED.finditer(text) if role == "user" else ():
             name = found[2].strip()
@@ -270,7 +284,7 @@ def _file_in_text(record: Mapping[str, Any], names: list[str]) -> str:
 
 
 def _is_lost_file(key: str, texts: list[str], names: list[str]) -> bool:
-    """Whether a key that is not read names a file; beside files that are read it may repeat one, or tell its origin."""
+    """Whether an unread key names a lost file; if files are read, the key may repeat one of them or give its origin."""
     words = [word.lower() for word in _WORD.findall(key)]
     sounds_like_media = any(word in _MEDIA_WORDS or word.startswith(_MEDIA_STEMS) for word in words)
     files = [text for text in texts if _MEDIA_FILE.fullmatch(text)]

@@ -1,1 +1,1 @@
-"""Images and videos of unknown origin to upright RGB: encoded bytes, files and addresses that a user names, videos."""
+"""Read images and videos of unknown origin as upright RGB: encoded bytes, files and URLs that a user names, videos."""

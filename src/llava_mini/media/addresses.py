@@ -1,4 +1,4 @@
-"""Images and videos that are named by an address or written out as base64, as transformers' processors take them."""
+"""Images and videos that are named by a URL or written out as base64, as transformers' processors take them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from http.client import HTTPException
 import llava_mini
 from llava_mini.errors import UserError
 
-MOST_BYTES = 2**30  # of an image or a video, which is held in memory
-_SECONDS = 60.0  # without an answer
+MOST_BYTES = 2**30  # of an image or a video, which is stored in memory
+_SECONDS = 60.0  # without a response
 _WEB = ("http://", "https://")
 
 
 def bytes_at(name: str) -> bytes | None:
-    """What an address (http, https, data) holds; None for a text that is none, and so names a file.
+    """Return the bytes at a URL (http, https, data); None for any other text, which names a file.
 
     Raises:
-        UserError: it cannot be read, or has more than `MOST_BYTES` bytes.
+        UserError: the URL cannot be read, or has more than `MOST_BYTES` bytes.
     """
     if name.startswith(_WEB):
         return _downloaded(name)
@@ -33,7 +33,7 @@ def bytes_at(name: str) -> bytes | None:
 
 
 def bytes_in(text: str) -> bytes | None:
-    """What a text in base64 holds; None for one that is none."""
+    """Return the bytes of a base64 text; None if it is not base64."""
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):  # ValueError: characters beyond ASCII
@@ -41,17 +41,17 @@ def bytes_in(text: str) -> bytes | None:
 
 
 def shortened(name: str) -> str:
-    """A name for messages, which a text in base64 would fill."""
+    """Return a name shortened for messages, which a base64 text would fill."""
     return name if len(name) <= 200 else f"{name[:80]}... ({len(name)} characters)"
 
 
 def _downloaded(address: str) -> bytes:
-    agent = {"User-Agent": f"llava-mini-lab/{llava_mini.__version__}"}  # some servers refuse Python's own
+    agent = {"User-Agent": f"llava-mini-lab/{llava_mini.__version__}"}  # some servers refuse Python's default
     try:
         request = urllib.request.Request(address, headers=agent)
         with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
             raw: bytes = answer.read(MOST_BYTES + 1)
-    except (OSError, HTTPException, ValueError) as error:  # ValueError: an address that is malformed
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: a malformed URL
         raise UserError(f"{address}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from None
     if len(raw) > MOST_BYTES:
         raise UserError(f"{address}: more than {MOST_BYTES} bytes")

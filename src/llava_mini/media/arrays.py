@@ -1,13 +1,13 @@
-"""Arrays of any layout and type as RGB; what can be read in two ways is refused, never guessed.
+"""Arrays of any layout and type as RGB; an array that can be read in two ways is refused, never guessed.
 
     shape                                   [H, W, 3]  [3, H, W]  [H, W, 4]  [4, H, W]  [H, W, 1]  [1, H, W]  [H, W]
     uint8, bool, other whole numbers        bytes, 0 to 255; a bool is 0 or 255
-    uint16 with a value above 255           16 bits, of which the high byte is kept, as of files
+    uint16 with a value above 255           16 bits, of which the high byte is kept, as for files
     floats from 0 to 1                      times 255, rounded
     floats from 0 to 255                    bytes, rounded, where the largest is above 16 or all are whole numbers
 
-For example [3, 20, 3] is 3 or 20 pixels high, a largest float of 1.2 is a bright image that was resized or a black one,
-and uint16 from 0 to 200 is a black image or one of bytes: none of them is taken.
+For example, [3, 20, 3] may be 3 or 20 pixels high. A largest float of 1.2 may be a bright image that was resized or a
+black one. uint16 from 0 to 200 may be a black image or one of bytes. None of them is accepted.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from llava_mini.media.images import upright_rgb
 
 LAYOUTS = ("channels_first", "channels_last")
 _CHANNELS = (1, 3, 4)
-_BRIGHT = 16  # floats of which the largest is between 1 and this may be of either scale
+_BRIGHT = 16  # floats whose largest value is between 1 and this may be of either scale
 
 
 def rgb_of_array(values: NDArray[Any], layout: str | None = None) -> NDArray[np.uint8]:
-    """An image as RGB [H, W, 3]; what is transparent is put on white.
+    """Return an image as RGB [H, W, 3]; transparent pixels are put on white.
 
     Args:
-        values: Of one of the shapes and types above.
-        layout: "channels_first" or "channels_last" (transformers' `input_data_format`), for shapes that do not tell.
+        values: Array of one of the shapes and types in this module's table.
+        layout: Layout, "channels_first" or "channels_last" (transformers' `input_data_format`), for ambiguous shapes.
 
     Raises:
-        SampleError: it has another shape or type, a value that is out of range or not finite, or can be read in two
-            ways.
+        SampleError: the array has another shape or type, has a value that is out of range or not finite, or can be
+            read in two ways.
     """
     if values.dtype.kind not in "buif":
         raise SampleError(f"array of {values.dtype}; allowed are whole numbers, floats and bool")
@@ -50,12 +50,12 @@ def rgb_of_array(values: NDArray[Any], layout: str | None = None) -> NDArray[np.
 
 
 def has_unit_scale(values: NDArray[Any]) -> bool:
-    """Whether an array that `rgb_of_array` takes holds floats from 0 to 1."""
+    """Whether an array that `rgb_of_array` accepts contains floats from 0 to 1."""
     return values.dtype.kind == "f" and bool(values.max() <= 1)
 
 
 def _channels_last(values: NDArray[Any], layout: str | None, name: str) -> NDArray[Any]:
-    """[H, W, channels]."""
+    """Return the array as [H, W, channels]."""
     if values.ndim == 2:
         values, layout = values[..., None], "channels_last"
     if values.ndim != 3 or 0 in values.shape:
@@ -72,7 +72,7 @@ def _channels_last(values: NDArray[Any], layout: str | None, name: str) -> NDArr
 
 
 def _bytes(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    """uint8 of the same shape."""
+    """Return the values as uint8 in the same shape."""
     if values.dtype == np.uint8:
         return values
     if values.dtype == np.bool_:

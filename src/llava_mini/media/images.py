@@ -1,8 +1,8 @@
-"""Encoded pictures of unknown origin to upright RGB; whatever is wrong with one is a sample error.
+"""Decode images of unknown origin to upright RGB; whatever is wrong with an image is a `SampleError`.
 
-Pillow reads every header and so finds format, size and rotation before anything is decoded; simplejpeg, where it is
-installed, then decodes plain JPEGs to the same pixels in two thirds of the time. What simplejpeg refuses is left to
-Pillow, so which pictures are usable does not depend on what is installed.
+Pillow reads every header and so finds format, size and rotation before anything is decoded. If simplejpeg is
+installed, it then decodes plain JPEGs to the same pixels in two thirds of the time. What simplejpeg refuses is left to
+Pillow, so which images are usable does not depend on what is installed.
 """
 
 from __future__ import annotations
@@ -41,38 +41,38 @@ _DAMAGED = (
     Image.DecompressionBombError,
 )
 
-# Pillow's own limit for an error, checked here too because programs are used to lifting Pillow's.
+# Pillow's own limit for an error. It is checked here too because programs often lift Pillow's limit.
 MAX_PIXELS = 178_956_970
 
-# Nothing else is tried: some of Pillow's readers start other programs.
+# No other format is tried: some of Pillow's readers start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _PNG = b"\x89PNG\r\n\x1a\n"
-_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # of which Pillow reads a megabyte each, and no picture with more
-_JPEGS = ("JPEG", "MPO")  # what Pillow calls a JPEG with further pictures behind it, as cameras write them
+_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # Pillow reads a megabyte of each, and refuses images with more
+_JPEGS = ("JPEG", "MPO")  # MPO: Pillow's name for a JPEG with further images after it, as cameras write them
 _ORIENTATION = 0x0112
-_SMALL = 128  # pixels of a JPEG's shorter side below which colours at half the resolution would blur small things
+_SMALL = 128  # pixels of a JPEG's shorter side below which chroma subsampling would blur small details
 
 
 def decode_image(raw: bytes) -> NDArray[np.uint8]:
-    """The picture as RGB [H, W, 3], turned upright as its EXIF says.
+    """Decode an image to RGB [H, W, 3], turned upright as its EXIF says.
 
-    What is transparent is put on white: the usual training code drops alpha and so shows whatever colour lies below,
-    often black. A palette gives its colours; 16-bit gray keeps its high byte, as Pillow does with 16-bit colours; of an
-    animation the first frame is taken.
+    Transparent pixels are put on white: the usual training code drops alpha and so shows whatever color is below, often
+    black. A palette image gets its palette's colors. 16-bit gray keeps its high byte, as Pillow does with 16-bit
+    colors. Of an animation, the first frame is used.
 
     Raises:
-        SampleError: it cannot be decoded, or has more than `MAX_PIXELS` pixels.
+        SampleError: the image cannot be decoded, or has more than `MAX_PIXELS` pixels.
     """
     return _also_without_notes(_decoded, raw)
 
 
 def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """A picture that Pillow has opened, as `decode_image` gives that of a file: RGB [H, W, 3], turned upright.
+    """Convert an image that Pillow has opened to what `decode_image` returns for a file: RGB [H, W, 3], turned upright.
 
-    Of an animation it is the frame that Pillow is at.
+    Of an animation, Pillow's current frame is used.
 
     Raises:
-        SampleError: `decode_image` would raise it, or its file was closed before it was read.
+        SampleError: `decode_image` would raise it, or the image's file was closed before it was read.
     """
     try:
         _check(image)
@@ -84,13 +84,13 @@ def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def verify_image(raw: bytes) -> tuple[int, int]:
-    """Reads the whole picture as cheaply as can be; what passes can be decoded.
+    """Read a whole image as cheaply as possible; an image that passes can be decoded.
 
     All of a JPEG's compressed stream is read, but its pixels are computed at an eighth of the size: a truncated file
     is refused.
 
     Returns:
-        (width, height) of the upright picture.
+        (width, height) of the upright image.
 
     Raises:
         SampleError: `decode_image` would raise it.
@@ -99,10 +99,10 @@ def verify_image(raw: bytes) -> tuple[int, int]:
 
 
 def encode_jpeg(pixels: NDArray[np.uint8], quality: int = 95) -> bytes:
-    """A JPEG of RGB [H, W, 3], its colours at half the resolution, as is usual, unless it is small.
+    """Encode RGB [H, W, 3] as a JPEG, with its color at half the resolution, as is usual, unless the image is small.
 
-    The same bytes for the same pixels wherever the same libraries are installed; simplejpeg and Pillow, and versions
-    of either, may pack the same picture differently.
+    The same pixels give the same bytes wherever the same libraries are installed; simplejpeg and Pillow, and versions
+    of either, may encode the same image differently.
     """
     sampling = "444" if min(pixels.shape[:2]) < _SMALL else "420"
     if simplejpeg is not None:
@@ -115,7 +115,7 @@ def encode_jpeg(pixels: NDArray[np.uint8], quality: int = 95) -> bytes:
 
 
 def shrunk(pixels: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8]:
-    """A picture [H, W, 3] whose shorter side has `short_side` pixels at most; the aspect stays."""
+    """Shrink an image [H, W, 3] until its shorter side has at most `short_side` pixels; the aspect ratio stays."""
     height, width = pixels.shape[:2]
     shorter = min(height, width)
     if shorter <= short_side:
@@ -140,7 +140,7 @@ def _verified(raw: bytes) -> tuple[int, int]:
         image = _opened(raw)
         width, height = image.size
         if _plain_jpeg(raw, image, "GRAY", min_height=1, min_width=1, min_factor=8, fastdct=True) is None:
-            image.draft("L", (1, 1))  # a JPEG's smallest scale; nothing to other formats
+            image.draft("L", (1, 1))  # the smallest scale of a JPEG; no effect on other formats
             image.load()
     except _DAMAGED as error:
         raise _unusable(error) from None
@@ -148,7 +148,7 @@ def _verified(raw: bytes) -> tuple[int, int]:
 
 
 def _also_without_notes(read: Callable[[bytes], _Read], raw: bytes) -> _Read:
-    """What `read` makes of a picture; of a PNG whose texts or colour profile Pillow refuses, without these."""
+    """Return what `read` makes of an image; if Pillow refuses a PNG's texts or color profile, of the PNG without them."""
     try:
         return read(raw)
     except SampleError:
@@ -158,12 +158,12 @@ def _also_without_notes(read: Callable[[bytes], _Read], raw: bytes) -> _Read:
 
 
 def _without_notes(raw: bytes) -> bytes:
-    """A PNG without the chunks that no pixel needs; anything else as it is."""
+    """Return a PNG without the chunks that no pixel needs, and anything else unchanged."""
     if not raw.startswith(_PNG):
         return raw
     kept, place = [_PNG], len(_PNG)
     while place < len(raw):
-        end = place + 12 + int.from_bytes(raw[place : place + 4])  # its length, its name, what it holds, its checksum
+        end = place + 12 + int.from_bytes(raw[place : place + 4])  # the chunk's length, name, contents and checksum
         if raw[place + 4 : place + 8] not in _NOTES:
             kept.append(raw[place:end])
         place = end
@@ -171,11 +171,11 @@ def _without_notes(raw: bytes) -> bytes:
 
 
 def _opened(raw: bytes) -> Image.Image:
-    """The picture with its header read and nothing decoded."""
+    """Open an image: its header is read and nothing is decoded."""
     if not raw:
         raise SampleError("image cannot be decoded: it has no bytes")
     try:
-        with warnings.catch_warnings():  # of half the limit, as if it were an attack
+        with warnings.catch_warnings():  # Pillow warns from half the limit on, as if of an attack
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(raw), formats=_FORMATS)
     except UnidentifiedImageError:
@@ -185,7 +185,7 @@ def _opened(raw: bytes) -> Image.Image:
 
 
 def _check(image: Image.Image) -> None:
-    """Raises SampleError where a picture's header says that it is of no use."""
+    """Raise SampleError if an image's header says that it is unusable."""
     if not image.width * image.height:
         raise SampleError(f"image of {image.width}x{image.height} pixels")
     if image.width * image.height > MAX_PIXELS:
@@ -199,12 +199,12 @@ def _unusable(error: Exception) -> SampleError:
 
 
 def _plain_jpeg(raw: bytes, image: Image.Image, colours: str, **options: float) -> NDArray[np.uint8] | None:
-    """[H, W, channels] by simplejpeg, or None where Pillow must decide."""
+    """Return [H, W, channels] from simplejpeg, or None if Pillow must decide."""
     if simplejpeg is None or image.format not in _JPEGS or image.mode not in ("RGB", "L"):
         return None
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(raw, colours, **options)
-    except ValueError:  # also for stray bytes between segments, over which Pillow reads on
+    except ValueError:  # also for stray bytes between segments, which Pillow skips
         return None
     return pixels
 
@@ -212,6 +212,8 @@ def _plain_jpeg(raw: bytes, image: Image.Image, colours: str, **options: float) 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):
         values = np.asarray(image)
+        if 0 < (most := values.max()) <= 255:  # as `media/arrays.py` refuses the same values in an array
+            raise SampleError(f"16-bit image with values up to {most}: 8-bit values or a dark image; store 8 bits")
         gray = (values >> 8).astype(np.uint8)
         gray[values == image.info.get("transparency", -1)] = 255
         return np.repeat(gray[..., None], 3, axis=-1)
@@ -219,16 +221,16 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return np.array(image.convert("RGB"))  # a copy, since Pillow's own memory is read-only
 
-
+    """Return the EXIF orientation, 1 if there is none; after decoding, which turns some formats and drops the tag."""
 def _orientation(image: Image.Image) -> int:
     """EXIF's way up, 1 where it says nothing; read after decoding, which turns some formats and drops the tag."""
     try:
-        value = image.getexif().get(_ORIENTATION)
+        return 1  # a damaged tag is no reason to lose the image
     except _DAMAGED:
         return 1  # a damaged note is no reason to lose the picture
     return value if isinstance(value, int) and value in _TURNS else 1
-
-
+# EXIF orientation: (whether rows and columns are swapped first, step over rows, step over columns). For example 6, a
+# camera in portrait orientation, is stored lying on its left side: columns become rows, each then read backwards.
 # EXIF orientation: (whether rows and columns change places first, step over rows, step over columns). For example 6,
 # a camera held upright, is stored lying on its left side: columns become rows and each row is then read backwards.
 _TURNS = {

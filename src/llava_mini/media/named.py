@@ -1,7 +1,7 @@
-"""Images and videos that a user names: opened, checked, and a video read frame by frame; what is wrong is one line.
+"""Images and videos that a user names: opened, checked, and videos read frame by frame; every error is one line.
 
-What the files must be is said by `images.py` and `video.py`, which read those of training too. A video that cannot be
-read to its end gives what can be read, and says so.
+`images.py` and `video.py` define which files are valid; they read the training files too. A video that cannot be read
+to its end yields the frames that can be read, and reports why it stopped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llava_mini.media.addresses import MOST_BYTES, shortened
 from llava_mini.media.images import decode_image
 from llava_mini.media.video import VideoReader
 
-# How files of images begin; a GIF is a video to us, since most are.
+# First bytes of image files. A GIF is treated as a video, since most GIFs are videos.
 _IMAGES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
 
 
@@ -31,7 +31,7 @@ class VideoSource:
     """A video that is read as a stream: one frame in memory at a time.
 
     Attributes:
-        path: Of its file.
+        path: Path of the video file.
     """
 
     path: Path
@@ -39,24 +39,24 @@ class VideoSource:
 
     @property
     def expected(self) -> int:
-        """How many frames it gives, if nothing is damaged."""
+        """Number of frames that the video yields if nothing is damaged."""
         return self._reader.expected
 
     @property
     def seconds(self) -> float:
-        """How long what can be read of it is."""
+        """Length in seconds of what can be read of the video."""
         return self._reader.seconds
 
     @property
     def stopped(self) -> str | None:
-        """Why the video ends too early; None if it does not, as far as has been read."""
+        """Reason why the video ends too early; None if it does not, as far as it has been read."""
         return self._reader.stopped
 
     def frames(self) -> Iterator[NDArray[np.uint8]]:
-        """The frames [H, W, 3], upright; they end where the video is damaged.
+        """Yield the frames [H, W, 3], upright; they end where the video is damaged.
 
         Raises:
-            UserError: none can be read.
+            UserError: no frame can be read.
         """
         try:
             yield from self._reader.frames()
@@ -65,10 +65,10 @@ class VideoSource:
 
 
 def open_image(path: Path | str) -> Image.Image:
-    """The image in a file: RGB, upright as its EXIF says.
+    """Return the image in a file: RGB, upright as its EXIF says.
 
     Raises:
-        UserError: it is missing, empty, truncated, too large or no image.
+        UserError: the file is missing, empty, truncated, too large or no image.
     """
     try:
         return Image.fromarray(decode_image(read_image(path)))
@@ -77,10 +77,10 @@ def open_image(path: Path | str) -> Image.Image:
 
 
 def read_image(path: Path | str) -> bytes:
-    """What is in a file that may be an image's.
+    """Return the contents of a file that may be an image.
 
     Raises:
-        UserError: it is missing, empty or too large.
+        UserError: the file is missing, empty or too large.
     """
     path = check_file(path)
     with reading(path):
@@ -90,15 +90,15 @@ def read_image(path: Path | str) -> bytes:
 
 
 def open_video(path: Path | str, *, fps: float = 1.0, count: int | None = None) -> VideoSource:
-    """The video in a file; all of it is read once, and nothing is decoded yet.
+    """Open the video in a file; all of the file is read once, and nothing is decoded yet.
 
     Args:
-        path: Of the file.
-        fps: Frames that are shown of a second.
-        count: In place of `fps` so many frames at equal distances, or all if it has fewer.
+        path: Path of the video file.
+        fps: Number of frames that are read per second.
+        count: Number of frames at equal distances, instead of `fps`; all frames if the video has fewer.
 
     Raises:
-        UserError: it is missing, empty or no video, its header is cut off, or `fps` or `count` is impossible.
+        UserError: the file is missing, empty or no video, its header is cut off, or `fps` or `count` is impossible.
     """
     path = check_file(path)
     try:
@@ -108,10 +108,10 @@ def open_video(path: Path | str, *, fps: float = 1.0, count: int | None = None) 
 
 
 def kind_of(path: Path | str) -> Literal["image", "video"]:
-    """Whether a file is opened as an image or as a video, by its first bytes.
+    """Return whether a file is opened as an image or as a video, by its first bytes.
 
     Raises:
-        UserError: it is missing or empty.
+        UserError: the file is missing or empty.
     """
     path = check_file(path)
     with reading(path), path.open("rb") as file:
@@ -119,15 +119,15 @@ def kind_of(path: Path | str) -> Literal["image", "video"]:
 
 
 def is_image(raw: bytes) -> bool:
-    """Whether what begins like this is an image; 12 bytes are enough."""
+    """Whether an image file begins with these bytes; 12 bytes are enough."""
     return raw.startswith(_IMAGES) or (raw[:4], raw[8:12]) == (b"RIFF", b"WEBP")
 
 
 def check_file(path: Path | str) -> Path:
-    """The path of a file with something in it.
+    """Return the path of a file that exists and is not empty.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such file.
     """
     path = Path(path)
     try:

@@ -1,7 +1,7 @@
-"""Frames of a video at the middle of every period, decoded once from front to back and never held together.
+"""Frames of a video at the middle of every period, decoded once from front to back and never all in memory.
 
-Which frames those are is told by time stamps alone: neither a frame rate nor a length that the header claims is
-believed. Seeking is avoided, since it is slower for periods of a second and inexact where an index is damaged.
+Time stamps alone determine which frames those are: neither a frame rate nor a length that the header claims is
+trusted. Seeking is avoided, since it is slower for periods of a second and inexact where an index is damaged.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ try:
     import av
     from av.stream import Disposition
 except ImportError:
-    av = None  # type: ignore[assignment] # `frames_at` says so
+    av = None  # type: ignore[assignment] # `frames_at` reports it
 
 MAX_FRAMES = 86_400  # a day at one frame a second; a damaged time stamp can claim centuries
 
-# Containers of videos. Others are not even tried: some (playlists) make the reader open further files and addresses.
+# Containers of videos. Others are not even tried: some (playlists) make the reader open further files and URLs.
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,gif"
 _NAMES = "MP4, MOV, MKV, WebM, AVI, MPEG, FLV, Ogg, ASF/WMV, GIF"
 _ROUNDING = Fraction(1, 100)  # of a period
-_SYNC = 0x47  # begins every packet of a transport stream
+_SYNC = 0x47  # first byte of every packet of a transport stream
 _TS_PACKETS = (
     (188, 0),
     (192, 4),
     (204, 0),
-)  # bytes of one, and where in it that is: plain, M2TS, with error correction
+)  # bytes of a packet, and where the sync byte is in it: plain, M2TS, with error correction
 _MISSING_SECONDS = 1.0  # by which a video may be shorter than its header says; audio and rounding explain no more
 
 
 def frames_at(path: Path, fps: float, *, short_side: int | None = None) -> Iterator[NDArray[np.uint8]]:
-    """The frames that are shown in the middle of the periods of a video, as RGB [H, W, 3].
+    """Yield the frames that are shown in the middle of the periods of a video, as RGB [H, W, 3].
 
     A video of d seconds has n = max(1, floor(d * fps)) periods of d / n seconds each; frame i is the one shown at
     (i + 1/2) d / n. For example 10.4 s at fps = 1: ten periods of 1.04 s, and the frames shown at 0.52 s, 1.56 s, ...
     9.88 s; a clip of 0.7 s gives the one shown at 0.35 s. d is what the time stamps span; a hundredth of
-    a period may be missing, since some formats round to milliseconds. The official release has the same n and at most
-    one frame another (it divides frame numbers, 0 to N - 1, instead of time), but then squashes every frame to a
-    square; here the aspect is kept.
+    a period may be missing, since some formats round to milliseconds. The official release has the same n, and its
+    frames are at most one frame away (it divides frame numbers, 0 to N - 1, instead of time). It then squashes every
+    frame to a square; here the aspect ratio is kept.
 
     Frames are turned as the video's rotation says and have square pixels.
 
     Args:
-        path: Of a file (MP4, MOV, MKV, WebM, AVI, MPEG, FLV, Ogg, ASF/WMV or GIF).
-        fps: Frames for a second.
+        path: Path of the video file (MP4, MOV, MKV, WebM, AVI, MPEG, FLV, Ogg, ASF/WMV or GIF).
+        fps: Number of frames per second.
         short_side: Pixels to which the shorter side is reduced; shorter ones stay.
 
     Raises:
-        SampleError: it cannot be read to the last frame that is needed, has no video or frames, more than
+        SampleError: the video cannot be read to the last frame that is needed, has no video or frames, more than
             `MAX_PIXELS` pixels a frame, or would give more than `MAX_FRAMES` frames.
         UserError: PyAV is not installed, or fps is not positive.
     """
@@ -73,20 +73,20 @@ def frames_at(path: Path, fps: float, *, short_side: int | None = None) -> Itera
 
 
 class VideoReader:
-    """Frames of one video, as far as it can be read.
+    """Reader of the frames of one video, as far as it can be read.
 
     Args:
-        path: As in `frames_at`.
-        fps: Frames for a second, those of `frames_at`.
-        count: In place of `fps` so many periods of equal length; of a video with fewer frames as many as it has.
+        path: Path of the video file, of a format that `frames_at` reads.
+        fps: Number of frames per second, chosen as in `frames_at`.
+        count: Number of periods of equal length, instead of `fps`; at most the number of frames of the video.
 
     Attributes:
-        seconds: What can be read, by its time stamps.
-        expected: How many frames it will give.
-        stopped: Why it ends before its end, where it does; that may show only when frames are read.
+        seconds: Length in seconds of what can be read, by its time stamps.
+        expected: Number of frames that the video will yield.
+        stopped: Reason why the video ends too early, if it does; it may be known only when frames are read.
 
     Raises:
-        SampleError: as in `frames_at`, but for videos that end too early or are damaged behind their first frame.
+        SampleError: as in `frames_at`, except for videos that end too early or are damaged after their first frame.
         UserError: as in `frames_at`, or `count` is below 1.
     """
 
@@ -110,16 +110,16 @@ class VideoReader:
             )
 
     def frames(self, short_side: int | None = None) -> Iterator[NDArray[np.uint8]]:
-        """The frames, RGB [H, W, 3], decoded one at a time; what follows damage is left out.
+        """Yield the frames, RGB [H, W, 3], decoded one at a time; those after damage are left out.
 
         Raises:
-            SampleError: not even the first can be read, or it has more than `MAX_PIXELS` pixels.
+            SampleError: the first frame cannot be read, or has more than `MAX_PIXELS` pixels.
         """
         previous = None
         try:
             with _readable():
                 for frame in _shown_at(self._clip.middles(self.expected), _decoded(self._path)):
-                    if frame is not previous:  # a frame that is shown for several periods is made pixels once
+                    if frame is not previous:  # a frame that is shown for several periods is converted once
                         pixels = _upright(frame, self._clip.pixel_aspect)
                         pixels = pixels if short_side is None else shrunk(pixels, short_side)
                     previous = frame
@@ -132,15 +132,15 @@ class VideoReader:
 
 @dataclass(frozen=True)
 class _Clip:
-    """What reading all packets tells, in units of the time stamps.
+    """Result of reading all packets of a video, in units of the time stamps.
 
     Attributes:
-        start: Of the first frame.
-        length: From there to the end of the last.
-        unit: Seconds.
+        start: Time stamp of the first frame.
+        length: Time from the start of the first frame to the end of the last.
+        unit: Seconds of a unit.
         pixel_aspect: Width of a pixel over its height.
-        frames: How many there are.
-        stopped: Why it ends before its end, where it does.
+        frames: Number of frames.
+        stopped: Reason why the video ends too early, if it does.
     """
 
     start: int
@@ -151,18 +151,18 @@ class _Clip:
     stopped: str | None
 
     def periods(self, fps: float) -> int:
-        """How many there are of 1 / fps seconds."""
+        """Return the number of periods of 1 / fps seconds."""
         return max(1, math.floor(self.length * self.unit * Fraction(fps) + _ROUNDING))
 
     def middles(self, periods: int) -> Iterator[int]:
-        """Time stamps of the middles of so many periods, rounded down."""
+        """Return the time stamps of the middles of so many periods, rounded down."""
         return (self.start + (2 * period + 1) * self.length // (2 * periods) for period in range(periods))
 
 
 def _scanned(path: Path) -> _Clip:
-    """Reads all packets and decodes none."""
+    """Read all packets of a video and decode none."""
     first, last, end = math.inf, -math.inf, -math.inf
-    frames, latest, stopped = 0, 0.0, None  # seconds, of all streams: audio may go on for longer
+    frames, latest, stopped = 0, 0.0, None  # latest: seconds, of all streams, since audio may be longer
     with _opened(path) as (container, stream):
         for packet in _packets(container):
             if packet is None or packet.is_corrupt:
@@ -172,7 +172,7 @@ def _scanned(path: Path) -> _Clip:
                 continue  # the empty packet that ends a stream
             stop = packet.pts + (packet.duration or 0)
             latest = max(latest, float(stop * packet.time_base))
-            if packet.stream is stream and not packet.is_discard:  # by an edit list, which trims without coding anew
+            if packet.stream is stream and not packet.is_discard:  # by an edit list, which trims without re-encoding
                 first, last, end = min(first, packet.pts), max(last, packet.pts), max(end, stop)
                 frames += 1
         if (declared := _declared(container, stream)) - latest > _MISSING_SECONDS:
@@ -181,14 +181,14 @@ def _scanned(path: Path) -> _Clip:
             stopped = stopped or "video is cut off"
         if frames == 0 or stream.time_base is None:
             raise SampleError(stopped or "video without frames")
-        if end <= last:  # some formats tell no lengths of packets: the last is as long as the mean
+        if end <= last:  # some formats give no lengths of packets: the last is as long as the mean
             end = last + (last - first) // max(1, frames - 1)
         aspect = stream.sample_aspect_ratio or Fraction(1)
         return _Clip(int(first), int(end - first), stream.time_base, aspect, frames, stopped)
 
 
 def _packets(container: av.container.InputContainer) -> Iterator[av.Packet[Any] | None]:
-    """All packets of a container; None where it cannot be read on."""
+    """Yield all packets of a container, and None where reading fails."""
     try:
         yield from container.demux()
     except av.FFmpegError:
@@ -196,8 +196,8 @@ def _packets(container: av.container.InputContainer) -> Iterator[av.Packet[Any] 
 
 
 def _declared(container: av.container.InputContainer, stream: av.VideoStream) -> float:
-    """Seconds that the header promises, 0 where that is not said exactly."""
-    if container.format.name == "avi" and stream.average_rate:  # whose `duration` follows the file's size
+    """Return the seconds that the header promises, 0 if it does not say them exactly."""
+    if container.format.name == "avi" and stream.average_rate:  # its `duration` is derived from the file's size
         return float(stream.frames / stream.average_rate)
     if container.format.name.startswith(("mov", "matroska")):
         return (container.duration or 0) / av.time_base
@@ -205,19 +205,19 @@ def _declared(container: av.container.InputContainer, stream: av.VideoStream) ->
 
 
 def _ends_in_a_packet(path: Path) -> bool:
-    """Whether a transport stream, which tells no length, ends in the middle of one of its packets."""
+    """Whether a transport stream, which does not give its length, ends in the middle of one of its packets."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(4 * _TS_PACKETS[-1][0])
         for length, sync in _TS_PACKETS:
             if {*head[sync::length]} == {_SYNC}:
-                file.seek(size - size % length + sync)  # what else may follow the last packet does not begin as one
+                file.seek(size - size % length + sync)  # other data after the last packet does not begin like a packet
                 return file.read(1) == bytes([_SYNC])
     return False
 
 
 def _shown_at(moments: Iterator[int], frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    """For every moment the last frame that began by then, or the first of all; reads no further than it must."""
+    """Yield for every moment the last frame that began by then, or the first of all; read no further than needed."""
     moment = next(moments, None)
     shown: av.VideoFrame | None = None
     for frame in frames:
@@ -241,7 +241,7 @@ def _decoded(path: Path) -> Iterator[av.VideoFrame]:
 
 
 def _upright(frame: av.VideoFrame, pixel_aspect: Fraction) -> NDArray[np.uint8]:
-    """[H, W, 3] with square pixels, turned as it is to be shown; what is transparent is on white, as of images."""
+    """Return a frame [H, W, 3] with square pixels, turned upright; transparent pixels are on white, as for images."""
     width, height = max(1, round(frame.width * pixel_aspect)), frame.height
     if width * height > MAX_PIXELS:
         raise SampleError(f"video of {width}x{height} pixels is over the limit of {MAX_PIXELS}")
@@ -258,7 +258,7 @@ def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoS
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
     try:
         container = av.open(str(path.absolute()), options=options, metadata_errors="ignore")
-    except av.ArgumentError:  # of a container that is not in the list
+    except av.ArgumentError:  # the container is not in the list
         raise SampleError(f"video cannot be read: its container is none of {_NAMES}") from None
     with container:
         streams = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]

@@ -1,7 +1,7 @@
-"""LlavaMiniProcessor: images, videos and text to the inputs of the model.
+"""LlavaMiniProcessor: converts images, videos and text to the inputs of the model.
 
-In the text `<image>` stands for one image and `<video>` for all frames of a video; each becomes one placeholder for
-every compressed token. Images in whatever form (`visual_inputs.py`) become the views that the model was trained with
+In the text `<image>` represents one image and `<video>` all frames of a video. Each becomes one placeholder for every
+compressed token. Images in any form (`visual_inputs.py`) become the views that the model was trained with
 (`llava_mini.views`).
 
 Shapes: B samples, T tokens, F frames of the whole batch, V views, H x W pixels of a view.
@@ -10,7 +10,7 @@ Shapes: B samples, T tokens, F frames of the whole batch, V views, H x W pixels 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 
 from llava_mini.errors import UserError
-from llava_mini.models.visual_inputs import flat_images, flat_videos, frames_of, is_scaled, rgb_of
+from llava_mini.models.visual_inputs import counts_by_text, flat_images, flat_videos, frames_of, is_scaled, rgb_of
 from llava_mini.views import ViewMode, check_mode, mean_colour, resized_longer, views_of
 
 
@@ -29,17 +29,18 @@ class LlavaMiniProcessor(ProcessorMixin):
     """Image processor and tokenizer in one.
 
     Args:
-        image_processor: An image processor of transformers (the PIL ones need no torchvision).
-        tokenizer: With `image_token` in its vocabulary.
-        num_image_tokens: K, compressed tokens of a frame (`model.tokens_per_frame()`).
-        num_hd_image_tokens: K of a frame with five views (`model.tokens_per_frame(5)`).
-        views: What the model was trained with (`data.views`): "square", "pad", or "hd" with five views of an image.
-        image_token: The placeholder; in a text it stands for one image.
-        video_token: In a text it stands for all frames of one video; the tokenizer need not know it.
-        chat_template: A Jinja template for `apply_chat_template`.
+        image_processor: Image processor of transformers (the PIL ones need no torchvision).
+        tokenizer: Tokenizer with `image_token` in its vocabulary.
+        num_image_tokens: Number K of compressed tokens of a frame (`model.tokens_per_frame()`).
+        num_hd_image_tokens: Number K of compressed tokens of a frame with five views (`model.tokens_per_frame(5)`).
+        views: View mode that the model was trained with (`data.views`): "square", "pad", or "hd" with five views of an
+            image.
+        image_token: Placeholder; in a text it represents one image.
+        video_token: Token that represents all frames of one video in a text; the tokenizer need not know it.
+        chat_template: Jinja template for `apply_chat_template`.
 
     Raises:
-        UserError: `views` is something else.
+        UserError: for any other value of `views`.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class LlavaMiniProcessor(ProcessorMixin):
         self.image_token = image_token
         self.video_token = video_token
         if tokenizer is not None:
-            tokenizer.padding_side = "left"  # as below; transformers' pipeline asks the tokenizer when it makes batches
+            tokenizer.padding_side = "left"  # as in `__call__`; transformers' pipeline reads it for batches
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def __call__(
@@ -78,25 +79,26 @@ class LlavaMiniProcessor(ProcessorMixin):
         return_tensors: str = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
-        """A batch for `generate` or the model; arguments and their order are those of transformers' processors.
+        """Return a batch for `generate` or the model; arguments and their order are those of transformers' processors.
 
         Args:
-            images: An image, or images of the whole batch in order: PIL images, arrays, tensors, names of files,
-                addresses or base64, in lists of any depth (`visual_inputs.py`).
+            images: Image, or images of the whole batch in order: PIL images, arrays, tensors, file names, URLs or
+                base64, in lists of any depth (`visual_inputs.py`).
             text: One prompt or B prompts; each `<image>` takes the next image, each `<video>` the next video.
-            videos: A video, or videos of the whole batch in order: names of files, addresses, sequences of frames, or
-                lists of these. A file gives one frame for a second.
-            audio: None; transformers passes it on.
-            padding: As the tokenizer takes it: True to the longest, "max_length" to `max_length`, False not at all.
-            truncation: As the tokenizer takes it; placeholders must stay, so a text is cut behind its images.
-            max_length: Tokens of a row, placeholders counted.
-            padding_side: "left" for generation, "right" for training.
-            add_special_tokens: Whether the tokenizer puts its own before the text; not where a chat template has them.
-            return_tensors: "pt"; the model reads nothing else.
-            **kwargs: As every processor of transformers takes them: `text_kwargs` for the tokenizer and
+            videos: Video, or videos of the whole batch in order: file names, URLs, sequences of frames, or lists of
+                these. A file gives one frame per second.
+            audio: None; transformers passes it.
+            padding: Padding as the tokenizer takes it: True to the longest, "max_length" to `max_length`, False none.
+            truncation: Truncation as the tokenizer takes it; placeholders must stay, so a text is cut after its images.
+            max_length: Maximum number of tokens of a row, placeholders included.
+            padding_side: Side of the padding: "left" for generation, "right" for training.
+            add_special_tokens: Whether the tokenizer puts its own tokens before the text; not where a chat template
+                contains them.
+            return_tensors: Type of the tensors: "pt"; the model reads nothing else.
+            **kwargs: Keywords as every processor of transformers takes them: `text_kwargs` for the tokenizer and
                 `images_kwargs` for the image processor, which frames go through too, `videos_kwargs` with `fps` (of
-                files) or `num_frames`, or their keys themselves; the dictionaries go before the keywords above. Others
-                are ignored with a warning.
+                files) or `num_frames`, or the keys of these dictionaries themselves. The dictionaries take precedence
+                over the keywords above. Others are ignored with a warning.
 
         Returns:
             input_ids and attention_mask [B, T]; with images or videos also pixel_values [F, V, 3, H, W], num_frames [B]
@@ -104,19 +106,21 @@ class LlavaMiniProcessor(ProcessorMixin):
 
         Raises:
             UserError: when there is no text, it names another number of images or videos than given, one of them cannot
-                be read or can be read in two ways, a video has no frame, placeholders are cut off, or audio or other
-                tensors than torch's are wanted.
+                be read or can be read in two ways, a video has no frame, placeholders are cut off, or audio or tensors
+                other than torch's are requested.
         """
         named = {"padding": padding, "truncation": truncation, "max_length": max_length, "padding_side": padding_side}
         named |= {"add_special_tokens": add_special_tokens, "return_tensors": return_tensors}
         tells_spans = kwargs.pop("return_text_replacement_offsets", False)
         for_text, for_images, for_videos = self._kwargs(named, kwargs)
-        if audio is not None or for_text["return_tensors"] != "pt":
-            tensors = for_text["return_tensors"]
-            raise UserError(f"processor: audio={audio!r} must be None and return_tensors={tensors!r} 'pt'")
+        if audio is not None:
+            raise UserError("audio: the model reads none; allowed is None")
+        if (tensors := for_text["return_tensors"]) != "pt":
+            raise UserError(f"return_tensors={tensors!r}; allowed is 'pt'")
         texts = [text] if isinstance(text, str) else text
-        if not isinstance(texts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in texts):
+        if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(prompt, str) for prompt in texts):
             raise UserError(f"processor: text is {text!r}; allowed are a string and a list of strings, as text=...")
+        self._check_owners(texts, images, videos)
         videos = [frames_of(video, **for_videos) for video in flat_videos(videos)]
         prompts, frames, num_frames, spans = self._expanded(texts, flat_images(images), videos, for_images)
         encoded = self.tokenizer(prompts, **for_text)
@@ -125,7 +129,7 @@ class LlavaMiniProcessor(ProcessorMixin):
         return BatchFeature({**encoded, **(stack_frames(frames, num_frames) if frames else {}), **told})
 
     def _kwargs(self, named: dict[str, Any], others: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-        """Keywords for the tokenizer, the image processor and videos, told apart as transformers tells them apart."""
+        """Split keywords into those for the tokenizer, the image processor and videos, as transformers splits them."""
         nested = {**others.get("common_kwargs", {}), **others.get("text_kwargs", {})}
         flat = {key: value for key, value in named.items() if key not in nested}
         merged = self._merge_kwargs(ProcessingKwargs, **flat, **others)
@@ -136,9 +140,10 @@ class LlavaMiniProcessor(ProcessorMixin):
     def _expanded(
         self, texts: Sequence[str], images: list[Any], videos: list[Iterator[Any]], for_images: dict[str, Any]
     ) -> tuple[list[str], list[Tensor], list[int], list[list[dict[str, Any]]]]:
-        """Texts with their placeholders, all frames [V, 3, H, W] in order of appearance, and how many a text has.
+        """Texts with their placeholders, all frames [V, 3, H, W] in order of appearance, and their number in each text.
 
-        Last, for every text, where in it a mark stood and where its placeholders stand, as transformers tells them.
+        The last item says, for every text, where in it a mark was and where its placeholders are, in transformers'
+        format.
         """
         marks = re.compile(f"({re.escape(self.image_token)}|{re.escape(self.video_token)})")
         found = [part for prompt in texts for part in marks.findall(prompt)]
@@ -166,8 +171,18 @@ class LlavaMiniProcessor(ProcessorMixin):
             spans.append(replaced)
         return prompts, frames, num_frames, spans
 
+    def _check_owners(self, texts: Sequence[str], images: Any, videos: Any) -> None:
+        """Raises UserError where media are given in a list for each text, and a text names another number of them."""
+        for token, media, name in ((self.image_token, images, "images"), (self.video_token, videos, "videos")):
+            counts = counts_by_text(media, len(texts), videos=name == "videos")
+            if counts is None:
+                continue
+            for number, (text, count) in enumerate(zip(texts, counts, strict=True)):
+                if text.count(token) != count:
+                    raise UserError(f"{name}: text {number} has {text.count(token)} {token}, {count} {name} were given")
+
     def _check_placeholders(self, prompts: list[str], input_ids: Tensor, max_length: int | None) -> None:
-        """A frame with some of its placeholders cut off would be read as another frame."""
+        """Raises UserError if placeholders of a frame are cut off: it would be read as another frame."""
         image_token_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
         for prompt, ids in zip(prompts, input_ids, strict=True):
             kept, needed = int((ids == image_token_id).sum()), prompt.count(self.image_token)
@@ -177,50 +192,54 @@ class LlavaMiniProcessor(ProcessorMixin):
                 )
 
     def tokens_of(self, views: int) -> int:
-        """Placeholders of a frame with so many views."""
+        """Number of placeholders of a frame with `views` views."""
         return self.num_image_tokens if views == 1 else self.num_hd_image_tokens
 
     def pixels(
         self, image: Any, *, is_video: bool = False, input_data_format: str | None = None, **images_kwargs: Any
     ) -> Tensor:
-        """One frame as the vision tower reads it: [V, 3, H, W].
+        """Return one frame as the vision tower reads it: [V, 3, H, W].
 
         Args:
-            image: The frame, in any of the forms that `__call__` takes.
-            is_video: Whether it is a frame of a video, which has one view.
-            input_data_format: "channels_first" or "channels_last", for arrays whose shape does not tell.
-            **images_kwargs: For the image processor.
+            image: Frame, in any of the forms that `__call__` takes.
+            is_video: Whether the image is a frame of a video, which has one view.
+            input_data_format: Layout "channels_first" or "channels_last", for arrays whose shape is ambiguous.
+            **images_kwargs: Keywords for the image processor.
 
         Raises:
-            UserError: it cannot be read, can be read in two ways, is too large for its views, or too elongated to be
-                resized.
+            UserError: the image cannot be read, can be read in two ways, is too large for its views, or too elongated
+                to be resized.
         """
         background = mean_colour(self.image_processor.image_mean)
         cut = views_of(rgb_of(image, input_data_format), self.views, background, is_video=is_video)
         views = [Image.fromarray(view) for view in cut]
         if shorter := dict(self.image_processor.size).get("shortest_edge"):
             for view in views:
-                resized_longer(view.width, view.height, shorter)  # or a line of pixels would fill the memory
+                resized_longer(view.width, view.height, shorter)  # otherwise a line of pixels would use all memory
         if images_kwargs.get("do_rescale") is False and is_scaled(image):
-            images_kwargs["do_rescale"] = True  # the values that are wanted as they are go from 0 to 1
+            images_kwargs["do_rescale"] = True  # the caller's values, which must not change, are from 0 to 1
         made = self.image_processor(views, **images_kwargs, return_tensors="np")
         return torch.from_numpy(np.stack(made["pixel_values"]))
 
-    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers'; where answers are marked (`return_assistant_tokens_mask`), with the `instruction_mask` too.
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """Apply a chat template as transformers does; `return_assistant_tokens_mask` also adds the `instruction_mask`.
 
         Returns:
-            A text, ids or a batch, as in transformers. A batch with `assistant_masks` also has instruction_mask [B, T]:
-            1 for text that is no answer, which is what pre-fusion sees in training.
+            Text, ids or a batch, as in transformers. A batch with `assistant_masks` also has instruction_mask [B, T]: 1
+            for text that is not an answer, which is what pre-fusion reads in training.
         """
-        made = super().apply_chat_template(*args, **kwargs)
+        _check_conversation(conversation)
+        for option in ("tools", "documents"):
+            if kwargs.get(option):
+                raise UserError(f"{option}: the chat template writes none; allowed is None")
+        made = super().apply_chat_template(conversation, *args, **kwargs)
         if isinstance(made, MutableMapping) and "assistant_masks" in made:
             answers_BT = torch.as_tensor(made["assistant_masks"])
             made["instruction_mask"] = torch.as_tensor(made["attention_mask"]) * (1 - answers_BT)
         return made
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
-        """The tokenizer's `batch_decode`."""
+        """Decode token ids with the tokenizer's `batch_decode`."""
         return self.tokenizer.batch_decode(*args, **kwargs)
 
     @property
@@ -228,8 +247,26 @@ class LlavaMiniProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values", "num_frames", "num_views"]
 
 
+def _check_conversation(conversation: Any) -> None:
+    """Raises UserError unless it is a conversation, or a list of them, whose messages have a role and a content."""
+    several = isinstance(conversation, (list, tuple)) and conversation and isinstance(conversation[0], (list, tuple))
+    for messages in conversation if several else [conversation]:
+        if not isinstance(messages, (list, tuple)) or not messages:
+            raise UserError(f"conversation: {messages!r:.60} is no list of messages, of which one is needed")
+        for message in messages:
+            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+                raise UserError(f"conversation: {message!r:.60} is no message with a role and a content")
+            content = message.get("content")
+            parts = content if isinstance(content, (list, tuple)) else []
+            if not isinstance(content, (str, list, tuple)):
+                raise UserError(f"conversation: content {content!r:.60} is neither a text nor a list of parts")
+            for part in parts:
+                if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+                    raise UserError(f"conversation: {part!r:.60} is no part with a type")
+
+
 def stack_frames(frames: list[Tensor], num_frames: list[int]) -> dict[str, Tensor]:
-    """Frames [V, 3, H, W] of a batch as model inputs; frames with fewer views than others are padded with zeros."""
+    """Stack the frames [V, 3, H, W] of a batch as model inputs; frames with fewer views are padded with zeros."""
     views = [len(frame) for frame in frames]
     padding = [torch.nn.functional.pad(frame, (0, 0) * 3 + (0, max(views) - len(frame))) for frame in frames]
     stacked = {"pixel_values": torch.stack(padding), "num_frames": torch.tensor(num_frames)}

@@ -1,13 +1,13 @@
-"""What callers give a processor as images and videos, as transformers' processors take them, to RGB [H, W, 3].
+"""Images and videos in all forms that transformers' processors take, converted to RGB [H, W, 3].
 
-    an image   a PIL image, an array or a tensor (`media/arrays.py`), the name of a file, an address (http, https,
-               data), base64
+    an image   a PIL image, an array or a tensor (`media/arrays.py`), the name of a file, a URL (http, https, data),
+               base64
     images     one, an array [N, ...] of them, or lists of these, of any depth, in the order of the text
-    a video    the name or address of a file, an array [F, ...], or a list of images
-    videos     one, an array [N, F, ...] of them, or lists of these; in two lists names are videos, in three each
+    a video    the name or URL of a file, an array [F, ...], or a list of images
+    videos     one, an array [N, F, ...] of them, or lists of these; in two nested lists names are videos, in three each
                innermost list is one video by its frames
 
-Files and addresses are read as they are named: do not give those of people whom you do not trust.
+Files and URLs are read as they are named: do not pass those of people whom you do not trust.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from llava_mini.media.named import check_file, is_image, read_image
 from llava_mini.media.video import VideoReader
 
 _GIF = b"GIF8"
-FPS = 1.0  # of a video that is named, as `llava-mini ask` looks at one
+FPS = 1.0  # default for a video file, as in `llava-mini ask`
 
 _log = logging.getLogger(__name__)
 
 
 def flat_images(images: Any) -> list[Any]:
-    """Images in order, out of lists and arrays of any depth.
+    """Flatten lists and arrays of any depth to images in order.
 
     Raises:
-        UserError: something is no image.
+        UserError: an item is not an image.
     """
     if images is None:
         return []
@@ -56,10 +56,10 @@ def flat_images(images: Any) -> list[Any]:
 
 
 def flat_videos(videos: Any, depth: int = 0) -> list[Any]:
-    """Videos in order, each a name or a sequence of frames, out of lists and arrays of any depth.
+    """Flatten lists and arrays of any depth to videos in order, each a name or a sequence of frames.
 
     Raises:
-        UserError: something is no video.
+        UserError: an item is not a video.
     """
     if videos is None:
         return []
@@ -79,16 +79,33 @@ def flat_videos(videos: Any, depth: int = 0) -> list[Any]:
     return [video for item in videos for video in flat_videos(item, depth + 1)]
 
 
-def rgb_of(image: Any, layout: str | None = None, name: str = "images") -> NDArray[np.uint8]:
-    """One image as RGB [H, W, 3], upright as its EXIF says; what is transparent is put on white.
+def counts_by_text(media: Any, texts: int, *, videos: bool) -> list[int] | None:
+    """Return the number of images or videos given for each text, or None where one list is given for all texts.
 
     Args:
-        image: As said above.
-        layout: `input_data_format` of transformers, for arrays whose shape does not tell.
-        name: Of what has no name of its own, for messages.
+        media: Images or videos in any form that the processor takes. They are given by text where `media` is a list
+            with an item for each text, and an item is a list of images (or of videos).
+        texts: Number of texts.
+        videos: Whether `media` are videos, of which a list of frames is one.
+    """
+    if not isinstance(media, (list, tuple)) or len(media) != texts:
+        return None
+    lists = [item for item in media if isinstance(item, (list, tuple)) and not (videos and item and _is_frame(item[0]))]
+    if not lists:
+        return None
+    return [len(flat_videos(item, depth=1) if videos else flat_images(item)) for item in media]
+
+
+def rgb_of(image: Any, layout: str | None = None, name: str = "images") -> NDArray[np.uint8]:
+    """Convert one image to RGB [H, W, 3], upright as its EXIF says; transparent parts are put on white.
+
+    Args:
+        image: Image in any form of the table above.
+        layout: Layout (`input_data_format` of transformers) for arrays whose shape is ambiguous.
+        name: Name, for messages, of an image without a name of its own.
 
     Raises:
-        UserError: it cannot be read, or can be read in two ways.
+        UserError: the image cannot be read, or can be read in two ways.
     """
     if isinstance(image, (str, Path)):
         return _named(image)
@@ -108,15 +125,16 @@ def is_scaled(image: Any) -> bool:
 
 
 def frames_of(video: Any, fps: float | None = None, num_frames: int | None = None) -> Iterator[Any]:
-    """The images of a video, those of a file decoded one by one; one that is damaged ends early, with a warning.
+    """Yield the images of a video, decoding a file image by image; a damaged file ends early, with a warning.
 
     Args:
-        video: One of `flat_videos`.
-        fps: Frames for a second of a file; 1 by default.
-        num_frames: In place of `fps` so many at equal distances, or all where there are fewer.
+        video: Item of the list that `flat_videos` returns.
+        fps: Frames per second of a file; 1 by default.
+        num_frames: Number of frames at equal distances instead of `fps`, or all where there are fewer.
 
     Raises:
-        UserError: it has no frame, cannot be read, `fps` is given for frames without a known rate, or both are given.
+        UserError: the video has no frame or cannot be read, `fps` is given for frames without a known rate, or `fps`
+            and `num_frames` are both given.
     """
     if fps is not None and num_frames is not None:
         raise UserError(f"videos: fps={fps} and num_frames={num_frames}; allowed is one of them")
@@ -155,11 +173,13 @@ def _bytes_named(name: str | Path) -> bytes:
         return read_image(name)
     if (raw := bytes_at(name)) is not None:
         return raw
+    if "://" in name:
+        raise UserError(f"{shortened(name)}: allowed are names of files, and addresses with http, https or data")
     try:
         return read_image(name)
     except UserError:
         raw = bytes_in(name) or b""
-        if is_image(raw) or raw.startswith(_GIF):  # names of letters alone are base64 too, of nonsense
+        if is_image(raw) or raw.startswith(_GIF):  # a name of only letters is valid base64 too, of meaningless bytes
             return raw
         raise
 
