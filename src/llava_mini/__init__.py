@@ -1,6 +1,6 @@
 """LLaVA-Mini Lab: train, compare and run multimodal models that read an image as one token.
 
-The model classes are importable from here; they are loaded on first use, so that the command line starts fast.
+The model classes can be imported from here. They are loaded on first use, so that the command line starts fast.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m llava_mini`: the same as `llava-mini`."""
+"""Entry point of `python -m llava_mini`, which does what the `llava-mini` command does."""
 
 import sys
 

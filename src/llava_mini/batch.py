@@ -1,9 +1,9 @@
-"""VLMBatch: the one structure that the data room makes and the models read.
+"""VLMBatch: the one batch structure that the data code produces and the models read.
 
-All frames of a batch (of images, HD images and videos alike) lie one after another in one tensor and `num_frames` says
-how many belong to each sample, so any mixture fits in a batch and the vision tower runs once for it.
+All frames of a batch (from images, HD images and videos) are concatenated in one tensor. `num_frames` gives how many
+belong to each sample. So a batch can mix them freely, and the vision tower runs once per batch.
 
-Shapes: B samples, T tokens, F frames of the whole batch, V views of a frame, N patches of a view, Dv vision width.
+Shapes: B samples, T tokens, F frames in the whole batch, V views per frame, N patches per view, Dv vision width.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor
 
 
 class BadSample(NamedTuple):
-    """A sample that cannot be used; its row in the batch has no frame and no label.
+    """A sample that cannot be used. Its row in the batch has no frame and no label.
 
     Attributes:
-        key: As in `VLMBatch.keys`.
-        shard: The file name of the shard.
-        reason: What is wrong with it.
-        position: Its place in the order of training.
+        key: Key of the sample, in the form of `VLMBatch.keys`.
+        shard: File name of the shard.
+        reason: Description of what is wrong with the sample.
+        position: Position of the sample in the training order.
     """
 
     key: str
@@ -36,25 +36,26 @@ class BadSample(NamedTuple):
 class VLMBatch:
     """A batch of image, video and text-only samples.
 
-    A sample that cannot be used is a row all the same: one token, no frame, no label. So every batch has its size, and
-    no sample stands for another.
+    A sample that cannot be used still takes a row: one token, no frame, no label. So every batch has its full size, and
+    no other sample takes its place.
 
     Attributes:
-        input_ids: [B, T] int64; every `<image>` is already K placeholder ids a frame (K compressed tokens).
-        attention_mask: [B, T] int64; 0 is padding.
-        labels: [B, T] int64; -100 where nothing is to be predicted.
-        num_frames: [B] int64; frames of each sample, 0 for a text-only one; sums to F.
-        pixel_values: [F, V, 3, H, W], or None when features are given or no sample has an image; uint8 until they are
-            normalised, where the model runs.
-        image_features: [F, V, N, Dv] features of the frozen vision tower, computed before; instead of pixel_values.
-        num_views: [F] int64, how many of the V views are real (the rest is padding); None: all.
-        turn_ids: [B, T] int64, 0 for what every turn sees, i for the i-th independent turn; None: one conversation.
-        keys: the samples' keys in their shards; with the name of their set where several are read.
-        kinds: for every sample the kinds of its answered turns, in order; empty where the data names none.
-        position: The first position in the order of training that neither this batch nor those of the other ranks
-            with its number hold.
-        truncated: How many samples were shortened to the longest that is allowed.
-        skipped: The rows that are no sample, in order.
+        input_ids: Token ids, [B, T] int64; each `<image>` is already K placeholder ids per frame (K compressed tokens).
+        attention_mask: Mask of real tokens, [B, T] int64; 0 is padding.
+        labels: Target token ids, [B, T] int64; -100 where nothing is to be predicted.
+        num_frames: Number of frames of each sample, [B] int64; 0 for a text-only sample; sums to F.
+        pixel_values: Pixels of the views, [F, V, 3, H, W], or None when features are given or no sample has an image;
+            uint8 until they are normalized on the model's device.
+        image_features: Precomputed features of the frozen vision tower, [F, V, N, Dv]; used instead of pixel_values.
+        num_views: Number of real views among the V of each frame, [F] int64 (the rest is padding); None: all are real.
+        turn_ids: Turn of each token, [B, T] int64: 0 for tokens that every turn attends to, i for the i-th independent
+            turn; None: one conversation.
+        keys: Keys of the samples in their shards; prefixed with the name of their shard set where several are read.
+        kinds: Kinds of the answered turns of each sample, in order; empty where the data names none.
+        position: First position in the training order after this batch and the other ranks' batches with the same
+            number.
+        truncated: Number of samples that were cut to the maximum length.
+        skipped: Samples that could not be used, whose rows are empty, in order.
     """
 
     input_ids: Tensor
@@ -72,20 +73,20 @@ class VLMBatch:
     skipped: list[BadSample] = field(default_factory=list)
 
     def model_inputs(self) -> dict[str, Tensor]:
-        """The tensors that are there, as keyword arguments of `LlavaMiniForConditionalGeneration`."""
+        """Return the tensors that are set, as keyword arguments of `LlavaMiniForConditionalGeneration`."""
         return {f.name: value for f in fields(self) if isinstance(value := self.__dict__[f.name], Tensor)}
 
     def num_supervised(self) -> int:
-        """Rows from which something is learnt."""
+        """Return the number of rows with at least one supervised token."""
         return int((self.labels != -100).any(1).sum())
 
     def to(self, device: torch.device | str) -> VLMBatch:
-        """The same batch with every tensor on `device`; from page-locked memory without waiting for the copies."""
+        """Return this batch with every tensor on `device`. Copies from page-locked memory are not waited for."""
         on_gpu = torch.device(device).type == "cuda"
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=on_gpu))
 
     def pin_memory(self) -> VLMBatch:
-        """The same batch in page-locked memory; what torch's loaders ask for."""
+        """Return this batch in page-locked memory. torch's data loaders call this method."""
         return self._mapped(lambda tensor: tensor.pin_memory())
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> VLMBatch:

@@ -1,8 +1,13 @@
 """`llava-mini <command> key=value ...`: reads the command line, resolves the config, calls the command.
 
-A user's mistake is one line on standard error and exit status 2; a run that stops itself (its loss, no memory, a worker
-that died) is 1; Ctrl-C is 130; output that nobody reads any more (`| head`) is 141. Commands are imported when they are
-called, so that a mistake is reported before torch is loaded.
+Exit status:
+
+- 2 for a user's mistake, with one line on standard error.
+- 1 for a run that stops itself (non-finite loss, out of memory, a worker that died).
+- 130 for Ctrl-C.
+- 141 for output that nothing reads any more (`| head`).
+
+Commands are imported when they are called, so that a mistake is reported before torch is loaded.
 """
 
 from __future__ import annotations
@@ -36,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str] | None) -> int:
     given = [_at_home(each) for each in (sys.argv[1:] if argv is None else argv)]
-    if not sys.stderr.isatty():  # transformers reads it when it is imported: bars of weights that it reads and writes
+    if not sys.stderr.isatty():  # transformers reads it on import: no progress bars for loading and saving weights
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if given and given[0] in _WITH_FLAGS:
         arguments = argparse.Namespace(command=given[0], overrides=given[1:], config_dir=[])
@@ -56,13 +61,13 @@ def _run(argv: list[str] | None) -> int:
         print(f"{OWN_MESSAGE}{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        if own_rank() is None:  # else the process that started the ranks says it
+        if own_rank() is None:  # else the process that started the ranks prints it
             print("interrupted; repeat the command to continue", file=sys.stderr)
         return INTERRUPTED
 
 
 def _at_home(argument: str) -> str:
-    """A flag's place with its home; a shell sees `~` at the beginning of a word, and not in --flag=~/here."""
+    """Return a flag's path with `~` expanded. A shell expands `~` only at the start of a word, not in --flag=~/here."""
     flag, equals, value = argument.partition("=")
     is_place = flag.startswith("--") and flag != "--question"
     return f"{flag}{equals}{os.path.expanduser(value)}" if is_place else argument
@@ -106,10 +111,10 @@ def _train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
     if count > 1 and rank is None:
         from llava_mini.build import check_training
 
-        check_training(config)  # once, and before every rank loads all that it needs to find the same
+        check_training(config)  # once here, before every rank loads everything only to find the same mistake
         return run_ranks([*train_command(config_dirs), *overrides], count, run_dir)
     if rank:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 ends in order, and then all are ended
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 shuts down cleanly, and then all ranks are stopped
     from llava_mini.commands.lost_rank import LostRankError
     from llava_mini.commands.out_of_memory import RunOutOfMemoryError
     from llava_mini.commands.train import train
@@ -233,7 +238,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "bench": (_bench, "measure this program on this machine: llava-mini bench --help"),
     "doctor": (_doctor, "what is installed, whether it drives the card found, what to install instead"),
 }
-# Commands that read --flags of their own instead of a config's key=value.
+# Commands that parse their own --flags instead of a config's key=value.
 _WITH_FLAGS = ("plan", "mlflow", "data", "convert", "merge", "ask", "chat", "batch", "bench", "doctor")
 _STRICT = "--strict"
 _VALUES = r"""values (key=value of train, plan, sweep, world, config):

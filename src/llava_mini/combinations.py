@@ -1,4 +1,4 @@
-"""Values of a config that are allowed each by itself and do not go together, told before anything is made."""
+"""Checks for config values that are valid one by one but not together. They run before anything is built."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from llava_mini.errors import UserError
 
 
 def check_combinations(config: dict[str, Any]) -> None:
-    """Find values that do not go together in a config whose values are each as `schema` wants them.
+    """Check a config for values that cannot be combined. Each value has already passed the checks of `schema`.
 
     Raises:
-        UserError: naming them, and what is allowed.
+        UserError: two values cannot be combined; it names them and what is allowed.
     """
     _check_finetune(config)
     if config["trainer"]["strategy"] == "fsdp":
@@ -19,7 +19,7 @@ def check_combinations(config: dict[str, Any]) -> None:
 
 
 def _check_finetune(config: dict[str, Any]) -> None:
-    """Refuse what cannot be fine-tuned."""
+    """Refuse combinations that cannot be fine-tuned."""
     finetune = config["finetune"]
     frozen_dtype, precision = config["memory"]["frozen_dtype"], config["trainer"]["precision"]
     if finetune["quantize"] is not None and finetune["language_model"] == "full":
@@ -39,7 +39,7 @@ def _check_finetune(config: dict[str, Any]) -> None:
 
 
 def _check_fsdp(config: dict[str, Any]) -> None:
-    """Refuse what cannot be dealt to ranks."""
+    """Refuse values that do not work when the model is sharded across ranks (FSDP)."""
     trainer, memory, quantize = config["trainer"], config["memory"], config["finetune"]["quantize"]
     alone = trainer["devices"] * trainer["num_nodes"] < 2
     refusals = [

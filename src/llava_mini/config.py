@@ -1,6 +1,6 @@
-"""From the command line's overrides to one resolved config, by Hydra's compose API; every mistake becomes one line.
+"""Resolve the command line's overrides into one config with Hydra's compose API. Every mistake is a one-line message.
 
-A class named by `_target_` has its own signature as its schema: `instantiate` checks names and types before it calls.
+The signature of a class named by `_target_` is its schema: `instantiate` checks names and types before the call.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from llava_mini.files import CONFIG_DIR, reading, write_text, writing
 from llava_mini.overrides import PLACES, at_home, literal, quoted
 from llava_mini.schema import check, describe
 
-# Keys of earlier versions that scripts may still have; the longest first.
+# Keys of earlier versions that scripts may still use, longest first.
 _RENAMED = {
     "savers.checkpointing": "memory.activation_checkpointing",
     "savers": "memory",
@@ -38,16 +38,17 @@ _RENAMED = {
 
 
 def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The resolved config as a plain dict.
+    """Return the resolved config as a plain dict.
 
-    `choices` in it names the chosen option of every group, `inputs` holds hashes of the files that a run starts from.
+    Its `choices` names the chosen option of every group. Its `inputs` contains hashes of the files that a run starts
+    from.
 
     Args:
-        overrides: `key=value` as typed: text as it is (`overrides.py`), all else as Hydra reads it.
-        config_dirs: Further folders with config groups and code (one's own compressors).
+        overrides: Arguments `key=value` as typed: text is taken literally (`overrides.py`), Hydra parses all else.
+        config_dirs: Further folders with config groups and code (such as a user's own compressors).
 
     Raises:
-        UserError: for an unknown key, group option or value that does not parse, in one line.
+        UserError: a key or group option is unknown, or a value does not parse; the message is one line.
     """
     for override in overrides:
         if override.startswith(("+", "~")):
@@ -78,7 +79,7 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str
 
 
 def _expand_homes(config: dict[str, Any]) -> None:
-    """Replace `~` in all places that the config names, wherever it was written."""
+    """Expand `~` in every path of the config, whether it came from a config file or the command line."""
     for key in PLACES:
         *path, name = key.split(".")
         node: Any = config
@@ -89,7 +90,7 @@ def _expand_homes(config: dict[str, Any]) -> None:
 
 
 def import_own(config: dict[str, Any], config_dirs: tuple[str, ...]) -> None:
-    """Import the compressor's module when it lies in a folder that the user named; a model never imports by itself."""
+    """Import the compressor's module if it is in a folder that the user named. A model never imports code by itself."""
     module = str(config["compressor"].get("_target_", "")).rpartition(".")[0]
     for folder in config_dirs:
         if module and (Path(folder) / (module.replace(".", "/") + ".py")).is_file():
@@ -99,7 +100,7 @@ def import_own(config: dict[str, Any], config_dirs: tuple[str, ...]) -> None:
 
 
 def _inputs(config: dict[str, Any], config_dirs: tuple[str, ...]) -> dict[str, str]:
-    """Hashes of the files that a run starts from, so that a changed one makes another run of the same values."""
+    """Return hashes of the files that a run starts from, so that a changed file with equal values is another run."""
     given = config["model"]["weights"]
     folders = [Path(folder) for folder in given] if isinstance(given, list) else []
     weights = [folder / name for folder in folders for name in ("model.safetensors", "model.safetensors.index.json")]
@@ -118,7 +119,7 @@ def _digest(paths: list[Path]) -> str:
 
 
 def options(group: str, config_dirs: tuple[str, ...] = ()) -> list[str]:
-    """Names of the yaml files of a config group."""
+    """Return the names of a config group's YAML files."""
     folders = [CONFIG_DIR, *(Path(d) for d in config_dirs)]
     return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
@@ -127,33 +128,33 @@ def instantiate(spec: dict[str, Any], key: str, **given: Any) -> Any:
     """Call the class that `_target_` names with the spec's other keys, checked against its signature.
 
     Args:
-        spec: `_target_` and keyword arguments.
-        key: Where the spec stands in the config, for messages.
-        **given: Arguments that the config does not hold.
+        spec: Dict of `_target_` and keyword arguments.
+        key: Key of the spec in the config, for messages.
+        **given: Arguments that are not in the config.
 
     Raises:
-        UserError: for a class that is not there, an unknown or missing key, or a value of another type.
+        UserError: the class does not exist, a key is unknown or missing, or a value has the wrong type.
     """
     target, arguments = _checked_call(spec, key, set(given))
     return target(**arguments, **given)
 
 
 def check_spec(spec: dict[str, Any], key: str, given: set[str]) -> None:
-    """Find what `instantiate` would refuse, without calling the class.
+    """Check what `instantiate` would refuse, without calling the class.
 
     Args:
-        spec: `_target_` and keyword arguments.
-        key: Where the spec stands in the config, for messages.
-        given: Names of the arguments that the config does not hold.
+        spec: Dict of `_target_` and keyword arguments.
+        key: Key of the spec in the config, for messages.
+        given: Names of the arguments that are not in the config.
 
     Raises:
-        UserError: as `instantiate`.
+        UserError: `instantiate` would raise it.
     """
     _checked_call(spec, key, given)
 
 
 def _checked_call(spec: dict[str, Any], key: str, given: set[str]) -> tuple[Any, dict[str, Any]]:
-    """The class and its checked arguments."""
+    """Return the class that `_target_` names and its checked arguments."""
     arguments = {name: value for name, value in spec.items() if name != "_target_"}
     try:
         target = get_class(spec["_target_"])
@@ -172,7 +173,7 @@ def _checked_call(spec: dict[str, Any], key: str, given: set[str]) -> tuple[Any,
 
 
 def save(config: dict[str, Any], path: Path) -> None:
-    """Write a config as yaml, whole or not at all."""
+    """Write a config as YAML, completely or not at all."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, yaml.safe_dump(config, sort_keys=False))
@@ -182,7 +183,7 @@ def load(path: Path) -> dict[str, Any]:
     """Read a config that `save` wrote.
 
     Raises:
-        UserError: when there is none, or it is no yaml or no mapping.
+        UserError: the file does not exist, is not YAML or is not a mapping.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; allowed is the folder of a run, which holds config.yaml")
@@ -222,7 +223,7 @@ def _one_line(error: Exception, overrides: list[str]) -> str:
 
 
 def _unreadable(override: str) -> str | None:
-    """Why Hydra cannot read an override as one value; None where it can."""
+    """Return why Hydra cannot read an override as one value, or None if it can."""
     key, equals, _ = override.partition("=")
     if not equals:
         return "not of the form key=value"

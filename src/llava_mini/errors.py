@@ -1,30 +1,32 @@
-"""Exceptions that say in one line what is wrong: with what the user gave, a disk, or one image, video or sample.
+"""Exceptions that say in one line what is wrong with the user's input, a disk, or one image, video or sample.
 
-The command line prints the message of a UserError as a single line and exits with status 2; everything else is a
-defect of this package and keeps its traceback.
+The command line prints the message of a UserError as a single line and exits with status 2. Everything else is a
+bug in this package and keeps its traceback.
 """
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave; the message is one line that names the culprit and what is allowed."""
+    """A mistake in the user's input. The message is one line that names the bad value and what is allowed."""
 
 
 class SampleError(ValueError):
-    """An image, a video or a sample of data that cannot be used; the message is the reason.
+    """An image, a video or a data sample that cannot be used. The message is the reason.
 
-    In training it is counted and logged, and the run goes on without it; where a user names it, it is a mistake.
+    In training the sample is counted and logged, and the run continues without it. If the user named it, it is a
+    user's mistake.
     """
 
 
 class WriteError(OSError, UserError):
-    """A file that cannot be written: the disk is full, a quota is used up, the folder takes no files.
+    """A file that cannot be written: the disk is full, a quota is used up, the folder accepts no files.
 
-    Made as an OSError is, of errno, its text and the file's path; the message is one line that names the file first.
+    Takes the arguments of an OSError: errno, its text and the file's path. The message is one line that begins with the
+    file's path.
     """
 
     def __str__(self) -> str:
-        if self.filename is None:  # made again from its text, as after a worker's failure
+        if self.filename is None:  # rebuilt from its text, as after a worker's failure
             return super().__str__()
         return f"{self.filename}: cannot be written: {self.strerror}"

@@ -1,8 +1,9 @@
-"""Files that are complete or absent: written in a place of their own and renamed, and made by one process at a time.
+"""Files that are complete or absent: written to a temporary folder, then renamed, and made by one process at a time.
 
-What is being written lies in `.llava-mini-UID.tmp/TOKEN/` beside its target, on the same file system. Its writer holds
-a lock (`flock`) in there, which ends with the process, killed or not. So the next writer tells places of dead writers
-from those of living ones, on any machine that shares the folder and its locks, and removes the former.
+A file being written is in `.llava-mini-UID.tmp/TOKEN/` next to its target, on the same file system. Its writer holds
+a lock (`flock`) in that folder. The lock ends with the process, even if the process is killed. So the next writer can
+tell the folders of dead writers from those of running ones, on any machine that shares the folder and its locks. It
+removes the folders of dead writers.
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ _PACKAGED = Path(__file__).parent / "conf"
 CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
 
 
-_AREA = f".llava-mini-{os.getuid()}.tmp"  # one for each user, because another's may not be writable
+_AREA = f".llava-mini-{os.getuid()}.tmp"  # one per user, because another user's may not be writable
 _PLACE = re.compile(r"[0-9a-f]{16}")
 _LOCK = ".lock"
-_ATTEMPTS = 100  # at a place that vanishes, before it is the mount that has
-# A disk that takes no more: full, quota, largest file of the process, mounted for reading.
+_ATTEMPTS = 100  # at making a folder that vanishes; after that the mount itself must be gone
+# The disk accepts no more data: full, quota, file size limit of the process, mounted read-only.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _AWAY = (errno.EIO, errno.ESTALE)
-# A disk or a mount that is gone, whatever was to be read or written.
+# The disk or mount is gone, for reading and for writing.
 MOUNT_GONE = (*_AWAY, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENXIO, errno.ENODEV)
 _GONE = (errno.ENOENT, errno.ESTALE)  # removed here, or on another machine
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path, of the same name, that takes the place of `path` when the block ends; removed when it fails.
+    """Yield a temporary path of the same name that replaces `path` when the block ends. It is removed on failure.
 
     Raises:
-        WriteError: the disk is full, or takes no files for another reason; `path` is as it was.
+        WriteError: the disk is full, or accepts no files for another reason; `path` is unchanged.
     """
-    # The inner one tells what is free while it is full, the outer one is for the workplace itself.
+    # The inner `writing` reports the free space while the disk is still full. The outer one covers the folder itself.
     with writing(path), _workplace(path.parent) as place, writing(path):
         temporary = place / path.name
         yield temporary
@@ -56,13 +57,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within it, what a disk refuses is a WriteError that names `path`, in whichever words a library says it.
+    """Turn a failed write within the block into a WriteError that names `path`, however a library words the failure.
 
     Args:
-        path: The file or folder that the block writes.
+        path: File or folder that the block writes.
 
     Raises:
-        WriteError: see `errors`; any other error passes as it is, that of another file which the block reads too.
+        WriteError: see `errors`. Any other error passes unchanged, also one about another file that the block reads.
     """
     try:
         yield
@@ -71,7 +72,7 @@ def writing(path: Path) -> Iterator[None]:
             raise
         again = error.errno or 0
         raise WriteError(again, os.strerror(again) + _room(path, again), str(path)) from error
-    except (UserError, SampleError):  # they have named the culprit
+    except (UserError, SampleError):  # they already name what is wrong
         raise
     except Exception as error:
         refused = _refusal(error, path)
@@ -82,7 +83,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Within it, whatever the system refuses is a UserError that names `path`, the file that the block reads.
+    """Turn an OSError within the block into a UserError that names `path`, the file that the block reads.
 
     Raises:
         UserError: `path` cannot be read.
@@ -97,11 +98,11 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def disk_trouble_told() -> Iterator[None]:
-    """Around a whole command: what the system refuses of a file without `writing` or `reading` is one line too.
+    """Turn file errors outside `writing` and `reading` into one-line errors. It wraps a whole command.
 
     Raises:
-        WriteError: the disk takes no more; it names the file where the system's error does.
-        UserError: a file may not be used, or the disk or mount that it lies on is gone.
+        WriteError: the disk accepts no more data; it names the file if the system's error does.
+        UserError: access to a file is not permitted, or its disk or mount is gone.
     """
     try:
         yield
@@ -116,17 +117,17 @@ def disk_trouble_told() -> Iterator[None]:
 
 
 def disk_errno(error: BaseException) -> int | None:
-    """The system's number for a disk that took no more, wherever in an error's causes it is; None for other errors.
+    """Return the errno of a disk that accepts no more data, from anywhere in an error's causes; None for other errors.
 
-    torch raises "unexpected pos 128 vs 22" after the OSError, and safetensors has the number in its text only.
+    torch raises "unexpected pos 128 vs 22" after the OSError, and safetensors has the errno only in its text.
     """
     return next((number for number, _ in _system_errors(error) if number in _DISK), None)
 
 
 def _refusal(error: BaseException, path: Path) -> int | None:
-    """The system's number where it is `path` that is refused: what is full, what bears its name, or what is nameless.
+    """Return the errno if it is about `path`: the disk is full, the error names `path`, or the error names no file.
 
-    A time-out may be a server's, deeper in the causes.
+    A timeout without a file name counts only in `error` itself: deeper in the causes it may be a server's.
     """
     for number, name in _system_errors(error):
         nameless = number in _AWAY or (number == errno.ETIMEDOUT == getattr(error, "errno", None))
@@ -136,12 +137,12 @@ def _refusal(error: BaseException, path: Path) -> int | None:
 
 
 def _is_of(name: Path, path: Path) -> bool:
-    """Whether a name is `path`, what lies in it or around it, or its temporary file."""
+    """Whether `name` is `path`, a file in it, a folder around it, or its temporary file."""
     return path in (name, *name.parents) or name in path.parents or path.parent / _AREA in (name, *name.parents)
 
 
 def _system_errors(error: BaseException) -> Iterator[tuple[int, str | None]]:
-    """Number and file name of the system's errors in an error's causes, except where it was raised `from None`."""
+    """Yield errno and file name of each system error in an error's causes. `raise ... from None` ends the search."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno is not None:
@@ -152,7 +153,7 @@ def _system_errors(error: BaseException) -> Iterator[tuple[int, str | None]]:
 
 
 def _room(path: Path, number: int) -> str:
-    """` (disk of runs/a: 3 MiB free of 6)`, where a disk is full that can be asked."""
+    """Return ` (disk of runs/a: 3 MiB free of 6)` if the disk is full, else an empty string."""
     if number != errno.ENOSPC:
         return ""
     folder = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
@@ -162,11 +163,11 @@ def _room(path: Path, number: int) -> str:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `folder` when the block ends, and is removed when it fails.
+    """Yield a temporary folder that replaces `folder` when the block ends. It is removed on failure.
 
     Raises:
-        WriteError: the disk takes no more.
-        UserError: `folder` is there and not an empty folder, or cannot be made.
+        WriteError: the disk accepts no more data.
+        UserError: `folder` exists and is not an empty folder, or cannot be created.
     """
     with ExitStack() as stack:
         stack.enter_context(writing(folder))
@@ -179,15 +180,15 @@ def new_folder(folder: Path) -> Iterator[Path]:
             temporary.mkdir()
         except OSError as error:
             raise UserError(f"{folder}: cannot be made ({error.strerror})") from error
-        with writing(folder):  # within the workplace, to tell what is free while it is full
+        with writing(folder):  # inside the temporary folder's block, to report the free space while the disk is full
             yield temporary
-            temporary.rename(folder)  # over an empty folder too
+            temporary.rename(folder)  # also replaces an empty folder
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what killed writers have left in `folder`; what a living one is writing stays.
+    """Remove what killed writers left in `folder`. What a running writer is writing stays.
 
-    Every writer does so first. Where nothing more will be written, call it when the folder is opened.
+    Every writer does this first. Where nothing more will be written, call it when the folder is opened.
     """
     area = folder / _AREA
     try:
@@ -195,7 +196,7 @@ def remove_leftovers(folder: Path) -> None:
     except OSError:  # nothing is being written, or no folder at all
         return
     for place in places:
-        with suppress(OSError):  # it is in use, gone by now, or on a file system without locks
+        with suppress(OSError):  # it is in use, already gone, or on a file system without locks
             if _PLACE.fullmatch(place.name) and not place.is_symlink():
                 with open(place / _LOCK, "a") as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -206,7 +207,7 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def _workplace(folder: Path) -> Iterator[Path]:
-    """A new, empty folder within `folder` for this writer alone, removed with all that is in it when the block ends."""
+    """Yield a new, empty folder in `folder` for this writer only. It is removed with its files when the block ends."""
     remove_leftovers(folder)
     place, lock = _locked_place(folder / _AREA)
     try:
@@ -215,24 +216,24 @@ def _workplace(folder: Path) -> Iterator[Path]:
                 yield place
             finally:
                 shutil.rmtree(place, ignore_errors=True)
-    finally:  # NFS keeps a folder as long as a file of it is open, here the lock
+    finally:  # NFS cannot remove a folder while a file in it is open, here the lock
         _remove_empty(place)
         _remove_empty(place.parent)
 
 
 def _locked_place(area: Path) -> tuple[Path, IO[str]]:
-    """A new folder in `area`, and the lock that says that its writer lives."""
+    """Return a new folder in `area`, and the lock that shows that its writer is running."""
     attempts = 0
     while True:
         attempts += 1
         with suppress(FileExistsError):
             area.mkdir()
-        place = area / secrets.token_hex(8)  # not the process id, which a process on another machine may have too
+        place = area / secrets.token_hex(8)  # not the process id, which a process on another machine may share
         try:
             place.mkdir()
             lock = open(place / _LOCK, "a")  # noqa: SIM115 - it stays open
         except OSError as error:
-            # Another writer took the area for empty, or the place for a leftover.
+            # Another writer mistook the area for empty, or this folder for a leftover, and removed it.
             if error.errno in _GONE and attempts <= _ATTEMPTS:
                 continue
             shutil.rmtree(place, ignore_errors=True)
@@ -244,12 +245,12 @@ def _locked_place(area: Path) -> tuple[Path, IO[str]]:
 
 
 def _lock_alone(lock: IO[str], path: Path) -> bool:
-    """Locks a new file, unless another writer has taken its folder for a leftover."""
+    """Lock a new file. Return False if another writer mistook its folder for a leftover."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # no locks on this file system, so nobody can take another's place for a leftover
+    except OSError:  # no locks on this file system, so no writer can mistake another's folder for a leftover
         return True
     try:
         return os.path.samestat(os.fstat(lock.fileno()), path.stat())
@@ -258,21 +259,21 @@ def _lock_alone(lock: IO[str], path: Path) -> bool:
 
 
 def _remove_empty(folder: Path) -> None:
-    with suppress(OSError):  # others are at work in it, or have removed it
+    with suppress(OSError):  # other writers use it, or have removed it
         folder.rmdir()
 
 
 def set_usual_mode(path: Path) -> None:
-    """Give a file the mode that one made by `open` has in its folder: by the umask, or by rules of the folder's own."""
+    """Give a file the mode that `open` would give it in its folder: from the umask or the folder's own rules."""
     with _workplace(path.parent) as place:  # so that the next writer removes what a killed one leaves
         probe = place / path.name
-        probe.touch()  # os.umask tells by changing it, for all threads
+        probe.touch()  # os.umask can only be read by changing it, for all threads
         if (usual := probe.stat().st_mode) != path.stat().st_mode:
             path.chmod(stat.S_IMODE(usual))
 
 
 def why_unreadable(folder: Path, names: str = "*") -> str | None:
-    """Which file of a folder cannot be opened, and why, in one line; None where all can be or there is no folder."""
+    """Return which file of a folder cannot be opened and why, in one line; None if all can or there is no folder."""
     try:
         for path in sorted(folder.iterdir()) if os.path.isdir(folder) else ():
             if path.match(names) and path.is_file():
@@ -283,7 +284,7 @@ def why_unreadable(folder: Path, names: str = "*") -> str | None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copies a small file; what cannot be read is told apart from what cannot be written.
+    """Copy a small file. Read errors and write errors are distinguished.
 
     Raises:
         UserError: `source` cannot be read.
@@ -296,25 +297,25 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` in UTF-8, whole or not at all."""
+    """Write `text` in UTF-8, completely or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` with its keys in their order, whole or not at all."""
+    """Write `value` as JSON with its keys in their order, completely or not at all."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of this program's.
+    """Return the JSON object in a file that this program wrote.
 
     Raises:
-        UserError: it cannot be read, is empty or torn, or holds something else.
+        UserError: the file cannot be read, is empty or incomplete, or contains something else.
     """
     with reading(path):
         raw = path.read_bytes()
-    if not raw.strip(b"\0 \n"):  # as a crash of the machine may leave it
+    if not raw.strip(b"\0 \n"):  # a crash of the machine may leave such a file
         raise UserError(f"{path}: is empty")
     try:
         value = json.loads(raw)
@@ -326,7 +327,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines of a JSONL file that this program appends to, as text and as what they hold; what a crash tore is not.
+    """Yield the complete lines of a JSONL file that this program appends to, as text and parsed; skip broken ones.
 
     Raises:
         UserError: the file cannot be read.
@@ -340,24 +341,24 @@ def whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def rank_path(path: Path, rank: int) -> Path:
-    """Where one of several processes writes what is `path` for rank 0: history.jsonl, history.rank1.jsonl, ..."""
+    """Return the path that a rank writes instead of rank 0's `path`: history.jsonl, history.rank1.jsonl, ..."""
     return path if rank == 0 else path.with_name(f"{path.stem}.rank{rank}{path.suffix}")
 
 
 def rank_paths(path: Path) -> list[Path]:
-    """The files that any rank has written for `path`, rank 0's first."""
+    """Return the files that the ranks have written for `path`, rank 0's first."""
     others = path.parent.glob(f"{path.stem}.rank*{path.suffix}")
     return [each for each in (path, *sorted(others)) if each.exists()]
 
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Holds `folder` (made if missing) for this process; others wait. The lock ends with the process, killed or not.
+    """Lock `folder` (created if missing) for this process. Others wait. The lock ends with the process, even if killed.
 
-    A folder in which nothing can be made, as on a read-only mount, is read without.
+    A folder in which no file can be created, as on a read-only mount, is not locked.
 
     Raises:
-        WriteError: it cannot be made or locked.
+        WriteError: the folder cannot be created or locked.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -370,11 +371,11 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Holds a lock file (made if missing) for this process, as `folder_lock`.
+    """Hold a lock file (created if missing) for this process. The lock ends with the process, even if killed.
 
     Raises:
-        WriteError: it cannot be made, or its file system has no locks.
-        BlockingIOError: another process holds it, and `wait` is false.
+        WriteError: the file cannot be created, or its file system has no locks.
+        BlockingIOError: another process holds the lock, and `wait` is false.
     """
     with _lock_file(path, lambda file: fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)):
         yield
@@ -382,7 +383,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 @contextmanager
 def _lock_file(path: Path, take: Callable[[IO[str]], None]) -> Iterator[None]:
-    """Opens a lock file (made if missing) and takes a lock on it, until the block ends."""
+    """Open a lock file (created if missing) and hold a lock on it until the block ends."""
     with ExitStack() as stack:
         with writing(path):
             file = stack.enter_context(open(path, "w"))
@@ -397,12 +398,12 @@ def _lock_file(path: Path, take: Callable[[IO[str]], None]) -> Iterator[None]:
 
 @contextmanager
 def shard_lock(folder: Path, number: int) -> Iterator[None]:
-    """Holds one shard of a set in `folder` for this process, which may hold one at a time; others wait.
+    """Lock one shard of a shard set in `folder` for this process. Others wait. A process may lock one shard at a time.
 
-    The lock is a byte of one file for all shards, and ends with the process, killed or not.
+    The lock is one byte of a file that all shards share. It ends with the process, even if killed.
 
     Raises:
-        WriteError: it cannot be made or locked.
+        WriteError: the file cannot be created or locked.
     """
     with _lock_file(folder / ".shards.lock", lambda file: fcntl.lockf(file, fcntl.LOCK_EX, 1, number)):
         yield

@@ -1,8 +1,8 @@
-"""Which graphics card this machine has, whether the installed torch can drive it, how much memory is free, or wanting.
+"""Which GPU this machine has, whether the installed torch supports it, how much memory is free, what ran out of memory.
 
-A build of torch holds kernels for some architectures only (`torch.cuda.get_arch_list()`): a newer torch may have
-dropped an old card, an older one does not know a new card. The sources are PyTorch's release notes: Volta (V100) is in
-the cu126 builds, the last of which are torch 2.14's; Blackwell (RTX 5090) needs cu128 or later, cu130 here.
+A build of torch contains kernels for some architectures only (`torch.cuda.get_arch_list()`). A newer torch may have
+dropped an old GPU, and an older torch does not know a new GPU. The sources are PyTorch's release notes: Volta (V100) is
+in the cu126 builds, the last of which are torch 2.14's; Blackwell (RTX 5090) needs cu128 or later, cu130 here.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ WHEELS = "https://download.pytorch.org/whl"
 _OLD_BUILD, _NEW_BUILD = "cu126", "cu130"
 _NEW_BUILD_SINCE = (7, 5)  # cu130 builds have Turing and later
 _CGROUP = Path("/sys/fs/cgroup")
-# Files of a control group that tell its limit and what is used, and of what is used what gives way: versions 2 and 1.
+# Files of a control group with its limit and its usage, and the field for reclaimable memory: versions 2 and 1.
 _GROUP_FILES = {
     "": ("memory.max", "memory.current", "inactive_file"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-_NO_HOST_MEMORY = ("DefaultCPUAllocator", "not enough memory", "std::bad_alloc")  # in what torch says without any
+_NO_HOST_MEMORY = ("DefaultCPUAllocator", "not enough memory", "std::bad_alloc")  # in torch's out-of-memory messages
 _BF16_SINCE = (8, 0)  # Ampere; before it torch emulates bfloat16, which is slower than float32
 
 
 @dataclass(frozen=True)
 class Card:
-    """A graphics card as its driver describes it.
+    """A GPU as its driver describes it.
 
     Attributes:
-        name: The driver's name of it.
+        name: Name that the driver reports.
         capability: Compute capability, (7, 0) for a V100.
-        memory_bytes: Its whole memory.
+        memory_bytes: Total memory in bytes.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Card:
 
 
 def find_cards() -> list[Card]:
-    """NVIDIA's cards here: by torch where it finds them, else by the driver's own tool (torch may be a CPU build)."""
+    """Return this machine's NVIDIA GPUs, from torch or else from the driver's own tool (torch may be a CPU build)."""
     if torch.cuda.is_available():
         every = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
         return [Card(one.name, (one.major, one.minor), one.total_memory) for one in every]
@@ -61,11 +61,11 @@ def find_cards() -> list[Card]:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
         return parse_cards(answer)
     except (subprocess.SubprocessError, OSError, ValueError):
-        return []  # a driver that does not answer is no card that can be used
+        return []  # without an answer from the driver no GPU can be used
 
 
 def memory_text(size: int) -> str:
-    """Bytes of memory for people: 1.50 GiB; in MiB or KiB what would be less than a hundredth."""
+    """Return a memory size as text, such as 1.50 GiB. Below 0.01 of a unit the next smaller one is used: MiB, KiB."""
     for power, unit in ((30, "GiB"), (20, "MiB")):
         if abs(size) >= 0.01 * 2**power:
             return f"{size / 2**power:.2f} {unit}"
@@ -73,10 +73,10 @@ def memory_text(size: int) -> str:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory of a device that can still be had.
+    """Return the memory of a device that is still available, in bytes.
 
-    On a GPU also what torch holds unused, within the share that the process may take
-    (`torch.cuda.set_per_process_memory_fraction`); on a CPU within the limits of its control groups.
+    On a GPU this includes what torch has reserved but not allocated, within the process's share
+    (`torch.cuda.set_per_process_memory_fraction`). On a CPU it is within the limits of the process's control groups.
     """
     if device.type != "cuda":
         return min([_free_in_host(), *_free_in_groups(Path("/proc/self/cgroup"), _CGROUP)])
@@ -87,13 +87,13 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _free_in_groups(groups: Path, root: Path) -> list[int]:
-    """What each control group of a process, from its own up to the root's, leaves free; none without a limit.
+    """Return the free bytes of each control group of a process that has a limit, from its own group up to the root.
 
-    Files that were read fill a group's memory too, but give way: they count as free.
+    Cached files also count as a group's memory but can be reclaimed, so they count as free here.
 
     Args:
-        groups: Lines "number:controllers:/path"; "0::/path" is version 2.
-        root: Where the groups are mounted.
+        groups: File with lines "number:controllers:/path"; "0::/path" is version 2.
+        root: Folder where the groups are mounted.
     """
     if not groups.exists():
         return []
@@ -116,29 +116,29 @@ def _free_in_groups(groups: Path, root: Path) -> list[int]:
 
 def _free_in_host() -> int:
     meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():  # not Linux: the half of it is a careful guess
+    if not meminfo.exists():  # not Linux: half of the physical memory is a careful guess
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
     return int(lines["MemAvailable"].split()[0]) * 1024
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it is for want of memory, of a device or of the host."""
+    """Whether an error means that a device or the host is out of memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_HOST_MEMORY)
 
 
 def reason_of(error: BaseException) -> str:
-    """What torch or Python says is wanting, in few words."""
+    """Return the first line of an error's message, at most 160 characters; without a message its type's name."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:160]
 
 
 def parse_cards(answer: str) -> list[Card]:
-    """Cards from the driver's list: name, capability, MiB of memory, a line a card.
+    """Parse the driver's list of GPUs: name, compute capability and MiB of memory, one GPU per line.
 
     Raises:
-        ValueError: for a line of another form.
+        ValueError: a line has another form.
     """
     cards = []
     for line in answer.strip().splitlines():
@@ -149,18 +149,18 @@ def parse_cards(answer: str) -> list[Card]:
 
 
 def drives(arch_list: Sequence[str], capability: tuple[int, int]) -> bool:
-    """Whether a build of torch with these architectures has kernels that such a card runs.
+    """Whether a build of torch with these architectures has kernels that run on a GPU of this compute capability.
 
-    Binary kernels (`sm_80`) run on cards of the same major capability that are as new or newer; `compute_90` is
-    compiled by the driver for anything as new or newer.
+    Binary kernels (`sm_80`) run on GPUs of the same major capability that are as new or newer; `compute_90` is
+    compiled by the driver for any GPU that is as new or newer.
 
     Args:
-        arch_list: As `torch.cuda.get_arch_list()` has it.
-        capability: The card's.
+        arch_list: Architectures as `torch.cuda.get_arch_list()` returns them.
+        capability: Compute capability of the GPU.
     """
     for arch in arch_list:
         kind, _, digits = arch.partition("_")
-        digits = digits.rstrip("af")  # sm_90a: for this very architecture
+        digits = digits.rstrip("af")  # sm_90a: for exactly this architecture
         if not digits.isdigit():
             continue
         built = (int(digits[:-1]), int(digits[-1]))
@@ -172,31 +172,31 @@ def drives(arch_list: Sequence[str], capability: tuple[int, int]) -> bool:
 
 
 def build_for(capability: tuple[int, int]) -> str:
-    """The index of torch's wheels that drive such a card: cu126 for what came before Turing, else cu130."""
+    """Return the torch wheel index that supports a GPU: cu126 for GPUs older than Turing, else cu130."""
     return _NEW_BUILD if capability >= _NEW_BUILD_SINCE else _OLD_BUILD
 
 
 def install_command(build: str) -> str:
-    """How that build of torch is installed."""
+    """Return the command that installs a build of torch."""
     bound = '"torch>=2.11,<2.14"'
     return f"pip install --force-reinstall {bound} --index-url {WHEELS}/{build}"
 
 
 def has_bf16(capability: tuple[int, int]) -> bool:
-    """Whether a card computes in bfloat16 by itself."""
+    """Whether a GPU supports bfloat16 in hardware."""
     return capability >= _BF16_SINCE
 
 
 def check_card(card: Card, arch_list: Sequence[str], precision: str) -> None:
-    """Find what would stop a run on a card before it begins.
+    """Check before a run that it can work on a GPU.
 
     Args:
-        card: That it would run on.
-        arch_list: As `torch.cuda.get_arch_list()` has it.
-        precision: The config's `trainer.precision`.
+        card: GPU of the run.
+        arch_list: Architectures as `torch.cuda.get_arch_list()` returns them.
+        precision: Value of the config's `trainer.precision`.
 
     Raises:
-        UserError: the installed torch has no kernels for the card, or the card no bfloat16; it says what to do.
+        UserError: the installed torch has no kernels for the GPU, or the GPU lacks bfloat16; it says what to do.
     """
     if not drives(arch_list, card.capability):
         raise UserError(
@@ -211,10 +211,10 @@ def check_card(card: Card, arch_list: Sequence[str], precision: str) -> None:
 
 
 def card_to_measure() -> Card:
-    """The first card, for commands that measure one.
+    """Return the first GPU, for commands that measure one.
 
     Raises:
-        UserError: torch finds none, or cannot drive it, or it has no bfloat16.
+        UserError: torch finds no GPU or does not support it, or it has no bfloat16.
     """
     if not torch.cuda.is_available():
         raise UserError("torch finds no GPU here; --tiny tries the command on the CPU")

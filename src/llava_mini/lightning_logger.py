@@ -1,6 +1,6 @@
-"""Lightning's view of a `Tracker`: what the stages say with `self.log` becomes lines of the run's spool.
+"""Lightning logger on top of a `Tracker`: what the stages log with `self.log` becomes lines in the run's spool.
 
-Apart from `tracking.py` because importing Lightning takes seconds that a sweep does not have to spend.
+It is separate from `tracking.py` because importing Lightning takes seconds that a sweep does not need to spend.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from llava_mini.tracking import Tracker
 
 
 class TrackerLogger(Logger):
-    """Passes metrics and hyper-parameters on; the tracker's owner finishes it, since a run is more than a fit."""
+    """Logger that passes metrics and hyperparameters to a tracker.
+
+    The tracker's owner finishes it, because a run is more than one call of fit.
+    """
 
     def __init__(self, tracker: Tracker) -> None:
         super().__init__()
@@ -34,10 +37,10 @@ class TrackerLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *_: Any, **__: Any) -> None:
-        """Logs hyper-parameters as flat parameters."""
+        """Log hyperparameters as flat parameters."""
         self._tracker.log_params(vars(params) if isinstance(params, Namespace) else params)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Logs metrics at a step; Lightning's own counter `epoch` is left out."""
+        """Log metrics at a step, without Lightning's own counter `epoch`."""
         self._tracker.log_metrics({key: value for key, value in metrics.items() if key != "epoch"}, step or 0)

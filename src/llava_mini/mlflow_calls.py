@@ -1,7 +1,7 @@
-"""What the lines of a spool are to MLflow: the one place that calls it to write.
+"""Send the lines of a spool to MLflow. This is the only module that writes to MLflow.
 
-Each call may be repeated, since nobody knows whether a call that failed was heard: a run is found again by its spool's
-token, metrics carry their time, tags, files, data sets and views replace themselves.
+Every call may be repeated, because a failed call may still have arrived. A run is found again by its spool's token.
+Metrics carry their time. Tags, files, data sets and views overwrite themselves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llava_mini.files import locked
 from llava_mini.saved_view import KIND_TAG, MODEL_TRAINING, View, created_ms, parent_of, tag_key, tag_value
 from llava_mini.spool import DataInput, Kind, Line, Origin
 
-# mlflow reads these when it is imported. One quick attempt each: the spool is what tries again.
+# mlflow reads these when it is imported. Each call is one quick attempt, because the spool does the retries.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -30,19 +30,19 @@ from mlflow.tracking import MlflowClient
 
 log = logging.getLogger("llava_mini.tracking")
 
-# What no repetition can fix. Such a line is dropped with a warning, else it would hold back all that follow.
+# Errors that no retry can fix. Such a line is dropped with a warning, else it would block all lines after it.
 _REJECTED = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}
-# So are these for what goes beyond the run's own record: a server may be too old for it, or allow it to others only.
+# Also dropped for inputs, files and views: a server may be too old for them, or not permit them to this user.
 _NOT_ALLOWED = {"PERMISSION_DENIED", "ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"}
 _TOKEN_TAG = "llava_mini.token"
 _DIGEST_LENGTH = 36  # characters, the longest that MLflow takes
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client whose database is there and can be written.
+    """Return a client whose database exists and can be written.
 
-    MLflow retries for 100 s an SQLite file that cannot be opened, and processes that initialise one at the same time
-    crash: hence the file is first opened by hand, and by one process at a time.
+    MLflow retries for 100 s to open an SQLite file that cannot be opened. Processes that initialize one at the same
+    time crash. So the file is opened directly first, and by one process at a time.
     """
     path = sqlite_path(uri)
     if path is None:
@@ -61,13 +61,13 @@ def connect(uri: str) -> MlflowClient:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file of an SQLite tracker; None for any other."""
+    """Return the file of an SQLite tracker; None for any other tracker."""
     match = re.fullmatch(r"sqlite:///([^?:]+)", uri)
     return None if match is None else Path(match[1])
 
 
 def experiment_id(uri: str, client: MlflowClient, name: str) -> str:
-    """The experiment of that name, made where it is missing; the files of an SQLite tracker's lie beside it."""
+    """Return the id of the named experiment, created if missing. An SQLite tracker's files are next to its database."""
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
@@ -82,7 +82,7 @@ def experiment_id(uri: str, client: MlflowClient, name: str) -> str:
 
 
 def find_or_create_run(origin: Origin) -> str:
-    """The id of a spool's MLflow run."""
+    """Return the id of a spool's MLflow run, created if missing."""
     client = connect(origin.uri)
     experiment = experiment_id(origin.uri, client, origin.experiment)
     found = client.search_runs([experiment], f"tags.`{_TOKEN_TAG}` = '{origin.token}'", max_results=1)
@@ -95,12 +95,12 @@ def find_or_create_run(origin: Origin) -> str:
 
 
 def send(folder: Path, origin: Origin, lines: list[Line]) -> None:
-    """Sends lines that one call can take, see `Spool.deliver`; what MLflow rejects for good is dropped with a warning.
+    """Send lines that fit in one call, see `Spool.deliver`. What MLflow rejects for good is dropped with a warning.
 
     Args:
-        folder: the spool's, in which files lie.
-        origin: whose lines they are, its run made.
-        lines: see `Spool.deliver`.
+        folder: Folder of the spool, which contains the files.
+        origin: Origin of the lines, whose run exists already.
+        lines: Lines to send, grouped as `Spool.deliver` says.
     """
     client, run_id, first = connect(origin.uri), str(origin.run_id), lines[0]
     dropped = _REJECTED
@@ -123,10 +123,10 @@ def send(folder: Path, origin: Origin, lines: list[Line]) -> None:
 
 
 def latest_view(uri: str) -> tuple[str, str] | None:
-    """The newest view whose parent is not deleted.
+    """Return the newest view whose parent run is not deleted.
 
     Returns:
-        Its experiment's id and its parent run's; None where there is no view.
+        The ids of its experiment and of its parent run; None if there is no view.
     """
     client = connect(uri)
     found = [
@@ -182,17 +182,17 @@ def _send_file(client: MlflowClient, run_id: str, folder: Path, line: Line) -> N
 
 def _send_view(client: MlflowClient, run_id: str, _: Path, line: Line) -> None:
     experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
-    if KIND_TAG not in experiment.tags:  # of an experiment that others made; a choice is left as it is
+    if KIND_TAG not in experiment.tags:  # the experiment was made elsewhere; an existing tag is not changed
         client.set_experiment_tag(experiment.experiment_id, KIND_TAG, MODEL_TRAINING)
     value = tag_value(View(**line.values), run_id, line.time_ms)
     client.set_experiment_tag(experiment.experiment_id, tag_key(run_id), value)
 
 
 def _key(name: str) -> str:
-    """MLflow allows only these characters in a name."""
+    """Replace characters that MLflow does not allow in a name."""
     return re.sub(r"[^\w\-. :/]", "_", name)
 
 
 def short(error: Exception) -> str:
-    """An exception in a line."""
+    """Return an exception as one line of at most 300 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -1,8 +1,8 @@
-"""`key=value` as it is typed: values of keys that hold a path, a name or a URI are taken as they are.
+"""Overrides `key=value` as typed: values of keys for a path, a name or a URI are taken literally.
 
-Hydra reads a value by a grammar in which `=`, `#`, `~`, brackets, commas and letters beyond ASCII mean something or
-nothing, so such values are put into quotes before it sees them. What stays Hydra's: text in quotes, `null`, `${key}`,
-and where a key takes more than text, numbers, `true`, `[a, b]` and `{a: 1}`.
+Hydra parses a value with a grammar in which `=`, `#`, `~`, brackets, commas and non-ASCII letters have a special
+meaning or are not allowed. So such values are quoted before Hydra reads them. Hydra still parses text in quotes,
+`null` and `${key}`; for keys that take more than text also numbers, `true`, `[a, b]` and `{a: 1}`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from llava_mini.schema import TYPES
 
-# Keys of a place, where `~` is somebody's home; the others hold names.
+# Keys with a path or URI, in which `~` is a home folder. The other text keys are names.
 PLACES = (
     "run_dir", "data.folder", "data.cache_dir", "data.features", "data.splits.train", "data.splits.val",
     "data.splits.test", "model.hub.vision_tower", "model.hub.language_model", "model.tokenizer", "model.weights",
@@ -30,11 +30,11 @@ _OTHERS = re.compile(r"null|true|false|[+-]?(?:[\d_]+\.?[\d_]*|\.[\d_]+)(?:e[+-]
 
 @dataclass(frozen=True)
 class TextKey:
-    """What a key takes besides text.
+    """What a key accepts besides text.
 
     Attributes:
-        items: Whether `[a, b]`.
-        others: Whether numbers, `true` or `{a: 1}` may be meant.
+        items: Whether the key accepts a list, `[a, b]`.
+        others: Whether the key accepts numbers, `true` or `{a: 1}`.
     """
 
     items: bool
@@ -43,13 +43,13 @@ class TextKey:
 
 @cache
 def text_keys() -> dict[str, TextKey]:
-    """Keys of the config that take text which is not one of a few words, by the types in `schema.py`."""
+    """Return the config keys that accept free text, not one of a few fixed words, by the types in `schema.py`."""
     found = dict(_text_keys("", TYPES))
     return {**found, "experiment_name": TextKey(items=False, others=False)}
 
 
 def quoted(override: str) -> str:
-    """An override as Hydra reads it: text as it was typed becomes text in quotes."""
+    """Return an override for Hydra to parse, with literal text in quotes."""
     key, equals, value = override.partition("=")
     kind, bare = text_keys().get(key), value.strip()
     if kind is None or not equals or not value or bare.lower() == "null" or _is_quoted(bare):
@@ -63,11 +63,11 @@ def quoted(override: str) -> str:
 
 
 def split(text: str, *, brackets: bool = False) -> list[str]:
-    """Text values between commas, without the spaces around them; a comma in a value needs quotes around the value.
+    """Split text at commas and strip the spaces around the values. A value that contains a comma needs quotes.
 
     Args:
-        text: For example `a, 'b, c'`.
-        brackets: Whether `[a, b]` and `{a: 1, b: 2}` are one value.
+        text: Text to split, for example `a, 'b, c'`.
+        brackets: Whether `[a, b]` and `{a: 1, b: 2}` count as one value.
     """
     whole = [_QUOTED, *((rf"\[(?:{_QUOTED}|.)*?\]", rf"\{{(?:{_QUOTED}|.)*?\}}") if brackets else ())]
     value = re.compile(rf"\s*((?:{'|'.join(whole)})(?=\s*(?:,|\Z))|[^,]*?)\s*(?:,|\Z)", re.DOTALL)
@@ -81,28 +81,28 @@ def split(text: str, *, brackets: bool = False) -> list[str]:
 
 
 def quote(text: str) -> str:
-    """`text` in single quotes, as Hydra reads it back."""
+    """Return `text` in single quotes, escaped so that Hydra reads the same text back."""
     # A backslash is special only before a quote.
     escaped = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
     return f"'{escaped}'"
 
 
 def literal(text: str) -> str:
-    """`text` as a program has it, in which `${` means nothing: plain for a simple absolute path, else in quotes."""
+    """Return `text` as a literal in which `${` has no meaning: unchanged for a simple absolute path, else quoted."""
     if re.fullmatch(r"/[\w./+-]*", text, re.ASCII):
         return text
     return quote(re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", text))
 
 
 def unquoted(value: str) -> str:
-    """What a user typed where Hydra does not read it: without the quotes around it."""
+    """Return a typed value without the quotes around it, for values that Hydra does not parse."""
     if not _is_quoted(value):
         return value
     return re.sub(rf"(\\+)({value[0]}|\Z)", lambda match: match[1][: len(match[1]) // 2] + match[2], value[1:-1])
 
 
 def at_home(value: Any) -> Any:
-    """A value of `PLACES` with `~` and `~name` at its beginning replaced by the home that they name."""
+    """Return a value of a key in `PLACES` with a leading `~` or `~name` replaced by that home folder."""
     if isinstance(value, str):
         scheme = "sqlite:///"
         if value.startswith(f"{scheme}~"):
@@ -134,7 +134,7 @@ def _text_keys(prefix: str, types: dict[str, Any]) -> Iterator[tuple[str, TextKe
 
 
 def _alternatives(annotation: Any) -> Iterator[Any]:
-    """The types that a value may be of, without None and without what pydantic is told of them."""
+    """Yield the types that a value may have, without None and without pydantic's annotations."""
     origin = get_origin(annotation)
     if origin is Annotated:
         yield from _alternatives(get_args(annotation)[0])

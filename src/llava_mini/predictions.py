@@ -1,7 +1,7 @@
-"""How well a run answered every question, and the file that keeps it: written by an evaluation, read by a comparison.
+"""Scores of a run's answer to every question, and their file: written by an evaluation, read by a comparison.
 
-Three scores of each answer are kept. Exact match is what a user sees, word accuracy gives credit for the right part of
-a long answer, and the negative log-likelihood moves smoothly where the other two jump.
+Each answer has three scores. Exact match is what a user sees. Word accuracy gives credit for the right part of a long
+answer. The negative log-likelihood changes smoothly where the other two jump.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TYPES = {"turn": np.int64, "words": np.int64, **dict.fromkeys(SCORES, np.float3
 
 @dataclass(frozen=True)
 class Predictions:
-    """The scores of a run's answers: arrays of one length, an entry for each question.
+    """Scores of a run's answers: arrays of equal length with one entry per question.
 
     Attributes:
         key: Scene of the question (the sample's key in its shard).
@@ -47,13 +47,13 @@ class Predictions:
         """Read `predictions_{val,test}.npz`.
 
         Raises:
-            UserError: naming the file, when it is missing, cut or of other content.
+            UserError: the file is missing, truncated or has other content; it names the file.
         """
         names = [field.name for field in fields(cls)]
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 loaded = cls(*(arrays[name].astype(_TYPES.get(name, arrays[name].dtype)) for name in names))
-        except Exception as error:  # numpy and zipfile raise of damaged files whatever comes
+        except Exception as error:  # numpy and zipfile raise many kinds of errors for damaged files
             reason = getattr(error, "strerror", None) or type(error).__name__
             raise UserError(f"{path.name} cannot be read ({reason})") from error
         shapes = {vars(loaded)[name].shape for name in names}
@@ -66,10 +66,10 @@ class Predictions:
         """Refuse scores that are NaN or infinite, which no comparison can use.
 
         Args:
-            name: Of what they are, for the message.
+            name: Name of the source of the scores, for the message.
 
         Raises:
-            UserError: naming it and the first sample.
+            UserError: a score is NaN or infinite; it gives `name` and the key of the first such sample.
         """
         for score in SCORES:
             wrong = np.flatnonzero(~np.isfinite(self.score(score)))
@@ -78,39 +78,39 @@ class Predictions:
                 raise UserError(f"{name}: {score} of {self.key[first]} is {self.score(score)[first]}")
 
     def save(self, path: Path) -> None:
-        """Write what `load` reads, whole or not at all."""
+        """Write the file that `load` reads, completely or not at all."""
         with atomic_path(path) as temporary, temporary.open("wb") as file:  # savez adds .npz to a name, not to a file
             np.savez_compressed(file, **vars(self))
 
     def chosen(self, mask: NDArray[np.bool_]) -> Predictions:
-        """The questions where `mask` is true.
+        """Return the questions where `mask` is true.
 
         Args:
-            mask: [number of questions], bool.
+            mask: Choice of questions, [number of questions] bool.
         """
         return Predictions(**{name: values[mask] for name, values in vars(self).items()})
 
     def of_kind(self, kind: str) -> Predictions:
-        """The questions of one kind."""
+        """Return the questions of one kind."""
         return self.chosen(self.kind == kind)
 
     def score(self, name: str) -> NDArray[np.float32]:
-        """One of `SCORES` for every question."""
+        """Return the named score, one of `SCORES`, for every question."""
         if name not in SCORES:
             raise ValueError(f"unknown score {name!r}; there are {', '.join(SCORES)}")
         scores: NDArray[np.float32] = vars(self)[name]
         return scores
 
     def accuracy(self) -> float:
-        """Share of exact matches over all questions; NaN without any."""
+        """Return the share of exact matches over all questions; NaN without questions."""
         return float(self.exact_match.mean(dtype=np.float64)) if len(self.key) else float("nan")
 
     def groups(self) -> dict[str, list[str]]:
-        """The kinds with long answers and those with one-word answers, apart: {"dense": [...], "one_word": [...]}.
+        """Group the kinds by answer length: {"dense": [...], "one_word": [...]}.
 
-        A kind is `one_word` when all its answers are one word and `dense` otherwise; a group without kinds is left
-        out. Headline metrics are means over the kinds of a group (`group_means`): one mean of all would hide that
-        pre-fused text can carry one word of an answer and not dozens.
+        A kind is `one_word` when all its answers are one word and `dense` otherwise. A group without kinds is left
+        out. Headline metrics are means over the kinds of a group (`group_means`). One mean over all kinds would hide
+        that pre-fused text can carry one word of an answer but not dozens.
         """
         kinds: dict[str, list[str]] = {"dense": [], "one_word": []}
         for kind in sorted({str(kind) for kind in self.kind}):
@@ -118,16 +118,16 @@ class Predictions:
         return {group: names for group, names in kinds.items() if names}
 
     def by_kind(self, name: str) -> dict[str, float]:
-        """Mean of a score for every kind; {} where the data names no kinds."""
+        """Return the mean of a score for every kind; {} if the data names no kinds."""
         scores = self.score(name)
         kinds = sorted({str(kind) for kind in self.kind} - {""})
         return {kind: float(scores[self.kind == kind].mean(dtype=np.float64)) for kind in kinds}
 
     def group_means(self, name: str) -> dict[str, float]:
-        """The headline metrics: for each group of `groups` the mean over its kinds of their mean scores.
+        """Return the headline metrics: for each group of `groups`, the mean of its kinds' mean scores.
 
-        This is the one place that defines them (README, reports, MLflow and validation all use it). Kinds weigh
-        alike, however many questions each has. Data without kinds is one kind.
+        This is the only definition of them (README, reports, MLflow and validation all use it). Every kind has the same
+        weight, however many questions it has. Data without kinds counts as one kind.
         """
         scores = self.score(name)
         return {

@@ -1,4 +1,4 @@
-"""Types and limits of the config groups that name no class; one with a `_target_` has its class's signature instead.
+"""Types and limits of the config groups that name no class. The class signature checks a group with a `_target_`.
 
 `check` reads a whole resolved config and needs no torch, so a mistake is reported at once.
 """
@@ -16,7 +16,7 @@ from llava_mini.errors import UserError
 
 
 def _only(allowed: str) -> WrapValidator:
-    """One message for a value that may be of several types, in place of what is wrong by each of them."""
+    """Return a validator that reports one message for a value of several possible types, not one message per type."""
 
     def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         try:
@@ -34,16 +34,16 @@ Name = Annotated[str, Field(min_length=1)]
 Turns = Literal["conversation", "independent"]
 Split = Literal["train", "val", "test"]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of learning, of decay
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # learning rate, weight decay
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-# One shard set, several that are pooled as one, or several that are mixed by weight.
+# One shard set, several that are pooled into one, or several that are mixed by weight.
 Sets = Annotated[
     Name | Annotated[list[Name], Field(min_length=1)] | Annotated[dict[Name, Weight], Field(min_length=1)],
     _only("a set, [set, ...] and {set: weight above 0, ...}"),
 ]
 Template = Annotated[Name | dict[str, str | bool], _only("the name of a template and {field: text, ...}")]
-# Folders whose tensors are loaded in this order (what they leave out stays random), or the parts that model.hub names.
+# Folders whose tensors are loaded in this order (all other weights stay random), or the parts that model.hub names.
 Weights = Annotated[Literal["random", "hub"] | list[Name], _only("random, hub and [folder, ...]")]
 Features = Annotated[Flag | Name, _only("true, false and a folder")]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
@@ -51,7 +51,7 @@ Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
 
 @dataclass
 class Fusion:
-    """N_fusion and the initialisation of its layers."""
+    """Number of pre-fusion layers (N_fusion) and their initialization."""
 
     num_layers: Count
     init: Literal["copy", "random"]
@@ -59,7 +59,7 @@ class Fusion:
 
 @dataclass
 class Order:
-    """The order of work (REFERENCE section 2)."""
+    """Order of compression, projection and pre-fusion (REFERENCE section 2)."""
 
     compress_before_projection: bool
     fuse_compressed_tokens: bool
@@ -67,7 +67,7 @@ class Order:
 
 @dataclass
 class Hub:
-    """The parts that a model is made of: Hub ids or folders."""
+    """Pretrained parts of a model: Hub ids or folders."""
 
     vision_tower: Name
     language_model: Name
@@ -75,7 +75,7 @@ class Hub:
 
 @dataclass
 class Model:
-    """Shapes of the parts, and where their weights and the tokenizer lie."""
+    """Shapes of the model's parts, and where their weights and the tokenizer are."""
 
     vision_config: dict[str, Any]
     text_config: dict[str, Any]
@@ -84,16 +84,16 @@ class Model:
     hub: Hub | None
     tokenizer: Name
     weights: Weights
-    start: Literal["uncompressed", "stage1"] | None = None  # tiny world only: which of its checkpoints `weights` names
+    start: Literal["uncompressed", "stage1"] | None = None  # toy world only: which of its checkpoints `weights` names
 
 
 @dataclass
 class Data:
-    """Which shard sets are read, and how their conversations and pictures become tokens and pixels."""
+    """Which shard sets are read, and how their conversations and images become tokens and pixels."""
 
     folder: Name
-    cache_dir: Name | None  # where shards from URLs are kept
-    world_seed: Count | None  # None: the shard sets in `folder` are there already, one's own
+    cache_dir: Name | None  # where shards from URLs are stored
+    world_seed: Count | None  # None: the shard sets in `folder` exist already and are the user's own
     sizes: dict[str, Positive]
     splits: dict[Split, Sets | None]
     template: Template
@@ -104,7 +104,7 @@ class Data:
     batch_size: Positive
     eval_batch_size: Positive
     num_workers: Count
-    max_length: Annotated[int, Field(ge=2, strict=True)]  # a token to see and one to learn
+    max_length: Annotated[int, Field(ge=2, strict=True)]  # one token to read and one to predict
     max_bad_fraction: Share
     features: Features
     kinds: list[str]
@@ -132,7 +132,7 @@ class Finetune:
 
 @dataclass
 class Hardware:
-    """The card that a run is planned for."""
+    """GPU that a run is planned for."""
 
     memory_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     torch_build: Literal["cpu", "cu126", "cu130"] | None
@@ -140,7 +140,7 @@ class Hardware:
 
 @dataclass
 class MemoryOptions:
-    """What saves memory in training."""
+    """Options that save memory in training."""
 
     activation_checkpointing: Flag
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
@@ -152,7 +152,7 @@ class MemoryOptions:
 
 @dataclass
 class Trainer:
-    """Length, precision and rhythm of a training run; steps are optimiser steps."""
+    """Length, precision, devices and intervals of a training run. Steps are optimizer steps."""
 
     max_steps: Positive
     accumulate_grad_batches: Positive
@@ -160,7 +160,7 @@ class Trainer:
     precision: Precision
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
     strategy: Literal["auto", "fsdp"]
-    devices: Positive  # processes of a machine that train together, each on a device of its own; CPUs are shared
+    devices: Positive  # processes per machine that train together, each on its own device; they share the CPUs
     num_nodes: Positive
     rank_timeout: Positive  # seconds
     val_every: Positive | None
@@ -170,7 +170,7 @@ class Trainer:
 
 @dataclass
 class Tracking:
-    """MLflow."""
+    """Reporting to MLflow."""
 
     enabled: bool
     uri: Name | None
@@ -181,7 +181,7 @@ class Tracking:
 
 @dataclass
 class World:
-    """The making of the tiny world's pre-trained parts."""
+    """Training of the toy world's pretrained parts."""
 
     out: Name
     stages: Annotated[list[Literal[0, 1, 2]], Field(min_length=1)]
@@ -209,10 +209,10 @@ TYPES: dict[str, Any] = {
 
 
 def check(config: dict[str, Any]) -> None:
-    """Check every value of a resolved config that no class's signature checks.
+    """Check every value of a resolved config that no class signature checks.
 
     Raises:
-        UserError: naming the key, its value and what is allowed.
+        UserError: a value is not allowed; it names the key, its value and what is allowed.
     """
     for name, kind in TYPES.items():
         try:
@@ -229,7 +229,7 @@ def check(config: dict[str, Any]) -> None:
 
 
 def _check_different(split: str, names: list[str]) -> None:
-    """A set that is given twice would silently count double."""
+    """Refuse a shard set that is given twice, because it would silently count double."""
     places = [normpath(name) for name in names]
     for number, name in enumerate(names):
         if places[number] in places[:number]:
@@ -237,10 +237,10 @@ def _check_different(split: str, names: list[str]) -> None:
 
 
 def _check_model(model: dict[str, Any]) -> None:
-    """Refuse values that do not go together.
+    """Refuse values of the model that cannot be combined.
 
     Raises:
-        UserError: naming them.
+        UserError: values cannot be combined; it names them.
     """
     if model["weights"] == "hub" and model["hub"] is None:
         raise UserError(
@@ -252,22 +252,22 @@ def _check_model(model: dict[str, Any]) -> None:
 
 
 def set_names(sets: str | list[str] | dict[str, float] | None) -> list[str]:
-    """The shard sets of a split."""
+    """Return the names of a split's shard sets."""
     return [sets] if isinstance(sets, str) else list(sets or [])
 
 
 def names_a_place(name: str) -> bool:
-    """Whether a shard set is named by its place, a path or a URL, and not as a folder of `data.folder`."""
+    """Whether a shard set is named by an absolute path or a URL, not as a folder in `data.folder`."""
     return name.startswith("/") or is_url(name)
 
 
 def is_url(text: str) -> bool:
-    """Whether it is the place of something that is not a local file."""
+    """Whether `text` is a URL and not a local path."""
     return "://" in text
 
 
 def describe(key: str, error: ValidationError) -> str:
-    """The first error of pydantic in one line, with the key from the top."""
+    """Return the first error of pydantic as one line, with the full key."""
     first = error.errors()[0]
     path = ".".join(
         [key, *(str(part) for part in first["loc"] if isinstance(part, str) and not part.startswith("function"))]

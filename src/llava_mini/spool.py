@@ -1,9 +1,9 @@
-"""The journal between a run and its tracker: what a run reports is written here first and sent from here.
+"""Journal between a run and its tracker: what a run reports is written here first and sent from here.
 
-`spool.jsonl` in the run's folder holds one line per report, in order, and is only ever appended to; `tracking.json`
-beside it says where the lines go and how many bytes of them are sent. Both survive `kill -9`: whoever comes
-next goes on where the sending stopped. What needs more than the tracker itself, such as files, which go to an artifact
-store, is sent after the rest and counted apart: a store that takes no files holds back no metric.
+`spool.jsonl` in the run's folder contains one line per report, in order, and is only ever appended to. `tracking.json`
+next to it says where the lines go and how many of their bytes are sent. Both survive `kill -9`: the next process
+continues where the sending stopped. Some reports need more than the tracker itself, such as files, which go to an
+artifact store. They are sent after the rest and counted separately, so a store that accepts no files blocks no metric.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ Lane = Literal["reports", "extras"]
 LANES: tuple[Lane, Lane] = ("reports", "extras")
 
 _EXTRAS = ("inputs", "file", "view")
-_TOGETHER = ("params", "metrics", "tags")  # one call sends many of these
+_TOGETHER = ("params", "metrics", "tags")  # one call can send many of these
 
 
 def check_tracker(key: str, otherwise: str) -> None:
-    """See that MLflow is installed, without the seconds that importing it takes.
+    """Check that MLflow is installed, without the seconds that importing it takes.
 
     Args:
-        key: What asks for it, for the message.
-        otherwise: How to do without.
+        key: Name of the option that needs MLflow, for the message.
+        otherwise: Advice on how to work without MLflow, for the message.
 
     Raises:
-        UserError: it is not.
+        UserError: MLflow is not installed.
     """
     if find_spec("mlflow") is None:
         raise UserError(f"{key}: mlflow is not installed: pip install mlflow; or {otherwise}")
@@ -53,7 +53,7 @@ def check_tracker(key: str, otherwise: str) -> None:
 
 @dataclass(frozen=True)
 class Line:
-    """One report: its kind, when it was made (milliseconds since 1970), the step it belongs to, the values."""
+    """One report: its kind, its time (milliseconds since 1970), the step it belongs to, its values."""
 
     kind: Kind
     time_ms: int
@@ -66,11 +66,11 @@ class DataInput:
     """A data set that a run reads.
 
     Attributes:
-        name: the set's name.
-        fingerprint: hexadecimal hash of its content.
-        source: where it lies, a path or a URL.
-        samples: how many it has.
-        context: what the run reads it for: training, validation, test.
+        name: Name of the data set.
+        fingerprint: Hexadecimal hash of the data set's content.
+        source: Path or URL of the data set.
+        samples: Number of samples.
+        context: Purpose for which the run reads it: training, validation or test.
     """
 
     name: str
@@ -82,17 +82,17 @@ class DataInput:
 
 @dataclass
 class Origin:
-    """What `tracking.json` holds.
+    """Content of `tracking.json`.
 
     Attributes:
-        uri: the tracker.
-        experiment: the tracker's experiment.
-        name: the run's name there.
-        parent_run_id: the run under which this one is shown.
-        token: names this spool; finds its run again if the answer to "create it" was lost.
-        run_id: the run's id, once it could be made.
-        sent_bytes: up to where the reports in `spool.jsonl` are sent.
-        sent_extras_bytes: up to where its inputs, files and views are.
+        uri: URI of the tracker.
+        experiment: Name of the experiment in the tracker.
+        name: Name of the run in the tracker.
+        parent_run_id: Id of the parent run under which this run is shown.
+        token: Unique name of this spool, which finds its run again if the reply to "create it" was lost.
+        run_id: Id of the run in the tracker; None until it is created.
+        sent_bytes: Offset in `spool.jsonl` up to which the reports are sent.
+        sent_extras_bytes: Offset in `spool.jsonl` up to which inputs, files and views are sent.
     """
 
     uri: str
@@ -106,7 +106,7 @@ class Origin:
 
 
 class Spool:
-    """The journal in one run's folder."""
+    """Journal in one run's folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
@@ -115,9 +115,9 @@ class Spool:
         self._said = False
 
     def create(self, origin: Origin) -> None:
-        """Starts the journal; one that is there already (of a resumed run) goes on and keeps its token and run.
+        """Start the journal. An existing one (of a resumed run) continues and keeps its token and run.
 
-        On a full disk nothing is kept and a warning says so: a report is never what a run ends for.
+        On a full disk nothing is stored and a warning says so: a run never ends because of a report.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ class Spool:
             self._warn(error)
 
     def append(self, kind: Kind, values: Mapping[str, Any], step: int = 0) -> None:
-        """Adds a line; one that the disk does not take is lost, with one warning for all."""
+        """Add a line. Lines that the disk does not accept are lost, with one warning for all of them."""
         line = Line(kind, int(time.time() * 1000), step, dict(values))
         try:
             self._append(json.dumps(asdict(line), default=str).encode() + b"\n")
@@ -138,18 +138,18 @@ class Spool:
             self._warn(error)
 
     def pending(self, *lanes: Lane) -> int:
-        """The number of lines that are not sent, of `lanes` or else of all; 0 for a folder without a journal."""
+        """Return the number of unsent lines, of `lanes` or else of all; 0 for a folder without a journal."""
         origin = self.origin()
         return 0 if origin is None else sum(1 for lane in lanes or LANES for _ in self._unsent(origin, lane))
 
     def inputs(self) -> list[DataInput]:
-        """The data sets that the run has reported, sent or not."""
+        """Return the data sets that the run has reported, sent or not."""
         lines = self._lines(0) if self.origin() is not None else ()
         found = [DataInput(**each) for line, _ in lines if line.kind == "inputs" for each in line.values["datasets"]]
         return list(dict.fromkeys(found))
 
     def redirect(self, uri: str | None, parent_run_id: str | None) -> None:
-        """From now on sends to `uri`, and all lines anew if that is another place; None changes nothing."""
+        """Change where lines are sent. All lines are sent again if `uri` is another tracker; None changes nothing."""
         with self._lock(wait=True):
             origin = self.origin()
             if origin is None:
@@ -160,16 +160,17 @@ class Spool:
             self._write_origin(origin)
 
     def deliver(self, lane: Lane, create: Callable[[Origin], str], send: Callable[[Origin, list[Line]], None]) -> None:
-        """Sends in order what is not sent, and notes after each call how far it came.
+        """Send the unsent lines in order, and record after each call how far it got.
 
         Args:
-            lane: which lines: params, metrics, tags and status; or inputs, files and views.
-            create: makes the run, returns its id.
-            send: sends lines to `origin.run_id`: at most `LINES_A_CALL` params, metrics and tags, any other line alone.
+            lane: Choice of lines: params, metrics, tags and status ("reports"); or inputs, files and views ("extras").
+            create: Function that creates the run and returns its id.
+            send: Function that sends lines to `origin.run_id`. One call gets at most `LINES_A_CALL` params, metrics and
+                tags, or one line of another kind.
 
         Raises:
             BlockingIOError: another thread or process is delivering this journal.
-            Exception: whatever `create` and `send` raise; what was sent before stays noted.
+            Exception: whatever `create` and `send` raise; what was sent before stays recorded.
         """
         with self._lock(wait=False):
             origin = self.origin()
@@ -187,9 +188,9 @@ class Spool:
                 self._write_origin(origin)
 
     def origin(self) -> Origin | None:
-        """Where the journal goes; None for a folder without one, and for one that cannot be read, which is a warning.
+        """Return where the journal is sent; None if the folder has none or it cannot be read, which is a warning.
 
-        A report is never what a run ends for; what a crash has left in place of an origin is begun anew.
+        A run never ends because of a report. An origin that a crash has damaged is started again.
         """
         if not self._origin_file.exists():
             return None
@@ -202,19 +203,19 @@ class Spool:
         return None
 
     def run_id(self) -> str | None:
-        """The tracker's run; None where it could not be made yet."""
+        """Return the id of the tracker's run; None if it is not created yet."""
         origin = self.origin()
         return None if origin is None else origin.run_id
 
     def _unsent(self, origin: Origin, lane: Lane) -> Iterator[tuple[Line, int]]:
-        """Lines of `lane` that are not sent, each with the offset of its end."""
+        """Yield the unsent lines of `lane`, each with the offset of its end."""
         extras = lane == "extras"
         for line, end in self._lines(origin.sent_extras_bytes if extras else origin.sent_bytes):
             if (line.kind in _EXTRAS) == extras:
                 yield line, end
 
     def _lines(self, start: int) -> Iterator[tuple[Line, int]]:
-        """Whole lines after `start`, each with the offset of its end; a line cut by a kill is passed over."""
+        """Yield the complete lines after `start`, each with the offset of its end. A line cut by a kill is skipped."""
         if not self.journal.exists():
             return
         try:
@@ -233,7 +234,7 @@ class Spool:
         with self.journal.open("ab+", buffering=0) as journal:
             if journal.seek(0, os.SEEK_END):
                 journal.seek(-1, os.SEEK_END)
-                if journal.read(1) != b"\n":  # the writer before was killed within a line, or its disk was full
+                if journal.read(1) != b"\n":  # the previous writer was killed within a line, or its disk was full
                     raw = b"\n" + raw
             if journal.write(raw) < len(raw):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -242,7 +243,7 @@ class Spool:
         self._say(f"{self.journal} cannot be written ({error.strerror}); reports to MLflow are lost")
 
     def _say(self, trouble: str) -> None:
-        """Once: a run reports many times a second."""
+        """Log a warning, only once, because a run reports many times a second."""
         if not self._said:
             log.warning("%s", trouble)
         self._said = True
@@ -255,14 +256,17 @@ class Spool:
 
 
 def close_run(folder: Path, status: Status) -> None:
-    """Notes how a run ended that could not say so itself (it was killed); `tracking.flush_spools` sends it."""
+    """Record how a run ended that could not report it itself (it was killed). `tracking.flush_spools` sends it."""
     spool = Spool(folder)
     if spool.origin() is not None:
         spool.append("status", {"status": status})
 
 
 def _grouped(lines: Iterator[tuple[Line, int]]) -> Iterator[tuple[list[Line], int]]:
-    """Groups that one call can send, each with its end: at most `LINES_A_CALL` lines, or one of its own kind alone."""
+    """Yield groups that one call can send, each with its end offset.
+
+    A group is at most `LINES_A_CALL` params, metrics and tags, or one line of another kind.
+    """
     group: list[Line] = []
     group_end = 0
     for line, end in lines:

@@ -1,9 +1,9 @@
-"""MLflow that can neither end nor slow a run.
+"""Reporting to MLflow that can neither end nor slow a run.
 
-A `Tracker` only writes lines into the spool of its run's folder; a background thread sends them to MLflow, and what
-it could not send (the tracker is down, the run was killed) waits there for `flush_spools`. A line that is sent
-twice is stored once: lines carry their time, and MLflow keeps one metric per time, step and value. A file is a line
-that names it, and is read when it is sent.
+A `Tracker` only writes lines into the spool of its run's folder, and a background thread sends them to MLflow. Lines
+that could not be sent (the tracker is down, the run was killed) wait there for `flush_spools`. A line that is sent
+twice is stored once: lines carry their time, and MLflow stores one metric per time, step and value. A file is reported
+as a line that names it, and is read when it is sent.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _WAITS = {"reports": "is not available; values wait in", "extras": "does not tak
 
 
 def tracking_uri(uri: str | None = None) -> str:
-    """`uri`, else MLFLOW_TRACKING_URI, else the default; a relative SQLite path is made absolute."""
+    """Return `uri`, else MLFLOW_TRACKING_URI, else the default. A relative SQLite path is made absolute."""
     chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     path = sqlite_path(chosen)
     return chosen if path is None else f"sqlite:///{path.absolute()}"
 
 
 def init_tracking(uri: str | None = None, experiment: str = EXPERIMENT) -> str:
-    """Makes the database and the experiment, so that any number of runs can then start at once.
+    """Create the database and the experiment, so that any number of runs can then start at once.
 
     Returns:
         The URI in use (see `tracking_uri`). A tracker that is down is a warning, never an exception.
@@ -44,21 +44,21 @@ def init_tracking(uri: str | None = None, experiment: str = EXPERIMENT) -> str:
     resolved = tracking_uri(uri)
     try:
         experiment_id(resolved, connect(resolved), experiment)
-    except Exception as error:  # noqa: BLE001  whatever a tracker raises, work goes on without it
+    except Exception as error:  # noqa: BLE001  whatever a tracker raises, work continues without it
         log.warning("MLflow at %s is not available; values are spooled and sent later (%s)", resolved, short(error))
     return resolved
 
 
 def latest_sweep(uri: str, server: str) -> list[str]:
-    """Where a browser finds the newest sweep.
+    """Return the URLs of the newest sweep's pages.
 
     Args:
-        uri: the tracker.
-        server: the address at which MLflow's pages are shown.
+        uri: URI of the tracker.
+        server: URL at which MLflow serves its pages.
 
     Returns:
-        The address of its charts and of all runs of its experiment; none where there is no sweep or the tracker is
-        down, which is a warning.
+        The URL of its charts and of all runs of its experiment; an empty list if there is no sweep, or if the tracker
+        is down, which is a warning.
     """
     try:
         found = latest_view(uri)
@@ -74,13 +74,13 @@ def flush_spools(
     parent_run_id: str | None = None,
     lanes: Sequence[Lane] = LANES,
 ) -> int:
-    """Sends what earlier runs could not send; stops at the first failure, never raises.
+    """Send what earlier runs could not send. Stops at the first failure and never raises.
 
     Args:
-        folders: run folders; those without a spool are passed over.
-        uri: where to; default is where each run meant to send.
-        parent_run_id: the parent of runs that were started when no parent could be made.
-        lanes: which lines, see `Spool.deliver`; "extras" take long where they are models.
+        folders: Run folders; those without a spool are skipped.
+        uri: URI of the tracker; default is the one that each run has recorded.
+        parent_run_id: Id of the parent of runs that were started when no parent could be created.
+        lanes: Kinds of lines to send, see `Spool.deliver`; "extras" take long if they are models.
 
     Returns:
         The number of these lines that still wait.
@@ -93,15 +93,15 @@ def flush_spools(
 
 
 class Tracker:
-    """One MLflow run, reported through the spool in `folder`; no method raises or waits because of the tracker.
+    """One MLflow run, reported through the spool in `folder`. No method raises or waits because of the tracker.
 
     Args:
-        folder: where the spool lies; a folder that has one continues its MLflow run.
-        name: the MLflow run's name; default is the folder's.
-        uri: see `tracking_uri`.
-        experiment: the MLflow experiment.
-        parent_run_id: the MLflow run under which this one is shown.
-        interval: seconds between two attempts to send; grows to a minute while the tracker is down.
+        folder: Folder of the spool; an existing spool continues its MLflow run.
+        name: Name of the MLflow run; default is the folder's name.
+        uri: URI of the tracker, see `tracking_uri`.
+        experiment: Name of the MLflow experiment.
+        parent_run_id: Id of the MLflow run under which this run is shown.
+        interval: Seconds between two attempts to send; grows to a minute while the tracker is down.
     """
 
     def __init__(
@@ -125,40 +125,40 @@ class Tracker:
         self._thread.start()
 
     def run_id(self, wait: float = 0.0) -> str | None:
-        """The MLflow run's id, after at most `wait` seconds for the first attempt to make it; None: not made yet."""
+        """Return the MLflow run's id, waiting at most `wait` seconds for the first attempt; None: not created yet."""
         self._first_attempt.wait(wait)
         return self._spool.run_id()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Logs a nested config as flat `a.b.c` parameters."""
+        """Log a nested config as flat `a.b.c` parameters."""
         self._spool.append("params", flatten(params))
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
-        """Logs numbers; a nested mapping becomes `a.b`."""
+        """Log numbers. The keys of a nested mapping become `a.b`."""
         self._spool.append("metrics", {key: float(value) for key, value in flatten(metrics).items()}, step)
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Sets tags, over earlier ones of the same name."""
+        """Set tags, replacing earlier ones of the same name."""
         self._spool.append("tags", flatten(tags))
 
     def log_inputs(self, inputs: Sequence[DataInput]) -> None:
-        """Logs the data sets that the run reads."""
+        """Log the data sets that the run reads."""
         self._spool.append("inputs", {"datasets": [asdict(each) for each in inputs]})
 
     def log_file(self, path: str) -> None:
-        """Logs a file, or a folder with all that is in it.
+        """Log a file, or a folder with all its contents.
 
         Args:
-            path: relative to the spool's folder, in which it lies and stays until it is sent.
+            path: Path relative to the spool's folder, which must contain the file until it is sent.
         """
         self._spool.append("file", {"path": path})
 
     def show(self, view: View) -> None:
-        """Sets up how MLflow's pages show the runs under this one."""
+        """Set up how MLflow's pages show the child runs of this run."""
         self._spool.append("view", asdict(view))
 
     def finish(self, status: Status = "FINISHED", wait: float = 10.0) -> int:
-        """Closes the MLflow run; waits at most `wait` seconds for what is unsent, the rest stays in the spool.
+        """Close the MLflow run. Waits at most `wait` seconds for unsent lines; the rest stays in the spool.
 
         Returns:
             The number of lines that still wait.
@@ -172,7 +172,7 @@ class Tracker:
         pause, up = self._interval, True
         while True:
             stopping = self._stop.is_set()
-            level = logging.WARNING if up else logging.DEBUG  # one warning an outage
+            level = logging.WARNING if up else logging.DEBUG  # one warning per outage
             up = all(_deliver(self._spool, lane, level) for lane in LANES)
             self._first_attempt.set()
             if stopping:
@@ -182,7 +182,7 @@ class Tracker:
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
+    """Flatten a nested mapping: `{"a": {"b": 1}}` -> `{"a.b": 1}`."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
@@ -197,7 +197,7 @@ def _deliver(
     uri: str | None = None,
     parent_run_id: str | None = None,
 ) -> bool:
-    """Sends what is unsent, to where it was meant to go unless other is given; False when that fails."""
+    """Send the unsent lines to their recorded tracker, or to `uri` if given. Return False if that fails."""
     try:
         if uri is not None or parent_run_id is not None:
             spool.redirect(None if uri is None else tracking_uri(uri), parent_run_id)
@@ -205,7 +205,7 @@ def _deliver(
             spool.deliver(lane, find_or_create_run, partial(send, spool.folder))
     except BlockingIOError:
         log.debug("%s is being sent by another process", spool.journal)
-    except Exception as error:  # noqa: BLE001  whatever a tracker raises, work goes on without it
+    except Exception as error:  # noqa: BLE001  whatever a tracker raises, work continues without it
         log.log(log_level, "MLflow %s %s (%s)", _WAITS[lane], spool.journal, short(error))
         return False
     return True

@@ -1,15 +1,15 @@
-"""A picture to the views that the vision tower reads; the one place that says how, for training and inference alike.
+"""Split an image into the views that the vision tower encodes. Training and inference both use this module.
 
     mode     views of an image (REFERENCE section 1)                    of a frame of a video
-    square   the picture, of which the image processor cuts out the     the same
-             middle: what lies outside is lost
-    pad      a square of the mean colour with the picture in its        the same
-             middle, as LLaVA's "pad": nothing is lost
+    square   the image, from which the image processor crops the        the same
+             center: what is outside is lost
+    pad      a square of the mean color with the image in its           the same
+             center, as LLaVA's "pad": nothing is lost
     hd       that square, its side made even, in quarters row by row,   the square
              then as a whole: the quarters leave no pixel out
 
-Each view is then resized and cut to the vision tower's size, by whatever the caller resizes with. For example 640x480
-gives in mode `hd` four views of 320x320 and one of 640x640, whose first and last 80 rows are of the mean colour.
+Each view is then resized and cropped to the vision tower's size, with the caller's own resize method. For example
+640x480 gives in mode `hd` four views of 320x320 and one of 640x640, whose first and last 80 rows are of the mean color.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from llava_mini.errors import UserError
 
 ViewMode = Literal["square", "pad", "hd"]
 Colour = tuple[int, int, int]
-NUM_VIEWS: Mapping[ViewMode, int] = {"square": 1, "pad": 1, "hd": 5}  # of an image; a frame of a video has one
+NUM_VIEWS: Mapping[ViewMode, int] = {"square": 1, "pad": 1, "hd": 5}  # per image; a frame of a video has one
 
-_MOST_PIXELS = 178_956_970  # of a resized view: as many as Pillow lets a picture have
-_LARGEST_SIDE = 13_377  # of a padded square, which then has as many pixels as Pillow lets a picture have
+_MOST_PIXELS = 178_956_970  # of a resized view: the most that Pillow allows for an image
+_LARGEST_SIDE = 13_377  # of a padded square, which then has the most pixels that Pillow allows for an image
 
 
 def check_mode(mode: str) -> None:
-    """Raises UserError for a mode that is none."""
+    """Raise UserError for an unknown mode."""
     if mode not in NUM_VIEWS:
         raise UserError(f"views={mode!r}; allowed: {', '.join(NUM_VIEWS)}")
 
 
 def mean_colour(image_mean: Sequence[float]) -> Colour:
-    """RGB of an image processor's `image_mean`, rounded as LLaVA rounds it."""
+    """Return the RGB color of an image processor's `image_mean`, rounded as LLaVA rounds it."""
     red, green, blue = (int(255 * value) for value in image_mean)
     return red, green, blue
 
@@ -45,16 +45,16 @@ def mean_colour(image_mean: Sequence[float]) -> Colour:
 def views_of(
     picture: NDArray[np.uint8], mode: ViewMode, background: Colour, *, is_video: bool = False
 ) -> list[NDArray[np.uint8]]:
-    """The views of a picture [H, W, 3], each [h, w, 3]; they may share its memory.
+    """Return the views of an image [H, W, 3], each [h, w, 3]. They may share its memory.
 
     Args:
-        picture: RGB.
-        mode: How it becomes views.
-        background: RGB around pictures that are not square.
-        is_video: Whether it is a frame of a video.
+        picture: RGB image.
+        mode: View mode.
+        background: RGB color around images that are not square.
+        is_video: Whether the image is a frame of a video.
 
     Raises:
-        UserError: its square would be too large.
+        UserError: the padded square would be too large.
     """
     if mode == "square":
         return [picture]
@@ -66,10 +66,10 @@ def views_of(
 
 
 def resized_longer(width: int, height: int, shorter: int) -> int:
-    """Pixels of a view's longer side when its shorter one is resized to `shorter`, rounded as CLIP's processor does.
+    """Return the longer side of a view whose shorter side is resized to `shorter`, rounded as CLIP's processor does.
 
     Raises:
-        UserError: so many would fill the memory; a line of pixels grows in both directions.
+        UserError: the resized view would fill the memory, as a line of pixels grows in both directions.
     """
     longer = int(shorter * max(width, height) / min(width, height))
     if shorter * longer > _MOST_PIXELS:
@@ -78,7 +78,7 @@ def resized_longer(width: int, height: int, shorter: int) -> int:
 
 
 def _squared(picture: NDArray[np.uint8], background: Colour, *, even: bool) -> NDArray[np.uint8]:
-    """The picture in the middle of a square of the background's colour; itself if it is one."""
+    """Return the image in the center of a square of the background color; the image itself if it needs no padding."""
     height, width = picture.shape[:2]
     side = max(height, width)
     side += side % 2 if even else 0

@@ -1,1 +1,1 @@
-"""What the data path costs, against the usual ways: made data, contestants, trials in fresh processes, a report."""
+"""Benchmarks of this package against common alternatives: data path, latency, training steps, memory and FLOPs."""

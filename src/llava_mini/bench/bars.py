@@ -1,4 +1,4 @@
-"""How horizontal bars look in every picture of the bench."""
+"""Style of the horizontal bars in every benchmark plot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ GREY, INK = "#6b7280", "#1f2937"
 
 
 def style_bars(axes: Axes) -> None:
-    """Leave of the axes what bars with names need: a line below, figures under it, no ticks beside the names."""
+    """Reduce the axes to what named bars need: a line below, numbers under it, no ticks next to the names."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(GREY)
     axes.tick_params(axis="x", colors=GREY, labelsize=8.5)

@@ -1,8 +1,8 @@
-"""The ways to a first token that are compared, all on the same weights: transformers' LLaVA, and ours in four manners.
+"""Compared ways to a first token, all with the same weights: transformers' LLaVA and our model in several variants.
 
-It needs torch and transformers alone, so that a machine with a GPU needs nothing else.
+This module needs only torch and transformers, so that a machine with a GPU needs nothing else.
 
-Shapes: B prompts, F frames of each, V views, T text tokens.
+Shapes: B prompts, F frames per prompt, V views, T text tokens.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ WAYS = (TRANSFORMERS, UNCOMPRESSED, RELEASED, OURS)
 
 
 class Models:
-    """Every model, with the vision tower, projector and language model of one; weights are random.
+    """All compared models, which share one vision tower, projector and language model. Weights are random.
 
     Args:
-        config: Of LLaVA-Mini; its placeholder lies in the vocabulary, as transformers' LLaVA needs.
-        device: Where.
-        dtype: Of the weights.
-        prepacked: Whether linear layers are prepacked, as `inference.loading.load` does on a CPU; for all models, as
-            they are the same layers.
+        config: Config of LLaVA-Mini; its placeholder id is in the vocabulary, as transformers' LLaVA needs.
+        device: Device of the models.
+        dtype: Type of the weights.
+        prepacked: Whether linear layers are prepacked, as `inference.loading.load` does on a CPU. It applies to all
+            models, as they share the layers.
     """
 
     def __init__(self, config: LlavaMiniConfig, device: torch.device, dtype: torch.dtype, prepacked: bool = False):
@@ -57,7 +57,7 @@ class Models:
         llava.multi_modal_projector.linear_2 = mini.projector.linear_2
 
     def of(self, way: str) -> Any:
-        """The model of a way, told how to work."""
+        """Return the model of a way, with its inference optimizations set."""
         if way == TRANSFORMERS:
             return self.llava
         model = self.plain if way == UNCOMPRESSED else self.mini
@@ -65,7 +65,7 @@ class Models:
         return model
 
     def prompt(self, way: str, work: Work, batch: int = 1) -> dict[str, Any]:
-        """Inputs [B, F·K + T] of a way's model, random; transformers' LLaVA reads views as images."""
+        """Return random inputs [B, F·K + T] for a way's model. transformers' LLaVA reads views as images."""
         size, placeholder = self.config.vision_config.image_size, self.config.image_token_id
         model = self.of(way)
         per_frame = work.views * self.mini.side**2 if way == TRANSFORMERS else model.tokens_per_frame(work.views)
@@ -79,7 +79,7 @@ class Models:
         return inputs | {"pixel_values": pixels, "num_frames": torch.full((batch,), work.frames, device=self.device)}
 
     def flops(self, way: str, work: Work) -> int:
-        """Up to the first token of one prompt, attention included."""
+        """Return the FLOPs up to the first token of one prompt, including attention."""
         plain = way in (TRANSFORMERS, UNCOMPRESSED)
         with torch.device("meta"):
             model = LlavaMiniForConditionalGeneration(plain_config(self.config) if plain else self.config).eval()
@@ -87,7 +87,10 @@ class Models:
         return count(model, work, optimizations).flops_with_attention
 
     def later_flops(self, work: Work, shared: int) -> int:
-        """Of a later question about cached frames, `shared` tokens of whose text the language model has read."""
+        """Return the FLOPs of a later question about cached frames.
+
+        The language model has already read the first `shared` tokens of its text.
+        """
         with torch.device("meta"):
             model = LlavaMiniForConditionalGeneration(self.config).eval()
         whole = count(model, replace(work, cached=True), InferenceOptimizations()).parts_with_attention
@@ -97,7 +100,7 @@ class Models:
 
 
 def plain_config(config: LlavaMiniConfig) -> LlavaMiniConfig:
-    """The same without compression and pre-fusion."""
+    """Return the config without compression and pre-fusion."""
     fields = {name: value for name, value in config.to_dict().items() if name not in ("compressor", "model_type")}
     compressor = {"_target_": "llava_mini.models.compressors.none.NoCompressor"}
     return LlavaMiniConfig(**{**fields, "compressor": compressor, "num_fusion_layers": 0})
@@ -114,12 +117,12 @@ def _llava_config(config: LlavaMiniConfig) -> LlavaConfig:
 
 
 def first_token(model: Any, inputs: dict[str, Any]) -> Any:
-    """A prefill; gives the cache."""
+    """Run a prefill and return the KV cache."""
     return model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
 
 
 def further_tokens(model: Any, cache: Any, tokens: int) -> None:
-    """Greedy decoding behind what the cache holds; the cache is as before afterwards."""
+    """Decode greedily after the cache's content, then crop the cache to its earlier length."""
     length = cache.get_seq_length()
     ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     for _ in range(tokens):
@@ -128,13 +131,13 @@ def further_tokens(model: Any, cache: Any, tokens: int) -> None:
 
 
 class FollowUp:
-    """Frames that were looked at and asked about once, as `Session` keeps them.
+    """Frames that are encoded and stored as `Session` stores them, ready for a later question.
 
     Args:
-        models: All of them.
-        work: Frames and text.
-        shared: Tokens of the text that stand before the frames, as a system text does, and are the same in every
-            question: pre-fusion reads them with it, the language model has read them.
+        models: All compared models.
+        work: Frames and text of a question.
+        shared: Number of text tokens before the frames, such as a system text, that are the same in every question.
+            Pre-fusion reads them with the question; the language model has already read them.
     """
 
     def __init__(self, models: Models, work: Work, shared: int = 0):
@@ -151,7 +154,7 @@ class FollowUp:
         self.model.get_decoder()(inputs_embeds=begins_ND[None], past_key_values=self.cache, use_cache=True)
 
     def ask(self) -> Any:
-        """A question up to its first token; gives the language model's output."""
+        """Answer a question up to its first token and return the language model's output."""
         self.cache.cut(self.begins)
         asked_SD = self._text()[self.shared :]
         return self.model.language_model(inputs_embeds=asked_SD[None], past_key_values=self.cache, logits_to_keep=1)

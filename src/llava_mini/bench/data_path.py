@@ -1,7 +1,7 @@
-"""The bench of the data path: trials in interleaved rounds, and the ratios within each round.
+"""Benchmark of the data path: trials in interleaved rounds, with ratios taken within each round.
 
-A round runs every contestant once, so whatever else the machine does meets all of them alike; what is reported are
-medians over the rounds, with the smallest and the largest.
+A round runs every loader once, so other load on the machine affects all of them alike. The report gives medians over
+the rounds, with the smallest and the largest value.
 """
 
 from __future__ import annotations
@@ -35,24 +35,25 @@ USUAL, USUAL_SMALL = "usual, originals", "usual, 336-pixel files"
 USUAL_OUR_LABELS = "usual with our labels, originals"
 WDS, WDS_SHUFFLED = "WebDataset, stored order", f"WebDataset, buffer of {SHUFFLE_BUFFER}"
 LARGE_SET = 3_000_000  # samples
-WORKERS = 2  # that open the large set at the same time
+WORKERS = 2  # processes that open the large set at the same time
 
-_COMPARED = 100  # pictures whose pixels are compared
+_COMPARED = 100  # images whose pixels are compared
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that was measured.
+    """Results of all measurements.
 
     Attributes:
-        samples: How many were made.
-        costs: Of every loader, one for each round.
-        memories: Of every loader.
-        record_bytes: What a record of the usual loader's list takes.
-        openings: Of the large set, by each worker of each round.
-        builds: One for each round.
-        verify_ms: CPU time in which a picture is verified, one for each round.
-        differences: Largest and mean difference of our pixels from the usual loader's in 1/255, by loader of ours.
+        samples: Number of generated samples.
+        costs: Time per sample of every loader, one value per round.
+        memories: Memory of every loader.
+        record_bytes: Bytes of a record in the usual loader's list.
+        openings: Cost of opening the large set, for each worker of each round.
+        builds: Cost of `data build`, one value per round.
+        verify_ms: CPU milliseconds to verify an image, one value per round.
+        differences: Largest and mean difference of our pixels from the usual loader's in 1/255, for each of our
+            loaders.
     """
 
     samples: int
@@ -65,17 +66,17 @@ class Findings:
     differences: Mapping[str, tuple[float, float]]
 
     def ratio(self, other: str, ours: str) -> Spread:
-        """CPU time of another loader over that of ours, round by round."""
+        """Return the CPU time of another loader divided by that of ours, over the rounds."""
         pairs = zip(self.costs[other], self.costs[ours], strict=True)
         return Spread.of([theirs.cpu / mine.cpu for theirs, mine in pairs])
 
     def loading(self, loader: str) -> float:
-        """MiB that a loader takes beyond what its process had before."""
+        """Return the MiB that a loader takes beyond what its process had before."""
         return self.memories[loader].peak - self.memories[loader].before
 
 
 def run(work: Path, samples: int, rounds: int) -> Findings:
-    """Makes the data in `work` and measures everything; needs about 600 KB of disk for a sample."""
+    """Generate the data in `work` and measure everything. It needs about 600 KB of disk per sample."""
     log.info("making %d samples", samples)
     data = make_data(work / "made", samples)
     make_large_set(work / "large", LARGE_SET)

@@ -1,4 +1,4 @@
-"""The bench of FLOPs: LLaVA and LLaVA-Mini at their real sizes, images, HD images, videos, as rows and as a table."""
+"""Benchmark of FLOPs: LLaVA and LLaVA-Mini at real sizes on images, HD images and videos, as rows and as a table."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _ASKED = (("standard", 1), ("standard", 16), ("hd", 1))
 
 @dataclass(frozen=True)
 class Shape:
-    """A model of a row.
+    """Shape of the model in a row.
 
     Attributes:
-        preset: Of conf/model, for the shapes of its parts.
-        side: C, side of the compression grid; None: all patches.
-        fusion_layers: N_fusion.
-        order: What differs from the release's order of work, as in conf/order.
+        preset: Name of a file in conf/model, for the shapes of the model's parts.
+        side: Side of the compression grid, C; None: all patches.
+        fusion_layers: Number of pre-fusion layers, N_fusion.
+        order: Settings that differ from the release's order of work, as in conf/order.
     """
 
     preset: str = "llava_mini_vicuna_7b"
@@ -42,7 +42,7 @@ class Shape:
     order: Mapping[str, bool] = field(default_factory=dict)
 
     def build(self) -> LlavaMiniForConditionalGeneration:
-        """On meta, without gradients."""
+        """Return the model on the meta device, without gradients."""
         preset = yaml.safe_load((CONFIG_DIR / "model" / f"{self.preset}.yaml").read_text())
         compressor: dict[str, Any] = {"_target_": "llava_mini.models.compressors.none.NoCompressor"}
         if self.side is not None:
@@ -89,10 +89,10 @@ PAPER = {
 
 
 def rows(text_tokens: int) -> list[Row]:
-    """Every model; the paper's ablations at standard resolution in the release's order alone.
+    """Return rows of every model. The paper's ablations are only at standard resolution in the release's order.
 
     Raises:
-        UserError: without a text token.
+        UserError: there is no text token.
     """
     if text_tokens < 1:
         raise UserError(f"text tokens: {text_tokens}; allowed are 1 and above")
@@ -113,19 +113,19 @@ def row(
     order: str = "release",
     cached: bool = False,
 ) -> Row:
-    """One of them.
+    """Return the row of one model and workload.
 
     Args:
-        name: Of `MODELS` or `ABLATIONS`.
-        text_tokens: Of the prompt.
-        resolution: Of `RESOLUTIONS`.
-        frames: Of the prompt.
-        order: Of `ORDERS`.
-        cached: Whether it is a later question.
+        name: Name of the model in `MODELS` or `ABLATIONS`.
+        text_tokens: Number of text tokens in the prompt.
+        resolution: Name of the resolution in `RESOLUTIONS`.
+        frames: Number of frames in the prompt.
+        order: Name of the order of work in `ORDERS`.
+        cached: Whether this is a later question about cached frames.
     """
     model = {**MODELS, **ABLATIONS}[name].build()
     views = RESOLUTIONS[resolution]
-    # The release, as the paper's totals, has logits of the whole prompt.
+    # Like the paper's totals, the release computes logits for the whole prompt.
     work = Work(views, frames, text_tokens, cached, last_logits=order != "release")
     per_frame = views * model.side**2 if is_plain(model) else model.tokens_per_frame(views)
     return {
@@ -141,13 +141,13 @@ def row(
 
 
 def find(found: list[Row], model: str, resolution: str = "standard", frames: int = 1, **which: Any) -> Row:
-    """The row of a model; by default of the first question in the release's order."""
+    """Return the row of a model, by default of the first question in the release's order."""
     wanted = {"model": model, "resolution": resolution, "frames": frames, "order": "release", "cached": False, **which}
     return next(row for row in found if wanted.items() <= row.items())
 
 
 def table(found: list[Row]) -> str:
-    """All rows, and the paper's totals beside ours, as Markdown."""
+    """Return all rows, and the paper's totals next to ours, as Markdown."""
     return f"{_against_the_paper(found)}\n\n{_all(found)}\n"
 
 
@@ -172,7 +172,7 @@ def _all(found: list[Row]) -> str:
 
 
 def _reduction(found: list[Row], row: Row) -> str:
-    """Against the model of the same language model that does not compress, on the same frames."""
+    """Return the percentage saved against the uncompressed model with the same language model, on the same frames."""
     base = "llava-llama31-8b" if "8b" in row["model"] else BASE
     plain = find(found, base, row["resolution"], row["frames"])
     return "" if row is plain else f"{100 * (1 - row['flops'] / plain['flops']):.1f} %"

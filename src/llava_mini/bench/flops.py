@@ -1,8 +1,9 @@
 """FLOPs of a first token by part, counted by torch while the code of `models` runs on meta tensors at real sizes.
 
-What depends on data (where placeholders stand, how many frames fit into memory) cannot run on meta, so the parts are
-called one after the other as the forward pass calls them. A multiply-add is two FLOPs. Products of attention are told
-apart: the paper counts the encoder as it is, and of decoder layers products with weights alone (REFERENCE section 4).
+Code that depends on data (where placeholders are, how many frames fit in memory) cannot run on meta. So the parts are
+called one after the other, in the order of the forward pass. A multiply-add is two FLOPs. Attention products are
+counted separately: the paper counts all of the encoder, but in decoder layers only products with weights (REFERENCE
+section 4).
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ PARTS = ("vision_tower", "compressor", "projector", "prefusion", "language_model
 
 @dataclass(frozen=True)
 class Work:
-    """What is asked for.
+    """Workload of one prompt.
 
     Attributes:
-        views: Of every frame.
-        frames: Of one prompt.
-        text_tokens: Of the prompt; all stand behind the frames.
-        cached: Whether it is a later question about frames of which everything reusable was kept.
-        last_logits: Whether logits are computed for the last position alone.
+        views: Number of views per frame.
+        frames: Number of frames in the prompt.
+        text_tokens: Number of text tokens in the prompt; all are after the frames.
+        cached: Whether this is a later question about frames whose reusable results are all cached.
+        last_logits: Whether logits are computed only for the last position.
     """
 
     views: int = SINGLE_VIEW
@@ -49,14 +50,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Count:
-    """FLOPs by part: of products with weights, and of attention."""
+    """FLOPs by part, separately for products with weights and for attention products."""
 
     weights: Mapping[str, int]
     attention: Mapping[str, int]
 
     @property
     def parts(self) -> dict[str, int]:
-        """As the paper counts: attention of the vision tower alone."""
+        """FLOPs by part as the paper counts them: attention products only in the vision tower."""
         return {part: self.weights[part] + (self.attention[part] if part == "vision_tower" else 0) for part in PARTS}
 
     @property
@@ -65,16 +66,16 @@ class Count:
 
     @property
     def flops(self) -> int:
-        """As the paper counts."""
+        """Total FLOPs as the paper counts them."""
         return sum(self.parts.values())
 
     @property
     def flops_with_attention(self) -> int:
-        """Everything."""
+        """Total FLOPs including all attention products."""
         return sum(self.parts_with_attention.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """Totals and parts."""
+        """Return the totals and the parts as a dict."""
         return {
             "flops": self.flops,
             "flops_with_attention": self.flops_with_attention,
@@ -84,16 +85,16 @@ class Count:
 
 
 def count(model: LlavaMiniForConditionalGeneration, work: Work, optimizations: InferenceOptimizations) -> Count:
-    """FLOPs up to the first token.
+    """Count the FLOPs up to the first token.
 
     Args:
-        model: On meta. One that does not compress and has no pre-fusion is LLaVA-v1.5, whose language model reads all
-            patches of all views.
-        work: What is asked for.
-        optimizations: What is left out; how many frames go through at once makes no difference.
+        model: Model on the meta device. Without compression and pre-fusion it is LLaVA-v1.5, whose language model reads
+            all patches of all views.
+        work: Workload of the prompt.
+        optimizations: Computation that is skipped; the number of frames per call makes no difference.
 
     Raises:
-        ValueError: a later question where pre-fusion is not split, so that nothing of it can be kept.
+        ValueError: it is a later question, but pre-fusion is not split, so none of its results can be cached.
     """
     if work.cached and not optimizations.split_prefusion:
         raise ValueError("a later question costs as much as the first where pre-fusion is not split")
@@ -113,14 +114,14 @@ def count(model: LlavaMiniForConditionalGeneration, work: Work, optimizations: I
 
 
 def is_plain(model: LlavaMiniForConditionalGeneration) -> bool:
-    """Whether it is LLaVA-v1.5: neither compression nor pre-fusion."""
+    """Whether the model is LLaVA-v1.5: neither compression nor pre-fusion."""
     return model.config.num_fusion_layers == 0 and model.tokens_per_frame() == model.side**2
 
 
 def _look(
     model: LlavaMiniForConditionalGeneration, work: Work, optimizations: InferenceOptimizations, meter: _Meter
 ) -> int:
-    """Frames to what the language model reads of them; the number of these tokens is returned."""
+    """Run the frames through all parts before the language model and return the number of vision tokens."""
     size = model.config.vision_config.image_size
     pixels = torch.empty(work.frames * work.views, 3, size, size, device="meta")
     with meter.part("vision_tower", counted=not work.cached):
@@ -148,7 +149,7 @@ def _fuse(
     optimizations: InferenceOptimizations,
     meter: _Meter,
 ) -> None:
-    """Every frame with the text."""
+    """Run pre-fusion of every frame with the text."""
     seen_FLD = torch.cat([patches_FPD, compressed_FKD], dim=1) if model.config.fuse_compressed_tokens else patches_FPD
     text_FSD = _rows(model, work.frames, work.text_tokens)
     if not optimizations.split_prefusion:
@@ -165,7 +166,7 @@ def _fuse(
 
 
 def _answer(model: LlavaMiniForConditionalGeneration, tokens: int, work: Work, meter: _Meter) -> None:
-    """The language model up to the first token."""
+    """Run the language model up to the first token."""
     cache = DynamicCache(config=model.config.text_config)
     if work.cached:
         shape = KVShape.of(model.config.text_config)
@@ -188,7 +189,7 @@ def _visible(rows_FLD: Tensor) -> Tensor:
 
 
 class _Meter(TorchDispatchMode):
-    """Credits what torch's counter counts of each operation to the part that is at work, attention apart."""
+    """Add torch's FLOP count of each operation to the part that is running, with attention counted separately."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,13 +214,13 @@ class _Meter(TorchDispatchMode):
 
     @contextmanager
     def part(self, name: str, counted: bool = True) -> Iterator[None]:
-        """Work of one part; what is not counted had been done before."""
+        """Attribute the block's operations to one part. Work that is not counted was done for an earlier question."""
         self.enter(name if counted else None)
         yield
         self.leave()
 
     def enter(self, name: str | None) -> None:
-        """A part within a part: one within what is not counted is not counted either."""
+        """Enter a part, possibly within another part. Within a part that is not counted, it is not counted either."""
         self._parts.append(name if len(self._parts) == 1 or self._parts[-1] else None)
 
     def leave(self) -> None:
@@ -232,7 +233,10 @@ class _Meter(TorchDispatchMode):
 
 
 class _Attended(TorchFunctionMode):
-    """Attention without its kernel, which torch's counter does not know on CPU and meta: products alone, no result."""
+    """Count attention products without the kernel, which torch's counter does not know on CPU and meta.
+
+    The result is an empty tensor.
+    """
 
     def __init__(self, meter: _Meter):
         super().__init__()

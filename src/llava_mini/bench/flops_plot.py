@@ -1,4 +1,4 @@
-"""The picture of the bench of FLOPs: what each part takes, for an image, an HD image and a video."""
+"""Plot of the FLOPs benchmark: the share of each part for an image, an HD image and a video."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from llava_mini.bench.bars import BLUE, INK, PALE, style_bars
 from llava_mini.bench.flop_rows import BASE, MINI, TERA, Row, find
 from llava_mini.bench.flops import PARTS
 
-_COLOURS = (BLUE, "#CC79A7", "#F0E442", "#009E73", PALE)  # Okabe and Ito's, grey for the language model
+_COLOURS = (BLUE, "#CC79A7", "#F0E442", "#009E73", PALE)  # Okabe and Ito's, gray for the language model
 _ASKED = {"image": ("standard", 1), "HD image": ("hd", 1), "video of 16 frames": ("standard", 16)}
 _BARS: dict[str, tuple[str, dict[str, Any]]] = {
     "ours, later question": (MINI, {"order": "exact", "cached": True}),
     "LLaVA-Mini, ours": (MINI, {"order": "exact"}),
     "LLaVA-Mini, release's order": (MINI, {}),
     "LLaVA-v1.5": (BASE, {}),
-}  # from below
+}  # from bottom to top
 
 
 def draw(found: list[Row], path: Path) -> None:
-    """Writes the picture as a PNG."""
+    """Write the plot as a PNG."""
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     for axes, (title, (resolution, frames)) in zip(figure.subplots(1, 3, sharey=True), _ASKED.items(), strict=True):
         chosen = [find(found, model, resolution, frames, **which) for model, which in _BARS.values()]

@@ -1,4 +1,4 @@
-"""A set of millions of samples that consists of its index alone, and workers that open it at the same time."""
+"""A shard set of millions of samples that has only an index, and workers that open it at the same time."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _LOOKED_UP = 20_000  # samples
 
 @dataclass(frozen=True)
 class Opening:
-    """Of a large set by one worker.
+    """Cost of opening a large shard set in one worker.
 
     Attributes:
-        seconds: From nothing to the key of the first sample.
-        private: MiB that the worker shares with no other, when all have looked up 20,000 samples.
+        seconds: Seconds from the start to the key of the first sample.
+        private: MiB that the worker shares with no other, after all workers have looked up 20,000 samples.
     """
 
     seconds: float
@@ -36,7 +36,7 @@ class Opening:
 
 
 def make_large_set(folder: Path, samples: int) -> None:
-    """A set of so many samples that can be opened, but not read: its tars are holes."""
+    """Create a shard set of `samples` samples that can be opened but not read: its tar files are sparse and empty."""
     folder.mkdir()
     index = np.zeros(samples, INDEX_DTYPE)
     shard, place = np.divmod(np.arange(samples), _SAMPLES_PER_SHARD)
@@ -56,9 +56,9 @@ def make_large_set(folder: Path, samples: int) -> None:
 
 
 def open_large_set(folder: Path, workers: int) -> list[Opening]:
-    """What each of some workers measures that open and read the same set at the same time."""
+    """Return the measurements of `workers` processes that open and look up the same shard set at the same time."""
     context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(workers, timeout=300)  # so that none waits for one that died
+    barrier = context.Barrier(workers, timeout=300)  # so that no worker waits forever for one that died
     connections = []
     for _ in range(workers):
         ours, theirs = context.Pipe(duplex=False)

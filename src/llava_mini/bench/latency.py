@@ -1,6 +1,6 @@
-"""The bench of latency on a CPU: first and further tokens, batches, videos and later questions, in a mid-size shape.
+"""Benchmark of latency on a CPU: first and further tokens, batches, videos and later questions, at a mid-size shape.
 
-The shape keeps the real proportions: of the uncompressed model's work nearly all is the language model's.
+The shape keeps the real proportions: nearly all work of the uncompressed model is in the language model.
 """
 
 from __future__ import annotations
@@ -29,26 +29,27 @@ from llava_mini.models import LlavaMiniConfig
 
 log = logging.getLogger("llava_mini")
 
-# The two that a reader has at hand without `prepack`.
+# The two ways that are available without `prepack`.
 UNPACKED = {way: f"{way}, not prepacked" for way in (TRANSFORMERS, OURS)}
 
 IMAGE, VIDEO, FURTHER = "image", "video", "further token"
 LATER_IMAGE, LATER_VIDEO = "later question, image", "later question, video"
 SHARED_IMAGE, SHARED_VIDEO = f"{LATER_IMAGE}, system text shared", f"{LATER_VIDEO}, system text shared"
 
-_FURTHER = 8  # tokens at once
+_FURTHER = 8  # tokens per run
 _MATMUL = 2048
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured.
+    """Sizes of what is measured.
 
     Attributes:
-        frames: Of a video.
-        text_tokens: Of a prompt.
-        shared_tokens: Of them those of a system text before the image (vicuna_v1's with Llama's tokenizer: 35).
-        batches: Sizes of batches of images, besides one.
+        frames: Number of frames in a video.
+        text_tokens: Number of text tokens in a prompt.
+        shared_tokens: Number of these text tokens that are a system text before the image (35 for vicuna_v1 with
+            Llama's tokenizer).
+        batches: Batch sizes for images, in addition to 1.
     """
 
     frames: int = 16
@@ -59,7 +60,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Bar:
-    """A ratio that is required: how much longer `slow` takes than `fast`."""
+    """A required ratio: how many times as long `slow` takes as `fast`."""
 
     text: str
     slow: tuple[str, str]
@@ -81,13 +82,13 @@ BARS = (
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that was measured.
+    """Results of all measurements.
 
     Attributes:
-        rounds: How often.
-        setting: What.
-        peak: Of large matrix products, by the faster of two libraries.
-        timings: Of all trials.
+        rounds: Number of rounds.
+        setting: Sizes of what was measured.
+        peak: Timing of large matrix products, by the faster of two libraries.
+        timings: Timings of all trials.
     """
 
     rounds: int
@@ -99,13 +100,13 @@ class Findings:
         return next(each for each in self.timings if (each.way, each.task, each.batch) == (way, task, batch))
 
     def ratio(self, bar: Bar, of: str = "wall") -> float:
-        """Of medians; `of`: wall or cpu."""
+        """Return the ratio of medians of `bar`; `of` is "wall" or "cpu"."""
         slow, fast = (getattr(self.find(*which), of).median for which in (bar.slow, bar.fast))
         return slow / fast
 
 
 def mid_size() -> LlavaMiniConfig:
-    """331 GFLOP for an image without compression, 64 with it."""
+    """Return the mid-size config: 331 GFLOPs for an image without compression, 64 with it."""
     vision = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6}
     text = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 32, "num_attention_heads": 12}
     return LlavaMiniConfig(
@@ -117,7 +118,7 @@ def mid_size() -> LlavaMiniConfig:
 
 
 def run(config: LlavaMiniConfig, setting: Setting, rounds: int) -> Findings:
-    """Measure on the CPU in float32, with torch's threads."""
+    """Measure on the CPU in float32, with torch's number of threads."""
     device = torch.device("cpu")
     torch.manual_seed(0)
     models = Models(config, device, torch.float32, prepacked=True)

@@ -1,4 +1,4 @@
-"""What the bench of latency found: a table, figures for machines and for MLflow, and a picture."""
+"""Results of the latency benchmark as a table, as JSON, as MLflow metrics and as a plot."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _COLOURS = {way: BLUE if way == OURS else PALE for way in _SHOWN}
 
 
 def met(found: Findings, bar: Bar) -> bool:
-    """Whether the ratio of wall times is what is required."""
+    """Whether the ratio of wall times reaches the required limit."""
     return found.ratio(bar) >= bar.limit
 
 
 def figures(found: Findings) -> dict[str, Any]:
-    """Everything, and the ratios that are required."""
+    """Return all results and the required ratios, ready for JSON."""
     bars = [
         {"text": bar.text, "at_least": bar.limit, "wall": found.ratio(bar), "cpu": found.ratio(bar, "cpu"),
          "met": met(found, bar)}
@@ -43,7 +43,7 @@ def figures(found: Findings) -> dict[str, Any]:
 
 
 def metrics(found: Findings) -> dict[str, float]:
-    """For MLflow: ratios, and milliseconds by median."""
+    """Return the MLflow metrics: ratios, and median milliseconds."""
     ratios = {f"ratio.{metric_name(bar.text)}": found.ratio(bar) for bar in BARS}
     return ratios | {
         f"{metric_name(each.task)}.{metric_name(each.way)}.batch_{each.batch}": 1000 * each.wall.median
@@ -52,7 +52,7 @@ def metrics(found: Findings) -> dict[str, float]:
 
 
 def table(found: Findings) -> str:
-    """Everything as Markdown."""
+    """Return all results as Markdown."""
     setting = found.setting
     about = (
         f"Seconds are medians of {found.rounds} interleaved rounds (least to most); float32; {setting.text_tokens} text"
@@ -96,7 +96,7 @@ def _gflops(each: Timing, of: str) -> float:
 
 
 def draw(found: Findings, path: Path) -> None:
-    """Writes the picture as a PNG."""
+    """Write the plot as a PNG."""
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     image, video, further = figure.subplots(1, 3, width_ratios=[3, 2, 2])
     _bars(image, "Image: seconds to the first token", found, [(way, IMAGE) for way in _SHOWN] + [(OURS, LATER_IMAGE)])
@@ -107,7 +107,7 @@ def draw(found: Findings, path: Path) -> None:
 
 
 def _bars(axes: Axes, title: str, found: Findings, shown: Sequence[tuple[str, str]]) -> None:
-    timings = [found.find(*which) for which in shown][::-1]  # bars are drawn from below
+    timings = [found.find(*which) for which in shown][::-1]  # bars are drawn from bottom to top
     names = [f"{each.way}{', later question' if 'later' in each.task else ''}" for each in timings]
     medians = [each.wall.median for each in timings]
     errors = [

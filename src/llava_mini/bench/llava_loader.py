@@ -1,7 +1,7 @@
-"""The usual loader: what training code in the manner of LLaVA does for every sample.
+"""The usual loader: what LLaVA-style training code does for every sample.
 
-A map-style data set holds the whole JSON; an image is a file, opened by Pillow and made floats by CLIP's processor;
-labels come from tokenising every round and every question once more and counting.
+A map-style data set stores the whole JSON in memory. An image is a file that Pillow opens and CLIP's processor turns
+into floats. Labels come from tokenizing every round and every question again and counting the tokens.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Label = Callable[[Conversation], Labelled]
 
 
 def usual_batches(data: MadeData, images: Path, label: Label, batch_size: int) -> Iterator[dict[str, Tensor]]:
-    """Batches of the made data in random order.
+    """Yield batches of the generated data in random order, endlessly.
 
     Args:
-        data: What is read.
-        images: Folder of the pictures.
-        label: What makes tokens of a conversation.
-        batch_size: Samples of a batch.
+        data: Generated data to read.
+        images: Folder of the images.
+        label: Function that turns a conversation into token ids and labels.
+        batch_size: Number of samples in a batch.
     """
     dataset = _UsualDataset(data.records, images, label)
     pad = AutoTokenizer.from_pretrained(str(data.tokenizer)).pad_token_id
@@ -70,9 +70,10 @@ class _UsualDataset(Dataset[dict[str, Tensor]]):
 
 
 class CountedLabels:
-    """Labels by counting the tokens of pieces, for the Vicuna template and conversations that begin with an image.
+    """Labels from counting the tokens of pieces, for the Vicuna template and conversations that begin with an image.
 
-    Right as long as pieces have as many tokens as they have in the whole, which holds for the made data (tested).
+    They are right as long as a piece alone has as many tokens as within the whole text. This is true for the generated
+    data (tested).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -87,17 +88,17 @@ class CountedLabels:
         place = 1
         for dialogue in text.split(VICUNA.assistant_suffix)[:-1]:
             question = dialogue[: dialogue.index(VICUNA.assistant_prefix) + len(VICUNA.assistant_prefix)]
-            # Counted besides are the first token, and the space that is a token of its own only at the end of a text.
+            # The count also includes the first token, and the space that is a separate token only at a text's end.
             labels[place : place + len(self._ids(question)) - 2] = IGNORE
             place += len(self._ids(dialogue))  # the first token counts for the end token
         return ids, labels
 
     def _ids(self, text: str) -> list[int]:
-        """Tokens of the pieces between images, with the image's in between."""
+        """Return the tokens of the pieces between images, joined by the image token."""
         first, *others = (self.tokenizer(piece)["input_ids"] for piece in text.split(IMAGE_PLACEHOLDER))
         return [*first, *(token for piece in others for token in [self.image_id, *piece[1:]])]
 
 
 def clip_processor() -> CLIPImageProcessorPil:
-    """CLIP's own preprocessing for pictures of 336 pixels."""
+    """Return CLIP's own preprocessing for images of 336 pixels."""
     return CLIPImageProcessorPil(size={"shortest_edge": RESIZED}, crop_size={"height": RESIZED, "width": RESIZED})

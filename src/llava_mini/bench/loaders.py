@@ -1,7 +1,7 @@
-"""The contestants: the usual loader, plain WebDataset, and our stream. Each makes batches of the same samples.
+"""Compared data loaders: the usual loader, plain WebDataset, and our stream. Each makes batches of the same samples.
 
-All turn the same pictures into 336x336 pixels and tokenise the same conversations with the same tokenizer, and all work
-in the calling process, so that its CPU time is what a batch costs.
+All turn the same images into 336x336 pixels and tokenize the same conversations with the same tokenizer. All run in
+the calling process, so that its CPU time is the cost of a batch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from llava_mini.data.stream import BatchLoader, PlannedStream
 from llava_mini.data.templates import VICUNA
 
 BATCH_SIZE = 16
-SHUFFLE_BUFFER = 1000  # samples, what webdataset's documentation uses
+SHUFFLE_BUFFER = 1000  # samples, as in webdataset's documentation
 _ENDLESS = 10**9  # batches
 
 Batches = Iterator[Any]
@@ -40,7 +40,7 @@ Loader = Callable[[MadeData], Batches]
 
 
 def own(shards: Path, data: MadeData) -> Iterator[VLMBatch]:
-    """Our stream from a shard set: global shuffle, uint8 pixels that the device normalises."""
+    """Yield batches of our stream from a shard set: global shuffle, uint8 pixels that are normalized on the device."""
     read = ShardSet(shards)
     reader = SampleReader(read, _tokenize(data), transform=PixelTransform(RESIZED))
     stream = PlannedStream([reader], ShuffledOrder([read], seed=0), batch_size=BATCH_SIZE, num_batches=_ENDLESS)
@@ -48,7 +48,7 @@ def own(shards: Path, data: MadeData) -> Iterator[VLMBatch]:
 
 
 def plain_webdataset(shuffle: int, data: MadeData) -> Batches:
-    """WebDataset over the same shards with our decoding; `shuffle` samples are held to mix them (0: stored order)."""
+    """Yield batches of WebDataset from the same shards with our decoding; `shuffle` is its buffer (0: stored order)."""
     tokenize, transform = _tokenize(data), PixelTransform(RESIZED)
 
     def sample(members: dict[str, Any]) -> Sample:
@@ -66,13 +66,13 @@ def plain_webdataset(shuffle: int, data: MadeData) -> Batches:
 
 
 def usual(images: Path, data: MadeData) -> Iterator[dict[str, Tensor]]:
-    """The usual loader over files in `images`."""
+    """Return batches of the usual loader over the files in `images`."""
     label = CountedLabels(AutoTokenizer.from_pretrained(str(data.tokenizer)))
     return usual_batches(data, images, label, BATCH_SIZE)
 
 
 def usual_with_our_labels(images: Path, data: MadeData) -> Iterator[dict[str, Tensor]]:
-    """The usual loader with our labeller, which tokenises once: only files and pixels differ from ours."""
+    """Return batches of the usual loader with our labels, tokenized once: only files and pixels differ from ours."""
     tokenize = _tokenize(data)
 
     def label(conversation: Conversation) -> Labelled:
@@ -83,12 +83,12 @@ def usual_with_our_labels(images: Path, data: MadeData) -> Iterator[dict[str, Te
 
 
 def pixel_difference(data: MadeData, shards: Path, samples: int) -> tuple[float, float]:
-    """How far our pixels are from the usual loader's, in 1/255 of a colour.
+    """Return how far our pixels are from the usual loader's, in units of 1/255.
 
     Args:
-        data: Where the originals lie, which the usual loader reads.
-        shards: What ours are read from.
-        samples: How many samples are compared.
+        data: Generated data with the original images, which the usual loader reads.
+        shards: Shard set from which our pixels are read.
+        samples: Number of samples that are compared.
 
     Returns:
         The largest difference, and the mean.

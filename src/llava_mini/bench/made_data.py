@@ -1,7 +1,8 @@
-"""Data for measuring: JPEGs with the statistics of photographs, conversations about them, and a tokenizer for those.
+"""Generated data for benchmarks: JPEGs with the statistics of photographs, conversations about them, and a tokenizer.
 
-Pictures fall off as 1/f like natural ones, with a few flat shapes on top, so that they compress and decode like
-photographs: 640x480 pixels take about 100 KB. Words are made of syllables and as frequent as Zipf's law has it.
+The spectrum of the images falls off as 1/f like that of natural images, with a few flat shapes on top. So they compress
+and decode like photographs: 640x480 pixels take about 100 KB. Words are made of syllables, and their frequencies follow
+Zipf's law.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from llava_mini.data.templates import VICUNA
 SIZE = (640, 480)
 RESIZED = 336  # pixels of the shorter side
 
-_FIELD = 1024  # pixels of the fields that pictures are cut from
+_FIELD = 1024  # pixels per side of the noise fields from which images are cut
 _QUALITY = 88
 _SPECIAL = ["<s>", "</s>", "<image>", "<pad>"]
 _SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]
@@ -32,15 +33,16 @@ _SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "ae
 
 @dataclass(frozen=True)
 class MadeData:
-    """Where the made data lie, as the loaders want them.
+    """Paths of the generated data, in the forms that the loaders need.
 
     Attributes:
-        records: LLaVA JSON, one array.
-        images: Folder of the original pictures.
-        small_images: Folder of the same pictures with a shorter side of 336 pixels.
+        folder: Folder that contains all of the paths below.
+        records: LLaVA JSON file with one array.
+        images: Folder of the original images.
+        small_images: Folder of the same images with a shorter side of 336 pixels.
         shards: Shard set of the originals.
         small_shards: Shard set built with `resize=336`.
-        tokenizer: Its folder.
+        tokenizer: Folder of the tokenizer.
     """
 
     folder: Path
@@ -71,7 +73,7 @@ class MadeData:
 
 
 def make_data(folder: Path, count: int) -> MadeData:
-    """Makes `count` samples in `folder`; the same ones each time."""
+    """Generate `count` samples in `folder`, the same ones each time."""
     data = MadeData(folder)
     rng = np.random.default_rng(0)
     _make_pictures(data.images, count, rng)
@@ -93,7 +95,7 @@ def _make_pictures(folder: Path, count: int, rng: np.random.Generator) -> None:
 
 
 def _field(slope: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Noise [1024, 1024] of deviation 1 whose amplitude falls with frequency as f^-slope."""
+    """Return noise [1024, 1024] with standard deviation 1 whose amplitude falls with frequency as f^-slope."""
     frequencies = np.hypot(np.fft.fftfreq(_FIELD)[:, None], np.fft.rfftfreq(_FIELD)[None])
     frequencies[0, 0] = np.inf
     spectrum = np.fft.rfft2(rng.normal(size=(_FIELD, _FIELD))) / frequencies**slope
@@ -120,7 +122,10 @@ def _words(rng: np.random.Generator) -> list[str]:
 
 
 def _record(number: int, words: list[str], rng: np.random.Generator) -> dict[str, Any]:
-    """One to five turns of short questions and answers of up to 80 words, as in LLaVA's instruction mix."""
+    """Return a record with one to five turns of short questions and answers, as in LLaVA's instruction mix.
+
+    Answers have up to 80 words.
+    """
 
     def text(most: int) -> str:
         chosen = np.minimum(rng.zipf(1.3, rng.integers(4, most)), len(words)) - 1
@@ -134,7 +139,7 @@ def _record(number: int, words: list[str], rng: np.random.Generator) -> dict[str
 
 
 def _make_tokenizer(records: list[dict[str, Any]]) -> PreTrainedTokenizerFast:
-    """Byte-level subwords, as language models have them."""
+    """Return a tokenizer with byte-level subwords, like those of language models."""
     texts = [message["value"] for record in records[:2000] for message in record["conversations"]]
     texts += [VICUNA.fixed_text] * len(texts)  # the prompt's words are tokens
     tokenizer = Tokenizer(models.BPE())
@@ -151,7 +156,7 @@ def _make_tokenizer(records: list[dict[str, Any]]) -> PreTrainedTokenizerFast:
 
 
 def _unpack(shards: ShardSet, folder: Path) -> None:
-    """The pictures of a shard set as files under their records' names."""
+    """Write the images of a shard set as files with the names in their records."""
     folder.mkdir()
     for index in range(len(shards)):
         members = shards.read(index)

@@ -1,7 +1,7 @@
-"""What images and frames take of memory at real sizes: the visual state of one, and sessions of ten thousand frames.
+"""Memory of images and frames at real sizes: the visual state of one image, and sessions of ten thousand frames.
 
-All of it is arithmetic over the published shapes (`inference.memory`, `inference.session_plan`); nothing of that size
-is made.
+All of it is arithmetic over the published shapes (`inference.memory`, `inference.session_plan`). Nothing of that size
+is allocated.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW
 
 MODELS = {"LLaVA-Mini, Vicuna-7B": "llava_mini_vicuna_7b", "LLaVA-Mini, Llama-3.1-8B": "llava_mini_llama31_8b"}
 FRAMES = 10_000
-CARD = int(23.5 * 2**30)  # bytes: what a card of 24 GB has, as conf/hardware/rtx4090_24gb.yaml
+CARD = int(23.5 * 2**30)  # bytes that a 24 GB GPU has, as in conf/hardware/rtx4090_24gb.yaml
 HALF = torch.float16
 
 
 @dataclass(frozen=True)
 class VisualState:
-    """What the language model keeps of an image.
+    """What the language model stores of an image.
 
     Attributes:
-        model: Its name.
-        views: Of the image.
-        tokens: Image tokens, of LLaVA-v1.5 (all patches) and of LLaVA-Mini.
-        bytes: Of their keys and values in half precision, in this order.
+        model: Name of the model.
+        views: Number of views of the image.
+        tokens: Numbers of vision tokens of LLaVA-v1.5 (all patches) and of LLaVA-Mini.
+        bytes: Sizes of their keys and values in half precision, in the order of `tokens`.
     """
 
     model: str
@@ -41,7 +41,7 @@ class VisualState:
 
 
 def visual_states() -> list[VisualState]:
-    """An image and an HD image, for every model."""
+    """Return the visual states of an image and an HD image, for every model."""
     states = []
     for name, preset in MODELS.items():
         config = _config(preset)
@@ -53,7 +53,10 @@ def visual_states() -> list[VisualState]:
 
 
 def all_session_plans() -> list[SessionPlan]:
-    """Every model with its weights in fp16 and NF4, and the cache in fp16, 8 and 4 bits: `FRAMES` frames on `CARD`."""
+    """Return session plans for `FRAMES` frames on `CARD`, for every model.
+
+    The weights are in fp16 and NF4, the KV cache in fp16, 8 and 4 bits.
+    """
     plans = []
     for name, preset in MODELS.items():
         with torch.device("meta"):
@@ -63,7 +66,7 @@ def all_session_plans() -> list[SessionPlan]:
 
 
 def table(states: list[VisualState], plans: list[SessionPlan]) -> str:
-    """Both as Markdown."""
+    """Return the visual states and the session plans as Markdown."""
     lines = ["| keys and values of an image | tokens: LLaVA-v1.5 | LLaVA-Mini | LLaVA-v1.5, MB | LLaVA-Mini, MB |"]
     lines.append("|---|---|---|---|---|")
     for state in states:

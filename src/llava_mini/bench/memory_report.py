@@ -1,4 +1,4 @@
-"""What `llava-mini bench memory` found: table, figures for machines and for MLflow, picture."""
+"""Results of `llava-mini bench memory` as a table, as JSON, as MLflow metrics and as a plot."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _draw(points: Sequence[Point], path: Path) -> None:
 
 
 def metrics(plans: Sequence[SessionPlan], points: Sequence[Point]) -> dict[str, Any]:
-    """For MLflow: frames that fit, bytes of sessions, measured peaks."""
+    """Return the MLflow metrics: frames that fit, bytes of sessions, measured peaks."""
     sessions = {f"{plan.model} {plan.weights} {plan.bits or 16} bits".translate(_PLAIN): plan for plan in plans}
     return {
         "largest_frames": {name: plan.largest for name, plan in sessions.items()},
@@ -76,4 +76,4 @@ def metrics(plans: Sequence[SessionPlan], points: Sequence[Point]) -> dict[str, 
     }
 
 
-_PLAIN = str.maketrans({" ": "_", ",": "", "'": ""})  # what MLflow takes in names
+_PLAIN = str.maketrans({" ": "_", ",": "", "'": ""})  # characters that MLflow allows in names

@@ -1,6 +1,6 @@
-"""What the commands that measure on a GPU have in common: their flags, and what is seen to before they begin.
+"""Flags and first checks that all commands which measure on a GPU share.
 
-It needs no package that a GPU machine may lack.
+This module needs no package that a GPU machine may lack.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ _LONGEST = 24 * 3600
 
 
 def parser_for(module: str, description: str | None, out: str) -> argparse.ArgumentParser:
-    """A parser with --out, --seconds and --tiny.
+    """Return a parser with --out, --seconds and --tiny.
 
     Args:
-        module: That is run.
-        description: Of it.
-        out: Where the report goes when nobody says.
+        module: Name of the module that is run.
+        description: Description of the module.
+        out: Default folder of the report.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--out", type=Path, default=Path(out), help="folder of the report")
@@ -32,16 +32,16 @@ def parser_for(module: str, description: str | None, out: str) -> argparse.Argum
 
 
 def check_seconds(seconds: float) -> None:
-    """Raises UserError unless it is a number of seconds, of a day at most."""
-    if not 0 <= seconds <= _LONGEST:  # NaN too
+    """Raise UserError unless `seconds` is between 0 and one day."""
+    if not 0 <= seconds <= _LONGEST:  # also refuses NaN
         raise UserError(f"--seconds {seconds:g}: allowed are 0 to {_LONGEST}")
 
 
 def check_folder(out: Path) -> None:
-    """Find out before anything is measured whether the report can be written; the folder is made if it is not there.
+    """Check before any measurement that the report can be written. The folder is created if it does not exist.
 
     Raises:
-        UserError: it cannot.
+        UserError: the folder cannot be created or written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)

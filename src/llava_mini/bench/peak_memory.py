@@ -1,8 +1,8 @@
-"""Peak memory of a session against its number of frames, measured: all patches to the language model, or one token.
+"""Measured peak memory of a session against its number of frames: all patches to the language model, or one token.
 
-Every point is a process of its own that looks at frames as a stream and answers one question; what counts is how far
-its resident memory grows beyond what the model takes. Weights are random and small, patches are 576 as in the real
-models.
+Every point is a separate process that encodes a stream of frames and answers one question. The result is how far its
+resident memory grows beyond what the model takes. The model is small with random weights, but a frame has 576 patches
+as in the real models.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _ONE: dict[str, Any] = {"_target_": "llava_mini.models.compressors.query.QueryCo
 
 @dataclass(frozen=True)
 class Point:
-    """A session.
+    """Measured memory of one session.
 
     Attributes:
-        way: `LLAVA`, `OURS_KV` or `OURS`.
-        frames: Looked at.
-        peak_bytes: Growth of the resident memory.
-        cache_bytes: Of it the language model's keys and values.
+        way: Variant of the session: `LLAVA`, `OURS_KV` or `OURS`.
+        frames: Number of encoded frames.
+        peak_bytes: Growth of the resident memory in bytes.
+        cache_bytes: Bytes of it that are the language model's KV cache.
     """
 
     way: str
@@ -50,18 +50,18 @@ class Point:
 
 
 def measure() -> list[Point]:
-    """Every point in a new process."""
+    """Measure every point in a new process."""
     return [fresh(session_peak, way, frames) for way, numbers in POINTS.items() for frames in numbers]
 
 
 def session_peak(way: str, frames: int) -> Point:
-    """One point, in this process."""
+    """Measure one point in this process."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model, processor = _model(way)
     keep = FrameCacheConfig(kv_budget=0) if way == OURS else FrameCacheConfig(kv_budget=2**40)
     session = Session(model, processor, keep=keep, frame_batch=_FRAME_BATCH)
-    session.add_media(_frames(1))  # what is loaded at the first call is not a frame's
+    session.add_media(_frames(1))  # warm up: what the first call loads is not the cost of a frame
     session.ask(_QUESTION, max_new_tokens=2)
     session = Session(model, processor, keep=keep, frame_batch=_FRAME_BATCH)
     before = settled_memory()

@@ -1,4 +1,4 @@
-"""The picture of the bench: CPU time and memory of every loader, ours in blue."""
+"""Plot of the data path benchmark: CPU time and memory of every loader, ours in blue."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from llava_mini.bench.data_path import OWN, OWN_SMALL, Findings
 from llava_mini.bench.report import ORDER
 from llava_mini.bench.stopwatch import Spread
 
-_ROWS = ORDER[::-1]  # bars are drawn from below
+_ROWS = ORDER[::-1]  # bars are drawn from bottom to top
 
 
 def draw(found: Findings, path: Path) -> None:
-    """Writes the picture as a PNG."""
+    """Write the plot as a PNG."""
     figure = Figure(figsize=(11, 3.9), layout="constrained")
     time, memory = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
     costs = [[cost.cpu for cost in found.costs[name]] for name in _ROWS]

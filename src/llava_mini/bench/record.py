@@ -1,4 +1,4 @@
-"""What a bench leaves behind: JSON, a table and what explains the figures; the figures in MLflow unless unwanted."""
+"""Output of a benchmark: JSON, a table, the conditions that explain the numbers, and an optional MLflow run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 
 from llava_mini.files import write_json, write_text
 
-_RUNS = Path("runs/bench")  # where a report to MLflow waits while the tracker is down
+_RUNS = Path("runs/bench")  # reports to MLflow wait here while the tracker is down
 
 
 def circumstances(commit: str) -> dict[str, Any]:
-    """Commit, processor, threads and versions."""
+    """Return the commit, the processor, the number of threads and the versions."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
@@ -27,7 +27,7 @@ def circumstances(commit: str) -> dict[str, Any]:
 
 
 def told(about: Mapping[str, Any]) -> str:
-    """The circumstances in a sentence."""
+    """Return the circumstances as one sentence."""
     commit = about["commit"]
     threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
     return (
@@ -37,19 +37,19 @@ def told(about: Mapping[str, Any]) -> str:
 
 
 def write(folder: Path, name: str, results: Any, table: str) -> None:
-    """Writes NAME.json and NAME.md."""
+    """Write NAME.json and NAME.md."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", results)
     write_text(folder / f"{name}.md", table)
 
 
 def metric_name(text: str) -> str:
-    """Words as MLflow takes them in names."""
+    """Return `text` in a form that MLflow allows in names."""
     return "_".join(text.replace("'", "").replace(",", "").replace(":", "").replace("=", "").split())
 
 
 def track(name: str, about: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-    """One MLflow run; a tracker that is down neither ends nor delays the bench."""
+    """Report one MLflow run. A tracker that is down does not end the benchmark."""
     from llava_mini.tracking import Tracker, init_tracking  # takes seconds to import
 
     init_tracking()

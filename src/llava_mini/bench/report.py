@@ -1,4 +1,4 @@
-"""What the bench found as a table and as JSON. Of the machine only what explains the figures is told."""
+"""Results of the data path benchmark as a table and as JSON. Machine data is limited to what explains the numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ORDER = (USUAL, USUAL_OUR_LABELS, USUAL_SMALL, WDS_SHUFFLED, WDS, OWN, OWN_SMALL
 
 @dataclass(frozen=True)
 class Target:
-    """A line of the requirement and what was found; `value` and `limit` compare as `comparison` says."""
+    """A requirement and its measured value. `comparison` says how `value` compares with `limit`."""
 
     text: str
     comparison: str
@@ -44,7 +44,7 @@ class Target:
 
 
 def targets(found: Findings) -> list[Target]:
-    """What was required, in its order."""
+    """Return the requirements in their order, with the measured values."""
     seconds = [each.seconds for each in found.openings]
     private = [each.private for each in found.openings]
     builds = Spread.of([1000 / each.cpu for each in found.builds])
@@ -70,7 +70,7 @@ def _ratio(text: str, limit: float, found: Spread) -> Target:
 
 
 def circumstances(commit: str) -> dict[str, Any]:
-    """Commit, processor and versions.
+    """Return the commit, the processor, the number of cores and the versions.
 
     Raises:
         PackageNotFoundError: a library is missing.
@@ -84,7 +84,7 @@ def circumstances(commit: str) -> dict[str, Any]:
 
 
 def write_report(found: Findings, folder: Path, about: dict[str, Any]) -> None:
-    """Writes table.md and results.json."""
+    """Write table.md and results.json."""
     folder.mkdir(parents=True, exist_ok=True)
     summary = [{**asdict(target), "met": target.met} for target in targets(found)]
     write_json(folder / "results.json", {"about": about, "targets": summary, "findings": asdict(found)})
@@ -92,7 +92,7 @@ def write_report(found: Findings, folder: Path, about: dict[str, Any]) -> None:
 
 
 def table(found: Findings, about: dict[str, Any]) -> str:
-    """Everything as Markdown."""
+    """Return all results as Markdown."""
     parts = (_conditions(found, about), _targets(found), _loaders(found), _about_loaders(found), _about_build(found))
     return "\n\n".join(parts) + "\n"
 

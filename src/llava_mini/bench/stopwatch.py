@@ -1,4 +1,4 @@
-"""Interleaved measurements: every round runs every trial once, so whatever else the machine does meets all alike."""
+"""Interleaved measurements: every round runs every trial once, so other load on the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from llava_mini.models.prepacked import PrepackedLinear
 
 @dataclass(frozen=True)
 class Trial:
-    """Something that is run again and again.
+    """A task that is run repeatedly to measure its time.
 
     Attributes:
-        way: Who does it.
-        task: What.
-        run: Does it once.
-        batch: Prompts that are worked on together.
-        frames: Of each prompt.
-        flops: Of one run; 0: not told.
-        times: How often `run` does the task.
+        way: Name of the model or method that does the task.
+        task: Name of the task.
+        run: Function that makes one run.
+        batch: Number of prompts that are processed together.
+        frames: Number of frames in each prompt.
+        flops: FLOPs of one run; 0: not given.
+        times: How often one run does the task.
     """
 
     way: str
@@ -39,7 +39,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Spread:
-    """Of one value over the rounds."""
+    """Median, smallest and largest value over the rounds."""
 
     median: float
     least: float
@@ -50,12 +50,12 @@ class Spread:
         return cls(statistics.median(values), min(values), max(values))
 
     def shown(self, digits: int) -> str:
-        """Median, least and most with so many digits after the point."""
+        """Return median, least and most as text with `digits` digits after the point."""
         return f"{self.median:.{digits}f} ({self.least:.{digits}f} to {self.most:.{digits}f})"
 
 
 class Seconds(NamedTuple):
-    """A trial's seconds for its task once, one for each round: as they passed, and of all cores together."""
+    """Seconds in which a trial does its task once, one value per round: wall time, and CPU time of all cores."""
 
     wall: list[float]
     cpu: list[float]
@@ -63,7 +63,7 @@ class Seconds(NamedTuple):
 
 @dataclass(frozen=True)
 class Timing:
-    """A trial's seconds for its task once: as they passed, and of all cores together."""
+    """Seconds in which a trial does its task once, over the rounds: wall time, and CPU time of all cores."""
 
     way: str
     task: str
@@ -74,27 +74,27 @@ class Timing:
     cpu: Spread
 
     def share(self, peak: Timing, of: str = "wall") -> float:
-        """FLOPs over what `peak` does in the same time."""
+        """Return the FLOPs as a share of what `peak` does in the same time."""
         seconds, best = (getattr(each, of).median for each in (self, peak))
         return (self.flops / seconds) / (peak.flops / best)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, size: int) -> Trial:
-    """The device's own limit: products of large square matrices."""
+    """Return the trial of the device's own limit: products of large square matrices."""
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(left)
     return Trial("matmul", f"{size}x{size}", lambda: torch.mm(left, right, out=out), flops=2 * size**3)
 
 
 def prepacked_peak(size: int) -> Trial:
-    """The same on a CPU in float32 with a prepacked matrix, which another library multiplies."""
+    """Return the trial of a CPU's limit in float32 with a prepacked matrix, which another library multiplies."""
     left, linear = torch.randn(size, size), PrepackedLinear(nn.Linear(size, size, bias=False))
     return Trial("matmul, prepacked", f"{size}x{size}", lambda: linear(left), flops=2 * size**3)
 
 
 @torch.no_grad()
 def measure(trials: Sequence[Trial], rounds: int, device: torch.device) -> list[Timing]:
-    """Run all trials once to warm up and then `rounds` times, in turn."""
+    """Run all trials once to warm up and then in `rounds` interleaved rounds."""
     return [
         Timing(trial.way, trial.task, trial.batch, trial.frames, trial.flops, Spread.of(wall), Spread.of(cpu))
         for trial, (wall, cpu) in zip(trials, clock(trials, rounds, device), strict=True)
@@ -102,7 +102,7 @@ def measure(trials: Sequence[Trial], rounds: int, device: torch.device) -> list[
 
 
 def clock(trials: Sequence[Trial], rounds: int, device: torch.device) -> list[Seconds]:
-    """What `measure` sums up: the seconds of every trial in every round after the one to warm up."""
+    """Return the seconds of every trial in every round after the warm-up round. `measure` summarizes them."""
     found = [Seconds([], []) for _ in trials]
     for number in range(rounds + 1):
         for trial, seconds in zip(trials, found, strict=True):

@@ -1,7 +1,7 @@
-"""The bench of training steps on a CPU: seconds by part, in interleaved rounds, of a tiny shape and a mid-size one.
+"""Benchmark of training steps on a CPU: seconds by part in interleaved rounds, for a tiny and a mid-size shape.
 
-A round runs the step of every way once, each part on its own clock, so whatever else the machine does meets all ways
-alike; ratios are taken within a round.
+A round runs the step of every way once and times each part separately. So other load on the machine affects all ways
+alike. Ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from llava_mini.bench.training_steps import PARTS, Shape, build_steps, mid, tiny
 
 log = logging.getLogger("llava_mini")
 
-_TINY_ROUNDS = 8  # of the tiny world's, for one of the mid-size shape, whose step takes a hundred times as long
+_TINY_ROUNDS = 8  # rounds of the toy world per round of the mid-size shape, whose step takes a hundred times as long
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """What the steps of one way took.
+    """Time of the training steps of one way.
 
     Attributes:
-        way: Whose.
-        samples: Of a batch.
-        tokens: Of the language model's sequences, padding and what stands for images included.
+        way: Name of the way.
+        samples: Number of samples in a batch.
+        tokens: Length of the language model's sequences, including padding and image placeholders.
         parts: Seconds of each part in each round.
     """
 
@@ -39,30 +39,30 @@ class StepTimes:
     parts: Mapping[str, Seconds]
 
     def part(self, name: str, of: str = "cpu") -> Spread:
-        """Seconds of a part; `of`: wall or cpu."""
+        """Return the seconds of a part; `of` is "wall" or "cpu"."""
         return Spread.of(getattr(self.parts[name], of))
 
     def steps(self, of: str = "cpu") -> list[float]:
-        """Seconds of the whole step in each round; `of`: wall or cpu."""
+        """Return the seconds of the whole step in each round; `of` is "wall" or "cpu"."""
         return [sum(parts) for parts in zip(*(getattr(seconds, of) for seconds in self.parts.values()), strict=True)]
 
     def step(self, of: str = "cpu") -> Spread:
-        """Seconds of the whole step; `of`: wall or cpu."""
+        """Return the seconds of the whole step; `of` is "wall" or "cpu"."""
         return Spread.of(self.steps(of))
 
     def rate(self) -> Spread:
-        """Samples a CPU-second."""
+        """Return the samples per CPU-second."""
         return Spread.of([self.samples / seconds for seconds in self.steps()])
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was measured of a shape.
+    """Results of one shape.
 
     Attributes:
-        shape: Its name.
-        rounds: How often.
-        ways: Every way that was measured.
+        shape: Name of the shape.
+        rounds: Number of rounds.
+        ways: Times of every way that was measured.
     """
 
     shape: str
@@ -73,29 +73,29 @@ class Findings:
         return next(each for each in self.ways if each.way == way)
 
     def ratio(self, way: str, of: str = "cpu") -> Spread:
-        """How many times as fast as transformers' step one of `way` is; `of`: wall or cpu."""
+        """Return how many times as fast a step of `way` is as transformers' step; `of` is "wall" or "cpu"."""
         pairs = zip(self.find(TRANSFORMERS).steps(of), self.find(way).steps(of), strict=True)
         return Spread.of([theirs / ours for theirs, ours in pairs])
 
 
 def run(work: Path, rounds: int) -> list[Findings]:
-    """Measure both shapes in float32, with torch's threads.
+    """Measure both shapes in float32, with torch's number of threads.
 
     Args:
-        work: An empty folder for data.
-        rounds: Of the mid-size shape; the tiny world has eight times as many.
+        work: Empty folder for the data.
+        rounds: Number of rounds of the mid-size shape; the toy world has eight times as many.
     """
     tiny_world = measure_shape(tiny(work / "tiny"), work / "tiny-features", _TINY_ROUNDS * rounds)
     return [tiny_world, measure_shape(mid(work / "mid"), work / "mid-features", rounds)]
 
 
 def measure_shape(shape: Shape, features: Path, rounds: int) -> Findings:
-    """Measure every way's step.
+    """Measure the training step of every way.
 
     Args:
-        shape: What is trained.
-        features: A folder for the vision tower's features.
-        rounds: After one to warm up.
+        shape: Model and samples of the steps.
+        features: Folder for the vision tower's features.
+        rounds: Number of rounds after the warm-up round.
     """
     torch.manual_seed(0)
     steps = build_steps(shape, features)

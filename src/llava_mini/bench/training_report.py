@@ -1,4 +1,4 @@
-"""What the bench of training steps found: a table, figures for machines and for MLflow, and a plot."""
+"""Results of the training step benchmark as a table, as JSON, as MLflow metrics and as a plot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MS = 1000
 
 
 def figures(found: Sequence[Findings]) -> list[dict[str, Any]]:
-    """Everything: medians with their range, and the seconds of each round."""
+    """Return all results: medians with their range, and the seconds of each round."""
     return [
         {"shape": each.shape, "rounds": each.rounds, "ways": [_way_figures(each, way) for way in each.ways]}
         for each in found
@@ -40,14 +40,14 @@ def _way_figures(found: Findings, way: StepTimes) -> dict[str, Any]:
 
 
 def metrics(found: Sequence[Findings]) -> dict[str, float]:
-    """For MLflow: samples a CPU-second and the ratio to transformers' step, by median."""
+    """Return the MLflow metrics: medians of the samples per CPU-second and of the ratio to transformers' step."""
     named = [(metric_name(f"{each.shape}.{way.way}"), each, way) for each in found for way in each.ways]
     rates = {f"samples_per_cpu_second.{name}": way.rate().median for name, _, way in named}
     return rates | {f"times_transformers.{name}": each.ratio(way.way).median for name, each, way in named}
 
 
 def table(found: Sequence[Findings]) -> str:
-    """Everything as Markdown, a table for each shape."""
+    """Return all results as Markdown, one table per shape."""
     about = (
         "A step makes a batch from shards, runs the model forward and backward, clips the gradients and lets AdamW"
         " change the weights; float32. Figures are medians over interleaved rounds (least to most); ratios are of"
@@ -71,12 +71,12 @@ def _shape_table(found: Findings) -> str:
 
 
 def _share(way: StepTimes, part: str) -> float:
-    """Percent of all rounds' CPU-seconds, so that shares add up."""
+    """Return a part's percentage of the CPU-seconds of all rounds, so that the percentages add up to 100."""
     return 100 * sum(way.parts[part].cpu) / sum(way.steps())
 
 
 def draw(found: Sequence[Findings], path: Path) -> None:
-    """Writes the plot as a PNG."""
+    """Write the plot as a PNG."""
     figure = Figure(figsize=(13, 3.2), layout="constrained")
     axes = figure.subplots(1, len(found), squeeze=False)[0]
     for one, each in zip(axes, found, strict=True):
@@ -87,7 +87,7 @@ def draw(found: Sequence[Findings], path: Path) -> None:
 
 
 def _bars(axes: Axes, found: Findings) -> None:
-    ways = found.ways[::-1]  # bars are drawn from below
+    ways = found.ways[::-1]  # bars are drawn from bottom to top
     names = [way.way for way in ways]
     lefts = [0.0] * len(ways)
     for part in PARTS:

@@ -1,8 +1,8 @@
-"""A training step in parts, by every way that is compared: transformers' LLaVA in a plain loop, and ours.
+"""A training step in parts, for every way that is compared: transformers' LLaVA in a plain loop, and ours.
 
-A way makes a batch from shards, runs the model forward and backward, clips the gradients and lets AdamW change the
-weights. The ways share the weights of vision tower (frozen), projector and language model, and pre-fusion, so a large
-shape needs memory for one model and for the state of two optimizers.
+A way makes a batch from shards, runs the model forward and backward, clips the gradients and updates the weights with
+AdamW. The ways share the weights of the vision tower (frozen), projector, language model and pre-fusion. So a large
+shape needs memory for one model and for the states of two optimizers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ QUERY = {side: f"ours, query C={side}" for side in SIDES}
 STORED = f"{QUERY[1]}, stored features"
 WAYS = (TRANSFORMERS, UNCOMPRESSED, *QUERY.values(), STORED)
 
-_RATE = 1e-5  # small: what is learned does not matter, and weights must stay finite
+_RATE = 1e-5  # small, because what is learned does not matter but weights must stay finite
 _CLIP = 1.0
 _ENDLESS = 10**9  # batches
 _CPU = torch.device("cpu")
@@ -52,15 +52,16 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Shape:
-    """What is trained on which samples.
+    """Model and samples of the training steps.
 
     Attributes:
-        name: For tables.
-        config: The model's with query compression, C=1, and pre-fusion; its placeholder lies in the vocabulary.
-        shards: As many samples as a batch has, so that every step is of the same ones.
-        tokenizer: Of their conversations.
-        template: How conversations are written.
-        turns: How turns are treated; transformers' LLaVA reads any as one conversation.
+        name: Name of the shape in tables.
+        config: Config of the model with query compression, C=1, and pre-fusion; the placeholder id is in the
+            vocabulary.
+        shards: Shard set with as many samples as a batch, so that every step reads the same ones.
+        tokenizer: Tokenizer of the conversations.
+        template: Template in which conversations are written.
+        turns: How turns are treated; transformers' LLaVA always reads one conversation.
     """
 
     name: str
@@ -72,11 +73,11 @@ class Shape:
 
 
 def tiny(folder: Path, samples: int | None = None) -> Shape:
-    """The tiny world as `make sweep` trains it: its model, and one batch of its samples.
+    """Return the toy world as `make sweep` trains it: its model, and one batch of its samples.
 
     Args:
-        folder: Where the samples go.
-        samples: Of a batch; None: as many as the tiny world's config says.
+        folder: Folder for the samples.
+        samples: Number of samples in a batch; None: as many as the toy world's config says.
     """
     spec = resolve(["experiment=tiny"])
     model, data, tokenizer = spec["model"], spec["data"], build_tokenizer()
@@ -96,12 +97,12 @@ def tiny(folder: Path, samples: int | None = None) -> Shape:
 
 
 def mid(folder: Path, config: LlavaMiniConfig | None = None, samples: int = 2) -> Shape:
-    """The shape of `bench latency`, and made JPEGs with conversations like those of LLaVA's instruction mix.
+    """Return the shape of `bench latency`, with generated JPEGs and conversations like LLaVA's instruction mix.
 
     Args:
-        folder: Where the data go.
-        config: Another model with images of 336 pixels.
-        samples: Of a batch.
+        folder: Folder for the data.
+        config: Config of another model for images of 336 pixels; None: the shape of `bench latency`.
+        samples: Number of samples in a batch.
     """
     data = make_data(folder, samples)
     tokenizer = load_tokenizer(str(data.tokenizer))
@@ -111,14 +112,15 @@ def mid(folder: Path, config: LlavaMiniConfig | None = None, samples: int = 2) -
 
 
 class Step:
-    """A step of one way, in parts that are called in turn.
+    """A training step of one way, in parts that are called in turn.
 
     Args:
-        way: Its name.
-        model: In training mode; gives a loss.
-        optimizer: Over all that trains in it; parameters of other ways are skipped, as they have no gradient.
-        batches: Endless.
-        inputs: Makes arguments of the model from a batch.
+        way: Name of the way.
+        model: Model in training mode, which returns a loss.
+        optimizer: Optimizer of all trained parameters of the model; it skips those of other ways, which have no
+            gradient.
+        batches: Endless batches.
+        inputs: Function that makes the model's arguments from a batch.
     """
 
     def __init__(
@@ -135,45 +137,45 @@ class Step:
         self.make_batch()
 
     def make_batch(self) -> None:
-        """Reads the samples and makes tensors of them."""
+        """Read the samples and turn them into tensors."""
         self.inputs = self._inputs(next(self._batches))
 
     def forward(self) -> None:
-        """Up to the loss."""
+        """Run the forward pass up to the loss."""
         self.loss: Tensor = self.model(**self.inputs).loss
 
     def backward(self) -> None:
-        """Down to the gradients."""
+        """Run the backward pass down to the gradients."""
         self.loss.backward()
 
     def update(self) -> None:
-        """Clips the gradients, changes the weights and forgets the gradients."""
+        """Clip the gradients, update the weights and clear the gradients."""
         nn.utils.clip_grad_norm_(self.parameters, _CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def trials(self) -> list[Trial]:
-        """One for each of `PARTS`, in their order."""
+        """Return one trial for each of `PARTS`, in their order."""
         runs = (self.make_batch, self.forward, self.backward, self.update)
         return [Trial(self.way, part, run, self.samples) for part, run in zip(PARTS, runs, strict=True)]
 
     @property
     def samples(self) -> int:
-        """Of a batch."""
+        """Number of samples in a batch."""
         return len(self.inputs["input_ids"])
 
     @property
     def tokens(self) -> int:
-        """Of the language model's sequences, padding and what stands for images included."""
+        """Length of the language model's sequences, including padding and image placeholders."""
         return self.inputs["input_ids"].shape[1]
 
 
 def build_steps(shape: Shape, folder: Path) -> list[Step]:
-    """A step of each of `WAYS`, with random weights.
+    """Return a step for each of `WAYS`, with random weights.
 
     Args:
-        shape: What is trained.
-        folder: Where features are stored.
+        shape: Model and samples of the steps.
+        folder: Folder in which features are stored.
     """
     models = Models(shape.config, _CPU, torch.float32)
     wider = _another(models.mini, SIDES[1])
@@ -195,7 +197,7 @@ def build_steps(shape: Shape, folder: Path) -> list[Step]:
 
 
 def _another(mini: LlavaMiniForConditionalGeneration, side: int) -> LlavaMiniForConditionalGeneration:
-    """A model with another C, and everything but the compressor shared."""
+    """Return a model with another C that shares everything but the compressor."""
     spec = {**mini.config.compressor, "C": side}
     with torch.device("meta"):
         model = LlavaMiniForConditionalGeneration(type(mini.config)(**{**_fields(mini.config), "compressor": spec}))
@@ -211,13 +213,13 @@ def _fields(config: LlavaMiniConfig) -> dict[str, Any]:
 
 
 def _trained(*models: nn.Module) -> list[nn.Parameter]:
-    """Parameters that train, those that several models share once."""
+    """Return the parameters that train; those that several models share are listed once."""
     found = {id(p): p for model in models for p in model.parameters() if p.requires_grad}
     return list(found.values())
 
 
 def _as_transformers_reads_it(batch: VLMBatch) -> dict[str, Tensor]:
-    """One conversation a sample, one view an image."""
+    """Return the inputs of transformers' LLaVA: one conversation per sample, one view per image."""
     assert batch.pixel_values is not None
     return {
         "input_ids": batch.input_ids,
@@ -230,7 +232,7 @@ def _as_transformers_reads_it(batch: VLMBatch) -> dict[str, Tensor]:
 def _batches(
     shape: Shape, model: LlavaMiniForConditionalGeneration, features: FeatureStore | None = None
 ) -> Iterator[VLMBatch]:
-    """Batches as a run of ours makes them, ready for the model."""
+    """Yield batches as our training runs make them, ready for the model."""
     tokenize = ConversationTokenizer(
         shape.tokenizer, shape.template, turns=shape.turns, num_image_tokens=model.tokens_per_frame(), max_length=2048
     )
@@ -249,7 +251,7 @@ def _batches(
 
 
 def _features(shape: Shape, model: LlavaMiniForConditionalGeneration, folder: Path) -> FeatureStore:
-    """The vision tower's features of all samples, in files."""
+    """Store the vision tower's features of all samples in files."""
     recipe = FeatureRecipe("bench", (1, model.side**2, model.config.vision_config.hidden_size), "float32")
 
     def encode(pixels: Tensor) -> Tensor:

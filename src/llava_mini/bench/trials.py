@@ -1,6 +1,6 @@
-"""What one process measures: CPU and wall time of batches, memory of a loader, a build.
+"""Measurements of one process: CPU and wall time of batches, memory of a loader, a build.
 
-Each is called in a process of its own (`fresh`), so that nothing is warm or allocated from the trial before.
+Each is called in a new process (`fresh`), so that nothing is warmed up or allocated from the previous trial.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one sample, in milliseconds."""
+    """CPU and wall time of one sample, in milliseconds."""
 
     cpu: float
     wall: float
@@ -36,7 +36,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Memory:
-    """Of a process that holds only what is its own, in MiB: before and at the most while it loads."""
+    """Private memory of a process in MiB, before loading and at its peak while loading."""
 
     before: float
     peak: float
@@ -44,7 +44,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Build:
-    """Of one sample by `data build`, in milliseconds, and the bytes of a picture."""
+    """CPU and wall time of `data build` per sample, in milliseconds, and the mean bytes of an image."""
 
     cpu: float
     wall: float
@@ -52,7 +52,7 @@ class Build:
 
 
 def cost(loader: Loader, data: MadeData, samples: int) -> Cost:
-    """The time that a loader takes for at least `samples` samples, behind its first batches."""
+    """Measure the time per sample of a loader over at least `samples` samples, after its first batches."""
     torch.set_num_threads(1)
     batches = loader(data)
     _consume(batches, _WARM_UP)
@@ -64,7 +64,7 @@ def cost(loader: Loader, data: MadeData, samples: int) -> Cost:
 
 
 def memory(loader: Loader, data: MadeData, samples: int) -> Memory:
-    """The memory that a loader takes while it makes `samples` samples."""
+    """Measure the memory that a loader takes while it makes `samples` samples."""
     torch.set_num_threads(1)
     before = peak = private_memory()
     for _batch in islice(loader(data), samples // BATCH_SIZE):
@@ -73,14 +73,14 @@ def memory(loader: Loader, data: MadeData, samples: int) -> Memory:
 
 
 def bytes_of_records(data: MadeData) -> float:
-    """What a record takes in a process that holds the whole JSON as objects."""
+    """Return the bytes that a record takes in a process that stores the whole JSON as objects."""
     before = private_memory()
     records = json.loads(data.records.read_text())
     return (private_memory() - before) * _MIB / len(records)
 
 
 def build(data: MadeData, out: Path) -> Build:
-    """What `llava-mini data build` takes from its start to its end, with one worker."""
+    """Measure `llava-mini data build` from its start to its end, with one worker."""
     command = [sys.executable, "-m", "llava_mini", "data", "build", str(data.records), "--images", str(data.images)]
     start = time.perf_counter()
     process = subprocess.Popen([*command, "--out", str(out), "--workers", "1"], stdout=subprocess.DEVNULL)
@@ -94,7 +94,7 @@ def build(data: MadeData, out: Path) -> Build:
 
 
 def verification(data: MadeData) -> float:
-    """CPU milliseconds in which one picture is verified, the part of a build that cannot be less."""
+    """Return the CPU milliseconds to verify one image, the part of a build that cannot be reduced."""
     raws = [path.read_bytes() for path in sorted(data.images.iterdir())[:500]]
     start = time.process_time()
     for raw in raws:

@@ -1,4 +1,4 @@
-"""`llava-mini convert official|to-official|llava SRC DST`: convert weights of other LLaVA projects to ours, and back."""
+"""`llava-mini convert official|to-official|llava SRC DST`: convert other LLaVA projects' weights to ours, and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`llava-mini data build|check|stats|features`: build shards from LLaVA JSON, check them, count and encode their data."""
+"""`llava-mini data build|check|stats|features`: LLaVA JSON to shards, checks and counts of shards, stored features."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def four_bits() -> str:
         exact = bool(torch.isfinite(found).all())
     except UserError as error:
         return str(error)
-    except Exception as error:  # noqa: BLE001  # without its kernels the library may raise anything, and that is the answer
+    except Exception as error:  # noqa: BLE001  # a library without its kernels may raise anything
         return f"does not work on {device}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return f"4-bit layers work on {device}" if exact else f"4-bit layers give no numbers on {device}"
 

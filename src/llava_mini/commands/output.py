@@ -20,10 +20,10 @@ NOBODY_READS = 128 + signal.SIGPIPE  # the status a shell reports for a program 
 
 
 def json_line(value: Any) -> str:
-    """A value as one line of JSON: text as it is where standard output is UTF-8, else in ASCII.
+    """Return a value as one line of JSON, with non-ASCII text unescaped if the output encoding is a Unicode one.
 
     Args:
-        value: Anything that JSON can express.
+        value: Any value that JSON can represent.
     """
     return json.dumps(value, ensure_ascii=not (sys.stdout.encoding or "").lower().startswith("utf"))
 

@@ -68,7 +68,7 @@ class Peaks:
         return _on_card(self.planner.step(size), self.config, self.planner)
 
     def _estimated(self, size: int) -> Peak:
-        """Extrapolate linearly from the largest simulated batches, because all memory of a step grows with its samples."""
+        """Extrapolate from the largest simulated batches: at every moment of a step memory is linear in its samples."""
         last = self.largest_planned
         below = last - max(1, last // 8)
         first, second = self(below).breakdown, self(last)
@@ -120,7 +120,7 @@ def planner_of(config: Config, sample: Sample, tokenizer: PreTrainedTokenizerBas
 
 
 def on_gpu(config: Config) -> bool:
-    """Whether the run is meant for a GPU; `accelerator: auto` is if this machine has one."""
+    """Whether the run is meant for a GPU, even if there is none here; `auto` means a GPU only if there is one."""
     accelerator = config["trainer"]["accelerator"]
     return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
 

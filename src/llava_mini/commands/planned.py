@@ -1,4 +1,4 @@
-"""Planned peak memory of a run before it starts and measured peak after it, so that the plan's error is always known."""
+"""Planned peak memory before a run starts and measured peak after it, so that the plan's error is always known."""
 
 from __future__ import annotations
 

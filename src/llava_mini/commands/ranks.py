@@ -150,7 +150,7 @@ def _last_line(path: Path) -> str:
 
 
 def _interrupt(rank_0: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Give rank 0 time to shut down cleanly. A terminal interrupts it too, so it gets a signal only if still running."""
+    """Give rank 0 time to shut down cleanly. A terminal interrupts it too, so it is signaled only if it still runs."""
     for process in rank_0:
         with suppress(subprocess.TimeoutExpired):
             process.wait(1.0)

@@ -1,1 +1,1 @@
-"""Images and conversations, from shards to batches; it knows nothing of models."""
+"""Images and conversations, from shards to batches; independent of any model."""

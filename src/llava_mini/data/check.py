@@ -1,6 +1,6 @@
-"""Reads a shard set again, whole: checksums, pictures, conversations, and the tokens that would be learnt.
+"""Checks a whole shard set: checksums, images, conversations, and the tokens that would be supervised.
 
-What the stream would have to replace by an empty sample in the middle of a training is found here before it.
+This finds, before training, the samples that the stream would have to replace by placeholder samples.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from llava_mini.errors import UserError
 from llava_mini.files import writing
 from llava_mini.media.images import verify_image
 
-if TYPE_CHECKING:  # without a tokenizer, processes need no torch, which takes seconds to import
+if TYPE_CHECKING:  # without a tokenizer, processes do not need torch, which takes seconds to import
     from llava_mini.data.labels import ConversationTokenizer
 
 log = logging.getLogger("llava_mini")
 
-MOST_BAD = 0.01  # share of samples from which nothing can be learnt
+MOST_BAD = 0.01  # largest allowed share of unusable samples
 _NAMED = 20
 _LOG_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class BadSample:
-    """A sample from which nothing can be learnt; `id` is its record's own."""
+    """A sample that cannot be used for training; `id` is the id in its record."""
 
     index: int
     key: str
@@ -48,13 +48,14 @@ class BadSample:
 
 @dataclass
 class Findings:
-    """What was found in a shard, or in all of a set.
+    """Results of checking one shard or a whole shard set.
 
     Attributes:
-        counts: Of samples, pictures, bad samples, and with a tokenizer of tokens, learnt tokens, truncated samples.
-        damaged: A line for each damaged file.
-        bad: The bad samples; of a set the first ones.
-        ignored: Keys of records that are not read, and in how many records.
+        counts: Counts of samples, images and bad samples, and with a tokenizer of tokens, supervised tokens and
+            truncated samples.
+        damaged: One line for each damaged file.
+        bad: Bad samples; for a whole shard set only the first ones.
+        ignored: Keys of records that are not read, with the number of records that have each key.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -63,14 +64,14 @@ class Findings:
     ignored: Counter[str] = field(default_factory=Counter)
 
     def add(self, more: Findings) -> None:
-        """Adds those of another shard."""
+        """Add the findings of another shard."""
         self.counts += more.counts
         self.ignored += more.ignored
         self.damaged = sorted(self.damaged + more.damaged)
         self.bad = sorted(self.bad + more.bad, key=lambda bad: bad.index)[:_NAMED]
 
     def failure(self) -> str:
-        """Why the set should not be used; empty when it may be."""
+        """Return why the shard set should not be used; an empty string when it may be used."""
         if self.damaged:
             return f"{len(self.damaged)} damaged files, {self.damaged[0]}"
         bad, samples = self.counts["bad"], self.counts["samples"]
@@ -86,13 +87,13 @@ def check_set(
     workers: int = 1,
     on_bad: Callable[[BadSample], None] | None = None,
 ) -> Findings:
-    """Reads every sample.
+    """Read and check every sample of a shard set.
 
     Args:
-        shards: The set.
-        tokenize: Counts the tokens that are learnt; None leaves that out.
-        workers: Processes.
-        on_bad: Called for every bad sample, shard by shard as they are ready.
+        shards: Shard set to check.
+        tokenize: Tokenizer that counts the supervised tokens; None skips this.
+        workers: Number of processes.
+        on_bad: Callback that is called for every bad sample, shard by shard as they are ready.
     """
     found = Findings(damaged=[damage] if (damage := _damage(shards.verify_index)) else [])
     start = last = time.monotonic()
@@ -143,10 +144,10 @@ def _damage(verify: Callable[[], None]) -> str:
 def _check_sample(
     members: dict[str, bytes], tokenize: ConversationTokenizer | None
 ) -> tuple[Counter[str], tuple[str, ...]]:
-    """What a sample adds to the counts, and the keys of its record that are not read.
+    """Return what a sample adds to the counts, and the keys of its record that are not read.
 
     Raises:
-        SampleError: nothing can be learnt from it; tokenizing says so where no token would be.
+        SampleError: The sample cannot be used; tokenizing raises this where no token would be supervised.
     """
     if "json" not in members:
         raise SampleError("it has no json member")
@@ -168,7 +169,7 @@ def _check_sample(
 
 
 def _own_id(shards: ShardSet, index: int) -> str:
-    """The id of a record, if it can be read and has one."""
+    """Return the id of a record; an empty string if the record cannot be read or has no id."""
     try:
         record = json.loads(shards.read_record(index))
     except (ValueError, RecursionError):  # SampleError is a ValueError
@@ -177,7 +178,7 @@ def _own_id(shards: ShardSet, index: int) -> str:
 
 
 def finding_lines(shards: ShardSet, found: Findings) -> list[str]:
-    """What was found, line by line."""
+    """Return the findings as lines of text."""
     counts = found.counts
     lines = [
         f"{shards.folder}: {counts['samples']:,} samples in {shards.num_shards} shards, {counts['pictures']:,} pictures"
@@ -196,7 +197,7 @@ def finding_lines(shards: ShardSet, found: Findings) -> list[str]:
 
 @contextmanager
 def report_to(path: Path | None) -> Iterator[Callable[[BadSample], None] | None]:
-    """What writes bad samples to a file in JSON Lines, as they come; nothing where there is no file."""
+    """Yield a function that writes bad samples to a JSON Lines file as they come; None where there is no path."""
     if path is None:
         yield None
         return

@@ -1,6 +1,6 @@
-"""Samples to a VLMBatch: texts padded on the right, the frames of all samples one after another.
+"""Collates samples into a VLMBatch: texts are padded on the right, the frames of all samples are concatenated.
 
-Frames with fewer views than others, of videos beside images in high resolution, are padded with views of zeros.
+Frames with fewer views than others (video frames next to high-resolution images) are padded with views of zeros.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from llava_mini.data.samples import Sample
 def collate(
     samples: Sequence[Sample], pad_token_id: int, *, position: int = 0, skipped: Sequence[BadSample] = ()
 ) -> VLMBatch:
-    """A batch of `samples`, of which text, images and videos may be mixed.
+    """Return a batch of `samples`, in which text, images and videos may be mixed.
 
     Args:
-        samples: At least one. Their frames are all pixels or all features; their turns are treated in one way.
-            Placeholders fit with any.
-        pad_token_id: Fills `input_ids`.
-        position: The first position behind this batch.
-        skipped: What the placeholders among the samples stand for.
+        samples: Samples to collate, at least one. Their frames are all pixels or all features, and their turns are
+            all handled in the same way. Placeholder samples can be mixed with any.
+        pad_token_id: Token id that pads `input_ids`.
+        position: First position after this batch.
+        skipped: Bad samples that the placeholder samples replace.
     """
     lengths = torch.tensor([len(sample.tokens) for sample in samples], dtype=torch.int64)
     frames = [sample.pixels if sample.features is None else sample.features for sample in samples]
@@ -48,7 +48,7 @@ def collate(
 
 
 def _turn_ids(samples: Sequence[Sample]) -> Tensor | None:
-    """None when no sample has independent turns; a placeholder's token belongs to no turn."""
+    """Return the turn ids; None when no sample has independent turns. A placeholder's token belongs to no turn."""
     if all(sample.tokens.turn_ids is None for sample in samples):
         return None
     rows = [sample.tokens.turn_ids for sample in samples]
@@ -66,14 +66,14 @@ def _joined(frames: list[Tensor | None]) -> Tensor | None:
 
 
 def _with_views(frames: Tensor, views: int) -> Tensor:
-    """Frames [F, V, ...] as [F, views, ...]."""
+    """Pad frames [F, V, ...] to [F, views, ...]."""
     if frames.shape[1] == views:
         return frames
     return torch.cat([frames, frames.new_zeros(len(frames), views - frames.shape[1], *frames.shape[2:])], dim=1)
 
 
 def _num_views(frames: list[Tensor]) -> Tensor | None:
-    """How many views each frame of the batch has; None when all have as many."""
+    """Return the number of views of each frame of the batch; None when all frames have the same number."""
     if len({each.shape[1] for each in frames}) < 2:
         return None
     return torch.tensor([each.shape[1] for each in frames for _ in each], dtype=torch.int64)

@@ -1,7 +1,7 @@
-"""Conversations as public data sets hold them, read into one form: turns of a human text and an answer.
+"""Reads conversations of public datasets into one form: turns of a human text and an answer.
 
-All that differs between those data sets (forms, which `forms.py` reads; where placeholders stand; messages without a
-counterpart) ends here. Of a record that cannot be used, the error says why.
+All differences between those datasets end here: record formats (which `forms.py` reads), positions of placeholders,
+and messages without a counterpart. If a record cannot be used, the error says why.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Turn:
-    """What a human said and the answer to it; `kind` names the kind of question where the data does."""
+    """A human message and the answer to it; `kind` names the kind of question if the data does."""
 
     human: str
     answer: str
@@ -46,12 +46,12 @@ class Conversation:
     """The turns of one sample.
 
     Attributes:
-        turns: At least one; `<image>` stands where an image or the clip goes.
-        system: What the record's system message says; None leaves it to the template.
-        images: How many images the record names; 1 for a video, 0 for text only.
-        is_video: Whether what it names is a video.
+        turns: Turns of the conversation, at least one; `<image>` marks where an image or the video goes.
+        system: Text of the record's system message; None leaves it to the template.
+        images: Number of images that the record names; 1 for a video, 0 for text only.
+        is_video: Whether the record names a video.
         ignored: Keys of the record that are not read.
-        lost: The first of them that seems to name a file.
+        lost: First ignored key, or tag in a human text, that seems to name a file that is not read; empty without one.
     """
 
     turns: tuple[Turn, ...]
@@ -62,33 +62,33 @@ class Conversation:
     lost: str = ""
 
     def check_files(self, stored: int) -> None:
-        """Makes sure that no file gets lost in silence; pictures may be stored whose record names none.
+        """Check that no file is silently lost; images may be stored although the record names none.
 
         Args:
-            stored: How many pictures are stored with the record.
+            stored: Number of images that are stored with the record.
 
         Raises:
-            SampleError: a file is named by a key that is not read.
+            SampleError: A key that is not read names a file.
         """
         if self.lost and (self.images or not stored):
             raise SampleError(f"`{self.lost}` is not read (files are named by {', '.join(FILE_KEYS)})")
 
     @property
     def num_images(self) -> int:
-        """The number of placeholders; a video has one, whatever its number of frames."""
+        """Number of placeholders; a video has one, whatever its number of frames."""
         return sum(turn.human.count(IMAGE_PLACEHOLDER) for turn in self.turns)
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of the turns, or nothing when the data names none."""
+        """Kinds of the turns; an empty list when the data names none."""
         return [turn.kind for turn in self.turns] if any(turn.kind for turn in self.turns) else []
 
 
 def parse_record(raw: bytes) -> Conversation:
-    """Reads a record from JSON, see `conversation_of`.
+    """Parse a record from JSON, see `conversation_of`.
 
     Raises:
-        SampleError: it cannot be used; the message says why.
+        SampleError: The record cannot be used; the message says why.
     """
     try:
         record = json.loads(raw)
@@ -98,13 +98,14 @@ def parse_record(raw: bytes) -> Conversation:
 
 
 def conversation_of(record: Any) -> Conversation:
-    """Reads a record of any form: {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}, ...], ...}.
+    """Read a record of any form: {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}, ...], ...}.
 
-    Messages before the first human one and a last one without an answer are left out. A single placeholder moves to
-    the front of its text, as LLaVA trains it, several stay where they are, missing ones go to the very front.
+    Messages before the first human message and a last message without an answer are dropped. A single placeholder is
+    moved to the front of its text, as LLaVA trains it. Several placeholders stay where they are. Missing ones are
+    added at the front of the first human text.
 
     Raises:
-        SampleError: it cannot be used; the message says why.
+        SampleError: The record cannot be used; the message says why.
     """
     if not isinstance(record, dict):
         raise SampleError("not a JSON object")
@@ -116,7 +117,7 @@ def conversation_of(record: Any) -> Conversation:
 
 
 def _turns(messages: list[tuple[str, str]], kinds: Any) -> list[Turn]:
-    """Pairs of human and assistant; `kinds` has an entry for each message of the assistant."""
+    """Return pairs of human and assistant messages; `kinds` has an entry for each message of the assistant."""
     roles = [role for role, _ in messages]
     first = roles.index("user") if "user" in roles else len(roles)
     last = len(roles) - (roles[-1:] == ["user"])
@@ -138,9 +139,9 @@ def _turns(messages: list[tuple[str, str]], kinds: Any) -> list[Turn]:
 
 
 def _placed(turns: list[Turn], images: int, is_video: bool) -> tuple[Turn, ...]:
-    """The turns with one placeholder for every image, or for the video.
+    """Return the turns with one placeholder for every image, or for the video.
 
-    `<image>` may stand for the video too, as in LLaVA's own video data; `<video>` for an image never.
+    `<image>` may also mean the video, as in LLaVA's own video data; `<video>` never means an image.
     """
     if not is_video and any(_shows_video(turn.human, images) for turn in turns):
         raise SampleError(f"{VIDEO_PLACEHOLDER} in a record of {'images' if images else 'text only'}")
@@ -159,22 +160,22 @@ def _placed(turns: list[Turn], images: int, is_video: bool) -> tuple[Turn, ...]:
 
 
 def _shows_video(text: str, images: int) -> bool:
-    """Whether `<video>` stands for a video and is not HTML, about which people ask too."""
+    """Whether `<video>` means a video and is not HTML, which people also ask about."""
     if "</video>" in text:
         return False
     return VIDEO_PLACEHOLDER in text if images else VIDEO_PLACEHOLDER in (text.strip()[:7], text.strip()[-7:])
 
 
 def _in_front(text: str, images: int) -> str:
-    """A text behind so many placeholders, one a line, whatever placeholders it had."""
+    """Return a text after `images` placeholders, one per line; placeholders that it had are removed."""
     return ((IMAGE_PLACEHOLDER + "\n") * images + text.replace(IMAGE_PLACEHOLDER, "").strip()).rstrip()
 
 
 def independent_conversations(conversation: Conversation) -> list[Conversation]:
-    """Every turn as a conversation of its own that begins with the images (one a line), as LLaVA puts them.
+    """Return every turn as a separate conversation that begins with the images (one per line), as LLaVA puts them.
 
     Raises:
-        SampleError: an image comes later than the first turn.
+        SampleError: An image comes later than the first turn.
     """
     images = conversation.turns[0].human.count(IMAGE_PLACEHOLDER)
     if images != conversation.num_images:

@@ -1,4 +1,4 @@
-"""What a shard set holds, counted from its index alone: samples, pictures and bytes by modality and by source."""
+"""Counts the content of a shard set from its index alone: samples, images and bytes by modality and by source."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LONGEST_NAME = 41
 
 @dataclass(frozen=True)
 class Count:
-    """Samples of one modality or source, the pictures (images, frames) in them, and their bytes in the tars."""
+    """Number of samples of one modality or source, of their images or video frames, and of their bytes in the tars."""
 
     name: str
     samples: int
@@ -30,27 +30,27 @@ class Count:
 
 
 def by_modality(shards: ShardSet) -> list[Count]:
-    """Of each modality that occurs: text, image, video.
+    """Return the counts of each modality that occurs: text, image, video.
 
     Raises:
-        UserError: the index tells of another one, or (`by_source`) of a source that the listing does not name.
+        UserError: The index contains another modality, or (`by_source`) a source that the listing does not name.
     """
     return _counts(shards, shards.index["modality"], [modality.name.lower() for modality in Modality])
 
 
 def by_source(shards: ShardSet) -> list[Count]:
-    """Of each source, the one with the most samples first."""
+    """Return the counts of each source, the one with the most samples first."""
     counts = _counts(shards, shards.index["source"], [source or "(none)" for source in shards.sources])
     return sorted(counts, key=lambda count: -count.samples)
 
 
 def total_bytes(shards: ShardSet) -> int:
-    """Bytes of all samples in the tars."""
+    """Return the number of bytes of all samples in the tars."""
     return int(shards.index["size"].sum(dtype=np.int64))
 
 
 def count_lines(shards: ShardSet) -> list[str]:
-    """A table of both."""
+    """Return a table of the counts by modality and by source, as lines."""
     sources = by_source(shards)
     shown = [*by_modality(shards), None, *sources[:_MOST_SOURCES]]
     rows = [[""] * 5 if count is None else _row(count, len(shards)) for count in shown]
@@ -60,20 +60,20 @@ def count_lines(shards: ShardSet) -> list[str]:
 
 
 def ignored_lines(ignored: Counter[str]) -> list[str]:
-    """A line with the keys of used records that are not read, if there are any, the most frequent first."""
+    """Return a line with the keys of used records that are not read, most frequent first; no line without such keys."""
     named = [f"{printable(key)} ({count:,} records)" for key, count in ignored.most_common(_MOST_KEYS)]
     more = [f"and {len(ignored) - _MOST_KEYS} more"] if len(ignored) > _MOST_KEYS else []
     return [f"ignored keys: {', '.join(named + more)}"] if named else []
 
 
 def size_text(size: float) -> str:
-    """Bytes for people, in decimal units."""
+    """Return a number of bytes as readable text, in decimal units."""
     power = min(len(str(int(size))) - 1, 12) // 3
     return f"{size / 1000**power:.{0 if power == 0 else 1}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines: the first column begins, all others end at the same place."""
+    """Return the rows of a table as lines: the first column is left-aligned, all others are right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -85,12 +85,12 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """A text that others wrote as part of a line on a terminal: short, without line breaks and control characters."""
+    """Return untrusted text as part of a terminal line: short, without line breaks and control characters."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:_LONGEST_TEXT])
 
 
 def _shortened(name: str) -> str:
-    """A name that keeps a table on the screen, by its ends, which tell names apart."""
+    """Shorten a name so that a table fits on the screen; its ends stay, because they distinguish names."""
     half = (_LONGEST_NAME - 3) // 2
     return name if len(name) <= _LONGEST_NAME else f"{name[:half]}...{name[-half:]}"
 

@@ -1,4 +1,4 @@
-"""The data of a run for Lightning: an endless stream to train on, and one pass each to validate and to test."""
+"""Lightning data module of a run: an endless stream for training, and one pass each for validation and test."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Mix:
     """The data of a split.
 
     Attributes:
-        readers: one for each shard set, all with pixels or all with features, of one `data.views`.
-        weights: of each set in training, see `llava_mini.data.order.Mixture`; None pools the sets as one. Validation
-            and test pass over every set once, whatever the weights.
+        readers: Readers, one for each shard set, all with pixels or all with features, and with the same `data.views`.
+        weights: Weight of each set in training, see `llava_mini.data.order.Mixture`; None pools the sets as one.
+            Validation and test make one pass over every set, whatever the weights.
     """
 
     readers: Sequence[SampleReader]
@@ -31,19 +31,19 @@ class Mix:
 
 
 class VLMDataModule(LightningDataModule):
-    """Loaders of `VLMBatch`, of the part that falls to this rank when several train together.
+    """Loaders of `VLMBatch`, with this rank's share of the data when several ranks train together.
 
     A training run is one Lightning epoch of `num_batches` batches, however often it passes over the data.
-    `StreamPosition` keeps its place in Lightning's checkpoints.
+    `StreamPosition` stores its position in Lightning's checkpoints.
 
     Args:
-        splits: Data by split: "train", "val", "test"; a split that is not there cannot be loaded.
-        batch_size: Of training, on each rank.
-        eval_batch_size: Of validation and test, on each rank.
-        num_batches: Batches of the training run, on each rank.
-        seed: Of the order of training.
-        num_workers: Processes that make batches, for each loader.
-        normalise: Mean and standard deviation of each colour, between 0 and 1; not needed with features.
+        splits: Data by split: "train", "val", "test"; a missing split cannot be loaded.
+        batch_size: Batch size of training, on each rank.
+        eval_batch_size: Batch size of validation and test, on each rank.
+        num_batches: Number of batches of the training run, on each rank.
+        seed: Seed of the training order.
+        num_workers: Number of worker processes that make batches, for each loader.
+        normalise: Mean and standard deviation of each color, between 0 and 1; not needed with features.
         pin_memory: Whether batches are put in page-locked memory.
     """
 
@@ -68,29 +68,29 @@ class VLMDataModule(LightningDataModule):
 
     @property
     def plan(self) -> str:
-        """Equal for runs that train on the same samples in the same order, in batches of whatever size."""
+        """Fingerprint that is equal for runs on the same samples in the same order, whatever the batch size."""
         return self._training_order().fingerprint
 
     def train_dataloader(self) -> BatchLoader:
-        """`num_batches` batches in the order of training."""
+        """Return a loader of `num_batches` batches in the training order."""
         return self._loader("train", self._training_order(), self.batch_size, self.num_batches)
 
     def val_dataloader(self) -> BatchLoader:
-        """One pass in the order of the shards."""
+        """Return a loader of one pass over the validation data in the order of the shards."""
         return self._loader("val", self._stored_order("val"), self.eval_batch_size, None)
 
     def test_dataloader(self) -> BatchLoader:
-        """One pass in the order of the shards."""
+        """Return a loader of one pass over the test data in the order of the shards."""
         return self._loader("test", self._stored_order("test"), self.eval_batch_size, None)
 
     def evaluation_batches(self, split: str, device: torch.device | str) -> Iterator[VLMBatch]:
-        """One pass over a whole split, whatever the rank, on `device` and ready for the model."""
+        """Yield the batches of a whole split, whatever the rank, on `device` and ready for the model."""
         stream = PlannedStream(self._mix(split).readers, self._stored_order(split), batch_size=self.eval_batch_size)
         for batch in BatchLoader(stream, num_workers=self.num_workers, pin_memory=self.pin_memory):
             yield self.on_after_batch_transfer(batch.to(device), 0)
 
     def on_after_batch_transfer(self, batch: VLMBatch, dataloader_idx: int) -> VLMBatch:
-        """Makes normalised floats of pixels, where the model runs: a quarter of the bytes had to travel."""
+        """Convert pixels to normalized floats on the model's device, so that only a quarter of the bytes is copied."""
         if batch.pixel_values is None or self.normalise is None:
             return batch
         return replace(batch, pixel_values=normalised(batch.pixel_values, *self.normalise))

@@ -1,4 +1,4 @@
-"""Exceptions of the data: a sample that cannot be used, which costs that sample; workers that stop, which end a run."""
+"""Exceptions of the data: an unusable sample, which costs only that sample; a stopped worker, which ends the run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from llava_mini.errors import SampleError
 
-TIMED_OUT = "DataLoader timed out"  # how torch begins to say so
+TIMED_OUT = "DataLoader timed out"  # beginning of torch's message
 _OF_A_LOADER = ("DataLoader worker (pid", TIMED_OUT, "Pin memory thread", "Too many open files. Comm")
 _SIGNAL = re.compile(r"is killed by signal: ([^.]+)\.")
 
@@ -17,21 +17,22 @@ __all__ = ["LoaderError", "SampleError", "loader_failures_told"]
 
 
 class LoaderError(RuntimeError):
-    """A worker that makes batches died or hangs; the message is one line for the user."""
+    """A worker process that makes batches died or hangs; the message is one line for the user."""
 
 
 @contextmanager
 def loader_failures_told(
     setting: str = "data.num_workers", exit_codes: Callable[[], Sequence[int | None]] = tuple
 ) -> Iterator[None]:
-    """Turns what torch raises for workers that stop into one line; for a dead one it does so in the midst of anything.
+    """Convert torch's errors for stopped workers to one line; for a dead worker, torch may raise at any point.
 
     Args:
-        setting: What sets the number of workers.
-        exit_codes: Of the workers, as multiprocessing has them; torch itself does not always tell.
+        setting: Name of the setting for the number of workers.
+        exit_codes: Function that returns the workers' exit codes, as multiprocessing has them; torch itself does not
+            always report them.
 
     Raises:
-        LoaderError: in place of torch's own error.
+        LoaderError: Raised instead of torch's own error.
     """
     try:
         yield

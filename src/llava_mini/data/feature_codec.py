@@ -1,11 +1,11 @@
-"""Features as members of a sample and back, in three sizes, and what storing them changed.
+"""Encodes features as members of a sample and decodes them, in three sizes, and measures the storage error.
 
-    float32   <key>.npy [F, V, N, Dv]                                             4 bytes a number
+    float32   <key>.npy [F, V, N, Dv]                                             4 bytes per number
     float16   <key>.npy [F, V, N, Dv]                                             2
     int8      <key>.npy [F, V, N, Dv] and <key>.scale.npy [F, V, 1, Dv] float16   1: number * scale of its channel
 
-A channel of one view has a scale of its own: a few channels of a vision tower are a hundred times larger than the rest,
-and would leave these no bits.
+Each channel of a view has its own scale: a few channels of a vision tower are a hundred times larger than the rest, and
+one common scale would leave the rest no bits.
 
 Shapes: F frames, V views of a frame, N patches of a view, Dv vision width.
 """
@@ -26,15 +26,15 @@ from llava_mini.data.errors import SampleError
 FeatureType = Literal["float32", "float16", "int8"]
 FEATURE_TYPES: tuple[FeatureType, ...] = ("float32", "float16", "int8")
 _FEATURES, _SCALE = "npy", "scale.npy"
-_LARGEST = 127  # of int8, symmetric
-_SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)  # smaller ones would be rounded coarsely
+_LARGEST = 127  # largest int8 value, symmetric
+_SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)  # smaller scales would be rounded coarsely
 
 
 def packed(features_FVND: NDArray[np.float32], dtype: FeatureType) -> dict[str, bytes]:
-    """Features as members of a sample.
+    """Encode features as members of a sample.
 
     Raises:
-        SampleError: they hold a number that `dtype` cannot hold.
+        SampleError: The features contain a number that `dtype` cannot represent.
     """
     if dtype == "int8":
         scale = np.abs(features_FVND).max(axis=2, keepdims=True, initial=0) / _LARGEST
@@ -50,10 +50,10 @@ def packed(features_FVND: NDArray[np.float32], dtype: FeatureType) -> dict[str, 
 
 
 def unpacked(members: Mapping[str, bytes]) -> NDArray[np.float32]:
-    """float32 [F, V, N, Dv] of a sample's members.
+    """Decode the features float32 [F, V, N, Dv] from a sample's members.
 
     Raises:
-        SampleError: they hold no features, or damaged ones.
+        SampleError: The members contain no features, or damaged ones.
     """
     if _FEATURES not in members:
         raise SampleError("it has no features")
@@ -78,7 +78,7 @@ def _npy(array: NDArray[Any]) -> bytes:
 
 
 def _array(raw: bytes) -> NDArray[Any]:
-    """The array of an npy member, a view of its bytes."""
+    """Return the array of an npy member, as a view of its bytes."""
     file = io.BytesIO(raw)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("another version of the npy format")
@@ -90,11 +90,11 @@ def _array(raw: bytes) -> NDArray[Any]:
 
 @dataclass
 class StorageError:
-    """How far stored features are from those that were computed.
+    """Difference between stored features and the computed ones.
 
     Attributes:
-        numbers: How many were compared.
-        largest: The largest difference.
+        numbers: Number of values that were compared.
+        largest: Largest absolute difference.
         squared: Sum of all squared differences.
         squared_features: Sum of all squared features.
     """
@@ -105,7 +105,7 @@ class StorageError:
     squared_features: float = 0.0
 
     def add(self, computed: NDArray[np.float32], stored: NDArray[np.float32]) -> None:
-        """Compares the features of a sample."""
+        """Compare the features of a sample and add the result."""
         difference = (computed - stored).astype(np.float64)
         self.numbers += computed.size
         self.largest = max(self.largest, float(np.abs(difference).max(initial=0)))
@@ -113,7 +113,7 @@ class StorageError:
         self.squared_features += float(np.square(computed, dtype=np.float64).sum())
 
     def merge(self, other: StorageError) -> None:
-        """Adds what was compared elsewhere."""
+        """Add the results of other comparisons."""
         self.numbers += other.numbers
         self.largest = max(self.largest, other.largest)
         self.squared += other.squared
@@ -121,7 +121,7 @@ class StorageError:
 
     @property
     def relative(self) -> float:
-        """Root of the mean squared difference as a share of the features' own; 0 where there are none."""
+        """Root mean square of the difference as a share of that of the features; 0 where there are none."""
         return math.sqrt(self.squared / self.squared_features) if self.squared_features else 0.0
 
     def to_dict(self) -> dict[str, float]:

@@ -1,11 +1,11 @@
-"""Features of the frozen vision tower, computed once for a shard set and shared by all runs that use them.
+"""Stores features of the frozen vision tower, computed once for a shard set and shared by all runs that use them.
 
-They are a shard set too, of the same samples in the same order and shards, so that they are streamed as pixels are:
+They are a shard set too, with the same samples in the same order and shards, so they are streamed like pixels:
 
-    000000-00000.json   {"frames": F}, of text F = 0; with "unusable": reason where a picture is damaged
+    000000-00000.json   {"frames": F}, F = 0 for text; with "unusable": reason where an image is damaged
     000000-00000.npy    [F, V, N, Dv] in one of the types of `feature_codec.py`
     features.json       what is computed in this folder; written first, so that nothing else is mixed in
-    shards.json         written last; its plan holds the type, what it changed and how long it took
+    shards.json         written last; its plan contains the type, the storage error and the computing time
 
 Shapes: F frames of a sample, V views of a frame, N patches of a view, Dv vision width, H x W pixels of a view.
 """
@@ -29,32 +29,32 @@ from llava_mini.data.shards import ShardSet, finish_set, is_complete, is_written
 from llava_mini.errors import UserError
 from llava_mini.files import folder_lock, read_json, remove_leftovers, write_json
 
-# Any change of the code that makes other features of the same pictures and tower raises it.
+# Increase it with any change of the code that gives other features for the same images and vision tower.
 FEATURES_VERSION = 4
 _RECIPE_FILE = "features.json"
 
 
 class FeatureStore:
-    """Stored features, read by sample number; it can be pickled.
+    """Stored features, read by sample number; the store can be pickled.
 
     Attributes:
-        folder: where they lie.
-        fingerprint: of data, tower and shape.
-        data_fingerprint: of the shard set.
-        shape: (V, N, Dv) of an image; frames of videos have one view.
-        dtype: in which type they are stored.
-        pictures: how many have features.
-        bytes: what the features take, without the tars' headers.
-        error: what storing them changed.
-        seconds: what computing them took, which every run that shares them saves.
-        unusable: samples whose pictures could not be used.
+        folder: Folder of the store.
+        fingerprint: Fingerprint of data, vision tower and shape.
+        data_fingerprint: Fingerprint of the shard set that the features were computed from.
+        shape: Shape (V, N, Dv) of an image's features; frames of videos have one view.
+        dtype: Type in which the features are stored.
+        pictures: Number of images and video frames that have features.
+        bytes: Size of the features in bytes, without the tars' headers.
+        error: Difference between the stored features and the computed ones.
+        seconds: Computing time in seconds, which every run that shares the features saves.
+        unusable: Number of samples whose images could not be used.
     """
 
     def __init__(self, folder: Path | str) -> None:
-        """Opens a complete store.
+        """Open a complete store.
 
         Raises:
-            UserError: there is none, or its files are damaged.
+            UserError: There is no complete store, or its files are damaged.
         """
         self.folder = Path(folder)
         self._shards = ShardSet(self.folder)
@@ -85,23 +85,22 @@ class FeatureStore:
         num_workers: int = 0,
         on_shard: Callable[[int], None] = lambda _: None,
     ) -> FeatureStore:
-        """The store in `folder`, computed if it is not there; of several processes one computes, the others wait.
+        """Return the store in `folder`, computed if it is missing; one of several processes computes, the others wait.
 
-        What an interrupted attempt has completed, shard by shard, is kept. A store that is complete is opened whatever
-        its type.
+        Shards that an interrupted attempt has completed are kept. A complete store is opened whatever its type.
 
         Args:
-            folder: Of this store alone.
-            shards: The samples; those without pictures have no features.
-            encode: Makes features of views that `transform` gives.
-            recipe: What the features depend on.
-            transform: Decodes the pictures of a sample.
-            batch_size: Views that are encoded together.
-            num_workers: Processes that decode; 0: this one.
-            on_shard: Is told how many shards are complete, after every one.
+            folder: Folder for this store alone.
+            shards: Shard set with the samples; samples without images have no features.
+            encode: Function that encodes the views that `transform` returns as features.
+            recipe: Facts that the features depend on.
+            transform: Transform that decodes the images of a sample.
+            batch_size: Number of views that are encoded together.
+            num_workers: Number of worker processes that decode; 0 decodes in this process.
+            on_shard: Callback that receives the number of complete shards, after every shard.
 
         Raises:
-            UserError: the folder holds something else, or a part of features in another type.
+            UserError: The folder contains something else, or a part of these features in another type.
         """
         folder = Path(folder)
         with folder_lock(folder):
@@ -124,10 +123,10 @@ class FeatureStore:
         return len(self._shards)
 
     def read(self, index: int) -> Tensor:
-        """[F, V, N, Dv] float32 of sample `index`.
+        """Return the features of sample `index`, float32 [F, V, N, Dv].
 
         Raises:
-            SampleError: it has no pictures, or they could not be used when the features were computed.
+            SampleError: The sample has no images, or they could not be used when the features were computed.
         """
         members = self._shards.read(index)
         try:
@@ -144,7 +143,7 @@ class FeatureStore:
 
 
 def _claim(folder: Path, shards: ShardSet, recipe: FeatureRecipe) -> None:
-    """Notes what is computed in a folder, or makes sure that it is the same as before."""
+    """Record what is computed in a folder, or check that it is the same as before."""
     path = folder / _RECIPE_FILE
     wanted = {"fingerprint": recipe.fingerprint(shards), "dtype": recipe.dtype}
     if not path.exists():
@@ -162,7 +161,7 @@ def _holds_other(folder: Path, what: str) -> UserError:
 
 
 def _facts(folder: Path, shards: ShardSet, recipe: FeatureRecipe) -> dict[str, Any]:
-    """What the shards' sidecars tell, in sum."""
+    """Return the facts about the whole store, with sums over the shards' sidecars."""
     notes = [read_sidecar(sidecar_path(folder, shard))["notes"] for shard in range(shards.num_shards)]
     error = StorageError()
     for note in notes:

@@ -1,4 +1,4 @@
-"""Computes features of the frozen vision tower: decodes pictures, encodes them in batches, writes shard by shard.
+"""Computes features of the frozen vision tower: decodes images, encodes them in batches, writes shard by shard.
 
 Shapes: F frames of a sample, V views of a frame, N patches of a view, Dv vision width, H x W pixels of a view.
 """
@@ -25,17 +25,17 @@ from llava_mini.data.loading import made_in_order
 from llava_mini.data.pixels import PixelTransform
 from llava_mini.data.shards import Members, ShardSet, picture_names, write_shard
 
-EncodePictures = Callable[[Tensor], Tensor]  # views as a transform gives them, [n, 1, 3, H, W], to [n, 1, N, Dv]
+EncodePictures = Callable[[Tensor], Tensor]  # from views of a transform, [n, 1, 3, H, W], to [n, 1, N, Dv]
 
 
 @dataclass(frozen=True)
 class FeatureRecipe:
-    """What the features depend on, besides the pictures.
+    """Facts that the features depend on, besides the images.
 
     Attributes:
         tower: Fingerprint of the vision tower and of how its pixels are made.
-        shape: (V, N, Dv) of an image; frames of videos have one view.
-        dtype: In which type they are stored.
+        shape: Shape (V, N, Dv) of an image's features; frames of videos have one view.
+        dtype: Type in which the features are stored.
     """
 
     tower: str
@@ -43,12 +43,12 @@ class FeatureRecipe:
     dtype: FeatureType = "float16"
 
     def fingerprint(self, shards: ShardSet) -> str:
-        """Of the features of `shards`, in whatever type; fit to name their folder."""
+        """Return the fingerprint of the features of `shards`, in any type; it can be the name of their folder."""
         return hashlib.sha256(f"{shards.fingerprint} {self.tower} {self.shape}".encode()).hexdigest()
 
 
 def _stored(found: NDArray[np.float32] | str, dtype: FeatureType, error: StorageError) -> tuple[dict[str, bytes], str]:
-    """Features as members, and why there are none; what storing them changed is added to `error`."""
+    """Return features as members, and why there are none; their storage error is added to `error`."""
     if isinstance(found, str):
         return {}, found
     try:
@@ -60,7 +60,7 @@ def _stored(found: NDArray[np.float32] | str, dtype: FeatureType, error: Storage
 
 
 class _Decoded:
-    """What `transform` gives of a sample's pictures; nothing for text; why not, as a text, for a damaged one."""
+    """Decodes a sample's images by `transform`; gives an empty string for text, and the reason for a damaged image."""
 
     def __init__(self, shards: ShardSet, transform: PixelTransform) -> None:
         self.shards, self.transform = shards, transform
@@ -80,12 +80,12 @@ class FeatureWork:
     """Computes and writes shards of features.
 
     Args:
-        shards: The samples; those without pictures have no features.
-        encode: Makes features of views that `transform` gives.
-        recipe: What the features depend on.
-        transform: Decodes the pictures of a sample.
-        batch_size: Views that are encoded together.
-        num_workers: Processes that decode; 0: this one.
+        shards: Shard set with the samples; samples without images have no features.
+        encode: Function that encodes the views that `transform` returns as features.
+        recipe: Facts that the features depend on.
+        transform: Transform that decodes the images of a sample.
+        batch_size: Number of views that are encoded together.
+        num_workers: Number of worker processes that decode; 0 decodes in this process.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class FeatureWork:
         self.batch_size, self.num_workers = batch_size, num_workers
 
     def write(self, folder: Path, shard: int) -> None:
-        """Writes the features of a shard's samples; its sidecar notes what it took and what storing changed."""
+        """Write the features of a shard's samples; its sidecar contains counts, computing time and storage error."""
         start, error = time.perf_counter(), StorageError()
         notes: dict[str, Any] = {"pictures": 0, "bytes": 0}
         rejected: list[tuple[str, str]] = []
@@ -122,7 +122,7 @@ class FeatureWork:
         write_shard(folder, shard, samples(), rejected, notes)
 
     def _features(self, indices: range) -> Iterator[tuple[int, NDArray[np.float32] | str]]:
-        """Features of samples in order, or why they have none; frames of several samples are encoded together."""
+        """Yield features of samples in order, or why they have none; frames of several samples are encoded together."""
         decoded = made_in_order(self.decoded, indices, num_workers=self.num_workers, setting="--workers")
         waiting: list[tuple[int, Tensor | str]] = []
         views = 0
@@ -135,7 +135,7 @@ class FeatureWork:
         yield from self._encoded(waiting)
 
     def _encoded(self, waiting: list[tuple[int, Tensor | str]]) -> Iterator[tuple[int, NDArray[np.float32] | str]]:
-        """Features of what was decoded; images and frames of videos, which may have fewer views, together."""
+        """Yield features of decoded samples; images and video frames are encoded together, and may differ in views."""
         pixels = [found for _, found in waiting if not isinstance(found, str)]
         views = [found.shape[:2].numel() for found in pixels]
         features = iter(self._of_views(pixels).split(views) if pixels else ())
@@ -144,7 +144,7 @@ class FeatureWork:
 
     @torch.inference_mode()
     def _of_views(self, pixels: list[Tensor]) -> Tensor:
-        """Features [n, N, Dv] of the n views of all frames, so many at a time as were asked for."""
+        """Return features [n, N, Dv] of the n views of all frames, computed `batch_size` views at a time."""
         made = []
         for batch in torch.cat([each.flatten(0, 1) for each in pixels]).split(self.batch_size):
             features = self.encode(batch[:, None])

@@ -95,8 +95,8 @@ def ignored_keys(record: Mapping[str, Any], names: list[str]) -> tuple[list[str]
     """Return the non-empty keys of a record that are not read, and the first of them that seems to name a file.
 
     Keys of messages are reported as `messages[].weight`. A key that repeats a file that is read, or gives its origin,
-    does not count. If a question names a file within its text, as in Qwen-VL's data, the second value is that tag as
-    written in the text.
+    does not count. If a question names a file that is not read within its text, as in Qwen-VL's data, the second value
+    is that tag as written in the text.
 
     Args:
         record: Record whose messages can be read.

@@ -1,7 +1,8 @@
-"""What is known of every sample without reading it: where it lies, its modality, frames, length of text and source.
+"""Index of facts about every sample, known without reading it: its place, modality, frames, text length and source.
 
-The facts are found once, when a shard is written, and kept in its sidecar; the sidecars of a set are then consolidated
-in one array, which is mapped into memory, so three million samples cost no time to open and no memory of a process.
+The facts are found once, when a shard is written, and stored in its sidecar. The sidecars of a set are then
+consolidated in one array. It is memory-mapped, so three million samples cost no time to open and no memory of a
+process.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from llava_mini.files import atomic_path
 
 FORMAT_VERSION = 2
 INDEX_FILE, SET_FILE = "index.npy", "shards.json"
-TAR = re.compile(r"shard-\d{6,9}\.tar")  # a plain name: what a listing says never leads out of its folder
+TAR = re.compile(r"shard-\d{6,9}\.tar")  # plain names only: a listing never leads out of its folder
 KEY = re.compile(r"[A-Za-z0-9_\-]{1,32}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
-# offset and size of the whole sample in its tar, record_bytes of its json member alone
+# offset and size are of the whole sample in its tar, record_bytes of its json member alone
 INDEX_DTYPE = np.dtype(
     [
         ("key", "S32"),
@@ -54,7 +55,7 @@ Members = Mapping[str, bytes]  # extension -> content
 
 
 class Modality(IntEnum):
-    """What a sample shows; several images are still `IMAGE`."""
+    """Modality of a sample; several images are still `IMAGE`."""
 
     TEXT = 0
     IMAGE = 1
@@ -62,10 +63,10 @@ class Modality(IntEnum):
 
 
 def picture_names(members: Iterable[str]) -> list[str]:
-    """The extensions that are pictures, in order: one plain (`jpg`), or numbered from 000000 on (`000000.jpg`).
+    """Return the extensions that are images, in order: one plain (`jpg`), or numbered from 000000 on (`000000.jpg`).
 
     Raises:
-        SampleError: they are neither.
+        SampleError: The extensions of the images are neither.
     """
     numbers = {name: found[1] for name in members if (found := _PICTURE.fullmatch(name))}
     names = sorted(numbers)
@@ -76,7 +77,7 @@ def picture_names(members: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the index tells of a sample's content."""
+    """Facts about a sample's content in the index."""
 
     record_bytes: int
     modality: Modality
@@ -86,12 +87,12 @@ class Facts:
 
 
 def facts_of(members: Members) -> Facts:
-    """The facts of a sample.
+    """Return the facts of a sample.
 
-    A record that cannot be parsed has no text and no source; what is wrong with it is said when it is read.
+    A record that cannot be parsed has no text and no source; its error is reported when it is read.
 
     Raises:
-        SampleError: its pictures are neither one nor numbered.
+        SampleError: The images are neither a single one nor numbered.
     """
     frames = len(picture_names(members))
     try:
@@ -111,22 +112,22 @@ def _names_video(record: dict[str, Any]) -> bool:
 
 
 def _source(record: dict[str, Any]) -> str:
-    """The name of a record's data set; a number's is its digits."""
+    """Return the name of a record's dataset; a number is returned as its digits."""
     source = record.get("source")
     return str(source) if isinstance(source, str) or type(source) is int else ""
 
 
 def sidecar_row(key: str, offset: int, size: int, facts: Facts) -> list[Any]:
-    """A sample as its sidecar lists it."""
+    """Return the entry of a sample in its sidecar."""
     numbers = (facts.record_bytes, int(facts.modality), facts.frames, facts.text_length)
     return [key, offset, size, *numbers, facts.source]
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
-    """What stands beside a tar, checked.
+    """Read and check the sidecar of a tar.
 
     Raises:
-        UserError: it is missing or malformed, or describes another tar.
+        UserError: The sidecar is missing or malformed, or describes another tar.
     """
     try:
         raw = path.read_bytes()
@@ -136,10 +137,10 @@ def read_sidecar(path: Path) -> dict[str, Any]:
 
 
 def parse_sidecar(raw: bytes, where: str, tar: str) -> dict[str, Any]:
-    """The content of the file `where`, which stands beside `tar`, checked.
+    """Parse and check the content of the file `where`, the sidecar of `tar`.
 
     Raises:
-        UserError: it is malformed, or describes another tar.
+        UserError: The sidecar is malformed, or describes another tar.
     """
     content = parse_object(raw, where)
     check_version(content, where)
@@ -154,10 +155,10 @@ def parse_sidecar(raw: bytes, where: str, tar: str) -> dict[str, Any]:
 
 
 def index_rows(sidecar: dict[str, Any], shard: int, sources: dict[str, int]) -> NDArray[np.void]:
-    """The samples of a checked sidecar as part of the index; names of sources that are new are added to `sources`.
+    """Return the samples of a checked sidecar as part of the index; names of new sources are added to `sources`.
 
     Raises:
-        UserError: a sample does not lie where the one before it ends, or there are too many sources.
+        UserError: A sample does not begin where the one before it ends, or there are too many sources.
     """
     try:
         rows = np.array(
@@ -184,7 +185,7 @@ def index_rows(sidecar: dict[str, Any], shard: int, sources: dict[str, int]) -> 
 
 
 def write_index(folder: Path, parts: list[NDArray[np.void]]) -> dict[str, Any]:
-    """Writes the parts as one array and tells its size and hash; they are never in memory twice."""
+    """Write the parts as one array and return its size and hash; the parts are never in memory twice."""
     with atomic_path(folder / INDEX_FILE) as temporary:
         with open(temporary, "wb") as file:
             described = {
@@ -200,14 +201,14 @@ def write_index(folder: Path, parts: list[NDArray[np.void]]) -> dict[str, Any]:
 
 
 def map_index(path: Path, num_samples: int) -> NDArray[np.void]:
-    """The index of a set, mapped into memory; a plain array, which is faster to read by number than a memmap.
+    """Memory-map the index of a set, as a plain array, which is faster to read by number than a memmap.
 
     Raises:
-        UserError: it is no array of `num_samples` entries of INDEX_DTYPE.
+        UserError: The file is not an array of `num_samples` entries of INDEX_DTYPE.
     """
     try:
         index: NDArray[np.void] = np.load(path, mmap_mode="r")
-    except Exception as error:  # noqa: BLE001  numpy raises of a damaged header what its parser does
+    except Exception as error:  # noqa: BLE001  for a damaged header numpy raises what its parser raises
         raise UserError(f"{path} cannot be read ({error})") from None
     if index.dtype != INDEX_DTYPE or index.shape != (num_samples,):
         raise UserError(f"{path} is no index of {num_samples} samples: {index.dtype} of shape {index.shape}")
@@ -215,7 +216,7 @@ def map_index(path: Path, num_samples: int) -> NDArray[np.void]:
 
 
 def describes_tar(content: Any) -> bool:
-    """Whether an entry of a listing has what is read of every tar, in the right types and with a plain name."""
+    """Whether an entry of a listing has all fields that are read of a tar, with the right types and a plain name."""
     return (
         isinstance(content, dict)
         and isinstance(name := content.get("name"), str)
@@ -228,11 +229,11 @@ def describes_tar(content: Any) -> bool:
 
 def is_count(value: Any) -> bool:
     """Whether a value of a JSON file is a whole number of 0 or more."""
-    return type(value) is int and value >= 0  # JSON's true is no count
+    return type(value) is int and value >= 0  # JSON's true is not a count
 
 
 def check_version(content: dict[str, Any], where: str) -> None:
-    """Raises UserError for a file of another format than this one."""
+    """Raise UserError for a file of another format version."""
     if (version := content.get("version")) != FORMAT_VERSION:
         raise UserError(
             f"{where} has format version {version}, allowed is {FORMAT_VERSION}: delete the folder and build it anew"
@@ -240,10 +241,10 @@ def check_version(content: dict[str, Any], where: str) -> None:
 
 
 def parse_object(raw: bytes, where: str) -> dict[str, Any]:
-    """The JSON object that the file `where` holds.
+    """Parse the content of the file `where` as a JSON object.
 
     Raises:
-        UserError: it holds none.
+        UserError: The content is not a JSON object.
     """
     try:
         content = json.loads(raw)

@@ -1,14 +1,14 @@
-"""LLaVA conversations to token ids and labels, as one sequence or as independent turns packed in one sequence.
+"""Converts LLaVA conversations to token ids and labels, as one sequence or as independent turns packed in a sequence.
 
-Labels come from character offsets: a token is learnt when it overlaps an answer or the end token behind it, so no
-template needs to be tokenised piecewise. With K=2 compressed tokens (`i`), two questions `q` and answers `a`, packed:
+Labels come from character offsets: a token is supervised when it overlaps an answer or the end token after it, so no
+template needs to be tokenized piecewise. With K=2 compressed tokens (`i`), two questions `q` and answers `a`, packed:
 
     text        <s> <image> q1 q1 a1 </s>        <s> <image> q2 a2 </s>
     input_ids   s  i  i  q1 q1 a1 /s q2 a2 /s
     labels      -  -  -  -  -  a1 /s -  a2 /s
     turn_ids    0  0  0  1  1  1  1  2  2  2
 
-Each turn is tokenised behind the shared prefix as if it were alone, so it equals a sample of its own.
+Each turn is tokenized after the shared prefix as if it were alone, so it equals a separate sample.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ IGNORE = -100
 Turns = Literal["conversation", "independent"]
 
 _CACHED_TEXTS = 8192
-_CACHED_LENGTH = 256  # characters; longer texts hardly recur
-_MARKS = re.compile(r"<\|[^<>|]+\|>|</s>")  # what is meant to be one token wherever a template writes it
+_CACHED_LENGTH = 256  # characters; longer texts rarely repeat
+_MARKS = re.compile(r"<\|[^<>|]+\|>|</s>")  # texts that must be one token wherever a template writes them
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class TokenizedSample:
     """Tokens of one sample.
 
     Attributes:
-        input_ids: [T] int64.
-        labels: [T] int64.
-        turn_ids: [T] int64; None for one conversation.
-        num_turns: How many turns are in it, the first of the conversation.
+        input_ids: Token ids, [T] int64.
+        labels: Labels of the tokens, [T] int64.
+        turn_ids: Turn ids of the tokens, [T] int64; None for one conversation.
+        num_turns: Number of turns in the sample, which are the first ones of the conversation.
         truncated: Whether something was left out to fit `max_length`.
     """
 
@@ -62,7 +62,7 @@ class TokenizedSample:
 
     @property
     def num_learnt(self) -> int:
-        """How many tokens have a label."""
+        """Number of supervised tokens, which are those with a label."""
         return int((self.labels != IGNORE).sum())
 
 
@@ -71,12 +71,12 @@ class _Encoded:
     """One text as T tokens.
 
     Attributes:
-        ids: [T].
-        labels: [T].
-        starts: [T], the first character of each token.
-        ends: [T], behind its last character.
-        prefix: The number of tokens that come before any turn of it.
-        last_answer: Where its last answer is.
+        ids: Token ids, [T].
+        labels: Labels of the tokens, [T].
+        starts: First character of each token, [T].
+        ends: End of each token, [T], one after its last character.
+        prefix: Number of tokens that come before any turn of the text.
+        last_answer: Span of the last answer.
     """
 
     ids: NDArray[np.int64]
@@ -88,21 +88,22 @@ class _Encoded:
 
 
 class ConversationTokenizer:
-    """Turns conversations into `TokenizedSample`s.
+    """Converts conversations to `TokenizedSample`s.
 
-    What is longer than `max_length` loses its last turns. When the turns that must stay (the first, and all that show
-    an image) are still too long, the last of them loses the end of its answer, and so its end token.
+    A conversation that is longer than `max_length` loses its last turns. When the turns that must stay (the first, and
+    all with an image) are still too long, the last of them loses the end of its answer, and so its end token.
 
     Args:
-        tokenizer: A fast tokenizer of transformers that knows the template's tokens.
-        template: How conversations are written out.
-        turns: "conversation" (later turns see earlier ones) or "independent" (every turn sees the images and itself).
-        num_image_tokens: K, placeholders of a frame with one view (0 for compressors that leave none).
-        num_hd_image_tokens: Those of a frame with five views; None: as many.
-        max_length: T at most.
+        tokenizer: Fast tokenizer of transformers that knows the template's tokens.
+        template: Template that writes conversations as text.
+        turns: Mode, "conversation" (later turns attend to earlier ones) or "independent" (every turn attends to the
+            images and itself).
+        num_image_tokens: Number K of placeholders of a frame with one view (0 for compressors that leave none).
+        num_hd_image_tokens: Number of placeholders of a frame with five views; None means `num_image_tokens`.
+        max_length: Maximum of T.
 
     Raises:
-        UserError: an argument is impossible or does not fit the tokenizer.
+        UserError: An argument is impossible or does not fit the tokenizer.
     """
 
     def __init__(
@@ -138,17 +139,17 @@ class ConversationTokenizer:
 
     @property
     def pad_token_id(self) -> int:
-        """What fills up a batch; the end token where the tokenizer has no padding token."""
+        """Token id that pads a batch; the end token if the tokenizer has no padding token."""
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
     def __call__(
         self, conversation: Conversation, frames_per_image: Sequence[int], num_views: int = 1
     ) -> TokenizedSample:
-        """Tokenises a conversation about images (or videos) of so many frames each, which have so many views each.
+        """Tokenize a conversation, given the number of frames of each image (or video) and of views of each frame.
 
         Raises:
-            SampleError: the placeholders do not match the images, a text spells a special token, or not even a
+            SampleError: The placeholders do not match the images, a text contains a special token, or not even a
                 shortened answer fits.
         """
         if conversation.num_images != len(frames_per_image):
@@ -156,7 +157,7 @@ class ConversationTokenizer:
         self._check_texts(conversation)
         per_frame = self.num_image_tokens if num_views == 1 else self.num_hd_image_tokens
         placeholders = [per_frame * frames for frames in frames_per_image]
-        extra = sum(placeholders) - len(placeholders)  # tokens of images, beyond one each
+        extra = sum(placeholders) - len(placeholders)  # image tokens beyond one per image
         if self.turns == "conversation":
             encoded, turn_ids, num_turns, keep = self._whole(conversation, extra)
         else:
@@ -178,14 +179,14 @@ class ConversationTokenizer:
         )
 
     def _check_texts(self, conversation: Conversation) -> None:
-        """A text that spells a special token would become one: an end in the middle, or an image that is not there."""
+        """Reject a text with a special token: it would be an end in the middle, or an image that is not there."""
         humans = (turn.human.replace(IMAGE_PLACEHOLDER, "\n") for turn in conversation.turns)
         for text in (conversation.system or "", *humans, *(turn.answer for turn in conversation.turns)):
             if found := self._reserved.search(text):
                 raise SampleError(f"a text contains {found[0]}, which is a special token")
 
     def _whole(self, conversation: Conversation, extra: int) -> tuple[_Encoded, None, int, int]:
-        """The first turns as one text; how many they are, and how many of the tokens are kept."""
+        """Return the first turns as one text, no turn ids, the number of turns, and the number of tokens to keep."""
         room = self.max_length - extra
         encoded = self._encode(conversation)
         if len(encoded.ids) <= room:
@@ -197,12 +198,12 @@ class ConversationTokenizer:
         return encoded, None, least + max(fitting - 1, 0), self._keep(encoded, room, extra)
 
     def _packed(self, conversation: Conversation, extra: int) -> tuple[_Encoded, NDArray[np.int64], int, int]:
-        """The shared prefix and the first turns behind it, turn ids, number of turns, and of tokens that are kept."""
+        """Return the prefix with the first turns after it, turn ids, number of turns, and number of tokens to keep."""
         room = self.max_length - extra
         parts = [self._encode(turn) for turn in independent_conversations(conversation)]
         prefix = min(part.prefix for part in parts)
         while any(not np.array_equal(part.ids[:prefix], parts[0].ids[:prefix]) for part in parts):
-            prefix -= 1  # the last token in common reaches into what differs
+            prefix -= 1  # the last shared token extends into text that differs
         ends = prefix + np.cumsum([len(part.ids) - prefix for part in parts])
         num_turns = max(int((ends <= room).sum()), 1)
         keep = int(ends[num_turns - 1]) if ends[0] <= room else self._keep(parts[0], room, extra)
@@ -212,12 +213,12 @@ class ConversationTokenizer:
         return replace(parts[0], ids=ids, labels=labels), np.arange(len(lengths)).repeat(lengths), num_turns, keep
 
     def _keep(self, encoded: _Encoded, room: int, extra: int) -> int:
-        """How many tokens of a text stay when there is room for so many: to a character's end in the last answer."""
+        """Return how many tokens of a text to keep in `room`, up to the end of a character in the last answer."""
         if len(encoded.ids) <= room:
             return len(encoded.ids)
         starts, ends, answer = encoded.starts, encoded.ends, encoded.last_answer
         inside = (ends > answer.start) & (ends <= answer.text_end)
-        apart = np.append(starts[1:] >= ends[:-1], True)  # several tokens of one character all name its place
+        apart = np.append(starts[1:] >= ends[:-1], True)  # all tokens of one character have its offsets
         cuts = np.flatnonzero(inside & apart) + 1
         cuts = cuts[cuts <= room]
         if not len(cuts):
@@ -226,7 +227,7 @@ class ConversationTokenizer:
         return int(cuts[-1])
 
     def _encode(self, conversation: Conversation) -> _Encoded:
-        """A rendered conversation. Short ones recur and are kept: tokenising is the dearest step of a batch."""
+        """Encode a conversation. Short ones repeat and are cached: tokenizing is the most expensive step of a batch."""
         rendered = self.template.render(conversation)
         if rendered not in self._cache:
             encoded = self._encode_text(rendered)
@@ -238,9 +239,9 @@ class ConversationTokenizer:
         return self._cache[rendered]
 
     def _encode_text(self, rendered: Rendered) -> _Encoded:
-        """The tokens of a text, in which every image is one token."""
-        backend = self.tokenizer.backend_tokenizer  # called directly, for transformers takes as long again
-        backend.no_truncation()  # whatever another user of the tokenizer has asked for
+        """Tokenize a text, in which every image is one token."""
+        backend = self.tokenizer.backend_tokenizer  # called directly, because transformers doubles the time
+        backend.no_truncation()  # another user of the tokenizer may have set it
         backend.no_padding()
         backend.encode_special_tokens = False
         encoding = backend.encode(rendered.text)
@@ -254,6 +255,6 @@ class ConversationTokenizer:
             learnt = (starts < answer.end) & (ends > answer.start)
             labels[learnt] = ids[learnt]
         images = np.flatnonzero(ids == self.image_token_id)
-        # Without an image the turns share what the system prompt says, and the tokens that stand for no text.
+        # Without an image, the turns share the system prompt, and the tokens that represent no text.
         prefix = images[-1] + 1 if len(images) else (ends <= rendered.head).cumprod().sum()
         return _Encoded(ids, labels, starts, ends, int(prefix), rendered.answers[-1])

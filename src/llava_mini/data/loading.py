@@ -1,9 +1,9 @@
-"""Batches made by worker processes, in order; whatever goes wrong with a worker ends the run with a line of its own.
+"""Batches made by worker processes, in order; any failure of a worker ends the run with a one-line error.
 
-Workers hand tensors over in shared memory, on Linux in /dev/shm, which is small in a container (Docker gives 64 MB).
-Left to DataLoader, a batch that finds no room there is lost in a thread of its worker, and the run waits for ever. So
-the room is checked against the first batch, each worker puts its batches there itself, where a failure is seen, and no
-wait is endless.
+Workers pass tensors in shared memory, on Linux in /dev/shm, which is small in a container (Docker gives 64 MB). With
+DataLoader alone, a batch that does not fit there is lost in a thread of its worker, and the run waits forever. So the
+free space is checked against the first batch, each worker puts its batches there itself, where a failure is noticed,
+and no wait is endless.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ StartMethod = Literal["fork", "spawn"]
 Item = TypeVar("Item")
 
 _SHARED_MEMORY = Path("/dev/shm")
-_AHEAD = 2  # batches that each worker makes before they are asked for
-_LOOK_SECONDS = 5  # after which torch looks whether all workers live; it hears of most deaths at once, but not of all
-_LONGEST_WAIT = 1800  # seconds for a batch; no storage is so slow, so a worker hangs or its batch is lost
+_AHEAD = 2  # batches that each worker makes before they are requested
+_LOOK_SECONDS = 5  # after which torch checks whether all workers live; it notices most deaths at once, but not all
+_LONGEST_WAIT = 1800  # seconds for a batch; no storage is this slow, so a worker hangs or its batch is lost
 
 
 def made_in_order(
@@ -44,24 +44,25 @@ def made_in_order(
     pin_memory: bool = False,
     start_method: StartMethod | None = None,
 ) -> Iterator[Item]:
-    """`make(number)` of all numbers, in their order.
+    """Yield `make(number)` for all numbers, in their order.
 
     Args:
-        make: Makes a batch, a tensor or a text; can be pickled, if workers are spawned.
-        numbers: Worker w of W makes the items of numbers w, w + W, ...
-        num_workers: Processes that make them, which end with this one; 0: this one.
-        setting: What sets that number, for messages.
-        pin_memory: Whether tensors are put in page-locked memory, where there is a GPU.
-        start_method: How workers are made; None is Python's own way, by platform and version.
+        make: Function that makes a batch, a tensor or a text; it must be picklable if workers are spawned.
+        numbers: Numbers of the items. This process makes the first item; of the others, worker w of W makes those at
+            w, w + W, ...
+        num_workers: Number of worker processes, which end with this process; 0 makes all items in this process.
+        setting: Name of the setting for the number of workers, for messages.
+        pin_memory: Whether tensors are put in page-locked memory, if there is a GPU.
+        start_method: Start method of the workers; None is Python's default, by platform and version.
 
     Raises:
-        UserError: /dev/shm is too small; or what `make` raises as one, from the worker that did.
-        LoaderError: a worker died, or gave nothing for half an hour.
+        UserError: /dev/shm is too small, or `make` raised a UserError in a worker.
+        LoaderError: A worker died, or returned nothing for half an hour.
     """
     if not num_workers or not numbers:
         yield from DataLoader(_Dealt(make, numbers), batch_size=None, pin_memory=pin_memory)
         return
-    first = make(numbers[0])  # here, so that its size is known before there are workers
+    first = make(numbers[0])  # made here, so that its size is known before there are workers
     _check_room(first, num_workers, setting)
     others, workers = active_children(), list[BaseProcess]()
     with loader_failures_told(setting, lambda: [worker.exitcode for worker in workers]):
@@ -86,7 +87,7 @@ def made_in_order(
 
 
 def _awaited(items: Iterator[Item]) -> Iterator[Item]:
-    """What a loader gives, however often it times out within `_LONGEST_WAIT`; then its error is raised."""
+    """Yield the items of a loader; timeouts are ignored until a wait reaches `_LONGEST_WAIT`, then raised."""
     waited = 0
     while True:
         try:
@@ -104,13 +105,13 @@ def _awaited(items: Iterator[Item]) -> Iterator[Item]:
 
 @dataclass(frozen=True)
 class _Failed:
-    """What a worker hands over in place of an item, as DataLoader would make one long line of it."""
+    """Error that a worker passes instead of an item, because DataLoader would make one long line of it."""
 
     error: UserError
 
 
 class _Dealt(IterableDataset[Item | _Failed], Generic[Item]):
-    """Items of numbers, of which each worker makes its share."""
+    """Items of numbers, sharded over the workers."""
 
     def __init__(self, make: Callable[[int], Item], numbers: Sequence[int], setting: str = "") -> None:
         self.make, self.numbers, self.setting = make, numbers, setting
@@ -134,24 +135,24 @@ def _tensors(item: object) -> list[Tensor]:
 
 
 def _shared(item: Item, setting: str) -> Item:
-    """An item with its tensors in shared memory."""
+    """Return an item with its tensors in shared memory."""
     try:
         for tensor in _tensors(item):
             tensor.share_memory_()
-    except RuntimeError as error:  # no room left, too many open files
+    except RuntimeError as error:  # no space left, too many open files
         reason = str(error).splitlines()[0]
         raise UserError(f"a worker could not hand over what it had made ({reason}): {_advice(setting)}") from None
     return item
 
 
 def _check_room(first: object, num_workers: int, setting: str) -> None:
-    """Makes sure that what was made and what is in use find room together, if all is as large as the first."""
+    """Check that the batches made ahead and the one in use fit together, if all are as large as the first."""
     if not _SHARED_MEMORY.is_dir():
         return
     found = os.statvfs(_SHARED_MEMORY)
     free, held = found.f_bavail * found.f_frsize, num_workers * _AHEAD + 1
     size = sum(-(-tensor.nbytes // found.f_frsize) * found.f_frsize for tensor in _tensors(first))
-    if found.f_blocks and held * size > free:  # no blocks: no limit
+    if found.f_blocks and held * size > free:  # no blocks means no limit
         raise UserError(
             f"{_SHARED_MEMORY} has {size_text(free)} free, and with {num_workers} workers it holds {held} batches of"
             f" {size_text(size)}: {_advice(setting)}"

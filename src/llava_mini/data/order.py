@@ -1,11 +1,12 @@
-"""Which sample stands at a position: a pure function of (content, seed, position), whatever was asked before.
+"""Maps a position to a sample: a pure function of (content, seed, position), whatever was requested before.
 
-Positions count endlessly, through as many epochs as a run lasts. An epoch permutes blocks of 32 neighbouring samples,
-so reading stays nearly sequential on slow disks, and then mixes the samples within every window of 64 blocks. Only the
-blocks of an epoch are held in memory, and a few windows: 3 million samples need about a megabyte.
+Positions count endlessly, through as many epochs as a run lasts. An epoch permutes blocks of 32 neighboring samples, so
+reading stays nearly sequential on slow disks, and then shuffles the samples within every window of 64 blocks. Only the
+blocks of an epoch and a few windows are in memory: 3 million samples need about a megabyte.
 
-All randomness is the raw output of Philox, keyed by content and seed and counted by epoch and window. numpy promises
-that output for good, unlike what its shuffles make of it, so a run can be resumed with another version of numpy.
+All randomness is the raw output of Philox, with content, seed and epoch in its key and the window in its counter. numpy
+guarantees that this output never changes, unlike the results of its shuffle functions, so a run can be resumed with
+another version of numpy.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from numpy.typing import NDArray
 
 from llava_mini.errors import UserError
 
-BLOCK = 32  # samples that lie together in a shard and move together
-WINDOW = 64  # blocks whose samples are then mixed
+BLOCK = 32  # samples that are adjacent in a shard and move together
+WINDOW = 64  # blocks whose samples are then shuffled
 PERIOD = 1000  # positions in which every set of a mixture has its exact share
 
-_KEPT = 4  # windows or periods in memory: batches made in turn touch one or two at a time
+_KEPT = 4  # windows or periods in memory: consecutive batches use one or two at a time
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
 class SampleSet(Protocol):
-    """What an order needs to know of a shard set."""
+    """What an order needs to know about a shard set."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -43,17 +44,17 @@ class SampleSet(Protocol):
 
 
 class Order(Protocol):
-    """Which sample stands at a position: (number of its set, number in its set)."""
+    """Map from a position to a sample: (number of its set, number in its set)."""
 
     @property
     def fingerprint(self) -> str:
-        """Equal for orders that give the same samples."""
+        """Fingerprint that is equal for orders that give the same samples."""
 
     def __call__(self, position: int) -> tuple[int, int]: ...
 
 
 class SequentialOrder:
-    """One set after another as they are stored, for evaluation."""
+    """Order of one set after another as they are stored, for evaluation."""
 
     def __init__(self, sets: Sequence[SampleSet]) -> None:
         self.fingerprint = _fingerprint("sequential", sets)
@@ -64,14 +65,14 @@ class SequentialOrder:
 
 
 class ShuffledOrder:
-    """Endless epochs of one set, or of several that are pooled; each epoch has every sample once.
+    """Order of endless epochs over one set, or over several pooled sets; each epoch has every sample once.
 
     Args:
-        sets: What is shuffled, as if it were one set.
-        seed: Another seed gives another order.
+        sets: Sets that are shuffled as if they were one set.
+        seed: Seed of the order.
 
     Raises:
-        UserError: a set is empty.
+        UserError: All sets are empty.
     """
 
     def __init__(self, sets: Sequence[SampleSet], seed: int) -> None:
@@ -84,17 +85,17 @@ class ShuffledOrder:
 
 
 class Mixture:
-    """Several sets by weight: every 1000 positions, counted from 0, hold exactly the same number of samples of each.
+    """Order of several sets by weight: every 1000 positions, counted from 0, have a fixed number of samples of each.
 
-    The order of the sets within the 1000 is random, and each set goes through its own epochs.
+    The order of the sets within the 1000 positions is random, and each set goes through its own epochs.
 
     Args:
-        sets: What is mixed.
-        weights: Of any sum; the shares are rounded to whole samples by largest remainder.
-        seed: Another seed gives another order.
+        sets: Sets that are mixed.
+        weights: Weights of the sets, of any sum; the shares are rounded to whole samples by largest remainder.
+        seed: Seed of the order.
 
     Raises:
-        UserError: a set is empty, or a weight is impossible or too small to get a place.
+        UserError: A set is empty, or a weight is impossible or too small to get a place.
     """
 
     def __init__(self, sets: Sequence[SampleSet], weights: Sequence[float], seed: int) -> None:
@@ -111,7 +112,7 @@ class Mixture:
         return source, self._shuffles[source](period * self.quotas[source] + int(ranks[place]))
 
     def _deal(self, period: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The set at each place of a period, and how many samples of that set the period has before it."""
+        """Return the set at each place of a period, and how many samples of that set come before it in the period."""
         sources = np.repeat(np.arange(len(self.quotas)), self.quotas)[_permutation(PERIOD, self._key, period)]
         ranks = np.empty_like(sources)
         for source, quota in enumerate(self.quotas):
@@ -120,10 +121,10 @@ class Mixture:
 
 
 def exact_quotas(weights: Sequence[float]) -> list[int]:
-    """Places of each weight in a period: whole numbers that add up to it, by largest remainder.
+    """Return the number of places of each weight in a period: integers that add up to it, by largest remainder.
 
     Raises:
-        UserError: a weight is not a positive number, or so small that it gets no place.
+        UserError: A weight is not a positive number, or so small that it gets no place.
     """
     for weight in weights:
         if not (math.isfinite(weight) and weight > 0):
@@ -142,12 +143,12 @@ def exact_quotas(weights: Sequence[float]) -> list[int]:
 
 
 def permutation(size: int, name: str) -> NDArray[np.int64]:
-    """The numbers below `size` in an order that depends on the name alone."""
+    """Return the numbers below `size` in an order that depends on the name alone."""
     return _permutation(size, _key(name), epoch=0)
 
 
 class _Shuffle:
-    """Endless epochs over the numbers below `size`."""
+    """Endless shuffled epochs over the numbers below `size`."""
 
     def __init__(self, size: int, name: str) -> None:
         if size < 1:
@@ -161,9 +162,9 @@ class _Shuffle:
         return int(self._window((epoch, window))[offset])
 
     def _permute_blocks(self, epoch: int) -> tuple[NDArray[np.int64], int]:
-        """The blocks of an epoch in order, and the sample at which its first block starts.
+        """Return the blocks of an epoch in order, and the sample at which its first block starts.
 
-        The start moves, so blocks differ from epoch to epoch, and so does the short block that stands last.
+        The start moves, so blocks differ from epoch to epoch, and so does the short block, which comes last.
         """
         whole, rest = divmod(self.size, BLOCK)
         blocks = _permutation(whole, self._key, epoch)
@@ -171,7 +172,7 @@ class _Shuffle:
         return np.append(blocks, whole) if rest else blocks, start
 
     def _mix_window(self, key: tuple[int, int]) -> NDArray[np.int64]:
-        """The samples of a window in order."""
+        """Return the samples of a window in order."""
         epoch, window = key
         blocks, start = self._blocks(epoch)
         chosen = blocks[window * WINDOW : (window + 1) * WINDOW]
@@ -181,7 +182,7 @@ class _Shuffle:
 
 
 class _Recent(Generic[Key, Value]):
-    """A function of which the few values that were asked for last are kept."""
+    """A function that caches its few most recently requested values."""
 
     def __init__(self, make: Callable[[Key], Value]) -> None:
         self._make = make
@@ -197,17 +198,17 @@ class _Recent(Generic[Key, Value]):
 
 
 def _permutation(size: int, key: int, epoch: int, stream: int = 0) -> NDArray[np.int64]:
-    """The numbers below `size` in random order."""
+    """Return the numbers below `size` in random order."""
     return np.argsort(_bits(size, key, epoch, stream), kind="stable")
 
 
 def _bits(size: int, key: int, epoch: int, stream: int) -> NDArray[np.uint64]:
-    """Random numbers of 64 bits; other keys, epochs and streams give others."""
+    """Return random 64-bit numbers; other keys, epochs and streams give other numbers."""
     return np.random.Philox(key=[key, epoch], counter=[0, 0, 0, stream]).random_raw(size)
 
 
 def _located(ends: list[int], number: int) -> tuple[int, int]:
-    """Set and number in the set of a number in the concatenation of sets that end at `ends`."""
+    """Return the set, and the number in it, of a number in the concatenation of sets that end at `ends`."""
     source = bisect_right(ends, number)
     return source, number - (ends[source - 1] if source else 0)
 

@@ -1,10 +1,11 @@
-"""Encoded pictures to the vision tower's pixels as bytes, and bytes to normalised floats on whatever device.
+"""Converts encoded images to the vision tower's pixels as bytes, and bytes to normalized floats on any device.
 
 Resizing is torch's bicubic on bytes, at a quarter of the cost of Pillow's. Its weights are rounded to 16 bits: about
-one value in 150 differs from Pillow's by 1/255, very few by 2/255 and none by more (tested). A quarter of the memory of
-floats is kept, copied between processes and sent to a device, where `normalised` makes floats of it.
+one value in 150 differs from Pillow's by 1/255, very few by 2/255 and none by more (tested). Bytes take a quarter of
+the memory of floats when they are stored, copied between processes and sent to a device, where `normalised` converts
+them to floats.
 
-Shapes: F pictures, V views of each, S x S pixels of a view.
+Shapes: F images, V views of each, S x S pixels of a view.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from llava_mini.errors import UserError
 from llava_mini.media.images import decode_image
 from llava_mini.views import NUM_VIEWS, Colour, ViewMode, check_mode, mean_colour, resized_longer, views_of
 
-CLIP_GRAY = (122, 116, 104)  # CLIP's mean colour, with which LLaVA pads
+CLIP_GRAY = (122, 116, 104)  # CLIP's mean color, with which LLaVA pads
 _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
 
 
@@ -34,20 +35,20 @@ class ImageProcessor(Protocol):
 
 
 class PixelTransform:
-    """Encoded pictures to bytes [F, V, 3, S, S]: their views (`llava_mini.views`), each resized as the tower's are.
+    """Converts encoded images to bytes [F, V, 3, S, S]: their views (`llava_mini.views`), resized for the vision tower.
 
-    CLIP's are cut to their middle square, SigLIP's resized to a square as they are. For example 640x480 at S = 336:
-    `square` resizes to 448x336 and keeps columns 56-391; `pad` resizes a square of 640x640; `hd` resizes its four
-    quarters of 320x320 and the whole.
+    For CLIP, views are cropped to their center square. For SigLIP, they are resized to a square without cropping. For
+    example 640x480 at S = 336: `square` resizes to 448x336 and keeps columns 56-391; `pad` resizes a square of 640x640;
+    `hd` resizes its four quarters of 320x320 and the whole.
 
     Args:
-        size: S.
-        mode: How a picture becomes views.
-        background: RGB around pictures that are not square.
-        cut: Whether a view keeps its shape and is cut; else it is resized to S x S whatever its shape.
+        size: Side S of a view in pixels.
+        mode: View mode, which says how an image becomes views.
+        background: RGB color around images that are not square.
+        cut: Whether a view keeps its aspect ratio and is cropped; else it is resized to S x S whatever its shape.
 
     Raises:
-        UserError: another mode, or a size below 1.
+        UserError: The mode is unknown, or the size is below 1.
     """
 
     def __init__(
@@ -60,10 +61,10 @@ class PixelTransform:
 
     @classmethod
     def from_image_processor(cls, processor: ImageProcessor, mode: ViewMode = "square") -> PixelTransform:
-        """What gives the pixels of `processor`, before their normalising, with its mean colour as background.
+        """Return the transform to the pixels of `processor` before normalization, with its mean color as background.
 
         Raises:
-            UserError: the processor does something else than CLIP's resizing and cropping to one square size, or
+            UserError: The processor does something other than CLIP's resizing and cropping to one square size, or
                 SigLIP's resizing to one.
         """
         facts = processor.to_dict()
@@ -79,24 +80,24 @@ class PixelTransform:
             "crop_size": square if cut else None, "rescale_factor": 1 / 255,
         }  # fmt: skip
         for name, value in needed.items():
-            if (facts.get(name) or False) != (value or False):  # SigLIP's does not say that it does not cut
+            if (facts.get(name) or False) != (value or False):  # SigLIP's does not say that it does not crop
                 raise UserError(f"image processor: {name}={facts.get(name)}; only {value} can be mirrored")
         return cls(edge, mode, mean_colour(facts["image_mean"]), cut=cut)
 
     @property
     def num_views(self) -> int:
-        """V of an image."""
+        """Number V of views of an image."""
         return NUM_VIEWS[self.mode]
 
     def views_of_frame(self, is_video: bool) -> int:
-        """V of an image or of a video's frame."""
+        """Return the number V of views of an image or of a video's frame."""
         return 1 if is_video else self.num_views
 
     def __call__(self, pictures: Sequence[bytes], is_video: bool = False) -> Tensor:
-        """uint8 [F, V, 3, S, S] of F encoded pictures; V is 1 when they are the frames of a video.
+        """Return the pixels uint8 [F, V, 3, S, S] of F encoded images; V is 1 when they are the frames of a video.
 
         Raises:
-            SampleError: one of them cannot be decoded, or is too elongated to be resized in bounded memory.
+            SampleError: An image cannot be decoded, or is too elongated to be resized in bounded memory.
         """
         frames = torch.empty(len(pictures), self.views_of_frame(is_video), 3, self.size, self.size, dtype=torch.uint8)
         for frame, raw in zip(frames, pictures, strict=True):
@@ -109,7 +110,7 @@ class PixelTransform:
         return frames
 
     def _cropped(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """[3, S, S], the middle of the picture whose shorter side is S."""
+        """Return [3, S, S], the center of the image after its shorter side is resized to S."""
         height, width = pixels.shape[:2]
         longer = resized_longer(width, height, self.size)
         rows, columns = (self.size, longer) if height <= width else (longer, self.size)
@@ -118,10 +119,10 @@ class PixelTransform:
 
 
 def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """float32 [..., 3, H, W] of bytes [..., 3, H, W]: (pixels / 255 - mean) / std for each colour, on their device.
+    """Convert bytes [..., 3, H, W] to float32: (pixels / 255 - mean) / std for each color, on the pixels' device.
 
     Raises:
-        ValueError: the pixels are no bytes, and so may be normalised already.
+        ValueError: The pixels are not bytes, and so may already be normalized.
     """
     if pixels.dtype != torch.uint8:
         raise ValueError(f"pixels are {pixels.dtype}, not torch.uint8")
@@ -130,15 +131,15 @@ def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
 
 
 def _resized(picture: NDArray[np.uint8], rows: int, columns: int) -> Tensor:
-    """A picture [H, W, 3] as [3, rows, columns].
+    """Resize an image [H, W, 3] to [3, rows, columns].
 
-    Torch resizes every row first, as Pillow does too, but since version 13 not where the height shrinks by more than
+    Torch resizes every row first. So does Pillow, but since its version 13 not where the height shrinks by more than
     twice as many pixels as the width. The order matters at hard edges, since bytes are clipped in between.
     """
     height, width = picture.shape[:2]
     picture_13HW = torch.from_numpy(picture)[None].permute(0, 3, 1, 2)  # channels last in memory, which is fastest
     if (height, width) == (rows, columns):
-        return picture_13HW[0]  # stored at the right size; resizing would cost a fifth of the decoding
+        return picture_13HW[0]  # already the right size; resizing would cost a fifth of the decoding
     if height - rows > max(0, 2 * (width - columns)):
         picture_13HW = interpolate(picture_13HW, size=(rows, width), mode="bicubic", antialias=True)
     return interpolate(picture_13HW, size=(rows, columns), mode="bicubic", antialias=True)[0]

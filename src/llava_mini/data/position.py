@@ -1,8 +1,8 @@
-"""Where a run is in the order of its samples: one number, taken from the batches that were trained on.
+"""Position of a run in the order of its samples: one number, taken from the batches that were trained on.
 
-Lightning can keep the state of loaders itself, but it counts a batch that is not trained on yet, drops the state when
-the length of the run is asked for before training, and gives rank 0's to every rank. A callback's state has none of
-this, and it is loaded before the first batch is made.
+Lightning can store the state of loaders itself, but it counts a batch that is not trained on yet, drops the state when
+the length of the run is requested before training, and gives rank 0's state to every rank. A callback's state has none
+of these problems, and it is loaded before the first batch is made.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from llava_mini.errors import UserError
 
 
 class StreamPosition(Callback):
-    """Keeps the position in checkpoints, and has a run that is resumed go on with the next sample.
+    """Stores the position in checkpoints, and makes a resumed run continue with the next sample.
 
-    The position is that of the last optimiser step; what was accumulated since is done again. Batches per step may be
-    dealt differently when a run goes on, among more or fewer ranks, if a step has as many samples as before:
-    Lightning's own counters, which are in batches of a rank, are then put right.
+    The position is that of the last optimizer step; batches accumulated since then are repeated. A resumed run may
+    distribute the batches of a step differently, over more or fewer ranks, if a step has as many samples as before.
+    Lightning's own counters, which are in batches of a rank, are then corrected.
 
     Args:
-        datamodule: What the run trains on.
+        datamodule: Data module that the run trains on.
     """
 
     def __init__(self, datamodule: VLMDataModule) -> None:
@@ -33,7 +33,7 @@ class StreamPosition(Callback):
         self.position = self.global_batch = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Raises ValueError for a trainer whose steps and epochs the position cannot follow."""
+        """Raise ValueError for a trainer whose steps and epochs the position cannot follow."""
         if stage != "fit":
             return
         if self.datamodule.num_batches % trainer.accumulate_grad_batches:
@@ -45,18 +45,18 @@ class StreamPosition(Callback):
         self.global_batch = samples_per_step(trainer, self.datamodule.batch_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Samples that all ranks have consumed, and what must be the same for the position to mean the same."""
+        """Return how many samples all ranks have consumed, and what must be equal for the position to be valid."""
         return {"position": self.position, "plan": self.datamodule.plan, "global_batch": self.global_batch}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        # A callback that saves at the end of a batch, before this one has seen it, would lose the last step's samples.
+        # A callback that saves at the end of a batch, before this one has read it, would lose the last step's samples.
         assert self.position == trainer.global_step * self.global_batch, (self.position, trainer.global_step)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Takes the position over, before Lightning restores its loops from `checkpoint`.
+        """Restore the position, before Lightning restores its loops from `checkpoint`.
 
         Raises:
-            UserError: the checkpoint is of another plan or has other steps, or keeps no position.
+            UserError: The checkpoint is of another plan or has steps of another size, or contains no position.
         """
         state = checkpoint["callbacks"].get(self.state_key)
         if state is None:
@@ -74,7 +74,7 @@ class StreamPosition(Callback):
         self._put_right(checkpoint["loops"]["fit_loop"], trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The loader is there by now, whoever asked for it first, and has made no batch yet."""
+        """Set the loader's start position; the loader exists by now, whoever requested it, but has made no batch."""
         loader = trainer.train_dataloader
         if not isinstance(loader, BatchLoader):
             raise ValueError(f"training takes its batches from {type(loader).__name__}, not from a BatchLoader")
@@ -87,7 +87,7 @@ class StreamPosition(Callback):
             self.position = batch.position
 
     def _put_right(self, loops: dict[str, Any], trainer: Trainer) -> None:
-        """Lightning's counters as if the run had always had today's batches, and had been saved at its last step."""
+        """Set Lightning's counters as if the run had always had its current batches and was saved at its last step."""
         progress = loops["epoch_loop.batch_progress"]
         batches = self.position // (self.datamodule.batch_size * trainer.world_size)
         shift = batches - progress["current"]["ready"]
@@ -100,5 +100,5 @@ class StreamPosition(Callback):
 
 
 def samples_per_step(trainer: Trainer, batch_size: int) -> int:
-    """Samples of an optimiser step, of all ranks together."""
+    """Return the number of samples of an optimizer step, of all ranks together."""
     return batch_size * trainer.world_size * trainer.accumulate_grad_batches

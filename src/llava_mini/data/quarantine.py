@@ -1,4 +1,4 @@
-"""What of the training data could not be used: a line for each such sample, counts, and an end when it is too much."""
+"""Records training samples that cannot be used: a line for each, counts, and an error when there are too many."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from llava_mini.errors import UserError
 from llava_mini.files import rank_path, rank_paths, whole_lines, write_text, writing
 
 FILE = "quarantine.jsonl"
-FEWEST_SEEN = 100  # samples after which a share of bad ones says something
+FEWEST_SEEN = 100  # samples after which the share of bad ones is meaningful
 
 
 class TooManyBadSamplesError(UserError):
-    """More of the training data than allowed cannot be used; the message names the file that says why."""
+    """More of the training data than allowed cannot be used; the message names the file with the reasons."""
 
 
 class Quarantine(Callback):
     """Writes {"key", "shard", "reason", "position"} of every bad sample of training to a JSONL file, and counts them.
 
-    Each rank writes a file of its own (`llava_mini.files.rank_path`). A resumed run, of whatever number of ranks,
-    drops the lines of what it will do again. Counts are of all ranks and of the whole run, logged at every step:
+    Each rank writes its own file (`llava_mini.files.rank_path`). A resumed run, with any number of ranks, drops the
+    lines of samples that it will repeat. Counts are of all ranks and of the whole run, logged at every step:
 
         data/bad           samples that could not be used
         data/bad_fraction  their share of the samples so far
-        data/truncated     samples that were shortened to the longest that is allowed
+        data/truncated     samples that were shortened to the maximum length
 
     Args:
-        run_dir: Where the file lies.
-        max_bad_fraction: A larger `data/bad_fraction` ends the run, from the hundredth sample on.
+        run_dir: Folder of the file.
+        max_bad_fraction: Largest allowed `data/bad_fraction`; a larger one ends the run, from the hundredth sample on.
     """
 
     def __init__(self, run_dir: Path, max_bad_fraction: float) -> None:
         self.path, self.max_bad_fraction = run_dir / FILE, max_bad_fraction
-        self.position = self.bad = self.truncated = 0  # of all ranks, at the last step
-        self._since = [0, 0]  # bad and truncated on this rank since then
+        self.position = self.bad = self.truncated = 0  # of all ranks, as of the last step
+        self._since = [0, 0]  # bad and truncated samples on this rank since then
 
     def state_dict(self) -> dict[str, int]:
         return {"position": self.position, "bad": self.bad, "truncated": self.truncated}
@@ -73,7 +73,7 @@ class Quarantine(Callback):
             file.writelines(json.dumps(bad._asdict()) + "\n" for bad in skipped)
 
     def _count(self, trainer: Trainer, pl_module: LightningModule, position: int) -> None:
-        """At a step, where all ranks come; none goes on before the others have written their lines."""
+        """Add up the counts of all ranks at a step; no rank continues before the others have written their lines."""
         new = trainer.strategy.reduce(torch.tensor(self._since, device=pl_module.device), reduce_op="sum")
         bad, truncated = new.tolist()
         self._since = [0, 0]

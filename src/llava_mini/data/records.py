@@ -1,7 +1,7 @@
-"""Records as they are published, one record at a time: a JSON array or JSON Lines, told apart by their content.
+"""Reads published records one at a time from a JSON array or JSON Lines, which are distinguished by their content.
 
-A file is never held in memory. A line that is broken is one entry with a reason; an array that is broken ends there,
-because nothing behind that place can be trusted.
+A file is never in memory as a whole. A broken line is one entry with a reason. A broken array ends at that place,
+because nothing after it can be trusted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OTHER_CONTENT = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
-_LONGEST_LINE = 64 * 2**20  # bytes; what is longer is no JSON Lines, and no record
+_LONGEST_LINE = 64 * 2**20  # bytes; anything longer is neither JSON Lines nor a record
 _CHUNK = 2**16
 _HEAD = 2**14
 _FORMS = tuple(f'"{key}"'.encode() for key in ("conversations", "messages", "instruction", "query"))
@@ -38,10 +38,10 @@ class Entry:
     """One record of a source file.
 
     Attributes:
-        place: Where it stands, for people: `mix.jsonl line 17` or `mix.json record 17`; both count from 1.
-        record: With `source`, its own (a text or a whole number) or else the file's name without ending; None when it
-            cannot be read.
-        reason: Why not.
+        place: Place of the record, for people: `mix.jsonl line 17` or `mix.json record 17`; both count from 1.
+        record: Content of the record, with `source`, its own (a text or an integer) or else the file's name without
+            extension; None when the record cannot be read.
+        reason: Reason why the record cannot be read.
     """
 
     place: str
@@ -50,16 +50,16 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """How the record is named where it is rejected: by its own id if it has one, and by its place."""
+        """Name of the record where it is rejected: its own id if it has one, and its place."""
         own = (self.record or {}).get("id")
         return f"{own} ({self.place})" if isinstance(own, str | int) and own != "" else self.place
 
 
 def read_records(path: Path) -> Iterator[Entry]:
-    """The records of a file in their order.
+    """Yield the records of a file in their order.
 
     Raises:
-        UserError: the file cannot be read, is no JSON or JSON Lines in UTF-8, or holds an array that is broken.
+        UserError: The file cannot be read, is not JSON or JSON Lines in UTF-8, or contains a broken array.
     """
     try:
         with open(path, "rb") as file:
@@ -80,7 +80,7 @@ def read_records(path: Path) -> Iterator[Entry]:
 
 
 def _check_content(path: Path, file: BinaryIO) -> int:
-    """Where the text begins."""
+    """Check the type of a file, and return the offset at which its text begins."""
     head = file.read(4)
     found = next((content for magic, content in _OTHER_CONTENT.items() if head.startswith(magic)), None)
     if found:
@@ -89,9 +89,10 @@ def _check_content(path: Path, file: BinaryIO) -> int:
 
 
 def _wrapping_key(head: bytes) -> str:
-    """Of a file like {"info": {}, "data": [{"conversations": ...}, ...]} the key, "data"; nothing for JSON Lines.
+    """Return the key "data" of a file like {"info": {}, "data": [{"conversations": ...}, ...]}; "" for JSON Lines.
 
-    Told by how deep the first `conversations` (or `messages`) lies: such a file may be too large to be parsed at once.
+    The key is found by the depth of the first `conversations` (or `messages`): such a file may be too large to be
+    parsed at once.
     """
     depth, outer, found = 0, b"", b""
     for token in _TOKEN.findall(head):
@@ -133,7 +134,7 @@ def _array(path: Path, file: BinaryIO) -> Iterator[Entry]:
 
 
 class _Text:
-    """The text of a file, of which no more is held than a value takes and is read at once."""
+    """Text of a file, of which no more is in memory than one value takes and is read at once."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path, self._file = path, file
@@ -141,7 +142,7 @@ class _Text:
         self._held, self._place, self._before, self._all_read = "", 0, 0, False
 
     def value(self, decoder: json.JSONDecoder) -> Any:
-        """The value that comes next."""
+        """Return the next value."""
         self._to_content()
         while True:
             try:
@@ -152,28 +153,28 @@ class _Text:
             except RecursionError:
                 self._broken("nested too deeply", self._place)
             else:
-                if end < len(self._held) or self._all_read:  # else a number may go on
+                if end < len(self._held) or self._all_read:  # else a number may continue
                     self._place = end
                     return value
             self._read_more()
 
     def next_is_not(self, character: str) -> bool:
-        """Whether something else comes next."""
+        """Whether the next character is another than `character`."""
         return self._to_content() != character
 
     def skip(self, character: str) -> None:
-        """Passes over what must come next."""
+        """Skip `character`, which must come next."""
         if found := self.next_is_not(character) and (self._held[self._place : self._place + 1] or "the end"):
             self._broken(f"{found!r} instead of {character!r}", self._place)
         self._place += 1
 
     def end(self) -> None:
-        """Makes sure that nothing follows."""
+        """Check that nothing follows."""
         if found := self._to_content():
             self._broken(f"{found!r} behind the array", self._place)
 
     def _to_content(self) -> str:
-        """The next character that is no white space; empty at the end."""
+        """Return the next character that is not white space; empty at the end."""
         while True:
             self._place = _SPACE.match(self._held, self._place).end()  # type: ignore[union-attr]  # it always matches
             if self._place < len(self._held) or self._all_read:
@@ -181,7 +182,7 @@ class _Text:
             self._read_more()
 
     def _read_more(self) -> None:
-        # as much again as is held, so that a long value is not tried once for every chunk of it
+        # Read as much again as is in memory, so that a long value is not parsed once for every chunk of it.
         raw = self._file.read(max(_CHUNK, len(self._held) - self._place))
         self._all_read = not raw
         self._before += self._place
@@ -221,16 +222,16 @@ def _entry(path: Path, place: str, value: Any) -> Entry:
     source = value.get("source")
     if source is None or source == "":
         return Entry(place, {**value, "source": Path(_readable_name(path)).stem})
-    if not isinstance(source, str) and type(source) is not int:  # JSON's true is no number
+    if not isinstance(source, str) and type(source) is not int:  # JSON's true is not a number
         return Entry(place, None, f"source is neither a text nor a whole number: {json.dumps(source)[:40]}")
     return Entry(place, value)
 
 
 def single_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON (`object_pairs_hook`); of two values of a key, json would drop the first in silence.
+    """Return a JSON object (`object_pairs_hook`); of two values of a key, json would silently drop the first.
 
     Raises:
-        ValueError: a key stands twice.
+        ValueError: A key occurs twice.
     """
     fields = dict(pairs)
     if len(fields) < len(pairs):
@@ -249,7 +250,7 @@ def _noted_pairs(faults: list[str], pairs: list[tuple[str, Any]]) -> dict[str, A
 
 
 def _readable_name(path: Path) -> str:
-    """A file's name as records can hold it; another encoding than UTF-8, or a locale without it, gives none."""
+    """Return a file's name as valid text for records; the name may not be UTF-8, or the locale may lack UTF-8."""
     return os.fsencode(path.name).decode(errors="replace")
 
 
@@ -258,7 +259,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _no_value(faults: list[str], name: str) -> None:
-    """Notes a fault of a value whose end must be found all the same."""
+    """Note a fault of a value whose end must still be found."""
     faults.append(f"{name} is no JSON value")
 
 

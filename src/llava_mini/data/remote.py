@@ -1,9 +1,9 @@
-"""A shard set behind a URL: s3:// through s3fs, http:// and https:// through aiohttp, both by fsspec's interface.
+"""Storage of a shard set at a URL: s3:// through s3fs, http:// and https:// through aiohttp, both by fsspec.
 
-Tars are read in whole, aligned blocks, so that neighbouring samples cost one request. Blocks are kept either in memory
-(by every process for itself) or, with a cache folder, as files that all processes of this machine share. Listing and
-index are fetched when the set is opened, the index to be mapped. How to reach a server and as whom is told to fsspec
-and the AWS tools in their usual ways (AWS_ENDPOINT_URL, AWS_PROFILE, FSSPEC_S3_ANON, ...).
+Tars are read in whole, aligned blocks, so that neighboring samples cost one request. Blocks are stored either in memory
+(separately in every process) or, with a cache folder, as files that all processes of this machine share. Listing and
+index are fetched when the set is opened, the index for memory-mapping. Server address and credentials are passed to
+fsspec and the AWS tools in their usual ways (AWS_ENDPOINT_URL, AWS_PROFILE, FSSPEC_S3_ANON, ...).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from llava_mini.files import atomic_path, remove_leftovers
 
 SCHEMES = ("s3", "http", "https")
 BLOCK_BYTES = 4 << 20
-MEMORY_BYTES = 256 << 20  # blocks that a process keeps where there is no cache folder: about one window of the shuffle
-_WAITS = (0.2, 1.0, 4.0)  # seconds before a request is made again
+MEMORY_BYTES = 256 << 20  # blocks of a process if there is no cache folder: about one window of the shuffle
+_WAITS = (0.2, 1.0, 4.0)  # seconds before a request is repeated
 _TIMEOUT = 60.0  # seconds a request over http may take
 _INSTALL = "pip install 'llava-mini-lab[remote]'"
 
 
 class _RequestError(OSError):
-    """A request failed for good."""
+    """A request failed permanently."""
 
 
 class _MissingError(_RequestError):
@@ -41,16 +41,16 @@ class _MissingError(_RequestError):
 
 
 class RemoteStorage(Storage):
-    """The files of a shard set behind a URL.
+    """The files of a shard set at a URL.
 
     Args:
-        url: Of the folder.
-        cache_dir: Folder for what was fetched, which later runs and other processes use too: up to as large as the
-            set. None keeps blocks in memory and the index in a temporary folder.
-        max_open: How many files of the cache stay open.
+        url: URL of the folder.
+        cache_dir: Folder for fetched files, which later runs and other processes use too; it may become as large as
+            the set. None stores blocks in memory and the index in a temporary folder.
+        max_open: Number of cache files that stay open.
 
     Raises:
-        UserError: the URL is of another scheme or has a query, or the packages for it are not installed.
+        UserError: The URL has another scheme or a query, or the packages for it are not installed.
     """
 
     def __init__(self, url: str, cache_dir: Path | None, max_open: int) -> None:
@@ -62,7 +62,7 @@ class RemoteStorage(Storage):
             raise UserError(f"{self._shown}?...: allowed are URLs of a folder, to which names of files can be added")
         self._url, self._scheme = url.rstrip("/"), parts.scheme
         self._cache_dir, self._max_open, self._block_bytes = cache_dir, max_open, BLOCK_BYTES
-        self._files: LocalStorage | None = None  # what was fetched; known with the listing
+        self._files: LocalStorage | None = None  # fetched files; known with the listing
         self._sizes: dict[str, int] = {}
         self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._connection: _Connection | None = None
@@ -72,7 +72,7 @@ class RemoteStorage(Storage):
         return f"{self._shown}/{name}"
 
     def listing(self, name: str) -> bytes | None:
-        """Fetches the listing; what is cached belongs to its very content, so a set that changed is never mixed up."""
+        """Fetch the listing; the cache is named by its content, so a changed set never mixes with its old version."""
         content = self.content(name)
         if content is None:
             return None
@@ -96,7 +96,7 @@ class RemoteStorage(Storage):
     def mapped(self, name: str, size: int, sha256: str) -> Path:
         path = self._local().folder / name
         if path.is_file() and path.stat().st_size == size:
-            return path  # it was complete and right when it was renamed
+            return path  # it was complete and correct when it was renamed
         try:
             self._store(name, self._checked(name, size, sha256))
         except _RequestError as error:
@@ -104,7 +104,7 @@ class RemoteStorage(Storage):
         return path
 
     def check(self, name: str, size: int) -> None:
-        """Notes the size: to ask a server for each of thousands of files would take minutes; reading finds faults."""
+        """Note the size: asking a server about each of thousands of files would take minutes; reading finds faults."""
         self._sizes[name] = size
 
     def read(self, name: str, offset: int, size: int) -> bytes:
@@ -127,7 +127,7 @@ class RemoteStorage(Storage):
             self._files.close()
 
     def _part(self, name: str, number: int, start: int, stop: int) -> bytes:
-        """A part of a block, from the cache where it is there."""
+        """Return a part of a block, from the cache if it is there."""
         if self._cache_dir is None:
             return self._block_in_memory(name, number)[start:stop]
         file = f"{name}.{number:06d}"
@@ -157,11 +157,11 @@ class RemoteStorage(Storage):
         return block
 
     def _stream(self, name: str, size: int) -> Iterator[bytes]:
-        """A whole file, piece by piece."""
+        """Yield a whole file, piece by piece."""
         return (self._request(name, at, min(at + self._block_bytes, size)) for at in range(0, size, self._block_bytes))
 
     def _checked(self, name: str, size: int, sha256: str) -> Iterator[bytes]:
-        """A whole file, piece by piece; raises UserError at its end when it is not the expected one."""
+        """Yield a whole file, piece by piece; raise UserError at its end when it is not the expected one."""
         digest = hashlib.sha256()
         for block in self._stream(name, size):
             digest.update(block)
@@ -170,7 +170,7 @@ class RemoteStorage(Storage):
             raise UserError(f"{self.where(name)} is not what the listing describes: its SHA-256 is another")
 
     def _store(self, name: str, blocks: Iterable[bytes]) -> None:
-        """Keeps a file in the cache folder, whole or not at all."""
+        """Store a file in the cache folder, whole or not at all."""
         path = self._local().folder / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ class RemoteStorage(Storage):
                 file.writelines(blocks)
         except _RequestError:
             raise
-        except OSError as error:  # no fault of a sample, so the run must not go on and skip it
+        except OSError as error:  # not a fault of a sample, so the run must not skip it and continue
             raise UserError(f"the cache {path.parent} cannot be written ({error.strerror})") from None
 
     def _local(self) -> LocalStorage:
@@ -187,10 +187,10 @@ class RemoteStorage(Storage):
         return self._files
 
     def _request(self, name: str, start: int | None, stop: int | None) -> bytes:
-        """Bytes `start` to `stop` of a file, or all; asked for again when a failure may pass.
+        """Return bytes `start` to `stop` of a file, or all; the request is repeated when a failure may be temporary.
 
         Raises:
-            _RequestError: it failed for good; the message tells the kind of failure only.
+            _RequestError: The request failed permanently; the message gives only the kind of failure.
         """
         connection = self._connect()
         for wait in (*_WAITS, None):
@@ -213,7 +213,7 @@ class RemoteStorage(Storage):
         return self._connection
 
     def __getstate__(self) -> dict[str, Any]:
-        """Connections and blocks do not travel to another process."""
+        """Return the state without connections and blocks, which are not passed to another process."""
         return {**self.__dict__, "_connection": None, "_blocks": OrderedDict()}
 
 
@@ -221,7 +221,7 @@ class _Connection:
     """fsspec's file system of one process, and what its failures mean.
 
     Raises:
-        UserError: a package is not installed.
+        UserError: A package is not installed.
     """
 
     def __init__(self, scheme: str) -> None:
@@ -246,17 +246,17 @@ class _Connection:
             raise UserError(f"{scheme}:// needs a package that is not installed ({error.name}): {_INSTALL}") from None
 
     def lasts(self, error: Exception) -> bool:
-        """Whether asking again is in vain."""
+        """Whether a failure is permanent, so that repeating the request is useless."""
         if isinstance(error, self._answer):
             return error.status < 500 and error.status not in (408, 429)
         return isinstance(error, self._lasting)
 
     def described(self, error: Exception) -> str:
-        """The kind of failure; what servers write may hold credentials."""
+        """Return only the kind of failure, because messages of servers may contain credentials."""
         return f"HTTP status {error.status}" if isinstance(error, self._answer) else type(error).__name__
 
 
 def _remove(folder: Path, owner: int) -> None:
-    """Removes a temporary folder, in the process that made it: forked ones hold copies of its owner."""
+    """Remove a temporary folder, in the process that made it: forked processes have copies of its owner."""
     if os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)

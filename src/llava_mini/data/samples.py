@@ -1,4 +1,4 @@
-"""One sample from its shard to tensors: record and tokens, and pixels or the features that stand for them.
+"""Reads one sample from its shard into tensors: record and tokens, and pixels or the features that replace them.
 
 Shapes: F frames of the sample, V views of a frame, N patches of a view, Dv vision width, S x S pixels of a view.
 """
@@ -22,14 +22,14 @@ from llava_mini.errors import UserError
 
 @dataclass(frozen=True)
 class Sample:
-    """What `collate` needs of a sample.
+    """A sample as `collate` needs it.
 
     Attributes:
-        key: its key in its shard.
-        tokens: its conversation.
-        kinds: of its answered turns; empty where the data names none.
-        pixels: uint8 [F, V, 3, S, S]; None for text only, and when features are given.
-        features: float32 [F, V, N, Dv], instead of pixels.
+        key: Key of the sample in its shard.
+        tokens: Tokens of the conversation.
+        kinds: Kinds of the answered turns; empty where the data names none.
+        pixels: Pixels, uint8 [F, V, 3, S, S]; None for text only, and when features are given.
+        features: Features, float32 [F, V, N, Dv], instead of pixels.
     """
 
     key: str
@@ -41,7 +41,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Undecoded:
-    """A sample whose pictures are still to be decoded."""
+    """A sample whose images are not decoded yet."""
 
     sample: Sample
     pictures: list[bytes]
@@ -49,24 +49,25 @@ class Undecoded:
 
 
 def placeholder(key: str, pad_token_id: int) -> Sample:
-    """Stands for a sample that cannot be used: one token that everything ignores, no frame, no label."""
+    """Return a replacement for a sample that cannot be used: one token that everything ignores, no frame, no label."""
     return Sample(key, TokenizedSample(torch.tensor([pad_token_id]), torch.tensor([IGNORE]), None), [])
 
 
 class SampleReader:
-    """Reads samples of a shard set by number; pictures whose features are given are neither read nor decoded.
+    """Reads samples of a shard set by number; images whose features are given are neither read nor decoded.
 
     Args:
-        shards: Where the samples lie.
-        tokenize: What makes tokens of their conversations.
-        transform: What makes pixels of their pictures; not needed when features are given.
+        shards: Shard set with the samples.
+        tokenize: Tokenizer of their conversations.
+        transform: Transform that makes pixels of their images; not needed when features are given.
         features: Features of the frozen vision tower, made from the same shards.
-        max_frames: Of a longer video, the frames in the middle of so many equal segments are taken.
-        shuffle_frames: Whether the frames of videos come in random order, always the same for the same sample: what a
-            model loses by it, it had learnt from their order.
+        max_frames: Maximum number of frames of a video. Of a longer one, the frames in the middle of so many equal
+            segments are taken.
+        shuffle_frames: Whether the frames of videos come in random order, always the same for the same sample. What a
+            model loses by this, it had learned from the order of the frames.
 
     Raises:
-        UserError: both or neither of transform and features are given, or the features are of other shards.
+        UserError: Both or neither of transform and features are given, or the features are of other shards.
     """
 
     def __init__(
@@ -89,18 +90,18 @@ class SampleReader:
         self.max_frames, self.shuffle_frames = max_frames, shuffle_frames
 
     def __call__(self, index: int) -> Sample:
-        """Sample `index`.
+        """Return sample `index`.
 
         Raises:
-            SampleError: it cannot be used.
+            SampleError: The sample cannot be used.
         """
         return self.finished(self.draft(index))
 
     def draft(self, index: int) -> Undecoded:
-        """All of sample `index` but the decoding of its pictures.
+        """Return sample `index` without decoding its images.
 
         Raises:
-            SampleError: it cannot be used.
+            SampleError: The sample cannot be used.
         """
         key, stored = self.shards.key(index), self.shards.frames(index)
         with_pixels = stored > 0 and self.transform is not None
@@ -125,17 +126,17 @@ class SampleReader:
         return Undecoded(sample, pictures, conversation.is_video)
 
     def finished(self, draft: Undecoded) -> Sample:
-        """A sample with its pixels, where it has pictures.
+        """Return a sample with its pixels, if it has images.
 
         Raises:
-            SampleError: a picture cannot be decoded.
+            SampleError: An image cannot be decoded.
         """
         if self.transform is None or not draft.pictures:
             return draft.sample
         return replace(draft.sample, pixels=self.transform(draft.pictures, draft.is_video))
 
     def _frames(self, key: str, stored: int) -> list[int]:
-        """Which of a video's frames are shown, in order.
+        """Return which of a video's frames are shown, in order.
 
         Example: of 10 frames with max_frames=4, the middles of four segments of 2.5 frames: 1, 3, 6, 8.
         """

@@ -1,4 +1,4 @@
-"""A complete shard set, read by sample number: every sample is one ranged read, wherever the folder lies."""
+"""Reads a complete shard set by sample number: every sample is one ranged read, wherever the folder is."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ class ShardSet:
     """A complete shard set, read by sample number.
 
     Attributes:
-        folder: where it lies, a path or a URL.
-        index: the facts of every sample, an array of INDEX_DTYPE that is mapped into memory.
-        sources: names of the data sets that the samples are from.
-        fingerprint: hexadecimal hash of the content of all shards in order.
-        rejected: how many records could not be used when the set was built.
-        plan: what it was built from, if its builder told.
+        folder: Folder of the set, a path or a URL.
+        index: Facts about every sample, a memory-mapped array of INDEX_DTYPE.
+        sources: Names of the datasets that the samples are from.
+        fingerprint: Hexadecimal hash of the content of all shards in order.
+        rejected: Number of records that could not be used when the set was built.
+        plan: Description of what the set was built from, if its builder gave one.
     """
 
     def __init__(self, folder: Path | str, *, cache_dir: Path | None = None, max_open: int = 16) -> None:
-        """Opens the set; contents are not read here, `verify` does that.
+        """Open the set; contents are not read here, `verify` does that.
 
         Args:
-            folder: A folder, or an s3://, http:// or https:// URL of one.
-            cache_dir: With a URL, a folder for what is fetched, shared by processes and kept for later runs.
-            max_open: How many files stay open.
+            folder: Folder of the set, or an s3://, http:// or https:// URL of one.
+            cache_dir: Folder for files fetched from a URL, shared by processes and kept for later runs.
+            max_open: Number of files that stay open.
 
         Raises:
-            UserError: the folder is no shard set or cannot be reached, a file is missing or malformed, or a tar or the
-                index has another size than the listing says.
+            UserError: The folder is not a shard set or cannot be reached, a file is missing or malformed, or a tar or
+                the index has another size than the listing says.
         """
         self._storage: Storage
         self.folder: Path | str
@@ -105,30 +105,31 @@ class ShardSet:
         return len(self._tars)
 
     def samples_of(self, shard: int) -> range:
-        """The numbers of the samples in shard number `shard`."""
+        """Return the numbers of the samples in shard number `shard`."""
         return range(self._starts[shard], self._starts[shard + 1])
 
     def verify(self) -> None:
-        """Reads every file that samples are read from whole and compares it with its SHA-256.
+        """Read every file that samples are read from, as a whole, and compare it with its SHA-256.
 
-        So it finds damage that leaves the size as it was.
+        This also finds damage that does not change the size.
 
         Raises:
-            UserError: the first file whose content is not what the set was finished with, or that cannot be read.
+            UserError: A file's content is not what the set was finished with, or the file cannot be read; the message
+                names the first such file.
         """
         for shard in range(self.num_shards):
             self.verify_shard(shard)
         self.verify_index()
 
     def verify_shard(self, shard: int) -> None:
-        """As `verify`, of one tar."""
+        """Read one tar and compare it with its SHA-256, see `verify`."""
         self._verify(self._tars[shard], self._sizes[shard], self._hashes[shard])
 
     def verify_sidecar(self, shard: int) -> None:
-        """Reads what stands beside one tar: no sample needs it, but it alone names what was rejected.
+        """Read and check the sidecar of one tar: no sample needs it, but it alone names the rejected records.
 
         Raises:
-            UserError: it is missing, malformed, or does not agree with the listing and the index.
+            UserError: The sidecar is missing, malformed, or does not agree with the listing and the index.
         """
         tar = self._tars[shard]
         name = str(Path(tar).with_suffix(".json"))
@@ -146,7 +147,7 @@ class ShardSet:
             raise UserError(f"{where} does not agree with {SET_FILE} and {INDEX_FILE}: damaged or changed")
 
     def verify_index(self) -> None:
-        """As `verify`, of the index."""
+        """Read the index and compare it with its SHA-256, see `verify`."""
         self._verify(INDEX_FILE, self._index_facts["bytes"], self._index_facts["sha256"])
 
     def _verify(self, name: str, size: int, expected: str) -> None:
@@ -162,51 +163,51 @@ class ShardSet:
         return self._num_samples
 
     def key(self, index: int) -> str:
-        """The name of sample `index`, which no other of the set has."""
+        """Return the key of sample `index`, which is unique in the set."""
         return bytes(self.index["key"][index]).decode("ascii", "replace")
 
     def shard_name(self, index: int) -> str:
-        """The file name of the tar that holds sample `index`."""
+        """Return the file name of the tar that contains sample `index`."""
         with self._agreeing():
             return self._tars[self.index["shard"][index]]
 
     def modality(self, index: int) -> Modality:
-        """Whether sample `index` is text only, has images, or is a video."""
+        """Return whether sample `index` is text only, has images, or is a video."""
         with self._agreeing():
             return Modality(self.index["modality"][index])
 
     def frames(self, index: int) -> int:
-        """How many pictures sample `index` has."""
+        """Return the number of images or video frames of sample `index`."""
         return int(self.index["frames"][index])
 
     def source(self, index: int) -> str:
-        """The data set that sample `index` is from, by its record; empty when that does not say."""
+        """Return the dataset that sample `index` is from, as named by its record; empty if the record names none."""
         with self._agreeing():
             return self.sources[self.index["source"][index]]
 
     @contextmanager
     def _agreeing(self) -> Iterator[None]:
-        """What the index tells is looked up as it is asked for: a whole check would read it whole."""
+        """Convert lookup errors of a damaged index to UserError; checking it in advance would read all of it."""
         try:
             yield
         except (IndexError, ValueError) as error:
             raise UserError(f"{self._index_path} does not agree with {SET_FILE}: damaged or changed") from error
 
     def read(self, index: int) -> dict[str, bytes]:
-        """All members of sample `index` by extension: `{"json": ..., "jpg": ...}`.
+        """Return all members of sample `index` by extension: `{"json": ..., "jpg": ...}`.
 
         Raises:
-            SampleError: the tar has become shorter since the set was opened, cannot be read any more, or does not hold
+            SampleError: The tar has become shorter since the set was opened, can no longer be read, or does not contain
                 what the index says.
-            UserError: the disk or mount that it lies on is gone.
+            UserError: The disk or mount with the tar is gone.
         """
         return parse_members(self._read(index, int(self.index["size"][index])), self.key(index))
 
     def read_record(self, index: int) -> bytes:
-        """The json member of sample `index` alone; nothing else is read.
+        """Return the json member of sample `index` alone; nothing else is read.
 
         Raises:
-            SampleError: as `read`, or the sample has none.
+            SampleError: The sample cannot be read, see `read`, or it has no json member.
         """
         size = int(self.index["record_bytes"][index])
         members = parse_members(self._read(index, BLOCK + size), self.key(index)) if size else {}
@@ -222,7 +223,7 @@ class ShardSet:
         try:
             raw = self._storage.read(self._tars[shard], offset, size)
         except OSError as error:
-            if error.errno in MOUNT_GONE:  # no fault of a sample, so the run must not go on and skip it
+            if error.errno in MOUNT_GONE:  # not a fault of a sample, so the run must not skip it and continue
                 where = self._storage.where(self._tars[shard])
                 raise UserError(f"{where} cannot be read ({error.strerror}); repeat the command when it can") from None
             raise SampleError(
@@ -237,7 +238,7 @@ class ShardSet:
         self._storage.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """The map does not travel to another process (it would be copied)."""
+        """Return the state without the memory map, which is not passed to another process (it would be copied)."""
         return {**self.__dict__, "index": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

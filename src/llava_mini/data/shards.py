@@ -1,6 +1,6 @@
-"""Samples in WebDataset shards: standard tar files and an index that says where every sample lies and what it is.
+"""Writes samples to WebDataset shards: standard tar files and an index that says where and what every sample is.
 
-With the index a sample is read by its number with one ranged read, so any order costs the same, and the tars stay
+With the index, a sample is read by its number with one ranged read, so any order costs the same, and the tars stay
 readable by every WebDataset tool. A shard set is a folder:
 
     shard-000000.tar   000000-00000.json, 000000-00000.jpg, 000000-00001.json, ...
@@ -64,21 +64,21 @@ def write_shard(
     rejected: Sequence[tuple[str, str]] = (),
     notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes samples, (key, {extension: content}), as shard `number` of the set in `folder`; the sidecar comes last.
+    """Write samples, (key, {extension: content}), as shard `number` of the set in `folder`; the sidecar comes last.
 
-    Samples are taken one at a time. When taking one fails, nothing is left behind.
+    Samples are taken one at a time. When taking one fails, no partial file remains.
 
     Args:
-        folder: Of the set.
-        number: Of the shard.
-        samples: They may be none.
-        rejected: (id, reason) of records that could not be used; read after the last sample, so that whoever yields
+        folder: Folder of the set.
+        number: Number of the shard.
+        samples: Samples of the shard, perhaps none.
+        rejected: Records that could not be used, as (id, reason); read after the last sample, so that the generator of
             the samples may add to it.
-        notes: What the sidecar is to hold besides; read after the last sample too.
+        notes: Further content of the sidecar; also read after the last sample.
 
     Raises:
-        UserError: a key is repeated or unusable as a name.
-        SampleError: a sample's pictures are neither one nor numbered.
+        UserError: A key is repeated or unusable as a name.
+        SampleError: A sample's images are neither a single one nor numbered.
     """
     tar, sidecar = _tar_path(folder, number), sidecar_path(folder, number)
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,14 +89,14 @@ def write_shard(
         with open(temporary, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
-        sidecar.unlink(missing_ok=True)  # of a tar that is now replaced
+        sidecar.unlink(missing_ok=True)  # it belongs to a tar that is now replaced
     described = {"version": FORMAT_VERSION, "name": tar.name, "bytes": size, "sha256": digest, "samples": rows}
     noted = {} if notes is None else {"notes": dict(notes)}
     write_text(sidecar, json.dumps({**described, "rejected": [list(each) for each in rejected], **noted}))
 
 
 def _noted(samples: Iterable[tuple[str, Members]], seen: dict[str, Facts]) -> Iterator[tuple[str, Members]]:
-    """The samples, with the facts of each noted by key."""
+    """Yield the samples, and note the facts of each in `seen` by key."""
     for key, members in samples:
         if not KEY.fullmatch(key) or key in seen:
             raise UserError(f"sample key {key!r} is a repetition, or not 1 to 32 of the characters A-Z a-z 0-9 _ -")
@@ -107,25 +107,25 @@ def _noted(samples: Iterable[tuple[str, Members]], seen: dict[str, Facts]) -> It
 
 
 def is_written(folder: Path, number: int) -> bool:
-    """Whether a shard is complete: its sidecar is there, and so is its tar."""
+    """Whether a shard is complete: both its sidecar and its tar exist."""
     return sidecar_path(folder, number).is_file() and _tar_path(folder, number).is_file()
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds a whole set."""
+    """Whether a folder contains a whole shard set."""
     return (folder / SET_FILE).is_file()
 
 
 def finish_set(folder: Path, num_shards: int, plan: dict[str, Any] | None = None) -> ShardSet:
-    """Makes shards 0 to `num_shards` - 1, which are all written, a complete set.
+    """Make a complete set of shards 0 to `num_shards` - 1, which are all written.
 
     Args:
-        folder: Of the set.
-        num_shards: How many shards it has.
-        plan: What the set was made from, for `ShardSet.plan`.
+        folder: Folder of the set.
+        num_shards: Number of shards of the set.
+        plan: Description of what the set was made from, for `ShardSet.plan`.
 
     Raises:
-        UserError: a shard is missing, damaged or of another size than its sidecar says, a key is repeated, or there
+        UserError: A shard is missing, damaged or of another size than its sidecar says, a key is repeated, or there
             is no sample at all.
     """
     missing = [number for number in range(num_shards) if not is_written(folder, number)]
@@ -159,14 +159,15 @@ def _check_keys(folder: Path, parts: list[NDArray[np.void]]) -> None:
 
 
 def write_shards(samples: Iterable[tuple[str, Members]], folder: Path, samples_per_shard: int = 1000) -> ShardSet:
-    """Writes samples, (key, {extension: content}), as a whole set.
+    """Write samples, (key, {extension: content}), as a whole set.
 
     Raises:
-        UserError: the folder holds a shard set already, there is no sample, or a key is repeated or unusable as a name.
+        UserError: The folder already contains a shard set, there is no sample, or a key is repeated or unusable as a
+            name.
     """
     if is_complete(folder):
         raise UserError(f"{folder} already holds a shard set; delete it or name another folder")
-    for stale in folder.glob("shard-*"):  # of a build that was interrupted
+    for stale in folder.glob("shard-*"):  # left by an interrupted build
         stale.unlink()
     remaining = iter(samples)
     number = 0
@@ -181,5 +182,5 @@ def _tar_path(folder: Path, number: int) -> Path:
 
 
 def sidecar_path(folder: Path, number: int) -> Path:
-    """Where the sidecar of a shard lies."""
+    """Return the path of a shard's sidecar."""
     return folder / f"shard-{number:06d}.json"

@@ -1,6 +1,6 @@
-"""What a shard set holds: samples by modality and source, turns, lengths of text, frames of videos.
+"""Statistics of a shard set: samples by modality and source, turns, lengths of text, frames of videos.
 
-Only the turns are counted in the records; all else stands in the index.
+Only the turns are counted in the records; everything else is in the index.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llava_mini.data.workers import Report, run_tasks
 
 @dataclass(frozen=True)
 class Distribution:
-    """Values that occur, ascending, and how often each; both [n]."""
+    """Values that occur, in ascending order, and how often each occurs; both [n]."""
 
     values: NDArray[np.int64]
     counts: NDArray[np.int64]
@@ -36,7 +36,7 @@ class Distribution:
         return int(self.counts.sum())
 
     def quantile(self, share: float) -> int:
-        """The smallest value that at least this share of all does not exceed."""
+        """Return the smallest value that at least this share of all values does not exceed."""
         reached = int(np.searchsorted(self.counts.cumsum(), share * len(self)))
         return int(self.values[min(reached, len(self.values) - 1)])
 
@@ -46,10 +46,10 @@ class Statistics:
     """Distributions over the samples of a set.
 
     Attributes:
-        turns: Answers of a sample that are used; of samples whose record can be.
-        text: Characters of all messages of a sample, by modality.
-        frames: Pictures of a video.
-        images: Pictures of a sample with images.
+        turns: Number of used answers of a sample, only for samples whose record can be used.
+        text: Number of characters of all messages of a sample, by modality.
+        frames: Number of frames of a video.
+        images: Number of images of a sample with images.
     """
 
     turns: Distribution
@@ -59,11 +59,11 @@ class Statistics:
 
 
 def statistics(shards: ShardSet, workers: int = 1) -> Statistics:
-    """Reads index and records of a set.
+    """Compute the statistics of a set from its index and records.
 
     Args:
-        shards: The set.
-        workers: Processes that read records.
+        shards: Shard set to read.
+        workers: Number of processes that read records.
     """
     modality, index = shards.index["modality"], shards.index
     turns: Counter[int] = Counter()
@@ -87,12 +87,12 @@ def _count_turns(shards: ShardSet, shard: int, report: Report) -> None:
         try:
             turns[len(parse_record(shards.read_record(index)).turns)] += 1
         except SampleError:
-            continue  # `data check` names it
+            continue  # `data check` reports it
     report(turns)
 
 
 def statistics_lines(shards: ShardSet, found: Statistics) -> list[str]:
-    """Counts by modality and source, and a table of lengths."""
+    """Return counts by modality and source, and a table of lengths, as lines."""
     rows: list[Sequence[str]] = [["", "samples", "min", "median", "p95", "max"]]
     named = {
         "turns": found.turns,

@@ -1,4 +1,4 @@
-"""The picture of `data stats`: what a shard set is made of, and how long its conversations and videos are."""
+"""Plot of `data stats`: what a shard set consists of, and how long its conversations and videos are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llava_mini.data.counts import by_source
 from llava_mini.data.shards import Modality, ShardSet
 from llava_mini.data.stats import Distribution, Statistics
 
-# Of Okabe and Ito, which people who see fewer colours tell apart.
+# Okabe-Ito palette, which color-blind people can distinguish.
 _COLOURS = {Modality.TEXT: "#E69F00", Modality.IMAGE: "#0072B2", Modality.VIDEO: "#009E73"}
 _GREY, _INK = "#6b7280", "#1f2937"
 _MOST_SOURCES = 12
@@ -24,7 +24,7 @@ _MOST_BARS = 40
 
 
 def draw(shards: ShardSet, found: Statistics, path: Path) -> None:
-    """Writes the picture as a PNG."""
+    """Write the plot as a PNG."""
     figure = Figure(figsize=(11, 7), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
     sources, turns, text, pictures = figure.subplots(2, 2).flat
     _draw_sources(sources, shards)
@@ -40,7 +40,7 @@ def draw(shards: ShardSet, found: Statistics, path: Path) -> None:
 
 
 def _draw_sources(axes: Axes, shards: ShardSet) -> None:
-    """A bar for each source, in parts by modality, the largest on top."""
+    """Draw a bar for each source, stacked by modality, with the largest source on top."""
     _clean(axes, "Samples by source", "x")
     index, names = shards.index, [count.name for count in by_source(shards)]
     sources = [source or "(none)" for source in shards.sources]
@@ -74,7 +74,7 @@ def _draw_turns(axes: Axes, turns: Distribution) -> None:
 
 
 def _draw_text(axes: Axes, text: dict[Modality, Distribution]) -> None:
-    """Lengths in bins of equal ratio, since they differ by orders of magnitude."""
+    """Draw text lengths in bins of equal ratio, since they differ by orders of magnitude."""
     _clean(axes, "Characters of a sample's conversation", "y")
     present = {kind: Distribution(lengths.values.clip(1), lengths.counts) for kind, lengths in text.items()}
     shortest = min(int(lengths.values[0]) for lengths in present.values())
@@ -94,7 +94,7 @@ def _draw_text(axes: Axes, text: dict[Modality, Distribution]) -> None:
 
 
 def _draw_pictures(axes: Axes, found: Statistics) -> None:
-    """Frames of videos where there are any, else images: most samples of a mix have one image, which says little."""
+    """Draw frames of videos if there are any, else images: most samples of a mix have one image, which says little."""
     kind, pictures = (Modality.VIDEO, found.frames) if len(found.frames) else (Modality.IMAGE, found.images)
     _clean(axes, "Frames of a video" if kind == Modality.VIDEO else "Images of a sample", "y")
     if len(pictures):
@@ -106,7 +106,7 @@ def _draw_pictures(axes: Axes, found: Statistics) -> None:
 
 
 def _whole_edges(values: Distribution) -> list[float]:
-    """Edges of bars that each hold the same number of whole values."""
+    """Return the edges of bars that each cover the same number of integers."""
     first, last = int(values.values[0]), int(values.values[-1])
     width = -(-(last - first + 1) // _MOST_BARS)
     return (np.arange(first, last + width + 1, width) - 0.5).tolist()
@@ -132,5 +132,5 @@ def _thousands(value: float, _position: float) -> str:
 
 
 def _plain(text: str) -> str:
-    """Short enough for a label, and without the $ that begins a formula in matplotlib."""
+    """Shorten a text for a label, and escape the $ that begins a formula in matplotlib."""
     return (text if len(text) <= 28 else f"{text[:25]}...").replace("$", r"\$")

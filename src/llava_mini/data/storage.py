@@ -1,6 +1,6 @@
-"""Where the files of a shard set lie: how its listing and index are found, and how a stretch of a tar is read.
+"""Storage of a shard set's files: how its listing and index are found, and how a range of a tar is read.
 
-A set is read through this one interface, whether its folder is on this machine (here) or behind a URL (`remote.py`).
+A set is read through this one interface, whether its folder is on this machine (here) or at a URL (`remote.py`).
 """
 
 from __future__ import annotations
@@ -16,71 +16,72 @@ from llava_mini.errors import UserError
 
 
 class Storage(ABC):
-    """The files of one shard set; it can be pickled, and used in a forked process."""
+    """The files of one shard set; the storage can be pickled, and used in a forked process."""
 
     @abstractmethod
     def where(self, name: str) -> str:
-        """A file as messages name it."""
+        """Return the location of a file as messages name it."""
 
     @abstractmethod
     def listing(self, name: str) -> bytes | None:
-        """The content of the set's listing, which is asked for first; None when there is none.
+        """Return the content of the set's listing, which is requested first; None when there is none.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: The listing cannot be read.
         """
 
     @abstractmethod
     def content(self, name: str) -> bytes | None:
-        """A whole file that is small enough for memory; None when there is none.
+        """Return the content of a whole file that is small enough for memory; None when there is none.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: The file cannot be read.
         """
 
     @abstractmethod
     def mapped(self, name: str, size: int, sha256: str) -> Path:
-        """A file to map into memory, as a local file of `size` bytes.
+        """Return the path of a file to memory-map, as a local file of `size` bytes.
 
         Raises:
-            UserError: it is missing or has another size.
+            UserError: The file is missing or has another size.
         """
 
     @abstractmethod
     def check(self, name: str, size: int) -> None:
-        """Makes sure that a file that will be read has `size` bytes, as far as that can be told at once.
+        """Check that a file that will be read has `size` bytes, as far as that can be known at once.
 
         Raises:
-            UserError: it is missing or has another size.
+            UserError: The file is missing or has another size.
         """
 
     @abstractmethod
     def read(self, name: str, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset` on; fewer where the file ends.
+        """Return `size` bytes from `offset` on; fewer where the file ends.
 
         Raises:
-            OSError: they cannot be read; the message says why.
+            OSError: The bytes cannot be read; the message says why.
         """
 
     @abstractmethod
     def sha256(self, name: str, size: int) -> str:
-        """The hash of a whole file of `size` bytes.
+        """Return the SHA-256 of a whole file of `size` bytes.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: The file cannot be read.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Gives back what is held open; a later read opens it again."""
+        """Close what is open; a later read opens it again."""
 
 
 class LocalStorage(Storage):
-    """Files of a local folder; those used last stay open.
+    """Files of a local folder; the most recently used ones stay open.
 
     Args:
-        folder: Where they lie.
-        max_open: How many stay open; a set may have thousands of shards, a process may open about a thousand files.
+        folder: Folder of the files.
+        max_open: Number of files that stay open; a set may have thousands of shards, a process may open about a
+            thousand files.
     """
 
     def __init__(self, folder: Path, max_open: int) -> None:
@@ -121,7 +122,7 @@ class LocalStorage(Storage):
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def _descriptor(self, name: str) -> int:
-        """An open file; the one used longest ago is closed when there are too many."""
+        """Return the descriptor of an open file; the least recently used one is closed when there are too many."""
         if name not in self._open:
             if len(self._open) >= self.max_open:
                 os.close(self._open.popitem(last=False)[1])
@@ -137,5 +138,5 @@ class LocalStorage(Storage):
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """File descriptors do not travel to another process."""
+        """Return the state without file descriptors, which are not passed to another process."""
         return {**self.__dict__, "_open": OrderedDict()}

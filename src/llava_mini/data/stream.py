@@ -1,15 +1,15 @@
 """Batches whose samples are a pure function of the plan, (content, seed, position), and of nothing else.
 
-Samples are dealt, not shards: batch b of rank r of R holds the positions (b * R + r) * batch_size and on, so all ranks
-have the same number of batches. Workers make whole batches, which come in order for any number of them. The state of a
-run is therefore one number, the position behind the last batch that was trained on. For example, with 2 ranks and
-batches of 3:
+Samples are distributed, not shards: batch b of rank r of R contains the positions from (b * R + r) * batch_size on, so
+all ranks have the same number of batches. Workers make whole batches, which come in order for any number of workers.
+The state of a run is therefore one number, the position after the last batch that was trained on. For example, with
+2 ranks and batches of 3:
 
     position  0  1  2  3  4  5  6  7  8  9 10 11
     rank 0   [   b 0  ]         [   b 1  ]
     rank 1             [   b 0  ]         [   b 1  ]
 
-A sample that cannot be used is a row without labels at its position, so it moves no other. Where several sets are
+A sample that cannot be used is a row without labels at its position, so no other sample moves. Where several sets are
 read, a sample's key begins with the name of its set.
 """
 
@@ -38,13 +38,13 @@ class PlannedStream:
     """The batches of one rank.
 
     Args:
-        readers: Of every set that the order names.
-        order: Which sample stands where.
-        batch_size: Samples of a batch.
-        num_batches: Batches of each rank in all; None for one pass over the data, whose last batches may be smaller,
-            but hold a placeholder at least.
-        rank: Which of the processes that train together this is.
-        world_size: How many they are.
+        readers: Readers of every set that the order names.
+        order: Order that gives the sample at each position.
+        batch_size: Number of samples of a batch.
+        num_batches: Total number of batches of each rank; None for one pass over the data, whose last batches may be
+            smaller, but contain at least a placeholder sample.
+        rank: Rank of this process among those that train together.
+        world_size: Number of processes that train together.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class PlannedStream:
         return map(self.batch, range(self.num_batches))
 
     def batch(self, number: int) -> VLMBatch:
-        """Batch `number`; what cannot be used is logged, named in `skipped` and a row without labels."""
+        """Return batch `number`; an unusable sample is logged, named in `skipped` and is a row without labels."""
         pad_token_id = self.readers[0].tokenize.pad_token_id
         first = (number * self.world_size + self.rank) * self.batch_size
         positions = range(first, min(first + self.batch_size, self.num_positions))
@@ -91,10 +91,10 @@ class PlannedStream:
         return collate(samples or [placeholder("", pad_token_id)], pad_token_id, position=behind, skipped=skipped)
 
     def _read(self, places: Sequence[tuple[int, int]]) -> list[Sample | SampleError]:
-        """The sample at each place, (number of its set, number in its set), or what is wrong with it.
+        """Return the sample at each place, (number of its set, number in its set), or what is wrong with it.
 
-        All texts come first and then all pictures, so that each work finds in the processor's caches what it left
-        there: that saves a tenth to a quarter of a batch's time.
+        All texts come first and then all images, so that each kind of work still finds its data in the processor's
+        caches. This saves a tenth to a quarter of a batch's time.
         """
         readers = [self.readers[source] for source, _ in places]
         drafts = [_tried(reader.draft, index) for reader, (_, index) in zip(readers, places, strict=True)]
@@ -112,13 +112,13 @@ def _tried(function: Callable[[Argument], Result], argument: Argument) -> Result
 
 
 class BatchLoader:
-    """The batches of a stream, made by worker processes that end with this one.
+    """The batches of a stream, made by worker processes that end with this process.
 
-    It has a length, so Lightning does not fetch ahead. It has no state: what was trained on is known by the batches
-    themselves, and `StreamPosition` keeps it.
+    The loader has a length, so Lightning does not prefetch. It has no state: the batches themselves say what was
+    trained on, and `StreamPosition` stores it.
 
     Attributes:
-        start_position: Where a pass begins; read when the first batch is asked for.
+        start_position: Position at which a pass begins; read when the first batch is requested.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class BatchLoader:
         pin_memory: bool = False,
         start_method: StartMethod | None = None,
     ) -> None:
-        """Args: the stream, and how its workers are made; None is Python's own way, by platform and version."""
+        """Make a loader of `stream`; without a `start_method`, Python's default is used, by platform and version."""
         if num_workers < 0:
             raise UserError(f"num_workers={num_workers} must be >= 0")
         self.stream, self.num_workers, self.pin_memory = stream, num_workers, pin_memory
@@ -137,7 +137,7 @@ class BatchLoader:
         self.start_position = 0
 
     def __len__(self) -> int:
-        """All batches of the stream, also those before the start."""
+        """Return the number of all batches of the stream, including those before the start."""
         return self.stream.num_batches
 
     def __iter__(self) -> Iterator[VLMBatch]:
@@ -156,7 +156,7 @@ class BatchLoader:
 
 
 def _prefixes(folders: Sequence[str]) -> list[str]:
-    """What makes keys of several sets differ: the sets' names, or where these are the same, where they lie."""
+    """Return prefixes that make keys of several sets differ: the sets' names, or their locations if names repeat."""
     if len(folders) == 1:
         return [""]
     names = [folder.rstrip("/").rpartition("/")[2] for folder in folders]

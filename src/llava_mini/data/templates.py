@@ -1,9 +1,9 @@
-"""How conversations are written out for a language model: one `ConversationTemplate` for every public chat format.
+"""Chat templates, which write conversations as text: one `ConversationTemplate` for every public chat format.
 
-A template is data. It gives the text and the characters of every answer, so labels need no piecewise tokenising; and,
-for inference, the same as a Jinja template that is saved with the processor. What a tokenizer puts in front of a text
-by itself (`<s>`, `<|begin_of_text|>`) is part of neither: the processor is called with its default
-`add_special_tokens=True`, as labels are made.
+A template is data. It gives the text and the characters of every answer, so labels need no piecewise tokenizing. For
+inference, it gives the same text as a Jinja template that is saved with the processor. What a tokenizer adds before a
+text by itself (`<s>`, `<|begin_of_text|>`) is part of neither: the processor is called with its default
+`add_special_tokens=True`, as for labels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llava_mini.errors import UserError
 
 @dataclass(frozen=True)
 class Span:
-    """An answer: its text is [start, text_end) and with its end mark [start, end), in characters of the whole."""
+    """Span of an answer: its text is [start, text_end), with its end mark [start, end), in characters of the whole."""
 
     start: int
     text_end: int
@@ -80,24 +80,25 @@ _CHAT_TEMPLATE = """
 
 @dataclass(frozen=True)
 class ConversationTemplate:
-    """How a conversation is written out.
+    """Template that writes a conversation as text.
 
-    First system_prefix + system + system_suffix, where there is a system text; then for every turn user_prefix + text +
-    user_suffix + assistant_prefix + answer + assistant_suffix + turn_suffix. Learnt are answer and assistant_suffix.
+    First system_prefix + system + system_suffix, if there is a system text; then for every turn user_prefix + text +
+    user_suffix + assistant_prefix + answer + assistant_suffix + turn_suffix. The answer and assistant_suffix are
+    supervised.
 
     Args:
-        system: The system text of conversations that bring none.
-        system_prefix: Written before a system text.
-        system_suffix: Written behind it.
-        system_in_turn: The system text stands in the first turn, behind its user_prefix.
-        user_prefix: Written before a question.
-        user_suffix: Written behind it.
-        assistant_prefix: Written before an answer.
-        assistant_suffix: Written behind it; holds the end token.
-        turn_suffix: What follows the end token.
-        image_token: What the tokenizer calls an image.
-        strip: White space around texts is removed.
-        captions_only: Of system text and questions nothing is left but the images.
+        system: System text of conversations that have none.
+        system_prefix: Text before a system text.
+        system_suffix: Text after a system text.
+        system_in_turn: Whether the system text is in the first turn, after its user_prefix.
+        user_prefix: Text before a question.
+        user_suffix: Text after a question.
+        assistant_prefix: Text before an answer.
+        assistant_suffix: Text after an answer; contains the end token.
+        turn_suffix: Text after the end token.
+        image_token: Token that represents an image for the tokenizer.
+        strip: Whether white space around texts is removed.
+        captions_only: Whether only the images remain of system text and questions.
     """
 
     system: str = ""
@@ -114,7 +115,7 @@ class ConversationTemplate:
     captions_only: bool = False
 
     def render(self, conversation: Conversation) -> Rendered:
-        """The text, and where its answers are."""
+        """Return the text of a conversation, and where its answers are."""
         system = self._system(conversation)
         text = "" if self.system_in_turn else system
         head, answers = len(text), []
@@ -133,17 +134,17 @@ class ConversationTemplate:
         return Rendered(text, tuple(answers), head)
 
     def chat_template(self) -> str:
-        """What `processor.apply_chat_template` needs to write the same text.
+        """Return the Jinja template with which `processor.apply_chat_template` writes the same text.
 
-        Messages are transformers': role ("system", first; "user"; "assistant") and content, a string in which
-        `<image>` and `<video>` may stand, or a list of {"type": "image"}, {"type": "video"} and
-        {"type": "text", "text": ...}. Pictures before the first text stand one a line, as in the data; later ones
-        within the text.
+        Messages are those of transformers: role ("system", first; "user"; "assistant") and content, a string that may
+        contain `<image>` and `<video>`, or a list of {"type": "image"}, {"type": "video"} and
+        {"type": "text", "text": ...}. Placeholders before the first text are written one per line, as in the data;
+        later ones within the text.
 
         Answers are marked (`{% generation %}`), so `return_assistant_tokens_mask` finds the supervised tokens.
 
-        With `add_generation_prompt` the text ends where the answer begins, without the spaces before it: tokenizers
-        make them part of its first word.
+        With `add_generation_prompt`, the text ends where the answer begins, without the spaces before the answer:
+        tokenizers make them part of its first word.
         """
         opening = (self.user_suffix + self.assistant_prefix).rstrip(" ")
         given = self.__dict__ | {"opening": opening, "image": IMAGE_PLACEHOLDER, "video": VIDEO_PLACEHOLDER}
@@ -151,7 +152,7 @@ class ConversationTemplate:
 
     @property
     def fixed_text(self) -> str:
-        """Everything that the template itself writes, in one string."""
+        """Text that the template itself writes, all in one string."""
         system = self.system_prefix + self.system + self.system_suffix
         turn = (self.user_prefix, self.user_suffix, self.assistant_prefix, self.assistant_suffix, self.turn_suffix)
         return "".join((system, *turn))
@@ -189,11 +190,11 @@ LLAMA3 = ConversationTemplate(
 MISTRAL = ConversationTemplate(
     system_suffix="\n\n",
     system_in_turn=True,
-    user_prefix=" [INST] ",  # with the space of the official chat template: sentencepiece sees one there in any case
+    user_prefix=" [INST] ",  # with the space of the official chat template: sentencepiece reads one there in any case
     user_suffix=" [/INST]",
     assistant_prefix=" ",
 )
-CHATML = ConversationTemplate(  # and the system text of Qwen2
+CHATML = ConversationTemplate(  # with the system text of Qwen2
     system="You are a helpful assistant.",
     system_prefix="<|im_start|>system\n",
     system_suffix="<|im_end|>\n",
@@ -203,17 +204,17 @@ CHATML = ConversationTemplate(  # and the system text of Qwen2
     assistant_suffix="<|im_end|>",
     turn_suffix="\n",
 )
-PLAIN = ConversationTemplate(assistant_suffix="\n", captions_only=True)  # LLaVA's stage 1: a line ends, not a talk
+PLAIN = ConversationTemplate(assistant_suffix="\n", captions_only=True)  # LLaVA's stage 1: a newline ends an answer
 TINY = ConversationTemplate(system_suffix=" ", user_suffix=" <answer> ")
 
 _NAMED = {"vicuna_v1": VICUNA, "llama3": LLAMA3, "mistral": MISTRAL, "chatml": CHATML, "plain": PLAIN, "tiny": TINY}
 
 
 def template_named(name: str) -> ConversationTemplate:
-    """The template that a config names.
+    """Return the template that a config names.
 
     Raises:
-        UserError: there is none of this name.
+        UserError: There is no template of this name.
     """
     if name not in _NAMED:
         raise UserError(f"data.template={name}: allowed are {', '.join(_NAMED)}, or a template's own fields")

@@ -1,7 +1,7 @@
 """The tar format as shards use it: plain USTAR files, nothing else.
 
-A sample is read with one ranged read of its stretch of the tar, so its members are found here without a file: headers
-are taken strictly, and a member that is not `<key>.<extension>` is refused, wherever its name would lead.
+A sample is read with one ranged read of its part of the tar, so its members are found here without a file. Headers are
+parsed strictly, and a member that is not `<key>.<extension>` is refused, whatever path its name would give.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import BinaryIO
 from llava_mini.data.errors import SampleError
 
 BLOCK = tarfile.BLOCKSIZE
-# What stands behind `<key>.`; no part is empty, so no name holds `..`, and there is no slash.
+# What follows `<key>.`; no part is empty, so no name contains `..`, and there is no slash.
 EXTENSION = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
 _MAGIC = b"ustar\x0000"
 _REGULAR = (b"0", b"\0")
 
 
 def write_tar(file: BinaryIO, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> Iterable[tuple[str, int, int]]:
-    """Writes samples to `file` and yields key, offset and size of each; of equal samples equal bytes.
+    """Write samples to `file` and yield key, offset and size of each; equal samples give equal bytes.
 
     The json member comes first, the others follow by name; times, owners and modes are the same for all.
     """
@@ -37,11 +37,11 @@ def write_tar(file: BinaryIO, samples: Iterable[tuple[str, Mapping[str, bytes]]]
 
 
 def parse_members(raw: bytes, key: str) -> dict[str, bytes]:
-    """The members of sample `key` by extension, from its stretch of a tar.
+    """Return the members of sample `key` by extension, from its part of a tar.
 
     Raises:
-        SampleError: a header is damaged, a member is no regular file, is not wholly there, stands twice, or has
-            another name than `<key>.<extension>`.
+        SampleError: A header is damaged, or a member is not a regular file, is incomplete, occurs twice, or has another
+            name than `<key>.<extension>`.
     """
     members: dict[str, bytes] = {}
     place = 0
@@ -59,12 +59,12 @@ def parse_members(raw: bytes, key: str) -> dict[str, bytes]:
 
 
 def padded(size: int) -> int:
-    """The bytes that a member's content takes in a tar."""
+    """Return the number of bytes that a member's content takes in a tar."""
     return -(-size // BLOCK) * BLOCK
 
 
 def _header(header: bytes) -> tuple[str, int]:
-    """Name and size of a regular file, from its header."""
+    """Return name and size of a regular file, from its header."""
     if len(header) < BLOCK or header[257:265] != _MAGIC or header[345] or header[156:157] not in _REGULAR:
         raise SampleError("a tar member is no regular USTAR file")
     try:

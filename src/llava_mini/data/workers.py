@@ -1,7 +1,7 @@
-"""Numbered tasks dealt to processes that end with the one that started them, in whatever way that ends.
+"""Distributes numbered tasks to processes that end with the process that started them, in whatever way that one ends.
 
-A process that dies in the middle of a task (killed for its memory, say) is an error that names the task. Ctrl-C
-reaches only the process that deals, which then ends the others.
+A process that dies in the middle of a task (killed for its memory use, for example) is an error that names the task.
+Ctrl-C reaches only the process that distributes the tasks, which then ends the others.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class WorkerDiedError(RuntimeError):
     """A process ended in the middle of a task.
 
     Attributes:
-        task: The task's number.
-        cause: What ended the process.
+        task: Number of the task.
+        cause: Signal or exit status that ended the process, as text.
     """
 
     def __init__(self, task: int, exitcode: int) -> None:
@@ -41,15 +41,15 @@ class WorkerDiedError(RuntimeError):
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def end_with_parent(parent_pid: int) -> None:
-    """Has the kernel kill this process when its parent dies, on Linux; ends it at once if that has happened already.
+    """Make the kernel kill this process when its parent dies, on Linux; end it at once if the parent is already dead.
 
     Args:
-        parent_pid: What the parent says its number is.
+        parent_pid: Process id of the parent, as given by the parent.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -58,18 +58,18 @@ def end_with_parent(parent_pid: int) -> None:
 
 
 def run_tasks(work: Work, tasks: Sequence[int], workers: int, report: Report) -> None:
-    """Does `work(task, report)` for every task, in so many processes; in this one if one is enough.
+    """Run `work(task, report)` for every task, in up to `workers` processes; in this one if one is enough.
 
     Args:
-        work: Can be pickled, and so can what it reports.
-        tasks: In the order in which they are begun.
-        workers: Processes at most.
-        report: Called in this process with what the work reports, as it comes.
+        work: Function that does a task; it must be picklable, and so must what it reports.
+        tasks: Numbers of the tasks, in the order in which they are begun.
+        workers: Maximum number of processes.
+        report: Callback that is called in this process with what the work reports, as it comes.
 
     Raises:
-        WorkerDiedError: a process died.
-        Exception: what a task raised, with the traceback of its process as a note. After any exception, Ctrl-C among
-            them, no process is left.
+        WorkerDiedError: A process died.
+        Exception: Exception that a task raised, with the traceback of its process as a note. After any exception,
+            including Ctrl-C, no process is left.
     """
     if min(workers, len(tasks)) <= 1:
         for task in tasks:
@@ -111,7 +111,7 @@ class _Finished:
 
 
 class _Worker:
-    """A process and the connection to it."""
+    """A worker process and the connection to it."""
 
     def __init__(self, work: Work) -> None:
         context = get_context("spawn")
@@ -120,14 +120,14 @@ class _Worker:
         self.process: SpawnProcess = context.Process(target=_main, args=(work, theirs, os.getpid()), daemon=True)
         with _without_interrupts():
             self.process.start()
-        theirs.close()  # so that its death is seen at our end
+        theirs.close()  # so that its death is noticed at this end
 
     def give(self, task: int) -> None:
         self.task = task
         self.connection.send(task)
 
     def has_finished(self, report: Report) -> bool:
-        """Takes the message that has come; whether the task is done with it."""
+        """Receive the message that has come, and return whether it finishes the task."""
         try:
             message = self.connection.recv()
         except (EOFError, ConnectionResetError):
@@ -147,8 +147,8 @@ class _Worker:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Ctrl-C waits until the block ends; processes started in it never get one."""
-    resource_tracker.ensure_running()  # when it starts by itself, it lets them through again
+    """Delay Ctrl-C until the block ends; processes started in it never receive one."""
+    resource_tracker.ensure_running()  # when it starts by itself, it unblocks interrupts
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -157,7 +157,7 @@ def _without_interrupts() -> Iterator[None]:
 
 
 def _main(work: Work, connection: Connection, parent_pid: int) -> None:
-    """What a process does until its parent closes the connection or ends."""
+    """Run tasks in a worker process until its parent closes the connection or ends."""
     end_with_parent(parent_pid)
     while True:
         try:

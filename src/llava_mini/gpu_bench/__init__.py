@@ -1,5 +1,5 @@
-"""`make gpu-bench`: how fast LLaVA and LLaVA-Mini answer on the GPU at hand, at the 7B shape with random weights.
+"""`make gpu-bench`: measure how fast LLaVA and LLaVA-Mini answer on the available GPU, 7B shape, random weights.
 
-It needs torch and transformers only (what transformers brings included), so that it runs on a machine where nothing
-else of this project is installed.
+It needs only torch and transformers (with its dependencies), so that it runs on a machine where nothing else of this
+project is installed.
 """

@@ -1,4 +1,4 @@
-"""`python -m llava_mini.gpu_bench`: every part in a process of its own, and a report that grows with each."""
+"""`python -m llava_mini.gpu_bench`: run every part in its own process; the report is updated after each part."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from llava_mini.gpu_bench.report import write_report
 from llava_mini.gpu_bench.sizes import REAL, TINY
 from llava_mini.hardware import card_to_measure
 
-_ROW = "gpu-bench-row "  # what a part's process has found stands behind it, a line a row
+_ROW = "gpu-bench-row "  # prefix of the lines in which a part's process prints its rows, one row per line
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the bench.
 
     Returns:
-        0 when all was measured, 1 when something was not, 2 for a mistake.
+        0 if everything was measured, 1 if something was not, 2 for a user error.
     """
     parser = parser_for("llava_mini.gpu_bench", __doc__, "experiments/006-efficiency")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
@@ -47,12 +47,12 @@ def bench(out: Path, seconds: float, *, tiny: bool) -> list[dict[str, Any]]:
 
     Args:
         out: Folder of the report.
-        seconds: When they have passed, what runs is ended; each part has its share of what is left.
-        tiny: Whether the CPU is meant.
+        seconds: Time limit; after it, the running part is ended. Each part gets its share of the remaining time.
+        tiny: Whether tiny shapes run on the CPU.
 
     Raises:
-        UserError: there is no GPU, or one that this torch cannot drive, or the folder cannot be written, or the seconds
-            are no number of them.
+        UserError: there is no GPU, this torch does not support it, the folder cannot be written, or `seconds` is out
+            of range.
     """
     check_seconds(seconds)
     device = "CPU, tiny shapes: no figure of it means anything" if tiny else str(card_to_measure())
@@ -62,14 +62,14 @@ def bench(out: Path, seconds: float, *, tiny: bool) -> list[dict[str, Any]]:
     for number, name in enumerate(PARTS):
         left = end - time.monotonic()
         rows += _part(name, left * shares[number] / sum(shares[number:]), tiny=tiny)
-        text = write_report(out, device, rows)  # what is measured is kept, whatever happens to the next
+        text = write_report(out, device, rows)  # results so far are saved, whatever happens to the next part
         print(f"{name}: done", file=sys.stderr, flush=True)
     print(text)
     return rows
 
 
 def _tell(part: str, seconds: float, *, tiny: bool) -> None:
-    """In a part's own process."""
+    """Run one part and print its rows; runs in the part's own process."""
     run, _ = PARTS[part]
     size, device = (TINY, "cpu") if tiny else (REAL, "cuda")
     torch.manual_seed(0)
@@ -78,7 +78,7 @@ def _tell(part: str, seconds: float, *, tiny: bool) -> None:
 
 
 def _part(name: str, seconds: float, *, tiny: bool) -> list[dict[str, Any]]:
-    """What a part found, also when it was ended or failed in the middle."""
+    """Run a part in its own process and return its rows, including those before a failure or timeout."""
     command = [sys.executable, "-m", "llava_mini.gpu_bench", "--part", name, "--seconds", str(0.9 * seconds)]
     process = subprocess.Popen(
         [*command, *(["--tiny"] if tiny else [])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -1,8 +1,8 @@
-"""What is measured, in parts that run in processes of their own: a part tells rows as it finds them.
+"""The parts of the bench, each of which runs in its own process and yields rows as it measures them.
 
-Latency: first tokens of an image, a batch, an HD image and a video; later questions; further tokens; each beside the
-peak of matrix products in the same rounds. Long video: 10,000 frames within the memory of a 24 GB card. Decoding: with
-a static cache, compiled and not.
+Latency: the first token for an image, a batch, an HD image and a video; later questions; further tokens; each next to
+the matmul peak of the same rounds. Long video: 10,000 frames within the memory of a 24 GB card. Decoding: with a static
+cache, compiled and not.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from llava_mini.models.vision_tower import HD_VIEWS
 Row = dict[str, Any]
 Part = Callable[[Size, torch.device, float], Iterator[Row]]
 
-_CHUNK = 512  # tokens that the language model reads at once
+_CHUNK = 512  # tokens that the language model reads in one forward pass
 
 
 def latency(size: Size, device: torch.device, end: float) -> Iterator[Row]:
-    """First and further tokens of every way; what does not fit into memory is told and the next is measured."""
+    """Measure first and further tokens of every way; after a task that runs out of memory, the next one is measured."""
     models = Models(size.config(), device, size.dtype)
     for name, make in _tasks(models, size).items():
         if time.monotonic() >= end:
@@ -98,7 +98,7 @@ def _first(models: Models, way: str, inputs: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def long_video(size: Size, device: torch.device, end: float) -> Iterator[Row]:
-    """Look at a long video in micro-batches, ask, and ask again, in the memory of a 24 GB card."""
+    """Encode a long video in micro-batches and ask two questions about it, within the memory of a 24 GB card."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, LIMIT_GIB * 2**30 / total), device)
@@ -109,7 +109,7 @@ def long_video(size: Size, device: torch.device, end: float) -> Iterator[Row]:
     )
     image_size = model.config.vision_config.image_size
     began = time.monotonic()
-    looked = began + 0.35 * (end - began)  # each of two questions computes keys and values again
+    looked = began + 0.35 * (end - began)  # the rest is for two questions, each of which recomputes keys and values
     while len(store) < size.long_frames and time.monotonic() < looked:
         most = min(frames_at_once(model.config, 1, size.dtype, device), size.long_frames - len(store))
         pixels = torch.randn(most, 1, 3, image_size, image_size, device=device, dtype=size.dtype)
@@ -141,12 +141,12 @@ def _ask(model: Any, store: FrameCache, cache: SessionCache, text_tokens: int) -
 
 
 def decoding(size: Size, device: torch.device, end: float) -> Iterator[Row]:
-    """A further token by `generate` with a static cache, compiled and not."""
+    """Measure a further token of `generate` with a static cache, compiled and not."""
     models = Models(size.config(), device, size.dtype)
     model, inputs = models.of(OURS), models.prompt(OURS, Work(text_tokens=size.text_tokens))
     model.generation_config.eos_token_id = None
     compiled: dict[str, Any] = {}
-    if device.type == "cpu":  # transformers compiles for GPUs alone; without a backend no C++ compiler is needed
+    if device.type == "cpu":  # transformers compiles on GPUs only; the eager backend needs no C++ compiler
         config = CompileConfig(fullgraph=True, backend="eager", mode=None)
         config._compile_all_devices = True
         compiled = {"compile_config": config}
@@ -164,7 +164,7 @@ def decoding(size: Size, device: torch.device, end: float) -> Iterator[Row]:
             _wait(device)
             return time.monotonic() - began
 
-        begin = seconds(size.further + 1)  # compiles
+        begin = seconds(size.further + 1)  # includes the compilation, if any
         best = [seconds(size.further + 1) - seconds(1) for _ in range(size.rounds)]
         yield {
             "task": f"further token, static cache, {name}",

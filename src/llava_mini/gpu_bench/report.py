@@ -14,12 +14,12 @@ _HEAD = ("task", "way", "batch", "milliseconds", "a second", "TFLOP", "of the ma
 
 
 def write_report(out: Path, device: str, rows: list[dict[str, Any]]) -> str:
-    """Write both files, whole or not at all.
+    """Write gpu.json and gpu.md, each atomically.
 
     Args:
-        out: Their folder; made when it is not there.
-        device: The card's description.
-        rows: Of everything that was tried: task, status, and what was measured.
+        out: Folder of both files; made if it does not exist.
+        device: Description of the card.
+        rows: One row for everything that was tried: task, status, and what was measured.
 
     Returns:
         The text of gpu.md.
@@ -53,7 +53,7 @@ def _rate(row: dict[str, Any], wall: float) -> str:
 
 
 def _long(row: dict[str, Any]) -> str:
-    """Behind the table, in sentences."""
+    """Return the row of the long video as sentences, which come after the table."""
     if "frames_per_s" not in row:
         return f"\nLong video: {row['status']}."
     memory = f"; at most {row['peak_gib']:.2f} of {row['limit_gib']:g} GiB on the card" if "peak_gib" in row else ""

@@ -1,4 +1,4 @@
-"""What is measured: the 7B shape for a GPU, and a tiny one that shows on a CPU that the command works."""
+"""Sizes of the measurements: the 7B shape for a GPU, and a tiny one that shows on a CPU that the command works."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from llava_mini.models import LlavaMiniConfig
 
 @dataclass(frozen=True)
 class Size:
-    """Shapes and counts.
+    """Shapes and counts of the measurements.
 
     Attributes:
-        preset: Of conf/model.
-        dtype: Of weights and states.
-        batch: Images of a batch.
-        frames: Of a video.
-        text_tokens: Of a prompt.
-        further: Tokens that are decoded.
-        long_frames: Of the long video.
-        matmul: Rows of the square matrices whose products are the limit.
-        rounds: Of each measurement.
+        preset: Name of a preset of conf/model.
+        dtype: Type of weights and states.
+        batch: Number of images per batch.
+        frames: Number of frames per video.
+        text_tokens: Number of text tokens per prompt.
+        further: Number of further tokens that are decoded.
+        long_frames: Number of frames of the long video.
+        matmul: Number of rows of the square matrices whose product gives the matmul peak.
+        rounds: Number of rounds per measurement.
     """
 
     preset: str
@@ -39,7 +39,7 @@ class Size:
     rounds: int
 
     def config(self) -> LlavaMiniConfig:
-        """Of LLaVA-Mini with one token and four pre-fusion layers; the placeholder is the vocabulary's last word."""
+        """Return a LLaVA-Mini config: one vision token, four pre-fusion layers, the last token as placeholder."""
         preset = yaml.safe_load((CONFIG_DIR / "model" / f"{self.preset}.yaml").read_text())
         vocab_size = preset["text_config"].setdefault("vocab_size", 64)
         return LlavaMiniConfig(
@@ -51,10 +51,10 @@ class Size:
         )
 
     def peak(self, device: torch.device) -> Trial:
-        """The device's own limit in this type."""
+        """Return the trial that measures the matmul peak of the device in this dtype."""
         return matmul_peak(device, self.dtype, self.matmul)
 
 
 REAL = Size("llava_mini_vicuna_7b", torch.bfloat16, 16, 64, 40, 64, 10_000, 8192, 5)
 TINY = Size("tiny", torch.float32, 2, 3, 5, 3, 40, 64, 2)
-LIMIT_GIB = 23.5  # what a card of 24 GB has
+LIMIT_GIB = 23.5  # usable memory of a 24 GB card

@@ -1,4 +1,4 @@
-"""`python -m llava_mini.gpu_check`: every trial in a process of its own, measured and planned at once; a report."""
+"""`python -m llava_mini.gpu_check`: measure and plan every trial in separate processes and write a report."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from llava_mini.gpu_check.report import write_report
 from llava_mini.gpu_check.trials import TINY_TRIALS, TRIALS, Trial
 from llava_mini.hardware import card_to_measure, memory_text
 
-_RESULT = "gpu-check-result "  # what a trial's process has found stands behind it, in one line
+_RESULT = "gpu-check-result "  # prefix of the line in which a trial's process prints its result
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the trials.
 
     Returns:
-        0 when all were measured, 1 when one was not, 2 for a mistake.
+        0 if all trials were measured, 1 if one was not, 2 for a user error.
     """
     parser = parser_for("llava_mini.gpu_check", __doc__, "experiments/005-gpu")
     parser.add_argument("--trial", type=int, help=argparse.SUPPRESS)
@@ -48,14 +48,14 @@ def check(trials: tuple[Trial, ...], out: Path, seconds: float, *, tiny: bool) -
     """Run trials and write results.json and table.md.
 
     Args:
-        trials: What is tried.
+        trials: Trials to run.
         out: Folder of the report.
-        seconds: When they have passed, no trial is begun, and the one that runs is ended.
-        tiny: Whether the CPU is meant.
+        seconds: Time limit; after it, no trial is started, and the running one is ended.
+        tiny: Whether the trials run on the CPU.
 
     Raises:
-        UserError: there is no GPU, or one that this torch cannot drive, or a package is missing, or the folder cannot
-            be written, or the seconds are no number of them.
+        UserError: there is no GPU, this torch does not support it, a package is missing, the folder cannot be written,
+            or `seconds` is out of range.
     """
     check_seconds(seconds)
     check_packages()
@@ -64,13 +64,13 @@ def check(trials: tuple[Trial, ...], out: Path, seconds: float, *, tiny: bool) -
     end, results = time.monotonic() + seconds, []
     for number, trial in enumerate(trials):
         results.append({"name": trial.name, "limit_gib": trial.limit_gib, **_both(number, end, tiny)})
-        write_report(out, device, results)  # what is measured is kept, whatever happens to the next
+        write_report(out, device, results)  # results so far are saved, whatever happens to the next trial
         print(f"{trial.name}: {_told(results[-1])}", flush=True)
     return results
 
 
 def _one(trial: Trial, *, plan: bool, tiny: bool) -> dict[str, Any]:
-    """In a trial's own process."""
+    """Plan or measure one trial; runs in the trial's own process."""
     if plan:
         return planned(trial, on_gpu=not tiny)
     try:
@@ -80,7 +80,7 @@ def _one(trial: Trial, *, plan: bool, tiny: bool) -> dict[str, Any]:
 
 
 def _both(number: int, end: float, tiny: bool) -> dict[str, Any]:
-    """Measure and plan side by side: the plan takes no GPU."""
+    """Measure and plan a trial in parallel processes: the plan needs no GPU."""
     if time.monotonic() >= end:
         return {"status": "not run: no time left"}
     command = [sys.executable, "-m", "llava_mini.gpu_check", "--trial", str(number), *(["--tiny"] if tiny else [])]
@@ -93,7 +93,7 @@ def _both(number: int, end: float, tiny: bool) -> dict[str, Any]:
     finally:
         for process in running:
             process.kill()
-    if "status" in plan:  # the plan itself went wrong: it has a status only then
+    if "status" in plan:  # only a plan that failed has a status
         return {**measurement, "plan": plan["status"]}
     return {**plan, **measurement}
 

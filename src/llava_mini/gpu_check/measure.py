@@ -1,4 +1,4 @@
-"""One trial in this process: what its step takes, measured on the device or planned without it."""
+"""Run one trial in this process: memory and speed of its step on a device, or its planned memory without a device."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ CLIP = 1.0  # trainer.gradient_clip_val
 
 
 def planned(trial: Trial, *, on_gpu: bool) -> dict[str, Any]:
-    """The peak that the planner predicts, in bytes and by part; it takes no device."""
+    """Return the peak memory that the planner predicts, in bytes and by part; it needs no device."""
     started = time.monotonic()
     stage = build_stage(trial, "meta", linear_4bit)
     mode = Mode(autocast=half_type(trial), on_gpu=on_gpu, clip=CLIP)
-    # The planner asks of a stage what this one has.
+    # PlainStage has all that the planner uses of a stage.
     peak = Planner(cast(Any, stage), mode, Sample(text_tokens=trial.text_tokens)).step(trial.batch_size)
     return {"planned_bytes": peak.bytes, "breakdown": peak.breakdown, "plan_seconds": time.monotonic() - started}
 
 
 def measured(trial: Trial, device: torch.device) -> dict[str, Any]:
-    """Peak and speed of real steps.
+    """Return peak memory and speed of real training steps.
 
-    On a GPU the peak is the allocator's, and the process is held to the trial's limit; on a CPU it is the sum of
-    all tensors' storages at their highest moment.
+    On a GPU, the peak is the allocator's, and the process is limited to the trial's memory. On a CPU, the peak is the
+    largest sum of all tensors' storages.
     """
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
@@ -82,7 +82,7 @@ def _step(
     device: torch.device,
     trial: Trial,
 ) -> float:
-    """As Lightning does it: forward, clear, backward, clip, update."""
+    """Run one step in Lightning's order (forward, clear, backward, clip, update) and return its loss."""
     with torch.autocast(device.type, dtype=half_type(trial)):
         loss, _ = stage.forward_loss(batch)
     optimizer.zero_grad()
@@ -95,10 +95,10 @@ def _step(
 
 
 def check_packages() -> None:
-    """Find out before any trial whether what they need is there.
+    """Check, before any trial, that the packages that the trials need are installed.
 
     Raises:
-        UserError: without peft or bitsandbytes.
+        UserError: peft or bitsandbytes is missing.
     """
     for package in ("peft", "bitsandbytes"):
         require(package, "training steps")

@@ -17,12 +17,12 @@ _HEAD = (
 
 
 def write_report(out: Path, device: str, results: list[dict[str, Any]]) -> None:
-    """Write both files, whole or not at all.
+    """Write results.json and table.md, each atomically.
 
     Args:
-        out: Their folder.
-        device: The card's description.
-        results: Of every trial: name, limit_gib, status, and what was measured and planned.
+        out: Folder of both files.
+        device: Description of the card.
+        results: Result of every trial: name, limit_gib, status, and what was measured and planned.
     """
     packages = {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")}
     write_json(out / "results.json", {"device": device, "packages": packages, "trials": results})

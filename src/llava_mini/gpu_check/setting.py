@@ -1,4 +1,4 @@
-"""From a trial to a model that is ready to train, on a device or, for a plan, on meta."""
+"""Build the model of a trial, ready to train, on a device or, for a plan, on meta."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _ALWAYS_WHOLE = ("projector", "compressor")
 
 
 class PlainStage(nn.Module):
-    """What stage 2 trains, without Lightning: the interface of `VLMStage` that a plan and a step need.
+    """Stage 2 without Lightning: the part of the interface of `VLMStage` that a plan and a step need.
 
     Args:
-        model: With adapters and 4-bit layers in place.
-        optimizer: As `memory.optimizer`.
+        model: Model with its adapters and 4-bit layers in place.
+        optimizer: Name of the optimizer, as in the config's `memory.optimizer`.
     """
 
     betas = (0.9, 0.999)
@@ -35,27 +35,27 @@ class PlainStage(nn.Module):
         self.model, self.optimizer = model, optimizer
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """One group, of all that trains."""
+        """Return one group with all trainable parameters."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": 1e-5, "weight_decay": 0.0}]
 
     def forward_loss(self, batch: VLMBatch) -> tuple[Tensor, Tensor]:
-        """Loss and logits."""
+        """Return loss and logits of a batch."""
         outputs = self.model(**batch.model_inputs())
         return outputs.loss, outputs.logits
 
 
 def half_type(trial: Trial) -> torch.dtype:
-    """The type of mixed precision and of frozen weights."""
+    """Return the dtype of mixed precision and of frozen weights."""
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}[trial.half]
 
 
 def build_stage(trial: Trial, device: torch.device | str, linear_4bit: Linear4bit = nf4_linear) -> PlainStage:
-    """A stage with random weights: what trains in float32, what is frozen in half precision or 4 bits.
+    """Build a stage with random weights: trainable weights in float32, frozen weights in half precision or 4 bits.
 
     Args:
-        trial: What is built.
-        device: Where; "meta" for a plan.
-        linear_4bit: As in `llava_mini.finetune.apply`.
+        trial: Trial whose model is built.
+        device: Device of the weights; "meta" for a plan.
+        linear_4bit: Function that makes a 4-bit layer, as in `llava_mini.finetune.apply`.
     """
     half = half_type(trial)
     preset = yaml.safe_load((CONFIG_DIR / "model" / f"{trial.model}.yaml").read_text())

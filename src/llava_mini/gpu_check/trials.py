@@ -1,6 +1,7 @@
-"""What is tried: shapes, ways to fine-tune and memory limits of the cards that this project is for.
+"""The trials: shapes, fine-tuning methods and memory limits of the cards that this project is for.
 
-Values of conf/ stand here again, because the check runs where nothing is installed that composes them; a test compares.
+Values of conf/ are repeated here, because the check runs where no package that composes configs is installed. A test
+compares the two.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ class Trial:
     """Training steps of one config.
 
     Attributes:
-        name: For people.
-        model: A preset of conf/model.
-        finetune: As the config's group.
-        batch_size: Samples of a step.
-        limit_gib: Memory that the process may take; None: all that there is.
+        name: Name shown in the report.
+        model: Name of a preset of conf/model.
+        finetune: Fine-tuning options, as in the config group `finetune`.
+        batch_size: Number of samples per step.
+        limit_gib: Memory in GiB that the process may use; None for all memory of the card.
         half: Type of mixed precision and of frozen weights.
-        optimizer: As the config's `memory.optimizer`.
-        memory: As the config's, for the model.
-        compressor: Of the model.
-        fusion_layers: N_fusion.
-        text_tokens: Of a sample, besides placeholders.
+        optimizer: Name of the optimizer, as in the config's `memory.optimizer`.
+        memory: Memory options of the model, as in the config's `memory`.
+        compressor: Configuration of the model's compressor.
+        fusion_layers: Number of pre-fusion layers, N_fusion.
+        text_tokens: Number of text tokens per sample, without placeholders.
     """
 
     name: str
@@ -54,10 +55,10 @@ class Trial:
     text_tokens: int = 300
 
     def model_config(self, preset: Mapping[str, Any]) -> LlavaMiniConfig:
-        """The model's configuration.
+        """Return the configuration of the trial's model.
 
         Args:
-            preset: The yaml of `model`.
+            preset: Content of the YAML file of `model`.
         """
         vocab_size = preset["text_config"].get("vocab_size", 64)
         return LlavaMiniConfig(
@@ -85,7 +86,7 @@ TRIALS = (
     Trial("8B (Llama-3.1) QLoRA, batch 8 on 32 GB", "llava_mini_llama31_8b", QLORA, 8),
     Trial("0.5B (Qwen2.5) full, batch 4 on 24 GB", "llava_mini_qwen25_0_5b", FULL, 4, limit_gib=_RTX_4090),
 )  # fmt: skip
-# The same ways in the tiny world's shape: they show on a CPU that the command works, and nothing about a GPU.
+# The same methods at the size of the tiny model. They show on a CPU that the command works, and nothing about a GPU.
 TINY_TRIALS = (
     Trial("tiny QLoRA", "tiny", {**QLORA, "prefusion": "lora"}, 2, limit_gib=None, text_tokens=40),
     Trial("tiny LoRA", "tiny", LORA, 2, limit_gib=None, text_tokens=40),

@@ -1,4 +1,4 @@
-"""From LLaVA JSON and folders of images and videos to a shard set: `plan.py` says what goes where, `run.py` does it.
+"""Build a shard set from LLaVA JSON and folders of images and videos: `plan.py` makes the plan, `run.py` executes it.
 
 records ─ plan (shuffled, frozen) ─┬─ shard_task ─ media ─ shard 0 ─┐
                                    ├─ shard_task ─ media ─ shard 1 ─┼─ complete set

@@ -1,7 +1,7 @@
-"""The files that a record names, as members of its sample: images as they are or smaller, videos as JPEG frames.
+"""Turn the files that a record names into members of its sample: images unchanged or resized, videos as JPEG frames.
 
-Names come from data that others wrote, so none may lead out of its folder. Whatever is wrong with a file is a sample
-error that names it.
+File names come from untrusted data, so none may lead out of its folder. Any problem with a file is a SampleError that
+names the file.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from llava_mini.data.errors import SampleError
 from llava_mini.media.images import decode_image, encode_jpeg, shrunk, verify_image
 from llava_mini.media.video import frames_at
 
-FRAME_SIDE = 336  # pixels of a stored frame's shorter side at most, unless `resize` says otherwise
-MOST_BYTES = 2**30  # of an image's file and of all pictures of a sample, which are held in memory
+FRAME_SIDE = 336  # maximum pixels of the shorter side of a stored frame, unless `resize` is given
+MOST_BYTES = 2**30  # limit for one image file and for all images of a sample together: they are in memory
 
 
 @dataclass(frozen=True)
 class Media:
-    """Finds and prepares the files of records.
+    """Find and prepare the image and video files of records.
 
     Attributes:
-        images: Folder of images; None where no record may name one.
-        videos: Folder of videos; None likewise.
-        resize: Pixels of a stored picture's shorter side at most; None keeps images as they are and frames at 336.
-        fps: Frames that are kept of a second of video.
-        follow_links: Whether links in the folders may lead out of them.
+        images: Folder of the images; None if no record may name an image.
+        videos: Folder of the videos; None if no record may name a video.
+        resize: Maximum pixels of the shorter side of a stored image or frame; None leaves images at their size and
+            limits frames to 336.
+        fps: Frames to store per second of video.
+        follow_links: Whether symbolic links in the folders may lead out of them.
     """
 
     images: Path | None
@@ -46,10 +47,10 @@ class Media:
     follow_links: bool = False
 
     def pictures(self, record: Mapping[str, Any]) -> dict[str, bytes]:
-        """The pictures of a record under the names that they have in a shard: none, one, or several, numbered.
+        """Return the images or frames of a record by member name in a shard: none, one, or several, which are numbered.
 
         Raises:
-            SampleError: a file is missing, outside of its folder, too large, or cannot be decoded.
+            SampleError: a file is missing, outside its folder, too large, or cannot be decoded.
         """
         names, is_video = media_names(record)
         if is_video:
@@ -77,7 +78,7 @@ class Media:
             raise SampleError(f"{error} ({name})") from None
 
     def _inside(self, folder: Path | None, name: str, what: str) -> Path:
-        """The regular file of a name in a folder."""
+        """Return the path of the regular file called `name` in a folder."""
         if folder is None:
             raise SampleError(f"no --{what}s folder was given: {name}")
         try:
@@ -97,7 +98,7 @@ class Media:
 
 
 def _path_inside(folder: Path, name: str, what: str, follow_links: bool) -> Path:
-    """Where a name in a folder leads; one that leads out by itself (`..`, an absolute path) is refused in any case."""
+    """Return the real path of a name in a folder; `..` or an absolute path that leads out of it is always refused."""
     root = os.path.realpath(folder)
     path = os.path.join(root, name)
     real = os.path.realpath(path)
@@ -114,7 +115,7 @@ def _path_inside(folder: Path, name: str, what: str, follow_links: bool) -> Path
 
 
 def _link_out(root: str, path: str) -> str:
-    """The first link on the way to a path that leads out, and where to."""
+    """Return the first link on the path that leads out of the root, and its target."""
     place = root
     for part in os.path.relpath(path, root).split(os.sep):
         place = os.path.join(place, part)
@@ -124,13 +125,13 @@ def _link_out(root: str, path: str) -> str:
 
 
 def stored_image(raw: bytes, resize: int | None) -> tuple[str, bytes]:
-    """A picture as it is put into a shard, behind its extension, which follows from the content and not from a name.
+    """Return the extension and bytes of an image as stored in a shard; the content decides the extension, not the name.
 
-    JPEG, PNG and WebP stay as they are, byte for byte, unless their shorter side is longer than `resize`. What is made
-    smaller becomes a JPEG of quality 95 when it was a JPEG, and otherwise a PNG, as do pictures of other formats.
+    JPEG, PNG and WebP files stay unchanged, byte for byte, unless their shorter side is longer than `resize`. A resized
+    image becomes a JPEG of quality 95 if it was a JPEG, and otherwise a PNG. Images of other formats become a PNG.
 
     Raises:
-        SampleError: it cannot be decoded.
+        SampleError: the image cannot be decoded.
     """
     extension = _extension(raw)
     if extension and resize is None:
@@ -144,7 +145,7 @@ def stored_image(raw: bytes, resize: int | None) -> tuple[str, bytes]:
 
 
 def _extension(raw: bytes) -> str:
-    """Of the formats that shards hold; nothing for others."""
+    """Return the extension of a format that shards can contain; empty for other formats."""
     if raw.startswith(b"\xff\xd8\xff"):
         return "jpg"
     if raw.startswith(b"\x89PNG\r\n\x1a\n"):

@@ -1,12 +1,12 @@
-"""The plan of a build: which record goes to which place of which shard, frozen before the first shard is written.
+"""The plan of a build: which record goes to which position of which shard, frozen before the first shard is written.
 
-    OUT/plan/records.jsonl   every record of every source, in their order: [place, record or null, reason]
-    OUT/plan/offsets.npy     where each begins [records] uint64
+    OUT/plan/records.jsonl   every record of every source, in source order: [place, record or null, reason]
+    OUT/plan/offsets.npy     byte offset of each line [records] uint64
     OUT/plan/order.npy       the global shuffle [records] uint32
-    OUT/plan/plan.json       what it was made from; written last
+    OUT/plan/plan.json       what the plan was made from; written last
 
-Shard s holds the records order[s * samples_per_shard : (s + 1) * samples_per_shard]. Every process of a build reads
-the same plan, so a shard is the same whoever writes it. While a plan is made, a record takes 16 bytes of memory.
+Shard s contains the records order[s * samples_per_shard : (s + 1) * samples_per_shard]. Every process of a build reads
+the same plan, so a shard is the same whichever process writes it. Making a plan takes 16 bytes of memory per record.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ _RECORDS, _OFFSETS, _ORDER = "records.jsonl", "offsets.npy", "order.npy"
 
 @dataclass(frozen=True)
 class Options:
-    """What a build makes of its sources.
+    """Options of a build.
 
     Attributes:
         images: Folder of the images that records name.
-        videos: Folder of the videos.
-        seed: Of the shuffle.
-        samples_per_shard: Records of a shard, usable or not.
-        resize: Pixels of a stored picture's shorter side at most; None keeps images as they are.
-        fps: Frames that are kept of a second of video.
-        follow_links: Whether links in the folders may lead out of them.
-        strict: Whether the first record that cannot be used ends the build.
+        videos: Folder of the videos that records name.
+        seed: Seed of the shuffle.
+        samples_per_shard: Number of records per shard, usable or not.
+        resize: Maximum pixels of the shorter side of a stored image or frame; None leaves images at their size.
+        fps: Frames to store per second of video.
+        follow_links: Whether symbolic links in the folders may lead out of them.
+        strict: Whether the first unusable record ends the build.
 
     Raises:
-        UserError: one of them is impossible.
+        UserError: an option is invalid.
     """
 
     images: Path | None = None
@@ -81,7 +81,7 @@ class Options:
                 raise UserError(f"{name} {folder}: no such folder")
 
     def decisive(self) -> dict[str, Any]:
-        """Those that decide the content of a set, wherever the files lie."""
+        """Return the options that decide the content of a set, wherever the files are."""
         return {
             "seed": self.seed,
             "samples_per_shard": self.samples_per_shard,
@@ -90,7 +90,7 @@ class Options:
         }
 
     def places(self) -> dict[str, str | bool | None]:
-        """Those that say where the files lie."""
+        """Return the options that say where the files are."""
         folders = {"images": self.images, "videos": self.videos}
         resolved = {name: None if folder is None else str(folder.resolve()) for name, folder in folders.items()}
         return {**resolved, "follow_links": self.follow_links}
@@ -101,10 +101,10 @@ class Plan:
     """A frozen plan.
 
     Attributes:
-        folder: Where its files lie.
-        options: What is made of the records.
-        num_records: How many there are, usable or not.
-        made_from: What `made_from` tells, which every shard notes.
+        folder: Folder of the plan's files.
+        options: Options of the build.
+        num_records: Number of records, usable or not.
+        made_from: Result of `made_from`, which the sidecar of every shard records.
     """
 
     folder: Path
@@ -117,7 +117,7 @@ class Plan:
         return -(-self.num_records // self.options.samples_per_shard)
 
     def entries(self, shard: int) -> Iterator[tuple[str, Entry]]:
-        """Key and record of every place of a shard.
+        """Yield the key and the record of every position of a shard.
 
         Raises:
             UserError: the plan is damaged or cannot be read.
@@ -156,10 +156,10 @@ class Plan:
 
 
 def describe_sources(sources: Sequence[Path]) -> list[dict[str, Any]]:
-    """Name, size and SHA-256 of every source.
+    """Return the name, size and SHA-256 of every source.
 
     Raises:
-        UserError: there is none, one is given twice or cannot be read.
+        UserError: no source is given, or a source is given twice or cannot be read.
     """
     if not sources:
         raise UserError("no source: give at least one JSON or JSONL file")
@@ -167,7 +167,7 @@ def describe_sources(sources: Sequence[Path]) -> list[dict[str, Any]]:
         raise UserError(f"a source is given twice: {', '.join(map(str, sources))}")
     described = []
     for path in sources:
-        if path.exists() and not path.is_file():  # it is read twice, which a pipe cannot be
+        if path.exists() and not path.is_file():  # a source is read twice, which is impossible with a pipe
             raise UserError(f"source {path} is no regular file; allowed are files of JSON or JSON Lines")
         try:
             with open(path, "rb") as file:
@@ -179,24 +179,25 @@ def describe_sources(sources: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def made_from(described: list[dict[str, Any]], options: Options) -> dict[str, Any]:
-    """What decides the content of a set, as its manifest and its shards keep it; equal wherever the files lay."""
+    """Return what decides the content of a set, as its manifest and shards store it; wherever the files are."""
     return {"sources": described, **options.decisive()}
 
 
 def frozen_plan(out: Path, sources: Sequence[Path], described: list[dict[str, Any]], options: Options) -> Plan:
-    """The plan in `out`, made when there is none; the caller holds the folder's lock.
+    """Return the plan in `out`, which is made if it does not exist; the caller holds the folder's lock.
 
-    Shards whose plan and manifest were lost are kept if they were made from the same.
+    Shards whose plan and manifest were lost are kept if they were made from the same sources and options.
 
     Args:
         out: Folder of the set.
         sources: Files of records.
-        described: What `describe_sources` says of them.
-        options: What is made of the records.
+        described: Result of `describe_sources` for the sources.
+        options: Options of the build.
 
     Raises:
-        UserError: `out` holds a plan or shards of something else, a source cannot be used, a record names a file whose
-            folder is not among the options, or, if strict, one cannot be used. No plan is left then.
+        UserError: `out` contains a plan or shards made from something else, a source cannot be used, a record names a
+            file whose folder is not among the options, or, if strict, a record cannot be used. A plan whose making
+            failed is removed.
     """
     folder, made = out / _FOLDER, made_from(described, options)
     facts = {"version": _VERSION, **made, **options.places()}
@@ -208,7 +209,7 @@ def frozen_plan(out: Path, sources: Sequence[Path], described: list[dict[str, An
         return Plan(folder, options, found["records"], made)
     _check_shards(out, made)
     log.info("reading the records of %s", ", ".join(str(path) for path in sources))
-    remove_plan(out)  # one that was not complete
+    remove_plan(out)  # an incomplete plan
     with writing(folder):
         folder.mkdir(parents=True)
     try:
@@ -222,7 +223,7 @@ def frozen_plan(out: Path, sources: Sequence[Path], described: list[dict[str, An
 
 
 def _check_shards(out: Path, made: dict[str, Any]) -> None:
-    """Makes sure that shards without a plan are of the one that is to be made."""
+    """Check that shards without a plan belong to the plan that is about to be made."""
     sidecars = sorted(out.glob("shard-*.json"))
     if not sidecars and any(out.glob("shard-*")):
         raise UserError(f"{out} holds shards that do not say what they were made from; delete it or name another")
@@ -235,15 +236,15 @@ def _check_shards(out: Path, made: dict[str, Any]) -> None:
 
 
 def remove_plan(out: Path) -> None:
-    """Deletes the plan of a complete set, whose manifest says what it was made from."""
+    """Delete the plan in `out`; the manifest of a complete set says what the set was made from."""
     shutil.rmtree(out / _FOLDER, ignore_errors=True)
 
 
 def check_same(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Compares what a folder was made from with what is wanted of it.
+    """Check that a folder was made from what the caller wants.
 
     Raises:
-        UserError: they differ; the message names the first difference.
+        UserError: the two differ; the message names the first difference.
     """
     for name, value in wanted.items():
         if found.get(name) == value:
@@ -264,7 +265,7 @@ def _different_sources(found: list[dict[str, Any]], wanted: list[dict[str, Any]]
 
 
 def _spool(folder: Path, sources: Sequence[Path], options: Options) -> int:
-    """Copies the records of all sources into one file and notes where its lines begin; the number of records."""
+    """Copy the records of all sources into one file, save its line offsets, and return the number of records."""
     offsets = array("Q")
     with atomic_path(folder / _RECORDS) as temporary, open(temporary, "wb") as spool:
         for path in sources:
@@ -288,10 +289,10 @@ def _spool(folder: Path, sources: Sequence[Path], options: Options) -> int:
 
 
 def _check_folders(entry: Entry, options: Options) -> None:
-    """A record of files whose folder was not given is the command's fault: all such records would be rejected."""
+    """Fail if a record names a file but the command gave no folder for it: all such records would be rejected."""
     try:
         names, is_video = media_names(entry.record or {})
-    except SampleError:  # its own fault, by which its shard rejects it
+    except SampleError:  # a fault of the record itself; its shard rejects it
         return
     if names and (options.videos if is_video else options.images) is None:
         what, option = ("a video", "--videos") if is_video else ("an image", "--images")
@@ -299,7 +300,7 @@ def _check_folders(entry: Entry, options: Options) -> None:
 
 
 def _check_usable(entry: Entry) -> None:
-    """Ends a strict build before its first shard, where what is wrong stands in the record."""
+    """End a strict build before its first shard if the fault can be found in the record alone."""
     try:
         if entry.record is None:
             raise SampleError(entry.reason)
@@ -309,12 +310,12 @@ def _check_usable(entry: Entry) -> None:
 
 
 def _line(entry: Entry) -> tuple[bytes, str]:
-    """An entry as a line of the spool, and why it is unusable: also when it holds what no JSON file can."""
+    """Return an entry as a line of the spool, and why it is unusable (a value that JSON cannot express is a reason)."""
     try:
         values = [entry.place, entry.record, entry.reason]
         content = json.dumps(values, ensure_ascii=False, allow_nan=False)
         return content.encode() + b"\n", entry.reason
-    except (ValueError, RecursionError) as error:  # an infinite number, half a character, endless nesting
+    except (ValueError, RecursionError) as error:  # an infinite number, a lone surrogate, too deep nesting
         return _line(Entry(entry.place, None, f"not valid JSON ({error})"))
 
 

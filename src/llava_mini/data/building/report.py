@@ -1,4 +1,4 @@
-"""What a build says: a line every few seconds, and at the end what the set holds, what was rejected, and why."""
+"""Messages of a build: a line every few seconds; at the end what the set contains, what was rejected, and why."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _MOST_REASONS = 20
 
 
 class ProgressLog:
-    """Logs how far a build is, at most every five seconds.
+    """Log the progress of a build, at most every five seconds.
 
     Args:
-        num_shards: How many are to be built.
-        samples_per_shard: Records of each, by which the remaining time is reckoned.
-        clock: Tells seconds.
+        num_shards: Number of shards to build.
+        samples_per_shard: Number of records per shard, used to estimate the remaining time.
+        clock: Function that returns the time in seconds.
     """
 
     def __init__(self, num_shards: int, samples_per_shard: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -37,14 +37,14 @@ class ProgressLog:
         self._start = self._last = clock()
 
     def __call__(self, more: Progress) -> None:
-        """Adds what a shard's task reports."""
+        """Add the progress that a shard's task reports."""
         self.total = self.total + more
         if self._clock() - self._last >= _SECONDS:
             self._last = self._clock()
             log.info("%s", self.line())
 
     def line(self) -> str:
-        """Shards, samples, speed, time left and what was rejected so far."""
+        """Return a line with shards, samples, speed, time left and the number of rejected records so far."""
         done, seconds = self.total, max(self._clock() - self._start, 1e-3)
         records = done.samples + done.rejected
         left = seconds * max(self._num_records - records, 0) / max(records, 1)
@@ -63,7 +63,7 @@ def _duration(seconds: float) -> str:
 
 @dataclass
 class LeftOut:
-    """What was not used: records, by kind of reason (how often, and the first few), and keys of the other records."""
+    """What was not used: rejected records by kind of reason (count, first examples), and unread keys of the others."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class LeftOut:
 
     @classmethod
     def of(cls, folder: Path, shards: Iterable[int]) -> LeftOut:
-        """Read from the sidecars of these shards."""
+        """Return what the sidecars of these shards list as not used."""
         found = cls()
         for shard in shards:
             sidecar = read_sidecar(folder / f"shard-{shard:06d}.json")
@@ -81,7 +81,7 @@ class LeftOut:
         return found
 
     def add(self, name: str, reason: str) -> None:
-        """Reasons are of one kind when they differ only behind a colon or bracket, or in numbers."""
+        """Count a rejected record; reasons that differ only in numbers or after a colon or bracket are of one kind."""
         kind = re.sub(r"\d+", "N", re.split(r":| \(", reason, maxsplit=1)[0])
         self.counts[kind] += 1
         examples = self.examples.setdefault(kind, [])
@@ -94,11 +94,11 @@ class LeftOut:
 
     @property
     def first(self) -> str:
-        """One example."""
+        """Name and reason of the first rejected record."""
         return next(iter(self.examples.values()))[0]
 
     def lines(self) -> list[str]:
-        """A line for each kind of reason, the most frequent first, with its first examples below; then ignored keys."""
+        """Return a line per kind of reason, most frequent first, with its first examples below; then ignored keys."""
         lines = [f"rejected  {self.count:,}"]
         for kind, count in self.counts.most_common(_MOST_REASONS):
             lines.append(f"  {count:,} x {printable(kind)}")
@@ -109,7 +109,7 @@ class LeftOut:
 
 
 def summary(shards: ShardSet, left_out: LeftOut) -> list[str]:
-    """What a complete set holds, line by line."""
+    """Return what a complete set contains, line by line."""
     return [
         f"{shards.folder}: {len(shards):,} samples, {size_text(total_bytes(shards))}, fingerprint {shards.fingerprint}",
         *count_lines(shards),

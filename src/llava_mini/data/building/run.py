@@ -1,7 +1,7 @@
-"""A build: freezes the plan or takes up the one that is there, writes its shards, completes the set.
+"""Run a build: freeze the plan or load an existing one, write its shards, complete the set.
 
-A shard that is complete is never written again, so a build that was ended in whatever way goes on where it was; and
-any number of processes, on any machines that share the folder, may each build a part of one plan, or the same part.
+A complete shard is never written again, so a build that was ended in any way resumes from its complete shards. Any
+number of processes, on any machines that share the folder, may build different parts of one plan, or the same part.
 """
 
 from __future__ import annotations
@@ -45,25 +45,26 @@ def build_set(
     follow_links: bool = False,
     strict: bool = False,
 ) -> ShardSet:
-    """Builds a shard set from JSON or JSON Lines; one that is there already is only opened.
+    """Build a shard set from JSON or JSON Lines; a set that is already complete is only opened.
 
     Args:
-        sources: The files of records.
+        sources: Files of records.
         out: Folder of the set.
-        images: Folder of the images that records name; None where there are none.
-        videos: Folder of the videos.
-        seed: Of the shuffle.
-        samples_per_shard: Records of a shard.
-        resize: Pixels of a stored picture's shorter side at most; None keeps images as they are, frames at 336.
-        fps: Frames that are kept of a second of video.
-        workers: Processes.
-        follow_links: Whether links in the folders may lead out of them.
-        strict: Whether the first record that cannot be used ends the build.
+        images: Folder of the images that records name; None if there are none.
+        videos: Folder of the videos that records name; None if there are none.
+        seed: Seed of the shuffle.
+        samples_per_shard: Number of records per shard.
+        resize: Maximum pixels of the shorter side of a stored image or frame; None leaves images at their size and
+            limits frames to 336.
+        fps: Frames to store per second of video.
+        workers: Number of worker processes.
+        follow_links: Whether symbolic links in the folders may lead out of them.
+        strict: Whether the first unusable record ends the build.
 
     Raises:
-        UserError: an argument is impossible, a source cannot be read, every record is unusable (or one, if strict),
-            `out` cannot be written or holds something else.
-        WorkerDiedError: a process was killed; what is complete is kept.
+        UserError: an argument is invalid, a source cannot be read, every record is unusable (or one, if strict),
+            `out` cannot be written or contains something else.
+        WorkerDiedError: a process was killed; complete shards are kept.
     """
     options = Options(
         None if images is None else Path(images),
@@ -84,14 +85,14 @@ def build_set(
 def build_part(
     sources: Sequence[Path], out: Path, options: Options, *, workers: int, task: int = 0, of: int = 1
 ) -> ShardSet | None:
-    """Builds shards task, task + of, ... of the plan; whoever finds all shards written completes the set.
+    """Build shards task, task + of, ... of the plan; the task that finds all shards written completes the set.
 
     Returns:
         The complete set, or None while shards of other tasks are missing.
 
     Raises:
-        UserError: as `build_set`.
-        WorkerDiedError: a process was killed; what is complete is kept.
+        UserError: see `build_set`.
+        WorkerDiedError: a process was killed; complete shards are kept.
     """
     if of < 1:
         raise UserError(f"--of {of}: allowed are 1 and above")
@@ -109,7 +110,7 @@ def build_part(
             plan = frozen_plan(out, sources, described, options)
         _build_shards(plan, out, workers, task, of)
         with folder_lock(out):
-            if is_complete(out):  # by another task
+            if is_complete(out):  # completed by another task
                 return _opened(out, described, options)
             return _completed(out, plan)
     except OSError as error:
@@ -117,14 +118,14 @@ def build_part(
 
 
 def _opened(out: Path, described: list[dict[str, Any]], options: Options) -> ShardSet:
-    """The set that is complete already, if it is the one that is wanted."""
+    """Open the set that is already complete, after a check that it is the wanted one."""
     shards = ShardSet(out)
     if shards.plan is None or "sources" not in shards.plan:
         raise UserError(f"{out} holds a shard set that was not made by `data build`; name another folder")
     check_same(out, shards.plan, made_from(described, options))
     if options.strict and shards.rejected:
         raise UserError(f"--strict: {out} was built without {shards.rejected} records that were rejected; delete it")
-    remove_plan(out)  # of a build that was killed just before its end
+    remove_plan(out)  # left by a build that was killed just before its end
     remove_leftovers(out)
     log.info("%s is complete already: %d samples, fingerprint %s", out, len(shards), shards.fingerprint[:16])
     if shards.rejected:
@@ -146,7 +147,7 @@ def _build_shards(plan: Plan, out: Path, workers: int, task: int, of: int) -> No
     try:
         run_tasks(functools.partial(build_shard, plan, out), missing, workers, progress)
     finally:
-        remove_leftovers(out)  # of processes that were ended because another one failed
+        remove_leftovers(out)  # left by processes that were ended because another one failed
     if missing:
         log.info("%s", progress.line())
 
@@ -172,7 +173,7 @@ def _completed(out: Path, plan: Plan) -> ShardSet | None:
 
 
 def _check_all_used(out: Path, shards: Iterable[int]) -> None:
-    """Finds what a build that was not strict, or another task, has left out."""
+    """Fail if a build without --strict, or another task, left out a record of these shards."""
     left_out = LeftOut.of(out, shards)
     if left_out.count:
         raise UserError(f"--strict: {left_out.first}; it is left out of a shard that is written: delete {out}")

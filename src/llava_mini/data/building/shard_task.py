@@ -1,4 +1,4 @@
-"""One task of a build: one shard of the plan, written by one process. What cannot be used is rejected with a reason."""
+"""One task of a build: one process writes one shard of the plan. Unusable records are rejected with a reason."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REPORT_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Progress:
-    """What has been done since the last report; `bytes` are those of members."""
+    """Progress since the last report; `bytes` counts the bytes of the samples' members."""
 
     shards: int = 0
     samples: int = 0
@@ -37,9 +37,9 @@ class Progress:
 
 
 def build_shard(plan: Plan, out: Path, shard: int, report: Report) -> None:
-    """Writes a shard of the set in `out`, unless another build has, and reports `Progress` about once a second."""
+    """Write a shard of the set in `out`, unless another build already has; report `Progress` about once a second."""
     with shard_lock(out, shard):
-        if not is_written(out, shard):  # when all shards are, the plan may be gone
+        if not is_written(out, shard):  # once all shards are written, the plan may be deleted
             _write(plan, out, shard, report)
     report(Progress(shards=1))
 
@@ -56,7 +56,7 @@ def _write(plan: Plan, out: Path, shard: int, report: Report) -> None:
 def _samples(
     plan: Plan, shard: int, media: Media, rejected: list[tuple[str, str]], ignored: Counter[str], report: Report
 ) -> Iterator[tuple[str, Members]]:
-    """The usable ones; reasons and unread keys of the others are added to `rejected` and `ignored`."""
+    """Yield the usable samples; add their unread keys to `ignored`, and unusable records with reasons to `rejected`."""
     samples = size = before = 0
     last = time.monotonic()
     for key, entry in plan.entries(shard):
@@ -78,10 +78,10 @@ def _samples(
 
 
 def sample_of(entry: Entry, media: Media) -> tuple[dict[str, bytes], tuple[str, ...]]:
-    """The members of a record's sample, the record as it is and its pictures; and the record's keys that are not read.
+    """Return the members of a record's sample (the whole record, its images or frames) and the record's unread keys.
 
     Raises:
-        SampleError: record, conversation or a file cannot be used.
+        SampleError: the record, its conversation or a file cannot be used.
     """
     if entry.record is None:
         raise SampleError(entry.reason)

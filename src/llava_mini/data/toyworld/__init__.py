@@ -1,4 +1,4 @@
-"""The world that is made locally from a seed: scenes, what is asked and said about them, and their own tokenizer.
+"""The toy world, generated locally from a seed: scenes, questions and captions about them, and its own tokenizer.
 
 `make.py` writes it as LLaVA conversations in WebDataset shards, so that everything after it is the real data path.
 """

@@ -1,7 +1,7 @@
-"""Questions about boards: three dense ones, answered with 7, 16 or 32 words, and some that are answered with one word.
+"""Questions about boards: three dense questions, answered with 7, 16 or 32 words, and some with one-word answers.
 
-A dense answer names everything in reading order and is asked for with a single word. Pre-fused text can carry one word
-of answer well and dozens badly, so with dense answers vision tokens matter (experiments/007-compression).
+A dense answer names everything in reading order, and its question is a single word. Pre-fused text can carry one word
+of an answer well and dozens badly, so with dense answers vision tokens matter (experiments/007-compression).
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from llava_mini.data.toyworld.questions import Asked, question
 from llava_mini.data.toyworld.scenes import Scene, SceneObject
 
 DENSE_KINDS = ("digits", "colors", "objects")
-# One-word questions about a board: few in training, where each costs time, and every kind where models are compared.
+# Number of one-word questions about a board: few in training, where each costs time, and every kind in evaluation.
 TRAINED, EVALUATED = 2, 6
 
 
 def board_questions(rng: np.random.Generator, board: Scene, one_word: int) -> list[Asked]:
-    """All dense questions and some of the six one-word kinds, in random order.
+    """Return all dense questions and some of the six one-word kinds, in random order.
 
     Args:
-        rng: Generator of the choice and the order.
-        board: The board.
-        one_word: One-word questions at most, each of another kind; kinds without an answer on this board are left out.
+        rng: Random generator of the choice and the order.
+        board: Board that the questions are about.
+        one_word: Maximum number of one-word questions, each of a different kind; kinds without an answer on this board
+            are left out.
     """
     facts = scene_facts(rng, board, per_kind=1)[:one_word]
     asked = [*dense_questions(board), *(Asked(fact.kind, question(fact), fact.answer) for fact in facts)]
@@ -31,7 +32,7 @@ def board_questions(rng: np.random.Generator, board: Scene, one_word: int) -> li
 
 
 def dense_questions(board: Scene) -> list[Asked]:
-    """One question of each dense kind.
+    """Return one question of each dense kind.
 
     Example:
         box      -> three seven zero one one nine four            (the digits, 7 words)

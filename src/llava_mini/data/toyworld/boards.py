@@ -1,8 +1,8 @@
 """Boards of the toy world: 64x64 images of sixteen objects in four rows of four, too much for one vision token.
 
-Seven objects are colored boxes with a handwritten digit, nine are colored shapes. What room is left is divided at
-random within each row and between the rows: the reading order is clear, so everything can be asked for at once, yet no
-pooling grid is aligned with the objects. Every board is a pure function of (seed, stream, index), as scenes are.
+Seven objects are colored boxes with a handwritten digit, nine are colored shapes. The free space is divided at random
+within each row and between the rows. So the reading order is clear and everything can be asked for at once, but no
+pooling grid is aligned with the objects. Like a scene, a board is a pure function of (seed, stream, index).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _SIDE = IMAGE_SIZE - 0.02  # rounding must not push an object out of the image
 
 
 def drawn_at(stream: str, seed: int, index: int) -> Scene:
-    """Image `index` of a stream: a board where the stream's name says so, else a scene."""
+    """Return image `index` of a stream with its objects: a board if the stream's name says so, otherwise a scene."""
     return board_at(stream, seed, index) if "board" in stream else scene_at(stream, seed, index)
 
 
 def board_at(stream: str, seed: int, index: int) -> Scene:
-    """Board `index` of a stream; its objects stand in reading order, row by row."""
+    """Return board `index` of a stream; its objects are in reading order, row by row."""
     rng, digits = stream_rng(stream, seed, index, 0), digit_bank(stream_split(stream))
     count = NUM_ROWS**2
     boxed = set(rng.permutation(count)[:NUM_BOXES].tolist())
@@ -55,7 +55,7 @@ def _sizes() -> tuple[int, int]:
 
 
 def _corners(rng: np.random.Generator, sizes: list[int]) -> list[tuple[float, float]]:
-    """Top left corners of objects in rows, (x, y) in pixels."""
+    """Return the top left corners of the objects in rows, (x, y) in pixels."""
     corners, top = [], 0.0
     for row, above in enumerate(_gaps(rng, _SIDE - NUM_ROWS * BOX_SIZE)):
         top += above
@@ -69,6 +69,6 @@ def _corners(rng: np.random.Generator, sizes: list[int]) -> list[tuple[float, fl
 
 
 def _gaps(rng: np.random.Generator, room: float) -> list[float]:
-    """Pixels before each object of a row, or before each row; the rest of `room` comes after the last."""
+    """Return the pixels before each object of a row, or before each row; the rest of `room` comes after the last."""
     gaps: list[float] = (np.diff(np.sort(rng.random(NUM_ROWS)), prepend=0) * room).tolist()
     return gaps

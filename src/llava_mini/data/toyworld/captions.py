@@ -1,7 +1,7 @@
-"""Captions of the toy world: the facts that questions ask for, told as statements.
+"""Captions of the toy world: the facts that questions ask for, as statements.
 
-Stage 1 learns from them what the words mean in a picture. No caption has the form of a question, so that answering
-remains to be learnt in stage 2.
+Stage 1 learns from them what the words mean in an image. No caption has the form of a question, so the model learns to
+answer in stage 2 only.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from llava_mini.data.toyworld.facts import Fact
 
 
 def caption(fact: Fact) -> str:
-    """The statement that tells `fact`."""
+    """Return `fact` as a statement."""
     return {
         "color": f"the {fact.shape} is {fact.answer}",
         "shape": f"the {fact.color} object is a {fact.answer}",

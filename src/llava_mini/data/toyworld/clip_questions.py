@@ -1,8 +1,9 @@
-"""Questions about clips and their answers, read off what stands where in each state.
+"""Questions about clips and their answers, computed from the objects in each state.
 
-One frame answers `clip_color` alone. Frames in any order answer `clip_moved`; which way, what came first or last and
-how many changes there were needs their order. `clip_story` and `clip_path` are answered with a word for every second:
-they teach what a frame holds and which one it is, which one word a clip does not (experiments/LOG.md, 002).
+One frame is enough only for `clip_color`. Frames in any order are enough for `clip_moved`. The direction, the first and
+last color and the number of changes need the order of the frames. `clip_story` and `clip_path` are answered with one
+word per second: they teach the content and the position of each frame. One word per clip does not
+(experiments/LOG.md, 002).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ CLIP_KINDS = (
 
 
 def clip_questions(rng: np.random.Generator, clip: Clip) -> list[Asked]:
-    """One question of every kind in random order."""
+    """Return one question of every kind, in random order."""
     states = [{thing.kind: thing for thing in state} for state in clip.states]
     first, last = states[0], states[-1]
     shapes = [kind for kind in first if kind != LAMP]
@@ -60,7 +61,7 @@ def _direction(start: SceneObject, end: SceneObject) -> str:
 
 
 def _side(thing: SceneObject) -> str:
-    """The quarter of the picture that its centre is in."""
+    """Return the quarter of the image that contains the object's center."""
     x, y = thing.center
     return ("north" if y < IMAGE_SIZE / 2 else "south") + ("west" if x < IMAGE_SIZE / 2 else "east")
 

@@ -1,10 +1,12 @@
-"""Clips of the toy world: 4 to 16 states, one a second, of four objects on one background.
+"""Clips of the toy world: 4 to 16 states, one per second, of four objects on one background.
 
-One shape moves in a straight line, two stand still, and a ring changes its colour up to three times, to and fro. No
-shape occurs twice, so its name is enough. Areas of different objects never touch, the moving one's whole way included.
+One shape moves in a straight line, two stand still, and a ring changes up to three times between two colors. No shape
+occurs twice, so its name identifies it. Areas of different objects never touch, and this includes the whole path of the
+moving one.
 
-Every clip is a pure function of (seed, stream, index), and as likely as the same clip backwards. So frames without
-their order cannot tell north from south or first from last, and the middle frame tells nothing of a direction.
+Every clip is a pure function of (seed, stream, index), and as likely as the same clip backwards. So without the order
+of the frames, north and south or first and last cannot be distinguished, and the middle frame says nothing about a
+direction.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from llava_mini.data.toyworld.placement import free_areas
 from llava_mini.data.toyworld.scenes import SHAPE_SIZES, SceneObject, stream_rng
 
 FEWEST_STATES, MOST_STATES = 4, 16
-LAMP = "ring"  # the shape that changes its colour
+LAMP = "ring"  # the shape that changes its color
 MOST_CHANGES = 3
 
 _NUM_STILL = 2
@@ -36,9 +38,9 @@ _LENGTH_SKEW = 3.0  # short clips are more frequent: 6 or 7 states on average
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames [T, 64, 64, 3] uint8, one a second, and the objects that stand in each of them.
+    """Frames [T, 64, 64, 3] uint8, one per second, and the objects in each of them.
 
-    All objects are in every state, in the same order, and no two are of one kind.
+    All objects are in every state, in the same order, and no two are of the same kind.
     """
 
     frames: NDArray[np.uint8]
@@ -47,7 +49,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class _Track:
-    """One object through a clip of T states: corners [T, 2] and colours by name."""
+    """One object in all T states of a clip: corners [T, 2] and color names."""
 
     kind: str
     size: int
@@ -55,18 +57,18 @@ class _Track:
     colors: list[str]
 
     def at(self, t: int) -> SceneObject:
-        """The object in state `t`."""
+        """Return the object in state `t`."""
         x, y = self.corners[t].tolist()
         return SceneObject(self.kind, self.colors[t], None, x, y, self.size)
 
 
 def clip_at(stream: str, seed: int, index: int) -> Clip:
-    """Clip `index` of a stream."""
+    """Return clip `index` of a stream."""
     return make_clip(stream_rng(stream, seed, index, 0))
 
 
 def make_clip(rng: np.random.Generator) -> Clip:
-    """A clip."""
+    """Return a random clip."""
     num_states = FEWEST_STATES + int((MOST_STATES - FEWEST_STATES + 1) * rng.random() ** _LENGTH_SKEW)
     tracks = _tracks(rng, num_states)
     frames = _draw(rng, tracks)
@@ -77,12 +79,12 @@ def make_clip(rng: np.random.Generator) -> Clip:
 
 
 def _tracks(rng: np.random.Generator, num_states: int) -> list[_Track]:
-    """The shapes, one of which moves, and the ring."""
+    """Return the tracks of the shapes, one of which moves, and of the ring."""
     others = [shape for shape in SHAPES if shape != LAMP]
     shapes = [others[i] for i in rng.permutation(len(others))[: 1 + _NUM_STILL]]
     sizes = rng.integers(SHAPE_SIZES[0], SHAPE_SIZES[1] + 1, len(shapes) + 1).tolist()
-    # Those that stand still have a way too, in whose middle they stand, and any of them could be the one that moves:
-    # else the middle frame would show which one it is.
+    # Shapes that stand still get a path too, and stand in its middle. Any of the shapes could be the moving one:
+    # otherwise the middle frame would show which one moves.
     ways = np.zeros((len(sizes), 2))
     ways[range(len(shapes)), rng.integers(2, size=len(shapes))] = rng.uniform(*_WAY, len(shapes))
     areas = free_areas(rng, sizes, [(right, down) for right, down in ways.tolist()])
@@ -90,7 +92,7 @@ def _tracks(rng: np.random.Generator, num_states: int) -> list[_Track]:
     mover = int(rng.integers(len(shapes)))
     corners[mover] += np.linspace(-0.5, 0.5, num_states)[:, None] * ways[mover]
     worn = [COLOR_NAMES[i] for i in rng.permutation(len(COLOR_NAMES))[: len(shapes)]]
-    # The lamp's colours are others' too, so that a colour alone does not tell what it is on.
+    # The lamp's colors also occur on other objects, so that a color alone does not identify its object.
     lamp = rng.permutation(len(shapes))[:2]
     colors = [[color] * num_states for color in worn]
     colors.append(_changing(rng, num_states, (worn[lamp[0]], worn[lamp[1]])))
@@ -98,9 +100,9 @@ def _tracks(rng: np.random.Generator, num_states: int) -> list[_Track]:
 
 
 def _changing(rng: np.random.Generator, num_states: int, colors: tuple[str, str]) -> list[str]:
-    """The ring's colour in every state: 0 to 3 changes between two colours, all numbers equally likely.
+    """Return the ring's color in every state: 0 to 3 changes between two colors, all numbers equally likely.
 
-    With any change, how many states have which colour does not depend on the number of changes.
+    If there is any change, the number of states per color does not depend on the number of changes.
     """
     changes = int(rng.integers(MOST_CHANGES + 1))
     one, other = (colors[i] for i in rng.permutation(2))
@@ -117,13 +119,13 @@ def _changing(rng: np.random.Generator, num_states: int, colors: tuple[str, str]
 
 
 def _parts(rng: np.random.Generator, total: int, count: int) -> list[int]:
-    """`count` numbers of 1 or more with sum `total`, all such lists equally likely."""
+    """Return `count` numbers of 1 or more with sum `total`; all such lists are equally likely."""
     cuts = np.sort(rng.permutation(total - 1)[: count - 1]) + 1
     return np.diff([0, *cuts, total]).tolist()
 
 
 def _draw(rng: np.random.Generator, tracks: list[_Track]) -> NDArray[np.uint8]:
-    """[T, 64, 64, 3]; an object has one tone of each of its colours."""
+    """Return the frames [T, 64, 64, 3]; an object has one tone of each of its colors."""
     frames = np.repeat(background(rng)[None], len(tracks[0].colors), axis=0)
     for track in tracks:
         tones = {color: jittered_color(rng, color) for color in sorted(set(track.colors))}

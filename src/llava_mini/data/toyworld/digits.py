@@ -1,7 +1,7 @@
-"""Handwritten digits for the boxes of the toy world, split once and for all.
+"""Handwritten digits for the boxes of the toy world, in one fixed split.
 
-The 1797 digits come with scikit-learn. A fixed permutation gives 70 % to training, 10 % to validation and 20 % to test,
-whatever the seed of a world, so that no digit that is tested was ever trained on in any world.
+The 1797 digits come with scikit-learn. A fixed permutation assigns 70 % to training, 10 % to validation and 20 % to
+test, whatever the seed of a world. So no test digit is a training digit in any world.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class DigitBank:
     """The digits of one split.
 
     Attributes:
-        indices: [n] int64, rows of scikit-learn's data set.
-        images: [n, 12, 12] float32 ink between 0 and 1.
-        labels: [n] int64, 0 to 9.
+        indices: Rows of scikit-learn's data set, [n] int64.
+        images: Ink between 0 and 1, [n, 12, 12] float32.
+        labels: Digits from 0 to 9, [n] int64.
     """
 
     indices: NDArray[np.int64]
@@ -37,11 +37,11 @@ class DigitBank:
 
 @cache
 def digit_bank(split: Split) -> DigitBank:
-    """The digits of `split`, enlarged from 8x8 to 12x12 pixels."""
-    from sklearn.datasets import load_digits  # half a second, for those alone that make scenes
+    """Return the digits of `split`, enlarged from 8x8 to 12x12 pixels."""
+    from sklearn.datasets import load_digits  # takes half a second; imported only where scenes are made
 
     data = load_digits()
-    # RandomState's stream is frozen by numpy's policy, so the split cannot move with a new version.
+    # NumPy's policy freezes the stream of RandomState, so the split cannot change with a new version.
     order = np.random.RandomState(0).permutation(len(data.target))
     train_end, val_end = int(_TRAIN_END * len(order)), int(_VAL_END * len(order))
     rows = {"train": order[:train_end], "val": order[train_end:val_end], "test": order[val_end:]}[split]

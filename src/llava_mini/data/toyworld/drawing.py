@@ -1,6 +1,6 @@
 """Pixels of the toy world: textured backgrounds, anti-aliased shapes, and pasting at positions between pixels.
 
-Only elementwise arithmetic is used (no BLAS), so that a seed gives the same picture on every machine.
+Only elementwise arithmetic is used (no BLAS), so that a seed gives the same image on every machine.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WEIGHT = (_PLACE - _LEFT).astype(np.float32)
 
 @cache
 def shape_mask(shape: str, size: int) -> Picture:
-    """Coverage [size, size] between 0 and 1 of a shape that fills its square."""
+    """Return the coverage [size, size], between 0 and 1, of a shape that fills its square."""
     side = size * _SUPERSAMPLING
     image = Image.new("L", (side, side), 0)
     draw = ImageDraw.Draw(image)
@@ -62,14 +62,14 @@ def shape_mask(shape: str, size: int) -> Picture:
 
 
 def _star_corners(side: int) -> list[tuple[float, float]]:
-    """Ten corners of a five-pointed star, the first at the top."""
+    """Return the ten corners of a five-pointed star, the first at the top."""
     angles = -np.pi / 2 + np.arange(10) * np.pi / 5
     radii = np.where(np.arange(10) % 2 == 0, side / 2, side * 0.2)
     return [(side / 2 + r * np.cos(a), side / 2 + r * np.sin(a)) for r, a in zip(radii, angles, strict=True)]
 
 
 def background(rng: np.random.Generator) -> Picture:
-    """[64, 64, 3]: a grey tone with a slight tint, blotches interpolated from an 8x8 grid, and grain."""
+    """Return a background [64, 64, 3]: slightly tinted gray, blotches interpolated from an 8x8 grid, and grain."""
     draws = rng.standard_normal(3 + _COARSE * _COARSE * 4, dtype=np.float32)
     coarse = draws[3:].reshape(_COARSE, _COARSE, 4) * _TEXTURE
     coarse = coarse[..., :3] * 0.5 + coarse[..., 3:]
@@ -81,14 +81,14 @@ def background(rng: np.random.Generator) -> Picture:
 
 
 def jittered_color(rng: np.random.Generator, color: str) -> Picture:
-    """[3]: the named colour, slightly off."""
+    """Return the named color [3] with random jitter."""
     return np.array(COLORS[color], np.float32) + rng.standard_normal(3, dtype=np.float32) * _COLOR_JITTER
 
 
 def paste(picture: Picture, mask: Picture, x: float, y: float, color: Picture) -> None:
-    """Paints `color` [3] through `mask` [s, s] with its top left corner at (x, y), in place.
+    """Paint `color` [3] through `mask` [s, s] with its top left corner at (x, y), in place.
 
-    A position between pixels spreads the mask over its four neighbours (bilinear).
+    A position between pixels spreads the mask over its four neighbors (bilinear).
     """
     size = len(mask)
     column, row = int(x), int(y)

@@ -1,8 +1,8 @@
-"""What can be asked or said about a scene: facts of six kinds, each with an answer of one word.
+"""Facts about a scene, which can be asked or stated: six kinds, each with a one-word answer.
 
-A fact is neither question nor statement; `questions.py` and `captions.py` put it into words. Colour and position
-facts name a shape that occurs once, shape facts a colour that occurs once among the shapes, and half of the existence
-facts are false, most of them hard: both the colour and the shape are in the scene, but not on one object.
+A fact is neither a question nor a statement; `questions.py` and `captions.py` put it into words. Color and position
+facts name a shape that occurs once. Shape facts name a color that occurs once among the shapes. Half of the existence
+facts are false. Most false facts are hard: both the color and the shape are in the scene, but not on one object.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HARD_NEGATIVE = 0.7
 
 @dataclass(frozen=True)
 class Fact:
-    """A fact of `kind` about what `color` and `shape` name (empty where not part of the name), and its `answer`."""
+    """A fact of `kind` about what `color` and `shape` name (empty if not part of the name), and its `answer`."""
 
     kind: str
     color: str
@@ -32,12 +32,12 @@ class Fact:
 
 
 def scene_facts(rng: np.random.Generator, scene: Scene, per_kind: int = FACTS_PER_KIND) -> list[Fact]:
-    """Different facts of every kind, in random order.
+    """Return different facts of every kind, in random order.
 
     Args:
-        rng: Generator of the choice.
-        scene: A scene, of which two facts of every kind can be told, or a board, of which some kinds may have fewer.
-        per_kind: Facts of each kind, 1 or 2.
+        rng: Random generator of the choice and the order.
+        scene: Scene, which has at least two facts of every kind, or board, which may have fewer of some kinds.
+        per_kind: Number of facts of each kind, 1 or 2.
     """
     everything = {
         "color": [Fact("color", "", thing.kind, thing.color) for thing in scene.unique_shapes],
@@ -56,7 +56,7 @@ def _pick(rng: np.random.Generator, candidates: list[Fact], count: int) -> list[
 
 
 def _counts(rng: np.random.Generator, scene: Scene, count: int) -> list[Fact]:
-    """Facts about different shapes, the number chosen before the shape so that one number does not prevail."""
+    """Return facts about different shapes; the number is chosen before the shape, so that no number dominates."""
     numbers = Counter(thing.kind for thing in scene.shapes)
     left = {shape: numbers[shape] for shape in SHAPES}
     facts = []
@@ -71,7 +71,7 @@ def _counts(rng: np.random.Generator, scene: Scene, count: int) -> list[Fact]:
 
 
 def _existences(rng: np.random.Generator, scene: Scene, count: int) -> list[Fact]:
-    """Facts about different pairs of colour and shape, true with probability one half."""
+    """Return facts about different pairs of color and shape, true with probability one half."""
     there = sorted({(thing.color, thing.kind) for thing in scene.shapes})
     absent = [(color, shape) for color in COLOR_NAMES for shape in SHAPES if (color, shape) not in there]
     colors, shapes = {color for color, _ in there}, {shape for _, shape in there}

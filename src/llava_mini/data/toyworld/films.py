@@ -1,4 +1,4 @@
-"""Clips as mp4 files: H.264, four pictures a second and as many a state, fine enough for shapes of a dozen pixels."""
+"""Write clips as mp4 files: H.264, four frames per second and per state, sharp enough for shapes of a dozen pixels."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from llava_mini.errors import UserError
 try:
     import av
 except ImportError:
-    av = None  # type: ignore[assignment] # `write_mp4` says so
+    av = None  # type: ignore[assignment] # `write_mp4` reports it
 
-RATE = 4  # pictures a second; one state lasts one second
+RATE = 4  # frames per second; one state lasts one second
 _OPTIONS = {"crf": "8", "preset": "veryfast", "tune": "animation"}
 
 
 def write_mp4(path: Path, states: NDArray[np.uint8]) -> None:
-    """Writes states [T, H, W, 3] as a film of T seconds; the same states give the same bytes.
+    """Write states [T, H, W, 3] as a video of T seconds; the same states give the same bytes.
 
-    Colours keep their full resolution (4:4:4), because halved they would blur shapes of a dozen pixels.
+    Colors have full resolution (4:4:4), because at half the resolution, shapes of a dozen pixels would be blurred.
 
     Raises:
         UserError: PyAV is not installed.

@@ -1,4 +1,4 @@
-"""Writes a toy world: LLaVA conversations about scenes, boards and clips, and texts, in WebDataset shards.
+"""Write a toy world: LLaVA conversations about scenes, boards, clips and texts in WebDataset shards.
 
     WORLD/world.json         seed, recipe version, and for every set its number of samples and fingerprint
     WORLD/tokenizer/         the tokenizer, in transformers format
@@ -8,8 +8,8 @@
     WORLD/clip-train/        shard set: questions about clips      (likewise clip-val, clip-test)
     WORLD/text-train/        shard set: questions about texts      (likewise text-val, text-test)
 
-Every set has its own stream of samples, so none is in two of them. Images of scenes and boards are stored as they were
-drawn; clips and texts are built from LLaVA JSON and mp4 files like a user's own data.
+Every set has its own stream of samples, so no sample is in two sets. Images of scenes and boards are stored without
+loss; clips and texts are built from LLaVA JSON and mp4 files like a user's own data.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.errors import UserError
 from llava_mini.files import folder_lock, read_json, remove_leftovers, write_json, writing
 
-# Any change that makes other images or texts from the same seed, or lays the folder out otherwise, raises it. The name
-# of the default folder ends in it (conf/data/toyworld.yaml), so worlds of two versions lie beside each other.
+# Increase it with any change that makes different images or texts from the same seed, or changes the folder's layout.
+# The name of the default folder ends in it (conf/data/toyworld.yaml), so worlds of two versions do not collide.
 RECIPE_VERSION = 5
-DEFAULT_SIZES: dict[str, int] = {  # what `make world` and the sweeps of single images need
+DEFAULT_SIZES: dict[str, int] = {  # what `make world` and the sweeps on single images need
     "caption-train": 6000,
     "caption-val": 300,
     "instruct-train": 6000,
@@ -54,11 +54,11 @@ _WORLD_FILE = "world.json"
 
 
 def make_world(folder: Path | str, *, seed: int, sizes: Mapping[str, int] = DEFAULT_SIZES) -> Path:
-    """Makes the sets named in `sizes` (name -> samples) that `folder` does not hold yet, and the tokenizer.
+    """Make the sets named in `sizes` (name -> samples) that `folder` does not contain yet, and the tokenizer.
 
     Raises:
-        UserError: a set's name or size is impossible, or the folder holds a world of another seed, recipe or size, or
-            one that is damaged.
+        UserError: a set's name or size is invalid, or the folder contains a world of another seed, recipe or size, or
+            a damaged world.
     """
     for name, count in sizes.items():
         if name not in SETS or count < 1:
@@ -78,7 +78,7 @@ def make_world(folder: Path | str, *, seed: int, sizes: Mapping[str, int] = DEFA
 
 
 def toy_sample(name: str, seed: int, index: int) -> tuple[str, dict[str, bytes]]:
-    """Sample `index` of a set of scenes or boards: its key and its members, a PNG and a LLaVA record."""
+    """Return sample `index` of a set of scenes or boards: its key and its members, a PNG and a LLaVA record."""
     scene, text_rng, key = drawn_at(name, seed, index), stream_rng(name, seed, index, 1), f"{name}-{index:06d}"
     if name in BOARD_SETS:
         turns = board_questions(text_rng, scene, TRAINED if stream_split(name) == "train" else EVALUATED)
@@ -97,7 +97,7 @@ def _samples(name: str, seed: int, count: int) -> Iterator[tuple[str, dict[str, 
 
 
 def _existing_world(root: Path, seed: int) -> dict[str, Any]:
-    """What `world.json` tells, or the beginning of a new world; a set is listed only once it is complete."""
+    """Return the checked content of `world.json`, or start a new world; a set is listed only once it is complete."""
     path = root / _WORLD_FILE
     fresh = {"version": RECIPE_VERSION, "seed": seed, "sets": {}}
     if not path.exists():
@@ -126,7 +126,7 @@ def _existing_world(root: Path, seed: int) -> dict[str, Any]:
 
 
 def _make_set(root: Path, world: dict[str, Any], name: str, count: int) -> None:
-    shutil.rmtree(root / name, ignore_errors=True)  # of a build that was interrupted
+    shutil.rmtree(root / name, ignore_errors=True)  # left by a build that was interrupted
     if name in BUILT_SETS:
         shards = build_from_files(root / name, name, world["seed"], count)
     else:

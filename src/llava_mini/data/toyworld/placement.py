@@ -1,4 +1,4 @@
-"""Where things stand in the toy world: rectangles anywhere inside the picture that keep a gap between one another.
+"""Positions of objects in the toy world: rectangles anywhere inside the image, with a gap between one another.
 
 Positions are real numbers, so no pooling grid is aligned with them.
 """
@@ -20,16 +20,16 @@ _GAP = 1.0
 def free_areas(
     rng: np.random.Generator, sizes: Sequence[int], ways: Sequence[Way] | None = None, tries: int = 60
 ) -> list[Area]:
-    """Squares apart from one another, placed one by one, each at the first of `tries` positions that is free.
+    """Return squares apart from one another, placed one by one, each at the first of `tries` positions that is free.
 
-    When none is free, all begin anew.
+    If no position is free, the placement of all squares starts again.
 
     Args:
-        rng: Where positions come from.
-        sizes: Side of each square.
-        ways: How far each may move, half of it back and half of it forth: no other square stands in its way, and it
-            does not leave the picture. Default: none moves.
-        tries: For each square.
+        rng: Random generator of the positions.
+        sizes: Side of each square in pixels.
+        ways: Path of each square, half of it backward and half of it forward from its position. No other square blocks
+            it, and it does not leave the image. Default: no square moves.
+        tries: Number of positions to try for each square.
     """
     ways = ways or [(0.0, 0.0)] * len(sizes)
     placed: list[tuple[Area, Area]] = []

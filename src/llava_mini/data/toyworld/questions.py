@@ -1,4 +1,4 @@
-"""Questions of the toy world and their one-word answers, in lower-case words only."""
+"""Questions of the toy world and their answers, in lower-case words only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llava_mini.data.toyworld.facts import Fact
 
 @dataclass(frozen=True)
 class Asked:
-    """A question of some kind and its answer, in words of the tokenizer."""
+    """A question, its kind and its answer, in words of the tokenizer."""
 
     kind: str
     question: str
@@ -17,7 +17,7 @@ class Asked:
 
 
 def question(fact: Fact) -> str:
-    """The question whose answer is `fact.answer`."""
+    """Return the question whose answer is `fact.answer`."""
     return {
         "color": f"what color is the {fact.shape}",
         "shape": f"what shape is the {fact.color} object",

@@ -1,8 +1,8 @@
-"""Scenes of the toy world: 64x64 pictures of 5 to 7 objects, two of which are coloured boxes with a handwritten digit.
+"""Scenes of the toy world: 64x64 images of 5 to 7 objects, two of which are colored boxes with a handwritten digit.
 
-Objects stand anywhere (positions are real numbers, so no pooling grid is aligned with them) and do not overlap. Every
+Objects can be anywhere (positions are real numbers, so no pooling grid is aligned with them) and do not overlap. Every
 scene is a pure function of (seed, stream, index): it does not depend on how many scenes are made or in what order. A
-scene is redrawn until two different questions of every kind can be asked about it.
+scene is sampled again until two different questions of every kind can be asked about it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from llava_mini.data.toyworld.drawing import (
 )
 from llava_mini.data.toyworld.placement import free_areas
 
-# The name of a stream ends in its split; its place in this tuple seeds it, so new streams are added at the end.
+# The name of a stream ends in its split. Its index in this tuple is part of its seed, so add new streams at the end.
 STREAMS = (
     "vision-train",
     "vision-val",
@@ -56,12 +56,12 @@ _NUM_OBJECTS = (5, 7)
 BOX_SIZE = 14
 SHAPE_SIZES = (11, 14)
 _REPEAT_SHAPE = 0.45
-_UNCLEAR = 2.5  # pixels to a middle line within which a quadrant would be a matter of opinion
+_UNCLEAR = 2.5  # pixels; closer to a middle line, the quadrant would be ambiguous
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """A shape or a box; `x`, `y` is its top left corner and `size` its side in pixels; only boxes hold a digit."""
+    """A shape or a box; `x`, `y` is its top left corner and `size` its side in pixels; only boxes have a digit."""
 
     kind: str
     color: str
@@ -72,12 +72,12 @@ class SceneObject:
 
     @property
     def center(self) -> tuple[float, float]:
-        """(x, y) in pixels."""
+        """Center (x, y) in pixels."""
         return self.x + self.size / 2, self.y + self.size / 2
 
     @property
     def quadrant(self) -> str | None:
-        """`northwest`, `northeast`, `southwest` or `southeast`; None when too near a middle line to say."""
+        """Quadrant `northwest`, `northeast`, `southwest` or `southeast`; None if too close to a middle line."""
         x, y = self.center
         middle = IMAGE_SIZE / 2
         if min(abs(x - middle), abs(y - middle)) < _UNCLEAR:
@@ -87,7 +87,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture [64, 64, 3] uint8 and what stands in it."""
+    """An image [64, 64, 3] uint8 and the objects in it."""
 
     image: NDArray[np.uint8]
     objects: tuple[SceneObject, ...]
@@ -98,27 +98,27 @@ class Scene:
 
     @property
     def shapes(self) -> list[SceneObject]:
-        """The objects that are no boxes."""
+        """All objects except boxes."""
         return [thing for thing in self.objects if thing.kind != BOX]
 
     @property
     def unique_boxes(self) -> list[SceneObject]:
-        """Boxes that their color names without doubt."""
+        """Boxes whose color occurs once among the boxes."""
         return _singles(self.boxes, [thing.color for thing in self.boxes])
 
     @property
     def unique_shapes(self) -> list[SceneObject]:
-        """Shapes that their kind names without doubt."""
+        """Shapes whose kind occurs once."""
         return _singles(self.shapes, [thing.kind for thing in self.shapes])
 
     @property
     def unique_colors(self) -> list[SceneObject]:
-        """Shapes that their colour names without doubt (boxes aside)."""
+        """Shapes whose color occurs once among the shapes (boxes do not count)."""
         return _singles(self.shapes, [thing.color for thing in self.shapes])
 
     @property
     def placed_shapes(self) -> list[SceneObject]:
-        """Unique shapes that stand clearly in one quadrant."""
+        """Unique shapes that are clearly in one quadrant."""
         return [thing for thing in self.unique_shapes if thing.quadrant is not None]
 
 
@@ -128,7 +128,7 @@ def _singles(things: list[SceneObject], names: list[str]) -> list[SceneObject]:
 
 
 def stream_split(stream: str) -> Split:
-    """Which digits a stream may show."""
+    """Return the split of the digits that a stream may show."""
     split: dict[str, Split] = {"train": "train", "val": "val", "test": "test"}
     if stream not in STREAMS:
         raise ValueError(f"unknown stream {stream!r}; allowed: {', '.join(STREAMS)}")
@@ -136,17 +136,17 @@ def stream_split(stream: str) -> Split:
 
 
 def stream_rng(stream: str, seed: int, index: int, purpose: int) -> np.random.Generator:
-    """An independent generator for each (stream, seed, index) and purpose (0 pictures, 1 texts)."""
+    """Return an independent random generator for each (stream, seed, index) and purpose (0 images, 1 texts)."""
     return np.random.default_rng([seed, STREAMS.index(stream), index, purpose])
 
 
 def scene_at(stream: str, seed: int, index: int) -> Scene:
-    """Scene `index` of a stream."""
+    """Return scene `index` of a stream."""
     return make_scene(stream_rng(stream, seed, index, 0), digit_bank(stream_split(stream)))
 
 
 def make_scene(rng: np.random.Generator, digits: DigitBank) -> Scene:
-    """A scene with digits of `digits`, of which two questions of every kind can be asked."""
+    """Return a scene with digits of `digits`, about which two questions of every kind can be asked."""
     num_shapes = int(rng.integers(_NUM_OBJECTS[0], _NUM_OBJECTS[1] + 1)) - _NUM_BOXES
     while True:
         names = _shape_names(rng, num_shapes)
@@ -170,7 +170,7 @@ _EMPTY = np.zeros((0, 0, 3), np.uint8)
 
 
 def _shape_names(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
-    """(shape, colour) of the shapes, with two shapes and two colours that occur once; shapes repeat now and then."""
+    """Return (shape, color) of the shapes; at least two shapes and two colors occur once; shapes may repeat."""
     while True:
         draws = rng.random((count, 3)).tolist()
         shapes: list[str] = []
@@ -188,12 +188,12 @@ _FULL = np.ones((BOX_SIZE, BOX_SIZE), np.float32)
 def draw(
     rng: np.random.Generator, objects: Sequence[SceneObject], ink: Sequence[NDArray[np.float32]]
 ) -> NDArray[np.uint8]:
-    """An image [64, 64, 3] of `objects` on a random background.
+    """Return an image [64, 64, 3] of `objects` on a random background.
 
     Args:
-        rng: Generator of background and color jitter.
-        objects: Shapes and boxes; they do not overlap.
-        ink: The digits of the boxes, [12, 12] each, in the order of the boxes.
+        rng: Random generator of background and color jitter.
+        objects: Shapes and boxes, which do not overlap.
+        ink: Digit images of the boxes, [12, 12] each, in the order of the boxes.
     """
     image = background(rng)
     margin = (BOX_SIZE - DIGIT_SIZE) // 2

@@ -1,4 +1,4 @@
-"""Clips and texts as a user would bring them: a LLaVA JSON and mp4 files, which `data build` makes a shard set of."""
+"""Write clips and texts like a user's own data: LLaVA JSON and mp4 files, from which `data build` makes a shard set."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _FPS = 1.0  # one frame of every state
 
 
 def build_from_files(out: Path, stream: str, seed: int, count: int) -> ShardSet:
-    """The first `count` samples of a stream of clips or texts as the shard set `out`; the files are gone afterwards.
+    """Build the first `count` samples of a stream of clips or texts as the shard set `out`; delete the source files.
 
-    What a build that was killed has left of them is removed too.
+    Source files left by a build that was killed are deleted too.
 
     Raises:
         UserError: `out` cannot be written, or PyAV is not installed.
@@ -41,7 +41,7 @@ def build_from_files(out: Path, stream: str, seed: int, count: int) -> ShardSet:
 
 
 def write_files(folder: Path, stream: str, seed: int, count: int) -> Path:
-    """Writes the films of clips and the LLaVA JSON, and returns the latter."""
+    """Write the videos of clips and the LLaVA JSON, and return the path of the JSON."""
     if stream.startswith("clip"):
         records = [_clip_record(folder, stream, seed, index) for index in range(count)]
     else:
@@ -52,12 +52,12 @@ def write_files(folder: Path, stream: str, seed: int, count: int) -> Path:
 
 
 def llava_record(key: str, turns: Sequence[Asked], **media: str) -> dict[str, Any]:
-    """A LLaVA record.
+    """Return a LLaVA record.
 
     Args:
-        key: Its id.
-        turns: What is asked and answered; one or more.
-        **media: `image` or `video` and its file's name; nothing for a text.
+        key: Id of the record.
+        turns: Questions and answers, at least one.
+        **media: File name as `image` or `video`; nothing for a text.
     """
     messages = []
     for turn in turns:
@@ -69,7 +69,7 @@ def llava_record(key: str, turns: Sequence[Asked], **media: str) -> dict[str, An
 
 
 def _clip_record(folder: Path, stream: str, seed: int, index: int) -> dict[str, Any]:
-    """The record of a clip, whose film is written."""
+    """Write the video of a clip and return its record."""
     clip = clip_at(stream, seed, index)
     key = f"{stream}-{index:06d}"
     write_mp4(folder / f"{key}.mp4", clip.frames)

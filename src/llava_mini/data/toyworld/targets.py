@@ -1,7 +1,7 @@
-"""What stage 0 teaches the toy world's vision tower: for every 8x8 patch, the object that covers most of it.
+"""Targets of stage 0, which trains the toy world's vision tower: for every 8x8 patch, the object that covers most.
 
-A patch is background when no object covers more than 10 of its 64 pixels. All targets are classes, so one
-cross-entropy a target is all that the stage needs.
+A patch is background if no object covers more than 10 of its 64 pixels. All targets are classes, so the stage needs
+only one cross-entropy per target.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PATCH_SIZE = 8
 IGNORE = -100
 _CENTER_BINS = 4
 _MIN_COVER = 10.0
-# Class 0 of kind and color is background and of digit "none"; centres count only on objects (elsewhere IGNORE).
+# Class 0 is background for kind and color, and "none" for digit. Centers count only on objects (elsewhere IGNORE).
 TARGET_CLASSES = {
     "kind": 1 + len(KINDS),
     "color": 1 + len(COLOR_NAMES),
@@ -30,7 +30,7 @@ TARGET_CLASSES = {
 
 
 def patch_targets(objects: Sequence[Sequence[SceneObject]]) -> dict[str, NDArray[np.int64]]:
-    """For every name of `TARGET_CLASSES` the class of every patch, [number of scenes, 64], rows of patches first."""
+    """Return, for every name of `TARGET_CLASSES`, the class of every patch, [number of scenes, 64], row by row."""
     grid = IMAGE_SIZE // PATCH_SIZE
     targets = {name: np.zeros((len(objects), grid * grid), np.int64) for name in TARGET_CLASSES}
     for name in ("center_x", "center_y"):
@@ -47,13 +47,13 @@ def patch_targets(objects: Sequence[Sequence[SceneObject]]) -> dict[str, NDArray
 
 
 def vision_supervision(stream: str, seed: int, count: int) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.int64]]]:
-    """Images [count, 64, 64, 3] of a stream's first scenes or boards and their `patch_targets`."""
+    """Return the images [count, 64, 64, 3] of a stream's first scenes or boards and their `patch_targets`."""
     made = [drawn_at(stream, seed, index) for index in range(count)]
     return np.stack([scene.image for scene in made]), patch_targets([scene.objects for scene in made])
 
 
 def _overlap(start: float, size: int) -> NDArray[np.float64]:
-    """Pixels that an interval shares with each patch of a row."""
+    """Return the number of pixels that an interval shares with each patch of a row."""
     edges = np.arange(0, IMAGE_SIZE, PATCH_SIZE, dtype=np.float64)
     shared: NDArray[np.float64] = np.minimum(edges + PATCH_SIZE, start + size) - np.maximum(edges, start)
     return shared.clip(min=0)

@@ -1,11 +1,11 @@
-"""Text-only samples of the toy world: a few things are told in words, and one of them is asked for.
+"""Text-only samples of the toy world: a few statements, and a question about one of them.
 
     the circle is red the star is blue the ring is green what color is the star -> blue
 
-Each turn tells its own things, so that turns can be read alone. Kinds and questions are those of scenes, as far as
-words can tell what they ask for. No answer is more frequent than others, and none follows from a text's length.
-`text_copy` wants all that was told once more: it teaches to find a word by the one before it, without which names were
-not looked up (experiments/LOG.md, 002).
+Each turn contains its own statements, so turns can be read alone. Kinds and questions are those of scenes, as far as
+words can state what they ask for. Within a kind, no one-word answer is more frequent than another, and no answer
+follows from the length of a text. The answer of `text_copy` repeats all statements: it teaches the model to find a word
+by the word before it. Without this, the model did not look up names (experiments/LOG.md, 002).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MOST_COUNTED, _NUM_TOLD = 3, 4
 
 
 def text_questions(rng: np.random.Generator) -> list[Asked]:
-    """Two questions of every kind in random order, each with all that it asks about."""
+    """Return two questions of every kind in random order, each with the statements that it asks about."""
     makers: dict[str, Callable[[np.random.Generator], tuple[str, str]]] = {
         "text_color": _color,
         "text_shape": _shape,
@@ -59,7 +59,7 @@ def _where(rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _count(rng: np.random.Generator) -> tuple[str, str]:
-    """Of 0 to 3 things with a colour, among others; how many things are told says nothing of it."""
+    """Return a question about how many things (0 to 3) have a color; how many things the text lists is no clue."""
     count, total = int(rng.integers(_MOST_COUNTED + 1)), int(rng.integers(_MOST_COUNTED, _NUM_TOLD + 1))
     color, *rest = (COLOR_NAMES[i] for i in rng.permutation(len(COLOR_NAMES)))
     colors = [color] * count + [_any(rng, tuple(rest)) for _ in range(total - count)]
@@ -68,7 +68,7 @@ def _count(rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _exist(rng: np.random.Generator) -> tuple[str, str]:
-    """Of a thing with a colour, there or not."""
+    """Return a question whether a thing of one color is in the text, and the answer."""
     shapes, colors, chosen = _pairs(rng, COLOR_NAMES)
     told = " ".join(f"a {color} {shape} is here" for shape, color in zip(shapes, colors, strict=True))
     if rng.random() < 0.5:
@@ -78,13 +78,13 @@ def _exist(rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _copy(rng: np.random.Generator) -> tuple[str, str]:
-    """What one of the others asks about, word for word."""
+    """Return the statements of another kind and a question that is answered by repeating them word for word."""
     told, _, _ = (_color, _shape, _where)[int(rng.integers(3))](rng)[0].rpartition(" wh")
     return f"{told} what is here", told
 
 
 def _pairs(rng: np.random.Generator, names: tuple[str, ...]) -> tuple[list[str], list[str], int]:
-    """Different shapes, as many different `names`, and one of their places."""
+    """Return different shapes, as many different `names`, and a random index into both."""
     count = int(rng.integers(_NUM_THINGS[0], _NUM_THINGS[1] + 1))
     shapes = [SHAPES[i] for i in rng.permutation(len(SHAPES))[:count]]
     return shapes, [names[i] for i in rng.permutation(len(names))[:count]], int(rng.integers(count))

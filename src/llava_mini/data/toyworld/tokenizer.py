@@ -1,7 +1,7 @@
-"""The toy world's own tokenizer: whole words, in transformers format.
+"""The toy world's own word-level tokenizer, in transformers format.
 
-The vocabulary is fixed by the code (special tokens, then every word a question, caption or answer about a picture or a
-clip can hold, sorted), so that checkpoints and worlds of any seed fit together.
+The code fixes the vocabulary (special tokens, then every word that a question, caption or answer about an image or a
+clip can contain, sorted), so that checkpoints and worlds of any seed are compatible.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VOCABULARY = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer; it puts `<s>` before a text and has `image_token_id` and `answer_token_id`."""
+    """Return the tokenizer; it puts `<s>` before a text and has `image_token_id` and `answer_token_id`."""
     model = models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token=UNK)
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

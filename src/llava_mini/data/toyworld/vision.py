@@ -1,8 +1,8 @@
-"""The toy world as stage 0 reads it: pictures as the vision tower's pixels, and what stands in each of their patches.
+"""The toy world as stage 0 reads it: images as pixels for the vision tower, and the object in each of their patches.
 
-All of it is drawn at once and kept in memory, a byte a colour; a picture is normalised when it is read.
+All images are drawn at once and stored in memory, one byte per color channel. An image is normalized when it is read.
 
-Shapes: H x W pixels of a picture, P patches of it.
+Shapes: H x W pixels of an image, P patches of it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from llava_mini.data.toyworld.targets import vision_supervision
 
 
 class Scenes(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """The first scenes of a stream: pixels [3, H, W] float32 and for every target the class of each patch, [P] int64.
+    """First images of a stream: pixels [3, H, W] float32 and, for every target, the class of each patch, [P] int64.
 
     Args:
-        stream: Name of the stream of scenes.
-        seed: Of the world.
-        count: Number of scenes.
-        mean: Of each of the three colours, from 0 to 1; subtracted.
-        std: Of each of the three colours; divided by.
+        stream: Name of the stream of scenes or boards.
+        seed: Seed of the world.
+        count: Number of images.
+        mean: Mean of each of the three color channels, from 0 to 1, which is subtracted.
+        std: Standard deviation of each of the three color channels, by which the pixels are divided.
     """
 
     def __init__(self, stream: str, seed: int, count: int, *, mean: Sequence[float], std: Sequence[float]):
