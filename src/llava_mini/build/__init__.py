@@ -1,6 +1,7 @@
-"""The only room that turns a config into objects: tokenizer, model, data, stage, trainer.
+"""The only package that turns a config into objects: tokenizer, model, data, stage, trainer.
 
-What only neighbours know (widths, numbers of tokens and patches) is passed on here, so no config repeats it.
+Values that one object defines and another needs (widths, numbers of tokens and patches) are passed on here, so no
+config repeats them.
 """
 
 from llava_mini.build.base import frozen_dtype

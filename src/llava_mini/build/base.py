@@ -1,7 +1,7 @@
-"""The language model of a run that freezes it: never in float32 as a whole, however it is stored.
+"""Loading of a language model that the run freezes: never in float32 as a whole, however it is stored.
 
-Its weights go from their files into the type in which they are kept. Those that will be packed into 4 bits stay in
-their files until their own turn, so the host's memory holds the packed model and one layer more.
+Its weights are read from their files into the type in which they are kept. Those that will be packed into 4 bits stay
+in their files until their own turn, so host memory contains the packed model and one layer more.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ log = logging.getLogger("llava_mini")
 
 _PREFIX = "language_model."
 _HEAD = "lm_head.weight"
-_COMPUTED = "rotary_emb.inv_freq"  # which checkpoints of old versions hold
+_COMPUTED = "rotary_emb.inv_freq"  # which checkpoints of old versions contain
 
 
 def is_kept_small(config: dict[str, Any]) -> bool:
-    """Whether a run freezes the language model and keeps it in another type than float32."""
+    """Whether a run freezes the language model and stores it in a type other than float32."""
     small = config["finetune"]["quantize"] is not None or config["memory"]["frozen_dtype"] is not None
     rate = config["stage"]["learning_rates"].get("language_model")
     return small and (rate is None or config["finetune"]["language_model"] != "full")
 
 
 def frozen_dtype(config: dict[str, Any]) -> torch.dtype | None:
-    """Of the weights that do not train, where they are not as they were loaded."""
+    """Return the type of the frozen weights; None if they stay as they were loaded."""
     name = config["memory"]["frozen_dtype"]
     return None if name is None else {"float16": torch.float16, "bfloat16": torch.bfloat16}[name]
 
 
 @dataclass(frozen=True)
 class Base:
-    """Where the language model's tensors lie.
+    """Location of the language model's tensors in checkpoints.
 
     Args:
-        held: By its own names: the checkpoint, and the name there. What stands in two is the later one's.
-        prefix: What the names there begin with.
+        held: Checkpoint and name there for each of the language model's own names; of a tensor in two, the later one.
+        prefix: Prefix of the names in the checkpoints.
     """
 
     held: dict[str, tuple[Checkpoint, str]]
@@ -53,10 +53,10 @@ class Base:
 
     @classmethod
     def of(cls, folders: list[Path], prefix: str = _PREFIX) -> Base:
-        """The tensors of folders whose names begin with `prefix`.
+        """Find the tensors of folders whose names begin with `prefix`.
 
         Raises:
-            UserError: a folder holds no checkpoint that can be read.
+            UserError: a folder contains no checkpoint that can be read.
         """
         held: dict[str, tuple[Checkpoint, str]] = {}
         for checkpoint in map(Checkpoint.of, folders):
@@ -65,24 +65,24 @@ class Base:
         return cls(held, prefix)
 
     def read(self, name: str) -> Tensor:
-        """One tensor, as it is stored, in memory of its own.
+        """Return one tensor in the type in which it is stored, in its own memory.
 
         Raises:
-            UserError: it holds a number that is not finite.
+            UserError: the tensor contains a number that is not finite.
         """
         checkpoint, theirs = self.held[name]
         return next(tensor for _, tensor in checkpoint.stream({theirs})).clone()
 
     def check(self, language_model: nn.Module, where: str) -> None:
-        """Compare with the model that the tensors are for.
+        """Check the tensors against the model that they are for.
 
         Raises:
-            UserError: for weights of another type, and for missing, unexpected or misshapen tensors.
+            UserError: weights have another type, or tensors are missing, unexpected or misshapen.
         """
         needed = _needed(language_model)
         for checkpoint, name in self.held.values():
             checkpoint.check_floats([name])
-        ignored = {_HEAD} - needed.keys()  # a tied head, which a checkpoint may hold all the same
+        ignored = {_HEAD} - needed.keys()  # a tied head, which a checkpoint may contain anyway
         found = {name: each.shapes[theirs] for name, (each, theirs) in self.held.items() if name not in ignored}
         check_shapes(where, found, needed, lambda name: self.prefix + name)
 
@@ -91,13 +91,13 @@ class Base:
 def load_base(
     model: LlavaMiniForConditionalGeneration, base: Base, device: torch.device, dtype: torch.dtype, *, packed: bool
 ) -> None:
-    """Put a frozen language model into a model that has it on meta.
+    """Load a frozen language model into a model that has it on the meta device.
 
     Args:
-        model: Changed in place.
-        base: Its tensors.
-        device: Where they go.
-        dtype: In which type they are kept.
+        model: Model, changed in place.
+        base: Location of the language model's tensors.
+        device: Device of the loaded weights.
+        dtype: Type of the loaded weights.
         packed: Whether linear layers of the decoder will be packed, and so stay in their files until then.
     """
     language_model = model.language_model
@@ -119,10 +119,10 @@ def load_base(
 
 @torch.no_grad()
 def copy_to_prefusion(model: LlavaMiniForConditionalGeneration, base: Base) -> None:
-    """Pre-fusion's start from the language model's first layers, as these are stored and not as they are kept.
+    """Initialize pre-fusion from the language model's first layers as stored in the files, not as kept in memory.
 
     Raises:
-        UserError: there are fewer of them.
+        UserError: the language model has fewer layers than pre-fusion.
     """
     model.prefusion.check_copy(model.language_model)
     for name, parameter in model.prefusion.layers.named_parameters():
@@ -130,5 +130,5 @@ def copy_to_prefusion(model: LlavaMiniForConditionalGeneration, base: Base) -> N
 
 
 def _needed(language_model: nn.Module) -> dict[str, list[int]]:
-    """Shapes of what a checkpoint of the language model holds; a tied head is none of it."""
+    """Return the shapes of the tensors in a checkpoint of the language model; a tied head is not among them."""
     return {name: list(parameter.shape) for name, parameter in language_model.named_parameters()}

@@ -1,4 +1,4 @@
-"""Config to data: shard sets wherever they lie, tokens, pixels or stored features, and the loaders of a run."""
+"""Build data from a config: shard sets wherever they are, tokens, pixels or stored features, and a run's loaders."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Config = dict[str, Any]
 
 
 def prepare_data(config: Config) -> None:
-    """Make the toy world's sets that this config reads and that are not there yet; one's own data are left alone."""
+    """Make the toy world's sets that this config reads and that do not exist yet; a user's own data are left alone."""
     data = config["data"]
     if data["world_seed"] is None:
         return
@@ -44,7 +44,7 @@ def prepare_data(config: Config) -> None:
 def build_datamodule(
     config: Config, model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor
 ) -> VLMDataModule:
-    """Training, validation and test data; with stored features when the config asks for them."""
+    """Build training, validation and test data, with stored features if the config requests them."""
     data, trainer = config["data"], config["trainer"]
     _check_weights(data["splits"].get("train"))
     prepare_data(config)
@@ -75,14 +75,14 @@ def build_datamodule(
 
 
 def _all_sets(config: Config) -> Iterator[tuple[str, str]]:
-    """Split and name of every shard set of the config."""
+    """Yield split and name of every shard set of the config."""
     for split, sets in config["data"]["splits"].items():
         for name in set_names(sets):
             yield split, name
 
 
 def _check_weights(sets: str | list[str] | dict[str, float] | None) -> None:
-    """Refuses impossible shares at once, and not after data and features were made."""
+    """Refuse impossible shares at once, and not after data and features were made."""
     if isinstance(sets, dict):
         try:
             exact_quotas(list(sets.values()))
@@ -100,7 +100,7 @@ def _readers(
     processor: LlavaMiniProcessor,
     tokenize: ConversationTokenizer,
 ) -> dict[str, SampleReader]:
-    """A reader for every shard set, by name; a set that stands in several splits is opened once."""
+    """Return a reader for every shard set, by name; a set that is in several splits is opened once."""
     data = config["data"]
     cache_dir = None if data["cache_dir"] is None else Path(data["cache_dir"])
     transform = PixelTransform.from_image_processor(processor.image_processor, data["views"])
@@ -122,16 +122,16 @@ def _readers(
 
 
 def set_location(folder: str, name: str) -> str:
-    """Where a shard set lies: a path or URL is taken as it is, a name is a folder in `folder`."""
+    """Return the location of a shard set: a path or URL is used unchanged, a name is a folder in `folder`."""
     return name if names_a_place(name) else f"{folder.rstrip('/')}/{name}"
 
 
 def _feature_store(
     config: Config, model: LlavaMiniForConditionalGeneration, shards: ShardSet, processor: LlavaMiniProcessor
 ) -> FeatureStore:
-    """Features of a shard set, computed by the first run that needs them; kept beside the data or where it is said.
+    """Return a shard set's features, computed by the first run that needs them; next to the data or as configured.
 
-    Those that `llava-mini data features` has stored in a smaller type are read as they are.
+    Features that `llava-mini data features` stored in a smaller type are read in that type.
     """
     data = config["data"]
     if data["features"] is True and is_url(data["folder"]):
@@ -149,16 +149,16 @@ def store_features(
     dtype: FeatureType,
     **options: Any,
 ) -> FeatureStore:
-    """The features of a shard set, in a folder of their own in `root`; computed as `dtype` if they are not there.
+    """Return the features of a shard set, in their own folder in `root`; computed as `dtype` if they do not exist.
 
     Args:
-        config: Whose `data.views` and tower are meant.
-        model: Whose vision tower encodes.
-        processor: Whose pixels it reads.
-        shards: The samples.
-        root: Holds the features of any number of sets and towers.
-        dtype: In which type they are stored.
-        **options: Of `FeatureStore.build`.
+        config: Config whose `data.views` and vision tower are used.
+        model: Model whose vision tower encodes.
+        processor: Processor whose pixels the vision tower reads.
+        shards: Shard set with the samples.
+        root: Folder with the features of any number of sets and vision towers.
+        dtype: Type in which the features are stored.
+        **options: Options of `FeatureStore.build`.
     """
     shape = (NUM_VIEWS[config["data"]["views"]], model.side**2, model.config.vision_config.hidden_size)
     recipe = FeatureRecipe(tower_fingerprint(config, model), shape, dtype)
@@ -172,7 +172,7 @@ def store_features(
 def _encoder(
     config: Config, model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor
 ) -> Iterator[EncodePictures]:
-    """What makes features of pixels as bytes; on the GPU, if a run of this config would train there."""
+    """Yield a function from pixels as bytes to features; it uses the GPU if a run of this config would train there."""
     images = processor.image_processor
     device = torch.device("cuda" if uses_gpu(config) else "cpu")
 
@@ -187,11 +187,11 @@ def _encoder(
 
 
 def tower_fingerprint(config: Config, model: LlavaMiniForConditionalGeneration) -> str:
-    """Hash of all that makes features: the vision tower and its weights, the layer that is read, how pixels are made.
+    """Return a hash of all that determines features: the vision tower, its weights, the layer read, and the pixels.
 
-    Weights alone do not say it: another activation or number of heads has the same tensors.
+    Weights alone are not enough: another activation or number of heads has the same tensors.
     """
-    # these tell who wrote the config and in what type; the types of the weights are counted below
+    # these say who wrote the config and in which type; the types of the weights are hashed below
     unrelated = {"transformers_version", "_name_or_path", "architectures", "dtype"}
     shape = {key: value for key, value in model.config.vision_config.to_dict().items() if key not in unrelated}
     facts = {

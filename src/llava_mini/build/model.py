@@ -1,6 +1,6 @@
-"""Config to model: its shape, the weights that it starts from, and its processor.
+"""Build a model from a config: its shape, the weights that it starts from, and its processor.
 
-`check_model` finds the mistakes that need neither weights nor data, so that a sweep can tell them before any run.
+`check_model` finds the mistakes that need neither weights nor data, so that a sweep can report them before any run.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ def build_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> LlavaMiniForConditionalGeneration:
-    """The model with its weights loaded and pre-fusion initialised.
+    """Build the model with its weights loaded and pre-fusion initialized.
 
     Args:
         config: The resolved config.
-        tokenizer: Of `build_tokenizer`.
-        device: Where it is built; "meta" gives shapes alone, and no weights are looked for.
-        dtype: Of its weights; a language model that the run freezes is in the type in which it is kept, and linear
+        tokenizer: Tokenizer from `build_tokenizer`.
+        device: Device on which the model is built; "meta" gives shapes alone, and no weights are looked for.
+        dtype: Type of the weights; a language model that the run freezes has the type in which it is kept, and linear
             layers that will be packed into 4 bits wait in their files (`LazyLinear`) for `fine_tune`.
 
     Raises:
-        UserError: for weights that are missing or do not fit, or an impossible fusion.
+        UserError: weights are missing or do not fit, or the fusion is impossible.
     """
     spec, device = config["model"], torch.device(device)
     if device.type == "meta":
@@ -73,7 +73,7 @@ def build_model(
 def _with_frozen_base(
     config: Config, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: torch.dtype
 ) -> LlavaMiniForConditionalGeneration | None:
-    """The model of a run that freezes its language model; None where that one's weights are random."""
+    """Build the model of a run that freezes its language model; None if the language model's weights are random."""
     spec = config["model"]
     from_parts = spec["weights"] == "hub"
     with torch.device("meta"), default_dtype(dtype):
@@ -103,13 +103,13 @@ def _with_frozen_base(
 
 
 def _copies(config: Config) -> bool:
-    """Whether pre-fusion starts from the language model's first layers: where no weights bring a trained one."""
+    """Whether pre-fusion starts from the language model's first layers, as no weights contain a trained pre-fusion."""
     fusion = config["fusion"]
     return fusion["init"] == "copy" and fusion["num_layers"] > 0 and not holds(_folders(config["model"]), "prefusion")
 
 
 def _say_new(config: Config, model: LlavaMiniForConditionalGeneration, loaded: set[str]) -> None:
-    """Say which parts no folder of `model.weights` has given."""
+    """Log which parts are in no folder of `model.weights`."""
     new = sorted({name.split(".")[0] for name in model.state_dict()} - loaded)
     if _folders(config["model"]) and new:
         copied = " (prefusion from the language model's first layers: fusion.init=copy)" if _copies(config) else ""
@@ -117,10 +117,10 @@ def _say_new(config: Config, model: LlavaMiniForConditionalGeneration, loaded: s
 
 
 def build_vision_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> LlavaMiniForConditionalGeneration:
-    """The model with its vision tower alone; the other parts have shapes but take no memory, however large they are.
+    """Build the model with its vision tower alone; the other parts have shapes but take no memory, however large.
 
     Raises:
-        UserError: for weights that are missing or do not fit, or that hold no vision tower.
+        UserError: weights are missing or do not fit, or contain no vision tower.
     """
     spec = config["model"]
     with torch.device("meta"):
@@ -135,17 +135,17 @@ def build_vision_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Ll
 
 
 def _folders(spec: dict[str, Any]) -> list[Path]:
-    """Folders whose tensors are loaded, in this order."""
+    """Return the folders whose tensors are loaded, in this order."""
     return [Path(folder) for folder in spec["weights"]] if isinstance(spec["weights"], list) else []
 
 
 def _shaped(
     config: Config, tokenizer: PreTrainedTokenizerBase, *, from_parts: bool
 ) -> LlavaMiniForConditionalGeneration:
-    """The model with random weights, in the preset's shape or in that of the parts it will be made of.
+    """Build the model with random weights, in the preset's shape or in that of the parts it will be made of.
 
     Raises:
-        UserError: for an impossible shape, or a part whose config differs from the preset's.
+        UserError: the shape is impossible, or a part's config differs from the preset's.
     """
     spec = config["model"]
     try:
@@ -171,13 +171,13 @@ def _shaped(
 def _part_configs(
     spec: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, from_parts: bool
 ) -> tuple[dict[str, Any] | PreTrainedConfig, dict[str, Any] | PreTrainedConfig]:
-    """Configs of vision tower and language model: the preset's, or the parts' own where they are read from there.
+    """Return the configs of vision tower and language model: the preset's, or the parts' own if they are read there.
 
-    A preset that says nothing about a part leaves it to the part in any case. What a preset's text config does not say
-    follows from the tokenizer.
+    If a preset says nothing about a part, the part's own config is always used. What a preset's text config does not
+    say follows from the tokenizer.
 
     Raises:
-        UserError: the part whose config is needed cannot be found, or differs from what the preset says.
+        UserError: a part whose config is needed cannot be found, or differs from what the preset says.
     """
     vision_config, text_config, hub = spec["vision_config"], spec["text_config"], spec["hub"]
     if from_parts or not vision_config:
@@ -201,13 +201,13 @@ def check_model(config: Config) -> None:
     """Find the mistakes in a config that need no weights and no data, before anything is made for it.
 
     Raises:
-        UserError: for an impossible stage, compressor or fusion.
+        UserError: the stage, compressor or fusion is impossible.
     """
     check_spec(config["stage"], "stage", {"model", "kinds", "report_dir", "finetune", "optimizer", "seed"})
     spec, fusion = config["model"], config["fusion"]
     before = config["order"]["compress_before_projection"]
     width = spec["vision_config" if before else "text_config"].get("hidden_size")
-    if width is not None:  # else the part's own config says it, which may still have to be fetched
+    if width is not None:  # otherwise the part's own config says it, which may still have to be downloaded
         build_compressor(config["compressor"], width, _side(spec["vision_config"]))
     layers = spec["text_config"].get("num_hidden_layers")
     if layers is not None and fusion["init"] == "copy" and fusion["num_layers"] > layers:
@@ -217,7 +217,7 @@ def check_model(config: Config) -> None:
 
 
 def _side(vision_config: dict[str, Any]) -> int | None:
-    """Patches along a side of a view, where the preset says it and not the part."""
+    """Return the number of patches along a side of a view if the preset says it, else None."""
     image, patch = vision_config.get("image_size"), vision_config.get("patch_size")
     return image // patch if isinstance(image, int) and isinstance(patch, int) and patch > 0 else None
 
@@ -225,10 +225,10 @@ def _side(vision_config: dict[str, Any]) -> int | None:
 def build_processor(
     config: Config, model: LlavaMiniForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
 ) -> LlavaMiniProcessor:
-    """The processor that fits the model: its tower's kind of pictures, and the template that the data are written by.
+    """Build the processor that fits the model: its vision tower's kind of images, and the template of the data.
 
     Raises:
-        UserError: `model.image_processor` does not fit the tower's kind.
+        UserError: `model.image_processor` does not fit the vision tower's kind.
     """
     return LlavaMiniProcessor(
         build_image_processor(model.config.vision_config, config["model"]["image_processor"]),

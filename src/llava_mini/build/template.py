@@ -1,4 +1,4 @@
-"""Config to the template that conversations are written out by."""
+"""Build the template that conversations are written out with from a config."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from llava_mini.data.templates import ConversationTemplate, template_named
 
 
 def build_template(config: dict[str, Any]) -> ConversationTemplate:
-    """How conversations are written out: a template of this package by its name, or one's own.
+    """Return the template that conversations are written out with: one of this package by its name, or a user's own.
 
     Raises:
-        UserError: for an unknown name or field.
+        UserError: a name or field is unknown.
     """
     spec = config["data"]["template"]
     if isinstance(spec, str):

@@ -1,4 +1,4 @@
-"""Config to tokenizer: from a folder or the Hub, with the placeholder of an image, or a stand-in for random weights."""
+"""Build a tokenizer: from a folder or the Hub, with the placeholder of an image, or a stand-in for random weights."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Config = dict[str, Any]
 
 
 def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, in which the placeholder of an image is one token.
+    """Build the model's tokenizer, in which the placeholder of an image is one token.
 
-    With `model.weights=random` nothing is downloaded: where the tokenizer is not on this machine, the tiny world's
-    takes its place, with the placeholder behind the vocabulary of the model.
+    With `model.weights=random` nothing is downloaded: if the tokenizer is not on this machine, the toy world's
+    tokenizer replaces it, with the placeholder after the vocabulary of the model.
 
     Raises:
-        UserError: it cannot be had, or has more tokens than the vocabulary.
+        UserError: the tokenizer is not available, or has more tokens than the vocabulary.
     """
     spec = config["model"]
     place, rows = spec["tokenizer"], vocab_size(spec)
@@ -43,13 +43,13 @@ def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
 
 
 def image_token(config: Config) -> str:
-    """The placeholder in the tokenizer's vocabulary."""
+    """Return the placeholder of an image in the tokenizer's vocabulary."""
     template = config["data"]["template"]
     return "<image>" if isinstance(template, str) else str(template.get("image_token", "<image>"))
 
 
 def vocab_size(spec: dict[str, Any]) -> int | None:
-    """Rows of the language model's embedding; None where there are as many as the tokenizer has tokens.
+    """Return the rows of the language model's embedding; None if there are as many as the tokenizer has tokens.
 
     Raises:
         UserError: the language model whose config says it cannot be found.

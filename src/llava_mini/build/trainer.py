@@ -1,4 +1,4 @@
-"""Config to training: what is fine-tuned, the stage, Lightning's Trainer and its callbacks, for any devices."""
+"""Build training from a config: fine-tuning, the stage, Lightning's Trainer and its callbacks, for any devices."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ Config = dict[str, Any]
 
 
 def seed_run(config: Config) -> None:
-    """Seed all generators and set the threads of this process."""
+    """Seed all generators and set the number of threads of this process."""
     seed_everything(config["seed"], verbose=False)
     torch.set_num_threads(config["trainer"]["threads"])
 
 
 def build_base(config: Config) -> tuple[PreTrainedTokenizerBase, LlavaMiniForConditionalGeneration]:
-    """The tokenizer, and the model that a run starts from: the same, random weights too, for whoever asks for it.
+    """Build the tokenizer and the model that a run starts from; random weights, too, are the same for every caller.
 
     Raises:
-        UserError: as `check_model` and `build_model`.
+        UserError: `check_model` or `build_model` raises it.
     """
     seed_run(config)
     tokenizer = build_tokenizer(config)
@@ -60,10 +60,10 @@ def build_base(config: Config) -> tuple[PreTrainedTokenizerBase, LlavaMiniForCon
 
 
 def check_training(config: Config) -> None:
-    """Find what this machine lacks for a run, before anything is made for it.
+    """Check that this machine has what a run needs, before anything is made for it.
 
     Raises:
-        UserError: for a package that is not installed, or devices that are not there or that torch cannot drive.
+        UserError: a package is not installed, or devices do not exist or cannot be used by torch.
     """
     if config["tracking"]["enabled"]:
         check_tracker("tracking.enabled=true", "tracking.enabled=false")
@@ -73,17 +73,17 @@ def check_training(config: Config) -> None:
 
 
 def fine_tune(config: Config, model: LlavaMiniForConditionalGeneration, **options: Any) -> None:
-    """Quantise, adapt and freeze a model as the config says; its weights are those that it starts from.
+    """Quantize, adapt and freeze a model as the config says; its weights are those that the run starts from.
 
     Args:
-        config: `finetune`, `trainer.precision` and `memory.frozen_dtype` are read.
-        model: Changed in place.
-        **options: Of `llava_mini.finetune.apply`.
+        config: Config, of which `seed`, `finetune`, `trainer.precision` and `memory.frozen_dtype` are read.
+        model: Model, changed in place.
+        **options: Options of `llava_mini.finetune.apply`.
 
     Raises:
-        UserError: without the packages that this needs.
+        UserError: a package that this needs is missing.
     """
-    torch.manual_seed(config["seed"])  # adapters begin alike, whether or not data and features had to be made before
+    torch.manual_seed(config["seed"])  # adapters start alike, whether or not data and features had to be made before
     compute_dtype = finetune.compute_dtype(config["trainer"]["precision"])
     options = {"compute_dtype": compute_dtype, "frozen_dtype": frozen_dtype(config), **options}
     finetune.apply(model, config["finetune"], **options)
@@ -95,13 +95,13 @@ def build_stage(
     tokenizer: PreTrainedTokenizerBase | None = None,
     **options: Any,
 ) -> VLMStage:
-    """The LightningModule of the stage, over a model that saves memory as the config says.
+    """Build the LightningModule of the stage, with a model that saves memory as the config says.
 
     Args:
         config: The whole config.
-        model: With the weights that it starts from.
-        tokenizer: The model's, by which validation tells words apart; None where nothing is validated.
-        **options: Of `llava_mini.finetune.apply`.
+        model: Model with the weights that the run starts from.
+        tokenizer: The model's tokenizer, by which validation separates words; None if nothing is validated.
+        **options: Options of `llava_mini.finetune.apply`.
     """
     apply_memory_options(model, config["memory"])
     fine_tune(config, model, **options)
@@ -116,12 +116,12 @@ def build_stage(
         seed=config["seed"],
         word_marks=None if tokenizer is None else word_marks(tokenizer, model.config.text_config.vocab_size),
     )
-    finetune.cast_frozen(model, frozen_dtype(config))  # what the stage has frozen besides
+    finetune.cast_frozen(model, frozen_dtype(config))  # what the stage has frozen in addition
     return stage
 
 
 def num_ranks(config: Config) -> int:
-    """Processes that train together, on all machines."""
+    """Return the number of processes that train together, on all machines."""
     return int(config["trainer"]["devices"] * config["trainer"]["num_nodes"])
 
 
@@ -131,7 +131,7 @@ def uses_gpu(config: Config) -> bool:
 
 
 def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, loggers: list[Logger]) -> Trainer:
-    """Lightning's Trainer for one run: one pass over the planned stream, checkpoints in `run_dir`/checkpoints."""
+    """Build Lightning's Trainer for one run: one pass over the planned stream, checkpoints in `run_dir`/checkpoints."""
     spec, run_dir = config["trainer"], Path(config["run_dir"])
     callbacks: list[Callback] = [
         clock,
@@ -170,32 +170,32 @@ def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, logge
 
 
 def validation_interval(spec: Config) -> int:
-    """Optimizer steps between validations; by default a third of the run, which is what `convergence` looks at.
+    """Return the optimizer steps between validations; by default a third of the run, which `convergence` uses.
 
     A third is rounded to the nearest: rounded up, the second validation of 100 steps would come after two thirds.
 
     Args:
-        spec: The config's `trainer`.
+        spec: The config's `trainer` group.
     """
     every: int = spec["val_every"] or max(round(spec["max_steps"] / 3), 1)
     return min(every, spec["max_steps"])
 
 
 def make_trainer(config: Config, **options: Any) -> Trainer:
-    """Lightning's Trainer with what every training here has in common.
+    """Build Lightning's Trainer with what all training here has in common.
 
     Args:
-        config: Whose `trainer` is read.
-        **options: What this training has of its own.
+        config: Config, of which `trainer` is read.
+        **options: Options that only this training has.
     """
-    # Lightning sets its loggers to INFO when it is imported; what it says there is of no use to a user of this program.
+    # Lightning sets its loggers to INFO when it is imported; its messages there do not help a user of this program.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # frozen parts, on purpose
     warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('val/")  # of all ranks already
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a run that continues
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # `StreamPosition` resumes it
-    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is dep")  # what Lightning asks torch
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is dep")  # Lightning's call of torch
     spec = config["trainer"]
     on_gpu = uses_gpu(config)
     _check_hardware(spec, on_gpu=on_gpu)
@@ -220,7 +220,7 @@ def make_trainer(config: Config, **options: Any) -> Trainer:
 
 
 def _check_hardware(spec: Config, *, on_gpu: bool) -> None:
-    """Refuse devices that are not there, and cards that the installed torch cannot drive."""
+    """Refuse devices that do not exist, and GPUs that the installed torch cannot use."""
     if spec["accelerator"] in ("gpu", "cuda") and not on_gpu:
         raise UserError(f"trainer.accelerator={spec['accelerator']}: torch finds no GPU here; allowed are auto, cpu")
     _check_devices(spec["devices"], spec["accelerator"], on_gpu)
@@ -237,10 +237,10 @@ def _check_devices(devices: int, accelerator: str, on_gpu: bool) -> None:
 
 
 def _environment(config: Config) -> list[ClusterEnvironment]:
-    """By what ranks find each other: what this program or torchrun has set, never a batch system's own variables.
+    """Return how ranks find each other: by what this program or torchrun has set, never a batch system's variables.
 
     Raises:
-        UserError: when they are not as many as the config says.
+        UserError: there are more or fewer ranks than the config says.
     """
     ranks = num_ranks(config)
     if (begun := int(os.environ.get("WORLD_SIZE", ranks))) != ranks:

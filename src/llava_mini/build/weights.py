@@ -1,4 +1,4 @@
-"""Weights into a model: from folders of checkpoints, or from a vision tower and a language model of other projects."""
+"""Load weights into a model: from folders of checkpoints, or from another project's vision tower and language model."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ log = logging.getLogger("llava_mini")
 def load_parts(
     model: LlavaMiniForConditionalGeneration, spec: dict[str, Any], device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Put vision tower and language model of `spec["hub"]` into a model on meta, and new weights into its other parts.
+    """Load vision tower and language model of `spec["hub"]` into a model on meta, and initialize its other parts.
 
     Args:
-        model: On meta, in the shape that the parts' configs say; changed in place.
-        spec: The config's `model`.
-        device: Where the weights go.
-        dtype: In which type.
+        model: Model on the meta device, in the shape that the parts' configs say; changed in place.
+        spec: The config's `model` group.
+        device: Device of the loaded weights.
+        dtype: Type of the loaded weights.
 
     Raises:
         UserError: a part cannot be found or loaded.
@@ -47,7 +47,7 @@ def load_parts(
 def load_tower(
     model: LlavaMiniForConditionalGeneration, spec: dict[str, Any], device: torch.device, dtype: torch.dtype
 ) -> None:
-    """The vision tower alone, as `load_parts`."""
+    """Load the vision tower alone, as `load_parts` does."""
     place = spec["hub"]["vision_tower"]
     tower = load_vision_tower(place, dtype)
     model.vision_tower = tower.to(device)
@@ -59,21 +59,22 @@ def load_tower(
 def load_weights(
     model: LlavaMiniForConditionalGeneration, folders: Sequence[Path], without: Container[str] = ()
 ) -> set[str]:
-    """Load the parts of a model that the checkpoints of folders hold; file by file, if there are several.
+    """Load the parts of a model that the checkpoints of folders contain; file by file, if there are several.
 
-    A part is held as a whole or not at all, so that none trains over a random tensor that its checkpoint has lost.
+    The checkpoints contain a part completely or not at all. So no part trains with a random tensor that its checkpoint
+    has lost.
 
     Args:
-        model: Changed in place.
-        folders: With safetensors; what stands in two is the later one's.
-        without: Parts that are not wanted.
+        model: Model, changed in place.
+        folders: Folders with safetensors files; of a tensor in two of them, the later one is used.
+        without: Parts that are not loaded.
 
     Returns:
-        The parts that were loaded; the others are as they were.
+        The parts that were loaded; the others are unchanged.
 
     Raises:
-        UserError: for a missing, empty or unreadable file, a part of which tensors are missing, or a tensor that the
-            model does not have or has in another shape.
+        UserError: a file is missing, empty or unreadable, tensors of a part are missing, or a tensor is not in the
+            model or has another shape there.
     """
     checkpoints = [_checkpoint_of(folder) for folder in folders]
     own = model.state_dict()
@@ -104,10 +105,10 @@ def load_weights(
 
 
 def holds(folders: Sequence[Path], part: str) -> bool:
-    """Whether the checkpoint of a folder has weights of a part.
+    """Whether the checkpoint of any folder contains weights of a part.
 
     Raises:
-        UserError: for a missing, empty or unreadable file.
+        UserError: a file is missing, empty or unreadable.
     """
     return any(_part(name) == part for folder in folders for name in _checkpoint_of(folder).shapes)
 
@@ -128,13 +129,13 @@ def _part(name: str) -> str:
 
 
 def _needed(model: LlavaMiniForConditionalGeneration) -> list[str]:
-    """Names of what a checkpoint of the model holds; a tied head is none of it."""
+    """Return the names of the tensors in a checkpoint of the model; a tied head is not among them."""
     tied = {"language_model.lm_head.weight"} if model.config.text_config.tie_word_embeddings else set()
     return [name for name in model.state_dict() if name not in tied]
 
 
 def _check_hash(path: Path) -> None:
-    """Compare weights with the hash in the recipe beside them, where there is one."""
+    """Compare weights with the hash in the recipe next to them, if there is one."""
     recipe = path.with_name("recipe.json")
     if recipe.is_file():
         expected = str(read_json(recipe).get("sha256"))

@@ -1,7 +1,7 @@
 """Fine-tuning of large parts with little memory: low-rank adapters (LoRA, DoRA), frozen weights in 4 bits (NF4).
 
-The model's own classes stay: adapters and 4-bit layers take the places of linear layers inside the language model's
-decoder and, where that is wanted, pre-fusion. The vision tower, the embeddings and the head never change.
+The model's own classes stay: adapters and 4-bit layers replace linear layers inside the language model's decoder and,
+if requested, pre-fusion. The vision tower, the embeddings and the head never get either.
 """
 
 from llava_mini.finetune.adapters import adapted_parts, check_packages, is_adapted, is_adapter, trains

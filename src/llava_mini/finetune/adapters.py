@@ -1,7 +1,7 @@
 """Low-rank adapters on linear layers of decoder layers, by PEFT, and which parameters train with them.
 
-PEFT injects them in place: `q_proj` becomes a layer that holds the old one (`base_layer`) beside `lora_A` and `lora_B`,
-so the model's classes and all other names stay.
+PEFT injects them in place: `q_proj` becomes a layer that contains the old one (`base_layer`) next to `lora_A` and
+`lora_B`, so the model's classes and all other names stay.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 from llava_mini.finetune.packages import require
 from llava_mini.models import LlavaMiniForConditionalGeneration
 
-# As Llama, Mistral and Qwen2 name them all; the head (`lm_head`) is none of them.
+# All linear layers of a decoder layer, as Llama, Mistral and Qwen2 name them; not the head (`lm_head`).
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ADAPTER = "default"
 _MARK = "lora_"  # in the names of all parameters that PEFT's LoRA and DoRA add
@@ -25,13 +25,13 @@ Finetune = Mapping[str, Any]
 
 
 def adapted_parts(model: LlavaMiniForConditionalGeneration, finetune: Finetune) -> list[str]:
-    """The parts of this model that have adapters; pre-fusion without a layer has none."""
+    """Return the parts of this model that have adapters; pre-fusion without layers has none."""
     wanted = [part for part in _PARTS if finetune[part] == "lora"]
     return [part for part in wanted if part != "prefusion" or len(model.prefusion.layers)]
 
 
 def is_adapted(finetune: Finetune) -> bool:
-    """Whether a run keeps adapters and trained parts, because what it trains over is no plain model."""
+    """Whether a run saves adapters and trained parts, because it does not train a plain model."""
     return finetune["quantize"] is not None or "lora" in (finetune["language_model"], finetune["prefusion"])
 
 
@@ -41,25 +41,25 @@ def is_adapter(name: str) -> bool:
 
 
 def trains(name: str, part: str, finetune: Finetune) -> bool:
-    """Whether a parameter trains, of a part that the stage trains.
+    """Whether a parameter trains, if it belongs to a part that the stage trains.
 
     Args:
-        name: The parameter's.
-        part: One of the model's parts; those that fine-tuning does not speak of train whole.
-        finetune: The config's group.
+        name: Name of the parameter.
+        part: Part of the model; parts that `finetune` does not name train in full.
+        finetune: The config's `finetune` group.
     """
     how = finetune.get(part, "full")
     return how == "full" or (how == "lora" and is_adapter(name))
 
 
 def check_packages(finetune: Finetune) -> None:
-    """Find out before anything is made whether the packages are there that a run of this kind needs.
+    """Check before anything is built that the packages that a run's fine-tuning needs are installed.
 
     Args:
-        finetune: The config's group.
+        finetune: The config's `finetune` group.
 
     Raises:
-        UserError: without PEFT or bitsandbytes, where they are needed.
+        UserError: PEFT or bitsandbytes is needed and missing.
     """
     if "lora" in (finetune["language_model"], finetune["prefusion"]):
         require("peft", "finetune.lora")
@@ -68,14 +68,14 @@ def check_packages(finetune: Finetune) -> None:
 
 
 def add_adapters(part: nn.Module, lora: Mapping[str, Any]) -> None:
-    """Put fresh adapters on a part's decoder layers; what they add is zero until they have been trained.
+    """Add new adapters to a part's decoder layers; what they add is zero until they have been trained.
 
     Args:
-        part: The language model or pre-fusion; on meta too.
-        lora: `rank`, `alpha`, `dropout`, `dora`.
+        part: Language model or pre-fusion; may be on the meta device.
+        lora: Settings `rank`, `alpha`, `dropout`, `dora`.
 
     Raises:
-        UserError: without PEFT.
+        UserError: PEFT is missing.
     """
     peft = require("peft", "finetune.lora")
     config = peft.LoraConfig(
@@ -93,14 +93,14 @@ def add_adapters(part: nn.Module, lora: Mapping[str, Any]) -> None:
 
 
 def adapter_state(part: nn.Module) -> dict[str, torch.Tensor]:
-    """An adapter's tensors under the names that PEFT gives them in a file."""
+    """Return an adapter's tensors under the names that PEFT gives them in a file."""
     peft = require("peft", "finetune.lora")
     state = peft.get_peft_model_state_dict(part, adapter_name=ADAPTER, save_embedding_layers=False)
     return {f"base_model.model.{name}": tensor for name, tensor in state.items()}
 
 
 def load_adapter_state(part: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Fill a part's adapters from what `adapter_state` gave of one with the same names and shapes."""
+    """Load what `adapter_state` returned into a part's adapters, which have the same names and shapes."""
     peft = require("peft", "finetune.lora")
     plain = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
     peft.set_peft_model_state_dict(part, plain, adapter_name=ADAPTER)

@@ -1,4 +1,4 @@
-"""The config's `finetune` and a model: quantise, add adapters, freeze, cast; in this order and in place."""
+"""Apply the config's `finetune` to a model: quantize, add adapters, freeze, cast; in this order and in place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COMPUTE = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32}
 
 
 def compute_dtype(precision: str) -> torch.dtype:
-    """In which a 4-bit layer computes, for a `trainer.precision` like 16-mixed, bf16-mixed or 32-true."""
+    """Return the type in which 4-bit layers compute, for a `trainer.precision` like 16-mixed, bf16-mixed or 32-true."""
     return _COMPUTE[precision.split("-")[0]]
 
 
@@ -25,24 +25,26 @@ def apply(
     frozen_dtype: torch.dtype | None,
     linear_4bit: Linear4bit = nf4_linear,
 ) -> None:
-    """Make a model with its weights loaded and pre-fusion initialised into one that is fine-tuned as the config says.
+    """Prepare a model with its weights loaded and pre-fusion initialized for fine-tuning as the config says.
 
-    What trains is float32 as before. The vision tower and what `finetune` freezes are frozen; a stage may freeze more.
+    What trains stays float32. The vision tower and what `finetune` freezes are frozen; a stage may freeze more.
 
     Args:
-        model: On any device; on meta with a `linear_4bit` that can be built there.
-        finetune: `language_model` (full, lora, frozen), `prefusion` (full, lora), `quantize` (nf4 or None), `lora`.
-        compute_dtype: In which 4-bit layers compute.
-        frozen_dtype: Of the weights that do not train; None leaves them as they are.
-        linear_4bit: Makes the 4-bit layer, a subclass of nn.Linear, of a linear layer and the compute type.
+        model: Model on any device; on the meta device with a `linear_4bit` that can be built there.
+        finetune: Config group: `language_model` (full, lora, frozen), `prefusion` (full, lora), `quantize` (nf4 or
+            None), `lora`.
+        compute_dtype: Type in which 4-bit layers compute.
+        frozen_dtype: Type of the frozen weights; None leaves it unchanged.
+        linear_4bit: Function that makes the 4-bit layer, a subclass of nn.Linear, from a linear layer and the compute
+            type.
 
     Raises:
-        UserError: without PEFT or bitsandbytes, where they are needed.
+        UserError: PEFT or bitsandbytes is needed and missing.
     """
     language_model = model.language_model
     if finetune["quantize"] is not None:
         quantize_linears(language_model.get_decoder(), compute_dtype, linear_4bit)
-        # PEFT and transformers know by this that a layer's weight is packed; PEFT then takes its own 4-bit layer.
+        # By this flag PEFT and transformers know that a layer's weight is packed; PEFT then uses its own 4-bit layer.
         language_model.is_loaded_in_4bit = model.is_loaded_in_4bit = True
     for part in adapted_parts(model, finetune):
         add_adapters(model.get_submodule(part), finetune["lora"])
@@ -55,9 +57,9 @@ def apply(
 
 
 def cast_frozen(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Store the frozen weights that are not packed in `dtype`; None leaves them.
+    """Store the frozen weights that are not packed in `dtype`; None leaves them unchanged.
 
-    Parameters only: buffers, like the frequencies of rotary embeddings, need their precision.
+    Only parameters are cast: buffers, like the frequencies of rotary embeddings, need their precision.
     """
     if dtype is None:
         return
@@ -68,7 +70,7 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 def num_parameters(module: nn.Module) -> int:
-    """Parameters without adapters, each counted once; those of packed layers as many as they stand for."""
+    """Return the number of parameters without adapters, each counted once; packed weights count as unpacked ones."""
     counts: dict[int, int] = {}
     for path, each in module.named_modules():
         for name, parameter in each.named_parameters(recurse=False):

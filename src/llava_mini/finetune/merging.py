@@ -1,4 +1,4 @@
-"""Adapters into the weights that they were trained over, so that a plain model is left."""
+"""Merge adapters into the weights that they were trained with, so that a plain model is left."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from llava_mini.models import LlavaMiniForConditionalGeneration
 
 
 def merge_adapters(model: LlavaMiniForConditionalGeneration, finetune: Finetune) -> None:
-    """Merge in place, in the precision of the weights; layers, names and classes are then those of a plain model.
+    """Merge adapters in place, in the precision of the weights; layers, names and classes are then a plain model's.
 
     Args:
-        model: With plain linear layers below its adapters (`rounded_linear` for a base in 4 bits), which PEFT would
-            otherwise round to 4 bits again.
-        finetune: The config's group that the adapters were made by.
+        model: Model with plain linear layers under its adapters (`rounded_linear` for a base in 4 bits), which PEFT
+            would otherwise round to 4 bits again.
+        finetune: The config's `finetune` group that the adapters were made with.
 
     Raises:
-        UserError: without PEFT.
+        UserError: PEFT is missing.
     """
     for part in adapted_parts(model, finetune):
         _merge(model.get_submodule(part))

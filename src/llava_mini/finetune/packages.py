@@ -1,4 +1,4 @@
-"""The optional packages of fine-tuning, imported where they are needed: each takes seconds to import."""
+"""The optional packages of fine-tuning, imported only where they are needed: each takes seconds to import."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from llava_mini.errors import UserError
 
 # On CPUs with bf16 instructions bitsandbytes looks for a kernel of another project as soon as it is imported, and warns
-# when there is none. The layers here would not use it: it rounds weights anew (`quantization.nf4_linear`).
+# when there is none. The layers here would not use it: it rounds weights again (`quantization.nf4_linear`).
 _UNUSED_KERNEL = "Failed to load CPU gemm_4bit_forward"
 
 
@@ -24,11 +24,11 @@ def require(name: str, key: str) -> Any:
     """Import an optional package, or a module of it.
 
     Args:
-        name: The package.
-        key: The config's value that asks for it, for the message.
+        name: Name of the package or module.
+        key: Config value that needs the package, for the message.
 
     Raises:
-        UserError: when it is not installed or cannot be loaded.
+        UserError: the package is not installed or cannot be loaded.
     """
     package = name.partition(".")[0]
     try:

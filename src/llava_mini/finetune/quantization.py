@@ -1,8 +1,8 @@
-"""The language model's frozen linear layers in 4 bits: NF4 with double quantisation, by bitsandbytes (QLoRA).
+"""The language model's frozen linear layers in 4 bits: NF4 with double quantization, by bitsandbytes (QLoRA).
 
-A block of 64 weights is stored as 64 codes of 4 bits and one scale; 256 scales are stored in 8 bits with a scale of
-their own (4.127 bits a weight). Layers are quantised where they lie, on the CPU when the model was built there, so that
-the same base gives the same bits wherever the run is trained and merged.
+A block of 64 weights is stored as 64 codes of 4 bits and one scale; 256 scales are stored in 8 bits with their own
+scale (4.127 bits a weight). Layers are quantized on the device where they are, the CPU if the model was built there, so
+that the same base gives the same bits wherever the run is trained and merged.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _KEY = "finetune.quantize=nf4"
 
 
 def nf4_linear(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
-    """A bitsandbytes layer with the linear layer's weight in NF4.
+    """Return a bitsandbytes layer with the linear layer's weight in NF4.
 
     Args:
-        linear: On a real device; its weight is left as it is.
-        compute_dtype: In which products are computed. The bias is kept in it.
+        linear: Linear layer on a real device; its weight is not changed.
+        compute_dtype: Type in which products are computed and the bias is stored.
 
     Raises:
-        UserError: without bitsandbytes.
+        UserError: bitsandbytes is missing.
     """
     nn4 = require("bitsandbytes", _KEY).nn
     layer = empty_like(linear, nn4.Linear4bit, compute_dtype)
@@ -38,28 +38,28 @@ def nf4_linear(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     layer.weight = weight.to(linear.weight.device)
     if linear.bias is not None:  # the layer would round it to this type when it is first called
         layer.bias = nn.Parameter(linear.bias.detach().to(compute_dtype), requires_grad=False)
-    # On CPUs with bf16 instructions the layer would store its weight anew, rounded, when it is first evaluated.
+    # On CPUs with bf16 instructions the layer would store its weight again, rounded, when it is first evaluated.
     layer.support_avx512bf16_for_cpu = False
     return layer
 
 
 def empty_like(linear: nn.Linear, kind: type[nn.Module], compute_dtype: torch.dtype) -> Any:
-    """A bitsandbytes layer of a linear layer's shape, on meta, without its weight and bias.
+    """Return a bitsandbytes layer of a linear layer's shape, on the meta device, without its weight and bias.
 
     Args:
-        linear: Whose shape it takes.
-        kind: `bitsandbytes.nn.Linear4bit`, or a class of that kind.
-        compute_dtype: In which products are computed.
+        linear: Linear layer whose shape is used.
+        kind: Class `bitsandbytes.nn.Linear4bit`, or one of that kind.
+        compute_dtype: Type in which products are computed.
     """
     shape = (linear.in_features, linear.out_features)
     return kind(*shape, bias=False, compute_dtype=compute_dtype, quant_type="nf4", device="meta")
 
 
 def rounded_linear(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
-    """A plain layer with exactly the weights that `nf4_linear` computes with, for merging.
+    """Return a plain layer with exactly the weights that `nf4_linear` computes with, for merging.
 
     Raises:
-        UserError: without bitsandbytes.
+        UserError: bitsandbytes is missing.
     """
     bitsandbytes = require("bitsandbytes", _KEY)
     layer: Any = nf4_linear(linear, compute_dtype)
@@ -72,9 +72,9 @@ def rounded_linear(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
 
 
 def quantize_linears(decoder: nn.Module, compute_dtype: torch.dtype, linear_4bit: Linear4bit) -> None:
-    """Replace every linear layer in a decoder, one at a time, so that only one is held twice.
+    """Replace every linear layer in a decoder, one at a time, so that only one is in memory twice.
 
-    The weight of one that is still in its file is in memory, in float32, for no longer than its own turn.
+    A layer whose weight is still in its file has it in memory, in float32, only while the layer is replaced.
     """
     for parent in list(decoder.modules()):
         for name, child in list(parent.named_children()):

@@ -1,8 +1,8 @@
-"""What a run with adapters or a 4-bit base leaves in its `model` folder: what it trained over which base.
+"""Files that a run with adapters or a 4-bit base writes to its `model` folder: what it trained, and on which base.
 
 adapter/             adapter_config.json and adapter_model.safetensors, PEFT's layout for the language model
-prefusion_adapter/   the same for pre-fusion
-trained.safetensors  the parts that trained whole, under the model's names
+prefusion_adapter/   the files of pre-fusion in this layout
+trained.safetensors  the parts that trained in full, under the model's names
 base.json            where the base's weights came from, and their fingerprints
 """
 
@@ -34,14 +34,14 @@ from llava_mini.models.tensor_files import load_tensors, save_tensors
 
 _FOLDERS = {"language_model": "adapter", "prefusion": "prefusion_adapter"}
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_SAMPLE = 4096  # values of a tensor that its part's fingerprint reads
+_SAMPLE = 4096  # most values of a tensor that its part's fingerprint reads
 
 
 def fingerprints(model: nn.Module) -> dict[str, str]:
-    """A hash of every part's weights, as they were before anything was quantised, adapted or trained.
+    """Return a hash of every part's weights, taken before anything is quantized, adapted or trained.
 
-    It reads up to 4096 values of every tensor, evenly spaced: any other training of the part changes them, and a model
-    of billions of weights is done in a second.
+    Up to 4096 values of every tensor are read, evenly spaced: any other training of the part changes them, and a model
+    of billions of weights takes a second.
     """
     found = {}
     for part, module in model.named_children():
@@ -59,14 +59,14 @@ def fingerprints(model: nn.Module) -> dict[str, str]:
 def save_trained(
     model: LlavaMiniForConditionalGeneration, folder: Path, finetune: Finetune, base: Mapping[str, Any]
 ) -> None:
-    """Write a run's adapters and trained parts.
+    """Save a run's adapters and trained parts.
 
     Args:
-        model: As it was trained.
-        folder: Made when it is not there.
-        finetune: The config's group.
-        base: What base.json says of the base: `weights`, all places that its weights came from; `language_model`, the
-            one that PEFT is to name; and `fingerprints`.
+        model: Model after training.
+        folder: Folder of the files; created if it does not exist.
+        finetune: The config's `finetune` group.
+        base: Description of the base for base.json: `weights`, all places that its weights came from;
+            `language_model`, the place that PEFT is to name; and `fingerprints`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for part in adapted_parts(model, finetune):
@@ -75,7 +75,7 @@ def save_trained(
         config = configs[ADAPTER]
         config.inference_mode = True
         config.base_model_name_or_path = base["language_model"]
-        config.target_modules = sorted(config.target_modules)  # a set, whose order is another in every process
+        config.target_modules = sorted(config.target_modules)  # a set, whose order differs between processes
         config.save_pretrained(folder / _FOLDERS[part])
         tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter_state(module).items()}
         save_tensors(tensors, folder / _FOLDERS[part] / "adapter_model.safetensors", {"format": "pt"})
@@ -91,14 +91,14 @@ def load_trained(
     """Load what `save_trained` wrote into the same base with the same adapters, untrained; all of it or nothing.
 
     Args:
-        model: After `apply`, with gradients wanted of exactly what the run trained: a stage sees to that.
-        folder: A run's `model` folder.
-        finetune: The config's group.
-        found: `fingerprints` of the model before `apply`.
+        model: Model after `apply`, with gradients required for exactly what the run trained: a stage ensures that.
+        folder: The run's `model` folder.
+        finetune: The config's `finetune` group.
+        found: Result of `fingerprints` for the model before `apply`.
 
     Raises:
-        UserError: for another base, a missing or unreadable file, or tensors that are missing, unexpected, misshapen,
-            of another type or not finite.
+        UserError: the base is another one, a file is missing or unreadable, or tensors are missing, unexpected,
+            misshapen, of another type or not finite.
     """
     whole = _trained_whole(model)
     _check_base(model, folder, found)
@@ -116,7 +116,7 @@ def load_trained(
 
 
 def _trained_whole(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What trains and is no adapter, by name."""
+    """Return what trains and is no adapter, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad and not is_adapter(name)}
 
 
@@ -125,7 +125,7 @@ def _is_trained_whole(part: nn.Module) -> bool:
 
 
 def _check_base(model: nn.Module, folder: Path, found: Mapping[str, str]) -> None:
-    """Compare a base with the one that base.json describes; a part that was trained whole may have begun otherwise."""
+    """Check that a base is the one that base.json describes; a part that was trained in full may differ."""
     path = folder / "base.json"
     base = _base(path)
     if base["fingerprints"].keys() != found.keys():
@@ -148,7 +148,7 @@ def _base(path: Path) -> dict[str, Any]:
 
 
 def _tensors(path: Path, needed: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A file's tensors, which must have the names and shapes of `needed` and be finite floating numbers."""
+    """Return a file's tensors, which must have the names and shapes of `needed` and be finite floating numbers."""
     try:
         tensors = load_tensors(path)
     except (OSError, SafetensorError) as error:

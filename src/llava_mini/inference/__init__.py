@@ -1,1 +1,1 @@
-"""Answering: what is kept of images and videos between questions, long contexts, memory planned before it is taken."""
+"""Inference: what is stored of images and videos between questions, long contexts, and memory checks before use."""

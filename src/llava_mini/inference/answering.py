@@ -1,4 +1,4 @@
-"""What an answer of a session is made from: embeddings of the prompt, and how tokens are chosen.
+"""Inputs of an answer in a session: the embeddings of the prompt, and how tokens are chosen.
 
 Shapes: T tokens of a prompt, S of them visible to pre-fusion, D width of the language model.
 """
@@ -20,7 +20,7 @@ from llava_mini.models.generation import suppressed_tokens
 
 
 def embedded(model: LlavaMiniForConditionalGeneration, store: FrameCache, prompt: Prompt, begin: int) -> Tensor:
-    """Embeddings of the prompt from `begin` on [T - begin, D]: compressed tokens, fused text, plain answers."""
+    """Return embeddings of the prompt from `begin` on [T - begin, D]: compressed tokens, fused text, plain answers."""
     device = model.device
     ids = torch.tensor(prompt.ids, device=device)
     visible = torch.tensor(prompt.visible, device=device)
@@ -40,10 +40,10 @@ def embedded(model: LlavaMiniForConditionalGeneration, store: FrameCache, prompt
 def generation_choices(
     model: LlavaMiniForConditionalGeneration, max_new_tokens: int, generation: dict[str, Any]
 ) -> tuple[GenerationConfig, dict[str, Any]]:
-    """The model's choices changed by those of a question, greedy by default; and what is no such choice.
+    """Return the model's generation config changed by a question's options, greedy by default; and unused options.
 
     Raises:
-        UserError: several answers at once are asked for.
+        UserError: the options request several answers at once.
     """
     config = copy.deepcopy(model.generation_config)
     one = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}

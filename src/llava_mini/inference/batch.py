@@ -1,8 +1,8 @@
-"""Many requests answered together: those of about the same length in one padded batch, greedily.
+"""Answer many requests together: those of about the same length in one padded batch, greedily.
 
-Requests are taken in groups, each sorted by frames and tokens, longest first, so that batches hold little padding and
-memory runs out early if it does. A batch gives the answers that its requests would have got alone, up to rounding: it
-is the same arithmetic on rows that are padded on their left. A long video is left to a `Session`.
+Requests are read in groups. Each group is sorted by frames and tokens, longest first, so that batches contain little
+padding and memory runs out early if it does. A batch gives the answers that its requests would get alone, up to
+rounding: the arithmetic is the same, on rows that are padded on the left. A long video is left to a `Session`.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from llava_mini.media.named import VideoSource, check_file, open_image, open_vid
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.views import NUM_VIEWS
 
-MOST_FRAMES = 512  # whose pixels are held at once; a request with more is read as a stream, by itself
-_GROUP = 1024  # requests that are sorted at once
+MOST_FRAMES = 512  # whose pixels are in memory at once; a request with more is read as a stream, by itself
+_GROUP = 1024  # requests that are sorted together
 
 _Frames = list[NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request whose files are there, with its prompt.
+    """A request whose files exist, with its prompt.
 
     Attributes:
-        request: As it was read.
-        prompt: Text with a mark for every image and video.
-        videos: Opened, not decoded.
-        frames: Views of images, and frames of videos.
-        tokens: Of the prompt, with all placeholders.
+        request: Request as it was read.
+        prompt: Text of the prompt, with one placeholder for every image and video.
+        videos: Opened videos, not decoded.
+        frames: Number of views of images and frames of videos.
+        tokens: Number of tokens of the prompt, with all placeholders.
     """
 
     request: Request
@@ -58,7 +58,7 @@ _Read = tuple[Prepared, list[Image.Image], list[_Frames]]
 
 @contextmanager
 def _oom_as_sample_error() -> Iterator[None]:
-    """Make want of memory, whoever meets it, a mistake of the request: another one may need less."""
+    """Turn any out-of-memory error into an error of the request: another request may need less memory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch's own error on a GPU is a RuntimeError too
@@ -69,16 +69,16 @@ def _oom_as_sample_error() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Batcher:
-    """Answers requests of any kind.
+    """Answer requests of any kind in batches.
 
     Attributes:
-        model: In evaluation mode.
-        processor: The model's, with a chat template.
-        batch_size: Requests in a batch at most.
-        max_new_tokens: Of an answer at most.
-        fps: Frames that are shown of a second of video.
-        count: In place of `fps` so many frames of every video.
-        kv_bits: Of the language model's cache where a request is left to a `Session`; None: the model's type.
+        model: Model in evaluation mode.
+        processor: The model's processor, with a chat template.
+        batch_size: Largest number of requests in a batch.
+        max_new_tokens: Largest number of tokens of an answer.
+        fps: Number of frames that are read per second of video.
+        count: Number of frames that are read from every video, instead of `fps`.
+        kv_bits: Bits of the language model's KV cache for a request left to a `Session`; None: the model's type.
     """
 
     model: LlavaMiniForConditionalGeneration
@@ -90,12 +90,12 @@ class Batcher:
     kv_bits: int | None = None
 
     def run(self, requests: Sequence[Request], answers: Answers, told: Callable[[int], None] = lambda _: None) -> None:
-        """Answer what is not answered yet.
+        """Answer the requests that have no record yet.
 
         Args:
-            requests: All of them.
-            answers: Where records go as soon as they are there.
-            told: Called with the number of records that were added.
+            requests: All requests, answered ones included.
+            answers: Records; new ones are added as soon as they are available.
+            told: Function that is called with the number of added records.
         """
         waiting = (request for request in requests if request not in answers)
         while group := list(islice(waiting, _GROUP)):
@@ -117,10 +117,10 @@ class Batcher:
 
     @_oom_as_sample_error()
     def prepare(self, request: Request) -> Prepared:
-        """Check a request as far as can be without decoding.
+        """Check a request as far as possible without decoding, and return it with its prompt.
 
         Raises:
-            UserError: it cannot be answered.
+            UserError: the request cannot be answered.
         """
         if request.refused:
             raise UserError(request.refused)
@@ -138,7 +138,7 @@ class Batcher:
         return Prepared(request, prompt, videos, len(request.images) * views + shown, len(text) + placeholders)
 
     def _records(self, batch: Sequence[Prepared]) -> list[Record]:
-        """A record of every request; one whose files are damaged leaves the others their answers."""
+        """Return a record of every request; if the files of one are damaged, the others are still answered."""
         if batch[0].frames > MOST_FRAMES:
             return [self._streamed(batch[0])]
         records, readable = [], []
@@ -150,7 +150,7 @@ class Batcher:
         return records + self._answered(readable)
 
     def _answered(self, batch: list[_Read]) -> list[Record]:
-        """Answers; a batch that cannot be answered as a whole is halved, down to the request that is to blame."""
+        """Return the records of a batch; if it cannot be answered as a whole, halve it down to the failing request."""
         if not batch:
             return []
         try:
@@ -170,7 +170,7 @@ class Batcher:
         return self._answered(batch[:half]) + self._answered(batch[half:])
 
     def _streamed(self, one: Prepared) -> Record:
-        """A request with more frames than are held at once."""
+        """Answer a request with more frames than are in memory at once."""
         session = Session(self.model, self.processor, kv_bits=self.kv_bits)
         try:
             with _oom_as_sample_error():
@@ -186,10 +186,10 @@ class Batcher:
     @_oom_as_sample_error()
     @torch.no_grad()
     def generate(self, prompts: list[str], images: list[Image.Image], videos: list[_Frames]) -> list[str]:
-        """Answers to prompts, with their images and videos in the order of their marks.
+        """Return the answers to prompts, whose images and videos are in the order of their placeholders.
 
         Raises:
-            UserError: an image is too large for its views, or memory is wanting.
+            UserError: an image is too large for its views, or the model is out of memory.
         """
         inputs = self.processor(
             text=prompts,
@@ -205,13 +205,13 @@ class Batcher:
 
 @_oom_as_sample_error()
 def _read(one: Prepared) -> _Read:
-    """What a request shows, decoded."""
+    """Decode the images and videos of a request."""
     images = [open_image(path) for path in one.request.images]
     return one, images, [list(video.frames()) for video in one.videos]
 
 
 def _batches(prepared: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
-    """In their order, so many at a time, and no more frames at a time than `MOST_FRAMES`."""
+    """Yield batches in order: at most `size` requests and, unless one request has more, `MOST_FRAMES` frames each."""
     batch: list[Prepared] = []
     for one in prepared:
         if batch and (len(batch) == size or sum(each.frames for each in batch) + one.frames > MOST_FRAMES):

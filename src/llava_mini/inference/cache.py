@@ -1,9 +1,9 @@
-"""What the language model keeps of a session: keys and values of everything said and seen, to be asked again and again.
+"""KV cache of a session: the language model's keys and values of all text and vision tokens read, for later questions.
 
-Tokens are added without copying those before them each time; a later question cuts the cache back to the shared
-beginning. The beginning may be quantised (`freeze`); a forward pass then sees one layer at a time in full precision.
+Tokens are added without copying those before them each time. A later question cuts the cache back to the shared
+beginning. The beginning may be quantized (`freeze`); a forward pass then reads one layer at a time in full precision.
 
-Shapes: H heads of keys and values, L tokens held, T new tokens, E width of a head.
+Shapes: H heads of keys and values, L cached tokens, T new tokens, E width of a head.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ BLOCK = 64  # tokens
 
 
 def capacity(tokens: int) -> int:
-    """Tokens for which there is room when so many are held: an eighth more, in whole blocks.
+    """Return the number of tokens to allocate room for when `tokens` are stored: an eighth more, in whole blocks.
 
-    Growing by a share copies each token about nine times at most, however long the prompt becomes.
+    Growing by a fixed share copies each token about nine times at most, however long the prompt becomes.
     """
     return -(-(tokens + tokens // 8) // BLOCK) * BLOCK
 
@@ -33,11 +33,11 @@ class SessionCache(Cache):
     """Keys and values of one conversation, as `past_key_values` of LLaVA-Mini or of its language model alone.
 
     Args:
-        config: The model's, or its language model's.
-        bits: Of what is frozen: 8 or 4; None: it stays in the model's type.
+        config: Config of the model, or of its language model.
+        bits: Bits of frozen keys and values: 8 or 4; None: they stay in the model's type.
 
     Raises:
-        UserError: for other bits.
+        UserError: `bits` is another number.
     """
 
     layers: list[SessionLayer]
@@ -50,15 +50,15 @@ class SessionCache(Cache):
         super().__init__(layers=[SessionLayer(bits) for _ in range(layers)])
 
     def freeze(self) -> None:
-        """Quantise all that is held in full precision now; without bits nothing happens."""
+        """Quantize everything that is stored in full precision now; do nothing without bits."""
         for layer in self.layers:
             layer.freeze()
 
     def cut(self, length: int) -> None:
-        """Keep the first tokens alone.
+        """Keep only the first `length` tokens.
 
         Raises:
-            ValueError: when fewer are held.
+            ValueError: `length` is negative, or fewer tokens are stored.
         """
         held = self.get_seq_length()
         if not 0 <= length <= held:
@@ -67,22 +67,22 @@ class SessionCache(Cache):
 
     @property
     def frozen_tokens(self) -> int:
-        """Tokens that are held in few bits."""
+        """Number of tokens that are stored in few bits."""
         return self.layers[0].frozen_tokens
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of the tokens that are held."""
+        """Bytes of the stored tokens."""
         return sum(rows.used_bytes for layer in self.layers for rows in layer.rows())
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of memory taken: those of the tokens, and the room for more."""
+        """Bytes of allocated memory: those of the tokens, and the room for more."""
         return sum(rows.held_bytes for layer in self.layers for rows in layer.rows())
 
 
 class SessionLayer(DynamicLayer):
-    """Keys and values of one layer: a frozen beginning in few bits, and what came later as it is."""
+    """Keys and values of one layer: a frozen beginning in few bits, and later tokens in full precision."""
 
     def __init__(self, bits: int | None):
         super().__init__()
@@ -97,10 +97,10 @@ class SessionLayer(DynamicLayer):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Add keys and values [1, H, T, E] and return all [1, H, L, E]; what is returned holds until the next update.
+        """Add keys and values [1, H, T, E] and return all [1, H, L, E]; the result is valid until the next update.
 
         Raises:
-            ValueError: for several conversations, or with gradients, neither of which can be held.
+            ValueError: there are several conversations, or keys with gradients; neither can be stored.
         """
         if len(key_states) != 1:
             raise ValueError(f"a SessionCache holds one conversation, the batch has {len(key_states)}")
@@ -144,7 +144,7 @@ class SessionLayer(DynamicLayer):
             part.cut(min(length, frozen))
 
     def rows(self) -> list[_Rows]:
-        """All that takes memory."""
+        """Return all parts that take memory."""
         return [*self._recent, *(part for parts in self._frozen for part in parts)]
 
     def _whole(self, rows: _Rows, new: Tensor, frozen: tuple[_Rows, ...]) -> Tensor:
@@ -159,7 +159,7 @@ class SessionLayer(DynamicLayer):
 
 
 class _Rows:
-    """A tensor that grows along its second to last dimension, with room for more."""
+    """A tensor that grows along its second-to-last dimension, with room for more."""
 
     def __init__(self) -> None:
         self.clear()
@@ -170,7 +170,7 @@ class _Rows:
 
     @property
     def tensor(self) -> Tensor:
-        """[..., L, E], a view of what is held."""
+        """View of the stored rows [..., L, E]."""
         return self._held[..., : self.length, :]
 
     def append(self, new: Tensor) -> None:
@@ -182,7 +182,7 @@ class _Rows:
         self.length = length
 
     def cut(self, length: int) -> None:
-        """Keep the first rows; room that is more than it may be is given back."""
+        """Keep only the first `length` rows; free the memory if there is more room than `capacity` allows."""
         self.length = length
         if not length:
             self.clear()
@@ -198,9 +198,9 @@ class _Rows:
         return self._held.nbytes
 
     def _hold(self, like: Tensor, length: int) -> None:
-        """Take room for `length` rows and more, and copy what there is."""
+        """Allocate room for `length` rows and more, and copy the stored rows."""
         before = self.tensor if self.length else None
-        with torch.inference_mode(False):  # what is made in inference mode could not be written to outside it
+        with torch.inference_mode(False):  # a tensor made in inference mode could not be written to outside it
             self._held = like.new_empty(*like.shape[:-2], capacity(length), like.shape[-1])
         if before is not None:
             rows = min(before.shape[-2], length)

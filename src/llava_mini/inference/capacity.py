@@ -1,4 +1,4 @@
-"""Whether frames and prompts fit a session, before they are encoded or memory is taken for them."""
+"""Checks that frames and prompts fit a session, before they are encoded or memory is allocated for them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from llava_mini.inference.memory import FrameShape, KVShape, check_frames
 def check_capacity(
     store: FrameCache, cache: SessionCache, item: int, frames: int, views: int, *, reserve: int = 0
 ) -> None:
-    """See that so many more frames fit.
+    """Check that `frames` more frames fit.
 
-    Their tokens must fit what the language model reads, and what of them cannot be done without must fit memory:
-    tokens, features, the language model's cache.
+    Their tokens must fit what the language model reads. What is always stored of them must fit into memory: tokens,
+    features, the language model's KV cache.
 
     Args:
-        store: The frames so far.
-        cache: The language model's.
-        item: Number of the image or video that the frames are of, of which some may be there.
-        frames: How many more.
-        views: Of each.
-        reserve: Tokens that must stay free for a question and its answer.
+        store: Frames of the session so far.
+        cache: KV cache of the language model.
+        item: Number of the image or video that the frames belong to; some of its frames may be stored already.
+        frames: Number of frames to add.
+        views: Number of views of each frame.
+        reserve: Number of tokens that must stay free for a question and its answer.
 
     Raises:
-        UserError: question and answer are too long by themselves, or frames do not fit: it names how many the item
-            has then in all, and the largest number that fits.
+        UserError: question and answer alone are too long, or the frames do not fit. The message then gives the number
+            of frames that the item would have in all, and the largest number that fits.
     """
     model = store.model
     shape = FrameShape.of(model.config, model.tokens_per_frame(views), views)
@@ -63,15 +63,15 @@ def check_capacity(
 
 
 def check_prompt(store: FrameCache, cache: SessionCache, tokens: int) -> None:
-    """See that the language model's cache fits before it grows.
+    """Check that the language model's KV cache fits into memory before it grows.
 
     Args:
-        store: Of the session.
-        cache: What is held is taken as free.
-        tokens: Of prompt and answer.
+        store: Frames of the session.
+        cache: KV cache of the language model; the memory that it takes counts as free.
+        tokens: Number of tokens of prompt and answer.
 
     Raises:
-        UserError: it does not.
+        UserError: the cache does not fit.
     """
     model = store.model
     need = KVShape.of(model.config.text_config).cache_bytes(tokens, model.dtype, cache.bits)

@@ -1,4 +1,4 @@
-"""A conversation about images and videos as tokens, and which of them pre-fusion sees: no placeholder and no answer."""
+"""A conversation about images and videos as tokens, and which ones pre-fusion reads: no placeholder and no answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llava_mini.models import LlavaMiniProcessor
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, the number of images and videos that came with it, and its answer when there is one."""
+    """A question, the number of images and videos that came with it, and its answer if there is one."""
 
     media: int
     question: str
@@ -25,9 +25,9 @@ class Prompt:
     """A conversation up to where its next answer begins.
 
     Attributes:
-        turns: The conversation.
-        ids: Token ids; placeholders stand for compressed tokens.
-        visible: Whether pre-fusion sees a token.
+        turns: Turns of the conversation.
+        ids: Token ids, with a placeholder for each compressed token.
+        visible: Whether pre-fusion reads each token.
     """
 
     turns: list[Turn]
@@ -36,19 +36,19 @@ class Prompt:
 
 
 def build_prompt(processor: LlavaMiniProcessor, turns: list[Turn], kinds: list[str], tokens: list[int]) -> Prompt:
-    """The prompt of a conversation.
+    """Build the prompt of a conversation.
 
-    Answers are hidden with their end mark, as labels hide them in training; the space before an answer's first word
-    is part of it for most tokenizers.
+    Answers are hidden from pre-fusion with their end mark, as labels hide them in training. For most tokenizers, the
+    space before an answer's first word is part of the answer.
 
     Args:
-        processor: With a chat template and a fast tokenizer.
-        turns: The conversation; the last turn has no answer yet.
-        kinds: "image" or "video" for everything that was looked at, in order.
-        tokens: How many compressed tokens each of them has.
+        processor: Processor with a chat template and a fast tokenizer.
+        turns: Turns of the conversation; the last turn has no answer yet.
+        kinds: "image" or "video" for each image and video of the session, in order.
+        tokens: Number of compressed tokens for each of `kinds`.
 
     Raises:
-        UserError: the chat template cannot write it.
+        UserError: the chat template cannot write the conversation.
     """
     messages: list[Message] = []
     answers: list[tuple[int, int]] = []
@@ -78,22 +78,22 @@ def build_prompt(processor: LlavaMiniProcessor, turns: list[Turn], kinds: list[s
 
 
 def question_tokens(processor: LlavaMiniProcessor, question: str, kinds: list[str]) -> int:
-    """Tokens of a question by itself behind what was looked at, without the compressed tokens of that.
+    """Return the number of tokens of a question alone after the images and videos, without their compressed tokens.
 
     Args:
-        processor: As for `build_prompt`.
-        question: Text.
-        kinds: "image" or "video" for everything that is looked at before it is asked.
+        processor: Processor with a chat template and a fast tokenizer.
+        question: Text of the question.
+        kinds: "image" or "video" for each image and video that is encoded before the question.
 
     Raises:
-        UserError: the chat template cannot write it.
+        UserError: the chat template cannot write the question.
     """
     prompt = build_prompt(processor, [Turn(len(kinds), question, None)], kinds, [1] * len(kinds))
     return len(prompt.ids) - len(kinds)
 
 
 def shared(first: list[tuple[int, bool]], second: list[tuple[int, bool]]) -> int:
-    """How many tokens two prompts have in common at their beginning."""
+    """Return how many tokens two prompts have in common at their beginning."""
     for i, (one, other) in enumerate(zip(first, second, strict=False)):
         if one != other:
             return i
@@ -101,7 +101,7 @@ def shared(first: list[tuple[int, bool]], second: list[tuple[int, bool]]) -> int
 
 
 def _expanded(processor: LlavaMiniProcessor, text: str, kinds: list[str], tokens: list[int]) -> str:
-    """The text with a placeholder for every compressed token."""
+    """Return the text with a placeholder for every compressed token."""
     marks = {"image": processor.image_token, "video": processor.video_token}
     rest = iter(zip(kinds, tokens, strict=True))
 

@@ -1,8 +1,8 @@
-"""What is kept of frames so that a later question can be fused with them.
+"""Cache of encoded frames, so that a later question can be fused with them.
 
-Every frame keeps its compressed tokens and, in host memory, the vision tower's features. As long as a budget lasts it
-also keeps pre-fusion's keys and values of its patches, against which a question costs its own tokens alone; of frames
-beyond the budget they are computed again from the features for every question.
+The cache stores the compressed tokens of every frame and, in host memory, the vision tower's features. Within a budget
+it also stores pre-fusion's keys and values of the frame's patches; a question then costs only its own tokens. For
+frames beyond the budget, keys and values are computed again from the features for every question.
 
 Bytes of a frame of LLaVA-Mini-7B in half precision (576 patches, one token; `memory.FrameShape`): keys and values 36.1
 MiB, in 8 bits 18.6 MiB; features 1.1 MiB, in 8 bits 0.6 MiB; its compressed token 8 KiB.
@@ -29,23 +29,23 @@ from llava_mini.models.prefusion import VisualKV
 
 _KINDS = {"model": None, "float16": torch.float16, "int8": INT8}
 KINDS = tuple(_KINDS)
-_READ = 8  # frames at least that a question reads together: the few rows of its text make small matrices
+_READ = 8  # frames that a chunk may always grow to: few frames with a question's few rows make small matrices
 Kind = Literal["model", "float16", "int8"]
 
 
 @dataclass(frozen=True)
 class FrameCacheConfig:
-    """How frames are kept.
+    """Options for how frames are stored.
 
     Args:
-        kv_budget: Bytes for keys and values; frames beyond it are computed again from their features. None: a quarter
-            of what is free on the device when a session begins.
-        kv: Their type: the model's, float16, or int8 with a scale for every token and head.
-        kv_place: "device", or "host" to copy them over for every question.
+        kv_budget: Bytes for keys and values; for frames beyond it they are computed again from the features. None: a
+            quarter of the free memory on the device when a session begins.
+        kv: Type of the keys and values: the model's, float16, or int8 with a scale for every token and head.
+        kv_place: Memory of the keys and values: "device", or "host" to copy them to the device for every question.
         features: Type of the features: the model's, float16 or int8.
 
     Raises:
-        UserError: another word, or a negative budget.
+        UserError: a value is not allowed, or the budget is negative.
     """
 
     kv_budget: int | None = None
@@ -65,17 +65,17 @@ class FrameCacheConfig:
             raise UserError(f"keep.kv_budget={self.kv_budget}: allowed are 0 bytes and more")
 
     def kv_dtype(self, model: torch.dtype) -> torch.dtype:
-        """Type of keys and values for a model of this type."""
+        """Return the type of keys and values for a model of type `model`."""
         return _KINDS[self.kv] or model
 
     def features_dtype(self, model: torch.dtype) -> torch.dtype:
-        """Type of features for a model of this type."""
+        """Return the type of features for a model of type `model`."""
         return _KINDS[self.features] or model
 
 
 @dataclass(frozen=True)
 class _Held:
-    """A tensor in the type in which it is kept."""
+    """A tensor in the type in which it is stored."""
 
     values: Tensor | Quantized
 
@@ -83,7 +83,7 @@ class _Held:
     def of(cls, values: Tensor, dtype: torch.dtype, device: torch.device) -> _Held:
         if dtype == INT8:
             return cls(Quantized(*(part.to(device) for part in quantize(values, 8))))
-        return cls(values.to(device, dtype, copy=True))  # a view would keep alive what it is a part of
+        return cls(values.to(device, dtype, copy=True))  # a view would keep the whole of its tensor in memory
 
     def get(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         if isinstance(self.values, Tensor):
@@ -99,12 +99,12 @@ class _Held:
         return _Held(Quantized(*(torch.cat(pair) for pair in zip(self.values, other.values, strict=True))))
 
     def parts(self) -> dict[str, Tensor]:
-        """Its tensors by name."""
+        """Return the tensors by name."""
         return {"features": self.values} if isinstance(self.values, Tensor) else self.values._asdict()
 
     @classmethod
     def of_parts(cls, parts: dict[str, Tensor]) -> _Held:
-        """What `parts` gave."""
+        """Build the object from the result of `parts`."""
         return cls(parts["features"] if set(parts) == {"features"} else Quantized(**parts))
 
     @property
@@ -118,13 +118,13 @@ class _Held:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Frames of one item and of as many views each, kept together.
+    """Frames of one image or video, with the same number of views, stored together.
 
     Attributes:
-        item: Number of the image or video that they are of.
-        tokens: [F, K, D], compressed and behind pre-fusion.
-        features: [F, V, N, Dv]; None for a model without pre-fusion.
-        kv: Keys and values of every pre-fusion layer; None: computed again from the features.
+        item: Number of the image or video that the frames belong to.
+        tokens: Compressed tokens after pre-fusion [F, K, D].
+        features: Features of the vision tower [F, V, N, Dv]; None for a model without pre-fusion.
+        kv: Keys and values of every pre-fusion layer; None: they are computed again from the features.
     """
 
     item: int
@@ -153,11 +153,11 @@ class Chunk:
 
 
 class FrameCache:
-    """The frames of a session, in order.
+    """Cache of the frames of a session, in order.
 
     Args:
-        model: Without gradients.
-        keep: How they are kept.
+        model: Model, used without gradients.
+        keep: Options for how frames are stored.
         kv_budget: Bytes that keys and values may take in all.
     """
 
@@ -170,12 +170,12 @@ class FrameCache:
         return sum(len(chunk.tokens) for chunk in self.chunks)
 
     def add(self, item: int, features_FVND: Tensor, most: int) -> None:
-        """Compress frames, let pre-fusion see them, and keep what later questions need.
+        """Compress frames, read them with pre-fusion, and store what later questions need.
 
         Args:
-            item: Number of the image or video that they are of.
-            features_FVND: [F, V, N, Dv], of the tower.
-            most: Frames that a question reads together, if it is more than 8.
+            item: Number of the image or video that the frames belong to.
+            features_FVND: Features of the vision tower [F, V, N, Dv].
+            most: Number of frames that a question reads together, if it is more than 8.
         """
         tokens, seen = self._seen(features_FVND)
         features = None
@@ -189,10 +189,10 @@ class FrameCache:
 
     @torch.no_grad()
     def restore(self, item: int, tokens_FKD: Tensor, parts: dict[str, Tensor]) -> None:
-        """Add frames that were kept by another store of the same model: its `Chunk.tokens` and `features.parts()`.
+        """Add frames stored by another cache of the same model: its `Chunk.tokens` and `features.parts()`.
 
         Raises:
-            ValueError: they do not fit this model.
+            ValueError: the frames do not fit this model.
         """
         model, seen, features = self.model, None, None
         tokens_FKD = tokens_FKD.to(model.device, model.dtype)
@@ -210,23 +210,23 @@ class FrameCache:
         self.chunks.append(self._with_kv(Chunk(item, tokens_FKD, features, None), seen))
 
     def tokens_by_item(self) -> Counter[int]:
-        """How many compressed tokens each image and video has."""
+        """Return the number of compressed tokens of each image and video."""
         found = Counter[int]()
         for chunk in self.chunks:
             found[chunk.item] += chunk.tokens.shape[0] * chunk.tokens.shape[1]
         return found
 
     def tokens(self) -> Tensor:
-        """Compressed tokens of all frames in order: [sum of K, D]."""
+        """Return the compressed tokens of all frames in order [sum of K, D]."""
         return torch.cat([chunk.tokens.flatten(0, 1) for chunk in self.chunks])
 
     def read(self, text_SD: Tensor) -> Tensor:
-        """An instruction fused with every frame: its mean over them [S, D]."""
+        """Return an instruction fused with every frame: its mean over the frames [S, D]."""
         if not self.chunks or self.model.config.num_fusion_layers == 0 or not len(text_SD):
             return text_SD
         precise = torch.promote_types(
             text_SD.dtype, torch.float32
-        )  # half precision holds no sum of thousands of frames
+        )  # half precision cannot represent a sum of thousands of frames
         total = torch.zeros_like(text_SD, dtype=precise)
         visible_FS = torch.ones(1, len(text_SD), dtype=torch.bool, device=text_SD.device)
         for seen in self._all_seen():
@@ -234,7 +234,7 @@ class FrameCache:
         return (total / len(self)).to(text_SD.dtype)
 
     def held_bytes(self) -> dict[str, int]:
-        """Bytes of what is kept: tokens, features, kv."""
+        """Return the number of stored bytes of tokens, features and kv."""
         features = sum(chunk.features.nbytes for chunk in self.chunks if chunk.features is not None)
         kv = sum(held.nbytes for chunk in self.chunks for pair in chunk.kv or () for held in pair)
         return {"tokens": sum(chunk.tokens.nbytes for chunk in self.chunks), "features": features, "kv": kv}
@@ -252,7 +252,7 @@ class FrameCache:
                 yield seen
 
     def _seen(self, features_FVND: Tensor) -> tuple[Tensor, VisualKV | None]:
-        """Compressed tokens [F, K, D] behind pre-fusion, and what it saw; None without pre-fusion."""
+        """Return compressed tokens [F, K, D] after pre-fusion, and its keys and values; None without pre-fusion."""
         model = self.model
         visual = model.compress_and_project(features_FVND)
         if model.config.num_fusion_layers == 0:
@@ -260,7 +260,7 @@ class FrameCache:
         return model.prefill_visual(visual)
 
     def _with_kv(self, chunk: Chunk, seen: VisualKV | None) -> Chunk:
-        """The chunk with its keys and values, if they are within the budget."""
+        """Return the chunk with its keys and values if they are within the budget, else without."""
         if seen is None or chunk.features is None:
             return chunk
         size = self._kv_bytes(chunk.features.shape[1], chunk.tokens)

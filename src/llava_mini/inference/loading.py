@@ -1,4 +1,4 @@
-"""A model and its processor from a folder or the Hub, ready to answer; whatever is wrong with the place is one line."""
+"""Load a model and its processor from a folder or the Hub for inference; any problem there is reported in one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llava_mini.models.prepacked import prepack
 
 DTYPES = ("float32", "float16", "bfloat16")
 _MODEL_TYPE = LlavaMiniConfig.model_type
-# What transformers, safetensors and the Hub raise for folders that are none.
+# What transformers, safetensors and the Hub raise for folders without a usable model.
 _UNREADABLE = (
     OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError,
     StrictDataclassError,
@@ -29,15 +29,15 @@ _UNREADABLE = (
 def load(
     place: str, *, device: str = "auto", dtype: str | None = None
 ) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]:
-    """A model in evaluation mode, and its processor.
+    """Return a model in evaluation mode, and its processor.
 
-    Answers end with the token that ends them in the chat template, whatever ends a text of the language model. On a CPU
-    in float32 linear layers are prepacked (`models/prepacked.py`): such a model is fast, and for answering alone.
+    Answers end at the token that ends them in the chat template, whatever token ends a text of the language model. On a
+    CPU in float32, linear layers are prepacked (`models/prepacked.py`): such a model is fast, and for inference only.
 
     Args:
-        place: Folder or Hub id, as `from_pretrained` takes it.
-        device: "auto" (a GPU where torch drives one), "cpu", "cuda", "cuda:1".
-        dtype: Of the weights: float32, float16, bfloat16. Default: as they are saved, on a CPU float32.
+        place: Folder or Hub id, as `from_pretrained` accepts it.
+        device: Name of the device: "auto" (a GPU if torch can use one), "cpu", "cuda", "cuda:1".
+        dtype: Type of the weights: float32, float16, bfloat16. Default: float32 on a CPU, else the saved type.
 
     Raises:
         UserError: there is no LLaVA-Mini model with a processor and a chat template, or no such device or type.
@@ -46,7 +46,7 @@ def load(
         raise UserError(f"dtype={dtype}; allowed are {', '.join(DTYPES)}")
     where = device_named(device)
     model_fields(place)
-    if reason := why_unreadable(Path(place), "*.json"):  # transformers leaves out some that it may not read
+    if reason := why_unreadable(Path(place), "*.json"):  # transformers skips some files without read permission
         raise UserError(f"{place}: the model cannot be loaded: {reason}")
     chosen = dtype or ("float32" if where.type == "cpu" else "auto")
     try:
@@ -63,10 +63,10 @@ def load(
 
 
 def device_named(name: str) -> torch.device:
-    """The device of a name.
+    """Return the device with a name.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such device.
     """
     cards = torch.cuda.is_available() and all(drives(torch.cuda.get_arch_list(), c.capability) for c in find_cards())
     if name == "auto":
@@ -83,14 +83,14 @@ def device_named(name: str) -> torch.device:
 
 
 def model_fields(place: str) -> dict[str, Any]:
-    """What config.json says of the LLaVA-Mini model in a folder or at a Hub id, without loading it.
+    """Return what config.json says of the LLaVA-Mini model in a folder or at a Hub id, without loading the model.
 
     Raises:
-        UserError: it is something else.
+        UserError: there is no LLaVA-Mini model.
     """
     try:
         _check_place(place)
-    except OSError as error:  # a folder that may not be looked into, or a name that is none
+    except OSError as error:  # a folder without read permission, or an invalid name
         raise UserError(f"{error.filename}: {error.strerror}") from error
     try:
         fields: dict[str, Any] = PreTrainedConfig.get_config_dict(place)[0]
@@ -134,7 +134,7 @@ def _processor(place: str) -> LlavaMiniProcessor:
 
 
 def _end_answers(model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor) -> None:
-    """Add the chat template's end token to those that end a text, and name a token to pad with."""
+    """Add the chat template's end token to those that end a text, and set a padding token."""
     own = model.generation_config.eos_token_id
     ends = [own] if isinstance(own, int) else list(own or [])
     found = end_of_answer(processor)
@@ -144,5 +144,5 @@ def _end_answers(model: LlavaMiniForConditionalGeneration, processor: LlavaMiniP
 
 
 def _reason(error: Exception, place: str) -> str:
-    """What was wrong; a file that may not be read, which transformers and safetensors call missing, by its name."""
+    """Return the reason; it names a file without read permission, which transformers and safetensors call missing."""
     return why_unreadable(Path(place)) or " ".join(str(error).split())[:200] or type(error).__name__

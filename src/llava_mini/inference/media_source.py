@@ -1,4 +1,4 @@
-"""What a session looks at: whatever a user names, as a stream of pixels, with progress.
+"""Sources of a session: the images and videos that a user names, as a stream of pixels, with progress.
 
 Shapes: F frames, V views, H x W pixels.
 """
@@ -29,13 +29,13 @@ Source = str | Path | Image.Image | np.ndarray | Tensor | Iterable[Any]
 
 @dataclass(frozen=True)
 class Media:
-    """Something that was looked at.
+    """An image or video that was encoded.
 
     Attributes:
-        kind: "image" or "video".
-        frames: How many of it were seen.
-        seconds: Length of a video that was read from a file.
-        stopped: Why a damaged video ended early.
+        kind: Kind, "image" or "video".
+        frames: Number of encoded frames.
+        seconds: Length in seconds of a video that was read from a file.
+        stopped: Reason why a damaged video ended early.
     """
 
     kind: Literal["image", "video"]
@@ -46,13 +46,13 @@ class Media:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a look is.
+    """Progress of encoding an image or a video.
 
     Attributes:
-        frames: Seen so far.
-        expected: Of how many, where that is known.
-        frames_per_second: Since it began.
-        video_seconds_per_second: The same in seconds of the video, where its length is known.
+        frames: Number of frames encoded so far.
+        expected: Number of frames in all, if it is known.
+        frames_per_second: Number of frames encoded per second since the start.
+        video_seconds_per_second: Seconds of video encoded per second since the start, if the video's length is known.
     """
 
     frames: int
@@ -74,10 +74,10 @@ class Opened:
 
 
 def open_source(source: Source, *, fps: float = 1.0, count: int | None = None) -> Opened:
-    """Whatever `Session.look` takes, ready to be read.
+    """Open any source that `Session.add_media` accepts, ready to be read.
 
     Raises:
-        UserError: it is missing, cannot be read, or is neither picture nor frames.
+        UserError: the source is missing, cannot be read, or is neither image nor frames.
     """
     if isinstance(source, (str, Path)):
         return _opened_file(Path(source), fps, count)
@@ -93,10 +93,10 @@ def open_source(source: Source, *, fps: float = 1.0, count: int | None = None) -
 
 
 def pixels_of(opened: Opened, processor: LlavaMiniProcessor, at_once: Callable[[int], int]) -> Iterator[Tensor]:
-    """Pixels [F, V, 3, H, W] of the next frames, `at_once(V)` at a time; no more than those are held.
+    """Yield pixels [F, V, 3, H, W] of the next frames, `at_once(V)` at a time; only those are in memory.
 
     Raises:
-        UserError: a frame is no picture, or one of no use.
+        UserError: a frame is no image, or an unusable one.
     """
     held: list[Tensor] = []
     for frame in opened.frames:
@@ -109,21 +109,21 @@ def pixels_of(opened: Opened, processor: LlavaMiniProcessor, at_once: Callable[[
 
 
 def pixels_of_frame(frame: Any, name: str, processor: LlavaMiniProcessor, *, is_video: bool) -> Tensor:
-    """Pixels [V, 3, H, W] of one frame.
+    """Return pixels [V, 3, H, W] of one frame.
 
     Raises:
-        UserError: it is no image, or one of no use; it begins with `name`.
+        UserError: the frame is no image, or an unusable one; the message begins with `name`.
     """
     return processor.pixels(picture_of(frame, name), is_video=is_video, input_data_format="channels_last")
 
 
 def picture_of(frame: Any, name: str) -> NDArray[np.uint8]:
-    """A frame as RGB [H, W, 3]; a PIL image becomes what its file would, upright as its EXIF says.
+    """Return a frame as RGB [H, W, 3]; a PIL image becomes what its file would, upright as its EXIF says.
 
-    Bytes [H, W, 3] are taken as such whatever H is; other arrays and tensors as the processor takes them.
+    A uint8 array [H, W, 3] is accepted whatever H is; other arrays and tensors are read as the processor reads them.
 
     Raises:
-        UserError: it is no image, or one of no use; it begins with `name`.
+        UserError: the frame is no image, or an unusable one; the message begins with `name`.
     """
     if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3:
         frame_HW3: NDArray[np.uint8] = frame
@@ -134,7 +134,7 @@ def picture_of(frame: Any, name: str) -> NDArray[np.uint8]:
 
 @contextmanager
 def shown(progress: bool | Callable[[Progress], None], opened: Opened) -> Iterator[Callable[[int], None]]:
-    """What is told how many frames were seen, and shows it as `Session.look` was asked to."""
+    """Yield a function that is called with the number of encoded frames, and shows progress as `progress` requests."""
     began = time.monotonic()
     bar = tqdm(total=opened.expected, unit="frame", desc=opened.name, disable=progress is not True)
 

@@ -1,10 +1,11 @@
-"""Bytes of a session before they are taken: what a token and a frame cost, and how many frames fit.
+"""Memory of a session before it is allocated: what a token and a frame cost in bytes, and how many frames fit.
 
-Everything is arithmetic over shapes, so it holds for a model that is not here. A frame costs its compressed tokens in
-the language model's cache, always, and what is kept of it so that a later question can be fused with its patches.
+Everything is arithmetic over shapes, so it is also true for a model that is not on this machine. A frame always costs
+its compressed tokens in the language model's KV cache, and what is stored of it so that a later question can be fused
+with its patches.
 
-LLaVA-Mini-7B in half precision, 576 patches, one token a frame: 512 KiB in the cache; for fusion 36.1 MiB as keys and
-values of four layers, 18.6 MiB of them in 8 bits, or 1.1 MiB as features, from which they are computed again.
+LLaVA-Mini-7B in half precision, 576 patches, one token a frame: 512 KiB in the KV cache; for fusion 36.1 MiB as keys
+and values of four layers (18.6 MiB in 8 bits), or 1.1 MiB as features, from which they are computed again.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from llava_mini.models import LlavaMiniConfig
 from llava_mini.models.language_model import head_dim
 from llava_mini.models.vision_tower import SINGLE_VIEW, patches_per_side
 
-INT8 = torch.int8  # in place of a type: 8 bits, with a scale and an offset for every entry
+INT8 = torch.int8  # used like a type: 8 bits, with a scale and an offset for every entry
 
 
 @dataclass(frozen=True)
 class KVShape:
-    """Keys and values of a stack of decoder layers.
+    """Shape of the keys and values of a stack of decoder layers.
 
     Attributes:
-        layers: How many.
-        heads: Of keys and values.
-        head_dim: Channels of a head.
+        layers: Number of layers.
+        heads: Number of heads of keys and values.
+        head_dim: Number of channels of a head.
     """
 
     layers: int
@@ -42,7 +43,7 @@ class KVShape:
 
     @classmethod
     def of(cls, text_config: PreTrainedConfig, layers: int | None = None) -> KVShape:
-        """The language model's, or that of so many layers of its kind (pre-fusion)."""
+        """Return the shape for the language model, or for `layers` layers of its kind (pre-fusion)."""
         return cls(
             text_config.num_hidden_layers if layers is None else layers,
             text_config.num_key_value_heads,
@@ -50,17 +51,17 @@ class KVShape:
         )
 
     def token_bytes(self, dtype: torch.dtype, bits: int | None = None) -> int:
-        """Keys and values of a token in all layers; `bits`: quantised, as a frozen `SessionCache` holds them."""
+        """Return bytes of a token's keys and values in all layers; `bits`: quantized, as in a frozen `SessionCache`."""
         head = self.head_dim * dtype.itemsize if bits is None else entry_bytes(self.head_dim, bits)
         return 2 * self.layers * self.heads * head
 
     def cache_bytes(self, tokens: int, dtype: torch.dtype, bits: int | None = None) -> int:
-        """The most that a `SessionCache` of so many tokens takes: with room for more, and while it is read or grows.
+        """Return the most bytes that a `SessionCache` takes: with room for more tokens, and while it is read or grows.
 
-        In few bits all tokens are taken to be frozen, so a chunk that is being read comes on top (`token_bytes`).
+        In few bits all tokens count as frozen, so a chunk that is being read comes in addition (`token_bytes`).
         """
         held = capacity(tokens) * self.token_bytes(dtype, bits)
-        # A layer in full precision, and its keys or values while they are unpacked; or a buffer that is made anew.
+        # A layer in full precision, and its keys or values while they are unpacked; or a buffer that is reallocated.
         layer = KVShape(1, self.heads, self.head_dim).token_bytes(dtype)
         unpacked = 0 if bits is None else layer // 2 * (2 if dtype == torch.bfloat16 else 1)
         return held + tokens * (layer // 2 if bits is None else layer + unpacked)
@@ -68,15 +69,15 @@ class KVShape:
 
 @dataclass(frozen=True)
 class FrameShape:
-    """A frame of a model: what may be kept of it.
+    """Shape of a frame in a model, and of what may be stored of it.
 
     Attributes:
-        prefusion: Its keys and values.
-        patches: P, of all views.
-        tokens: K, compressed.
-        vision_dim: Channels of a feature.
+        prefusion: Shape of pre-fusion's keys and values.
+        patches: Number of patches of all views, P.
+        tokens: Number of compressed tokens, K.
+        vision_dim: Number of channels of a feature.
         text_dim: Width of the language model.
-        fused: Whether the compressed tokens pass through pre-fusion and leave keys and values too (release).
+        fused: Whether the compressed tokens pass through pre-fusion and have keys and values there too (release).
     """
 
     prefusion: KVShape
@@ -88,7 +89,7 @@ class FrameShape:
 
     @classmethod
     def of(cls, config: LlavaMiniConfig, tokens: int, views: int = SINGLE_VIEW) -> FrameShape:
-        """Of a frame with so many views, which is compressed to `tokens` (the model's `tokens_per_frame`)."""
+        """Return the shape of a frame with `views` views and `tokens` compressed tokens (`model.tokens_per_frame`)."""
         return cls(
             KVShape.of(config.text_config, config.num_fusion_layers),
             views * patches_per_side(config.vision_config) ** 2,
@@ -99,21 +100,21 @@ class FrameShape:
         )
 
     def kv_bytes(self, dtype: torch.dtype) -> int:
-        """Keys and values of pre-fusion for patches and, where they are fused, compressed tokens; `INT8`: in 8 bits."""
+        """Return bytes of pre-fusion's keys and values for patches and fused compressed tokens; `INT8`: in 8 bits."""
         entries = self.patches + (self.tokens if self.fused else 0)
         return entries * self.prefusion.token_bytes(dtype, 8 if dtype == INT8 else None)
 
     def features_bytes(self, dtype: torch.dtype) -> int:
-        """The vision tower's features, from which all else is computed again; `INT8`: in 8 bits."""
+        """Return bytes of the vision tower's features, from which all else is computed again; `INT8`: in 8 bits."""
         return self.patches * (entry_bytes(self.vision_dim, 8) if dtype == INT8 else self.vision_dim * dtype.itemsize)
 
     def tokens_bytes(self, dtype: torch.dtype) -> int:
-        """Compressed tokens: all that is needed where there is no pre-fusion."""
+        """Return bytes of the compressed tokens; without pre-fusion nothing else is needed."""
         return self.tokens * self.text_dim * dtype.itemsize
 
 
 def largest_frames(need: Callable[[int], int], budget: int) -> int:
-    """The largest number of frames whose `need` in bytes is within the budget; `need` grows with them."""
+    """Return the largest number of frames whose `need` in bytes is within the budget; `need` grows with the number."""
     if need(1) > budget:
         return 0
     fits = 1
@@ -127,17 +128,17 @@ def largest_frames(need: Callable[[int], int], budget: int) -> int:
 
 
 def check_frames(frames: int, need: Callable[[int], int], budget: int, where: str, earlier: int = 0) -> None:
-    """See that frames fit before any is read.
+    """Check that frames fit into memory before any is read.
 
     Args:
-        frames: As many as are wanted.
-        need: Bytes of so many frames.
-        budget: Bytes that may be taken.
-        where: Of what memory it is, for the message: "GPU memory".
-        earlier: Frames of the same video that are there already and counted in the message, not in `need`.
+        frames: Number of requested frames.
+        need: Function that returns the bytes of a number of frames.
+        budget: Number of bytes that may be used.
+        where: Name of the memory for the message, such as "GPU memory".
+        earlier: Number of frames of the same video that are stored already; the message counts them, `need` does not.
 
     Raises:
-        UserError: they do not; it names the largest number that does.
+        UserError: the frames do not fit; the message gives the largest number that does.
     """
     if need(frames) > budget:
         raise UserError(

@@ -1,7 +1,7 @@
-"""Questions to prompts: messages as transformers has them, written out by the processor's chat template.
+"""Prompts from questions: messages in the format of transformers, written out by the processor's chat template.
 
-What the user types is text and nothing else: a question that spells a special token or a placeholder is refused, as
-such texts are left out of training.
+User input is text and nothing else: a question that contains a special token or a placeholder is refused, as such
+texts are left out of training.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Message = dict[str, Any]
 
 
 def check_question(question: str, processor: LlavaMiniProcessor) -> str:
-    """The question without white space around it.
+    """Return the question without white space around it.
 
     Raises:
-        UserError: it is no text, empty, no Unicode text, or contains a special token.
+        UserError: the question is no text, empty, no Unicode text, or contains a special token.
     """
     if not isinstance(question, str):
         raise UserError(f"the question is {type(question).__name__}; allowed is text")
@@ -38,24 +38,24 @@ def check_question(question: str, processor: LlavaMiniProcessor) -> str:
 
 
 def user_message(question: str, kinds: Sequence[str] = ()) -> Message:
-    """A user's message: an "image" or a "video" for each of `kinds`, and the question behind them."""
+    """Return a user's message: an "image" or a "video" for each of `kinds`, and the question after them."""
     return {"role": "user", "content": [*({"type": kind} for kind in kinds), {"type": "text", "text": question}]}
 
 
 def prompt_of(processor: LlavaMiniProcessor, messages: list[Message]) -> str:
-    """The text of a conversation, up to where its next answer begins.
+    """Return the text of a conversation, up to where its next answer begins.
 
     Raises:
-        UserError: the chat template cannot write it.
+        UserError: the chat template cannot write the conversation.
     """
     return written(processor, messages, add_generation_prompt=True)
 
 
 def written(processor: LlavaMiniProcessor, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
-    """The text of a conversation, up to the end of its last message.
+    """Return the text of a conversation, up to the end of its last message.
 
     Raises:
-        UserError: the chat template cannot write it.
+        UserError: the chat template cannot write the conversation.
     """
     try:
         text: str = processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
@@ -65,16 +65,16 @@ def written(processor: LlavaMiniProcessor, messages: list[Message], *, add_gener
 
 
 def has_bos(processor: LlavaMiniProcessor, prompt: str) -> bool:
-    """Whether the chat template has written the token that begins a text; then the tokenizer must not.
+    """Whether the chat template has written the token that begins a text; then the tokenizer must not add it.
 
-    Ours never do, others' may; `apply_chat_template(tokenize=True)` has the same rule.
+    The templates of this package never do, others may; `apply_chat_template(tokenize=True)` has the same rule.
     """
     bos = processor.tokenizer.bos_token
     return bos is not None and prompt.startswith(bos)
 
 
 def end_of_answer(processor: LlavaMiniProcessor) -> int | None:
-    """The special token that the chat template writes behind an answer; None where it writes none."""
+    """Return the id of the special token that the chat template writes after an answer; None if it writes none."""
     said = [user_message("?"), {"role": "assistant", "content": [{"type": "text", "text": "An answer"}]}]
     try:
         text = written(processor, said)
@@ -85,7 +85,7 @@ def end_of_answer(processor: LlavaMiniProcessor) -> int | None:
 
 
 def _special(processor: LlavaMiniProcessor) -> dict[str, int]:
-    """Special tokens and their ids."""
+    """Return the special tokens and their ids."""
     tokenizer = processor.tokenizer
     added = {str(token): token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     return {**dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)), **added}

@@ -1,6 +1,6 @@
-"""Numbers in 8 or 4 bits, each group of channels with the scale and offset that its own range needs.
+"""Quantization to 8 or 4 bits: each group of channels has the scale and offset that its own range needs.
 
-An entry (a token, a patch) is quantised by itself, so entries can be added and dropped and no other one changes.
+An entry (a token, a patch) is quantized by itself, so entries can be added and dropped without changing others.
 
 Shapes: L entries, E channels of an entry, G groups of channels.
 """
@@ -17,12 +17,12 @@ _GROUP = {8: 0, 4: 64}  # channels that share a scale; 0: all of an entry. With 
 
 
 class Quantized(NamedTuple):
-    """Tensors of one number of entries L along the second to last dimension.
+    """Quantized tensors with the same number of entries L along the second-to-last dimension.
 
     Attributes:
-        codes: uint8 [..., L, E * bits / 8]; of 4 bits, the first half of the channels lies in the low halves.
-        scale: float16 [..., L, G].
-        offset: float16 [..., L, G]; value of code 0.
+        codes: Codes, uint8 [..., L, E * bits / 8]; with 4 bits, the first half of the channels is in the low halves.
+        scale: Scales, float16 [..., L, G].
+        offset: Offsets, float16 [..., L, G]; the value of code 0.
     """
 
     codes: Tensor
@@ -31,23 +31,23 @@ class Quantized(NamedTuple):
 
 
 def groups(channels: int, bits: int) -> int:
-    """G: scales of an entry."""
+    """Return the number of scales of an entry, G."""
     group = _GROUP[bits]
     return channels // group if group and channels % group == 0 else 1
 
 
 def entry_bytes(channels: int, bits: int) -> int:
-    """Bytes of an entry: codes, and a scale and an offset in half precision for every group."""
+    """Return the bytes of an entry: codes, and a scale and an offset in half precision for every group."""
     return channels * bits // 8 + 4 * groups(channels, bits)
 
 
 def quantize(values: Tensor, bits: int) -> Quantized:
-    """[..., L, E] in few bits; no value moves by more than half a step, and what scale and offset are rounded by."""
+    """Quantize [..., L, E]: a value changes by at most half a step and by what scale and offset are rounded by."""
     number = groups(values.shape[-1], bits)
     grouped = values.unflatten(-1, (number, -1)).float()
     low, high = grouped.aminmax(dim=-1)
     offset, scale = low.half(), ((high - low) / (2**bits - 1)).half()
-    # Codes are of the rounded scale and offset. A group without a range has scale 0: any divisor gives code 0.
+    # Codes use the rounded scale and offset. A group without a range has scale 0: any divisor gives code 0.
     step = torch.where(scale > 0, scale.float(), 1.0)
     codes = ((grouped - offset.float()[..., None]) / step[..., None]).round_().clamp_(0, 2**bits - 1)
     codes = codes.flatten(-2).to(torch.uint8)
@@ -58,7 +58,7 @@ def quantize(values: Tensor, bits: int) -> Quantized:
 
 
 def dequantize(quantized: Quantized, bits: int, out: Tensor) -> None:
-    """Write the values into `out` [..., L, E]; takes as much memory again while it works, twice for bfloat16."""
+    """Write the values into `out` [..., L, E]; needs as much memory again while it works, twice that for bfloat16."""
     codes, scale, offset = quantized
     if bits == 4:
         codes = torch.cat((codes & 15, codes >> 4), dim=-1)

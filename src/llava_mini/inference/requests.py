@@ -1,8 +1,8 @@
-"""Requests and answers of a batch, a JSON object a line; what is answered stays answered however often it is killed.
+"""Requests and answers of a batch, one JSON object a line; stored answers stay, however often a run is killed.
 
-A request has an id, and every record repeats what was asked: an answer to what the request with its id no longer says
-is refused. Answers are appended, so a killed run leaves at most one line that is torn; it is cut off and its request is
-answered again. Two processes cannot write the same answers.
+A request has an id, and every record repeats what was asked. A stored answer is refused if the request with its id now
+asks something else. Answers are appended, so a killed run leaves at most one incomplete line. That line is cut off, and
+its request is answered again. Two processes cannot write the same answers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Record = dict[str, Any]
 _MEDIA = ("image", "video")
 _ASKED = (*_MEDIA, "question")
 _FIELDS = ("id", *_ASKED)
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # how such a file begins; UTF-32 begins alike, or with a null byte
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # first bytes; UTF-32 begins the same way, or with a null byte
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Request:
     """One question about any number of images and videos.
 
     Attributes:
-        id: As given, or the number of its line.
-        question: As given.
-        images: Files, relative ones in the folder of the requests.
-        videos: Likewise.
-        refused: Why it cannot be asked; None if nothing is wrong so far.
-        media: Its image and video as they are written, those that are given.
+        id: Id as given, or the number of the line.
+        question: Question as given.
+        images: Paths of image files; relative ones are in the folder of the requests.
+        videos: Paths of video files; relative ones are in the folder of the requests.
+        refused: Reason why the request cannot be asked; None if nothing is wrong so far.
+        media: Fields `image` and `video` as they are written, if they are given.
     """
 
     id: Id
@@ -53,20 +53,20 @@ class Request:
     media: Mapping[str, str | list[str]] = field(default_factory=dict)
 
     def record(self, **found: str) -> Record:
-        """What is written of it: its id, what it asks, and what was found."""
+        """Return the record of the request: its id, what it asks, and what was found."""
         return {"id": self.id, **self.asked, **found}
 
     @property
     def asked(self) -> Record:
-        """By which an earlier answer is known to be one to this request; nothing of one that cannot be asked."""
+        """Fields that an earlier answer to this request must repeat; empty if the request cannot be asked."""
         return {} if self.refused else {**self.media, "question": self.question}
 
 
 def read_requests(path: Path) -> list[Request]:
-    """The requests of a file in their order, those that cannot be asked included; empty lines are none.
+    """Return the requests of a file in order, including those that cannot be asked; empty lines are skipped.
 
     Raises:
-        UserError: the file cannot be read, is no UTF-8, or two requests have the same id.
+        UserError: the file cannot be read, is UTF-16, UTF-32 or no text, or two requests have the same id.
     """
     requests: list[Request | _Nameless] = []
     lines: dict[Id, int] = {}
@@ -88,13 +88,13 @@ def read_requests(path: Path) -> list[Request]:
 
 @dataclass(frozen=True)
 class _Nameless:
-    """A line without an id that could be read."""
+    """A line without a readable id."""
 
     number: int
     refused: str
 
     def named(self, names: set[Id]) -> Request:
-        """As "line N", or "line N (2)" where a request calls itself that; its name joins `names`."""
+        """Return a refused request named "line N", or "line N (2)" if that id is taken; add the name to `names`."""
         name, count = f"line {self.number}", 1
         while name in names:
             count += 1
@@ -104,7 +104,7 @@ class _Nameless:
 
 
 def _request(line: bytes, number: int, folder: Path) -> Request | _Nameless:
-    """A line that is no request is one that is refused."""
+    """Return the request of a line; a line that is no request becomes a refused one."""
     try:
         fields = json.loads(line, object_pairs_hook=single_keys)
     except (ValueError, RecursionError) as error:
@@ -140,7 +140,7 @@ def _paths(value: Any, folder: Path) -> tuple[Path, ...] | None:
 
 
 def _is_unicode(text: str) -> bool:
-    """False for a surrogate by itself, which JSON can spell and no file can hold."""
+    """Whether a text is valid Unicode: not with a lone surrogate, which JSON can spell and no file can contain."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -149,11 +149,11 @@ def _is_unicode(text: str) -> bool:
 
 
 class Answers:
-    """The records that are written, and those of earlier runs.
+    """Records of this run and of earlier runs, in one file.
 
     Attributes:
         failed: Ids of requests that could not be answered.
-        answered: Ids of those that were.
+        answered: Ids of requests that were answered.
     """
 
     def __init__(self, path: Path, file: BinaryIO, requests: Sequence[Request]) -> None:
@@ -172,17 +172,17 @@ class Answers:
         return request.id in self.answered or request.id in self.failed
 
     def add(self, records: Iterable[Record]) -> None:
-        """Append records; when this returns, they outlast this process and the machine.
+        """Append records; when this returns, they survive a crash of the process and of the machine.
 
         Raises:
-            UserError: the disk takes no more; what was written before stays, and is gone on with.
+            UserError: the file cannot be written, for example on a full disk; earlier records stay, and a run resumes.
         """
         records = list(records)
         rest = b"".join(_written(record) + b"\n" for record in records)
         try:
             while (
                 rest
-            ):  # not through the file's own buffer, whose rest would be tried, and fail, again when it is closed
+            ):  # not through the file's own buffer: closing the file would try, and fail, to write its rest again
                 rest = rest[os.write(self._file.fileno(), rest) :]
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -196,7 +196,7 @@ class Answers:
         (self.failed if "error" in record else self.answered).add(record["id"])
 
     def _cut_off(self, torn: bytes, number: int, asked: dict[Id, Record]) -> None:
-        """Remove a last line without its end, if it can be what a killed run left of a record."""
+        """Remove a last line without its end, if a killed run may have left it of a record."""
         heads = (_written({"id": given})[:-1] + b", " for given in asked)
         if not any(torn.startswith(head) or head.startswith(torn) for head in heads):
             raise UserError(f"{self._path}: line {number} holds something else than answers; name another file")
@@ -205,7 +205,7 @@ class Answers:
         except (ValueError, RecursionError):
             pass
         else:
-            self._earlier(torn, number, asked)  # a whole object must be a record
+            self._earlier(torn, number, asked)  # a complete object must be a record
         self._file.truncate(os.fstat(self._file.fileno()).st_size - len(torn))
 
     def _earlier(self, line: bytes, number: int, asked: dict[Id, Record]) -> Record:
@@ -226,10 +226,10 @@ class Answers:
 
 @contextmanager
 def open_answers(path: Path, requests: Sequence[Request]) -> Iterator[Answers]:
-    """The answers to requests, made with the first of them or gone on with; for one process at a time.
+    """Open the answers to requests, a new file or one to resume; for one process at a time.
 
     Raises:
-        UserError: the file cannot be written, is in use, or holds something else than answers to these requests.
+        UserError: the file cannot be written, is in use, or contains something else than answers to these requests.
     """
     created = not os.path.lexists(path)
     try:
@@ -253,5 +253,5 @@ def open_answers(path: Path, requests: Sequence[Request]) -> Iterator[Answers]:
 
 
 def _written(record: Record) -> bytes:
-    """A record as JSON; in a path that is no Unicode text the odd characters are spelt out."""
+    """Return a record as JSON; characters of a path that are no Unicode text are escaped."""
     return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")

@@ -1,10 +1,10 @@
-"""Session: look at images and videos once, ask about them any number of times.
+"""Session: encode images and videos once, ask about them any number of times.
 
-What was looked at goes through vision tower, compressor and the text-independent part of pre-fusion once
-(`FrameCache`). A question then costs its own tokens in pre-fusion, for every frame, and what of the prompt the language
-model has not read yet: its cache is cut back to the beginning that the new prompt shares with the last one.
+Images and videos go through vision tower, compressor and the text-independent part of pre-fusion once (`FrameCache`). A
+question then costs its own tokens in pre-fusion, for every frame, and the part of the prompt that the language model
+has not read yet: its KV cache is cut back to the beginning that the new prompt shares with the last one.
 
-Answers are those of `model.generate` on the whole prompt (tested). In a conversation earlier answers are hidden from
+Answers are those of `model.generate` on the whole prompt (tested). In a conversation, earlier answers are hidden from
 pre-fusion, as in training.
 
 Shapes: T tokens of a prompt, S of them visible to pre-fusion, D width of the language model.
@@ -50,14 +50,14 @@ _PREFILL = 512  # tokens that the language model reads at once; more are no fast
 
 
 class Session:
-    """Images and videos that were looked at, and a conversation about them.
+    """Encoded images and videos, and a conversation about them.
 
     Args:
-        model: In evaluation mode; it and its processor as `inference.loading.load` gives them.
-        processor: The model's, with a chat template.
-        keep: How frames are kept for later questions; default: keys and values as far as memory allows.
-        kv_bits: Bits of the language model's cache of what it has read: 8 or 4; None: the model's type.
-        frame_batch: Frames that are encoded together; None: as memory allows.
+        model: Model in evaluation mode; it and its processor as `inference.loading.load` returns them.
+        processor: The model's processor, with a chat template.
+        keep: Options for how frames are stored for later questions; default: keys and values as far as memory allows.
+        kv_bits: Bits of the language model's KV cache: 8 or 4; None: the model's type.
+        frame_batch: Number of frames that are encoded together; None: as memory allows.
 
     Raises:
         UserError: the processor has no chat template, or a value is not allowed.
@@ -83,7 +83,7 @@ class Session:
         self.media: list[Media] = []
         self.cache = SessionCache(model.config, kv_bits)
         self._turns: list[Turn] = []
-        self._read: list[tuple[int, bool]] = []  # of every token in the cache: id, and whether pre-fusion saw it
+        self._read: list[tuple[int, bool]] = []  # of every token in the cache: id, and whether pre-fusion read it
         self._live: int | None = None
         self._busy = SessionLock()
 
@@ -100,18 +100,20 @@ class Session:
         """Encode an image or a video; a video is read as a stream, a few frames in memory at a time.
 
         Args:
-            source: The path of an image or a video; a PIL image or an array [H, W, 3]; frames of a video as a list, an
+            source: Path of an image or a video; a PIL image or an array [H, W, 3]; frames of a video as a list, an
                 iterator or an array [F, H, W, 3].
-            fps: Frames for a second of a video that is read from a file.
-            count: In place of `fps` so many frames at equal distances.
-            reserve: Tokens to leave free for the longest question and its answer (`conversation.question_tokens`).
-            progress: True for a bar on standard error, or what is called after every micro-batch.
+            fps: Number of frames per second of a video that is read from a file.
+            count: Number of frames at equal distances, instead of `fps`.
+            reserve: Number of tokens to leave free for the longest question and its answer
+                (`conversation.question_tokens`).
+            progress: True for a progress bar on standard error, or a function that is called after every batch of
+                frames.
 
         Returns:
-            What was added; `stopped` says why a damaged video ended early.
+            Description of what was added; `stopped` says why a damaged video ended early.
 
         Raises:
-            UserError: it cannot be read, or its frames do not fit into memory. Nothing of it is kept then.
+            UserError: the source cannot be read, or its frames do not fit into memory. Nothing of it is stored then.
         """
         opened = open_source(source, fps=fps, count=count)
         if opened.expected and opened.kind == "video":
@@ -142,13 +144,13 @@ class Session:
 
     @torch.no_grad()
     def push(self, frame: Any) -> Media:
-        """One more frame of a live video; the first one, and the first after `add_media`, begins a video.
+        """Add a frame to a live video; the first frame, and the first after `add_media`, begins a video.
 
         Args:
-            frame: A PIL image, or an array [H, W, 3] or of another form that the processor takes.
+            frame: PIL image, or an array [H, W, 3] or of another form that the processor takes.
 
         Returns:
-            The video so far.
+            Description of the video so far.
         """
         pixels_V3HW = pixels_of_frame(frame, "push", self.processor, is_video=True)
         begins = self._live is None
@@ -164,18 +166,18 @@ class Session:
         return self.media[item]
 
     def ask(self, question: str, *, follow_up: bool = False, max_new_tokens: int = 256, **generation: Any) -> str:
-        """The answer to a question about everything that was looked at.
+        """Return the answer to a question about all encoded images and videos.
 
         Args:
-            question: Text.
-            follow_up: Whether it goes on with the conversation; else it stands alone behind what was looked at, and a
-                later follow-up goes on from it.
-            max_new_tokens: The longest answer.
-            **generation: As `generate` of transformers takes it: do_sample, temperature, top_p. Default: greedy.
+            question: Text of the question.
+            follow_up: Whether the question continues the conversation. If not, it is alone after the images and videos,
+                and a later follow-up continues from it.
+            max_new_tokens: Largest number of tokens of the answer.
+            **generation: Options of transformers' `generate`: do_sample, temperature, top_p. Default: greedy.
 
         Raises:
             UserError: the question is empty or has special tokens, or prompt and answer are longer than the language
-                model reads or memory holds.
+                model reads or memory allows.
         """
         with self._busy:
             prompt = self._prompt(question, follow_up, max_new_tokens)
@@ -184,11 +186,11 @@ class Session:
     def stream(
         self, question: str, *, follow_up: bool = False, max_new_tokens: int = 256, **generation: Any
     ) -> Generator[str, None, None]:
-        """As `ask`, piece by piece; when it is left early, the answer ends where it is and is kept so."""
+        """Yield the answer that `ask` returns, piece by piece; if it is closed early, the partial answer is kept."""
         check_question(question, self.processor)
 
         def made() -> Generator[str, None, None]:
-            self._busy.begin()  # from the first piece that is asked for until nothing is made any more
+            self._busy.begin()  # from the first requested piece until nothing is generated any more
             try:
                 prompt = self._prompt(question, follow_up, max_new_tokens)
             except BaseException:
@@ -200,15 +202,15 @@ class Session:
         return made()
 
     def forget(self) -> None:
-        """Forget questions and answers; what was looked at stays."""
+        """Forget questions and answers; encoded images and videos stay."""
         with self._busy:
             self._turns = []
 
     def save(self, path: Path | str) -> None:
-        """Write what was looked at, to be asked again without it; questions and answers are not written.
+        """Save the encoded images and videos, so that they need not be encoded again; not questions and answers.
 
         Raises:
-            UserError: the file cannot be written, or is there and no session.
+            UserError: the file cannot be written, or exists and is no session.
         """
         from llava_mini.inference.session_file import save
 
@@ -218,7 +220,7 @@ class Session:
     def load(
         cls, path: Path | str, model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor, **options: Any
     ) -> Session:
-        """A session with what `save` wrote; `options` are those of the class.
+        """Return a session with what `save` wrote; `options` are the arguments of the class.
 
         Raises:
             UserError: the file cannot be read, or is of another model.
@@ -239,7 +241,7 @@ class Session:
         self._forget_read()
 
     def _forget_read(self) -> None:
-        """Another frame changes the fused text, also of tokens before it; without pre-fusion it changes nothing."""
+        """Forget what was read: a new frame changes the fused text, also of earlier tokens, if there is pre-fusion."""
         if self.model.config.num_fusion_layers:
             self._read = []
 
@@ -272,16 +274,16 @@ class Session:
         language_model = self.model.language_model
         keys = list(zip(prompt.ids, prompt.visible, strict=True))
         begin = min(shared(self._read, keys), len(keys) - 1, self.cache.get_seq_length())
-        self._read = []  # until the answer is whole, nothing in the cache is relied on
+        self._read = []  # until the answer is complete, the contents of the cache are not used
         if begin:
             self.cache.cut(begin)
-        else:  # also behind an answer that was interrupted, whose layers hold different numbers of tokens
+        else:  # also after an interrupted answer, whose layers contain different numbers of tokens
             self.cache = SessionCache(self.model.config, self.cache.bits)
         self.cache.freeze()
         rest_TD = embedded(self.model, self.store, prompt, begin)
         last = (len(rest_TD) - 1) % _PREFILL + 1
         prefill(language_model, rest_TD[None, :-last], self.cache, _PREFILL)
-        # `generate` reads what the cache does not hold yet of embeddings of the whole prompt.
+        # `generate` takes embeddings of the whole prompt, and reads those that are not in the cache yet.
         inputs_embeds = rest_TD.new_zeros(1, len(keys), rest_TD.shape[1])
         inputs_embeds[0, -last:] = rest_TD[-last:]
         config, rest = generation_choices(self.model, max_new_tokens, generation)

@@ -1,9 +1,9 @@
-"""A session on disk: one safetensors file with the compressed tokens and features of everything that was looked at.
+"""A session on disk: one safetensors file with the compressed tokens and features of all encoded images and videos.
 
-Keys and values are not written: they are computed again from the features, or are not, as the loading session keeps
-them. What the file says of itself is JSON in its header; the model is known by fingerprints of the parts that frames go
-through, by what its config says of their path, and by its type. A checksum over all of it tells flipped bits, which
-would be answered about like any others.
+Keys and values are not written: the loading session computes them again from the features or not, depending on its own
+options. The description of a session is JSON in the file's header. The model is identified by fingerprints of the parts
+that frames go through, by what its config says of their path, and by its type. A checksum over all of it detects
+flipped bits. Without it, questions about damaged features would be answered like any others.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _PATH_OF_FRAMES = (
 
 @dataclass(frozen=True)
 class _Model:
-    """What frames go through; how a question is answered may change, what was seen may not."""
+    """Identity of what frames go through; how a question is answered may change, how frames were encoded may not."""
 
     dtype: str
     config: dict[str, Any]
@@ -65,7 +65,7 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What a file says of itself: of every chunk its item, what was looked at, and the model that did."""
+    """Description in a file: every chunk's item, the encoded images and videos, and the model that encoded them."""
 
     items: list[int]
     looks: list[Media]
@@ -73,10 +73,10 @@ class _Facts:
 
 
 def save(session: Session, path: Path) -> None:
-    """Write a session, whole or not at all; a symbolic link stays, and what it points at is written.
+    """Write a session, completely or not at all; a symbolic link stays, and its target is written.
 
     Raises:
-        UserError: nothing was looked at, the file is there and no session, or it cannot be written.
+        UserError: nothing was encoded, the file exists and is no session, or it cannot be written.
     """
     if not session.media:
         raise UserError(f"{path}: nothing was looked at, so there is nothing to save")
@@ -92,17 +92,17 @@ def save(session: Session, path: Path) -> None:
     try:
         with atomic_path(target) as temporary:
             save_tensors(tensors, temporary, metadata)
-    except WriteError as error:  # by the name that was given, not the link's target
+    except WriteError as error:  # report the name that was given, not the link's target
         raise WriteError(error.errno, error.strerror, str(path)) from error
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written: {error}") from error
 
 
 def load(session: Session, path: Path) -> None:
-    """Fill a new session with what a file holds.
+    """Fill a new session with the contents of a file.
 
     Raises:
-        UserError: it cannot be read, is no session or a damaged one, or of another model.
+        UserError: the file cannot be read, is no session or a damaged one, or is of another model.
     """
     check_file(path)
     try:
@@ -133,7 +133,7 @@ def load(session: Session, path: Path) -> None:
 
 
 def checksum(facts: str, tensors: Mapping[str, Tensor]) -> str:
-    """CRC-32 of what a file says of itself and of its tensors, which are contiguous; gigabytes a second, no copies."""
+    """Return the CRC-32 of a description and of its contiguous tensors; gigabytes a second, no copies."""
     found = zlib.crc32(facts.encode())
     for name, tensor in sorted(tensors.items()):
         found = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), found)
@@ -142,13 +142,13 @@ def checksum(facts: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def check_replaceable(path: Path) -> Path:
-    """See that a session may be written to a file: it does not exist, or is a session.
+    """Check that a session may be written to a file: the file does not exist, or is a session.
 
     Returns:
-        The file itself, behind all symbolic links.
+        Path of the file itself, after all symbolic links.
 
     Raises:
-        UserError: it is something else, or no name of a file.
+        UserError: it is something else, or the name is no name of a file.
     """
     if "\0" in str(path):
         raise UserError(f"{str(path)!r}: the name of a file has no null character")
@@ -159,7 +159,7 @@ def check_replaceable(path: Path) -> Path:
         with open_tensors(target) as file:
             found = (file.metadata() or {}).get("format")
     except OSError as error:
-        if error.errno not in (errno.EISDIR, errno.ELOOP, errno.ENXIO):  # a folder, a circle of links, a socket
+        if error.errno not in (errno.EISDIR, errno.ELOOP, errno.ENXIO):  # a folder, a loop of links, a socket
             raise UserError(f"{path}: {error.strerror or error}") from error
         found = None
     except SafetensorError:
@@ -183,7 +183,7 @@ def _check_model(path: Path, saved: _Model, own: _Model) -> None:
 
 
 def _check_chunks(session: Session, looks: list[Media]) -> None:
-    """Raises ValueError unless the chunks are those of the looks, and their tokens those of the model."""
+    """Raise ValueError unless the chunks are those of the images and videos, and their tokens those of the model."""
     if not looks:
         raise ValueError("nothing was looked at")
     frames = [0] * len(looks)
@@ -200,7 +200,7 @@ def _check_chunks(session: Session, looks: list[Media]) -> None:
 
 
 def _check_tokens(session: Session, chunk: Chunk) -> None:
-    """Without pre-fusion there are no features that would say of how many views a frame was."""
+    """Check the tokens and features of a chunk; without pre-fusion no features show how many views a frame had."""
     views = (SINGLE_VIEW, HD_VIEWS) if chunk.features is None else (chunk.features.shape[1],)
     allowed = [session.model.tokens_per_frame(count) for count in views]
     if chunk.tokens.shape[1] not in allowed:
@@ -215,7 +215,7 @@ def _check_tokens(session: Session, chunk: Chunk) -> None:
 
 
 def _finite(values: Tensor) -> bool:
-    """Whether all are finite; by their extremes, which takes no memory."""
+    """Whether all values are finite; the extremes are checked, which takes no memory."""
     return not values.is_floating_point() or bool(torch.stack(torch.aminmax(values)).isfinite().all())
 
 
@@ -227,6 +227,6 @@ def _facts(path: Path, raw: str) -> _Facts:
 
 
 def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors of a prefix, by their names without it; they are taken out of the others."""
+    """Remove the tensors with a prefix from `tensors`, and return them by their names without it."""
     names = [name for name in tensors if name.startswith(prefix)]
     return {name.removeprefix(prefix): tensors.pop(name) for name in names}

@@ -1,7 +1,7 @@
-"""What a session of many frames takes of a card, before there is a card or a model: arithmetic over shapes.
+"""GPU memory of a session with many frames, before a GPU or a model is available: arithmetic over shapes.
 
-Weights in half precision or NF4, the cache in half precision or quantised; features wait in host memory, and keys and
-values of pre-fusion are computed again.
+Weights are in half precision or NF4, the KV cache in half precision or quantized. Features stay in host memory, and
+pre-fusion's keys and values are computed again.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ TEXT = 512  # tokens of a question and its answer
 _HALF = torch.float16
 _CHUNK = 1024  # tokens that are read at once
 _FRAME_BATCH = 16
-_CONTEXT = int(0.62 * 2**30)  # of CUDA, as `llava-mini plan` counts it
-_NF4_BITS = 4.127  # a weight, with its scales in two stages
+_CONTEXT = int(0.62 * 2**30)  # bytes of the CUDA context, as `llava-mini plan` counts them
+_NF4_BITS = 4.127  # of a weight, with its scales in two stages
 
 
 @dataclass(frozen=True)
 class SessionPlan:
-    """A session of frames with one view on a card.
+    """GPU memory of a session whose frames have one view.
 
     Attributes:
-        model: Its name.
-        frames: How many.
-        card: Bytes that it has; None: not known.
-        weights: "fp16", or "NF4" of the language model's layers.
-        bits: Of the cache; None: fp16.
-        weight_bytes: Of the model.
-        cache_bytes: Of keys and values of all frames, with room for more and a layer unpacked.
-        working_bytes: Of all compressed tokens, a batch of frames or a chunk of the prompt, and CUDA's context.
-        largest: Frames that would fit; None without a card.
-        store_bytes: Features of all frames for later questions, in fp16 and in 8 bits, in host memory.
+        model: Name of the model.
+        frames: Number of frames.
+        card: Bytes of memory of the GPU; None: not known.
+        weights: Type of the weights: "fp16", or "NF4" for the language model's layers.
+        bits: Bits of the KV cache; None: fp16.
+        weight_bytes: Bytes of the model's weights.
+        cache_bytes: Bytes of the KV cache of all frames, with room for more and one layer unpacked.
+        working_bytes: Bytes of all compressed tokens, a batch of frames or a chunk of the prompt, and the CUDA context.
+        largest: Largest number of frames that would fit; None if the memory of the GPU is not known.
+        store_bytes: Bytes in host memory of all frames' features for later questions, in fp16 and in 8 bits.
     """
 
     model: str
@@ -56,29 +56,29 @@ class SessionPlan:
 
     @property
     def total_bytes(self) -> int:
-        """On the card."""
+        """Bytes of GPU memory in all."""
         return self.weight_bytes + self.cache_bytes + self.working_bytes
 
     @property
     def fits(self) -> bool | None:
-        """None without a card."""
+        """Whether the session fits the GPU; None if the memory of the GPU is not known."""
         return None if self.card is None else self.total_bytes <= self.card
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the plan as a dictionary, for programs."""
         return asdict(self) | {"total_bytes": self.total_bytes, "fits": self.fits}
 
 
 def session_plans(
     name: str, model: LlavaMiniForConditionalGeneration, frames: int, card: int | None
 ) -> list[SessionPlan]:
-    """A model with its weights in fp16 and NF4, each with the cache in fp16, 8 and 4 bits.
+    """Plan sessions of a model with weights in fp16 and NF4, each with the KV cache in fp16, 8 and 4 bits.
 
     Args:
-        name: Of the model, for the plans.
-        model: On meta.
-        frames: With one view each.
-        card: Bytes of its memory; None: not known.
+        name: Name of the model, for the plans.
+        model: Model on the meta device.
+        frames: Number of frames, with one view each.
+        card: Bytes of memory of the GPU; None: not known.
     """
     config, per_frame = model.config, model.tokens_per_frame()
     shape, kv = FrameShape.of(config, per_frame), KVShape.of(config.text_config)
@@ -105,7 +105,7 @@ def session_plans(
 
 
 def table(plans: list[SessionPlan]) -> str:
-    """Plans of one number of frames on one card, as Markdown."""
+    """Return plans for one number of frames on one GPU as a Markdown table."""
     first = plans[0]
     where = "" if first.card is None else f" on a card of {_gib(first.card)} GiB"
     lines = [
@@ -130,11 +130,11 @@ def _gib(size: int) -> str:
 
 
 def _working_bytes(config: LlavaMiniConfig, kv: KVShape, tokens: int) -> int:
-    """The larger of a batch of frames and a chunk of the prompt, and CUDA's context."""
+    """Return the bytes of a batch of frames or a chunk of the prompt, whichever is larger, and of the CUDA context."""
     text = config.text_config
     frames = _FRAME_BATCH * frame_bytes(config, SINGLE_VIEW, _HALF)
     # A chunk's states around attention and MLP, as `frame_bytes` counts them; its keys and values in all layers before
-    # they are frozen; which earlier tokens it sees, a byte each; one layer's keys and values repeated for every head.
+    # they are frozen; a mask of the earlier tokens, a byte each; one layer's keys and values repeated for every head.
     chunk = _CHUNK * (6 * text.hidden_size + 3 * text.intermediate_size) * _HALF.itemsize
     chunk += _CHUNK * kv.token_bytes(_HALF) + _CHUNK * tokens
     chunk += 2 * tokens * text.num_attention_heads * kv.head_dim * _HALF.itemsize
@@ -142,7 +142,7 @@ def _working_bytes(config: LlavaMiniConfig, kv: KVShape, tokens: int) -> int:
 
 
 def _weights(model: LlavaMiniForConditionalGeneration) -> dict[str, int]:
-    """Bytes of all weights in fp16, and with the language model's layers in NF4."""
+    """Return the bytes of all weights in fp16, and with the language model's layers in NF4."""
     half = _HALF.itemsize * sum(parameter.numel() for parameter in model.parameters())
     linears = (module for module in model.get_decoder().modules() if isinstance(module, nn.Linear))
     packed = sum(linear.weight.numel() for linear in linears)

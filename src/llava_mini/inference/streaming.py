@@ -1,4 +1,4 @@
-"""An answer piece by piece while it is made: transformers' streamer, read here and fed from a thread."""
+"""An answer piece by piece while it is generated: a thread feeds transformers' streamer, which is read here."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from llava_mini.errors import UserError
 
 
 class SessionLock:
-    """One thing at a time: frames and cache of a session are of the answer that is being made. For `with`, too."""
+    """Lock of a session, also for `with`: while an answer is generated, nothing else uses its frames and cache."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
 
     def begin(self) -> None:
-        """Raises UserError while something is being done."""
+        """Acquire the lock; raise UserError while the session is busy."""
         if not self._lock.acquire(blocking=False):
             raise UserError("the session is busy with an answer: read its stream to the end, or close it and wait")
 
     def end(self) -> None:
-        """Also from another thread than the one that began."""
+        """Release the lock, also from another thread than the one that acquired it."""
         self._lock.release()
 
     def __enter__(self) -> None:
@@ -36,7 +36,7 @@ class SessionLock:
 
 
 class StopWhenSet(StoppingCriteria):
-    """Ends an answer when an event is set."""
+    """Stopping criterion that ends an answer when an event is set."""
 
     def __init__(self, event: threading.Event):
         self.event = event
@@ -48,13 +48,13 @@ class StopWhenSet(StoppingCriteria):
 def pieces(
     tokenizer: Any, answer: Callable[[TextIteratorStreamer, StopWhenSet], object], ended: Callable[[], None]
 ) -> Generator[str, None, None]:
-    """The text of an answer as it is made; when it is left early, the answer ends where it is.
+    """Yield the text of an answer while it is generated; if the reader stops early, the answer ends there.
 
     Args:
-        tokenizer: Of the words.
-        answer: Makes it, in a thread of its own; what it raises is raised here.
-        ended: Called once nothing is made any more, which is later than the reader has gone where the reader does not
-            wait for it (a second Ctrl-C).
+        tokenizer: Tokenizer that decodes the answer.
+        answer: Function that generates the answer, in its own thread; what it raises is raised here.
+        ended: Function that is called once nothing is generated any more. If the reader does not wait for that (a
+            second Ctrl-C), it is called after the reader has gone.
     """
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=False, skip_special_tokens=True)
     stop, failed = threading.Event(), list[BaseException]()

@@ -142,13 +142,15 @@ def _verified(raw: bytes) -> tuple[int, int]:
         if _plain_jpeg(raw, image, "GRAY", min_height=1, min_width=1, min_factor=8, fastdct=True) is None:
             image.draft("L", (1, 1))  # the smallest scale of a JPEG; no effect on other formats
             image.load()
+        if image.mode.startswith("I;16"):
+            _deep(image)
     except _DAMAGED as error:
         raise _unusable(error) from None
     return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
 
 
 def _also_without_notes(read: Callable[[bytes], _Read], raw: bytes) -> _Read:
-    """Return what `read` makes of an image; if Pillow refuses a PNG's texts or color profile, of the PNG without them."""
+    """Return what `read` makes of an image; of a PNG whose texts or color profile Pillow refuses, without these."""
     try:
         return read(raw)
     except SampleError:
@@ -211,9 +213,7 @@ def _plain_jpeg(raw: bytes, image: Image.Image, colours: str, **options: float) 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):
-        values = np.asarray(image)
-        if 0 < (most := values.max()) <= 255:  # as `media/arrays.py` refuses the same values in an array
-            raise SampleError(f"16-bit image with values up to {most}: 8-bit values or a dark image; store 8 bits")
+        values = _deep(image)
         gray = (values >> 8).astype(np.uint8)
         gray[values == image.info.get("transparency", -1)] = 255
         return np.repeat(gray[..., None], 3, axis=-1)
@@ -221,18 +221,30 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return np.array(image.convert("RGB"))  # a copy, since Pillow's own memory is read-only
 
-    """Return the EXIF orientation, 1 if there is none; after decoding, which turns some formats and drops the tag."""
+
+def _deep(image: Image.Image) -> NDArray[np.uint16]:
+    """Return the values [H, W] of a 16-bit gray image.
+
+    Raises:
+        SampleError: They may be 8-bit values, which would become black; `media/arrays.py` refuses them in arrays too.
+    """
+    values = np.asarray(image)
+    if 0 < (most := int(values.max())) <= 255:
+        raise SampleError(f"16-bit image with values up to {most}: 8-bit values or a dark image; store 8 bits")
+    return values
+
+
 def _orientation(image: Image.Image) -> int:
-    """EXIF's way up, 1 where it says nothing; read after decoding, which turns some formats and drops the tag."""
+    """Return the EXIF orientation, 1 if there is none; after decoding, which turns some formats and drops the tag."""
     try:
-        return 1  # a damaged tag is no reason to lose the image
+        value = image.getexif().get(_ORIENTATION)
     except _DAMAGED:
-        return 1  # a damaged note is no reason to lose the picture
+        return 1  # a damaged tag is no reason to lose the image
     return value if isinstance(value, int) and value in _TURNS else 1
+
+
 # EXIF orientation: (whether rows and columns are swapped first, step over rows, step over columns). For example 6, a
 # camera in portrait orientation, is stored lying on its left side: columns become rows, each then read backwards.
-# EXIF orientation: (whether rows and columns change places first, step over rows, step over columns). For example 6,
-# a camera held upright, is stored lying on its left side: columns become rows and each row is then read backwards.
 _TURNS = {
     1: (False, 1, 1),
     2: (False, 1, -1),

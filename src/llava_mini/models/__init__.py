@@ -1,4 +1,4 @@
-"""Pixels to answer: LLaVA-Mini in plain torch and transformers, registered with transformers' Auto classes."""
+"""LLaVA-Mini in plain torch and transformers, from pixels to answer; registered with transformers' Auto classes."""
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 

@@ -1,7 +1,8 @@
 """Positions and attention masks of sequences in which some entries are hidden and some form independent turns.
 
 Pre-fusion hides answers, placeholders and padding, and counts positions over visible entries only (REFERENCE, release).
-Independent turns share a prefix (the image) and see it and themselves, each as if it stood alone behind the prefix.
+Independent turns share a prefix (the image). Each turn attends to the prefix and to itself, as if it alone followed the
+prefix.
 
 Shapes: B sequences, L entries.
 """
@@ -11,9 +12,9 @@ from torch import Tensor
 
 
 def packed_positions(visible_BL: Tensor, turn_ids_BL: Tensor | None = None) -> Tensor:
-    """Position of every entry, counted over visible ones, restarting behind the shared prefix for every turn.
+    """Position of every entry, counted over visible entries; every turn restarts after the shared prefix.
 
-    Hidden entries get some position in range; nothing reads them.
+    A hidden entry gets an arbitrary position in range; nothing reads it.
 
     Example:
         entry     img img  q1  a1  q2  a2  pad
@@ -22,11 +23,11 @@ def packed_positions(visible_BL: Tensor, turn_ids_BL: Tensor | None = None) -> T
         position    0   1   2   3   2   3    5
 
     Args:
-        visible_BL: [B, L] bool.
-        turn_ids_BL: [B, L] int64, 0 for the shared prefix; turns ascend. None: one sequence.
+        visible_BL: Mask of the visible entries, [B, L] bool.
+        turn_ids_BL: Turn of every entry, [B, L] int64; 0 for the shared prefix; turns ascend. None: one sequence.
 
     Returns:
-        [B, L] int64.
+        Positions, [B, L] int64.
     """
     visible = visible_BL.long()
     if turn_ids_BL is None:
@@ -42,22 +43,22 @@ def packed_positions(visible_BL: Tensor, turn_ids_BL: Tensor | None = None) -> T
 def packed_mask(visible_BL: Tensor, turn_ids_BL: Tensor | None, dtype: torch.dtype, as_bool: bool = True) -> Tensor:
     """Causal attention mask over visible entries, blocked between independent turns.
 
-    Every entry sees itself, also a hidden one: a row without anything to see would be NaN.
+    Every entry attends to itself, even a hidden one: a row that attends to nothing would be NaN.
 
-    Example (turns 0 0 1 2, all visible; x: may be seen):
+    Example (turns 0 0 1 2, all visible; x: may be attended to):
         img  x . . .
         img  x x . .
         q1   x x x .
         q2   x x . x
 
     Args:
-        visible_BL: [B, L] bool.
-        turn_ids_BL: [B, L] int64 or None.
-        dtype: Of the additive mask.
-        as_bool: Boolean mask (SDPA) instead of an additive one (eager attention).
+        visible_BL: Mask of the visible entries, [B, L] bool.
+        turn_ids_BL: Turn of every entry, [B, L] int64, or None.
+        dtype: Type of the additive mask.
+        as_bool: Whether to make a boolean mask (SDPA) instead of an additive one (eager attention).
 
     Returns:
-        [B, 1, L, L].
+        Mask, [B, 1, L, L].
     """
     index_L = torch.arange(visible_BL.shape[1], device=visible_BL.device)
     allowed = (index_L[None, :] <= index_L[:, None])[None] & visible_BL[:, None, :]
@@ -71,10 +72,10 @@ def packed_mask(visible_BL: Tensor, turn_ids_BL: Tensor | None, dtype: torch.dty
 
 
 def mask_for(implementation: str, visible_BL: Tensor, turn_ids_BL: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """`packed_mask` in the form that an attention implementation of transformers reads.
+    """Return `packed_mask` in the form that an attention implementation of transformers reads.
 
     Raises:
-        ValueError: for an implementation that cannot take a mask of its own (flash attention).
+        ValueError: for an implementation that cannot take a custom mask (flash attention).
     """
     if implementation not in ("sdpa", "eager"):
         raise ValueError(f"attention implementation {implementation!r}: LLaVA-Mini's masks need 'sdpa' or 'eager'")

@@ -1,4 +1,4 @@
-"""Cross-entropy through a linear head, a chunk of tokens at a time: the logits of all tokens never exist together.
+"""Cross-entropy through a linear head, one chunk of tokens at a time: the logits of all tokens never exist together.
 
 Shapes: S tokens, C tokens of a chunk, D width, V entries of the vocabulary.
 """
@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 
 def linear_cross_entropy(hidden_SD: Tensor, head: nn.Module, targets_S: Tensor, chunk: int) -> Tensor:
-    """Sum over tokens of the cross-entropy of `head(hidden)`, computed as under autocast where that is on.
+    """Return the sum over tokens of the cross-entropy of `head(hidden)`, computed as under autocast where it is on.
 
     Args:
-        hidden_SD: [S, D]; S may be 0, the loss is then 0 and has a gradient of zeros.
-        head: A linear layer D -> V, trained or frozen, or tied to the embedding.
-        targets_S: [S] int64.
-        chunk: C, tokens whose logits are held at once.
+        hidden_SD: Hidden states, [S, D]; S may be 0, then the loss is 0 and has a gradient of zeros.
+        head: Linear layer D -> V, trained or frozen, or tied to the embedding.
+        targets_S: Token ids to predict, [S] int64.
+        chunk: Number C of tokens whose logits are in memory at once.
 
     Returns:
-        A scalar, float32.
+        Scalar, float32.
 
     Raises:
-        ValueError: for a head that is more than a linear layer, whose weight alone does not say what it computes.
+        ValueError: for a head that is more than a linear layer: its weight alone does not define what it computes.
     """
     if type(head) is not nn.Linear:
         raise ValueError(f"the loss in chunks reads the head's weight; a {type(head).__name__} is no plain nn.Linear")
@@ -35,16 +35,17 @@ def linear_cross_entropy(hidden_SD: Tensor, head: nn.Module, targets_S: Tensor, 
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The forward pass keeps the loss alone; the backward pass makes each chunk's logits again.
+    """Loss whose forward pass stores only the loss; the backward pass computes the logits of each chunk again.
 
-    Gradients could be made in the forward pass, which spares one of four products of the head (below 1 % of a step of a
-    7B model: the head is 2 % of its weights, and only supervised tokens go through it). The peak would be the same, for
-    the loss ends the forward pass and begins the backward one, with all activations held at both. But they would be
-    made before the gradient scaler's factor is known: in float16 they would underflow, or overflow where no scaler can
-    adapt. Here they are scaled before they are rounded, as in the plain loss. torch.utils.checkpoint over chunks would
-    compute as much and hold more: here softmax, subtraction and scaling are done in one tensor.
+    Gradients could be computed in the forward pass. That would save one of four products of the head (below 1 % of a
+    step of a 7B model: the head is 2 % of its weights, and only supervised tokens go through it). The peak memory would
+    be the same: the loss ends the forward pass and begins the backward pass, and all activations are in memory at both.
+    But the gradients would be computed before the gradient scaler's factor is known. In float16 they would underflow,
+    or overflow where no scaler can adapt. Here they are scaled before they are rounded, as in the plain loss.
+    torch.utils.checkpoint over chunks would compute as much and need more memory: here softmax, subtraction and scaling
+    are done in one tensor.
 
-    The sum over chunks of the weight's gradient is kept in float32.
+    The weight's gradient is summed over chunks in float32.
     """
 
     @staticmethod
@@ -83,17 +84,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_VD += error_CV.T @ hidden_CD
             if grad_V is not None:
                 grad_V += error_CV.sum(0, dtype=torch.float32)
-            del error_CV  # or it is held while the next chunk's is made
+            del error_CV  # otherwise it would be in memory together with the next chunk's
         return grad_SD, grad_VD, grad_V, None, None, None
 
 
 def _loss(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
-    """Sum of the cross-entropies, in float32."""
+    """Return the sum of the cross-entropies, in float32."""
     return -torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32).gather(1, targets_C[:, None]).sum()
 
 
 def _error(logits_CV: Tensor, targets_C: Tensor, grad: Tensor) -> Tensor:
-    """The gradient of `grad` times that sum: softmax less one at the target, rounded to the logits' type at last."""
+    """Gradient of `grad` times `_loss` for the logits: softmax minus 1 at the target, rounded to their type last."""
     error_CV = torch.softmax(logits_CV, dim=-1, dtype=torch.float32)
     error_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
     return error_CV.mul_(grad).to(logits_CV.dtype)

@@ -1,7 +1,7 @@
-"""The configuration of a LLaVA-Mini model: which vision tower, language model, compressor and pre-fusion it is made of.
+"""Configuration of a LLaVA-Mini model: its vision tower, language model, compressor and pre-fusion.
 
-Where the paper and the official release differ in the order of work, both orders are a value here
-(`compress_before_projection`, `fuse_compressed_tokens`); the defaults are the release's.
+Where the paper and the official release differ in the order of operations, each order is a value of a field
+(`compress_before_projection`, `fuse_compressed_tokens`). The defaults are the release's.
 """
 
 from __future__ import annotations
@@ -18,24 +18,25 @@ from llava_mini.models.rotary import check_scaling
 
 
 class LlavaMiniConfig(PreTrainedConfig):
-    """Configuration of `LlavaMiniForConditionalGeneration`; every attribute is an argument by keyword.
+    """Configuration of `LlavaMiniForConditionalGeneration`; every attribute is a keyword argument.
 
     Attributes:
-        vision_config: Any vision model that `AutoModel` builds (CLIP, SigLIP); a config or its dict. Default: CLIP
+        vision_config: Config or dict of any vision model that `AutoModel` builds (CLIP, SigLIP). Default: CLIP
             ViT-L/14-336.
-        text_config: Llama, Mistral or Qwen2 family; a config or its dict. Default: Llama's own.
-        image_token_id: Id of the placeholder that stands once for every compressed token. It is never embedded, so it
-            may lie beyond the vocabulary.
+        text_config: Config or dict of a Llama, Mistral or Qwen2 model. Default: the defaults of transformers' Llama.
+        image_token_id: Id of the placeholder, which input_ids contains once for every compressed token. It is never
+            embedded, so it may be beyond the vocabulary.
         vision_feature_layer: Index into the vision tower's hidden states; -2 is the layer before the last.
         projector_hidden_act: Activation between the projector's two layers.
-        compressor: `_target_` (the class) and its own keyword arguments, for example C, the side of its grid.
-        num_fusion_layers: N_fusion, 0 for none.
-        compress_before_projection: True (release): the compressor reads the vision tower's features; False (paper): it
-            reads projected patches.
-        fuse_compressed_tokens: True (release): compressed tokens pass through pre-fusion too; False (paper): they reach
-            the language model as they are.
-        context_scaling: For more tokens than the language model was trained on: `kind` (linear, dynamic, yarn) and
-            `tokens`, see `models.rotary`. `text_config` stays as it was trained, as pre-fusion is of its kind.
+        compressor: Class (`_target_`) and its keyword arguments, for example C, the side of its grid.
+        num_fusion_layers: Number of pre-fusion layers, N_fusion; 0 for none.
+        compress_before_projection: Whether the compressor reads the vision tower's features (True, release) or
+            projected patches (False, paper).
+        fuse_compressed_tokens: Whether compressed tokens pass through pre-fusion too (True, release) or reach the
+            language model unchanged (False, paper).
+        context_scaling: Scaling for more tokens than the language model was trained on: `kind` (linear, dynamic, yarn)
+            and `tokens`, see `models.rotary`. `text_config` stays as it was trained, because pre-fusion is built from
+            it too.
     """
 
     model_type = "llava_mini"
@@ -77,10 +78,10 @@ class LlavaMiniConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers.
+        """Build a config from a dict, as in transformers.
 
         Raises:
-            UserError: for the config of another model, also the official release's, which has the same model_type.
+            UserError: for the config of another model, also for the official release's, which has the same model_type.
         """
         found = config_dict.get("model_type")
         if found != cls.model_type or "text_config" not in config_dict or "vision_config" not in config_dict:

@@ -1,7 +1,7 @@
-"""A decoder layer of transformers worked on by parts: keys and values of all rows, everything else for some rows.
+"""Parts of a decoder layer of transformers: keys and values of all rows, everything else for some rows.
 
-Llama, Mistral and Qwen2 name their parts alike. The layers' own forward pass computes all rows of what it is given; the
-results are the same (tested for each family).
+Llama, Mistral and Qwen2 use the same names for their parts. The layers' own forward pass computes every row of its
+input; the results are the same (tested for each family).
 
 Shapes: F sequences, L entries, R rows that are computed, D width, H heads of keys and values, E width of a head.
 """
@@ -28,18 +28,18 @@ def layer_rows(
     first: int = 0,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, KeysValues]:
-    """The layer's result for rows from `first` on, and the keys and values of all rows that it was given.
+    """Return the layer's output for rows from `first` on, and the keys and values of all rows of its input.
 
     Args:
-        layer: A decoder layer without dropout in its attention.
-        hidden_FLD: What the layer is given; one sequence may stand for F that differ in `before` alone.
-        rope: Of these entries.
-        before: Keys and values of earlier entries that the rows look at too.
-        first: First row that is computed; L for none.
-        mask: [F or 1, 1, R, entries before and L] bool; None: each row sees all entries up to itself.
+        layer: Decoder layer without dropout in its attention.
+        hidden_FLD: Input of the layer; a single sequence may represent F sequences that differ only in `before`.
+        rope: Cosines and sines for these entries.
+        before: Keys and values of earlier entries, to which the rows attend too.
+        first: Index of the first row to compute; L for none.
+        mask: Mask [F or 1, 1, R, entries before and L] bool; None: each row attends to all entries up to itself.
 
     Returns:
-        [F, L - first, D], and keys (turned by their positions) and values [F, H, L, E].
+        Output [F, L - first, D], and keys (rotated by their positions) and values [F, H, L, E].
     """
     attention = layer.self_attn
     normed_FLD = layer.input_layernorm(hidden_FLD)
@@ -47,7 +47,7 @@ def layer_rows(
     own = keys, _heads(attention.v_proj(normed_FLD), attention.head_dim)
     if first == hidden_FLD.shape[1]:
         return hidden_FLD[:, first:], own
-    # Contiguous, so that few rows of many sequences are multiplied as one matrix and not sequence by sequence.
+    # Contiguous, so that a few rows of many sequences are multiplied as one matrix, not sequence by sequence.
     rows_FRD, normed_FRD = hidden_FLD[:, first:].contiguous(), normed_FLD[:, first:].contiguous()
     queries = _heads(attention.q_proj(normed_FRD), attention.head_dim)
     queries = _turned(queries, (rope[0][:, :, first:], rope[1][:, :, first:]))
@@ -63,7 +63,7 @@ def layer_rows(
 
 
 def _attended(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """[F, R, D]. Queries that share keys lie under one another, so that no key or value is repeated in memory."""
+    """Attention output [F, R, D]; with a mask, queries that share keys are stacked, so no key or value is repeated."""
     heads, rows = queries.shape[1:3]
     groups = heads // keys.shape[1]
     if mask is None:

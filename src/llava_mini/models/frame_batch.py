@@ -1,4 +1,4 @@
-"""How many frames go through vision tower, compressor and pre-fusion together when no gradients are recorded."""
+"""Number of frames that go through vision tower, compressor and pre-fusion together when no gradients are recorded."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from llava_mini.hardware import free_bytes
 from llava_mini.models.configuration import LlavaMiniConfig
 from llava_mini.models.language_model import head_dim
 
-# Patches that are worked on together. More bring nothing: the matrices are large enough. On a CPU they cost: what a
-# layer leaves is no longer in the caches for the next, and large tensors go back to the system each time (two frames of
-# 576 patches are 15 % faster than 16). Fewer cost too: of 64 patches 18 frames take 0.7 of the time that 2 take.
+# Patches that are processed together. More bring no gain: the matrices are large enough. On a CPU more cost time: the
+# output of a layer is no longer in the caches for the next layer, and large tensors are returned to the system each
+# time (two frames of 576 patches are 15 % faster than 16). Fewer cost time too: of frames of 64 patches, 18 together
+# take 0.7 of the time that 2 together take.
 _MOST_PATCHES = {"cpu": 2 * 576, "cuda": 64 * 576}
-_SHARE = 0.25  # of free memory: the language model's cache and what lies around it need the rest
+_SHARE = 0.25  # of free memory; the language model's cache and everything around it need the rest
 
 
 def frames_at_once(config: LlavaMiniConfig, views: int, dtype: torch.dtype, device: torch.device) -> int:
-    """The size of a micro-batch: 1 at least, what fits into a quarter of the free memory at most."""
+    """Number of frames in a micro-batch: at least 1, at most what fits into a quarter of the free memory."""
     fit = int(free_bytes(device) * _SHARE) // frame_bytes(config, views, dtype)
     most = _MOST_PATCHES.get(device.type, 16 * 576) // _patches(config, views)
     return max(1, min(fit, most))
 
 
 def frame_bytes(config: LlavaMiniConfig, views: int, dtype: torch.dtype) -> int:
-    """Bytes that a frame of `views` views takes while it is worked on, from its shapes: rather more than it will.
+    """Bytes that a frame of `views` views needs while it is processed, by its shapes; rather an overestimate.
 
-    The larger of tower and pre-fusion counts, as they run one after the other: a row between two layers, normalised, as
-    queries and mixed, and three times in the MLP; pre-fusion keeps keys and values of all its layers besides.
+    The larger of vision tower and pre-fusion counts, because they run one after the other. A row takes memory between
+    two layers, normalized, as queries and mixed, and three times in the MLP. In addition, pre-fusion stores the keys
+    and values of all its layers.
     """
     vision, text = config.vision_config, config.text_config
     tower = 6 * vision.hidden_size + 2 * vision.intermediate_size

@@ -1,7 +1,7 @@
-"""Frames to compressed tokens and fused text: vision tower, compressor, projector and pre-fusion of the model.
+"""From frames to compressed tokens and fused text: vision tower, compressor, projector and pre-fusion of the model.
 
-Training works on all frames of a batch at once. Without gradients they go through in micro-batches of one kind each,
-and what an answer need not compute is left out (`InferenceOptimizations`).
+Training processes all frames of a batch at once. Without gradients, frames go through in micro-batches of one kind
+each, and what an answer does not need is not computed (`InferenceOptimizations`).
 
 Shapes: B samples, T tokens, S tokens of the longest instruction, F frames of the whole batch, V views of a frame, N
 patches of a view, P patches of a frame that pre-fusion reads (N, or 5N for HD), K compressed tokens of a frame, D width
@@ -30,12 +30,12 @@ from llava_mini.models.visual_tokens import VisualTokens
 
 @dataclass(frozen=True)
 class Frames:
-    """The frames of a batch: pixels [F, V, 3, H, W], or features [F, V, N, Dv] that `encode` made of them before.
+    """Frames of a batch: pixels [F, V, 3, H, W], or features [F, V, N, Dv] that `encode` computed from them earlier.
 
     Attributes:
-        pixel_values: Pixels, or None.
-        features: Features, or None.
-        num_views: [F], real views of every frame; None: all V.
+        pixel_values: Pixels [F, V, 3, H, W], or None.
+        features: Features [F, V, N, Dv], or None.
+        num_views: Number of real views of every frame, [F]; None: all V.
     """
 
     pixel_values: Tensor | None
@@ -46,13 +46,13 @@ class Frames:
         return len(self._given)
 
     def views(self) -> Tensor:
-        """Real views of every frame: [F]."""
+        """Number of real views of every frame, [F]."""
         if self.num_views is not None:
             return self.num_views
         return torch.full((len(self),), self._given.shape[1], device=self._given.device)
 
     def take(self, rows: Tensor, views: int) -> Frames:
-        """The frames at `rows`, which have `views` views."""
+        """Return the frames at `rows`, which have `views` views."""
         if self.pixel_values is not None:
             return Frames(self.pixel_values[rows, :views], None, None)
         return Frames(None, self._given[rows, :views], None)
@@ -65,13 +65,13 @@ class Frames:
 
 
 class FramesMixin:
-    """What a model does with frames.
+    """Processing of frames, as a mixin of a model.
 
     Attributes:
-        optimizations: What is left out when no gradients are recorded.
-        vision_batch: Views that the vision tower encodes at once; None: all that it is given.
-        offload_vision: Whether a frozen vision tower's weights wait in host memory when features are made.
-        runs_all_layers: Whether also a batch without a frame runs the layers that read frames, as sharded weights need.
+        optimizations: Computations to leave out when no gradients are recorded.
+        vision_batch: Number of views that the vision tower encodes at once; None: all views of a call.
+        offload_vision: Whether a frozen vision tower's weights stay in host memory and are copied to encode frames.
+        runs_all_layers: Whether a batch without frames also runs the layers that read frames, as sharded weights need.
     """
 
     config: Any
@@ -87,19 +87,19 @@ class FramesMixin:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The projector's, which reads the features: parts that are frozen may be stored in half precision.
+        """Type of the projector's parameters, which read the features; frozen parts may be stored in half precision.
 
-        Of a projector whose weights are packed bits, the type of its biases.
+        For a projector whose weights are packed bits, this is the type of its biases.
         """
         return next(each.dtype for each in self.projector.parameters() if each.is_floating_point())
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the projector's, as the vision tower may wait in host memory."""
+        """Device of the projector, where inputs go; the vision tower may be in host memory."""
         return next(self.projector.parameters()).device
 
     def tokens_per_frame(self, views: int = SINGLE_VIEW) -> int:
-        """K: placeholders that a frame of `views` views takes in input_ids.
+        """Number K of placeholders in input_ids for a frame of `views` views.
 
         Raises:
             ValueError: for a number of views that no frame has.
@@ -114,10 +114,10 @@ class FramesMixin:
     def frames(
         self, pixel_values: Tensor | None, image_features: Tensor | None, num_views: Tensor | None
     ) -> Frames | None:
-        """What was given of frames; None without one.
+        """Return the given frames, or None if there are none.
 
         Raises:
-            ValueError: when both were given, or shapes do not fit.
+            ValueError: when both pixels and features are given, or shapes do not fit.
         """
         if pixel_values is not None and image_features is not None:
             raise ValueError("pixel_values and image_features: give one of them, the frames or their features")
@@ -130,7 +130,7 @@ class FramesMixin:
         return Frames(pixel_values, None, num_views)
 
     def encode(self, pixel_values: Tensor, num_views: Tensor | None = None) -> Tensor:
-        """Features of all real views, in the tower's own type: [F, V, 3, H, W] -> [F, V, N, Dv]; zeros elsewhere."""
+        """Features of all real views, in the vision tower's type: [F, V, 3, H, W] -> [F, V, N, Dv]; zeros elsewhere."""
         check_pixels(pixel_values, num_views)
         frames, views = pixel_values.shape[:2]
         if num_views is None:
@@ -142,9 +142,9 @@ class FramesMixin:
         return padded
 
     def compress_and_project(self, features_FVND: Tensor, num_views: Tensor | None = None) -> VisualTokens:
-        """Compressed tokens and patches in the language model's width, in the configured order.
+        """Return compressed tokens and patches in the language model's width, in the configured order of operations.
 
-        Frames with one view and HD frames lie in different grids, so each of the two kinds is worked on at once.
+        Frames with one view and HD frames have different grids, so each of the two kinds is processed as one group.
         """
         features_FVND = features_FVND.to(self.dtype)
         if num_views is None:
@@ -162,9 +162,9 @@ class FramesMixin:
         turn_ids_BT: Tensor | None,
         num_frames_B: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Every frame compressed, and fused with its sample's instruction; fused text is the mean over the frames.
+        """Compress every frame and fuse it with its sample's instruction; fused text is the mean over the frames.
 
-        Only the instruction goes through pre-fusion: answers, placeholders and padding, which it must not see, cost
+        Only the instruction goes through pre-fusion. Answers, placeholders and padding, which it must not read, cost
         nothing. Text outside the instruction, and samples without a frame, keep their plain embedding. Gradients do not
         flow back into text embeddings through pre-fusion (release).
 
@@ -178,7 +178,7 @@ class FramesMixin:
         turn_ids_BS = None if turn_ids_BT is None else read.take(turn_ids_BT)
         precise = torch.promote_types(
             text_BSD.dtype, torch.float32
-        )  # half precision holds no sum of thousands of frames
+        )  # half precision cannot represent a sum over thousands of frames
         sum_BSD = torch.zeros_like(text_BSD, dtype=precise)
         tokens, frame_of_token = [], []
         for rows, part in self._batches(frames):
@@ -200,10 +200,10 @@ class FramesMixin:
         return torch.cat(tokens)[order], text_BTD.masked_scatter(fused_BT[..., None], mean_BSD[read.mask_BS])
 
     def prefill_visual(self, visual: VisualTokens) -> tuple[Tensor, VisualKV]:
-        """What pre-fusion does before there is a question.
+        """Run the part of pre-fusion that needs no question.
 
         Args:
-            visual: Of frames of one kind.
+            visual: Patches and compressed tokens of frames of one kind.
 
         Returns:
             Compressed tokens [F, K, D] as the language model reads them, and what `prefusion.attend_text` needs.
@@ -213,7 +213,7 @@ class FramesMixin:
         return compressed_FKD, seen
 
     def _seen_with(self, visual: VisualTokens, text_FSD: Tensor) -> tuple[Tensor, Tensor, VisualKV]:
-        """`prefill_visual` with a text after it: compressed tokens, fused text, and keys and values of all of them."""
+        """Like `prefill_visual`, with a text after it: compressed tokens, fused text, and keys and values of all."""
         fuses, patches = self.config.fuse_compressed_tokens, visual.patches_FPD.shape[1]
         parts = [visual.patches_FPD, *([visual.compressed_FKD] if fuses else []), text_FSD]
         rows_FRD, seen = self.prefusion.prefill_visual(
@@ -223,7 +223,7 @@ class FramesMixin:
         return rows_FRD[:, :tokens] if fuses else visual.compressed_FKD, rows_FRD[:, tokens:], seen
 
     def _batches(self, frames: Frames) -> Iterator[tuple[Tensor, Frames]]:
-        """Frames that are worked on together, and where they stand: all of them when gradients are recorded."""
+        """Frames that are processed together, and their indices: all at once when gradients are recorded."""
         views_F = frames.views()
         every = torch.arange(len(frames), device=views_F.device)
         if torch.is_grad_enabled() or self.runs_all_layers:
@@ -243,11 +243,11 @@ class FramesMixin:
     def _fused(
         self, visual: VisualTokens, text_FSD: Tensor, visible_FS: Tensor, turn_ids_FS: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Compressed tokens [F, K, D] and text [F, S, D] of frames behind pre-fusion."""
+        """Compressed tokens [F, K, D] and text [F, S, D] of frames, after pre-fusion."""
         if self.config.num_fusion_layers == 0:
             return visual.compressed_FKD, text_FSD
         if self._splits_prefusion():
-            if turn_ids_FS is None:  # text is one more part of what is seen, and its padding is behind all that reads
+            if turn_ids_FS is None:  # text ends the sequence, and its padding comes after all that attends
                 return self._seen_with(visual, text_FSD)[:2]
             compressed_FKD, seen = self.prefill_visual(visual)
             return compressed_FKD, self.prefusion.attend_text(text_FSD, seen, visible_FS, turn_ids_FS)
@@ -260,13 +260,16 @@ class FramesMixin:
         first = patches if fuses else length
         trim = (
             self.optimizations.trim_last_layer and not self.runs_all_layers
-        )  # sharded weights need each layer's own call
+        )  # sharded weights need a call of each whole layer
         fused_FRD = self.prefusion(torch.cat([seen_FLD, text_FSD], dim=1), visible_FL, turn_ids_FL, first, trim)
         tokens = length - first
         return fused_FRD[:, :tokens] if fuses else visual.compressed_FKD, fused_FRD[:, tokens:]
 
     def _splits_prefusion(self) -> bool:
-        """Frames are of one kind then, without padding; eager attention needs its mask, and is for looking into."""
+        """Whether pre-fusion is split: frames are then of one kind, without padding.
+
+        Eager attention is not split: it needs its mask, and is for inspection.
+        """
         return (
             self.optimizations.split_prefusion
             and not (torch.is_grad_enabled() or self.runs_all_layers or self.prefusion.training)
@@ -285,7 +288,7 @@ class FramesMixin:
         )
 
     def _nothing_seen(self) -> Tensor:
-        """Zero, by way of every part that reads frames."""
+        """Zero, computed through every part that reads features."""
         width = self.config.vision_config.hidden_size
         features = torch.zeros(1, 1, self.side**2, width, device=self.device)
         visual = self.compress_and_project(features)

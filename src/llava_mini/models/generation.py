@@ -1,7 +1,7 @@
-"""How generation deals with frames: they are read once with the prompt, and go with their sample when it is repeated.
+"""Generation with frames: they are read once, with the prompt, and are repeated together with their sample.
 
-Everything else (cache, sampling, beams, stopping) is transformers' own. What of it cannot be done with frames is
-refused by name, where transformers would fail in the middle or go on without the frames.
+Everything else (cache, sampling, beams, stopping) is transformers' own. Options of transformers that do not work with
+frames are refused by name, where transformers would fail in the middle or continue without the frames.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PREFILL_ONLY = (*_FRAMES, "num_frames", "num_views", "instruction_mask", "turn_
 
 
 def suppressed_tokens(config: LlavaMiniConfig, chosen: GenerationConfig, given: list[int] | None) -> list[int] | None:
-    """Tokens that are never generated: those that were named, and the placeholder where the vocabulary has it."""
+    """Token ids that are never generated: the named ones, and the placeholder where the vocabulary contains it."""
     named = chosen.suppress_tokens if given is None else given
     if config.image_token_id >= config.text_config.vocab_size:
         return named
@@ -31,13 +31,13 @@ class FramesGenerationMixin(GenerationMixin):
     """`generate` for a model whose forward pass takes frames, num_frames and an instruction mask."""
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; only the prompt, never a generated token, is seen by pre-fusion, also without a cache.
+        """Generate as in transformers; pre-fusion reads only the prompt, never a generated token, even without a cache.
 
-        The image placeholder stands for tokens of an image and is never generated. Behind a cache that holds frames an
-        answer goes on without them; a next question needs them again, and an instruction_mask.
+        The image placeholder represents tokens of an image and is never generated. After a cache that contains frames,
+        an answer continues without them. A next question needs them again, and an instruction_mask.
 
         Raises:
-            UserError: for an option that cannot be had.
+            UserError: for an option that is not available.
         """
         prompt = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         chosen = kwargs.get("generation_config") or self.generation_config
@@ -52,7 +52,7 @@ class FramesGenerationMixin(GenerationMixin):
         return super().generate(*args, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: its requests are ids alone.
+        """Refuse continuous batching: its requests contain only ids.
 
         Raises:
             UserError: always.
@@ -63,7 +63,7 @@ class FramesGenerationMixin(GenerationMixin):
         )
 
     def _check_options(self, prompt: Tensor | None, chosen: GenerationConfig, given: dict[str, Any]) -> None:
-        """Raises UserError for what the frames of a prompt, or this device, do not go with."""
+        """Raises UserError for options that do not work with the frames of a prompt, or on this device."""
         cache, chunk, exit_layer = (
             given.get(name, getattr(chosen, name, None))
             for name in ("cache_implementation", "prefill_chunk_size", "assistant_early_exit")
@@ -100,21 +100,22 @@ class FramesGenerationMixin(GenerationMixin):
     ) -> dict[str, Any]:
         past = kwargs.get("past_key_values")
         held = 0 if past is None else past.get_seq_length()
-        # An assistant's first iteration is not called so. A static cache, which it cannot have, counts in a tensor.
+        # An assistant's first iteration is not marked as one. A static cache, which an assistant cannot have, counts
+        # its length in a tensor.
         reads = bool(is_first_iteration) or (isinstance(held, int) and held == 0)
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=reads, **kwargs)
         if not reads and kwargs.get("use_cache", True):
             for name in _PREFILL_ONLY:
                 inputs.pop(name, None)
         elif "attention_mask" in inputs:
-            # For a static cache it was made 4D, which does not tell padding; the language model does that by itself.
+            # For a static cache the mask was made 4D and does not show padding. The language model makes it 4D itself.
             inputs["attention_mask"] = kwargs.get("attention_mask")
         if reads and inputs["input_ids"].shape[1] < input_ids.shape[1] and _has_frames(inputs):
             self._with_held(inputs, input_ids)
         return inputs
 
     def _with_held(self, inputs: dict[str, Any], input_ids: Tensor) -> None:
-        """Behind a cache: frames of what is new go with it; where others are given, pre-fusion reads the whole text."""
+        """After a cache: pair frames of the new text with it; if others are given, pre-fusion reads the whole text."""
         model: Any = self
         frames = model.frames(*(inputs.get(name) for name in (*_FRAMES, "num_views")))
         tokens = 0 if frames is None else sum(map(model.tokens_per_frame, frames.views().tolist()))
@@ -128,7 +129,7 @@ class FramesGenerationMixin(GenerationMixin):
                 "with instruction_mask [B, T] what pre-fusion reads for a next question"
             )
         inputs["input_ids"] = input_ids
-        if inputs.get("attention_mask") is None:  # transformers leaves out a mask that hides nothing
+        if inputs.get("attention_mask") is None:  # transformers omits a mask that hides nothing
             inputs["attention_mask"] = torch.ones_like(input_ids)
 
     def _expand_inputs_for_generation(

@@ -1,4 +1,4 @@
-"""The model without its language-model head, for trainers that make the loss from hidden states themselves (TRL)."""
+"""The model without its language-model head, for trainers that compute the loss from hidden states (TRL)."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 
 class HiddenStates:
-    """Calls a model for its last hidden states.
+    """Callable that returns the last hidden states of a model.
 
-    It is no module: the model has no part that could be called alone, as placeholders must be spliced first.
+    It is not a module: no part of the model could be called alone, because placeholders must be replaced first.
 
     Args:
-        model: With a forward pass that takes `output_hidden_states` and `logits_to_keep`.
+        model: Model whose forward pass takes `output_hidden_states` and `logits_to_keep`.
     """
 
     def __init__(self, model: PreTrainedModel):
         self._forward = model.forward
         self._asked = bool(model.config.output_hidden_states)
-        self._tp_plan, self._pp_plan = model._tp_plan, model._pp_plan  # transformers asks base models for both
+        self._tp_plan, self._pp_plan = model._tp_plan, model._pp_plan  # transformers reads both from base models
 
     def __call__(self, *args: Any, output_hidden_states: bool | None = None, **kwargs: Any) -> BaseModelOutputWithPast:
-        """Hidden states after the last norm; the head is applied to one position only.
+        """Return the hidden states after the last norm; the head is applied to one position only.
 
         Args:
-            *args: As for the model.
-            output_hidden_states: Whether those of all layers are given too. Default: as the config says.
-            **kwargs: As for the model, without labels.
+            *args: Positional arguments of the model.
+            output_hidden_states: Whether to return the hidden states of all layers too. Default: the config's value.
+            **kwargs: Keyword arguments of the model, without labels.
 
         Returns:
-            last_hidden_state [B, T, D]; hidden_states where asked for, attentions and past_key_values as the model's.
+            last_hidden_state [B, T, D]; hidden_states if requested; attentions and past_key_values as the model's.
         """
         made = self._forward(*args, **kwargs, output_hidden_states=True, logits_to_keep=1, return_dict=True)
         return BaseModelOutputWithPast(

@@ -1,7 +1,8 @@
-"""The image processor that a vision tower was trained with, which its model_type tells.
+"""Image processor that a vision tower was trained with, chosen by the tower's model_type.
 
-CLIP's pictures are resized by their shorter edge and cut to the middle square, with mean and deviation of its own data;
-SigLIP's are resized to the square whatever their shape, and their values go from -1 to 1. Both resize bicubically.
+CLIP's images are resized by their shorter edge, cut to the middle square, and normalized with the mean and deviation of
+CLIP's own data. SigLIP's are resized to a square whatever their shape, and their values are from -1 to 1. Both resize
+bicubically.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ SIGLIP = "siglip_vision_model"
 
 
 def build_image_processor(vision_config: PreTrainedConfig, given: Mapping[str, Any] | None = None) -> Any:
-    """The tower's image processor; an image processor of transformers that needs no torchvision.
+    """Return the vision tower's image processor, which is one of transformers and needs no torchvision.
 
     Args:
-        vision_config: The tower's, of which kind and `image_size` are read.
-        given: What is said of the image processor otherwise (`model.image_processor`).
+        vision_config: Config of the vision tower, of which the model type and `image_size` are read.
+        given: Fields of the image processor that replace the defaults (`model.image_processor`).
 
     Raises:
-        UserError: `given` cuts pictures, for a tower whose pictures are not cut.
+        UserError: if `given` cuts images, for a vision tower whose images are not cut.
     """
     side, fields = vision_config.image_size, dict(given or {})
     square = {"height": side, "width": side}

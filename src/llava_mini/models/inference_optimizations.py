@@ -1,8 +1,8 @@
-"""What an answer need not compute, each switchable so that it can be compared; none of it changes a result.
+"""Computations that an answer does not need; each can be switched for comparison, and none of it changes a result.
 
-The release computes layers of the vision tower behind the one that is read, all rows of the last pre-fusion layer
-though only the compressed tokens and the text are, the patches' keys and values anew for every question, and one frame
-after the other (REFERENCE section 4).
+The release computes the layers of the vision tower after the one that is read. It computes all rows of the last
+pre-fusion layer, though only the compressed tokens and the text are read. It computes the patches' keys and values
+again for every question, and one frame after the other (REFERENCE section 4).
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from llava_mini.errors import UserError
 
 @dataclass(frozen=True)
 class InferenceOptimizations:
-    """How a model works without gradients; training never splits pre-fusion, takes all frames at once, and trims too.
+    """Options of inference without gradients; training never splits pre-fusion, takes all frames at once, also trims.
 
     Args:
-        stop_tower: The vision tower stops at the layer whose features are used.
-        split_prefusion: Patches and compressed tokens go through pre-fusion first and the text then reads their keys
-            and values: causal attention without a mask, and no padding of text beside patches. Later questions can
-            reuse them.
-        trim_last_layer: The last pre-fusion layer computes keys and values alone for rows that are not read from it;
-            needs `split_prefusion`.
-        frame_batch: Frames that go through tower, compressor and pre-fusion together; None: as memory allows.
+        stop_tower: Whether the vision tower stops at the layer whose features are used.
+        split_prefusion: Whether patches and compressed tokens go through pre-fusion first and the text then reads their
+            keys and values. Attention is then causal without a mask, and no text next to patches is padded. Later
+            questions can reuse the keys and values.
+        trim_last_layer: Whether the last pre-fusion layer computes only keys and values for rows that are not read from
+            it; needs `split_prefusion`.
+        frame_batch: Number of frames that go through vision tower, compressor and pre-fusion together; None: as many as
+            memory allows.
 
     Raises:
         UserError: `trim_last_layer` without `split_prefusion`, or a `frame_batch` below 1.

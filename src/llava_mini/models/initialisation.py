@@ -11,7 +11,7 @@ from llava_mini.models.llava_mini import LlavaMiniForConditionalGeneration
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Tensors that are made in the block have this type, unless they say another."""
+    """Set torch's default dtype in the block: tensors created there have this type, unless they specify another."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -23,15 +23,15 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def initialise(
     model: LlavaMiniForConditionalGeneration, parts: tuple[str, ...], device: torch.device | str = "cpu"
 ) -> None:
-    """Give parts of a model on meta the weights that a new model has.
+    """Initialize parts of a model on meta with the weights that a new model has.
 
     Args:
-        model: Changed in place.
-        parts: Of "compressor", "projector" and "prefusion".
-        device: Where their weights go.
+        model: Model to change in place.
+        parts: Names of the parts, out of "compressor", "projector" and "prefusion".
+        device: Device of their weights.
     """
     for part in parts:
-        if part == "compressor":  # made anew: a compressor of one's own may set something in its constructor only
+        if part == "compressor":  # built again: a user's compressor may set values only in its constructor
             config = model.config
             width = (config.vision_config if config.compress_before_projection else config.text_config).hidden_size
             with torch.device(device):

@@ -1,6 +1,6 @@
-"""What a batch must satisfy before the model may pair frames with text, and which of the text pre-fusion sees.
+"""Checks that a batch must pass before the model pairs frames with text, and the part of the text for pre-fusion.
 
-A count that does not fit is an error with both numbers in it: frames that slip to another sample would go unnoticed.
+A wrong count is an error that contains both numbers: frames that slip to another sample would go unnoticed.
 
 Shapes: B samples, T tokens, F frames of the whole batch, V views of a frame, N patches of a view, K compressed tokens
 of a frame, Dv width of the vision tower.
@@ -15,16 +15,16 @@ from transformers.utils import TransformersKwargs
 
 from llava_mini.errors import UserError
 
-# What transformers' own models take besides named arguments; PEFT gives inputs_embeds, None where there are none.
+# Keywords that transformers' own models take besides named arguments. PEFT passes inputs_embeds, None if it has none.
 _KEYWORDS = (*sorted(TransformersKwargs.__optional_keys__), "inputs_embeds")
 
 
 def language_model_keywords(input_ids: Tensor | None, keywords: dict[str, Any]) -> dict[str, Any]:
-    """Keywords of a forward pass that it does not name itself, as its language model takes them.
+    """Return the keywords that a forward pass does not name itself, as its language model takes them.
 
     Raises:
-        TypeError: for one that nothing reads.
-        ValueError: for embeddings in the place of ids, and without ids.
+        TypeError: for a keyword that nothing reads.
+        ValueError: for embeddings instead of ids, or without ids.
     """
     if unknown := sorted(keywords.keys() - set(_KEYWORDS)):
         named, allowed = ", ".join(map(repr, unknown)), ", ".join(_KEYWORDS)
@@ -37,7 +37,7 @@ def language_model_keywords(input_ids: Tensor | None, keywords: dict[str, Any]) 
 
 
 class NoPromptTuning(torch.nn.Module):
-    """What PEFT gets as embeddings of words: with its prompts of embeddings the model would see no placeholders."""
+    """Module that PEFT gets as word embeddings: with PEFT's embedded prompts the model would read no placeholders."""
 
     def forward(self, *_args: Any, **_kwargs: Any) -> Tensor:
         """Raises UserError: prompts must be ids."""
@@ -48,7 +48,7 @@ class NoPromptTuning(torch.nn.Module):
 
 
 def check_pixels(pixel_values: Tensor, num_views_F: Tensor | None) -> None:
-    """Raises ValueError unless pixels are normalised numbers [F, V, 3, H, W] and `num_views` fits them."""
+    """Raises ValueError unless pixels are normalized numbers [F, V, 3, H, W] and `num_views` fits them."""
     if not pixel_values.is_floating_point():
         raise ValueError(f"pixel_values is {pixel_values.dtype}, expected normalised floating-point numbers")
     if pixel_values.dim() != 5:
@@ -77,7 +77,7 @@ def _check_views(num_views_F: Tensor | None, frames: int, views: int) -> None:
 
 
 def check_frames(num_frames_B: Tensor | None, frames: int, batch: int) -> Tensor:
-    """`num_frames` itself; ValueError unless it deals out all frames to all samples."""
+    """Return `num_frames`; raises ValueError unless it assigns all frames to all samples."""
     if num_frames_B is None:
         raise ValueError("num_frames is needed with pixel_values or image_features: the frames of each sample")
     if len(num_frames_B) != batch or int(num_frames_B.sum()) != frames:
@@ -91,7 +91,7 @@ def check_frames(num_frames_B: Tensor | None, frames: int, batch: int) -> Tensor
 def check_placeholders(
     placeholder_BT: Tensor, views_F: Tensor, num_frames_B: Tensor, tokens_of: Callable[[int], int]
 ) -> None:
-    """ValueError unless every sample has a placeholder for each of the `tokens_of(views)` tokens of its own frames."""
+    """Raises ValueError unless every sample has `tokens_of(views)` placeholders for each of its own frames."""
     tokens_F = torch.zeros_like(views_F, dtype=torch.int64)
     for views in views_F.unique().tolist():
         tokens_F = tokens_F.masked_fill(views_F == views, tokens_of(views))
@@ -107,7 +107,7 @@ def check_placeholders(
 
 
 def check_no_frames(placeholder_BT: Tensor, num_frames_B: Tensor | None) -> None:
-    """ValueError when placeholders or counts speak of frames that were not given."""
+    """Raises ValueError when placeholders or counts refer to frames that were not given."""
     if bool(placeholder_BT.any()):
         raise ValueError(f"input_ids has {int(placeholder_BT.sum())} image placeholders and no image was given")
     if num_frames_B is not None and bool(num_frames_B.any()):
@@ -115,9 +115,9 @@ def check_no_frames(placeholder_BT: Tensor, num_frames_B: Tensor | None) -> None
 
 
 def check_answers_are_known(labels: Tensor | None, instruction_mask: Tensor | None) -> None:
-    """Raises ValueError where nothing tells answers from instruction, as pre-fusion must not see answers in training.
+    """Raises ValueError where nothing separates answers from instruction: pre-fusion must not read answers in training.
 
-    transformers' Trainer leaves labels out where it makes the loss itself (label smoothing, a loss of one's own).
+    transformers' Trainer leaves labels out where it computes the loss itself (label smoothing, a custom loss).
     """
     if labels is None and instruction_mask is None:
         raise ValueError(
@@ -129,7 +129,7 @@ def check_answers_are_known(labels: Tensor | None, instruction_mask: Tensor | No
 def instruction(
     attention_mask: Tensor, placeholder_BT: Tensor, labels: Tensor | None, instruction_mask: Tensor | None
 ) -> Tensor:
-    """[B, T] bool: text that pre-fusion sees. Tokens beyond a given instruction_mask (generated ones) are not in it."""
+    """Text that pre-fusion reads, [B, T] bool. Tokens beyond a given instruction_mask (generated ones) are left out."""
     visible_BT = attention_mask[:, -placeholder_BT.shape[1] :].bool() & ~placeholder_BT
     if instruction_mask is not None:
         missing = placeholder_BT.shape[1] - instruction_mask.shape[1]

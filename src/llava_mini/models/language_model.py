@@ -1,4 +1,4 @@
-"""The language model, and decoder layers of its own kind for pre-fusion, both built by transformers from its config."""
+"""The language model, and decoder layers of its class for pre-fusion; transformers builds both from its config."""
 
 import torch
 from torch import nn
@@ -10,9 +10,9 @@ FAMILIES = ("llama", "mistral", "qwen2")
 
 
 def build_language_model(text_config: PreTrainedConfig) -> PreTrainedModel:
-    """Random weights in the shape of `text_config`, in torch's default dtype as all other parts are.
+    """Build a model with random weights in the shape of `text_config`, in torch's default dtype like all other parts.
 
-    The config of a published model names the dtype of its own checkpoint, which would leave this part alone in
+    The config of a published model names the dtype of its own checkpoint. With that dtype, only this part would be in
     bfloat16.
 
     Raises:
@@ -25,13 +25,13 @@ def build_language_model(text_config: PreTrainedConfig) -> PreTrainedModel:
 def build_decoder_layers(
     text_config: PreTrainedConfig, num_layers: int
 ) -> tuple[nn.ModuleList, nn.Module, PreTrainedConfig]:
-    """`num_layers` decoder layers of the language model's class, its rotary embedding, and the config that they read.
+    """Return `num_layers` decoder layers of the language model's class, its rotary embedding, and the config they read.
 
-    The vocabulary is cut to one entry, so that no embedding table of a large model is made and thrown away. Layers of
-    pre-fusion attend fully, also where the language model itself uses a sliding window: their sequence is one frame.
+    The vocabulary is cut to one entry, so that no embedding table of a large model is allocated and thrown away. Layers
+    of pre-fusion use full attention, even where the language model uses a sliding window: their sequence is one frame.
 
     Raises:
-        UserError: as `build_language_model`.
+        UserError: for a family whose decoder layers are not known to fit pre-fusion.
     """
     check_family(text_config)
     fields = text_config.to_dict()
@@ -47,7 +47,7 @@ def build_decoder_layers(
 
 
 def head_dim(text_config: PreTrainedConfig) -> int:
-    """Channels of a head; not every family's config names it."""
+    """Number of channels of an attention head; not every family's config contains it."""
     named = text_config.to_dict().get("head_dim")
     return int(named or text_config.hidden_size // text_config.num_attention_heads)
 

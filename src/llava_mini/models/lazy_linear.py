@@ -1,4 +1,4 @@
-"""A linear layer whose weight is still in its file: what will be packed into 4 bits need never lie in memory whole."""
+"""Linear layer whose weight is still in its file: a model to be packed into 4 bits is never in memory as a whole."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 
 class LazyLinear(nn.Linear):
-    """Stands in a model until the layer is quantised; it computes nothing.
+    """Substitute for a linear layer of a model until the layer is quantized; it computes nothing.
 
     Args:
-        linear: The layer in whose place it stands, on meta. A bias is taken over as it is.
-        read: Gives the weight, [out, in], from its file, anew at every call.
+        linear: Layer that it replaces, on meta. A bias is taken over unchanged.
+        read: Function that reads the weight, [out, in], from its file again at every call.
     """
 
     def __init__(self, linear: nn.Linear, read: Callable[[], Tensor]):
@@ -21,7 +21,7 @@ class LazyLinear(nn.Linear):
         self.read = read
 
     def loaded(self) -> nn.Linear:
-        """A plain layer with the weight in float32, from which 4 bits are made."""
+        """Return a plain layer with the weight in float32, which is then quantized to 4 bits."""
         plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
         plain.weight = nn.Parameter(self.read().float())
         plain.bias = self.bias

@@ -1,6 +1,6 @@
 """LLaVA-Mini: images, HD images, videos and text through vision tower, compressor, pre-fusion and language model.
 
-The forward pass reads as the paper's Figure 6: embed, encode, compress, project, fuse, splice, decode.
+The forward pass follows the paper's Figure 6: embed, encode, compress, project, fuse, splice, decode.
 
 Shapes: B samples, T tokens, F frames of the whole batch, V views of a frame, N patches of a view, K compressed tokens
 of a frame, D width of the language model, Dv of the vision tower.
@@ -49,10 +49,10 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
     """LLaVA-Mini with a language-model head.
 
     Args:
-        config: Shapes and order of work; weights are random until loaded.
+        config: Config with shapes and order of operations; weights are random until loaded.
 
     Attributes:
-        loss_chunk: Tokens whose logits are held at once in training; None: all that are supervised.
+        loss_chunk: Number of tokens whose logits are in memory at once in training; None: all supervised tokens.
     """
 
     config_class = LlavaMiniConfig
@@ -90,7 +90,7 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
 
     @property
     def base_model(self) -> HiddenStates:
-        """The model without its head, as TRL's trainers call it; it makes `last_hidden_state` [B, T, D]."""
+        """The model without its head, as TRL's trainers call it; it returns `last_hidden_state` [B, T, D]."""
         return HiddenStates(self)
 
     def get_input_embeddings(self) -> torch.nn.Module:
@@ -109,7 +109,7 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
         return self.language_model.get_decoder()
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As transformers', with the usual mode for files of weights, which safetensors makes for their owner alone."""
+        """Save as transformers does, with the usual mode for weight files, which safetensors makes owner-only."""
         super().save_pretrained(save_directory, *args, **kwargs)
         for path in Path(save_directory).glob("*.safetensors"):
             set_usual_mode(path)
@@ -123,11 +123,11 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
     def get_submodule(self, target: str) -> torch.nn.Module:
-        """As torch's; by the name under which PEFT looks for embeddings of words, what refuses to make prompts."""
+        """Return a submodule as torch does; for PEFT's name of word embeddings, a module that refuses prompt tuning."""
         return NoPromptTuning() if target == "embeddings.word_embeddings" else super().get_submodule(target)
 
     def set_attn_implementation(self, attn_implementation: str | dict[str, Any], **kwargs: Any) -> None:
-        """As in transformers; pre-fusion follows the language model."""
+        """Set the attention implementation as in transformers; pre-fusion follows the language model."""
         super().set_attn_implementation(attn_implementation, **kwargs)
         self.prefusion.config._attn_implementation = self.config.text_config._attn_implementation
 
@@ -150,32 +150,36 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits, and the loss when labels are given; in training the loss alone, and no logits but those it needs.
+        """Return logits, and the loss when labels are given.
+
+        Training with labels returns the loss without logits, and computes only the logits that the loss needs.
 
         Args:
-            input_ids: [B, T]; every frame stands as K placeholders `config.image_token_id`, in the order of the frames.
-                With a cache: what is new, or with frames the whole text, of which only what is new is decoded.
-            attention_mask: [B, T (with a cache: past + T)]; 0 is padding, on either side.
-            pixel_values: [F, V, 3, H, W] normalised; V = 1, or 5 (four crops row by row, then the whole image).
-            num_frames: [B], frames of each sample; needed with pixel_values or image_features.
-            num_views: [F], 1 or 5: real views of every frame, when they differ; the rest of V is padding.
-            image_features: [F, V, N, Dv] from `encode`, instead of pixel_values.
-            turn_ids: [B, T]; 0 for the shared prefix, i for the i-th of turns that do not see one another.
-            instruction_mask: [B, T]; text that pre-fusion sees. Default: where labels are -100 (release), or all text.
-            position_ids: [B, T]; default: counted over unmasked tokens.
-            past_key_values: Cache of earlier tokens; their frames must have been given with them, and are given again
-                only where pre-fusion shall read a new question on them.
-            labels: [B, T]; -100 is not predicted.
-            use_cache: Default: no when labels are given, else the config's.
-            logits_to_keep: As in transformers: only the last so many positions.
-            num_items_in_batch: What the sum of the tokens' losses is divided by; from transformers' Trainer it is the
-                number of supervised tokens in a whole step. Default: those of this batch, so the loss is their mean.
-            **kwargs: For the language model, as in transformers; inputs_embeds must be None.
+            input_ids: Token ids, [B, T]; every frame is K placeholders `config.image_token_id`, in the order of the
+                frames. With a cache: the new ids, or with frames the whole text, of which only the new part is decoded.
+            attention_mask: Mask of the tokens, [B, T (with a cache: past + T)]; 0 is padding, on either side.
+            pixel_values: Normalized pixels, [F, V, 3, H, W]; V = 1, or 5 (four crops row by row, then the whole image).
+            num_frames: Number of frames of each sample, [B]; needed with pixel_values or image_features.
+            num_views: Number of real views of every frame, [F], 1 or 5, when it differs; the rest of V is padding.
+            image_features: Features [F, V, N, Dv] from `encode`, instead of pixel_values.
+            turn_ids: Turn of every token, [B, T]; 0 for the shared prefix, i for the i-th turn. Turns do not attend to
+                one another.
+            instruction_mask: Mask of the text that pre-fusion reads, [B, T]. Default: where labels are -100 (release),
+                or all text.
+            position_ids: Position of every token, [B, T]; default: counted over unmasked tokens.
+            past_key_values: Cache of earlier tokens. Their frames must have been given with them. They are given again
+                only where pre-fusion shall read a new question with them.
+            labels: Token ids to predict, [B, T]; -100 is not predicted.
+            use_cache: Whether to use a cache. Default: no when labels are given, else the config's value.
+            logits_to_keep: Number of last positions that get logits, as in transformers.
+            num_items_in_batch: Divisor of the sum of the tokens' losses; from transformers' Trainer it is the number of
+                supervised tokens in a whole step. Default: the number in this batch, so the loss is their mean.
+            **kwargs: Keywords for the language model, as in transformers; inputs_embeds must be None.
 
         Raises:
             TypeError: for a keyword that nothing reads.
-            ValueError: when frames, views or placeholders do not match, there are no ids, or nothing says what of a
-                training text pre-fusion may see.
+            ValueError: when frames, views or placeholders do not match, there are no ids, or nothing says which part of
+                a training text pre-fusion may read.
         """
         kwargs = language_model_keywords(input_ids, kwargs)
         assert input_ids is not None
@@ -195,7 +199,7 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
             inputs_embeds = splice(text, placeholder_BT, compressed)
             if past_key_values is not None and input_ids.shape[1] == attention_mask.shape[-1]:
                 inputs_embeds = inputs_embeds[:, int(past) :]
-        elif isinstance(past, int) and past == 0:  # a static cache that was written to counts in a tensor
+        elif isinstance(past, int) and past == 0:  # a static cache that was written to counts its length in a tensor
             check_no_frames(placeholder_BT, num_frames)
             if self.runs_all_layers:
                 inputs_embeds = inputs_embeds + self._nothing_seen()
@@ -215,7 +219,7 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
         )
 
     def embed(self, input_ids: Tensor, placeholder_BT: Tensor) -> Tensor:
-        """Token embeddings [B, T, D]; placeholders, whose id may lie beyond the vocabulary, are filled in later."""
+        """Token embeddings [B, T, D]; placeholders, whose id may be beyond the vocabulary, are filled in later."""
         return self.get_input_embeddings()(input_ids.masked_fill(placeholder_BT, 0))
 
     def decode(
@@ -230,7 +234,7 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
         logits_to_keep: int | Tensor,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """The language model over spliced embeddings [B, T, D], and its loss where there are labels."""
+        """Run the language model over spliced embeddings [B, T, D], and compute its loss where there are labels."""
         if turn_ids_BT is not None and past_key_values is not None:
             raise ValueError("turn_ids: independent turns are for training and evaluation, not for cached generation")
         if position_ids is None and attention_mask.dim() == 2:
@@ -254,4 +258,4 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
             return CausalLMOutputWithPast(loss=loss, hidden_states=decoded.hidden_states, attentions=decoded.attentions)
         outputs = self.language_model(**kwargs, logits_to_keep=logits_to_keep)
         loss = next_token_loss(outputs.logits, labels_BT, turn_ids_BT, num_items)
-        return CausalLMOutputWithPast(**{**outputs, "loss": loss})  # which comes first, also in a tuple
+        return CausalLMOutputWithPast(**{**outputs, "loss": loss})  # the loss comes first, also in a tuple

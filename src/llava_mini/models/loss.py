@@ -1,6 +1,6 @@
-"""Next-token loss for sequences that may hold independent turns behind a shared prefix.
+"""Next-token loss for sequences that may contain independent turns after a shared prefix.
 
-The first token of a turn follows the prefix, not the turn that happens to stand before it in the sequence.
+The first token of a turn follows the prefix, not the turn that happens to come before it in the sequence.
 
 Shapes: B sequences, T tokens, S supervised tokens of the batch, D width, Vocab entries of the vocabulary.
 """
@@ -19,10 +19,10 @@ def predictors(turn_ids_BT: Tensor) -> Tensor:
         predictor  -1  0  1  2  1  4  5
 
     Args:
-        turn_ids_BT: [B, T] int64, 0 for the shared prefix (and for padding), i for the i-th turn.
+        turn_ids_BT: Turn of every token, [B, T] int64; 0 for the shared prefix (and for padding), i for the i-th turn.
 
     Returns:
-        [B, T] int64; -1 for what nothing predicts.
+        Indices, [B, T] int64; -1 for a token that nothing predicts.
     """
     length = turn_ids_BT.shape[1]
     before_BT = torch.arange(-1, length - 1, device=turn_ids_BT.device).expand_as(turn_ids_BT)
@@ -35,19 +35,19 @@ def predictors(turn_ids_BT: Tensor) -> Tensor:
 def next_token_loss(
     logits_BTV: Tensor, labels_BT: Tensor, turn_ids_BT: Tensor | None, num_items: Tensor | int | None = None
 ) -> Tensor:
-    """Mean cross-entropy over all supervised tokens, or their sum over `num_items`.
+    """Mean cross-entropy over all supervised tokens, or their sum divided by `num_items`.
 
-    Where there is none it is 0 and still a function of the logits, so a batch of unusable samples has a gradient (of
-    zeros) like any other, as accumulation and several ranks need it.
+    Without supervised tokens the loss is 0 and still a function of the logits. So a batch of unusable samples has a
+    gradient (of zeros) like any other, as accumulation and several ranks need it.
 
     Args:
-        logits_BTV: [B, T, Vocab].
-        labels_BT: [B, T] int64; -100 is not supervised.
-        turn_ids_BT: [B, T] int64 or None.
-        num_items: Supervised tokens of all batches whose gradients are summed; None: those of this batch.
+        logits_BTV: Logits, [B, T, Vocab].
+        labels_BT: Token ids to predict, [B, T] int64; -100 is not supervised.
+        turn_ids_BT: Turn of every token, [B, T] int64, or None.
+        num_items: Number of supervised tokens of all batches whose gradients are summed; None: that of this batch.
 
     Raises:
-        ValueError: when logits were kept of some positions only.
+        ValueError: when the logits are those of some positions only.
     """
     logits_SV, targets_S = supervised(logits_BTV, labels_BT, turn_ids_BT)
     loss = nn.functional.cross_entropy(logits_SV.float(), targets_S, reduction="sum")
@@ -62,15 +62,15 @@ def next_token_loss_of_hidden(
     chunk: int | None,
     num_items: Tensor | int | None = None,
 ) -> Tensor:
-    """`next_token_loss` of `head(hidden)`, without logits of what is not supervised.
+    """Return `next_token_loss` of `head(hidden)`, without computing the logits of tokens that are not supervised.
 
     Args:
-        hidden_BTD: [B, T, D], the decoder's last hidden states.
-        head: The language model's head, D -> Vocab.
-        labels_BT: [B, T] int64; -100 is not supervised.
-        turn_ids_BT: [B, T] int64 or None.
-        chunk: Tokens whose logits are held at once; None: all that are supervised.
-        num_items: As in `next_token_loss`.
+        hidden_BTD: Last hidden states of the decoder, [B, T, D].
+        head: Head of the language model, D -> Vocab.
+        labels_BT: Token ids to predict, [B, T] int64; -100 is not supervised.
+        turn_ids_BT: Turn of every token, [B, T] int64, or None.
+        chunk: Number of tokens whose logits are in memory at once; None: all supervised tokens.
+        num_items: Number of supervised tokens of all batches whose gradients are summed; None: that of this batch.
     """
     hidden_SD, targets_S = supervised(hidden_BTD, labels_BT, turn_ids_BT)
     if chunk is None:
@@ -81,18 +81,18 @@ def next_token_loss_of_hidden(
 
 
 def supervised(logits_BTV: Tensor, labels_BT: Tensor, turn_ids_BT: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Logits and labels of all supervised tokens.
+    """Select the logits and labels of all supervised tokens.
 
     Args:
-        logits_BTV: [B, T, Vocab]; or hidden states [B, T, D], of which those that predict are taken likewise.
-        labels_BT: [B, T] int64; -100 is not supervised.
-        turn_ids_BT: [B, T] int64 or None.
+        logits_BTV: Logits, [B, T, Vocab]; or hidden states, [B, T, D], of which the predicting ones are selected alike.
+        labels_BT: Token ids to predict, [B, T] int64; -100 is not supervised.
+        turn_ids_BT: Turn of every token, [B, T] int64, or None.
 
     Returns:
-        [S, Vocab] (or [S, D]) and [S].
+        Logits [S, Vocab] (or hidden states [S, D]) and labels [S].
 
     Raises:
-        ValueError: when logits were kept of some positions only.
+        ValueError: when the logits are those of some positions only.
     """
     if logits_BTV.shape[:2] != labels_BT.shape:
         raise ValueError(
@@ -104,23 +104,23 @@ def supervised(logits_BTV: Tensor, labels_BT: Tensor, turn_ids_BT: Tensor | None
 
 
 def num_supervised(labels_BT: Tensor, turn_ids_BT: Tensor | None) -> int:
-    """S: the tokens over which the loss is a mean; a label that no token predicts is not one of them.
+    """Number S of tokens over which the loss is a mean; a label that no token predicts is not counted.
 
     Args:
-        labels_BT: [B, T] int64; -100 is not supervised.
-        turn_ids_BT: [B, T] int64 or None.
+        labels_BT: Token ids to predict, [B, T] int64; -100 is not supervised.
+        turn_ids_BT: Turn of every token, [B, T] int64, or None.
     """
     return int(_supervised(labels_BT, turn_ids_BT)[0].sum())
 
 
 def _supervised(labels_BT: Tensor, turn_ids_BT: Tensor | None) -> tuple[Tensor, Tensor]:
-    """[B, T] bool, which tokens are supervised, and [B, T], what predicts each."""
+    """Return which tokens are supervised, [B, T] bool, and the index of the entry that predicts each, [B, T]."""
     predictor_BT = predictors(torch.zeros_like(labels_BT) if turn_ids_BT is None else turn_ids_BT)
     return (labels_BT != -100) & (predictor_BT >= 0), predictor_BT
 
 
 def _divisor(num_items: Tensor | int | None, targets_S: Tensor) -> Tensor | int:
-    """What a sum of losses is divided by; never 0, for the loss of no token is 0."""
+    """Divisor of a sum of losses; never 0, because the loss of no token is 0."""
     if num_items is None or not len(targets_S):
         return max(len(targets_S), 1)
     return torch.as_tensor(num_items, device=targets_S.device)

@@ -1,4 +1,4 @@
-"""What saves memory in training: set on a model before its stage is made, and without effect on what is learnt."""
+"""Options that save memory in training: set on a model before its stage is made, without effect on what is learned."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def apply_memory_options(model: LlavaMiniForConditionalGeneration, options: dict[str, Any]) -> None:
-    """Set what the model itself does to save memory; the optimiser and the frozen weights' type are others' work.
+    """Set the memory options that the model itself implements; optimizer and type of frozen weights are set elsewhere.
 
     Args:
-        model: The model.
-        options: The config's `memory`, of which `loss_chunk`, `vision_batch`, `offload_vision` and
+        model: Model to change in place.
+        options: Config section `memory`, of which `loss_chunk`, `vision_batch`, `offload_vision` and
             `activation_checkpointing` are read.
     """
     model.loss_chunk = options["loss_chunk"]
@@ -28,16 +28,16 @@ def apply_memory_options(model: LlavaMiniForConditionalGeneration, options: dict
 
 
 def decoder_layers(model: LlavaMiniForConditionalGeneration) -> list[GradientCheckpointingLayer]:
-    """The decoder layers of pre-fusion and of the language model."""
+    """Return the decoder layers of pre-fusion and of the language model."""
     return [*model.prefusion.layers, *model.get_decoder().layers]
 
 
 def checkpoint_layers(model: LlavaMiniForConditionalGeneration) -> None:
-    """FrameCacheConfig of every decoder layer what it reads, and compute the rest again in the backward pass.
+    """Store only the input of every decoder layer, and compute the rest again in the backward pass.
 
-    transformers' own switch for a whole model would take the vision tower in; and its layers recompute only in training
-    mode, which a frozen part is not in, though gradients flow through it to what trains before it. So the layers'
-    own mode follows the model's; what stands in them stays in the mode that it has, dropout included.
+    transformers' own switch for a whole model would include the vision tower. Its layers also recompute only in
+    training mode. A frozen part is not in training mode, though gradients flow through it to what trains before it. So
+    the layers' own mode follows the model's. The modules inside the layers stay in their mode, dropout included.
     """
     for layer in decoder_layers(model):
         layer.gradient_checkpointing = True

@@ -1,4 +1,4 @@
-"""Packed: the chosen entries of every sequence moved to its front, so that work on them does not pay for the rest."""
+"""Packed: the chosen entries of every sequence moved to its front, so that later work does not pay for the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Packed:
-    """Where the chosen entries of [B, T] lie, in their order, in S places (S: the most that a sequence has).
+    """Indices of the chosen entries of [B, T], in order, in S columns (S: the largest count in a sequence).
 
     Example (x: chosen):
         a b c d e f       b d e
@@ -18,8 +18,8 @@ class Packed:
         x . . . . x       a f .
 
     Attributes:
-        index_BS: [B, S] int64, the place in T; 0 where there is none.
-        mask_BS: [B, S] bool, True where there is one.
+        index_BS: Index in T of every chosen entry, [B, S] int64; 0 where there is none.
+        mask_BS: Mask of the columns that have an entry, [B, S] bool.
     """
 
     index_BS: Tensor
@@ -27,7 +27,7 @@ class Packed:
 
     @classmethod
     def of(cls, chosen_BT: Tensor) -> Packed:
-        """The entries of [B, T] bool that are True."""
+        """Pack the entries of [B, T] bool that are True."""
         count_B = chosen_BT.sum(1)
         longest = int(count_B.max()) if len(count_B) else 0
         index_BS = torch.argsort(~chosen_BT, dim=1, stable=True)[:, :longest]
@@ -35,6 +35,6 @@ class Packed:
         return cls(index_BS.masked_fill(~mask_BS, 0), mask_BS)
 
     def take(self, values: Tensor) -> Tensor:
-        """[B, T] or [B, T, D] -> [B, S] or [B, S, D]; something in range where there is no entry."""
+        """Take the chosen entries: [B, T] or [B, T, D] -> [B, S] or [B, S, D]; an arbitrary one where there is none."""
         index = self.index_BS if values.dim() == 2 else self.index_BS[..., None].expand(-1, -1, values.shape[2])
         return values.gather(1, index)

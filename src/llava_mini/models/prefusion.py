@@ -3,7 +3,7 @@
 Sequence of a frame: [all patches ; compressed tokens (release) ; instruction], causal, positions counted over visible
 entries only (paper section 4.2, REFERENCE section 2).
 
-What comes before the instruction cannot see it, so the sequence can be processed in two steps: `prefill_visual` for
+Entries before the instruction cannot read it, so the sequence can be processed in two steps: `prefill_visual` for
 patches and compressed tokens, once for a frame, and `attend_text` for any instruction against their keys and values
 (REFERENCE section 4).
 
@@ -29,22 +29,22 @@ from llava_mini.models.language_model import build_decoder_layers
 
 @dataclass(frozen=True)
 class VisualKV:
-    """Keys and values [F, H, L, E] of what stands before the instruction, a pair for every pre-fusion layer."""
+    """Keys and values [F, H, L, E] of the entries before the instruction, a pair for every pre-fusion layer."""
 
     layers: tuple[KeysValues, ...]
 
     @property
     def length(self) -> int:
-        """L: entries before the instruction."""
+        """Number L of entries before the instruction."""
         return self.layers[0][0].shape[2]
 
 
 class Prefusion(nn.Module):
-    """Decoder layers of the language model's own class.
+    """Stack of decoder layers of the language model's class.
 
     Args:
-        text_config: The language model's config.
-        num_layers: N_fusion; 0 makes a module that is never called.
+        text_config: Config of the language model.
+        num_layers: Number of layers, N_fusion; 0 makes a module that is never called.
     """
 
     def __init__(self, *, text_config: PreTrainedConfig, num_layers: int):
@@ -54,18 +54,19 @@ class Prefusion(nn.Module):
     def forward(
         self, hidden_FLD: Tensor, visible_FL: Tensor, turn_ids_FL: Tensor | None, first: int = 0, trim: bool = False
     ) -> Tensor:
-        """Fuse; rows of hidden entries come back with values that nothing may read.
+        """Fuse a sequence; output rows of hidden entries have arbitrary values, and nothing may read them.
 
         Args:
-            hidden_FLD: [F, L, D].
-            visible_FL: [F, L] bool.
-            turn_ids_FL: [F, L] int64, 0 for patches, compressed tokens and shared text; None: one conversation.
-            first: The first row that is wanted.
-            trim: Whether the last layer computes nothing but keys and values for rows before `first`; not with eager
-                attention or dropout in it, which `layer_rows` does not do.
+            hidden_FLD: Input embeddings, [F, L, D].
+            visible_FL: Mask of the visible entries, [F, L] bool.
+            turn_ids_FL: Turn of every entry, [F, L] int64; 0 for patches, compressed tokens and shared text; None: one
+                conversation.
+            first: Index of the first row to return.
+            trim: Whether the last layer computes only keys and values for rows before `first`; not with eager attention
+                or dropout in that layer, which `layer_rows` does not do.
 
         Returns:
-            Rows from `first` on [F, L - first, D].
+            Rows from `first` on, [F, L - first, D].
         """
         position_ids = packed_positions(visible_FL, turn_ids_FL)
         cos_FLE, sin_FLE = self.rotary_emb(hidden_FLD, position_ids=position_ids)
@@ -80,15 +81,15 @@ class Prefusion(nn.Module):
         return hidden_FLD[:, first:]
 
     def prefill_visual(self, hidden_FLD: Tensor, first: int, trim: bool = True) -> tuple[Tensor, VisualKV]:
-        """The part of the sequence before the instruction: nothing in it is hidden.
+        """Process the part of the sequence before the instruction; no entry of it is hidden.
 
         Args:
-            hidden_FLD: [F, L, D], patches and then what is fused with them.
-            first: The first row that is wanted; L for none.
-            trim: Whether the last layer computes nothing but keys and values for rows before `first`.
+            hidden_FLD: Patches, followed by the entries that are fused with them, [F, L, D].
+            first: Index of the first row to return; L for none.
+            trim: Whether the last layer computes only keys and values for rows before `first`.
 
         Returns:
-            Rows from `first` on [F, L - first, D], and what `attend_text` needs.
+            Rows from `first` on, [F, L - first, D], and the keys and values that `attend_text` needs.
         """
         rope = self._rope(hidden_FLD, torch.arange(hidden_FLD.shape[1], device=hidden_FLD.device)[None])
         kept = []
@@ -101,18 +102,18 @@ class Prefusion(nn.Module):
     def attend_text(
         self, text_FSD: Tensor, seen: VisualKV, visible_FS: Tensor, turn_ids_FS: Tensor | None = None
     ) -> Tensor:
-        """Fuse an instruction with frames that were seen: as `forward` of both together, row by row.
+        """Fuse an instruction with frames that were prefilled; equals `forward` of both together, row by row.
 
         Args:
-            text_FSD: [F, S, D]; [1, S, D] where all frames are asked the same.
-            seen: Of the same frames.
-            visible_FS: [F or 1, S] bool.
-            turn_ids_FS: [F or 1, S] int64, 0 for shared text; None: one conversation.
+            text_FSD: Embeddings of the instruction, [F, S, D]; [1, S, D] where it is the same for all frames.
+            seen: Keys and values of the frames.
+            visible_FS: Mask of the visible entries, [F or 1, S] bool.
+            turn_ids_FS: Turn of every entry, [F or 1, S] int64; 0 for shared text; None: one conversation.
 
         Returns:
-            [F, S, D].
+            Fused instruction, [F, S, D].
         """
-        # A frozen embedding may be in half precision; the weights' own type is no guide where they are in 4 bits.
+        # A frozen embedding may be in half precision. The norm gives the type: that of 4-bit weights is no guide.
         text_FSD = text_FSD.to(self.layers[0].get_parameter("input_layernorm.weight").dtype)
         rope = self._rope(text_FSD, seen.length + packed_positions(visible_FS, turn_ids_FS))
         text_mask = packed_mask(visible_FS, turn_ids_FS, text_FSD.dtype)
@@ -122,10 +123,10 @@ class Prefusion(nn.Module):
         return text_FSD
 
     def copy_from(self, language_model: PreTrainedModel) -> None:
-        """Start from the language model's first layers (initialisation `copy`).
+        """Start from the language model's first layers (initialization `copy`).
 
         Raises:
-            UserError: when there are fewer of them than pre-fusion layers.
+            UserError: when the language model has fewer layers than pre-fusion.
         """
         self.check_copy(language_model)
         for layer, first in zip(self.layers, language_model.get_decoder().layers, strict=False):
@@ -141,7 +142,7 @@ class Prefusion(nn.Module):
             )
 
     def _has_parts(self, layer: Any) -> bool:
-        """Whether `layer_rows` does all that the layer itself does."""
+        """Whether `layer_rows` does everything that the layer itself does."""
         drops = layer.training and self.config.attention_dropout > 0
         return self.config._attn_implementation == "sdpa" and not drops
 
@@ -151,7 +152,7 @@ class Prefusion(nn.Module):
 
 
 def _rows_from(first: int, layer: Any, hidden_FLD: Tensor, rope: Rope, mask: Tensor) -> Tensor:
-    """The layer's result for rows from `first` on; its activations are recomputed where the layer's own would be."""
+    """Return the layer's output for rows from `first` on; activations are recomputed where the layer's own would be."""
     rows = partial(layer_rows, layer, rope=rope, first=first, mask=mask[:, :, first:])
     if layer.gradient_checkpointing and layer.training:
         return layer._gradient_checkpointing_func(rows, hidden_FLD)[0]

@@ -1,8 +1,8 @@
-"""Linear layers whose weights lie in memory as a CPU's kernels read them (oneDNN's prepacked weights).
+"""Linear layers whose weights are stored in memory as a CPU's kernels read them (oneDNN's prepacked weights).
 
-torch multiplies by MKL on a CPU, which copies the weight into its own order at every call. That is as much work as
-multiplying it by a few dozen rows, and a question about frames that were seen, or a further token, is no more rows than
-that. Packed once, the products are the same up to rounding, and there is no second copy of the weight.
+torch multiplies with MKL on a CPU, which copies the weight into its own order at every call. That is as much work as
+multiplying it by a few dozen rows. A question about encoded frames, or a further token, has no more rows than that.
+Packed once, the products are the same up to rounding, and there is no second copy of the weight.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_ROWS = 64  # that the order is chosen for; any number is right, and also 1 and 600 were no slower for it
+_ROWS = 64  # rows that the order is chosen for; any number is correct, and 1 and 600 rows were no slower
 _PARTS = ("vision_tower", "projector", "prefusion", "language_model")
 
 
 class PrepackedLinear(nn.Linear):
-    """A linear layer for inference on a CPU; it gives no gradients.
+    """Linear layer for inference on a CPU; it computes no gradients.
 
-    It is copied, pickled, saved and loaded as the plain layer, and becomes a plain layer when it is moved to another
+    It is copied, pickled, saved and loaded like the plain layer. It becomes a plain layer when it is moved to another
     device or type.
 
     Args:
-        linear: In float32 on the CPU; its bias is taken over as it is.
+        linear: Layer in float32 on the CPU; its bias is taken over unchanged.
 
     Attributes:
-        weight: [out, in], in an order of oneDNN's own: nothing but `forward` and `to_dense` can read it.
+        weight: Weight [out, in], in an order that oneDNN defines: only `forward` and `to_dense` can read it.
     """
 
     def __init__(self, linear: nn.Linear):
@@ -36,17 +36,17 @@ class PrepackedLinear(nn.Linear):
         self.weight = _packed(linear.weight)
         self.bias = linear.bias
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator] # the compiler takes such weights for constants
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # the compiler treats such weights as constants
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (nn.Linear's own name for it)
-        """[..., in] -> [..., out].
+        """Apply the layer: [..., in] -> [..., out].
 
         Raises:
-            RuntimeError: a gradient is wanted, or another width or type.
+            RuntimeError: a gradient is required, or the width or type is another.
         """
         if input.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("prepacked weights are for inference: no gradient goes through them")
         fits = input.dtype == self.weight.dtype and input.shape[-1:] == (self.in_features,)
-        if not fits or torch.is_autocast_enabled("cpu"):  # torch casts, or says what is wrong
+        if not fits or torch.is_autocast_enabled("cpu"):  # torch casts, or raises an error
             return nn.functional.linear(input, self.weight.to_dense(), self.bias)
         output: Tensor = torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
         return output
@@ -80,21 +80,21 @@ class PrepackedLinear(nn.Linear):
 
 
 def prepack(model: nn.Module) -> None:
-    """Prepack what linear layers of a LLaVA-Mini model are on a CPU in float32, for good; others stay as they are.
+    """Prepack the linear layers of a LLaVA-Mini model that are on a CPU in float32, permanently; others stay unchanged.
 
-    One layer at a time, so that only one is held twice. A weight that another layer reads too (the embedding's, where
-    they are tied) is left as it is, and so are compressors, which may be anybody's. No parameter asks for gradients
-    afterwards.
+    Layers are packed one at a time, so that only one is in memory twice. A weight that another layer reads too (the
+    embedding's, where they are tied) is not packed, and neither are compressors, which may be a user's code. No
+    parameter requires gradients afterwards.
 
     Args:
-        model: Of LLaVA-Mini, for inference; changed in place.
+        model: LLaVA-Mini model for inference; changed in place.
     """
     if not torch.backends.mkldnn.is_available():
         return
     model.requires_grad_(False)
     owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     for part in _PARTS:
-        # A list of all modules would hold every plain layer until the last one is packed.
+        # A list of all modules would keep every plain layer in memory until the last one is packed.
         parents = [module for module in model.get_submodule(part).modules() if not isinstance(module, nn.Linear)]
         for parent in parents:
             for name in [name for name, child in parent.named_children() if type(child) is nn.Linear]:

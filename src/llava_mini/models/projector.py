@@ -20,5 +20,5 @@ class Projector(nn.Module):
         self.linear_2 = nn.Linear(text_dim, text_dim)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[..., vision_dim] -> [..., text_dim]."""
+        """Project features: [..., vision_dim] -> [..., text_dim]."""
         return self.linear_2(self.activation(self.linear_1(features)))

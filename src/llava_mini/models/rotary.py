@@ -1,8 +1,8 @@
 """Rotary embeddings of a language model that reads more tokens than it was trained on.
 
-Frequencies are scaled for a number of tokens once and for all, not by the length of each prompt: keys in a cache were
-turned by them, and a prompt that is read in parts must be turned alike in all of them. Pre-fusion keeps its own,
-since its sequence is one frame.
+Frequencies are scaled once for a given number of tokens, not by the length of each prompt. Keys in a cache were rotated
+with them, and a prompt that is read in parts must be rotated alike in all of them. Pre-fusion keeps its own
+frequencies, because its sequence is one frame.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from llava_mini.models.language_model import head_dim
 
 LINEAR, DYNAMIC, YARN = "linear", "dynamic", "yarn"
 KINDS = (LINEAR, DYNAMIC, YARN)
-# What may lie over the scaling that a model was trained with: positions can be interpolated further, and Llama 3.1's
-# scaling is one of low frequencies from a shorter length, as YaRN's is, which can start from there too.
+# Scalings that may be applied over the one that a model was trained with. Positions can be interpolated further. Llama
+# 3.1's scaling is one of low frequencies from a shorter length, like YaRN's, so YaRN can start from there too.
 _OVER = {"default": KINDS, "linear": (LINEAR,), "llama3": (YARN,)}
 
 
 def check_scaling(scaling: Any, text_config: PreTrainedConfig) -> None:
-    """See that a config's `context_scaling` is None or {"kind": ..., "tokens": ...} and fits its language model.
+    """Check that a config's `context_scaling` is None or {"kind": ..., "tokens": ...} and fits its language model.
 
     Raises:
-        UserError: it is not, or does not.
+        UserError: for any other value, or one that does not fit.
     """
     if scaling is None:
         return
@@ -45,11 +45,11 @@ def check_scaling(scaling: Any, text_config: PreTrainedConfig) -> None:
 
 
 def scaled_parameters(text_config: PreTrainedConfig, kind: str, tokens: int) -> dict[str, Any]:
-    """`rope_parameters` of transformers for so many tokens.
+    """Return transformers' `rope_parameters` for `tokens` tokens.
 
-    linear divides every frequency by the factor (position interpolation); dynamic raises the base so that the lowest
-    frequency is divided by it and the highest stays (NTK, at the length `tokens`); yarn interpolates low frequencies
-    alone and raises the attention's temperature (YaRN).
+    linear divides every frequency by the factor (position interpolation). dynamic raises the base so that the lowest
+    frequency is divided by it and the highest stays (NTK, at the length `tokens`). yarn interpolates only low
+    frequencies and raises the attention's temperature (YaRN).
     """
     trained = dict(text_config.rope_parameters)
     base, original = trained["rope_theta"], text_config.max_position_embeddings
@@ -69,7 +69,7 @@ def scaled_parameters(text_config: PreTrainedConfig, kind: str, tokens: int) -> 
 
 
 def scale_rotary(language_model: PreTrainedModel, scaling: dict[str, Any] | None) -> None:
-    """Make the decoder's rotary embedding anew as a config's `context_scaling` says; None: as it was trained."""
+    """Rebuild the decoder's rotary embedding as a config's `context_scaling` says; None: as it was trained."""
     decoder = language_model.get_decoder()
     config = copy.deepcopy(language_model.config)
     if scaling is not None:

@@ -1,7 +1,7 @@
-"""Safetensors files, the one place that writes and opens them.
+"""Safetensors files; this module is the only one that writes and opens them.
 
-The library makes its files for their owner alone, whatever the umask, and says of every file that it cannot open that
-there is none. Here they get the mode of any other file, and an error says what is wrong.
+The library makes its files for their owner only, whatever the umask, and reports every file that it cannot open as
+missing. Here files get the mode of any other file, and an error gives the reason.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from llava_mini.files import set_usual_mode
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a file.
+    """Write tensors to a safetensors file.
 
     Args:
-        tensors: Contiguous, none sharing memory with another.
-        path: Of the file.
-        metadata: Texts by name; transformers wants `{"format": "pt"}`.
+        tensors: Contiguous tensors by name, none sharing memory with another.
+        path: Path of the file.
+        metadata: Texts by name; transformers needs `{"format": "pt"}`.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
     set_usual_mode(path)
@@ -35,11 +35,11 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[Any]:
-    """A file opened by `safe_open`.
+    """Open a file with `safe_open`.
 
     Raises:
-        OSError: it cannot be opened; the reason is the system's.
-        SafetensorError: it is no safetensors file.
+        OSError: the file cannot be opened; the reason is the system's.
+        SafetensorError: the file is not a safetensors file.
     """
     path.open("rb").close()
     with safe_open(path, framework="pt") as file:
@@ -47,11 +47,11 @@ def open_tensors(path: Path) -> Iterator[Any]:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, by name.
+    """Return all tensors of a file, by name.
 
     Raises:
-        OSError: it cannot be opened; the reason is the system's.
-        SafetensorError: it is no safetensors file.
+        OSError: the file cannot be opened; the reason is the system's.
+        SafetensorError: the file is not a safetensors file.
     """
     with open_tensors(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is not a mapping

@@ -1,6 +1,6 @@
-"""Tokenizers of language models, and the placeholder of an image in one that does not know it.
+"""Tokenizers of language models, and the placeholder of an image in a tokenizer that does not have it.
 
-The placeholder lies behind the vocabulary, so that no row of the language model's tables is its own.
+The placeholder's id is beyond the vocabulary, so that no row of the language model's tables belongs to it.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.j
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether any file of a tokenizer lies there."""
+    """Whether a folder contains any file of a tokenizer."""
     return any((folder / name).is_file() for name in _FILES)
 
 
 def load_tokenizer(place: str, **kwargs: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder or at a Hub id; one without a padding token pads with its end token.
+    """Load the tokenizer in a folder or at a Hub id; one without a padding token pads with its end token.
 
     Args:
         place: Folder or Hub id.
-        **kwargs: Of transformers' `from_pretrained`.
+        **kwargs: Keywords of transformers' `from_pretrained`.
 
     Raises:
-        UserError: there is none, or it needs a library that is not installed.
+        UserError: there is no tokenizer, or it needs a library that is not installed.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **kwargs)
@@ -47,18 +47,18 @@ def load_tokenizer(place: str, **kwargs: Any) -> PreTrainedTokenizerBase:
 
 
 def add_placeholder(tokenizer: PreTrainedTokenizerBase, vocab_size: int, token: str = IMAGE_TOKEN) -> int:
-    """Make `token` one token, whose id lies beyond the vocabulary if the tokenizer did not have it.
+    """Make `token` a single token; its id is beyond the vocabulary if the tokenizer did not have it.
 
-    A tokenizer counts on from its own last token, but a table may have more rows than that (Qwen2.5: 151,936 rows for
-    151,665 tokens), one of which the placeholder would then take. So its id is written into the tokenizer itself.
+    A tokenizer numbers new tokens from its own last token. But a table may have more rows than that (Qwen2.5: 151,936
+    rows for 151,665 tokens), and the placeholder would take one of them. So its id is written into the tokenizer.
 
     Args:
-        tokenizer: Changed in place.
-        vocab_size: Rows of the language model's embedding.
-        token: The placeholder.
+        tokenizer: Tokenizer to change in place.
+        vocab_size: Number of rows of the language model's embedding.
+        token: Text of the placeholder.
 
     Returns:
-        Its id.
+        Id of the placeholder.
 
     Raises:
         UserError: the tokenizer is not a fast one, or has tokens that the vocabulary has no row for.
@@ -76,12 +76,12 @@ def add_placeholder(tokenizer: PreTrainedTokenizerBase, vocab_size: int, token: 
 
 
 def place_token(tokenizer: PreTrainedTokenizerBase, token: str, token_id: int) -> None:
-    """Give a token this very id, as a special token.
+    """Give a token a specific id, as a special token.
 
     Args:
-        tokenizer: Changed in place.
-        token: New, or with another id so far.
-        token_id: An id that no other token has.
+        tokenizer: Tokenizer to change in place.
+        token: Text of the token, which is new or has another id so far.
+        token_id: Id that no other token has.
 
     Raises:
         UserError: the tokenizer is not a fast one.

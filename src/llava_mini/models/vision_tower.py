@@ -1,7 +1,7 @@
 """The vision tower: any vision model of transformers, read at one of its layers, and the layout of views in a frame.
 
-A frame has one view (the whole image) or five (2x2 crops row by row, then the whole). The crops' patches are laid out
-as one grid of twice the side (high resolution).
+A frame has one view (the whole image) or five (2x2 crops row by row, then the whole). The crops' patches form one grid
+of twice the side (high resolution).
 
 Shapes: F frames, V views, N = n*n patches of a view, D width.
 """
@@ -17,16 +17,16 @@ from torch.func import functional_call
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 SINGLE_VIEW, HD_VIEWS = 1, 5
-_TOWER_LOCK = threading.RLock()  # while a tower is hooked and cut short: other threads may share it
+_TOWER_LOCK = threading.RLock()  # held while a tower is hooked and cut short, because other threads may share it
 
 
 def build_vision_tower(vision_config: PreTrainedConfig) -> PreTrainedModel:
-    """Random weights in the shape of `vision_config`, in torch's default dtype as all other parts are."""
+    """Build a tower with random weights in the shape of `vision_config`, in torch's default dtype like all parts."""
     return AutoModel.from_config(vision_config, dtype=torch.get_default_dtype())
 
 
 def patches_per_side(vision_config: PreTrainedConfig) -> int:
-    """n: patches along a side of a view."""
+    """Number n of patches along a side of a view."""
     return vision_config.image_size // vision_config.patch_size
 
 
@@ -39,19 +39,19 @@ def encode_views(
     offload: bool = False,
     stop: bool = True,
 ) -> Tensor:
-    """Hidden states of one layer, without class tokens: [F, 3, H, W] -> [F, N, D].
+    """Return the hidden states of one layer, without class tokens: [F, 3, H, W] -> [F, N, D].
 
-    No other layer's states are kept. A tower whose weights are stored in
-    half precision computes in it, also under autocast; one that is frozen records no gradients.
+    No other layer's states are stored. A tower whose weights are stored in half precision computes in it, also under
+    autocast. A frozen tower records no gradients.
 
     Args:
-        vision_tower: The tower.
-        pixel_values_F3HW: [F, 3, H, W], normalised.
+        vision_tower: Vision tower to run.
+        pixel_values_F3HW: Normalized pixels, [F, 3, H, W].
         layer: Index into the tower's hidden states, as transformers counts them.
-        num_patches: N.
-        batch: Views that are encoded at once; None: all.
-        offload: Whether a frozen tower's weights come from host memory and go back there.
-        stop: Whether no layer runs beyond the one that is read; False is for comparing.
+        num_patches: Number N of patches of a view.
+        batch: Number of views that are encoded at once; None: all.
+        offload: Whether a frozen tower's weights stay in host memory and are copied to the device for this call.
+        stop: Whether no layer runs after the one that is read; False is for comparison.
     """
     frozen = not any(parameter.requires_grad for parameter in vision_tower.parameters())
     device, dtype = pixel_values_F3HW.device, vision_tower.dtype
@@ -70,9 +70,9 @@ def encode_views(
 
 
 def _offloaded(vision_tower: nn.Module, device: torch.device) -> dict[str, Tensor]:
-    """Copies of the weights on `device`, while the tower itself waits in host memory, where it goes at the first call.
+    """Copy the weights to `device`; the tower itself stays in host memory, where it is moved at the first call.
 
-    A frozen tower does not change, so nothing has to come back. Buffers (some indices) stay where they are.
+    A frozen tower does not change, so nothing has to be copied back. Buffers (some indices) stay where they are.
     """
     for weight in vision_tower.parameters():
         weight.data = weight.data.cpu()
@@ -81,12 +81,12 @@ def _offloaded(vision_tower: nn.Module, device: torch.device) -> dict[str, Tenso
 
 @contextmanager
 def _states_of(vision_tower: PreTrainedModel, layer: int, stop: bool) -> Iterator[list[Tensor]]:
-    """A list that grows by the hidden states of one layer, class tokens included, with every call of the tower.
+    """Yield a list to which every call of the tower adds the hidden states of one layer, class tokens included.
 
-    With `stop` the tower has meanwhile no layers behind that one.
+    With `stop`, the tower has no layers after that one in the meantime.
 
     Raises:
-        ValueError: for a tower whose layers are not one list of a transformer's.
+        ValueError: for a tower whose layers are not a single list of transformer layers.
     """
     count = vision_tower.config.num_hidden_layers
     lists = [(name, module) for name, module in vision_tower.named_modules() if isinstance(module, nn.ModuleList)]
@@ -110,7 +110,7 @@ def _states_of(vision_tower: PreTrainedModel, layer: int, stop: bool) -> Iterato
 
 
 def merge_crops(features_FVND: Tensor) -> Tensor:
-    """The four crops of every frame as one grid of patches, row-major: [F, 5, N, D] -> [F, 4N, D].
+    """Arrange the four crops of every frame as one grid of patches, row-major: [F, 5, N, D] -> [F, 4N, D].
 
     Example (n = 1, crops a b c d and the whole w): a b / c d, so the grid reads a, b, c, d.
     """
@@ -122,14 +122,14 @@ def merge_crops(features_FVND: Tensor) -> Tensor:
 
 
 def compression_grid(features_FVND: Tensor, views: int) -> Tensor:
-    """What the compressor reads of frames with `views` views: the whole image, or the 2x2 crops as one grid.
+    """Return what the compressor reads of frames with `views` views: the whole image, or the 2x2 crops as one grid.
 
     Args:
-        features_FVND: [F, V, N, D], V >= views.
-        views: 1 or 5.
+        features_FVND: Features, [F, V, N, D], V >= views.
+        views: Number of views, 1 or 5.
 
     Returns:
-        [F, N, D] or [F, 4N, D].
+        Features, [F, N, D] or [F, 4N, D].
     """
     if views == SINGLE_VIEW:
         return features_FVND[:, 0]
@@ -137,7 +137,7 @@ def compression_grid(features_FVND: Tensor, views: int) -> Tensor:
 
 
 def prefusion_patches(features_FVND: Tensor, views: int) -> Tensor:
-    """What pre-fusion reads: the whole image, or the crops' grid and then the whole: [F, N, D] or [F, 5N, D]."""
+    """Return what pre-fusion reads: the whole image, or the crops' grid and then the whole: [F, N, D] or [F, 5N, D]."""
     if views == SINGLE_VIEW:
         return features_FVND[:, 0]
     return torch.cat([merge_crops(features_FVND), features_FVND[:, 4]], dim=1)

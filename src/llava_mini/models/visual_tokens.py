@@ -1,6 +1,6 @@
-"""VisualTokens: what the language side reads of all frames of a batch, whose numbers of patches and tokens may differ.
+"""VisualTokens: patches and compressed tokens of all frames of a batch, whose numbers may differ between frames.
 
-Frames with one view and HD frames are worked on apart, each kind at once, and lie padded in one tensor here.
+Frames with one view and HD frames are processed separately, each kind at once, and are padded to one tensor here.
 
 Shapes: F frames of the whole batch, P patches of a frame, K compressed tokens of a frame, D width of the language
 model.
@@ -19,8 +19,10 @@ class VisualTokens:
     """Projected patches and compressed tokens; masks are True for entries that are real.
 
     Attributes:
-        patches_FPD, patch_mask_FP: projected patches for pre-fusion.
-        compressed_FKD, compressed_mask_FK: projected compressed tokens.
+        patches_FPD: Projected patches for pre-fusion.
+        patch_mask_FP: Mask of the real patches.
+        compressed_FKD: Projected compressed tokens.
+        compressed_mask_FK: Mask of the real compressed tokens.
     """
 
     patches_FPD: Tensor
@@ -30,22 +32,22 @@ class VisualTokens:
 
     @classmethod
     def of_one_kind(cls, patches_FPD: Tensor, compressed_FKD: Tensor) -> VisualTokens:
-        """Frames of one kind: everything is real."""
+        """Make from frames of one kind: everything is real."""
         return cls(patches_FPD, _all_true(patches_FPD), compressed_FKD, _all_true(compressed_FKD))
 
     @classmethod
     def of_kinds(cls, groups: list[tuple[Tensor, Tensor, Tensor]]) -> VisualTokens:
-        """Frames of several kinds.
+        """Make from frames of several kinds.
 
         Args:
-            groups: For each kind (which frames [F] bool, their patches, their compressed tokens).
+            groups: Triples, one for each kind: which frames [F] bool, their patches, their compressed tokens.
         """
         patches = merge_groups([(chosen, patches) for chosen, patches, _ in groups])
         return cls(*patches, *merge_groups([(chosen, compressed) for chosen, _, compressed in groups]))
 
 
 def splice(text_BTD: Tensor, placeholder_BT: Tensor, tokens_ND: Tensor) -> Tensor:
-    """Put the N compressed tokens of all frames, in order, where the placeholders stand: [B, T, D].
+    """Put the N compressed tokens of all frames, in order, at the placeholders: [B, T, D].
 
     Example (two samples of one frame each, K = 2, `i` a placeholder):
         s  i  i  q        s  a1 a2 q
@@ -55,13 +57,13 @@ def splice(text_BTD: Tensor, placeholder_BT: Tensor, tokens_ND: Tensor) -> Tenso
 
 
 def merge_groups(groups: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Rows of several widths into one padded tensor, and the mask of what is real.
+    """Merge rows of several lengths into one padded tensor; also return the mask of what is real.
 
     Args:
-        groups: (chosen [F] bool, tokens [rows chosen, K of the group, D]).
+        groups: Pairs of chosen rows [F] bool and tokens [rows chosen, K of the group, D].
 
     Returns:
-        [F, max K, D] and [F, max K].
+        Tokens [F, max K, D] and mask [F, max K].
     """
     longest = max(tokens.shape[1] for _, tokens in groups)
     first = groups[0][1]

@@ -1,4 +1,4 @@
-"""Compressors: what turns all patches of a frame into the few tokens that the language model reads.
+"""Compressors, which turn all patches of a frame into the few tokens that the language model reads.
 
 A compressor is one file here (or anywhere on the Python path) and one yaml in conf/compressor; nothing else names it.
 """

@@ -1,6 +1,6 @@
 """Adaptive average pooling of the patches' grid to C x C tokens.
 
-The parameter-free rival of query compression (paper, Table 7).
+This is the parameter-free alternative to query compression (paper, Table 7).
 """
 
 from torch import Tensor
@@ -10,10 +10,10 @@ from llava_mini.models.compressors.base import Compressor, grid_side
 
 
 class AveragePoolCompressor(Compressor):
-    """Mean over C x C bins.
+    """Mean over C x C bins of patches.
 
     Args:
-        dim: D, not needed for pooling.
+        dim: Width D, not needed for pooling.
         C: Side of the compression grid.
     """
 

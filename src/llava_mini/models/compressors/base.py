@@ -1,4 +1,4 @@
-"""The contract of a compressor, and how a model finds the class that its config names.
+"""Interface of a compressor, and the search for the class that a model config names.
 
 Shapes: F frames, P = height * width patches of the grid, K compressed tokens, D width.
 """
@@ -18,26 +18,26 @@ from llava_mini.errors import UserError
 class Compressor(nn.Module, ABC):
     """Turns a grid of patches into K tokens of the same width.
 
-    A concrete class takes `dim` (D, which only its neighbours know) and the keys of its yaml, all keyword-only.
+    A concrete class takes `dim` (D, which only the parts around it know) and the keys of its yaml, all keyword-only.
     """
 
     @abstractmethod
     def num_tokens(self, height: int, width: int) -> int:
-        """K for a grid of height x width patches."""
+        """Number K of tokens for a grid of height x width patches."""
 
     @abstractmethod
     def forward(self, patches_FPD: Tensor, height: int, width: int) -> Tensor:
-        """[F, height * width, D] (row-major) -> [F, K, D]."""
+        """Compress [F, height * width, D] (row-major) to [F, K, D]."""
 
     def reset_parameters(self) -> None:
-        """Initialise own parameters with functions of `transformers.initialization`, which spare loaded tensors."""
+        """Initialize own parameters with functions of `transformers.initialization`, which spare loaded tensors."""
 
 
 def grid_side(C: int) -> int:
-    """C itself when it can be the side of a compression grid.
+    """Return C if it can be the side of a compression grid.
 
     Raises:
-        UserError: when it is not a whole number of at least 1.
+        UserError: when C is not a whole number of at least 1.
     """
     if isinstance(C, bool) or not isinstance(C, int) or C < 1:
         raise UserError(f"compressor.C={C!r}: the side of the compression grid must be a whole number of at least 1")
@@ -45,16 +45,16 @@ def grid_side(C: int) -> int:
 
 
 def build_compressor(spec: dict[str, Any], dim: int, side: int | None = None) -> Compressor:
-    """Make the compressor that a model config describes.
+    """Build the compressor that a model config describes.
 
     Args:
-        spec: `_target_` and the class's own keyword arguments.
-        dim: D, the width of the patches it will read.
-        side: Of the grid of patches of one view; None where only the compressor itself is looked at.
+        spec: Class (`_target_`) and its keyword arguments.
+        dim: Width D of the patches that the compressor will read.
+        side: Side of the grid of patches of one view; None where only the compressor itself matters.
 
     Raises:
-        UserError: for a class that cannot be found or is no compressor, arguments it does not take, or a C beyond
-            `side`, which would make more tokens than there are patches.
+        UserError: for a class that cannot be found or is not a compressor, arguments that it does not take, or a C
+            beyond `side`, which would make more tokens than there are patches.
     """
     if dim < 1:
         raise UserError(f"a compressor cannot read patches of width {dim}: at least 1 is needed")
@@ -72,7 +72,7 @@ def build_compressor(spec: dict[str, Any], dim: int, side: int | None = None) ->
 
 
 def _find_class(target: Any) -> type[Compressor]:
-    """Look at this package and at modules that the user imported only: a checkpoint must not choose what to import."""
+    """Find a class only in this package and in modules that the user imported: a checkpoint must not choose imports."""
     module_name, _, class_name = str(target).rpartition(".")
     if module_name.startswith("llava_mini.models.compressors."):
         try:

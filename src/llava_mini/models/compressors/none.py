@@ -6,10 +6,10 @@ from llava_mini.models.compressors.base import Compressor
 
 
 class NoCompressor(Compressor):
-    """All patches, untouched.
+    """All patches, unchanged.
 
     Args:
-        dim: D, not needed.
+        dim: Width D, not needed.
     """
 
     def __init__(self, *, dim: int):

@@ -1,7 +1,7 @@
 """Query compression (paper section 4.2): C² learnable queries read all patches in one cross-attention.
 
-As in the release: LayerNorm on queries and on patches, 2D sin-cos positions added to queries and keys and not to
-values, the keys' positions interpolated from the queries' grid to the patches' grid.
+As in the release, LayerNorm is applied to queries and to patches. 2D sin-cos positions are added to queries and keys,
+not to values. The keys' positions are interpolated from the queries' grid to the patches' grid.
 
 Shapes: F frames, P patches, K = C² tokens, D width.
 """
@@ -16,15 +16,15 @@ from llava_mini.models.compressors.base import Compressor, grid_side
 
 
 class CrossAttention(nn.MultiheadAttention):
-    """torch's attention, but its last projection is called as a module, not read as a weight.
+    """torch's multi-head attention, with its last projection called as a module instead of read as a weight.
 
-    So it may be quantized, adapted (LoRA) or wait on a disk (accelerate) as every other layer.
+    So it may be quantized, adapted (LoRA) or offloaded to disk (accelerate) like every other layer.
     """
 
-    def forward(  # type: ignore[override] # what torch's takes besides, no one here asks for
+    def forward(  # type: ignore[override] # torch's other arguments are not used here
         self, query: Tensor, key: Tensor, value: Tensor
     ) -> tuple[Tensor, None]:
-        """[F, K, D], [F, P, D] twice -> [F, K, D]; and None in the place of weights, as torch's gives."""
+        """Attend: [F, K, D] and twice [F, P, D] -> [F, K, D]; also return None instead of torch's weights."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         heads = [
             functional.linear(given, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
@@ -35,15 +35,15 @@ class CrossAttention(nn.MultiheadAttention):
 
 
 class QueryCompressor(Compressor):
-    """C² learnable queries, one cross-attention.
+    """Compressor with C² learnable queries and one cross-attention.
 
-    The projections start as the identity: a fresh compressor is a soft pooling of normalised patches, which the
-    projector, aligned to patches in stage 1, can read from the first step on.
+    The projections start as the identity. So a new compressor is a soft pooling of normalized patches. The projector,
+    aligned to patches in stage 1, can read its output from the first step on.
 
     Args:
-        dim: D; a multiple of 4 (two axes of sines and cosines) and of num_heads.
+        dim: Width D; a multiple of 4 (two axes of sines and cosines) and of num_heads.
         C: Side of the compression grid.
-        num_heads: Attention heads (release: 8).
+        num_heads: Number of attention heads (release: 8).
     """
 
     position: Tensor
@@ -80,7 +80,7 @@ class QueryCompressor(Compressor):
         return self.attention(query_FKD, keys_FPD, patches_FPD)[0]
 
     def _patch_positions(self, height: int, width: int) -> Tensor:
-        """The queries' positions, interpolated to the patches' grid: [P, D]."""
+        """Positions of the queries, interpolated to the patches' grid: [P, D]."""
         grid_1DCC = self.position.float().reshape(1, self.C, self.C, -1).permute(0, 3, 1, 2)
         grid = functional.interpolate(grid_1DCC, size=(height, width), mode="bicubic", align_corners=False)
         return grid.flatten(2)[0].T

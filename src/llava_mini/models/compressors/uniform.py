@@ -1,4 +1,4 @@
-"""A control: C² patches taken as they are from a regular grid, without looking at what they show."""
+"""Control: C² patches taken unchanged from a regular grid, regardless of what they show."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from llava_mini.models.compressors.base import Compressor, grid_side
 
 
 class UniformCompressor(Compressor):
-    """The patch at the centre of every one of C x C cells.
+    """The patch at the center of each of C x C cells.
 
     Args:
-        dim: D, not needed.
-        C: Side of the compression grid; a C beyond the patches' grid repeats patches.
+        dim: Width D, not needed.
+        C: Side of the compression grid; a C beyond the side of the patches' grid repeats patches.
     """
 
     def __init__(self, *, dim: int, C: int):

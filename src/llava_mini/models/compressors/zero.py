@@ -1,4 +1,4 @@
-"""A control: no vision token reaches the language model, which learns of the image only what pre-fused text carries."""
+"""Control: no vision token reaches the language model, which learns of the image only what pre-fused text contains."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ class ZeroCompressor(Compressor):
     """Zero tokens for a frame.
 
     Args:
-        dim: D, not needed.
+        dim: Width D, not needed.
     """
 
     def __init__(self, *, dim: int):

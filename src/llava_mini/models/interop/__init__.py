@@ -1,4 +1,4 @@
-"""Weights and inputs of other projects' LLaVA models, in and out."""
+"""Import and export of weights and inputs of other projects' LLaVA models."""
 
 from llava_mini.models.interop.official import from_official, official_batch
 

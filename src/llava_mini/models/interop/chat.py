@@ -1,6 +1,6 @@
-"""The chat template of another project's folder, if it is one for pictures.
+"""Chat template of another project's folder, if it is a template for images.
 
-A folder of a language model has one too, but for texts alone; asked to show an image, it says nothing of it or fails.
+A folder of a language model has one too, but for text only. Given an image, that template ignores it or fails.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _ASKED = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text
 
 
 def own_chat_template(source: Path, processor: LlavaMiniProcessor) -> str | None:
-    """The template of a folder that writes an image as the processor's image token; None if there is none.
+    """Return the template of a folder that writes an image as the processor's image token; None if there is none.
 
     Args:
-        source: A checkpoint's folder.
-        processor: Made for it.
+        source: Folder of a checkpoint.
+        processor: Processor made for the checkpoint.
 
     Raises:
-        UserError: a file that should hold one is no JSON object.
+        UserError: a file that should contain a template is not a JSON object.
     """
     return next((found for found in _templates(source, processor) if _shows_an_image(found, processor)), None)
 
@@ -52,6 +52,6 @@ def _templates(source: Path, processor: LlavaMiniProcessor) -> Iterator[str]:
 def _shows_an_image(template: str, processor: LlavaMiniProcessor) -> bool:
     try:
         text = processor.apply_chat_template(_ASKED, chat_template=template, add_generation_prompt=True, tokenize=False)
-    except (TemplateError, TypeError, ValueError):  # of templates that take a content for a string
+    except (TemplateError, TypeError, ValueError):  # raised by templates that expect content to be a string
         return False
     return text.count(processor.image_token) == 1 and _QUESTION in text

@@ -1,9 +1,9 @@
-"""A checkpoint as it lies in a folder: config.json and tensors in one file or several, safetensors or pickled.
+"""Checkpoint in a folder: config.json and tensors in one file or several, safetensors or pickled.
 
-Shapes are read first and tensors later, file by file, so that a checkpoint can be refused before anything is written,
-and converted in the memory of one of its files. Files are not trusted: pickles are read by `weights_only=True`, an
-index may name files of its own folder only, and weights must be finite numbers of a floating type. A file may itself be
-a symbolic link, to wherever its user has put it: the Hub's cache is made of such links.
+Shapes are read first and tensors later, file by file. So a checkpoint can be refused before anything is written, and
+converted in the memory of one of its files. Files are not trusted: pickles are read with `weights_only=True`, an index
+may name only files of its own folder, and weights must be finite numbers of a floating type. A file may itself be a
+symbolic link, to wherever its user has put the data: the Hub's cache consists of such links.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ Shape = list[int]
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _FLOATS = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
-_UNREADABLE = (  # what reading bytes as a pickle may raise, which any bytes may be
+_UNREADABLE = (  # errors that reading arbitrary bytes as a pickle may raise
     pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError,
     OSError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
-_SHOWN = 4  # tensors that a message names
+_SHOWN = 4  # number of tensors that a message names
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors of a folder.
+    """Tensors of a folder, with their shapes, files and types.
 
     Args:
-        folder: Where they lie.
-        shapes: By name.
-        files: Which file holds which names.
-        types: In which type each is stored, by name, as float16 or int8.
+        folder: Folder that contains the tensors.
+        shapes: Shape of each tensor, by name.
+        files: Names of the tensors in each file.
+        types: Stored type of each tensor, by name, such as float16 or int8.
     """
 
     folder: Path
@@ -54,10 +54,10 @@ class Checkpoint:
 
     @classmethod
     def of(cls, folder: Path) -> Checkpoint:
-        """The checkpoint in a folder; safetensors are preferred where both kinds are there.
+        """Read the headers of the checkpoint in a folder; safetensors are preferred where both kinds exist.
 
         Raises:
-            UserError: there is none, a file cannot be read, the index does not fit, or there is no tensor.
+            UserError: there is no checkpoint, a file cannot be read, the index does not fit, or there is no tensor.
         """
         files, index = _weight_files(folder)
         shapes: dict[str, Shape] = {}
@@ -78,7 +78,7 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating type in which most of the numbers are stored."""
+        """Floating type in which most of the numbers are stored."""
         counted: Counter[str] = Counter()
         for name, stored in self.types.items():
             if stored in _FLOATS:
@@ -86,13 +86,13 @@ class Checkpoint:
         return _FLOATS[counted.most_common(1)[0][0]] if counted else torch.float32
 
     def check_floats(self, names: Iterable[str]) -> None:
-        """Refuse weights that are stored as something else than floating numbers; a quantised checkpoint has such.
+        """Refuse weights that are not stored as floating-point numbers; a quantized checkpoint has such weights.
 
         Args:
-            names: Of the tensors that must be floating.
+            names: Names of the tensors that must be floating-point.
 
         Raises:
-            UserError: naming the first that is not, and its file.
+            UserError: naming the first tensor that is not floating-point, and its file.
         """
         wanted = set(names)
         for path, held in self.files.items():
@@ -104,13 +104,13 @@ class Checkpoint:
                     )
 
     def stream(self, wanted: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Tensors with their names, of one file after another.
+        """Yield tensors with their names, from one file after another.
 
         Args:
-            wanted: Names; None: all.
+            wanted: Names of the tensors to read; None: all.
 
         Raises:
-            UserError: one of them holds a number that is not finite, when it is reached.
+            UserError: a tensor contains a number that is not finite, when the tensor is reached.
         """
         for path, held in self.files.items():
             names = [name for name in held if wanted is None or name in wanted]
@@ -130,10 +130,10 @@ def check_shapes(
     """Compare the tensors of a checkpoint with those of the model that its config describes.
 
     Args:
-        where: The checkpoint, for the message.
-        found: Shapes by our names; what has no name of ours keeps its own.
-        needed: Shapes by our names.
-        theirs: From our name to the checkpoint's.
+        where: Name of the checkpoint, for the message.
+        found: Shapes by our names; a tensor without a name of ours keeps its own name.
+        needed: Shapes that the model needs, by our names.
+        theirs: Function from our name to the checkpoint's.
 
     Raises:
         UserError: naming missing, unexpected and misshapen tensors, a few of each with their shapes.
@@ -148,14 +148,14 @@ def check_shapes(
 
 
 def some(names: Iterable[str]) -> str:
-    """The first names of many, for a message."""
+    """Return the first names of many, for a message."""
     listed = list(names)
     more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
     return ", ".join(listed[:_SHOWN]) + more
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """The files that hold the weights, and the names that an index says they hold."""
+    """Return the files that contain the weights, and the names of tensors that an index says they contain."""
     for ending, stem in (("safetensors", "model"), ("bin", "pytorch_model")):
         index = folder / f"{stem}.{ending}.index.json"
         if index.is_file():
@@ -180,10 +180,10 @@ def _indexed(index: Path) -> tuple[list[Path], list[str]]:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity; in one pass and without a copy of it."""
+    """Whether a tensor contains neither NaN nor infinity, computed in one pass and without a copy of it."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    return all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))  # NaN is both the least and the largest
+    return all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))  # with a NaN, minimum and maximum are NaN
 
 
 def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
@@ -193,12 +193,12 @@ def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
 
 
 def _headers(path: Path) -> dict[str, tuple[Shape, str]]:
-    """Shape and type of every tensor of a file."""
+    """Return the shape and type of every tensor of a file."""
     if path.suffix != ".safetensors":
         loaded = _unpickled(path)
         return {name: (list(each.shape), str(each.dtype).removeprefix("torch.")) for name, each in loaded.items()}
     with _opened(path) as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is not a mapping
         return {name: (part.get_shape(), _type_of(part.get_dtype())) for name, part in slices.items()}
 
 
@@ -212,12 +212,12 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _type_of(stored: str) -> str:
-    """The name of a safetensors type, as torch's where it is a plain floating type."""
+    """Name of a safetensors type, as torch names it where it is a plain floating type."""
     return str(_DTYPES[stored]).removeprefix("torch.") if stored in _DTYPES else stored
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of torch; those of the usual format stay on disk until they are read."""
+    """Return the tensors of a torch file; tensors in the usual format stay on disk until they are read."""
     try:
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -233,7 +233,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
 
 
 def _refused(error: Exception) -> str:
-    """Why torch does not load a file, in words that do not advise to run what is in it, as torch's do."""
+    """Say why torch does not load a file, without torch's advice to run the code in it."""
     if isinstance(error, pickle.UnpicklingError):
         asked = re.search(r"GLOBAL (\S+)", str(error))
         what = f", which asks for {asked[1]}" if asked else ""
@@ -242,7 +242,7 @@ def _refused(error: Exception) -> str:
 
 
 def _mistaken(path: Path) -> str | None:
-    """What lies in place of weights when a download went wrong, by the file's beginning."""
+    """Say what a file contains instead of weights when a download went wrong, judged by its beginning."""
     try:
         with open(path, "rb") as file:
             start = file.read(200)

@@ -1,6 +1,6 @@
-"""Folders of other projects' checkpoints to folders of ours, tensor by tensor, in the memory of one shard.
+"""Conversion of other projects' checkpoint folders to ours, tensor by tensor, in the memory of one shard.
 
-Everything is checked before the first tensor is written, and a folder appears when it is complete.
+Everything is checked before the first tensor is written, and a folder appears only when it is complete.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ from llava_mini.views import ViewMode
 log = logging.getLogger("llava_mini")
 
 _TOWER = "vision_tower."
-_BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")  # computed; checkpoints of old versions hold them
+_BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")  # computed; checkpoints of old versions contain them
 
 
 def convert_official(
     source: Path, target: Path, vision_tower: str | None = None, chat_template: str | None = None
 ) -> None:
-    """The official release's folder to ours.
+    """Convert the official release's folder to ours.
 
     Args:
-        source: With config.json and weights under the release's names.
-        target: A new folder in transformers' format.
-        vision_tower: Folder or Hub id of the vision tower: its config, and its weights if `source` holds none. Default:
-            the CLIP that the release was trained with.
-        chat_template: Saved with the processor if `source` has none that shows images.
+        source: Folder with config.json and weights under the release's names.
+        target: New folder, in transformers' format.
+        vision_tower: Folder or Hub id of the vision tower, for its config, and for its weights if `source` contains
+            none. Default: the CLIP that the release was trained with.
+        chat_template: Chat template saved with the processor if `source` has none that shows images.
 
     Raises:
-        UserError: `source` is no such checkpoint or `target` is there; then nothing is written.
+        UserError: `source` is not such a checkpoint or `target` exists; then nothing is written.
     """
     fields = source_config(source, target)
     with config_trusted(source):
@@ -83,21 +83,21 @@ def convert_llava(
     vision_tower: str | None = None,
     chat_template: str | None = None,
 ) -> None:
-    """A LLaVA-v1.5 or 1.6 folder, transformers' or the original, to ours, as a start for stage 2.
+    """Convert a LLaVA-v1.5 or 1.6 folder, transformers' or the original, to ours, as a start for stage 2.
 
-    Vision tower, projector and language model are taken over; the compressor is a new one.
+    Vision tower, projector and language model are taken over; the compressor is new.
 
     Args:
-        source: With config.json and weights.
-        target: A new folder in transformers' format.
-        compressor: As in a model's config.
-        num_fusion_layers: N_fusion.
-        init: "copy" (pre-fusion starts as the language model's first layers) or "random".
-        vision_tower: As in `convert_official`.
-        chat_template: As in `convert_official`.
+        source: Folder with config.json and weights.
+        target: New folder, in transformers' format.
+        compressor: Compressor as in a model's config.
+        num_fusion_layers: Number of pre-fusion layers, N_fusion.
+        init: Initialization of pre-fusion: "copy" (of the language model's first layers) or "random".
+        vision_tower: Folder or Hub id of the vision tower, used as in `convert_official`.
+        chat_template: Chat template saved with the processor if `source` has none that shows images.
 
     Raises:
-        UserError: `source` is no such checkpoint or `target` is there; then nothing is written.
+        UserError: `source` is not such a checkpoint or `target` exists; then nothing is written.
     """
     fields = source_config(source, target)
     checkpoint = Checkpoint.of(source)
@@ -125,7 +125,7 @@ def convert_llava(
 
 
 class _Conversion:
-    """One checkpoint under another project's names, on its way to a folder of ours."""
+    """Conversion of one checkpoint with another project's names to a folder of ours."""
 
     def __init__(self, source: Path, layout: Layout, config: LlavaMiniConfig, tower: Tower, init: str | None = None):
         self.source, self.layout, self.config, self.init = source, layout, config, init
@@ -151,7 +151,7 @@ class _Conversion:
         )
 
     def write(self, target: Path, views: ViewMode, chat_template: str | None) -> None:
-        """Make the folder."""
+        """Write the converted folder."""
         with written(target) as folder:
             if has_tokenizer(self.source):
                 processor = self._processor(views)
@@ -179,7 +179,7 @@ class _Conversion:
         self._report(target)
 
     def _other_parts(self, tower: Tower) -> dict[str, Tensor]:
-        """What the checkpoint does not hold: a vision tower that was never trained, parts that only LLaVA-Mini has."""
+        """Return tensors that the checkpoint lacks: a never-trained vision tower, parts that only LLaVA-Mini has."""
         others: dict[str, Tensor] = {}
         self.origin = dict.fromkeys(("vision_tower", "projector", "language_model"), f"from {self.source}")
         if tower.place and not any(name.startswith(_TOWER) for name in self.names.values()):
@@ -199,7 +199,7 @@ class _Conversion:
         self.origin |= {"compressor": "initialised", "prefusion": f"initialised ({self.init})"}
         fresh = ("compressor",) if self.init == "copy" else ("compressor", "prefusion")
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # a conversion gives the same folder again
+            torch.manual_seed(0)  # a repeated conversion gives the same folder
             initialise(self.model, fresh)
         for part in fresh:
             state = self.model.get_submodule(part).state_dict()
@@ -207,7 +207,7 @@ class _Conversion:
         return others
 
     def _copies(self) -> dict[str, str]:
-        """Tensors of the language model's first layers to the names of pre-fusion's that start as they are."""
+        """Map tensors of the language model's first layers to those of pre-fusion that start as their copies."""
         if self.init != "copy":
             return {}
         layers = "prefusion.layers."
@@ -225,18 +225,18 @@ class _Conversion:
         )
 
     def _frames(self, views: ViewMode) -> dict[str, Any]:
-        """What a processor says of frames."""
+        """Fields of a processor that describe frames."""
         single, hd = (self.model.tokens_per_frame(count) for count in (SINGLE_VIEW, HD_VIEWS))
         return {"num_image_tokens": single, "num_hd_image_tokens": hd, "views": views}
 
     def _without_tokenizer(self, views: ViewMode) -> dict[str, Any]:
-        """What a processor's file says but for the tokenizer; else nothing would say how pictures become views."""
+        """Fields of a processor's file without the tokenizer; without them nothing says how images become views."""
         pictures = build_image_processor(self.config.vision_config).to_dict()
         kind = LlavaMiniProcessor.__name__
         return {"processor_class": kind, "image_processor": pictures, **self._frames(views)}
 
     def _report(self, target: Path) -> None:
-        """Say part by part where its tensors come from."""
+        """Log, for each part, where its tensors come from."""
         counts = Counter(name.split(".")[0] for name in self.needed)
         for part, count in counts.items():
             log.info("%s: %d tensors %s", part, count, self.origin[part])

@@ -1,4 +1,4 @@
-"""A folder of ours to the official release's, tensor by tensor."""
+"""Conversion of a folder of ours to the official release's, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _TEXT_FILES = (
 
 
 def convert_to_official(source: Path, target: Path, vision_tower: str = CLIP_ID) -> None:
-    """Our folder to the official release's.
+    """Convert our folder to the official release's.
 
     Args:
-        source: A model in transformers' format.
-        target: A new folder.
-        vision_tower: What the release's config names as its vision tower; the weights are in the folder all the same.
+        source: Folder of a model in transformers' format.
+        target: New folder.
+        vision_tower: Name of the vision tower for the release's config; its weights are in the folder all the same.
 
     Raises:
-        UserError: `source` is no model of ours or one that the release cannot express, `vision_tower` is a folder with
-            another tower, or `target` is there.
+        UserError: `source` is not a model of ours or one that the release cannot express, `vision_tower` is a folder
+            with another tower, or `target` exists.
     """
     source_config(source, target)
     with config_trusted(source):
@@ -60,7 +60,7 @@ def convert_to_official(source: Path, target: Path, vision_tower: str = CLIP_ID)
 
 
 def _views(source: Path) -> str:
-    """How pictures become views, which the release's config says and ours leaves to the processor."""
+    """View mode of the model, which the release's config contains and ours leaves to the processor."""
     path = source / PROCESSOR_FILE
     if not path.is_file():
         log.warning("%s: has no %s: written is a model that was trained with views=square", source, PROCESSOR_FILE)
@@ -71,9 +71,9 @@ def _views(source: Path) -> str:
 
 
 def _check_tower(source: Path, config: LlavaMiniConfig, vision_tower: str) -> None:
-    """Look whether the release will read the right shape, where the named tower is here or known."""
+    """Check that the release will read the right shape, where the named tower is a local folder or known."""
     own = config.vision_config.to_dict()
-    keys = [key for key in CLIP_VIT_L_336 if key != "projection_dim"]  # of what stands behind the tower
+    keys = [key for key in CLIP_VIT_L_336 if key != "projection_dim"]  # which belongs to a layer after the tower
     if Path(vision_tower).is_dir():
         theirs = vision_config_of(vision_tower).to_dict()
         if other := [f"{key}={theirs[key]}, {source} has {own[key]}" for key in keys if theirs[key] != own[key]]:

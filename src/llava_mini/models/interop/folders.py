@@ -1,4 +1,4 @@
-"""What every conversion of a folder does first and last: the source is looked at, the target is whole or absent."""
+"""First and last steps of every conversion of a folder: the source is checked, the target is complete or absent."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ PROCESSOR_FILE = "processor_config.json"
 
 
 def source_config(source: Path, target: Path) -> dict[str, Any]:
-    """config.json of `source`.
+    """Return config.json of `source`, after checks.
 
     Raises:
-        UserError: there is none, it is that of a quantised or an impossible model, or the folders are not apart.
+        UserError: there is none, it is that of a quantized or an impossible model, or the folders are not separate.
     """
     here, there = source.resolve(), target.resolve()
     if here == there or here in there.parents or there in here.parents:
@@ -37,10 +37,10 @@ def source_config(source: Path, target: Path) -> dict[str, Any]:
 
 @contextmanager
 def written(target: Path) -> Iterator[Path]:
-    """`new_folder`, for a disk that may be full.
+    """Make a folder with `new_folder`; a full disk is a UserError too.
 
     Raises:
-        UserError: `target` is there, or cannot be written.
+        UserError: `target` exists, or cannot be written.
     """
     try:
         with new_folder(target) as folder:
@@ -51,17 +51,17 @@ def written(target: Path) -> Iterator[Path]:
 
 
 def on_meta(source: Path, config: LlavaMiniConfig) -> LlavaMiniForConditionalGeneration:
-    """The model of a config, in shapes alone.
+    """Build the model of a config on meta, that is, only its shapes.
 
     Raises:
-        UserError: there is none, naming `source`.
+        UserError: the model cannot be built; the message names `source`.
     """
     with config_trusted(source), torch.device("meta"):
         return LlavaMiniForConditionalGeneration(config)
 
 
 def stored_shapes(model: LlavaMiniForConditionalGeneration) -> dict[str, list[int]]:
-    """Of what a checkpoint of the model holds; a tied head is none of it."""
+    """Shapes of the tensors that a checkpoint of the model contains, by name; a tied head is not one of them."""
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     if model.config.text_config.tie_word_embeddings:
         del shapes[OWN_HEAD]
@@ -69,5 +69,5 @@ def stored_shapes(model: LlavaMiniForConditionalGeneration) -> dict[str, list[in
 
 
 def floating(model: LlavaMiniForConditionalGeneration) -> set[str]:
-    """Names of the tensors that hold floating numbers."""
+    """Names of the tensors that contain floating-point numbers."""
     return {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}

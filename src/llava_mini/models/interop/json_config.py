@@ -1,4 +1,4 @@
-"""The config.json of other projects' checkpoints: read, and refused where no model can be made of it."""
+"""config.json of other projects' checkpoints, which is read, and refused where no model can be built from it."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ _IMPOSSIBLE = (
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a folder.
+    """Return config.json of a folder.
 
     Raises:
-        UserError: there is no folder or no config, or it is no JSON object.
+        UserError: there is no folder or no config, or the config is not a JSON object.
     """
-    if not os.path.isdir(folder):  # False for a name that is none, which Path.is_dir raises for
+    if not os.path.isdir(folder):  # False for an invalid name, for which Path.is_dir raises
         raise UserError(f"{folder}: no such folder")
     return read_json(folder / "config.json")
 
 
 def check_plain(where: Path | str, config: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose config.json says that it is quantised: its tensors are codes, and not weights.
+    """Refuse a checkpoint whose config.json says that it is quantized: its tensors are codes, not weights.
 
     Args:
-        where: The checkpoint, for the message.
-        config: Its config.json.
+        where: Name of the checkpoint, for the message.
+        config: Content of its config.json.
 
     Raises:
-        UserError: it is quantised, or its language model is.
+        UserError: the checkpoint is quantized, or its language model is.
     """
     for part in (config, config.get("text_config")):
         how = part.get("quantization_config") if isinstance(part, Mapping) else None
@@ -55,13 +55,13 @@ def check_plain(where: Path | str, config: Mapping[str, Any]) -> None:
 
 @contextmanager
 def config_trusted(where: Path | str) -> Iterator[None]:
-    """What is raised for a config.json with impossible values, by transformers, torch or here, as one line.
+    """Report what transformers, torch or this package raises for impossible values in a config.json as one line.
 
     Args:
-        where: The checkpoint, which the line begins with.
+        where: Name of the checkpoint, with which the line begins.
 
     Raises:
-        UserError: in place of theirs.
+        UserError: instead of the original error.
     """
     try:
         yield
@@ -74,14 +74,14 @@ def config_trusted(where: Path | str) -> Iterator[None]:
 
 
 def check_sizes(where: Path | str, config: Mapping[str, Any]) -> None:
-    """Refuse sizes that are zero or less, which transformers divides by, before a config is made of them.
+    """Refuse sizes that are zero or less, by which transformers divides, before a config is built from them.
 
     Args:
-        where: The checkpoint, for the message.
-        config: Its config.json.
+        where: Name of the checkpoint, for the message.
+        config: Content of its config.json.
 
     Raises:
-        UserError: naming the first.
+        UserError: naming the first such size.
     """
     for part in ("", "text_config", "vision_config"):
         fields: Any = config.get(part) if part else config
@@ -92,10 +92,10 @@ def check_sizes(where: Path | str, config: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Return the JSON object in a file.
 
     Raises:
-        UserError: there is none.
+        UserError: the file contains none, is missing, or cannot be read.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

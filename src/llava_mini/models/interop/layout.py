@@ -1,27 +1,27 @@
-"""Names of tensors in other projects' checkpoints and in ours: pairs of beginnings, tried in order."""
+"""Names of tensors in other projects' checkpoints and in ours: pairs of prefixes, tried in order."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a checkpoint names what we name otherwise.
+    """Mapping between a checkpoint's tensor names and ours.
 
     Args:
-        pairs: (their beginning, ours), the longer of two that begin alike first.
+        pairs: Pairs (their prefix, our prefix); of two that begin alike, the longer comes first.
     """
 
     pairs: tuple[tuple[str, str], ...]
 
     def ours(self, name: str) -> str:
-        """Our name of theirs; their own, with a mark that none of ours has, where there is none."""
+        """Convert their name to ours; a name without one of ours gets a mark that no name of ours has."""
         for theirs, ours in self.pairs:
             if name.startswith(theirs):
                 return ours + name[len(theirs) :]
         return f"?{name}"
 
     def theirs(self, name: str) -> str:
-        """Their name of ours."""
+        """Convert our name to theirs."""
         for theirs, ours in self.pairs:
             if name.startswith(ours):
                 return theirs + name[len(ours) :]

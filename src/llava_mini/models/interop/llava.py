@@ -1,7 +1,7 @@
-"""LLaVA's own checkpoints: config and names of transformers' (1.5, 1.6) and of the original release, in terms of ours.
+"""LLaVA's own checkpoints: config and names of transformers (1.5, 1.6) and of the original release, mapped to ours.
 
-A model of ours starts from their vision tower, projector and language model; compressor and pre-fusion they do not
-have. What 1.6 adds to 1.5 (a tensor between rows of high-resolution patches) has no place here and is left out.
+A model of ours starts from their vision tower, projector and language model. They have no compressor and no pre-fusion.
+What 1.6 adds to 1.5 (a tensor between rows of high-resolution patches) has no counterpart here and is left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llava_mini.errors import UserError
 from llava_mini.models.interop.layout import Layout
 from llava_mini.views import ViewMode
 
-_OLD = Layout(  # what transformers writes
+_OLD = Layout(  # names that transformers writes
     (
         ("language_model.", "language_model."),
         ("multi_modal_projector.", "projector."),
@@ -24,7 +24,7 @@ _OLD = Layout(  # what transformers writes
         ("vision_tower.", "vision_tower."),
     )
 )
-_NEW = Layout(  # what its models of today hold
+_NEW = Layout(  # names in transformers' current models
     (
         ("model.language_model.", "language_model.model."),
         ("lm_head.", "language_model.lm_head."),
@@ -50,17 +50,17 @@ LEFT_OUT = "image_newline"
 
 @dataclass(frozen=True)
 class Source:
-    """What a LLaVA checkpoint is.
+    """Properties of a LLaVA checkpoint.
 
     Args:
-        layout: Its names.
-        text_config: Of its language model.
-        vision_config: Of its vision tower; None where only `vision_tower` names it.
+        layout: Mapping of its tensor names.
+        text_config: Config of its language model.
+        vision_config: Config of its vision tower; None where only `vision_tower` names it.
         vision_tower: Hub id or folder that the config names.
-        vision_feature_layer: Which hidden states are read.
-        projector_hidden_act: Of the projector.
-        image_token_id: The placeholder in its vocabulary, if it has one.
-        views: How it makes views of a picture.
+        vision_feature_layer: Index of the hidden states that are read.
+        projector_hidden_act: Activation of the projector.
+        image_token_id: Id of the placeholder in its vocabulary, if it has one.
+        views: View mode, that is, how it makes views of an image.
     """
 
     layout: Layout
@@ -74,14 +74,14 @@ class Source:
 
 
 def source_of(config: dict[str, Any], names: Iterable[str]) -> Source:
-    """Tell which of LLaVA's layouts a checkpoint has.
+    """Find out which of LLaVA's layouts a checkpoint has.
 
     Args:
-        config: Its config.json.
-        names: Of its tensors.
+        config: Content of its config.json.
+        names: Names of its tensors.
 
     Raises:
-        UserError: none of them, or a variant that has no counterpart here.
+        UserError: the checkpoint has none of the layouts, or is a variant that has no counterpart here.
     """
     if config.get("model_type") in ("llava", "llava_next") and "text_config" in config:
         return _transformers_source(config, names)

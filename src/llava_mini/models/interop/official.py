@@ -1,7 +1,8 @@
-"""The official LLaVA-Mini release (ictnlp/LLaVA-Mini): its config, parameter names and inputs in terms of ours.
+"""The official LLaVA-Mini release (ictnlp/LLaVA-Mini): its config, parameter names and inputs, mapped to ours.
 
-The release marks an image with one id -200 and splices tokens in while it runs; ours has one placeholder for every
-compressed token. Its weights need its own order of work: compressor before projector, compressed tokens fused.
+The release marks an image with one id -200 and splices tokens in at run time; ours has one placeholder for every
+compressed token. The release's weights need its own order of operations: compressor before projector, compressed tokens
+fused.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from llava_mini.models.interop.layout import Layout
 from llava_mini.models.llava_mini import LlavaMiniForConditionalGeneration
 
 OFFICIAL_IMAGE_ID = -200
-OFFICIAL_PAD_ID = 0  # the release hides this id from pre-fusion wherever it stands, a real token or not
+OFFICIAL_PAD_ID = 0  # the release hides this id from pre-fusion everywhere, a real token or not
 LAYOUT = Layout(
     (
         ("model.vision_tower.vision_tower.vision_model.", "vision_tower."),
@@ -45,12 +46,12 @@ _OURS = ("compressor_size", "prefusion_layer_num", "resolution_ratio")
 def from_official(
     config: dict[str, Any], state_dict: dict[str, Tensor], vision_config: dict[str, Any]
 ) -> LlavaMiniForConditionalGeneration:
-    """A model with the release's weights.
+    """Build a model with the release's weights.
 
     Args:
-        config: The release's config.json: Llama's fields, mm_*, compressor_size, prefusion_layer_num.
-        state_dict: All tensors under the release's names, vision tower included.
-        vision_config: CLIP's vision config.
+        config: Content of the release's config.json: Llama's fields, mm_*, compressor_size, prefusion_layer_num.
+        state_dict: Tensors under the release's names, vision tower included.
+        vision_config: Vision config of CLIP.
 
     Raises:
         UserError: for another model's config; for missing, unknown or misshapen tensors, by the release's name.
@@ -65,7 +66,7 @@ def check_config(config: dict[str, Any]) -> None:
     """Refuse the config of another architecture.
 
     Raises:
-        UserError: naming what it is, what is missing, and what is allowed.
+        UserError: naming the architecture, what is missing, and what is allowed.
     """
     absent = [key for key in _NEEDED if key not in config]
     if absent:
@@ -77,11 +78,11 @@ def check_config(config: dict[str, Any]) -> None:
 
 
 def our_config(config: dict[str, Any], vision_config: PreTrainedConfig) -> LlavaMiniConfig:
-    """Our config of the release's.
+    """Convert the release's config to ours.
 
     Args:
-        config: The release's, which `check_config` has looked at.
-        vision_config: Its vision tower's.
+        config: Config of the release, checked by `check_config`.
+        vision_config: Config of its vision tower.
     """
     text_fields = {key: value for key, value in config.items() if not key.startswith("mm_") and key not in _OURS}
     for unfit in ("model_type", "architectures"):
@@ -100,12 +101,12 @@ def our_config(config: dict[str, Any], vision_config: PreTrainedConfig) -> Llava
 
 
 def official_config(ours: LlavaMiniConfig, views: str, vision_tower: str) -> dict[str, Any]:
-    """The release's config of ours.
+    """Convert our config to the release's.
 
     Args:
-        ours: What the release can express: its order of work, query compression with 8 heads, Llama.
-        views: How the processor makes views of a picture.
-        vision_tower: Hub id or folder that the release reads the vision tower's config from.
+        ours: Config that the release can express: its order of operations, query compression with 8 heads, Llama.
+        views: View mode of the processor.
+        vision_tower: Hub id or folder from which the release reads the vision tower's config.
 
     Raises:
         UserError: naming the first value that the release does not have.
@@ -123,7 +124,7 @@ def official_config(ours: LlavaMiniConfig, views: str, vision_tower: str) -> dic
         if value != only:
             raise UserError(f"{name}={value!r}: the official release has {only!r} only")
     fields = ours.text_config.to_dict()
-    rope = dict(fields.pop("rope_parameters"))  # the release's transformers knows two fields
+    rope = dict(fields.pop("rope_parameters"))  # the release's version of transformers knows two fields
     theta = rope.pop("rope_theta")
     return {
         **fields,
@@ -153,15 +154,15 @@ def official_batch(
     images: Tensor | list[Tensor],
     labels: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The release's inputs as keyword arguments of our model.
+    """Convert the release's inputs to keyword arguments of our model.
 
     Args:
-        model: Tells how many placeholders a frame takes.
-        input_ids: [B, T] with -200 where the image goes.
-        attention_mask: [B, T].
-        images: [B, V, 3, H, W] (images), [B, F, V, 3, H, W] (videos), or a list of [V, 3, H, W] and [F, V, 3, H, W].
-            The image of a row without -200 is dropped (the release needs a dummy there).
-        labels: [B, T].
+        model: Model that defines how many placeholders a frame takes.
+        input_ids: Token ids, [B, T], with -200 at the place of the image.
+        attention_mask: Mask of the tokens, [B, T].
+        images: Pixels [B, V, 3, H, W] (images), [B, F, V, 3, H, W] (videos), or a list of [V, 3, H, W] and
+            [F, V, 3, H, W]. The image of a row without -200 is dropped (the release needs a dummy there).
+        labels: Token ids to predict, [B, T].
 
     Returns:
         input_ids, attention_mask, instruction_mask, pixel_values [F, V, 3, H, W], num_frames, and labels; right-padded.

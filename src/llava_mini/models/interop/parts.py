@@ -1,7 +1,7 @@
-"""A model from parts: the vision tower and the language model of other projects, by Hub id or folder.
+"""Model parts from other projects: a vision tower and a language model, by Hub id or folder.
 
-A full CLIP or SigLIP checkpoint gives its vision half. No code of a checkpoint is ever run, safetensors are preferred,
-and a part that would start with missing tensors is refused.
+A full CLIP or SigLIP checkpoint provides its vision half. No code of a checkpoint is ever run, safetensors are
+preferred, and a part that would start with missing tensors is refused.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from llava_mini.models.interop.checkpoint import Checkpoint, Shape, check_shapes
 from llava_mini.models.interop.json_config import check_plain, check_sizes, config_trusted, read_config
 from llava_mini.models.language_model import check_family
 
-_TOWERS: dict[str, tuple[type[PreTrainedModel], bool]] = {  # by model_type: the class, and whether it is a half
+_TOWERS: dict[str, tuple[type[PreTrainedModel], bool]] = {  # by model_type: class, whether it is half of a checkpoint
     "clip": (CLIPVisionModel, True),
     "clip_vision_model": (CLIPVisionModel, False),
     "siglip": (SiglipVisionModel, True),
     "siglip_vision_model": (SiglipVisionModel, False),
 }
 CLIP_ID = "openai/clip-vit-large-patch14-336"
-_HALF = "vision_model."  # what a tower's names begin with in a full checkpoint, and in one of old versions
-_COMPUTED = ("rotary_emb.inv_freq", "embeddings.position_ids")  # which checkpoints of old versions hold
+_HALF = "vision_model."  # prefix of a tower's names in a full checkpoint, and in one of old versions
+_COMPUTED = ("rotary_emb.inv_freq", "embeddings.position_ids")  # which checkpoints of old versions contain
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LOAD_ERRORS = (
     OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, StrictDataclassError, HFValidationError,
@@ -50,15 +50,15 @@ _LOAD_ERRORS = (
 
 
 class Tower:
-    """A checkpoint's vision tower: its config, and where its weights are if the checkpoint has none.
+    """Vision tower of a checkpoint: its config, and where its weights are if the checkpoint has none.
 
     Args:
-        named: By the checkpoint's config.
-        given: By the user.
-        own: The checkpoint's own config of it.
+        named: Vision tower that the checkpoint's config names.
+        given: Vision tower that the user names.
+        own: Config of the vision tower in the checkpoint itself.
 
     Raises:
-        UserError: nothing but a name that only its maker can follow.
+        UserError: only the checkpoint's config names a vision tower, and the name is not `CLIP_ID`.
     """
 
     def __init__(self, named: str | None, given: str | None, own: PreTrainedConfig | None = None):
@@ -74,12 +74,12 @@ class Tower:
 
 
 def is_place(place: str) -> bool:
-    """Whether it is a folder that is there or has the form of a Hub id, owner/name."""
+    """Whether `place` is an existing folder or has the form of a Hub id, owner/name."""
     return os.path.isdir(place) or _HUB_ID.fullmatch(place) is not None
 
 
 def vision_config_of(place: str) -> PreTrainedConfig:
-    """The config of the vision tower in a folder or at a Hub id.
+    """Return the config of the vision tower in a folder or at a Hub id.
 
     Raises:
         UserError: nothing is there, or it is neither CLIP nor SigLIP.
@@ -91,10 +91,10 @@ def vision_config_of(place: str) -> PreTrainedConfig:
 
 
 def text_config_of(place: str) -> PreTrainedConfig:
-    """The config of the language model in a folder or at a Hub id.
+    """Return the config of the language model in a folder or at a Hub id.
 
     Raises:
-        UserError: nothing is there, or it is of another family than Llama, Mistral and Qwen2.
+        UserError: nothing is there, or its family is not Llama, Mistral or Qwen2.
     """
     config = _read_config(place, "language model")
     check_family(config)
@@ -102,10 +102,10 @@ def text_config_of(place: str) -> PreTrainedConfig:
 
 
 def load_vision_tower(place: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The vision tower in a folder or at a Hub id, with its weights.
+    """Load the vision tower in a folder or at a Hub id, with its weights.
 
     Raises:
-        UserError: as `vision_config_of`, or for weights that are missing or do not fit.
+        UserError: where `vision_config_of` raises one, or for weights that are missing or do not fit.
     """
     config = vision_config_of(place)
     tower_class = next(kind for kind, _ in _TOWERS.values() if kind.config_class is type(config))
@@ -121,10 +121,10 @@ def load_vision_tower(place: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def load_language_model(place: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The language model in a folder or at a Hub id, with its weights.
+    """Load the language model in a folder or at a Hub id, with its weights.
 
     Raises:
-        UserError: as `text_config_of`, or for weights that are missing or do not fit.
+        UserError: where `text_config_of` raises one, or for weights that are missing or do not fit.
     """
     config = text_config_of(place)
     with config_trusted(f"language model {place}"), torch.device("meta"):
@@ -135,10 +135,10 @@ def load_language_model(place: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def language_model_folder(place: str) -> Path:
-    """Where the files of a language model lie on this machine; those of a Hub id are fetched, safetensors if there are.
+    """Path of a language model's files on this machine; those of a Hub id are fetched, safetensors if there are any.
 
     Raises:
-        UserError: as `text_config_of`, or when there are no weights.
+        UserError: where `text_config_of` raises one, or when there are no weights.
     """
     text_config_of(place)
     return _folder_of(place, "language model")
@@ -158,13 +158,13 @@ def _folder_of(place: str, part: str) -> Path:
 
 
 def check_same(given: dict[str, Any], own: PreTrainedConfig, key: str, place: str) -> None:
-    """Compare what a preset says about a part with the part's own config; what it does not say is the part's.
+    """Compare what a preset says about a part with the part's own config; the part defines what the preset omits.
 
     Args:
-        given: The preset's fields, as transformers writes them.
-        own: The part's config.
-        key: Where the fields stand, for the message.
-        place: The part's folder or Hub id, for the message.
+        given: Fields of the preset, as transformers writes them.
+        own: Config of the part.
+        key: Config key of the fields, for the message.
+        place: Folder or Hub id of the part, for the message.
 
     Raises:
         UserError: naming the first field that differs, with both values.
@@ -189,16 +189,16 @@ def _read_config(place: str, part: str) -> PreTrainedConfig:
 
 
 def _check_stored(place: str, part: str, shaped: PreTrainedModel, ours: Callable[[str], str | None]) -> None:
-    """Compare what is stored with the model that its config describes, before any of it is loaded.
+    """Compare the stored tensors with the model that the config describes, before any of them is loaded.
 
     Args:
         place: Folder or Hub id.
-        part: What it is, for the message.
-        shaped: The model, on meta.
-        ours: From a name there to the model's; None for what is none of its.
+        part: Name of the part, for the message.
+        shaped: Model on meta.
+        ours: Function from a stored name to the model's; None for a tensor that is not the model's.
 
     Raises:
-        UserError: for weights that are no floating numbers, and for missing, unexpected or misshapen tensors.
+        UserError: for weights that are not floating-point, and for missing, unexpected or misshapen tensors.
     """
     folder = _folder_of(place, part)
     try:
@@ -225,5 +225,5 @@ def _load(
 
 
 def _one_line(error: Exception, place: str) -> str:
-    """What was wrong, of the several lines that transformers may say it in; a file that may not be read by its name."""
+    """Return one line for an error of several lines from transformers; an unreadable file is named instead."""
     return why_unreadable(Path(place)) or " ".join(str(error).split())[:300]

@@ -1,4 +1,4 @@
-"""Tensors written as transformers writes them: safetensors of bounded size, with an index if there are several."""
+"""Writer of tensors in transformers' format: safetensors of bounded size, with an index if there are several."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SHARD_BYTES = 2 * 2**30
 
 
 class ShardWriter:
-    """Takes tensors one by one and keeps no more than a shard of them.
+    """Writer that takes tensors one by one and keeps at most one shard of them in memory.
 
     Args:
-        folder: Where the files go.
-        shard_bytes: Size that a shard does not exceed, unless by its only tensor.
+        folder: Folder of the files.
+        shard_bytes: Maximum size of a shard; a shard with a single tensor may exceed it.
     """
 
     def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES):
@@ -28,15 +28,15 @@ class ShardWriter:
         self._held_bytes = self._total = 0
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor, now or with the next ones; it is copied."""
+        """Write one tensor, now or together with the next ones; it is copied."""
         if self._held and self._held_bytes + tensor.nbytes > self.shard_bytes:
             self._flush()
-        # a copy: what comes from a mapped file or shares its memory with another tensor cannot be saved as it is
+        # A copy: a tensor from a mapped file, or one that shares memory with another, cannot be saved directly.
         self._held[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
         self._held_bytes += tensor.nbytes
 
     def close(self) -> None:
-        """Write what is left, give the shards their names, and write the index."""
+        """Write the remaining tensors, give the shards their names, and write the index."""
         self._flush()
         count = len(self._shards)
         weight_map: dict[str, str] = {}
