@@ -1,4 +1,4 @@
-"""How well a model answers a split, question by question, kept so that runs can be compared in pairs."""
+"""Scores of a model on a split, stored question by question so that runs can be compared in pairs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from llava_mini.stages.metrics import Answers, answer_scores
 def evaluate(
     model: LlavaMiniForConditionalGeneration, batches: Iterable[VLMBatch], marks_V: Tensor | None = None
 ) -> Answers:
-    """Score every answered turn; see `llava_mini.stages.metrics` on why one forward pass does.
+    """Score every answered turn; `llava_mini.stages.metrics` says why one forward pass is enough.
 
     Args:
-        model: The model; it is left in the mode that it came in.
-        batches: Of the split.
-        marks_V: [V] uint8, see `llava_mini.stages.metrics.word_marks`; None: every token is a word.
+        model: Model; afterwards its modules are in the same mode as before.
+        batches: Batches of the split.
+        marks_V: Word marks, [V] uint8, see `llava_mini.stages.metrics.word_marks`; None: every token is a word.
     """
     answers = Answers()
     with evaluation_mode(model):

@@ -1,6 +1,6 @@
-"""Whether a run had converged: what its validation scores still gained in the last third of its steps, against noise.
+"""Convergence of a run: the gain of its validation scores in the last third of its steps, compared with noise.
 
-A score that still rises says what a configuration reaches after so many steps, not what it can reach.
+A score that still rises says what a configuration reaches after that many steps, not what it can reach.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import numpy as np
 from llava_mini.errors import UserError
 from llava_mini.predictions import Predictions
 
-# A gain of the last third that matters, in word accuracy; and the noise above which a run cannot show that it has none.
+# Gain in the last third that matters, in word accuracy; and the noise above which a run cannot show that it has none.
 MATTERS, NOISY = 0.005, 0.01
 _STANDARD_ERRORS = 2.0
 
 
 @dataclass(frozen=True)
 class Gain:
-    """What one group of kinds gained in the last third of a run.
+    """Gain of one group of question kinds in the last third of a run.
 
     Attributes:
         gained: Difference of the group's mean word accuracy, from -1 to 1.
-        noise: Standard error of it over scenes, each with itself; infinite for a single scene.
+        noise: Standard error of `gained` over scenes, each paired with itself; infinite for a single scene.
     """
 
     gained: float
@@ -35,16 +35,16 @@ class Gain:
 
     @property
     def improving(self) -> bool:
-        """Whether it rose by more than noise, and by enough to matter."""
+        """Whether the score rose by more than noise, and by enough to matter."""
         return self.gained > max(_STANDARD_ERRORS * self.noise, MATTERS)
 
     @property
     def converged(self) -> bool:
-        """Whether it is not improving, and measured well enough to say so."""
+        """Whether the score is not improving, and is measured well enough to say so."""
         return not self.improving and self.noise <= NOISY
 
     def row(self) -> dict[str, float | bool | None]:
-        """As in result.json, which is strict JSON: noise that is not known is null."""
+        """Entry for result.json, which is strict JSON: unknown noise is null."""
         return {
             "gained": self.gained,
             "noise": self.noise if math.isfinite(self.noise) else None,
@@ -54,17 +54,17 @@ class Gain:
 
 
 def convergence(validations: Path, steps: int, last: Predictions) -> dict[str, Any]:
-    """What a run's result says of its convergence.
+    """Return what a run's result says about its convergence.
 
     Args:
-        validations: The folder of its validations, `step-NNNNNN.npz` each.
-        steps: Optimizer steps of the run.
-        last: Scores on validation of the trained model.
+        validations: Folder of the run's validations, `step-NNNNNN.npz` each.
+        steps: Number of optimizer steps of the run.
+        last: Scores of the trained model on validation.
 
     Returns:
-        `converged`: whether all groups of kinds had converged; false where that could not be measured.
-        `gained_last_third`, `gain_noise`: of the dense kinds, or of the only group; None where there was no validation
-        between a half and two thirds of the steps (noise also where it asked about one scene only).
+        `converged`: whether all groups of question kinds had converged; false if that could not be measured.
+        `gained_last_third`, `gain_noise`: gain and noise of the dense kinds, or of the only group; None if there was
+        no validation between a half and two thirds of the steps (noise also if it asked about one scene only).
         `gains`: for every group `gained`, `noise`, and whether it is `improving` or `converged`.
     """
     before = _before(validations, steps, last)
@@ -79,9 +79,9 @@ def convergence(validations: Path, steps: int, last: Predictions) -> dict[str, A
 
 
 def _before(validations: Path, steps: int, last: Predictions) -> Predictions | None:
-    """The last validation between a half and two thirds of the steps, if it asked what `last` asks.
+    """Last validation between a half and two thirds of the steps, if it asked the same questions as `last`.
 
-    That of the last step is none: compared with itself, any run would have converged.
+    The validation of the last step does not count: compared with itself, any run would have converged.
     """
     found = {int(match[1]): path for path in validations.glob("step-*.npz") if (match := _STEP.fullmatch(path.name))}
     fitting = [step for step in found if steps / 2 <= step <= math.ceil(steps * 2 / 3) and step < steps]
@@ -89,7 +89,7 @@ def _before(validations: Path, steps: int, last: Predictions) -> Predictions | N
         return None
     try:
         before = Predictions.load(found[max(fitting)])
-    except UserError:  # what a killed writer left is no validation
+    except UserError:  # a file left by a killed writer is not a validation
         return None
     same = np.array_equal(before.key, last.key) and np.array_equal(before.turn, last.turn)
     return before if same else None
@@ -99,7 +99,7 @@ _STEP = re.compile(r"step-(\d+)\.npz")
 
 
 def _gain(before: Predictions, after: Predictions, kinds: list[str]) -> Gain:
-    """The gain of a mean over kinds, and its standard error with scenes as clusters."""
+    """Gain of a mean over kinds, and its standard error with scenes as clusters."""
     scenes, place = np.unique(after.key, return_inverse=True)
     shares = np.zeros(len(scenes))
     for kind in kinds:

@@ -1,7 +1,7 @@
 """Floating-point operations of a prefill: vision tower, compression, pre-fusion, language model up to the first token.
 
-Counted by torch's own counter while the model runs. It knows matrix products only, and not the fused CPU attention
-kernel, so attention runs as plain matrix products here.
+They are counted by torch's own counter while the model runs. The counter knows only matrix products, and not the fused
+CPU attention kernel, so attention runs as plain matrix products here.
 """
 
 import torch
@@ -15,10 +15,10 @@ from llava_mini.models import LlavaMiniForConditionalGeneration
 
 @torch.no_grad()
 def prefill_flops(model: LlavaMiniForConditionalGeneration, batch: VLMBatch) -> int:
-    """FLOPs (a multiply-add is two) of a forward pass over `batch`, only the last position's logits."""
+    """Return the FLOPs (a multiply-add is two) of a forward pass over `batch`, with only the last position's logits."""
     inputs = {name: tensor for name, tensor in batch.model_inputs().items() if name != "labels"}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:  # the counter hooks gradients of whatever requires one, and there are none here
+    for parameter in trained:  # the counter hooks the gradients that are required, and there are none here
         parameter.requires_grad_(False)
     try:
         with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

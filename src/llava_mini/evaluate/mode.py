@@ -1,4 +1,4 @@
-"""A model in evaluation mode for a while, and then as it was, part by part: frozen parts never train."""
+"""Temporary evaluation mode of a model. Modes are restored part by part, because frozen parts never train."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode within the block, and in its own mode after it."""
+    """Put every module in evaluation mode within the block, and back in its own mode after it."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,1 +1,1 @@
-"""How much memory a step takes, found without that memory: the step is run on tensors that hold nothing."""
+"""Planning of the memory that a step takes, without using that memory: the step runs on tensors without numbers."""

@@ -1,14 +1,14 @@
-"""Tensors that hold no numbers: a step runs on them as on real ones, and only shapes, types and lifetimes come out.
+"""Fake tensors, which have no numbers: a step runs on them as on real ones and gives shapes, types and lifetimes only.
 
-Floating-point tensors hold nothing; tensors of whole numbers and booleans, and floating-point scalars that were made
-from such, are real. So a model may count placeholders, select by masks and ask for `int(x.max())`, and no model
-code knows of it. torch's own FakeTensorMode refuses all that, for it knows no values at all; an operator on its tensors
+Floating-point tensors have no numbers. Tensors of integers and booleans, and floating-point scalars that were made from
+these, are real. So a model may count placeholders, select by masks and compute `int(x.max())`, and model code needs no
+changes. torch's own FakeTensorMode refuses all of this, because it knows no values at all; an operator on its tensors
 takes twice the time of one on these (measured over a 7B model's step).
 
-Masks of every entry against every other grow with the square of the length, and no model looks into them: where one
-is larger than any list of a batch's entries may be, it holds nothing either.
+Masks of every entry against every other grow with the square of the length, and no model reads their values. A mask
+that is larger than any list of a batch's entries may be has no numbers either.
 
-Weights of any type that were built on meta become tensors without numbers too.
+Weights of any type that were built on meta become fake tensors too.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from torch.utils._pytree import tree_leaves
 from llava_mini.plan.ledger import CASTS, FROZEN, TRAINED, Ledger, is_cast
 from llava_mini.plan.outcomes import Outcomes
 
-# Values of the largest tensor of numbers that a model looks at: entries of all samples of a planned batch.
+# Number of values in the largest real tensor that a model reads: the entries of all samples of a planned batch.
 LARGEST_REAL = 2**22
 
 _aten = torch.ops.aten
-_OUTCOMES = Outcomes()  # of all plans of this process: the same layers are asked for by each
+_OUTCOMES = Outcomes()  # shared by all plans of this process, which run the same layers
 _INDEXED = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
 
 
 class FakeTensor(Tensor):
-    """A tensor of the CPU, by all that torch sees; `meta` has its shape and, shared by its views, its storage."""
+    """Tensor that torch takes for a CPU tensor; `meta` has its shape and, shared by its views, its storage."""
 
     meta: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -62,10 +62,10 @@ class FakeTensor(Tensor):
 
 
 class FakeTensors(TorchDispatchMode):
-    """While it is on, no floating-point tensor is allocated; all that would be is entered into the ledger.
+    """Mode in which no floating-point tensor is allocated; what would be allocated is recorded in the ledger.
 
     Args:
-        ledger: Told of every storage.
+        ledger: Ledger that records every storage.
     """
 
     def __init__(self, ledger: Ledger):
@@ -73,7 +73,7 @@ class FakeTensors(TorchDispatchMode):
         self.ledger = ledger
 
     def of(self, meta: Tensor, part: str | None = None) -> FakeTensor:
-        """A tensor without numbers, of the shape and storage of one on meta."""
+        """Return a fake tensor with the shape and storage of a tensor on meta."""
         self.ledger.note(meta, part)
         return FakeTensor(meta)
 
@@ -85,7 +85,7 @@ class FakeTensors(TorchDispatchMode):
 
     @staticmethod
     def _holds_nothing(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-        """Whether it makes a floating-point tensor that is no scalar, or a mask, out of nothing or of real numbers."""
+        """Whether an operator makes a large mask or a floating-point non-scalar from nothing or from real numbers."""
         shapes = [leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if shapes:
             dtype = kwargs.get("dtype")
@@ -118,13 +118,13 @@ class FakeTensors(TorchDispatchMode):
         part = CASTS if is_cast(func) and self.ledger.is_weight(metas[0]) else None
 
         def result(meta: Tensor) -> FakeTensor:
-            """An operator that works in place gives back the tensor that it was given."""
+            """Return the fake tensor of a result; an operator that works in place returns the tensor it was given."""
             return given[id(meta)] if id(meta) in given else self.of(meta, part)
 
         return _mapped(result, out)
 
     def _kept(self, real: Tensor) -> Tensor:
-        """A result of real numbers: itself, or without numbers where it is floating-point."""
+        """Result of an operator on real numbers: unchanged, or a fake tensor if it is floating-point."""
         if isinstance(real, FakeTensor):
             return real
         if real.is_floating_point() and real.dim():
@@ -144,7 +144,7 @@ def _is_mask(shape: Sequence[int]) -> bool:
 
 
 def _mapped(change: Callable[[Tensor], Any], tree: Any) -> Any:
-    """Every tensor of an operator's arguments or results changed (torch's own takes three times as long)."""
+    """Apply `change` to all tensors of an operator's arguments or results (torch's own takes three times as long)."""
     if isinstance(tree, Tensor):
         return change(tree)
     if isinstance(tree, (tuple, list)):
@@ -159,7 +159,7 @@ def _like(real: Tensor) -> Tensor:
 
 
 def _whole_numbers(indices: list[Tensor | None]) -> list[Tensor | None]:
-    """A mask's length is known only by its values, so it becomes the indices that it stands for."""
+    """Replace masks by the indices that they select, because a result's length depends on the mask's values."""
     found: list[Tensor | None] = []
     for index in indices:
         if index is not None and index.dtype == torch.bool and not isinstance(index, FakeTensor):
@@ -170,12 +170,12 @@ def _whole_numbers(indices: list[Tensor | None]) -> list[Tensor | None]:
 
 
 def replace_weights(module: nn.Module, mode: FakeTensors, part_of: dict[int, str]) -> None:
-    """Give a module that was built on meta weights and buffers without numbers; what is tied stays tied.
+    """Replace weights and buffers of a module that was built on meta with fake tensors; tied weights stay tied.
 
     Args:
-        module: Changed in place.
-        mode: Not on.
-        part_of: By id of a weight what its memory is counted as, where it is neither trained nor frozen as usual.
+        module: Module that is changed in place.
+        mode: Mode of fake tensors, not active.
+        part_of: Part of the ledger, by id of a weight, if it is not one of trained or frozen weights as usual.
     """
     made: dict[int, Tensor] = {}
     for each in module.modules():

@@ -1,7 +1,7 @@
-"""What runs in a plan in place of bitsandbytes and of CUDA kernels: nothing is computed, the same memory is taken.
+"""Replacements for bitsandbytes and CUDA kernels in a plan: nothing is computed, but the same memory is taken.
 
-bitsandbytes' `Params4bit` is made by quantising real numbers, and its optimisers' kernels read them, so neither can be
-had without numbers. Sizes are those of bitsandbytes 0.50 (`QuantState`, `Optimizer2State.init_state`).
+bitsandbytes' `Params4bit` is made by quantizing real numbers, and its optimizers' kernels read them, so neither is
+available without numbers. Sizes are those of bitsandbytes 0.50 (`QuantState`, `Optimizer2State.init_state`).
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from torch.nn import functional
 from llava_mini.finetune.packages import require
 from llava_mini.finetune.quantization import empty_like
 
-PAGED_FROM = 100_000  # values of a parameter whose state bitsandbytes pages
-_BLOCK, _SCALES = 64, 256  # weights of a scale, scales of a scale of their own
+PAGED_FROM = 100_000  # number of values from which bitsandbytes pages a parameter's state
+_BLOCK, _SCALES = 64, 256  # weights per scale, scales per second-level scale
 
 
 def linear_4bit(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
-    """A layer with the memory of bitsandbytes' NF4 with double quantisation, on meta.
+    """Return a layer on meta with the memory of bitsandbytes' NF4 with double quantization.
 
     Args:
-        linear: On meta.
-        compute_dtype: In which products are computed.
+        linear: Linear layer on meta.
+        compute_dtype: Type in which products are computed.
 
     Raises:
-        UserError: without bitsandbytes, by whose class PEFT knows a 4-bit layer.
+        UserError: without bitsandbytes, by whose class PEFT recognizes a 4-bit layer.
     """
     base = require("bitsandbytes", "finetune.quantize=nf4").nn.Linear4bit
 
     class PackedLinear(base):  # type: ignore[misc, valid-type]
-        """PEFT and the model see a bitsandbytes layer; its forward pass is the one below.
+        """Layer that PEFT and the model take for a bitsandbytes layer; its forward pass is the one below.
 
-        DoRA reads the weights themselves. PEFT asks bitsandbytes for them by a weight's numbers, but a layer with `W_q`
-        (HQQ's) to unpack them itself, which takes the same memory.
+        DoRA reads the weights themselves. PEFT unpacks them with bitsandbytes, from a weight's numbers. A layer with
+        `W_q` (HQQ's) is asked to unpack them itself, which takes the same memory.
         """
 
         W_q = property(lambda self: self.weight)
@@ -47,7 +47,7 @@ def linear_4bit(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
             return packed_product(self, x)
 
         def dequantize(self) -> Tensor:
-            """All weights, [out_features, in_features], of the type that they had."""
+            """Return all weights, [out_features, in_features], in their original type."""
             return _unpacked(self.packed_scales, (self.out_features, self.in_features), dtype)
 
     dtype = linear.weight.dtype
@@ -72,12 +72,12 @@ def linear_4bit(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
 
 
 def is_packed(module: nn.Module) -> bool:
-    """Whether it is a layer that `linear_4bit` made."""
+    """Whether a module is a layer made by `linear_4bit`."""
     return type(module).__name__ == "PackedLinear"
 
 
 def packed_product(layer: Any, x: Tensor) -> Tensor:
-    """As bitsandbytes' Linear4bit: cast, multiply by weights that are unpacked for it, cast back."""
+    """Forward pass as in bitsandbytes' Linear4bit: cast, multiply by weights that are unpacked for it, cast back."""
     dtype = layer.compute_dtype
     shape = (layer.out_features, layer.in_features)
     product: Tensor = _PackedProduct.apply(x.to(dtype), layer.weight, layer.packed_scales, layer.bias, shape)
@@ -85,9 +85,9 @@ def packed_product(layer: Any, x: Tensor) -> Tensor:
 
 
 class _PackedProduct(torch.autograd.Function):
-    """bitsandbytes' MatMul4Bit: keeps the packed weight, and unpacks it again in the backward pass.
+    """Product as in bitsandbytes' MatMul4Bit: stores the packed weight and unpacks it again in the backward pass.
 
-    With as many rows as in training its CUDA kernel unpacks the whole weight in the forward pass too.
+    With as many rows as in training, its CUDA kernel unpacks the whole weight in the forward pass too.
     """
 
     @staticmethod
@@ -104,7 +104,7 @@ class _PackedProduct(torch.autograd.Function):
 
 
 def _unpacked(scales: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """The weight; its scales are unpacked first, and are there until it is done."""
+    """Return the unpacked weight; its scales are unpacked first, and exist until the weight is unpacked."""
     unpacked_scales = torch.empty(scales.shape, dtype=torch.float32, device=scales.device)
     weight = torch.empty(shape, dtype=dtype, device=scales.device)
     del unpacked_scales
@@ -112,11 +112,11 @@ def _unpacked(scales: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Ten
 
 
 class AdamW8bit(torch.optim.Optimizer):
-    """The state of bitsandbytes' AdamW8bit: two moments of 8 bits, a scale for 256 values; small tensors in 32 bits.
+    """State of bitsandbytes' AdamW8bit: two moments of 8 bits, one scale per 256 values; small tensors in 32 bits.
 
     Args:
-        groups: As of every optimiser.
-        paged: Moments of large tensors live in host memory, where a GPU reads them page by page.
+        groups: Parameter groups, as for every optimizer.
+        paged: Whether moments of large tensors are in host memory, where a GPU reads them page by page.
     """
 
     def __init__(self, groups: Iterable[Any], *, paged: bool = False):
@@ -147,11 +147,11 @@ class AdamW8bit(torch.optim.Optimizer):
 
 @contextmanager
 def as_on_gpu() -> Iterator[None]:
-    """Where operators keep other memory on CUDA than on the CPU, they do as on CUDA.
+    """Make operators store what they store on CUDA, if that differs from the CPU.
 
-    Dropout keeps a mask of bytes, and not of the input's type; layer norm computes in float32 under autocast. They are
-    exchanged where torch's modules look for them: a TorchFunctionMode is not on in the backward pass, which calls
-    them again for checkpoints.
+    Dropout stores a mask of bytes, and not of the input's type; layer norm computes in float32 under autocast. They are
+    replaced where torch's modules look them up, because a TorchFunctionMode is not active in the backward pass, which
+    calls them again for activation checkpointing.
     """
     with patch.object(functional, "dropout", _dropout), patch.object(functional, "layer_norm", _layer_norm):
         yield

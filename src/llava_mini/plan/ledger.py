@@ -1,4 +1,4 @@
-"""Ledger: every storage that is made and freed while a step runs, and what was held for what at the highest moment.
+"""Ledger of all storages that are allocated and freed while a step runs, and of what they are used for at the peak.
 
 Sizes are rounded up to 512 bytes, as torch's allocator for CUDA does.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# What memory is held for.
+# Parts: what memory is used for.
 FROZEN = "frozen_weights"
 TRAINED = "trained_weights"
 QUANTIZED = "quantized_weights"
@@ -36,14 +36,14 @@ _UNIT = 512
 
 @dataclass(eq=False, slots=True)
 class Block:
-    """A storage.
+    """Storage in the ledger.
 
     Attributes:
-        size: Bytes, rounded.
-        part: One of PARTS.
-        phase: In which it was made.
-        born: The ledger's clock then.
-        died: The same when it was freed; None while it is there.
+        size: Size in bytes, rounded.
+        part: Name of what it is used for, from PARTS.
+        phase: Phase in which it was allocated.
+        born: Clock of the ledger when it was allocated.
+        died: Clock of the ledger when it was freed; None while it exists.
     """
 
     size: int
@@ -54,10 +54,10 @@ class Block:
 
 
 class Ledger:
-    """Storages by what they are for.
+    """Records storages by what they are used for.
 
     Args:
-        vocab_size: A tensor whose last dimension is this long is counted as logits.
+        vocab_size: Size of the vocabulary; a tensor whose last dimension is this long is counted as logits.
     """
 
     def __init__(self, vocab_size: int | None = None):
@@ -69,22 +69,22 @@ class Ledger:
         self._held: dict[int, tuple[Block, Any]] = {}
 
     def begin(self) -> None:
-        """Forget what was freed: the peak is looked for from here on."""
+        """Forget freed storages and measure the peak from here on."""
         self._blocks = [block for block, _ in self._held.values()]
         self.peak, self._peak_at = self.current, self._clock
 
     def enter(self, phase: str) -> None:
-        """A phase of the step begins."""
+        """Begin a phase of the step."""
         if self.phase == FORWARD:
             self._forward_end = self._clock
         self.phase = phase
 
     def note(self, tensor: Tensor, part: str | None = None) -> Block:
-        """The tensor's storage, which is counted from now on if it was not.
+        """Return the block of the tensor's storage, which is counted from now on if it was not.
 
         Args:
-            tensor: With the storage that is meant: a real one, or one on meta.
-            part: What it is for; None: what the phase suggests, if it is new.
+            tensor: Tensor with the storage: a real one, or one on meta.
+            part: Part that the storage is used for; None: the part that the phase suggests, if the storage is new.
         """
         storage = tensor.untyped_storage()
         key = storage._cdata
@@ -104,7 +104,7 @@ class Ledger:
         return block
 
     def add(self, size: int, part: str) -> Block:
-        """Count bytes that are held from now until `drop`."""
+        """Count bytes that are used from now until `drop`."""
         self._clock += 1
         block = Block(size, part, self.phase, self._clock)
         self._blocks.append(block)
@@ -114,23 +114,23 @@ class Ledger:
         return block
 
     def drop(self, block: Block) -> None:
-        """Bytes are freed."""
+        """Count the bytes of a block as freed."""
         self._clock += 1
         block.died = self._clock
         self.current -= block.size
 
     def restore(self, block: Block) -> None:
-        """Bytes that were dropped are held as if they had never been."""
+        """Count the bytes of a dropped block again, as if they had never been dropped."""
         block.died = None
         self.current += block.size
 
     def is_weight(self, tensor: Tensor) -> bool:
-        """Whether the tensor lies in a weight."""
+        """Whether the tensor's storage is that of a weight."""
         held = self._held.get(tensor.untyped_storage()._cdata)
         return held is not None and held[0].part in _WEIGHTS
 
     def breakdown(self) -> dict[str, int]:
-        """Bytes by part at the peak since `begin`; they sum to it."""
+        """Bytes by part at the peak since `begin`; they sum to the peak."""
         found = Counter(dict.fromkeys(PARTS, 0))
         for block in self._blocks:
             if block.born <= self._peak_at and (block.died is None or block.died > self._peak_at):
@@ -140,17 +140,17 @@ class Ledger:
     def _part_of(self, tensor: Tensor) -> str:
         if self.vocab_size is not None and tensor.dim() > 1 and tensor.shape[-1] == self.vocab_size:
             return LOGITS
-        # With gradients on in the backward pass, activations are computed again (checkpointing).
+        # If gradients are enabled in the backward pass, activations are computed again (checkpointing).
         return ACTIVATIONS if self.phase in (SETUP, FORWARD) or torch.is_grad_enabled() else WORKSPACE
 
     def _final_part(self, block: Block) -> str:
-        """Of what the forward pass made, only what outlives it is an activation that the backward pass reads."""
+        """Part of a block after the step: only what outlives the forward pass is an activation for backward."""
         passing = block.phase == FORWARD and block.died is not None and block.died <= self._forward_end
         return WORKSPACE if block.part == ACTIVATIONS and passing else block.part
 
 
 class Watching(TorchDispatchMode):
-    """Enters the storages of real tensors into a ledger while it is on; what a kernel needs inside is not seen."""
+    """Records the storages of real tensors in a ledger while it is active, but not memory used inside a kernel."""
 
     def __init__(self, ledger: Ledger):
         super().__init__()

@@ -1,7 +1,7 @@
-"""What a config can change to need less memory, in the order of what it costs in time.
+"""Changes to a config that reduce memory, ordered by what they cost in time.
 
-What leaves the result of a run as it is, or nearly, comes first; then a smaller batch, accumulated to the same step;
-what trains other weights is last. It is the one list, for a plan as for a run that has ended for want of memory.
+Changes that leave the result of a run unchanged, or nearly, come first; then a smaller batch, accumulated to the same
+step; changes that train other weights come last. A plan and a run that ended out of memory use this same list.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class Change:
-    """A change of a config.
+    """Change of a config.
 
     Attributes:
-        text: As one writes it on the command line.
-        values: The same, by group of the config.
-        cost: In time, in words; `{head}` and `{layers}` are what `shares` says.
+        text: Text of the change as typed on the command line.
+        values: Changed values, by group of the config.
+        cost: Cost in time, in words; `{head}` and `{layers}` are the values returned by `shares`.
     """
 
     text: str
@@ -35,12 +35,12 @@ class Change:
     cost: str
 
     def of(self, config: Config) -> Config:
-        """The config with it."""
+        """Return the config with this change."""
         return {**config, **{group: {**config[group], **values} for group, values in self.values.items()}}
 
 
 def memory_changes(config: Config) -> list[Change]:
-    """What is not on yet of `memory`, cheapest in time first."""
+    """Changes of `memory` that are not enabled yet, cheapest in time first."""
     now, precision = config["memory"], config["trainer"]["precision"]
     tower = not config["data"]["features"]
     half = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}.get(precision)
@@ -77,11 +77,11 @@ def memory_changes(config: Config) -> list[Change]:
 
 
 def smaller_batch(config: Config, fits: int) -> Change | None:
-    """The largest part of the batch that fits, accumulated to the same step; None where there is none.
+    """Change to the largest part of the batch that fits, accumulated to the same step; None if there is none.
 
     Args:
-        config: The whole config.
-        fits: The largest batch that fits.
+        config: Whole config.
+        fits: Largest batch that fits.
     """
     now, accumulate = config["data"]["batch_size"], config["trainer"]["accumulate_grad_batches"]
     size = next((size for size in range(min(fits, now - 1), 0, -1) if now % size == 0), None)
@@ -96,7 +96,7 @@ def smaller_batch(config: Config, fits: int) -> Change | None:
 
 
 def finetunings(config: Config) -> list[Change]:
-    """Ways to train fewer weights, or to store them in 4 bits; each for a config with those before it."""
+    """Changes that train fewer weights, or store them in 4 bits; each is for a config with those before it."""
     now, rates = config["finetune"], config["stage"].get("learning_rates", {})
     quantizable = now["quantize"] is None and config["trainer"]["strategy"] != "fsdp"
     found: list[Change] = []
@@ -125,7 +125,7 @@ def finetunings(config: Config) -> list[Change]:
 
 
 def _adapters(name: str) -> dict[str, Any]:
-    """`lora` of a preset of conf/finetune."""
+    """Value of `lora` in a preset of conf/finetune."""
     preset = yaml.safe_load((CONFIG_DIR / "finetune" / f"{name}.yaml").read_text())
     adapters: dict[str, Any] = preset["lora"]
     return adapters
@@ -134,7 +134,7 @@ def _adapters(name: str) -> dict[str, Any]:
 def shares(stage: VLMStage) -> dict[str, float]:
     """Forward passes as shares of a step's products, counted by the parameters in them.
 
-    `layers` is the decoder layers', `head` the language model's head's, through which half of the tokens go.
+    `layers` is for the decoder layers, `head` for the language model's head, through which half of the tokens go.
     """
     products = _products(stage)
     return {
@@ -148,7 +148,7 @@ def _decoder(stage: VLMStage) -> list[nn.Module]:
 
 
 def _products(stage: VLMStage) -> float:
-    """Forward pass, gradients of activations, gradients of what trains: one product each."""
+    """Products of a step: one each for forward pass, gradients of activations, gradients of trained weights."""
     modules = [*_decoder(stage), stage.model.get_output_embeddings()]
     trained = sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
     return 2 * _size(modules) + trained

@@ -1,4 +1,4 @@
-"""Planner: a stage whose model holds no numbers, and the memory of its step for any number of samples."""
+"""Planner, which runs a stage on a model without numbers and finds the memory of its step for any number of samples."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from llava_mini.plan.ledger import FROZEN, QUANTIZED, Block, Ledger
 from llava_mini.plan.sample import Sample, batch_of
 from llava_mini.plan.step import Mode, answering, settle, storage_of, training_step
 
-if TYPE_CHECKING:  # a plan is made where Lightning is not installed too
+if TYPE_CHECKING:  # a plan also works without Lightning installed
     from llava_mini.stages.base import VLMStage
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The highest moment of a step.
+    """Peak memory of a step.
 
     Attributes:
-        bytes: Held on the device then.
-        breakdown: The same by part.
-        host_bytes: Held in host memory besides.
+        bytes: Bytes used on the device at the peak.
+        breakdown: Bytes used on the device at the peak, by part.
+        host_bytes: Bytes used in host memory in addition.
     """
 
     bytes: int
@@ -37,12 +37,12 @@ class Peak:
 
 @dataclass
 class Planner:
-    """Steps of one model on tensors without numbers.
+    """Runs steps of one model on fake tensors.
 
     Args:
-        stage: Over a model that was built on meta; it is of no other use afterwards.
-        mode: How it trains.
-        sample: What the batch's samples are like.
+        stage: Stage with a model that was built on meta; afterwards it cannot be used for anything else.
+        mode: Settings of a training step.
+        sample: Description of the batch's samples.
     """
 
     stage: VLMStage
@@ -61,11 +61,11 @@ class Planner:
 
     @property
     def model(self) -> LlavaMiniForConditionalGeneration:
-        """The stage's model."""
+        """Model of the stage."""
         return self.stage.model
 
     def use(self, optimizer: str) -> None:
-        """Train with an optimiser of `memory.optimizer` from now on, with its state as after the first step."""
+        """Train with an optimizer of `memory.optimizer` from now on, with its state as after the first step."""
         for parameter in self.stage.parameters():
             parameter.grad = None
         self._optimizer = None
@@ -78,7 +78,7 @@ class Planner:
             settle(self.stage, self._optimizer, self.mode, self.ledger)
 
     def step(self, batch_size: int) -> Peak:
-        """The peak of a training step that is not the first."""
+        """Return the peak of a training step that is not the first."""
         if self._optimizer is None:
             self.use(self.stage.optimizer)
         assert self._optimizer is not None
@@ -89,7 +89,7 @@ class Planner:
             return self._peak(self._optimizer.host_bytes if isinstance(self._optimizer, AdamW8bit) else 0)
 
     def answer(self, batch_size: int, new_tokens: int) -> Peak:
-        """The peak of answering: prefill and `new_tokens` tokens with a cache."""
+        """Return the peak of answering: prefill and `new_tokens` tokens with a KV cache."""
         self.stage.eval()
         with self._on, self._tower:
             batch = batch_of(self.model, self.sample, batch_size)
@@ -99,12 +99,12 @@ class Planner:
 
     def _peak(self, host: int) -> Peak:
         peak = Peak(self.ledger.peak, self.ledger.breakdown(), host + self._tower.host_bytes)
-        gc.collect()  # checkpointing leaves cycles; what they hold must not count in the next step
+        gc.collect()  # checkpointing leaves reference cycles, which must not count in the next step
         return peak
 
 
 def _parts(stage: nn.Module) -> dict[int, str]:
-    """What the memory of weights is counted as, other than by whether they train."""
+    """Part of the ledger by id, for weights that are not counted by whether they train."""
     packed = [module for module in stage.modules() if is_packed(module)]
     return {
         id(tensor): QUANTIZED
@@ -117,7 +117,7 @@ def _parts(stage: nn.Module) -> dict[int, str]:
 class _OffloadedTower:
     """Counts a vision tower whose weights wait in host memory only while it encodes.
 
-    Whether it does is asked at every step. `models.vision_tower.resident` itself moves nothing where all is on a CPU.
+    Whether they do is checked at every step. `models.vision_tower` itself moves nothing if everything is on a CPU.
     """
 
     def __init__(self, model: LlavaMiniForConditionalGeneration, ledger: Ledger):

@@ -1,4 +1,4 @@
-"""What a plan says: one table for people, one object for programs."""
+"""Report of a plan: one table for people, one object for programs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from llava_mini.plan.planner import Peak
 from llava_mini.plan.sample import Sample
 
 GIB = 2**30
-# What a process takes of a card that torch's allocator does not count: CUDA's context and kernels, by experience 0.4 to
-# 0.6 GiB, and the pieces that the allocator cannot use.
+# Memory of a card that a process takes and torch's allocator does not count: CUDA's context and kernels, by experience
+# 0.4 to 0.6 GiB, and the fragments that the allocator cannot use.
 OUTSIDE = 640 * 2**20
-# Counted by the allocator and seen by no operator: cuBLAS' own workspace (8 MiB, on Hopper 32).
+# Memory that the allocator counts but that no operator shows: cuBLAS' own workspace (8 MiB, on Hopper 32).
 CUBLAS = 32 * 2**20
 
 NAME_A_CARD = "choose hardware=..., or give its memory as hardware.memory_gib=..."
@@ -34,12 +34,12 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class MemoryChange:
-    """A change that saves memory.
+    """Change that saves memory.
 
     Attributes:
-        change: As one writes it on the command line.
-        cost: In time.
-        peak_bytes: With it and all changes before it.
+        change: Text of the change as typed on the command line.
+        cost: Cost in time.
+        peak_bytes: Peak with this change and all changes before it.
     """
 
     change: str
@@ -49,19 +49,19 @@ class MemoryChange:
 
 @dataclass
 class Report:
-    """A plan.
+    """Result of a plan.
 
     Attributes:
-        peak: Of the config's own batch.
-        batch_size: The config's.
-        sample: What was assumed of a sample.
-        memory_bytes: The card's; None when no card is planned for.
-        outside_bytes: Taken of the card and not counted by torch's allocator; part of neither peak nor breakdown.
-        largest_batch: That fits; None without a card.
-        changes: What to turn on, cheapest first, until it fits.
-        batch_with_changes: The largest batch with all of them; None without any.
-        notes: What the figures leave out.
-        seconds: That planning took.
+        peak: Peak of the config's own batch.
+        batch_size: Batch size of the config.
+        sample: Assumptions about a sample.
+        memory_bytes: Memory of the card; None when no card is planned for.
+        outside_bytes: Memory of the card that torch's allocator does not count; part of neither peak nor breakdown.
+        largest_batch: Largest batch that fits; None without a card.
+        changes: Changes to make, cheapest first, until it fits.
+        batch_with_changes: Largest batch with all changes; None without any.
+        notes: Notes on what the figures leave out.
+        seconds: Time that planning took, in seconds.
     """
 
     peak: Peak
@@ -77,11 +77,11 @@ class Report:
 
     @property
     def fits(self) -> bool | None:
-        """Whether it fits the card; None without one."""
+        """Whether the config's own batch fits the card; None without a card."""
         return None if self.memory_bytes is None else self.peak.bytes + self.outside_bytes <= self.memory_bytes
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return the object for `--json`."""
         return {
             "peak_bytes": self.peak.bytes,
             "fits": self.fits,
@@ -136,10 +136,10 @@ class Report:
         return lines
 
     def refusal(self) -> str:
-        """The line for `--strict`.
+        """Return the line for `--strict`.
 
         Raises:
-            ValueError: it fits, or no card is named.
+            ValueError: if the plan fits, or no card is named.
         """
         if self.fits is not False or self.memory_bytes is None:
             raise ValueError("a plan that fits has no refusal")

@@ -1,4 +1,4 @@
-"""The batch that a plan assumes: samples as long as one is told, with the frames and views of the config."""
+"""Batch that a plan assumes: samples of a given length, with the frames and views of the config."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.plan.fake_tensors import LARGEST_REAL
 
-_MOST = 1024  # samples; a step of more is no longer planned in seconds
+_MOST = 1024  # samples; planning a step of more takes longer than seconds
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What every sample of the batch is like.
+    """Description of every sample of the batch.
 
     Attributes:
-        text_tokens: Besides the placeholders; the second half of them is learnt.
-        frames: Of a picture one, of a video several.
-        views: Of each frame: 1, or 5 in high resolution.
-        stored_features: Whether features are read, and the vision tower has nothing to do.
-        independent_turns: Whether the text is turns that do not see one another, so that a mask is made.
+        text_tokens: Number of text tokens besides the placeholders; the second half of them is supervised.
+        frames: Number of frames: one for an image, several for a video.
+        views: Number of views of each frame: 1, or 5 in high resolution.
+        stored_features: Whether features are read, so that the vision tower has nothing to do.
+        independent_turns: Whether the text consists of turns that do not attend to each other, so that a mask is made.
     """
 
     text_tokens: int = 300
@@ -34,15 +34,15 @@ class Sample:
 
     @property
     def learnt_tokens(self) -> int:
-        """Tokens that are answers."""
+        """Number of supervised tokens, which are answers."""
         return self.text_tokens // 2
 
 
 def largest_planned(model: LlavaMiniForConditionalGeneration, sample: Sample) -> int:
-    """Samples of the largest batch that is run: its entries are real numbers, which a plan has room for.
+    """Number of samples in the largest batch that is run; its entries are real numbers, which must fit in memory.
 
     Raises:
-        UserError: a sample is so long that a batch of four is too large.
+        UserError: if a sample is so long that a batch of four is too large.
     """
     seen = sample.views * model.side**2 + model.tokens_per_frame(sample.views) + sample.text_tokens
     entries = sample.text_tokens + sample.frames * seen
@@ -55,12 +55,12 @@ def largest_planned(model: LlavaMiniForConditionalGeneration, sample: Sample) ->
 
 
 def batch_of(model: LlavaMiniForConditionalGeneration, sample: Sample, size: int) -> VLMBatch:
-    """`size` samples; the last of several is a token shorter, so that there is padding as in any batch.
+    """Return a batch of `size` samples; the last of several is a token shorter, so that there is padding as usual.
 
     Args:
-        model: Of whose shape the frames are.
-        sample: What each is like.
-        size: B.
+        model: Model that determines the shape of the frames.
+        sample: Description of each sample.
+        size: Batch size B.
     """
     placeholders = sample.frames * model.tokens_per_frame(sample.views)
     length = placeholders + sample.text_tokens

@@ -1,8 +1,8 @@
-"""The largest batch that fits, found with as few planned steps as can be.
+"""Search for the largest batch that fits, with as few planned steps as possible.
 
-A step's peak is the highest of its moments, and each moment grows by the same bytes with every further sample: so the
-peak is convex in the batch's size from 2 on (a batch of 1 has no padding and needs no mask), or nearly (what works in
-portions, as the vision tower may, grows up to its portion only).
+A step's peak is the highest memory over its moments, and each moment grows by the same number of bytes with every
+further sample. So the peak is convex in the batch size from 2 on (a batch of 1 has no padding and needs no mask), or
+nearly convex (what works in portions, as the vision tower may, grows only up to the size of a portion).
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Callable
 
 
 def largest_batch(peak_of: Callable[[int], int], limit: int, start: int, most: int) -> int:
-    """The largest number of samples whose peak is within `limit`; 0 when one sample is too many.
+    """Return the largest number of samples whose peak is within `limit`; 0 if one sample is too many.
 
-    The answer was asked for and fits; one more sample was asked for and does not, unless the answer is `most`.
+    The answer was planned and fits; one more sample was planned and does not fit, unless the answer is `most`.
 
     Args:
-        peak_of: Bytes at the peak for a number of samples.
-        limit: Bytes that there are.
-        start: A number of samples whose peak is known or wanted anyway.
-        most: Samples that may be asked for, at least 3.
+        peak_of: Function that returns the bytes at the peak for a number of samples.
+        limit: Number of bytes that are available.
+        start: Number of samples whose peak is known or needed anyway.
+        most: Largest number of samples that may be planned, at least 3.
     """
     known = {size: peak_of(size) for size in sorted({2, min(max(start, 3), most)})}
     ahead = 1
@@ -31,14 +31,14 @@ def largest_batch(peak_of: Callable[[int], int], limit: int, start: int, most: i
         if low + 1 == high:
             return low
         size = _guess(known, limit, most)
-        if size <= low:  # on it, or nearly
+        if size <= low:  # the guess is on `low`, or nearly
             size, ahead = low + ahead, 2 * ahead
         size = min(size, high - 1)
         known[size] = peak_of(size)
 
 
 def _guess(known: dict[int, int], limit: int, most: int) -> int:
-    """Where the line through two known points meets the limit: those next to it, or the largest."""
+    """Batch size where a line through two known points meets the limit: the points next to it, or the largest two."""
     (first, second) = sorted(known)[-2:]
     if known[first] > limit:
         second = min(size for size in known if known[size] > limit)

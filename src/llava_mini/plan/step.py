@@ -1,6 +1,6 @@
-"""One training step as Lightning does it, and one answer as `generate` gives it, entered into a ledger.
+"""One training step as in Lightning, and one answer as in `generate`, recorded in a ledger.
 
-The same functions run on tensors without numbers (a plan) and on real ones (calibration).
+The same functions run on fake tensors (a plan) and on real tensors (calibration).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from llava_mini.plan.fakes import as_on_gpu
 from llava_mini.plan.ledger import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, SETUP, UPDATE, Ledger
 from llava_mini.stages.accumulation import scale_gradients
 
-if TYPE_CHECKING:  # a plan is made where Lightning is not installed too
+if TYPE_CHECKING:  # a plan also works without Lightning installed
     from llava_mini.stages.base import VLMStage
 
 
 @dataclass(frozen=True)
 class Mode:
-    """How a step is trained.
+    """Settings of a training step.
 
     Attributes:
-        autocast: The type of mixed precision; None: none.
-        on_gpu: Whether operators keep the memory that they keep on CUDA.
-        clip: Largest norm of the gradients; None: any.
-        accumulate: Batches of an optimiser step.
+        autocast: Type of mixed precision; None: no mixed precision.
+        on_gpu: Whether operators store what they store on CUDA.
+        clip: Largest norm of the gradients; None: any norm.
+        accumulate: Number of batches in an optimizer step.
     """
 
     autocast: torch.dtype | None = None
@@ -41,17 +41,17 @@ class Mode:
     accumulate: int = 1
 
     def kernels(self) -> AbstractContextManager[None]:
-        """Operators as on the device."""
+        """Context in which operators use memory as on the device."""
         return as_on_gpu() if self.on_gpu else nullcontext()
 
     @contextmanager
     def mixed(self) -> Iterator[None]:
-        """Mixed precision, for a forward pass."""
+        """Context of mixed precision, for a forward pass."""
         if self.autocast is None:
             yield
             return
         before = torch.is_autocast_enabled("cuda")
-        torch.set_autocast_enabled("cuda", self.on_gpu)  # what PEFT asks for
+        torch.set_autocast_enabled("cuda", self.on_gpu)  # which PEFT checks
         try:
             with torch.autocast("cpu", dtype=self.autocast):
                 yield
@@ -62,9 +62,9 @@ class Mode:
 def training_step(
     stage: VLMStage, optimizer: torch.optim.Optimizer, batch: VLMBatch, mode: Mode, ledger: Ledger
 ) -> None:
-    """Forward, backward, clip, update. Gradients of the last step stay until the backward pass, as in Lightning.
+    """Run forward, backward, clip, update. Gradients of the last step stay until the backward pass, as in Lightning.
 
-    With accumulation it is a batch that is not the first of its step: the gradients before it are scaled (`StepMean`).
+    With accumulation the batch is not the first of its step: the gradients before it are scaled (`StepMean`).
     """
     with mode.kernels():
         ledger.enter(FORWARD)
@@ -87,7 +87,7 @@ def training_step(
 
 
 def settle(stage: VLMStage, optimizer: torch.optim.Optimizer, mode: Mode, ledger: Ledger) -> None:
-    """Gradients and optimiser state, as they are after the first step, without making one."""
+    """Make gradients and optimizer state as they are after the first step, without running a step."""
     ledger.enter(UPDATE)
     for parameter in stage.parameters():
         if parameter.requires_grad:
@@ -100,14 +100,14 @@ def settle(stage: VLMStage, optimizer: torch.optim.Optimizer, mode: Mode, ledger
 
 
 def note_gradients(stage: VLMStage, ledger: Ledger) -> None:
-    """Count gradients as such."""
+    """Count the gradients in the ledger as gradients."""
     for parameter in stage.parameters():
         if parameter.grad is not None:
             ledger.note(storage_of(parameter.grad), GRADIENTS)
 
 
 def note_state(optimizer: torch.optim.Optimizer, ledger: Ledger) -> None:
-    """Count what the optimiser keeps as such."""
+    """Count what the optimizer stores in the ledger as optimizer state."""
     for state in optimizer.state.values():
         for value in state.values():
             if isinstance(value, torch.Tensor):
@@ -115,7 +115,7 @@ def note_state(optimizer: torch.optim.Optimizer, ledger: Ledger) -> None:
 
 
 def storage_of(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor whose storage is in the ledger."""
+    """Return the tensor whose storage is in the ledger."""
     return tensor.meta if isinstance(tensor, FakeTensor) else tensor
 
 
@@ -123,7 +123,7 @@ def storage_of(tensor: torch.Tensor) -> torch.Tensor:
 def answering(
     model: LlavaMiniForConditionalGeneration, batch: VLMBatch, new_tokens: int, mode: Mode, ledger: Ledger
 ) -> None:
-    """Prefill, and the last of `new_tokens` decoding steps, when the cache is longest."""
+    """Run the prefill, and the last of `new_tokens` decoding steps, when the KV cache is longest."""
     ledger.enter(FORWARD)
     inputs = {name: tensor for name, tensor in batch.model_inputs().items() if name not in ("labels", "turn_ids")}
     with mode.kernels(), mode.mixed():

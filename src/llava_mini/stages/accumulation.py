@@ -1,9 +1,9 @@
-"""Gradients of the mean over all supervised tokens of an optimizer step, however batches and ranks share them.
+"""Gradients of the mean over all supervised tokens of an optimizer step, however batches and ranks share the tokens.
 
-How many tokens a step has is known only with its last batch, so the mean is kept up to date: before a batch's backward
-pass the gradients so far are scaled down to their share of the tokens so far. Every moment's gradients are thus of the
-size of a mean, which float16 needs, and they are final when the last batch's backward pass ends: clipping, the gradient
-scaler and FSDP need to know nothing of it.
+The number of tokens in a step is known only with its last batch, so the mean is updated batch by batch: before a
+batch's backward pass the gradients so far are scaled down to their share of the tokens so far. The gradients thus
+always have the size of a mean, which float16 needs. They are final when the last batch's backward pass ends, so
+clipping, the gradient scaler and FSDP need no changes.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ from torch.optim import Optimizer
 
 
 class StepMean:
-    """The mean over the supervised tokens of an optimizer step, a batch at a time.
+    """Mean over the supervised tokens of an optimizer step, updated one batch at a time.
 
     Attributes:
-        tokens: Supervised tokens of the step so far, of all ranks.
+        tokens: Number of supervised tokens of the step so far, of all ranks.
     """
 
     def __init__(self) -> None:
         self.tokens = 0
 
     def begin(self) -> None:
-        """A step's first batch comes next, and no gradient is left."""
+        """Begin a step: its first batch comes next, and no gradient is left."""
         self.tokens = 0
 
     def add(self, own: int, every: int, parts: int, optimizer: Optimizer) -> float:
-        """Enter the next batch of every rank; to be called between the last backward pass and the batch's own.
+        """Add the next batch of every rank; to be called between the last backward pass and the batch's own.
 
         Args:
-            own: Supervised tokens of this rank's batch; 0 counts for nothing.
-            every: Supervised tokens of all ranks' batches.
-            parts: By how much gradients are divided by others: batches of a step (Lightning) times ranks (DDP, FSDP).
-            optimizer: Whose gradients, of the step's earlier batches, are scaled.
+            own: Number of supervised tokens in this rank's batch; a batch with 0 counts for nothing.
+            every: Number of supervised tokens in all ranks' batches.
+            parts: Divisor of gradients elsewhere: batches of a step (Lightning) times ranks (DDP, FSDP).
+            optimizer: Optimizer whose gradients, from the step's earlier batches, are scaled.
 
         Returns:
-            What the batch's own mean loss must be multiplied by.
+            Factor that the batch's own mean loss must be multiplied by.
         """
         before, self.tokens = self.tokens, self.tokens + every
         if before and every:
@@ -44,9 +44,9 @@ class StepMean:
 
 
 def scale_gradients(optimizer: Optimizer, factor: float) -> None:
-    """Multiply in place what gradients an optimizer would be given now, with FSDP this rank's share of them.
+    """Multiply in place the gradients that an optimizer would be given now; with FSDP, this rank's shards of them.
 
-    The optimizer's own parameters are meant, for between forward and backward pass a module of FSDP shows others.
+    The optimizer's own parameters are used, because between forward and backward pass an FSDP module shows others.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -1,6 +1,6 @@
-"""Stage 1, alignment: plain LLaVA on captions, only the projector trains (paper section 4.3, Table 9).
+"""Stage 1, alignment: plain LLaVA on captions; only the projector trains (paper section 4.3, Table 9).
 
-Its model is built with compressor `none` and N_fusion 0, so that neither takes part. In the tiny world, where no
+The model is built with compressor `none` and N_fusion 0, so that neither takes part. In the toy world, where no
 language model is pre-trained, the language model gets a learning rate too.
 """
 
@@ -10,10 +10,10 @@ from llava_mini.stages.base import VLMStage
 
 
 class AlignmentStage(VLMStage):
-    """Stage 1: the projector, and the language model where it has a learning rate.
+    """Stage 1, which trains the projector, and the language model if it has a learning rate.
 
     Raises:
-        UserError: for a model with compression or pre-fusion, whose untrained parts would stand in the way.
+        UserError: for a model with compression or pre-fusion, whose untrained parts would interfere.
     """
 
     def check(self) -> None:

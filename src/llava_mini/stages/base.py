@@ -1,8 +1,9 @@
-"""The base of the training stages: what trains, with which rate, one step, and what a checkpoint holds.
+"""Base of the training stages: which parts train, at which learning rate, one step, and what a checkpoint contains.
 
-A part with a learning rate trains and every other is frozen; a concrete stage says which may. Fine-tuning may train of
-a part its adapters only, or nothing. What a step draws at random is a function of its place in the run, so a resumed
-run equals the uninterrupted one. A step's loss is the mean over its supervised tokens, of all its batches and ranks.
+A part with a learning rate trains and every other part is frozen; a concrete stage says which parts may train.
+Fine-tuning may train only the adapters of a part, or nothing of it. The random numbers of a step are a function of its
+place in the run, so a resumed run equals the uninterrupted run. A step's loss is the mean over the supervised tokens
+of all its batches and ranks.
 """
 
 from __future__ import annotations
@@ -46,23 +47,23 @@ class VLMStage(LightningModule, ABC):
     """One stage of training.
 
     Args:
-        model: The model.
-        learning_rates: Peak rate for every part that trains; a part that is missing or null is frozen.
-        weight_decay: AdamW's, on matrices only.
-        betas: AdamW's.
-        warmup_ratio: Share of all steps with a rising rate (paper: 0.03).
-        min_lr_ratio: Rate at the end, as a share of the peak; cosine in between.
-        kinds: Kinds of questions to score apart.
-        report_dir: Where the keys of a batch with a non-finite loss are written.
-        finetune: The config's group; `llava_mini.finetune.apply` has been done with it. A part that it freezes does not
-            train, whatever its rate.
-        optimizer: adamw, adamw_8bit, paged_adamw_8bit.
-        seed: What dropout draws is a function of it and of the place in the run.
-        word_marks: [Vocab] uint8, where words begin and end, for word accuracy (`stages.metrics.word_marks`); None:
-            every token is a word.
+        model: Model to train.
+        learning_rates: Peak learning rate of every part that trains; a part that is missing or null is frozen.
+        weight_decay: Weight decay of AdamW, on matrices only.
+        betas: Betas of AdamW.
+        warmup_ratio: Share of all steps with a rising learning rate (paper: 0.03).
+        min_lr_ratio: Learning rate at the end, as a share of the peak; cosine in between.
+        kinds: Kinds of questions that are scored separately.
+        report_dir: Folder where the keys of a batch with a non-finite loss are written.
+        finetune: Config group `finetune`, which `llava_mini.finetune.apply` has already applied. A part that it
+            freezes does not train, whatever its learning rate.
+        optimizer: Name of the optimizer: adamw, adamw_8bit, paged_adamw_8bit.
+        seed: Seed of dropout, whose random numbers are a function of it and of the place in the run.
+        word_marks: Marks of where words begin and end, [Vocab] uint8, for word accuracy (`stages.metrics.word_marks`);
+            None: every token is a word.
 
     Attributes:
-        validated: Scores of the last validation, of all ranks; None before the first.
+        validated: Scores of the last validation, of all ranks; None before the first validation.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class VLMStage(LightningModule, ABC):
         self.warmup_ratio, self.min_lr_ratio = warmup_ratio, min_lr_ratio
         self.report_dir = Path(report_dir)
         self.finetune, self.optimizer, self.seed = finetune, optimizer, seed
-        self.save_hyperparameters(  # plain values: what a checkpoint holds must load with weights_only
+        self.save_hyperparameters(  # plain values, because a checkpoint must load with weights_only
             {
                 "learning_rates": self.learning_rates,
                 "weight_decay": weight_decay,
@@ -101,24 +102,24 @@ class VLMStage(LightningModule, ABC):
         self.validated: Predictions | None = None
         self.word_marks = word_marks
         self._step_mean = StepMean()
-        self.strict_loading = False  # checkpoints hold trained weights only
+        self.strict_loading = False  # checkpoints contain trained weights only
         self.check()
         for part in PARTS:
             trained = set(map(id, self._trained(part)))
             for parameter in self._part(part).parameters():
                 parameter.requires_grad = id(parameter) in trained
-        self.train()  # Lightning keeps modes as they are, and a model may come in evaluation mode
+        self.train()  # Lightning does not change modes, and a model may be in evaluation mode
 
     @property
     @abstractmethod
     def trainable_parts(self) -> tuple[str, ...]:
-        """The model's parts that this stage may train."""
+        """Parts of the model that this stage may train."""
 
     def check(self) -> None:
-        """Refuse what this stage cannot train; a stage that demands more of its model adds to it.
+        """Refuse what this stage cannot train; a stage that requires more of its model extends this method.
 
         Raises:
-            UserError: for a part that it does not train, or none, or adapters on a part without a rate.
+            UserError: for a part that the stage does not train, no part at all, or adapters on a part without a rate.
         """
         foreign = [part for part in self.learning_rates if part not in self.trainable_parts]
         if foreign or not self.learning_rates:
@@ -132,17 +133,17 @@ class VLMStage(LightningModule, ABC):
 
     @property
     def trained_parts(self) -> list[str]:
-        """The parts that this run trains, whole or by their adapters."""
+        """Parts that this run trains, whole or by their adapters."""
         return [p for p in PARTS if p in self.learning_rates and self.finetune.get(p, "full") != "frozen"]
 
     def parts_table(self) -> str:
-        """What trains and what is frozen, with parameter counts and rates, a line a part."""
+        """Table of what trains and what is frozen, with parameter counts and learning rates, one line per part."""
         return "\n".join(
             f"{part:<15} {num_parameters(self._part(part)):>13,} parameters  {self._state(part)}" for part in PARTS
         )
 
     def _state(self, part: str) -> str:
-        """What becomes of a part's weights, for people."""
+        """Text on how a part's weights are trained, for people."""
         count = sum(p.numel() for p in self._trained(part))
         rate = f"lr {self.learning_rates[part]:g}" if part in self.trained_parts else ""
         packed = "; NF4" if part == "language_model" and self.finetune["quantize"] else ""
@@ -152,14 +153,14 @@ class VLMStage(LightningModule, ABC):
         return f"trained, {rate}" if rate else f"frozen{packed}"
 
     def _trained(self, part: str) -> list[nn.Parameter]:
-        """The parameters of a part that train."""
+        """Parameters of a part that train."""
         if part not in self.trained_parts:
             return []
         named = self._part(part).named_parameters()
         return [parameter for name, parameter in named if trains(name, part, self.finetune)]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the optimiser is given: of every part that trains its matrices, which decay, and the rest."""
+        """Parameter groups for the optimizer: for each part that trains, the matrices, which decay, and the rest."""
         groups = []
         for part in self.trained_parts:
             parameters = self._trained(part)
@@ -171,12 +172,12 @@ class VLMStage(LightningModule, ABC):
         return groups
 
     def configure_model(self) -> None:
-        """Deal the weights to the ranks, where the strategy is FSDP."""
+        """Shard the weights across the ranks if the strategy is FSDP."""
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             shard(self.model, self.trainer.strategy.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        from transformers import get_cosine_with_min_lr_schedule_with_warmup  # brings its Trainer along
+        from transformers import get_cosine_with_min_lr_schedule_with_warmup  # it also imports transformers' Trainer
 
         groups = self.parameter_groups()
         fused = self.device.type == "cpu" and not isinstance(self.trainer.precision_plugin, MixedPrecision)
@@ -188,11 +189,11 @@ class VLMStage(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: VLMBatch, batch_idx: int) -> dict[str, Tensor]:
-        """`loss`, what the batch adds to its optimizer step, and `batch_loss`, the mean over its own tokens."""
+        """Return `loss`, the batch's part of its optimizer step, and `batch_loss`, the mean over its own tokens."""
         place = np.random.SeedSequence((self.seed, batch.position, self.global_rank))
         torch.manual_seed(int(place.generate_state(1)[0]))  # for the dropout of adapters
         loss, _ = self.forward_loss(batch)
-        mean = self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean")  # over ranks; it works in place
+        mean = self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean")  # over ranks; reduces in place
         if not torch.isfinite(mean):
             self._stop_on(batch, float(loss.detach()))
         self.log("train/loss", mean, prog_bar=True, batch_size=len(batch))
@@ -224,7 +225,7 @@ class VLMStage(LightningModule, ABC):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     def train(self, mode: bool = True) -> VLMStage:
-        """Frozen parts stay in evaluation mode."""
+        """Set the training mode; frozen parts stay in evaluation mode."""
         super().train(mode)
         for part in PARTS:
             if part not in self.trained_parts:
@@ -232,16 +233,16 @@ class VLMStage(LightningModule, ABC):
         return self
 
     def forward_loss(self, batch: VLMBatch) -> tuple[Tensor, Tensor]:
-        """Mean loss over the supervised tokens of a batch, and logits."""
+        """Return the mean loss over the supervised tokens of a batch, and the logits."""
         outputs = self.model(**batch.model_inputs())
         return outputs.loss, outputs.logits
 
     def _weight(self, batch: VLMBatch, batch_idx: int) -> float:
-        """What the batch's mean loss is multiplied by, so that each token of its optimizer step counts the same."""
+        """Factor for the batch's mean loss, so that each token of its optimizer step counts the same."""
         own = num_supervised(batch.labels, batch.turn_ids)
         every = self.trainer.strategy.reduce(torch.tensor(own, device=self.device), reduce_op="sum")
         batches = self.trainer.accumulate_grad_batches
-        if batch_idx % batches == 0:  # before its backward pass Lightning clears the gradients
+        if batch_idx % batches == 0:  # Lightning clears the gradients before its backward pass
             self._step_mean.begin()
         return self._step_mean.add(own, int(every), batches * self.trainer.world_size, self.trainer.optimizers[0])
 
@@ -249,7 +250,7 @@ class VLMStage(LightningModule, ABC):
         return self.model.get_submodule(name)
 
     def _stop_on(self, batch: VLMBatch, loss: float) -> None:
-        """End the run on every rank; those whose own loss is at fault name their samples."""
+        """End the run on every rank; ranks whose own loss is not finite write the keys of their samples."""
         path = rank_path(self.report_dir / "non_finite_loss.json", self.global_rank)
         if math.isfinite(loss):
             told = f"another rank's loss is not finite at step {self.global_step}: its keys are in {self.report_dir}"
@@ -257,5 +258,5 @@ class VLMStage(LightningModule, ABC):
             told = f"loss is {loss} at step {self.global_step}: keys of the batch are in {path}"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {"step": self.global_step, "loss": str(loss), "keys": batch.keys})
-        self.trainer.strategy.barrier()  # nobody ends before all have written
+        self.trainer.strategy.barrier()  # no rank ends before all have written
         raise NonFiniteLossError(told)

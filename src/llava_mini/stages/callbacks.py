@@ -1,7 +1,7 @@
-"""What a run tells while it trains: a line a step for machines, a line now and then for people.
+"""Callbacks that report on a run while it trains: a line per batch for programs, a line now and then for people.
 
-Nothing here changes what is trained. A stage's training step gives `batch_loss`, the batch's own, besides `loss`, which
-is what the batch adds to its optimizer step.
+Nothing here changes what is trained. A stage's training step returns `batch_loss`, the batch's own loss, besides
+`loss`, which is the batch's part of its optimizer step.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from llava_mini.stages.base import VLMStage
 
 log = logging.getLogger("llava_mini")
 
-VALIDATIONS = "validation"  # folder of a run
+VALIDATIONS = "validation"  # subfolder of a run's folder
 
 
 class History(Callback):
     """Appends {"step", "position", "loss", "keys"} to a JSONL file after every batch.
 
-    Each rank writes a file of its own (`llava_mini.files.rank_path`). A resumed run, of whatever number of ranks, drops
-    the lines of what it will do again. The loss of a batch without a usable sample is null.
+    Each rank writes a separate file (`llava_mini.files.rank_path`). A resumed run, with any number of ranks, drops the
+    lines of batches that it will repeat. The loss of a batch without a usable sample is null.
 
     Args:
-        path: The file of rank 0.
+        path: File of rank 0.
     """
 
     def __init__(self, path: Path):
@@ -62,22 +62,22 @@ class History(Callback):
             file.write(json.dumps(line) + "\n")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Waits until all ranks have written the lines of what the checkpoint counts as done."""
+        """Wait until all ranks have written the lines of the batches that the checkpoint counts as done."""
         trainer.strategy.barrier()
 
 
 def _drop(path: Path, step: int) -> None:
-    """Leave out the lines from `step` on, and one that was being written when the run was killed."""
+    """Delete the lines from `step` on, and a line that was being written when the run was killed."""
     write_text(path, "".join(line for line, value in whole_lines(path) if value.get("step", step) < step))
 
 
 class Validations(Callback):
-    """Keeps the scores of every validation: `validation/step-000200.npz` in the run's folder, as `Predictions`.
+    """Saves the scores of every validation: `validation/step-000200.npz` in the run's folder, as `Predictions`.
 
-    A run's convergence is read from them (`llava_mini.evaluate.convergence`).
+    A run's convergence is computed from them (`llava_mini.evaluate.convergence`).
 
     Args:
-        run_dir: The run's folder.
+        run_dir: Folder of the run.
     """
 
     def __init__(self, run_dir: Path):
@@ -91,18 +91,19 @@ class Validations(Callback):
 
 
 class Clock(Callback):
-    """What a run has used, over all its ranks and attempts; what a kill undid since the last checkpoint is not counted.
+    """Measures the time and memory of a run, over all its ranks and attempts.
 
-    CPU seconds are those of the ranks and their children since this was made, memory is the sum of the ranks' peaks.
+    What was lost since the last checkpoint when a run was killed is not counted. CPU seconds are those of the ranks and
+    their children since this object was made. Memory is the sum of the ranks' peaks.
     """
 
     def __init__(self) -> None:
         self.before = {"seconds": 0.0, "cpu_seconds": 0.0}
         self.start, self.cpu_start = time.monotonic(), _cpu_seconds()
-        self.others = {"cpu_seconds": 0.0, "memory": 0.0}  # when this rank last heard of them
+        self.others = {"cpu_seconds": 0.0, "memory": 0.0}  # at the last exchange between ranks
 
     def read(self) -> dict[str, float]:
-        """Wall and CPU seconds so far."""
+        """Return wall and CPU seconds so far."""
         own = _cpu_seconds() - self.cpu_start
         return {
             "seconds": self.before["seconds"] + time.monotonic() - self.start,
@@ -110,7 +111,7 @@ class Clock(Callback):
         }
 
     def used(self, device: torch.device, devices: int) -> dict[str, float]:
-        """The same, and the seconds for which GPUs were held, and the peak memory in bytes."""
+        """Return wall and CPU seconds, the seconds for which GPUs were occupied, and the peak memory in bytes."""
         seconds = self.read()
         return {
             **seconds,
@@ -129,7 +130,7 @@ class Clock(Callback):
         self._hear(trainer, pl_module.device)
 
     def _hear(self, trainer: Trainer, device: torch.device) -> None:
-        """Ask the other ranks; all come here at the same time."""
+        """Exchange times and memory with the other ranks; all ranks call this at the same time."""
         if trainer.world_size > 1:
             used = {"cpu_seconds": _cpu_seconds() - self.cpu_start, "memory": float(peak_memory_bytes(device))}
             own = torch.tensor(list(used.values()), dtype=torch.float64, device=device)
@@ -143,10 +144,10 @@ def _cpu_seconds() -> float:
 
 
 class Progress(Callback):
-    """Loss, samples/s and memory: in the progress bar, and as a line every few seconds where output is no terminal.
+    """Reports loss, samples/s and memory: in the progress bar, and as a line every few seconds without a terminal.
 
     Args:
-        every_seconds: Time between lines.
+        every_seconds: Time between lines, in seconds.
     """
 
     def __init__(self, every_seconds: float = 15.0):
@@ -177,7 +178,7 @@ class Progress(Callback):
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak of this process on `device`: the allocator's on a GPU, resident memory on a CPU."""
+    """Peak memory of this process on `device`: of the allocator on a GPU, resident memory on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,6 +1,6 @@
-"""Checkpoints that a kill cannot damage and that execute nothing when they are read.
+"""Checkpoints that a kill cannot damage and that execute no code when they are read.
 
-A checkpoint holds trained weights, optimiser, scheduler and the position in the stream of batches.
+A checkpoint contains trained weights, optimizer, scheduler and the position in the stream of batches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llava_mini.files import atomic_path, writing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes to disk and renames: a checkpoint is whole or not there; reads weights only."""
+    """Writes to a temporary file, flushes and renames, so a checkpoint is complete or absent; reads weights only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         target = Path(path)
@@ -28,7 +28,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         try:
             loaded: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except Exception as error:  # torch raises many types for a broken file
+        except Exception as error:  # torch raises many types of exceptions for a broken file
             system = error.strerror if isinstance(error, OSError) else None
             reason = system or f"{type(error).__name__}: {error}".splitlines()[0]
             hint = "" if system else f"; {_last_good(Path(path))}delete it and the run begins anew"
@@ -37,6 +37,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _last_good(damaged: Path) -> str:
-    """What a run may go on from in place of its last checkpoint: the best, which is as whole."""
+    """Hint at a checkpoint to resume from instead of the damaged last one: the best, which is also complete."""
     others = sorted(path.name for path in damaged.parent.glob("*.ckpt") if path.name != damaged.name)
     return f"put {others[0]} in its place to go on from there, or " if others else ""

@@ -1,10 +1,10 @@
-"""Stage 2, instruction tuning: everything but the vision tower trains (paper section 4.3, Table 9)."""
+"""Stage 2, instruction tuning: all parts except the vision tower train (paper section 4.3, Table 9)."""
 
 from llava_mini.stages.base import VLMStage
 
 
 class InstructionStage(VLMStage):
-    """Stage 2: projector, compressor, pre-fusion and language model."""
+    """Stage 2, which trains projector, compressor, pre-fusion and language model."""
 
     @property
     def trainable_parts(self) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""Scores of answers, read from teacher-forced logits.
+"""Scores of answers, computed from teacher-forced logits.
 
-Greedy decoding reproduces an answer word for word exactly when, given the answer's own beginning, every next token of
-it (its end token included) is the most likely one. So one forward pass scores all turns of a sample as `generate`
-would. Word accuracy and nats per word are of the same pass: each word is scored given the right words before it.
+Greedy decoding reproduces an answer word for word exactly if, given the answer's own beginning, every next token of it
+(including its end token) is the most likely one. So one forward pass scores all turns of a sample as `generate` would.
+Word accuracy and nats per word come from the same pass: each word is scored given the right words before it.
 
 Shapes: B samples, T tokens, S supervised tokens of the batch, V entries of the vocabulary.
 """
@@ -23,14 +23,14 @@ from llava_mini.predictions import Predictions
 
 # SentencePiece's and byte-level BPE's marks of white space, and white space itself.
 _WHITE = frozenset("\u2581\u0120\u010a\u0109\u010d \n\t\r")
-_WHITE_BYTES = ("<0x09>", "<0x0A>", "<0x0D>", "<0x20>")  # as SentencePiece writes what its vocabulary lacks
+_WHITE_BYTES = ("<0x09>", "<0x0A>", "<0x0D>", "<0x20>")  # SentencePiece's byte tokens for what its vocabulary lacks
 _CONTINUES = "##"  # WordPiece's mark of a token that continues a word
-_TEXT, _BEFORE, _BEHIND = 1, 2, 4  # what `word_marks` adds up
+_TEXT, _BEFORE, _BEHIND = 1, 2, 4  # flags that `word_marks` adds up
 
 
 @dataclass(frozen=True)
 class AnswerScore:
-    """The scores of one answer; see `llava_mini.predictions.Predictions` for their definition."""
+    """Scores of one answer; see `llava_mini.predictions.Predictions` for their definition."""
 
     words: int
     exact_match: float
@@ -39,14 +39,14 @@ class AnswerScore:
 
 
 def word_marks(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
-    """Where words begin and end in the entries of the vocabulary, [V] uint8: a sum of what is true of each.
+    """Mark where words begin and end in the entries of the vocabulary: [V] uint8, the sum of an entry's flags.
 
-    1 it holds text; 2 white space stands before its text; 4 white space stands behind it. White space alone is 2 + 4.
-    Where the tokenizer marks no white space, it stands before every token that is not marked as a continuation.
-    Special tokens are 0, so the end of an answer belongs to its last word.
+    1: it contains text; 2: white space is before its text; 4: white space is after it. White space alone is 2 + 4.
+    If the tokenizer marks no white space, it is before every token that is not marked as a continuation. Special tokens
+    are 0, so the end of an answer belongs to its last word.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: Tokenizer of the model.
         size: V, the width of the logits; at least the length of the tokenizer.
     """
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
@@ -59,7 +59,7 @@ def word_marks(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
 
 
 def _marks(text: str, marked: bool) -> int:
-    """The marks of a token; `marked`: whether its tokenizer marks white space."""
+    """Flags of a token; `marked` says whether its tokenizer marks white space."""
     if not text:
         return 0
     if not marked:
@@ -70,7 +70,7 @@ def _marks(text: str, marked: bool) -> int:
 def answer_spans(labels_BT: Tensor, turn_ids_BT: Tensor | None = None) -> Tensor:
     """Number the answers of every row: [B, T] int64, 0 outside answers, i for tokens of the i-th answer.
 
-    An answer is a run of supervised labels; a new turn ends it too.
+    An answer is a sequence of adjacent supervised labels; a new turn also ends it.
 
     Example:
         labels  -100 7 2 -100 9 2
@@ -88,13 +88,13 @@ def answer_spans(labels_BT: Tensor, turn_ids_BT: Tensor | None = None) -> Tensor
 def answer_scores(
     logits_BTV: Tensor, labels_BT: Tensor, turn_ids_BT: Tensor | None = None, marks_V: Tensor | None = None
 ) -> list[list[AnswerScore]]:
-    """For every row the scores of each of its answers, in order.
+    """Return for every row the scores of each of its answers, in order.
 
     Args:
-        logits_BTV: [B, T, V].
-        labels_BT: [B, T] int64; -100 outside answers.
-        turn_ids_BT: [B, T] int64 or None.
-        marks_V: [V] uint8, see `word_marks`; None: every token is a word of its own, and so is an answer's end.
+        logits_BTV: Logits, [B, T, V].
+        labels_BT: Labels, [B, T] int64; -100 outside answers.
+        turn_ids_BT: Turn of each token, [B, T] int64 or None.
+        marks_V: Word marks, [V] uint8, see `word_marks`; None: every token is a separate word, also an answer's end.
     """
     predictor_BT = predictors(torch.zeros_like(labels_BT) if turn_ids_BT is None else turn_ids_BT)
     spans_BT = answer_spans(labels_BT, turn_ids_BT).masked_fill(predictor_BT < 0, 0)
@@ -121,14 +121,14 @@ def answer_scores(
 
 
 def _word_begins(marks_S: Tensor, answer_S: Tensor) -> Tensor:
-    """The first token of every word, [S] bool; a word is what stands between white space.
+    """Whether each token is the first of a word, [S] bool; a word is the text between white space.
 
-    The first token of an answer begins a word in any case. White space alone belongs to the word before it, so a line's
-    end behind an answer is none.
+    The first token of an answer always begins a word. White space alone belongs to the word before it, so a newline
+    after an answer is not a word.
 
     Args:
-        marks_S: [S] uint8, see `word_marks`.
-        answer_S: [S] int64, the answer that each token belongs to.
+        marks_S: Word marks of the tokens, [S] uint8, see `word_marks`.
+        answer_S: Answer that each token belongs to, [S] int64.
     """
     first_S, text_S = _changes(answer_S), (marks_S & _TEXT) > 0
     white_S = (marks_S & _BEFORE) > 0
@@ -138,14 +138,14 @@ def _word_begins(marks_S: Tensor, answer_S: Tensor) -> Tensor:
 
 
 def _changes(values_S: Tensor) -> Tensor:
-    """[S] bool: whether an entry differs from the one before it; the first does."""
+    """Whether each entry differs from the one before it, [S] bool; true for the first entry."""
     changed_S = torch.ones_like(values_S, dtype=torch.bool)
     changed_S[1:] = values_S[1:] != values_S[:-1]
     return changed_S
 
 
 def _numbered(begins_S: Tensor) -> Tensor:
-    """[S] int64 from 0: the number of the group that each entry belongs to, a group beginning where it is said."""
+    """Number of the group that each entry belongs to, [S] int64 from 0; a group begins where `begins_S` is true."""
     return begins_S.long().cumsum(0) - 1
 
 
@@ -154,10 +154,10 @@ def _count(number_S: Tensor) -> int:
 
 
 def check_kinds(kinds: list[str], answers: int) -> None:
-    """Refuse kinds that cannot be assigned to answers; none at all is what data without kinds has.
+    """Refuse kinds that cannot be assigned to answers; an empty list is accepted, since data may have no kinds.
 
     Raises:
-        ValueError: for another number of kinds than answers.
+        ValueError: if the number of kinds differs from the number of answers.
     """
     if kinds and len(kinds) != answers:
         raise ValueError(f"{len(kinds)} kinds for {answers} answers: one for each answer is needed, or none at all")
@@ -165,13 +165,13 @@ def check_kinds(kinds: list[str], answers: int) -> None:
 
 @dataclass
 class Answers:
-    """The scores of all answers of a pass over a split, one row for each question, in the order given.
+    """Scores of all answers of a pass over a split, one row for each question, in the order given.
 
     Attributes:
-        key: Sample keys.
-        turn: Number of the turn in its sample, from 0.
-        kind: Kind of question, "" where the data names none.
-        score: Scores of the answer.
+        key: Sample key of each answer.
+        turn: Number of each answer's turn in its sample, from 0.
+        kind: Kind of each question, "" if the data names none.
+        score: Scores of each answer.
     """
 
     key: list[str] = field(default_factory=list)
@@ -186,11 +186,11 @@ class Answers:
         """Append the answers of a batch.
 
         Args:
-            batch: The batch that was answered.
-            scores: As `answer_scores` gives them.
+            batch: Batch that was answered.
+            scores: Scores as returned by `answer_scores`.
 
         Raises:
-            ValueError: for another number of rows than samples, or of kinds than answers; nothing is appended then.
+            ValueError: if there are more or fewer rows than samples, or kinds than answers; then nothing is appended.
         """
         for kinds, row in zip(batch.kinds, scores, strict=True):
             check_kinds(kinds, len(row))
@@ -205,10 +205,10 @@ class Answers:
         """Refuse kinds that the config does not name.
 
         Args:
-            allowed: `data.kinds`.
+            allowed: Kinds that the config names, `data.kinds`.
 
         Raises:
-            UserError: naming the first that is not allowed.
+            UserError: naming the first kind that is not allowed.
         """
         if foreign := sorted(set(self.kind) - {"", *allowed}):
             raise UserError(
@@ -216,7 +216,7 @@ class Answers:
             )
 
     def of_all_ranks(self) -> Answers:
-        """The answers of all ranks of a distributed run, the same on each; without one, these."""
+        """Answers of all ranks of a distributed run, the same on each rank; this object if nothing is distributed."""
         if not torch.distributed.is_initialized():
             return self
         parts: list[Answers | None] = [None] * torch.distributed.get_world_size()
@@ -231,7 +231,7 @@ class Answers:
         return whole
 
     def predictions(self) -> Predictions:
-        """As arrays, sorted by sample key and turn."""
+        """Return the answers as arrays, sorted by sample key and turn."""
         order = sorted(range(len(self)), key=lambda row: (self.key[row], self.turn[row]))
         chosen = [self.score[row] for row in order]
         return Predictions(

@@ -1,4 +1,4 @@
-"""The optimisers of training: AdamW, and bitsandbytes' forms of it whose state takes a quarter of the memory."""
+"""Optimizers for training: AdamW, and bitsandbytes' variants of it, whose state takes a quarter of the memory."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ _EIGHT_BIT = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}
 def build_optimizer(
     name: str, groups: list[dict[str, Any]], betas: tuple[float, float], device: torch.device, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimiser of a name in `memory.optimizer`.
+    """Build the optimizer that `memory.optimizer` names.
 
-    In 8 bits, parameters of fewer than 4096 values keep a state of full precision (bitsandbytes).
+    With 8 bits, parameters of fewer than 4096 values have a state of full precision (bitsandbytes).
 
     Args:
-        name: adamw, adamw_8bit, paged_adamw_8bit.
-        groups: With rate and weight decay.
-        betas: AdamW's.
-        device: Where the parameters are. Paged state moves between a GPU's memory and the host's.
-        fused: Whether adamw changes a tensor in one pass over memory: the same up to rounding, on a CPU in a third to a
-            sixth of the time. Lightning clips no gradients of such an optimizer in mixed precision.
+        name: Name of the optimizer: adamw, adamw_8bit, paged_adamw_8bit.
+        groups: Parameter groups with learning rate and weight decay.
+        betas: Betas of AdamW.
+        device: Device of the parameters. Paged state moves between a GPU's memory and the host's.
+        fused: Whether adamw changes a tensor in one pass over memory. The result is the same up to rounding; on a CPU
+            it takes a third to a sixth of the time. In mixed precision Lightning clips no gradients of such an
+            optimizer.
 
     Raises:
         UserError: without bitsandbytes, or for paged state without a GPU.
@@ -40,7 +41,7 @@ def build_optimizer(
 
 
 def check_optimizer(name: str, device: str) -> None:
-    """Refuse an optimiser that cannot be had on a type of device.
+    """Refuse an optimizer that is not available on a type of device.
 
     Raises:
         UserError: without bitsandbytes, or for paged state without a GPU.

@@ -1,4 +1,4 @@
-"""A model whose weights are dealt to the ranks that train it (FSDP2): who holds what, how it becomes whole."""
+"""Sharding of a model's weights across the ranks that train it (FSDP2), and gathering of the whole weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from llava_mini.models.memory_options import decoder_layers
 
 
 def shard(model: LlavaMiniForConditionalGeneration, mesh: DeviceMesh) -> None:
-    """Deal every weight to the ranks of `mesh`; a decoder layer is gathered when it runs, what is left at once.
+    """Shard every weight across the ranks of `mesh`; a decoder layer is gathered when it runs, the rest at once.
 
-    A layer is gathered by all ranks together, so every rank must run every layer, also one whose batch shows no image.
+    A layer is gathered by all ranks together, so every rank must run every layer, even if its batch has no image.
     """
     for layer in decoder_layers(model):
         fully_shard(layer, mesh=mesh)
@@ -24,7 +24,7 @@ def shard(model: LlavaMiniForConditionalGeneration, mesh: DeviceMesh) -> None:
 
 
 class Gathered(Callback):
-    """Keeps the whole weights when training has ended, on rank 0 and in host memory, before the ranks' shares end."""
+    """Stores the whole weights when training has ended, on rank 0 and in host memory, before the shards are freed."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}

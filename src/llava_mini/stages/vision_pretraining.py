@@ -1,7 +1,7 @@
-"""Stage 0, tiny world only: a vision tower that can see, in place of CLIP's pre-training.
+"""Stage 0, toy world only: training of a vision tower, in place of CLIP's pre-training.
 
-Every patch's feature is asked, through a linear head, what stands there: kind, colour, digit, centre. After this stage
-the tower is frozen for good, as CLIP is in LLaVA-Mini.
+A linear head predicts from every patch's feature what is there: kind, color, digit, center. After this stage the tower
+stays frozen, as CLIP does in LLaVA-Mini.
 
 Shapes: B images, N patches, D width of the tower.
 """
@@ -23,15 +23,15 @@ IGNORE = -100
 
 
 class VisionPretrainingStage(LightningModule):
-    """Supervise every patch of a vision tower.
+    """Stage 0, which supervises every patch of a vision tower.
 
     Args:
-        vision_tower: The tower; all of it trains.
-        feature_layer: The hidden state that LLaVA-Mini will read (`vision_feature_layer`), which is the one supervised.
+        vision_tower: Vision tower, all of which trains.
+        feature_layer: Hidden state that LLaVA-Mini will read (`vision_feature_layer`), which is the one supervised.
         target_classes: Name and number of classes of every target. In `digit`, class 0 (no digit) is not scored.
-        learning_rate: AdamW's peak; cosine to zero.
-        weight_decay: AdamW's.
-        warmup_ratio: Share of all steps with a rising rate.
+        learning_rate: Peak learning rate of AdamW; cosine to zero.
+        weight_decay: Weight decay of AdamW.
+        warmup_ratio: Share of all steps with a rising learning rate.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class VisionPretrainingStage(LightningModule):
         )
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """Logits of every target for every patch: [B, 3, H, W] -> {name: [B, classes, N]}."""
+        """Return the logits of every target for every patch: [B, 3, H, W] -> {name: [B, classes, N]}."""
         features = encode_views(self.vision_tower, pixel_values, self.feature_layer, self.num_patches)
         return {name: head(features).transpose(1, 2) for name, head in self.heads.items()}
 
@@ -68,7 +68,7 @@ class VisionPretrainingStage(LightningModule):
         return {"loss": loss, "batch_loss": loss.detach()}
 
     def validation_step(self, batch: tuple[Tensor, dict[str, Tensor]], batch_idx: int) -> None:
-        """Scores objects only: knowing background from background is no merit."""
+        """Score objects only: correct predictions of background show nothing."""
         _, logits = self._shared_step(batch, "val")
         for name, metric in self.accuracy.items(keep_base=True):
             targets = batch[1][name]
@@ -78,7 +78,7 @@ class VisionPretrainingStage(LightningModule):
         self.log_dict(self.accuracy)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        from transformers import get_cosine_schedule_with_warmup  # brings its Trainer along
+        from transformers import get_cosine_schedule_with_warmup  # it also imports transformers' Trainer
 
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         steps = self.trainer.max_steps

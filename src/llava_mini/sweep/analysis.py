@@ -1,8 +1,8 @@
-"""What a sweep shows: its runs, the configurations they repeat over seeds, and what each single change brings.
+"""Analysis of a sweep: its runs, its configurations over seeds, and the effect of each single change.
 
-Only finished runs whose predictions can be read count; the others are named. Every configuration is compared with the
-uncompressed reference of its own setting, and with those that differ from it in one value only; both only over seeds
-for which the two were tested on the same data.
+Only finished runs with readable predictions count; the others are listed. Every configuration is compared with the
+uncompressed reference of its own setting, and with configurations that differ from it in one value only. Both
+comparisons use only the seeds for which the two configurations were tested on the same data.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _GROUPS = ("dense", "one_word")
 
 @dataclass(frozen=True)
 class Analysis:
-    """All that the report shows.
+    """All data that the report shows.
 
     Attributes:
-        sweep: what was asked for.
-        runs: every run, finished or not, in the order asked for.
-        configurations: see `configurations_of`.
-        changes: see `Change`.
-        groups: of kinds, "dense" before "one_word"; see `Predictions.groups`.
-        kinds: of questions, group by group.
-        questions, scenes: how many the test split has; of the first run where runs differ in that.
-        split: "test", or "validation" for a sweep without a test split; of the first run where runs differ in that.
-        test_sets: how many different ones the runs were tested on; runs of different ones are not compared.
+        sweep: The sweep as it was requested.
+        runs: All runs, finished or not, in the order requested.
+        configurations: Configurations of the finished runs; see `configurations_of`.
+        changes: Effects of single changes; see `Change`.
+        groups: Groups of question kinds, "dense" before "one_word"; see `Predictions.groups`.
+        kinds: Kinds of questions, group by group.
+        questions, scenes: Number of questions and of scenes in the test split; those of the first run if runs differ.
+        split: "test", or "validation" for a sweep without a test split; that of the first run if runs differ.
+        test_sets: Number of different test sets that the runs were tested on. Runs of different ones are not compared.
     """
 
     sweep: Sweep
@@ -51,32 +51,32 @@ class Analysis:
     split: str = "test"
 
     def of_state(self, state: State) -> list[Measured]:
-        """The runs that are finished, failed or interrupted."""
+        """Runs in one state: finished, failed or interrupted."""
         return [measured for measured in self.runs if measured.outcome.state == state]
 
     def reference_of(self, configuration: Configuration) -> Configuration | None:
-        """The reference of the same setting, if it is finished."""
+        """Finished reference of the configuration's setting, or None."""
         return reference_among(configuration.setting, self.configurations)
 
     @property
     def common_seeds(self) -> int:
-        """The most seeds that any two configurations have in common; those of one where none are compared."""
+        """Largest number of seeds that two configurations have in common, or that one has if none are compared."""
         changes = [difference for change in self.changes for difference in change.differences.values()]
         compared = [len(difference.by_seed) for difference in [*self.to_reference(), *changes]]
         return max(compared or [len(configuration.columns) for configuration in self.configurations], default=0)
 
     @property
     def conclusive(self) -> bool:
-        """Whether there are enough seeds to say anything about differences."""
+        """Whether there are enough seeds to draw conclusions about differences."""
         return self.common_seeds >= FEWEST_SEEDS
 
     def to_reference(self, group: str | None = None) -> list[Difference]:
-        """All differences to a reference, in one group of kinds or in all."""
+        """All differences to a reference, in one group of question kinds or (None) in all groups."""
         scores = [c.scores[name] for c in self.configurations for name in c.scores if group in (None, name)]
         return [score.difference for score in scores if score.difference is not None]
 
     def not_compared(self) -> str:
-        """One sentence on what is not compared because it was tested on other questions; empty when all is."""
+        """Sentence on what is not compared because its test questions differ; empty if everything is compared."""
         if self.test_sets < 2:
             return ""
         text = f"The runs were tested on {self.test_sets} different test sets; "
@@ -86,10 +86,10 @@ class Analysis:
 
 
 def analyse(sweep_dir: Path) -> Analysis:
-    """Reads the folder of a sweep.
+    """Read and analyze the folder of a sweep.
 
     Raises:
-        UserError: when it is none.
+        UserError: if the folder is not a sweep's folder.
     """
     sweep = read_sweep(sweep_dir)
     runs = [read_run(sweep_dir, run, sweep.code_version) for run in sweep.runs]
@@ -116,10 +116,10 @@ def analyse(sweep_dir: Path) -> Analysis:
 
 
 def _names(kinds: Iterable[str]) -> list[str]:
-    """Each once, in order; without the one of data that names no kinds."""
+    """Unique kinds in their order, without the empty kind of data that names no kinds."""
     return [kind for kind in dict.fromkeys(kinds) if kind]
 
 
 def _having(kind: str, run: Predictions) -> list[str]:
-    """The kind, if the run was asked about it."""
+    """List with the kind if the run was asked about it, else an empty list."""
     return [kind] if kind in run.kind else []

@@ -1,4 +1,4 @@
-"""What each single change brings: configurations of a sweep that differ in one value, compared in pairs."""
+"""Effects of single changes: pairs of configurations of a sweep that differ in one value."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from llava_mini.sweep.statistics import Difference, Scores, corrected
 
 @dataclass(frozen=True)
 class Change:
-    """The effect of changing one value, all else as in `at`.
+    """Effect of changing one value, with all other values as in `at`.
 
     Attributes:
         key: Name of the value.
-        lower, upper: The two configurations.
-        at: Label of what they have in common.
-        differences: Score of `upper` less that of `lower`, by group of kinds.
+        lower, upper: Configurations before and after the change.
+        at: Label of the values that the two configurations have in common.
+        differences: Score of `upper` minus score of `lower`, by group of question kinds.
     """
 
     key: str
@@ -30,19 +30,19 @@ class Change:
 
     @property
     def before(self) -> str:
-        """The value that is changed."""
+        """Text of the value before the change."""
         return _shown(self.lower, self.key)
 
     @property
     def after(self) -> str:
-        """What it is changed to."""
+        """Text of the value after the change."""
         return _shown(self.upper, self.key)
 
 
 def single_changes(configurations: Sequence[Configuration], groups: Mapping[str, Scores]) -> list[Change]:
-    """All pairs that differ in one value: neighboring ones of numbers, any two of names.
+    """Compare all pairs that differ in one value: for numbers the neighboring values, for names any two.
 
-    p-values of a group of kinds are corrected for all changes of the same value.
+    The p-values of a group of question kinds are corrected for all changes of the same value.
     """
     pairs = list(_all_pairs(configurations))
     found: dict[str, dict[int, Difference]] = {}
@@ -61,7 +61,7 @@ def single_changes(configurations: Sequence[Configuration], groups: Mapping[str,
 def _all_pairs(
     configurations: Sequence[Configuration],
 ) -> Iterator[tuple[str, Configuration, Configuration, str]]:
-    """Key, the two configurations and what they have in common."""
+    """Yield for every pair the key, the two configurations and the label of what they have in common."""
     for key in configurations[0].attributes():
         groups = defaultdict[str, list[Configuration]](list)
         for configuration in configurations:
@@ -74,7 +74,7 @@ def _all_pairs(
 
 
 def _passes_nothing_on(configuration: Configuration, other: Configuration) -> bool:
-    """Whether it is the control without tokens that stands before C = 1 of another compressor."""
+    """Whether `configuration` is the control without tokens that comes before C = 1 of `other`'s compressor."""
     same = {"compressor": None, "C": None}
     return (
         configuration.tokens == 0

@@ -1,7 +1,7 @@
-"""Becomes a command that ends with the process that asked for it: `python child.py PARENT_PID COMMAND...`.
+"""Program that becomes a command which ends when its parent process ends: `python child.py PARENT_PID COMMAND...`.
 
-On Linux the kernel kills the command when its parent dies in whatever way (elsewhere only Ctrl-C ends it). A program
-of its own, because setting this between fork and exec is not safe in a process that has threads.
+On Linux the kernel kills the command when its parent dies in any way (elsewhere only Ctrl-C ends it). This is a
+separate program because setting this option between fork and exec is not safe in a process that has threads.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def main(parent_pid: int, command: list[str]) -> None:
-    """Replaces this process by `command`."""
+    """Replace this process with `command`."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:

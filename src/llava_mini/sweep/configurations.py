@@ -1,4 +1,4 @@
-"""Configurations: runs that differ in their seed only, taken together, and compared with their setting's reference."""
+"""Configurations: groups of runs that differ only in their seed, compared with the reference of their setting."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from llava_mini.sweep.training import Training
 
 @dataclass(frozen=True)
 class Score:
-    """Word accuracy on one group of kinds.
+    """Word accuracy on one group of question kinds.
 
     Attributes:
-        mean: Over seeds.
-        by_seed: Of each seed.
-        difference: To the reference over common seeds of one test set; None for the reference or without one.
+        mean: Mean over seeds.
+        by_seed: Word accuracy of each seed.
+        difference: Difference to the reference over common seeds of one test set; None for the reference itself or
+            without a reference.
     """
 
     mean: Estimate
@@ -32,21 +33,21 @@ class Score:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Runs that differ in their seed only.
+    """Group of runs that differ only in their seed.
 
     Attributes:
-        compressor, C, n_fusion, values, reference: as of its runs.
-        setting: the values that it shares with its reference.
-        tokens: compressed tokens of a frame.
-        wanted: the seeds that were asked for.
-        columns: for every finished seed the run's column in the scores.
-        test_sets: for every finished seed what the run was tested on.
-        scores: the headline metrics, by group of kinds.
-        by_kind: word accuracy for each kind of question, the mean over seeds.
-        exact_by_kind, nll_by_kind: exact match, and nats per word, likewise.
-        training: how far its runs were trained.
-        prefill_flops, seconds: means over seeds.
-        peak_memory_bytes: the largest.
+        compressor, C, n_fusion, values, reference: Values that its runs share; see `grid.Run`.
+        setting: Varied values that the configuration shares with its reference.
+        tokens: Number of compressed tokens of a frame.
+        wanted: Seeds that were requested.
+        columns: Column in the scores of the run of each finished seed.
+        test_sets: Test set of the run of each finished seed.
+        scores: Headline metrics, by group of question kinds.
+        by_kind: Word accuracy of each kind of question, mean over seeds.
+        exact_by_kind, nll_by_kind: Exact match and nats per word of each kind of question, mean over seeds.
+        training: Training length and convergence of its runs.
+        prefill_flops, seconds: Prefill FLOPs and seconds of a run, mean over seeds.
+        peak_memory_bytes: Largest peak memory of its runs.
     """
 
     compressor: str
@@ -70,31 +71,32 @@ class Configuration:
 
     @property
     def label(self) -> str:
-        """`query C=2, N=4, max_steps=10`."""
+        """Label of the configuration, such as `query C=2, N=4, max_steps=10`."""
         return label_of(self.attributes())
 
     @property
     def series(self) -> str:
-        """The label without C: configurations of one series are joined in the plots."""
+        """Label without C. Configurations of one series are joined in the plots."""
         return label_of({**self.attributes(), "C": None})
 
     def less(self, other: Configuration, scores: Scores) -> Difference | None:
-        """Score less another's over common seeds of one test set; None without any."""
+        """Score minus the score of `other`, over common seeds of one test set; None if there are none."""
         same = [seed for seed, test_set in self.test_sets.items() if other.test_sets.get(seed) == test_set]
         ours = {seed: self.columns[seed] for seed in same}
         return scores.difference(_known(ours, scores), _known(other.columns, scores))
 
     def attributes(self) -> dict[str, Any]:
-        """All that distinguishes it from the others of its sweep."""
+        """All values that distinguish the configuration from the others of its sweep."""
         return {"compressor": self.compressor, "C": self.C, "N": self.n_fusion, **self.values}
 
 
 def configurations_of(
     finished: Sequence[Measured], sweep: Sweep, groups: Mapping[str, Scores], by_kind: Mapping[str, Scores]
 ) -> list[Configuration]:
-    """One for each group of runs, settings as asked for, the reference first; differences are not known yet.
+    """Group finished runs into configurations, settings in the order requested, the reference first.
 
-    Their order says nothing about which is better: after the reference by number of pre-fusion layers and tokens.
+    Differences are not computed yet. The order does not rank configurations: after the reference they are sorted by
+    number of pre-fusion layers and tokens.
     """
     wanted, columns = defaultdict[str, list[int]](list), defaultdict[str, dict[int, int]](dict)
     for run in sweep.runs:
@@ -119,7 +121,7 @@ def _configuration(
     groups: Mapping[str, Scores],
     by_kind: Mapping[str, Scores],
 ) -> Configuration:
-    """Of the runs of each seed."""
+    """Make a configuration from its runs, given by seed."""
     run, results = next(iter(runs.values())).run, [measured.result for measured in runs.values()]
     scores = {}
     for group, of_group in groups.items():
@@ -150,12 +152,12 @@ def _configuration(
 
 
 def _known(columns: Mapping[int, int], scores: Scores) -> dict[int, int]:
-    """The seeds whose runs have the score."""
+    """Seeds and columns of the runs that have the score."""
     return {seed: column for seed, column in columns.items() if scores.known(column)}
 
 
 def _over_seeds(runs: Iterable[Measured], name: str) -> dict[str, float]:
-    """Mean over runs of one of their `scores` by kind; a kind that only some runs have is the mean of those."""
+    """Mean over runs of one of their `scores` by kind; a kind that only some runs have is averaged over those."""
     values = defaultdict[str, list[float]](list)
     for measured in runs:
         for kind, value in (measured.scores[name] or {}).items():
@@ -164,12 +166,15 @@ def _over_seeds(runs: Iterable[Measured], name: str) -> dict[str, float]:
 
 
 def _identity(run: Run) -> str:
-    """What runs of one configuration have in common."""
+    """Key that is the same for all runs of one configuration."""
     return repr((run.reference, run.compressor, run.C, run.n_fusion, run.values))
 
 
 def with_differences(configurations: list[Configuration], groups: Mapping[str, Scores]) -> list[Configuration]:
-    """The same, each compared with its reference; p-values of a group are corrected for all that are made there."""
+    """Return the configurations with their differences to the reference.
+
+    The p-values of a group are corrected for all comparisons that are made in it.
+    """
     found: dict[str, dict[int, Difference]] = {}
     for group, scores in groups.items():
         differences = {}
@@ -193,12 +198,12 @@ def with_differences(configurations: list[Configuration], groups: Mapping[str, S
 
 
 def reference_among(setting: dict[str, Any], configurations: Sequence[Configuration]) -> Configuration | None:
-    """The finished reference of a setting, if there is one."""
+    """Finished reference of a setting, or None."""
     return next((c for c in configurations if c.reference and c.setting == setting), None)
 
 
 def label_of(attributes: Mapping[str, Any]) -> str:
-    """`{"compressor": "query", "C": 2, "N": 4, "trainer.max_steps": 9}` -> `query C=2, N=4, max_steps=9`."""
+    """Label: `{"compressor": "query", "C": 2, "N": 4, "trainer.max_steps": 9}` -> `query C=2, N=4, max_steps=9`."""
     named = [
         f"{key.rpartition('.')[2]}={value}"
         for key, value in attributes.items()

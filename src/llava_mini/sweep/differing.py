@@ -1,4 +1,4 @@
-"""In which keys two configs of a run differ, for a folder that is continued: which make another run, which may."""
+"""Keys in which two configs differ when a run's folder is resumed: those that make it another run, and the others."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 from llava_mini.sweep.grid import BATCH_FACTORS, BATCHES_A_STEP, decisive
 
-_SHOWN = 4  # keys that a message names
+_SHOWN = 4  # number of keys that a message names
 _LONGEST = 60  # characters of a value in a message
-# What `inputs` holds is known by a hash of its content.
+# Values under `inputs` are hashes of content, so a message names the content instead of its value.
 _INPUTS = {"weights": "model.weights", "tokenizer": "model.tokenizer", "own_code": "code of --config-dir"}
 _ABSENT = "(none)"
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The keys whose values differ, as `key=value, now value`: those that make another run, and those that do not.
+    """Keys whose values differ, as `key=value, now value`: those that make another run, and those that do not.
 
-    Of a group of which another option was chosen the option alone is named.
+    Where another option of a config group was chosen, only the option is named.
 
     Args:
-        before: The resolved config that was at work.
-        now: The one that is given.
+        before: Resolved config that was used before.
+        now: Resolved config that is given now.
     """
     old, new = dict(_flat(before)), dict(_flat(now))
     another = set(_differ(dict(_flat(decisive(before))), dict(_flat(decisive(now)))))
@@ -37,12 +37,12 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[s
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Of two flat mappings the keys whose values differ, as `key=value, now value`."""
+    """Keys of two flat mappings whose values differ, as `key=value, now value`."""
     return [_text(key, before.get(key, _ABSENT), now.get(key, _ABSENT)) for key in _differ(before, now)]
 
 
 def listed(texts: Sequence[str]) -> str:
-    """The first few, and how many more there are."""
+    """Text with the first few of `texts` and the number of the others."""
     more = f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
     return "; ".join(texts[:_SHOWN]) + more
 
@@ -56,7 +56,7 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Keys of values that a config's hash tells apart: 1 is neither 1.0 nor true."""
+    """Keys whose values a config's hash distinguishes: 1 is neither 1.0 nor true."""
     absent = object()
     return [key for key in {**old, **new} if _json(old.get(key, absent)) != _json(new.get(key, absent))]
 

@@ -1,8 +1,9 @@
-"""The few sentences with which a report begins, computed from what was measured.
+"""The first sentences of a report, computed from the measurements.
 
 They say what compression costs against the uncompressed reference, whether more tokens help and what the control
-without tokens reaches, for each group of kinds. A difference is called one where it is clear (`Difference.clear`),
-figures of runs that were still improving are said of their budget, and with too few seeds nothing is compared.
+without tokens reaches, for each group of question kinds. A difference is reported as one only if it is clear
+(`Difference.clear`). Figures of runs that were still improving are reported together with their budget of steps. With
+too few seeds nothing is compared.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from llava_mini.sweep.text import percent
 from llava_mini.sweep.training import budget
 from llava_mini.sweep.wording import clauses, listed, name, sentence, span, step, where, with_interval, with_intervals
 
-# Nearer than this to 100 %, or to all others, a reference leaves no room in which configurations could differ.
+# A reference this close to 100 %, or to all other configurations, leaves no room for a difference.
 CEILING = 0.01
-# More of them than these are counted instead of named.
+# If there are more settings or series than this, they are counted instead of named.
 _SETTINGS, _SERIES = 3, 3
 
 
 def headline(analysis: Analysis) -> list[str]:
-    """The report's first sentences, for the terminal, the page and MLflow."""
+    """Return the report's first sentences, for the terminal, the page and MLflow."""
     if not analysis.configurations:
         counts = {state: len(analysis.of_state(state)) for state in ("failed", "interrupted")}
         return [f"No run is finished: {counts['failed']} failed, {counts['interrupted']} did not get to their end."]
@@ -44,7 +45,7 @@ def headline(analysis: Analysis) -> list[str]:
 
 
 def _without_reference(analysis: Analysis) -> str:
-    """Where nothing is compared with the reference because none is finished; empty where all have one."""
+    """Sentence on settings that are not compared because no reference is finished; empty if all have one."""
     lacking = [label_of(c.setting) for c in analysis.configurations if analysis.reference_of(c) is None]
     if not lacking:
         return ""
@@ -55,7 +56,7 @@ def _without_reference(analysis: Analysis) -> str:
 
 
 def at_ceiling(analysis: Analysis, reference: Configuration, group: str) -> bool:
-    """Whether the reference is within a point of 100 %, or of every other configuration of its setting."""
+    """Whether the reference is within a percentage point of 100 %, or of every other configuration of its setting."""
     return reference.scores[group].mean.value >= 1 - CEILING or _nothing_differs(analysis, reference, group)
 
 
@@ -64,13 +65,13 @@ def _references(analysis: Analysis, group: str) -> list[Configuration]:
 
 
 def _others(analysis: Analysis, reference: Configuration, group: str) -> list[Configuration]:
-    """The other configurations of its setting."""
+    """Other configurations of the reference's setting that have a score in the group."""
     same = [c for c in analysis.configurations if c.setting == reference.setting and c is not reference]
     return [c for c in same if group in c.scores]
 
 
 def _of_group(analysis: Analysis, group: str) -> list[str]:
-    """What there is to say of one group; of a second one, only how configurations stand to the reference."""
+    """Sentences on one group; for a second group, only on how configurations compare with the reference."""
     references, first = _references(analysis, group), group == analysis.groups[0]
     said = []
     if len(references) <= (_SETTINGS if first else 1):
@@ -84,14 +85,14 @@ def _of_group(analysis: Analysis, group: str) -> list[str]:
 
 
 def _nothing_differs(analysis: Analysis, reference: Configuration, group: str) -> bool:
-    """Whether every other configuration of its setting is within a point of the reference."""
+    """Whether every other configuration of the setting is within a percentage point of the reference."""
     value = reference.scores[group].mean.value
     others = [c.scores[group].mean.value for c in _others(analysis, reference, group)]
     return bool(others) and all(abs(other - value) <= CEILING for other in others)
 
 
 def _ceiling(analysis: Analysis, reference: Configuration, group: str) -> str:
-    """That a group cannot tell configurations apart; empty where it can."""
+    """Sentence saying that a group cannot tell configurations apart; empty if it can."""
     if not at_ceiling(analysis, reference, group):
         return ""
     value = percent(reference.scores[group].mean.value)
@@ -103,10 +104,10 @@ def _ceiling(analysis: Analysis, reference: Configuration, group: str) -> str:
 
 
 def _of_setting(analysis: Analysis, reference: Configuration, group: str) -> list[str]:
-    """How the configurations of one setting stand to their reference in one group."""
+    """Sentences on how the configurations of one setting compare with their reference in one group."""
     others = _others(analysis, reference, group)
     if group == analysis.groups[0]:
-        others = [c for c in others if c.tokens > 0]  # controls get a sentence of their own
+        others = [c for c in others if c.tokens > 0]  # controls get a separate sentence
     ceiling = _ceiling(analysis, reference, group)
     verdicts = _verdicts(analysis, others, group, at_the_ceiling=bool(ceiling))
     if ceiling:
@@ -119,7 +120,7 @@ def _of_setting(analysis: Analysis, reference: Configuration, group: str) -> lis
 def _verdicts(
     analysis: Analysis, configurations: Sequence[Configuration], group: str, at_the_ceiling: bool
 ) -> list[str]:
-    """Which are clearly below the reference, clearly above it, not to be told from it, not compared."""
+    """Clauses naming configurations clearly below the reference, clearly above it, level with it, or not compared."""
     found = [(c, c.scores[group].difference) for c in configurations]
     known = [(c, d) for c, d in found if d is not None and d.p is not None]
     below = [(c, d) for c, d in known if d.clear and d.value < 0]
@@ -138,7 +139,7 @@ def _verdicts(
 
 
 def _level(analysis: Analysis, level: Sequence[tuple[Configuration, Difference]], alone: bool) -> str:
-    """Those that cannot be told from the reference; `alone` when that is all there are."""
+    """Clause on configurations that are not clearly different from the reference; `alone` if all are like that."""
     if alone and len(level) > 2:
         control = ", the control without tokens among them," if any(c.tokens == 0 for c, _ in level) else ""
         return f"none of the {len(level)} others{control} can be told from it ({span([d for _, d in level])})"
@@ -146,7 +147,7 @@ def _level(analysis: Analysis, level: Sequence[tuple[Configuration, Difference]]
 
 
 def _counted(analysis: Analysis, group: str) -> str:
-    """The comparisons with many references."""
+    """Sentence that counts the comparisons if there are many references."""
     known = [d for d in analysis.to_reference(group) if d.p is not None]
     below, above = _clear(known, -1), _clear(known, +1)
     return sentence(
@@ -157,12 +158,12 @@ def _counted(analysis: Analysis, group: str) -> str:
 
 
 def _clear(differences: Sequence[Difference], sign: int) -> int:
-    """How many of them are clear and of this sign."""
+    """Number of differences that are clear and have this sign."""
     return sum(d.clear and d.value * sign > 0 for d in differences)
 
 
 def _controls(analysis: Analysis, group: str) -> list[str]:
-    """What the instruction's fused text carries without any vision token, and what a first token adds."""
+    """Sentences on the score of the fused instruction text without vision tokens, and on what a first token adds."""
     controls = [c for c in analysis.configurations if c.tokens == 0 and group in c.scores]
     if len(controls) == 1:
         return [_control(analysis, controls[0], group)]
@@ -179,7 +180,7 @@ def _controls(analysis: Analysis, group: str) -> list[str]:
 
 
 def _control(analysis: Analysis, control: Configuration, group: str) -> str:
-    """The only control, with what a first token adds to it."""
+    """Sentence on the only control, and on what a first token adds to it."""
     score = control.scores[group]
     steps = [c for c in analysis.changes if c.key == "C" and c.lower is control and group in c.differences]
     added = [(c.upper, c.differences[group]) for c in steps if c.differences[group].p is not None]
@@ -196,7 +197,7 @@ def _control(analysis: Analysis, control: Configuration, group: str) -> str:
 
 
 def _more_tokens(analysis: Analysis, group: str) -> list[str]:
-    """Whether more tokens help: every step to the next C, series by series."""
+    """Sentences on whether more tokens help: every increase to the next C, series by series."""
     steps = [c for c in analysis.changes if c.key == "C" and c.lower.tokens > 0 and group in c.differences]
     steps = [c for c in steps if c.differences[group].p is not None]
     series = [list(own) for _, own in groupby(steps, key=lambda c: c.lower.series)]
@@ -230,7 +231,7 @@ def _within_budget(configurations: Sequence[Configuration]) -> str:
 
 
 def _training(analysis: Analysis) -> str:
-    """Which configurations were still improving: what is said of them is said of a budget."""
+    """Sentence naming the configurations that were still improving, whose figures are those of a budget of steps."""
     marked = [c for c in analysis.configurations if not c.training.converged]
     if not marked:
         return "No run is marked as still improving over the last third of its steps."

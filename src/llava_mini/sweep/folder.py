@@ -1,10 +1,10 @@
-"""The folder of a sweep, which the runner fills and the report reads.
+"""Folder of a sweep, which the runner writes and the report reads.
 
-    SWEEP/sweep.json               what was asked for: arguments, commit, code version, the runs
+    SWEEP/sweep.json               what was requested: arguments, commit, code version, the runs
     SWEEP/runs/<label>-<hash8>/    one run: log.txt, config.yaml, checkpoints, predictions_{val,test}.npz,
                                    result.json once it is finished, failure.json when its last attempt failed
 
-The hash covers config and code version, so runs of other code are never mixed up or overwritten.
+The hash covers config and code version, so runs of other code versions are never mixed up or overwritten.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ State = Literal["finished", "failed", "interrupted"]
 
 @dataclass(frozen=True)
 class Sweep:
-    """What `sweep.json` holds.
+    """Content of `sweep.json`.
 
     Attributes:
-        arguments: of the sweep command.
-        commit: the commit of the code, with "+changes" when the working tree differs from it.
-        code_version: hash of the package's source.
-        started: when the command was last given, ISO 8601.
-        runs: all runs that the command asks for.
+        arguments: Arguments of the sweep command.
+        commit: Commit of the code, with "+changes" when the working tree differs from it.
+        code_version: Hash of the package's source.
+        started: Time when the command was last started, ISO 8601.
+        runs: All runs that the command requests.
     """
 
     arguments: list[str]
@@ -45,7 +45,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run stands: its `result.json` when finished, one line on what went wrong when failed."""
+    """State of a run, with its `result.json` if it is finished, or one line on what went wrong if it failed."""
 
     state: State
     result: dict[str, Any] | None = None
@@ -53,13 +53,13 @@ class Outcome:
 
 
 def run_folder(sweep_dir: Path, run: Run, code_version: str) -> Path:
-    """The folder of a run."""
+    """Path of a run's folder."""
     digest = hashlib.sha256(f"{run.config_hash} {code_version}".encode()).hexdigest()
     return sweep_dir / "runs" / f"{run.label}-{digest[:8]}"
 
 
 def outcome(folder: Path, run: Run, code_version: str) -> Outcome:
-    """How a run stands; a result of another config or code version counts as none."""
+    """Read the outcome of a run from its folder; a result of another config or code version is not used."""
     try:
         result, failure = (_read_json(folder / name) for name in ("result.json", "failure.json"))
     except UserError as error:
@@ -74,25 +74,25 @@ def outcome(folder: Path, run: Run, code_version: str) -> Outcome:
 
 
 def record_failure(folder: Path, error: str) -> None:
-    """Notes why an attempt failed."""
+    """Write `failure.json`, which says why an attempt failed."""
     write_json(folder / "failure.json", {"error": error})
 
 
 def forget_failure(folder: Path) -> None:
-    """Before another attempt."""
+    """Delete `failure.json` before another attempt."""
     (folder / "failure.json").unlink(missing_ok=True)
 
 
 def write_sweep(sweep_dir: Path, sweep: Sweep) -> None:
-    """Writes `sweep.json`."""
+    """Write `sweep.json`."""
     write_json(sweep_dir / "sweep.json", asdict(sweep))
 
 
 def read_sweep(sweep_dir: Path) -> Sweep:
-    """Reads `sweep.json`.
+    """Read `sweep.json`.
 
     Raises:
-        UserError: when the folder is not of a sweep.
+        UserError: if the folder is not a sweep's folder.
     """
     content = _read_json(sweep_dir / "sweep.json")
     if content is None:
@@ -105,10 +105,10 @@ def read_sweep(sweep_dir: Path) -> Sweep:
 
 @contextmanager
 def only_sweep(sweep_dir: Path) -> Iterator[None]:
-    """Holds the folder for one sweep command at a time.
+    """Lock the folder, so that only one sweep command uses it at a time.
 
     Raises:
-        UserError: when another is at work in it, or it cannot be written.
+        UserError: if another sweep is running in the folder, or the folder cannot be written.
     """
     with ExitStack() as stack:
         with writing(sweep_dir):
@@ -121,12 +121,12 @@ def only_sweep(sweep_dir: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, content: dict[str, Any] | Sequence[Any]) -> None:
-    """Writes strict JSON, whole or not at all."""
+    """Write strict JSON atomically: the whole file or nothing."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None when there is no file or it was cut. Raises UserError when it cannot be read."""
+    """Object in a JSON file; None if there is no file or it is truncated. Raises UserError if it cannot be read."""
     try:
         return read_json(path)
     except UserError as error:

@@ -1,7 +1,7 @@
-"""From `compressor.C=1,2 fusion.num_layers=0,2 seed=0,1` to the runs of a sweep.
+"""Expansion of arguments like `compressor.C=1,2 fusion.num_layers=0,2 seed=0,1` into the runs of a sweep.
 
-Every combination of values is one run, except that combinations which differ only in a value that does not apply
-(`compressor.C` for a compressor without C) are the same run, and that the uncompressed reference is always there.
+Every combination of values is one run, with two exceptions. Combinations that differ only in a value that does not
+apply (`compressor.C` for a compressor without C) are the same run. The uncompressed reference is always included.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from llava_mini.overrides import split, text_keys
 
 Resolve = Callable[[list[str]], dict[str, Any]]
 
-# What stands in these keys changes no result: where a run is written to, and how it is launched, tracked and fed.
+# These keys change no result. They say where a run is written, and how it is launched, tracked and fed with data.
 UNHASHED = ("run_dir", "tracking", "launcher")
 _UNHASHED_DATA = ("cache_dir", "num_workers", "max_bad_fraction")
-# They change how a step is computed and not what comes out, so a run that had too little memory goes on with them.
+# These keys change how a step is computed and not its result, so a run that ran out of memory resumes with them.
 _UNHASHED_MEMORY = ("activation_checkpointing", "loss_chunk", "vision_batch", "offload_vision")
 _UNHASHED_TRAINER = ("rank_timeout",)
-# Batches of a step, whose product says which samples a step is made of, however they are dealt.
+# Factors of the number of batches in a step. Only their product decides which samples a step contains.
 BATCH_FACTORS = ("devices", "num_nodes", "accumulate_grad_batches")
 BATCHES_A_STEP = "batches_a_step"
-# What the reference has a fixed value for, or no use for.
+# Config groups that have a fixed value in the reference, or no use there.
 _STRUCTURE = ("compressor", "fusion", "order")
 _REFERENCE = ("compressor=none", "fusion.num_layers=0")
 _CLOSING = {"[": "]", "{": "}", "(": ")"}
@@ -40,15 +40,15 @@ class Run:
     """One training run of a sweep.
 
     Attributes:
-        label: readable and short: compressor, C, N_fusion, other varied values, seed.
-        overrides: the config's overrides.
-        config_hash: see `config_hash`.
-        seed: the run's seed.
-        compressor: name of the compressor.
-        C: side of the grid of compressed tokens; None where the compressor has none.
-        n_fusion: number of pre-fusion layers.
-        reference: whether this is the uncompressed reference.
-        values: the value of every other key that the sweep varies; None where it does not apply.
+        label: Short readable name: compressor, C, N_fusion, other varied values, seed.
+        overrides: Overrides of the config.
+        config_hash: Hash of the resolved config; see `config_hash`.
+        seed: Seed of the run.
+        compressor: Name of the compressor.
+        C: Side of the grid of compressed tokens; None if the compressor has none.
+        n_fusion: Number of pre-fusion layers.
+        reference: Whether this is the uncompressed reference.
+        values: Value of every other key that the sweep varies; None where it does not apply.
     """
 
     label: str
@@ -62,21 +62,21 @@ class Run:
     values: dict[str, Any] = field(default_factory=dict)
 
     def setting(self) -> dict[str, Any]:
-        """The varied values that the reference has too; runs are compared with the reference of their own setting."""
+        """Varied values that the reference has too; runs are compared with the reference of their own setting."""
         return {key: value for key, value in self.values.items() if _room(key) not in _STRUCTURE}
 
 
 def expand(arguments: Sequence[str], resolve: Resolve) -> list[Run]:
-    """The runs of a sweep, seed by seed, so that an interrupted sweep has whole comparisons.
+    """Return the runs of a sweep, seed by seed, so that an interrupted sweep contains complete comparisons.
 
     Args:
-        arguments: `key=value` or `key=value,value,...`; commas within brackets or quotes belong to the value, and text
-            (`overrides.py`) is otherwise as it is typed.
-        resolve: gives the resolved config for a list of overrides, or raises UserError; it is asked for the same
-            ones many times.
+        arguments: Arguments `key=value` or `key=value,value,...`. Commas within brackets or quotes belong to the
+            value. Text (`overrides.py`) is otherwise used as typed.
+        resolve: Function that returns the resolved config for a list of overrides, or raises UserError. It is called
+            many times with the same overrides.
 
     Raises:
-        UserError: for an argument that cannot be read, or what `resolve` raises.
+        UserError: for an argument that cannot be parsed, or raised by `resolve`.
     """
     choices = parse(arguments)
     varied = [key for key, values in choices.items() if len(values) > 1]
@@ -88,10 +88,10 @@ def expand(arguments: Sequence[str], resolve: Resolve) -> list[Run]:
 
 
 def parse(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """`["a=1,2", "b=[1,2]"]` -> `{"a": ["1", "2"], "b": ["[1,2]"]}`.
+    """Parse the arguments of a sweep: `["a=1,2", "b=[1,2]"]` -> `{"a": ["1", "2"], "b": ["[1,2]"]}`.
 
     Raises:
-        UserError: naming the argument, when it is not key=value, repeats a key, or has an empty or unclosed value.
+        UserError: naming the argument, if it is not key=value, repeats a key, or has an empty or unclosed value.
     """
     choices: dict[str, list[str]] = {}
     for argument in arguments:
@@ -107,12 +107,18 @@ def parse(arguments: Sequence[str]) -> dict[str, list[str]]:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """sha256 of the resolved config, less what changes no result; equal also where a step's batches are dealt anew."""
+    """sha256 of the resolved config without the keys that change no result.
+
+    It stays equal if the batches of a step are distributed differently.
+    """
     return hashlib.sha256(json.dumps(decisive(config), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a resolved config decides a result; `trainer.batches_a_step` stands for how batches are dealt."""
+    """Part of a resolved config that decides a result; how a step's batches are distributed is not in it.
+
+    `trainer.batches_a_step` replaces the keys that say so.
+    """
     kept = {key: value for key, value in config.items() if key not in UNHASHED}
     if "data" in kept:
         kept["data"] = {key: value for key, value in kept["data"].items() if key not in _UNHASHED_DATA}
@@ -127,7 +133,7 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _combinations(choices: Mapping[str, list[str]], resolve: Resolve) -> Iterator[tuple[list[str], bool]]:
-    """Overrides of every run and whether it is the reference, which comes first for each seed and setting."""
+    """Yield the overrides of every run and whether it is the reference, which comes first for each seed and setting."""
     keys = sorted(choices, key=lambda key: key != "seed")  # seeds are the outermost loop
     optional = _compressor_keys(choices, resolve)
     for values in itertools.product(*(choices[key] for key in keys)):
@@ -140,7 +146,7 @@ def _combinations(choices: Mapping[str, list[str]], resolve: Resolve) -> Iterato
 
 
 def _compressor_keys(choices: Mapping[str, list[str]], resolve: Resolve) -> set[str]:
-    """Keys that some compressor of the sweep has; one that no compressor has is a mistake to be reported."""
+    """Keys that some compressor of the sweep has; a key that no compressor has is a mistake to be reported."""
     keys = {"C"}
     if "compressor" in choices:
         for name in choices["compressor"]:
@@ -149,12 +155,12 @@ def _compressor_keys(choices: Mapping[str, list[str]], resolve: Resolve) -> set[
 
 
 def _room(override: str) -> str:
-    """`fusion.init=copy` -> `fusion`."""
+    """Config group of an override: `fusion.init=copy` -> `fusion`."""
     return re.split(r"[.@=]", override, maxsplit=1)[0]
 
 
 def _name(override: str) -> str:
-    """`compressor.C=1` -> `C`."""
+    """Key of an override within its config group: `compressor.C=1` -> `C`."""
     return override.partition("=")[0].partition(".")[2]
 
 
@@ -174,12 +180,12 @@ def _make_run(overrides: list[str], config: dict[str, Any], varied: Iterable[str
 
 
 def _compressor_name(given: Mapping[str, str], config: Mapping[str, Any]) -> str:
-    """The chosen option, else the module of the class: `...compressors.query.QueryCompressor` -> `query`."""
+    """Chosen option, or else the module of the class: `...compressors.query.QueryCompressor` -> `query`."""
     return given.get("compressor") or str(config["compressor"]["_target_"]).split(".")[-2]
 
 
 def _value(key: str, given: Mapping[str, str], config: Mapping[str, Any]) -> Any:
-    """The resolved value of a dotted key, the chosen option of a config group, or None where the key was dropped."""
+    """Resolved value of a dotted key, chosen option of a config group, or None if the key was dropped."""
     if key not in given:
         return None
     node: Any = config
@@ -191,7 +197,7 @@ def _value(key: str, given: Mapping[str, str], config: Mapping[str, Any]) -> Any
 
 
 def _split(argument: str, text: str) -> Iterator[str]:
-    """Values between the commas that stand outside brackets and quotes."""
+    """Yield the values between the commas that are outside brackets and quotes."""
     start, closing, quoted, escaped = 0, [], "", False
     for position, character in enumerate(text):
         if escaped or character == "\\":

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing beside itself: styles inline, plots as data, no scripts.
+"""The report as one self-contained HTML page: styles inline, plots as data, no scripts.
 
 Every text that comes from a config, a log or a folder's name is escaped.
 """
@@ -49,12 +49,12 @@ _CONVERGED = (
 
 
 def page(name: str, analysis: Analysis, plots: Mapping[str, Path]) -> str:
-    """The whole page.
+    """Return the whole HTML page.
 
     Args:
-        name: of the sweep.
-        analysis: what it shows.
-        plots: PNG files by name, as `plots.draw_all` gives them; empty when there is nothing to draw.
+        name: Name of the sweep.
+        analysis: Analysis that the page shows.
+        plots: PNG files by name, as returned by `plots.draw_all`; empty if there is nothing to draw.
     """
     figures = {key: _figure(key, plots[key]) for key in plots}
     body = [
@@ -104,7 +104,7 @@ def _header(name: str, analysis: Analysis) -> str:
 
 
 def _missing(analysis: Analysis) -> str:
-    """The runs that are not in the numbers, and why."""
+    """Section on the runs that are not in the numbers, and why."""
     failed, waiting = analysis.of_state("failed"), analysis.of_state("interrupted")
     if not failed and not waiting:
         return ""
@@ -131,7 +131,7 @@ def _kinds(analysis: Analysis, figure: str) -> str:
 
 
 def _meaning(analysis: Analysis) -> str:
-    """What the figures say and what they do not."""
+    """Section on what the figures mean and what they do not mean."""
     if not analysis.configurations:
         return ""
     intervals = [s.mean.interval for c in analysis.configurations for s in c.scores.values()]

@@ -1,7 +1,7 @@
-"""How the runs of a sweep become processes: one small class behind the config's `launcher` group.
+"""Launcher, which runs the runs of a sweep as processes: one small class, chosen by the config's `launcher` group.
 
-A launcher takes jobs and yields what happens to them. When the loop over it ends early, by Ctrl-C or an error, it
-ends all its processes before the loop is left.
+A launcher takes jobs and yields events about them. If the loop over the events ends early, by Ctrl-C or an error, the
+launcher ends all its processes before the loop is left.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _GRACE_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Job:
-    """A command to run: its output goes to `folder/log.txt`, `environment` is added to this process's."""
+    """Command to run: its output goes to `folder/log.txt`, `environment` is added to this process's environment."""
 
     name: str
     command: tuple[str, ...]
@@ -41,14 +41,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Started:
-    """A job's process has begun."""
+    """Event: a job's process has started."""
 
     job: Job
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A job's process has ended; a negative `returncode` is the signal that killed it."""
+    """Event: a job's process has ended. A negative `returncode` is the signal that killed it."""
 
     job: Job
     returncode: int
@@ -56,30 +56,30 @@ class Ended:
 
 
 class Launcher(ABC):
-    """Runs jobs, each in a process of its own."""
+    """Runs jobs, each in a separate process."""
 
     @property
     @abstractmethod
     def parallel(self) -> int:
-        """How many jobs run side by side."""
+        """Number of jobs that run at the same time."""
 
     @abstractmethod
     def run(self, jobs: Sequence[Job]) -> Generator[Started | Ended, None, None]:
-        """Runs all jobs and yields each event as it happens.
+        """Run all jobs and yield each event as it happens.
 
-        Closing the iterator, or an exception in it (KeyboardInterrupt among them), ends the jobs that are running.
+        Closing the iterator, or an exception in it (including KeyboardInterrupt), ends the running jobs.
         """
 
 
 class LocalLauncher(Launcher):
-    """Processes on this machine: as many side by side as there are GPUs, or CPU cores where there is no GPU.
+    """Runs jobs on this machine: as many at the same time as there are GPUs, or CPU cores if there is no GPU.
 
-    A process gets its GPUs to itself; on CPU one thread, since small models run slower with two under load.
+    Each process gets its own GPUs. On CPU it gets one thread, since small models run slower with two under load.
 
     Args:
-        max_parallel: jobs side by side; more than there are GPUs for share them in turn. Default: as many as GPUs,
-            else cores, are enough for.
-        devices: of one job.
+        max_parallel: Number of jobs that run at the same time. If there are too few GPUs for them, they share the
+            GPUs in turn. Default: as many as the GPUs, or else the cores, suffice for.
+        devices: Number of devices of one job.
     """
 
     def __init__(self, max_parallel: int | None = None, *, devices: int = 1) -> None:
@@ -88,7 +88,7 @@ class LocalLauncher(Launcher):
         gpus = _gpus()
         self._gpus = [",".join(gpus[first : first + devices]) for first in range(0, len(gpus) - devices + 1, devices)]
         if gpus and not self._gpus:
-            self._gpus = [",".join(gpus)]  # too few, which a job that needs them tells
+            self._gpus = [",".join(gpus)]  # too few GPUs: a job that needs more reports it
         self._parallel = max_parallel or len(self._gpus) or max(_cores() // devices, 1)
 
     @property
@@ -119,7 +119,7 @@ class LocalLauncher(Launcher):
 
 
 class _Process:
-    """One job's process, in a session of its own so that a signal to it reaches its workers and nobody else."""
+    """Process of one job, in its own session so that a signal to it reaches its workers and nothing else."""
 
     def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
         self.job = job
@@ -141,14 +141,14 @@ class _Process:
             )
 
     def poll(self) -> int | None:
-        """The exit status, None while it runs; workers that outlive their run are killed."""
+        """Exit status of the process, or None while it runs; workers that outlive their run are killed."""
         returncode = self._popen.poll()
         if returncode is not None:
             self.signal(signal.SIGKILL)
         return returncode
 
     def signal(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):  # nobody is left in its session
+        with suppress(ProcessLookupError):  # no process is left in its session
             os.killpg(self._popen.pid, number)
 
     def seconds(self) -> float:
@@ -156,7 +156,7 @@ class _Process:
 
 
 def _end(processes: Sequence[_Process]) -> None:
-    """Asks, waits a little, kills; a second Ctrl-C while waiting kills at once."""
+    """Ask processes to terminate, wait a little, then kill them; a second Ctrl-C while waiting kills at once."""
     try:
         for process in processes:
             process.signal(signal.SIGTERM)
@@ -169,7 +169,7 @@ def _end(processes: Sequence[_Process]) -> None:
 
 
 def _cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""A run of a sweep and what came of it, read from its folder: its answers, and which questions they answer."""
+"""Run of a sweep with its outcome, read from its folder: its answers, and the questions that they answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llava_mini.sweep.folder import Outcome, outcome, run_folder
 from llava_mini.sweep.grid import Run
 from llava_mini.sweep.statistics import Estimate
 
-# What a report cannot do without, besides the answers.
+# Keys of result.json that a report needs, besides the answers.
 _NEEDED = (
     "tokens", "prefill_flops", "seconds", "peak_memory_bytes", "steps", "start",
     "converged", "gained_last_third", "gain_noise", "gains",
@@ -27,13 +27,13 @@ _NEEDED = (
 
 @dataclass(frozen=True)
 class Measured:
-    """A run and what came of it.
+    """Run with its outcome and scores.
 
     Attributes:
-        run, folder, outcome: what was asked for, where, how it stands.
-        predictions: of the test split, when the run is finished; of validation for one without a test split.
-        accuracy: share of exact matches among these answers, with an interval over scenes.
-        test_set: names these questions; equal for runs that can be compared in pairs.
+        run, folder, outcome: Requested run, its folder and its state.
+        predictions: Scores on the test split if the run is finished; on validation for a run without a test split.
+        accuracy: Share of exact matches among these answers, with an interval over scenes.
+        test_set: Name of these questions; equal for runs that can be compared in pairs.
         split: "test" or "validation".
     """
 
@@ -47,17 +47,17 @@ class Measured:
 
     @property
     def result(self) -> dict[str, Any]:
-        """`result.json`; empty for a run that is not finished."""
+        """Content of `result.json`; empty for a run that is not finished."""
         return self.outcome.result or {}
 
     @property
     def what_failed(self) -> str:
-        """The error of a run that failed, for people; one that left a result is not run again while that lies there."""
+        """Error of a failed run, for people; a run that left a result is not run again while that file exists."""
         stays = (self.folder / "result.json").exists()
         return (self.outcome.error or "") + "; delete its folder to have it run again" * stays
 
     def row(self) -> dict[str, Any]:
-        """The run's entry in results.json; what is not known is None."""
+        """Entry of the run in results.json; unknown values are None."""
         run, result, accuracy = self.run, self.result, self.accuracy
         tokens = result.get("tokens", None if run.C is None else run.C**2)
         low, high = (None, None) if accuracy is None or accuracy.interval is None else accuracy.interval
@@ -90,7 +90,7 @@ class Measured:
 
     @cached_property
     def scores(self) -> dict[str, dict[str, float] | None]:
-        """The headline metrics by group of kinds and all scores by kind, of `split`."""
+        """Headline metrics by group of question kinds, and all scores by kind, on `split`."""
         answers = self.predictions
         return {
             "word_accuracy": None if answers is None else answers.group_means("word_accuracy"),
@@ -102,7 +102,7 @@ class Measured:
 
 
 def read_run(sweep_dir: Path, run: Run, code_version: str) -> Measured:
-    """How a run stands, with its answers when it is finished; what cannot be read has failed."""
+    """Read the state of a run, with its answers if it is finished; a run that cannot be read counts as failed."""
     folder = run_folder(sweep_dir, run, code_version)
     state = outcome(folder, run, code_version)
     if state.result is None:
@@ -114,7 +114,7 @@ def read_run(sweep_dir: Path, run: Run, code_version: str) -> Measured:
         split, test_set = _test_set(folder / "config.yaml")
         predictions = Predictions.load(folder / f"predictions_{'test' if split == 'test' else 'val'}.npz")
         test_set += _questions(predictions)
-        # Keys number the scenes of a world: in another one they stand for other scenes.
+        # Keys number the scenes of a world. In another world the same key is another scene.
         predictions = replace(predictions, key=np.char.add(test_set, predictions.key))
         return Measured(run, folder, state, predictions, test_set, split)
     except UserError as error:
@@ -122,22 +122,24 @@ def read_run(sweep_dir: Path, run: Run, code_version: str) -> Measured:
 
 
 def _questions(answers: Predictions) -> str:
-    """A name for what was asked, so that data of other kinds under the same scenes' names are another test set."""
+    """Name for the questions asked, so that data with other kinds under the same scene names is another test set."""
     asked = zip(answers.key, answers.turn, answers.kind, answers.words, strict=True)
     lines = sorted(f"{key}\t{turn}\t{kind}\t{words}\n" for key, turn, kind, words in asked)
     return f"{hashlib.sha256(''.join(lines).encode()).hexdigest()[:12]}/"
 
 
 def _test_set(path: Path) -> tuple[str, str]:
-    """The split that a run is compared by, and what decides its questions, in a run's config; where data lie does not.
+    """Split that a run is compared on, and the part of its config that decides its questions.
+
+    Where the data of a world with a seed is stored does not matter.
 
     Raises:
-        UserError: when the config cannot be read.
+        UserError: if the config cannot be read.
     """
     try:
         data = load(path)["data"]
         name, split = data["splits"]["test"], "test"
-        if name is None:  # a sweep for choosing leaves the test split unread
+        if name is None:  # a sweep for choosing a configuration does not read the test split
             name, split = data["splits"]["val"], "validation"
         if data["world_seed"] is None:
             return split, f"{data['folder']}/{name}/"

@@ -1,9 +1,9 @@
 """The three plots of a report: word accuracy against tokens, against prefill FLOPs, and by kind of question.
 
-The first two have a panel for each group of kinds, on one scale. A series is what differs in C only: compressors differ
-in line and marker, pre-fusion layers and what else was varied in color. Bars are 95 % intervals over seeds and
-scenes, small dots the single seeds. Points of too few seeds are gray, without bar or line; hollow ones were still
-improving.
+The first two have a panel for each group of question kinds, on one scale. A series contains configurations that differ
+only in C. Line and marker show the compressor; color shows the pre-fusion layers and what else was varied. Bars are
+95 % intervals over seeds and scenes. Small dots are single seeds. Points with too few seeds are gray, without bar or
+line. Hollow points were still improving.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from llava_mini.sweep.text import group_head, operations
 
 _Line = Literal["-", "none"] | tuple[float, Sequence[float]]
 
-# Okabe and Ito's, which people who see fewer colors tell apart.
+# Okabe and Ito's palette, which people with color blindness can distinguish.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#5B4B9A")
 _GRAY, _LIGHT, _INK = "#6b7280", "#9ca3af", "#1f2937"
 _EXTENT = 10.0
@@ -37,7 +37,7 @@ _LINES: tuple[_Line, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (5, 1.5, 1, 1.
 
 @dataclass(frozen=True)
 class Series:
-    """Configurations that differ in C only, and how they are drawn."""
+    """Configurations that differ only in C, and how they are drawn."""
 
     name: str
     members: list[Configuration]
@@ -47,10 +47,10 @@ class Series:
 
 
 def draw_all(analysis: Analysis, folder: Path) -> dict[str, Path]:
-    """Writes the PNGs; name -> file.
+    """Write the plots as PNG files and return the files by name.
 
     Raises:
-        ValueError: when there is no configuration to draw.
+        ValueError: if there is no configuration to draw.
     """
     figures = {"accuracy_vs_tokens": against_tokens(analysis), "accuracy_vs_flops": against_flops(analysis)}
     if analysis.kinds:
@@ -62,7 +62,7 @@ def draw_all(analysis: Analysis, folder: Path) -> dict[str, Path]:
 
 
 def against_tokens(analysis: Analysis) -> Figure:
-    """Word accuracy over vision tokens a frame: 0, then powers of two at equal distances."""
+    """Plot word accuracy against vision tokens per frame: 0, then powers of two at equal distances."""
     figure = _figure(analysis, lambda c: _token_position(c.tokens), "Vision tokens of an image")
     counts = sorted({c.tokens for c in analysis.configurations})
     for axes in figure.axes:
@@ -71,12 +71,12 @@ def against_tokens(analysis: Analysis) -> Figure:
 
 
 def against_flops(analysis: Analysis) -> Figure:
-    """Word accuracy over the operations of a prefill, which is what fewer tokens save; numbers are tokens."""
+    """Plot word accuracy against the operations of a prefill, which fewer tokens reduce; numbers are tokens."""
     figure = _figure(
         analysis, lambda c: math.log10(c.prefill_flops), "Prefill of one question (small numbers: vision tokens)"
     )
     for group, axes in zip(analysis.groups, figure.axes, strict=True):
-        lowest: dict[tuple[int, float], tuple[float, float]] = {}  # one number for points that nearly share a place
+        lowest: dict[tuple[int, float], tuple[float, float]] = {}  # one number for points nearly at the same place
         for configuration in (c for c in analysis.configurations if group in c.scores):
             place, low = math.log10(configuration.prefill_flops), _lowest(configuration, group)
             here = (configuration.tokens, round(place, 1))
@@ -86,14 +86,14 @@ def against_flops(analysis: Analysis) -> Figure:
                 str(tokens), (place, low), (0, -11), textcoords="offset points", ha="center", fontsize=7.5, color=_GRAY
             )
         left, right = axes.get_xlim()
-        margin = 0.06 * (right - left)  # where a number would run into the next panel
+        margin = 0.06 * (right - left)  # a number there would overlap the next panel
         ticks = round_numbers(10 ** (left + margin), 10 ** (right - margin))
         axes.set_xticks([math.log10(tick) for tick in ticks], [operations(tick) for tick in ticks])
     return figure
 
 
 def by_kind(analysis: Analysis) -> Figure:
-    """A panel for each kind of question, a row for each configuration."""
+    """Plot a panel for each kind of question, with a row for each configuration."""
     configurations = analysis.configurations[::-1]
     columns = min(3, len(analysis.kinds))
     rows = math.ceil(len(analysis.kinds) / columns)
@@ -119,7 +119,7 @@ def by_kind(analysis: Analysis) -> Figure:
 
 
 def series_of(analysis: Analysis) -> list[Series]:
-    """The series in the order of the configurations; each has its own marker where gray ones cannot differ in color."""
+    """Series in the order of the configurations; each has its own marker if gray series cannot differ in color."""
     groups = defaultdict[str, list[Configuration]](list)
     for configuration in analysis.configurations:
         groups[configuration.series].append(configuration)
@@ -140,12 +140,12 @@ def series_of(analysis: Analysis) -> list[Series]:
 
 
 def _look(configuration: Configuration, varied: bool) -> str:
-    """What a color stands for: what was varied beside the compressor, or the compressor where that is all."""
+    """Key of a color: what was varied besides the compressor, or the compressor if nothing else was varied."""
     return repr((configuration.n_fusion, configuration.values)) if varied else configuration.compressor
 
 
 def _figure(analysis: Analysis, position: Callable[[Configuration], float], x_label: str) -> Figure:
-    """A panel for each group of kinds on one scale, and a legend below."""
+    """Figure with a panel for each group of question kinds on one scale, and a legend below."""
     series = series_of(analysis)
     wide = len(analysis.groups) > 1
     columns = 5 if wide else 4
@@ -182,7 +182,7 @@ def _handle(series: Series) -> Line2D:
 
 
 def _sign(text: str, color: str, size: float = 6, filled: bool = True) -> Line2D:
-    """An entry of the legend that says what a look means."""
+    """Entry of the legend that explains a style."""
     face = color if filled else "white"
     return Line2D(
         [], [], linestyle="none", marker="o", markersize=size, color=color, markerfacecolor=face, label=text
@@ -204,7 +204,7 @@ def _clean(axes: Axes, grid: str) -> None:
 def _draw(
     axes: Axes, analysis: Analysis, series: Sequence[Series], group: str, position: Callable[[Configuration], float]
 ) -> None:
-    """All series of a group, and their reference as a line across."""
+    """Draw all series of a group, and their reference as a horizontal line."""
     drawn = [c for c in analysis.configurations if group in c.scores]
     for mean in (c.scores[group].mean for c in drawn if c.reference):
         if mean.interval is not None:
@@ -216,7 +216,7 @@ def _draw(
     for one in series:
         members = [c for c in one.members if group in c.scores]
         x = []
-        for place in map(position, members):  # bars at one place stand side by side
+        for place in map(position, members):  # bars at one place are drawn side by side
             same = [round(other, 2) for other in places].count(round(place, 2))
             x.append(place + min(0.014, 0.1 / same) * extent * (taken[round(place, 2)] - (same - 1) / 2))
             taken[round(place, 2)] += 1
@@ -235,7 +235,7 @@ def _draw(
 
 
 def _mark(axes: Axes, estimate: Estimate, series: Series, place: float, *, hollow: bool, lying: bool = False) -> None:
-    """A point above `place`, or beside it where it is lying, with its bar; hollow for what had not converged."""
+    """Draw a point at x = `place`, or at y = `place` if `lying`, with its bar; hollow if it had not converged."""
     value, color = 100 * estimate.value, series.color if estimate.interval else _LIGHT
     bar = None
     if estimate.interval is not None:
@@ -251,20 +251,20 @@ def _mark(axes: Axes, estimate: Estimate, series: Series, place: float, *, hollo
 
 
 def _lowest(configuration: Configuration, group: str) -> float:
-    """The lower end of a point's bar, or the point."""
+    """Lower end of a point's bar, or the point itself if it has no bar."""
     mean = configuration.scores[group].mean
     return 100 * (mean.value if mean.interval is None else mean.interval[0])
 
 
 def at_least(extent: float, low: float, high: float) -> tuple[float, float]:
-    """Limits moved apart to `extent` percent, not far above 100: noise should not fill a plot."""
+    """Limits moved apart to at least `extent` percent, not far above 100, so that noise does not fill a plot."""
     lacking = max(0.0, extent - (high - low))
     top = max(high, min(high + lacking / 2, 101.0))
     return min(low, top - max(extent, high - low)), top
 
 
 def round_numbers(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, 20, ... between two numbers, or all of one leading digit where those would be fewer than two."""
+    """Numbers 1, 2, 5, 10, 20, ... within limits, or more finely spaced ones if those are fewer than two."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in ((1, 2, 5), range(1, 10), [digit / 10 for digit in range(10, 100)]):
         found = [digit * 10.0**exponent for exponent in exponents for digit in digits]
@@ -275,10 +275,10 @@ def round_numbers(low: float, high: float) -> list[float]:
 
 
 def _token_position(tokens: int) -> float:
-    """0 tokens stand one step before 1."""
+    """Position on the x-axis, where 0 tokens are one unit before 1 token."""
     return math.log2(tokens) if tokens else -1.0
 
 
 def _plain(text: str) -> str:
-    """Short enough for a label, and without the $ that begins a formula in matplotlib."""
+    """Text shortened for a label, with the $ escaped that begins a formula in matplotlib."""
     return (text if len(text) <= 48 else f"{text[:45]}...").replace("$", r"\$")

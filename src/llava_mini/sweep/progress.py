@@ -1,4 +1,4 @@
-"""A sweep's progress as lines: one when a run starts, finishes or fails, with counts and the time that is left."""
+"""Progress of a sweep as lines: one when a run starts, finishes or fails, with counts and the time that is left."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ Say = Callable[[str], None]
 
 
 def print_now(line: str) -> None:
-    """Prints at once, also into a pipe, and on a terminal that lacks some of the characters."""
+    """Print a line immediately, also into a pipe, and on a terminal that lacks some of the characters."""
     encoding = sys.stdout.encoding or "utf-8"
     print(line.encode(encoding, "replace").decode(encoding), flush=True)
 
 
 class Progress:
-    """Says what happens to the runs of a sweep.
+    """Reports the progress of a sweep.
 
     Args:
-        total: runs of the sweep.
-        missing: those that are to be run now.
-        parallel: how many run side by side.
-        say: takes each line.
-        clock: seconds.
+        total: Number of runs of the sweep.
+        missing: Number of runs that are to be run now.
+        parallel: Number of runs at the same time.
+        say: Function that takes each line.
+        clock: Function that returns the time in seconds.
     """
 
     def __init__(
@@ -40,18 +40,18 @@ class Progress:
         say(f"{total} runs:{kept} {missing} to run" + (f", {min(parallel, missing)} side by side" if missing else ""))
 
     def started(self, name: str) -> None:
-        """A run's process has begun."""
+        """Report that a run's process has started."""
         self._waiting -= 1
         self._started[name] = self._clock()
         self._line("started", name, "")
 
     def finished(self, name: str, seconds: float, result: dict[str, Any]) -> None:
-        """A run has left its result."""
+        """Report that a run has finished with a result."""
         self._seconds.append(seconds)
         self._end(name, "finished", f" in {duration(seconds)}, validation {100 * result['accuracy']['val']:.1f} %")
 
     def failed(self, name: str, seconds: float, error: str) -> None:
-        """A run has ended without one."""
+        """Report that a run has ended without a result."""
         self._end(name, "FAILED", f" after {duration(seconds)}: {error}")
 
     def _end(self, name: str, what: str, more: str) -> None:
@@ -60,7 +60,7 @@ class Progress:
         self._line(what, name, more + self._left())
 
     def _left(self) -> str:
-        """The time that is left, if the missing runs take as long as the mean of those that finished."""
+        """Text on the time that is left, if the missing runs take the mean time of the finished runs."""
         if not self._seconds or not (self._waiting or self._started):
             return ""
         mean = sum(self._seconds) / len(self._seconds)

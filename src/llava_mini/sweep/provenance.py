@@ -1,4 +1,4 @@
-"""What made a result: a hash of the package's source, the git commit, and the command."""
+"""Provenance of a result: a hash of the package's source, the git commit, and the command."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def code_version(package: Path = PACKAGE) -> str:
 
 
 def git_commit(package: Path = PACKAGE) -> str:
-    """The commit, with "+changes" when code or conf/ differ from it; "unknown" outside a git checkout of this code."""
+    """Git commit, with "+changes" if code or conf/ differ from it; "unknown" outside a git checkout of this code."""
     try:
-        _git(package, "ls-files", "--error-unmatch", "__init__.py")  # else the checkout around it is another project's
+        _git(package, "ls-files", "--error-unmatch", "__init__.py")  # fails in another project's checkout
         commit = _git(package, "rev-parse", "HEAD")
         changes = _git(package, "status", "--porcelain", "--untracked-files=all", "--", ".", ":/conf")
     except (OSError, subprocess.CalledProcessError):
@@ -36,17 +36,17 @@ def git_commit(package: Path = PACKAGE) -> str:
 
 
 def commits_told(before: str, now: str) -> str:
-    """`commit abc, now def`, or that of one commit the working tree has changed."""
+    """Text `commit abc, now def`, or a text saying that the working tree of the same commit was changed."""
     return f"commit {before}, now {now}" if before != now else f"commit {now}, whose working tree was changed since"
 
 
 def source_tags(commit: str) -> dict[str, str]:
-    """The same as MLflow names it, with the command of this process.
+    """Return MLflow's source tags: the commit and the command of this process.
 
     Args:
-        commit: see `git_commit`.
+        commit: Commit as returned by `git_commit`.
     """
-    # MLflow's pages show of the name of any other type what follows its last slash.
+    # For any other source type MLflow's pages show only the part of the name after its last slash.
     tags = {"mlflow.source.type": "JOB", "mlflow.source.name": shlex.join(["llava-mini", *untracked(sys.argv[1:])])}
     if commit != UNKNOWN:
         dirty = commit.endswith(CHANGED)
@@ -56,7 +56,7 @@ def source_tags(commit: str) -> dict[str, str]:
 
 
 def untracked(arguments: Sequence[str]) -> list[str]:
-    """Arguments less those on the tracker, whose address may hold a password."""
+    """Arguments without those of the tracker, whose address may contain a password."""
     return [argument for argument in arguments if not argument.startswith("tracking.")]
 
 

@@ -1,6 +1,7 @@
-"""`llava-mini compare`: reads a sweep's folder and leaves its report there, for people and for programs.
+"""`llava-mini compare`: reads a sweep's folder and writes its report there, for people and for programs.
 
-report.html with three PNG plots, results.csv and results.json; tables, first sentences and the path are printed.
+The files are report.html with three PNG plots, results.csv and results.json. Tables, the first sentences and the path
+are printed.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from llava_mini.sweep.text import duration, group_head, operations, percent, per
 
 
 def compare(sweep_dir: Path, say: Say = print_now) -> Path:
-    """Writes report.html, the plots, results.csv and results.json; says the table and last the report's path.
+    """Write report.html, the plots, results.csv and results.json; print the tables and, last, the report's path.
 
     Args:
-        sweep_dir: the sweep's folder; one that is still running may be given too.
-        say: takes each line.
+        sweep_dir: Folder of the sweep, which may still be running.
+        say: Function that takes each line.
 
     Returns:
-        The report.
+        Path of the report.
 
     Raises:
-        UserError: when the folder is not of a sweep.
+        UserError: if the folder is not a sweep's folder.
     """
     analysis = analyse(sweep_dir)
     rows = [measured.row() for measured in analysis.runs]
@@ -50,7 +51,7 @@ def compare(sweep_dir: Path, say: Say = print_now) -> Path:
 
 
 def _table(analysis: Analysis, group: str) -> list[str]:
-    """The configurations' word accuracy in one group of kinds, aligned."""
+    """Lines of an aligned table with the configurations' word accuracy in one group of question kinds."""
     title = f"{group_head(group, analysis.groups)}: words right, % of {analysis.split}"
     heads = ("configuration", "tokens", "seeds", "right", "95 %", "to uncompressed", "95 %", "prefill", "time", "")
     rows = [_cells(c, group) for c in analysis.configurations if group in c.scores]
@@ -81,7 +82,7 @@ def _cells(configuration: Configuration, group: str) -> tuple[str, ...]:
 
 
 def _difference(difference: Difference | None) -> tuple[str, str]:
-    """Value and interval; the value in brackets where there are too few seeds for an interval, with * when clear."""
+    """Value and interval as text; the value is in brackets if there are too few seeds for an interval, * if clear."""
     if difference is None:
         return "", ""
     if difference.interval is None:
@@ -90,7 +91,7 @@ def _difference(difference: Difference | None) -> tuple[str, str]:
 
 
 def _how_to_read(analysis: Analysis) -> list[str]:
-    """What the signs in the tables mean, as far as they are there."""
+    """Notes on what the signs in the tables mean, for the signs that occur."""
     counts = [len([d for d in analysis.to_reference(group) if d.p is not None]) for group in analysis.groups]
     notes = []
     if any(counts):
@@ -112,7 +113,7 @@ def _not_finished(analysis: Analysis) -> list[str]:
 
 
 def _flat(row: Mapping[str, Any], analysis: Analysis) -> dict[str, Any]:
-    """A row whose columns are numbers and texts: `word_accuracy.dense`, `nll_by_kind.color`, the same for every run."""
+    """Row whose columns are numbers and texts: `word_accuracy.dense`, `nll_by_kind.color`, the same for every run."""
     flat = {}
     for key, value in row.items():
         if key in ("word_accuracy", "nll"):

@@ -1,7 +1,7 @@
-"""Runs what a sweep asks for and has not got yet, one process a run, and says what happened.
+"""Runner, which runs the missing runs of a sweep, one process per run, and reports what happened.
 
-Finished runs are kept; failed and interrupted ones are tried again by giving the same command again. A run that
-fails, is killed or leaks touches no other.
+Finished runs are kept. Failed and interrupted runs are tried again if the same command is given again. A run that
+fails, is killed or leaks does not affect any other run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from llava_mini.sweep.tracked import view
 if TYPE_CHECKING:
     from llava_mini.tracking import Tracker
 
-INTERRUPTED = 130  # what a shell gives for Ctrl-C
+INTERRUPTED = 130  # the exit status that a shell reports for Ctrl-C
 _SECONDS_FOR_PARENT = 15.0
 
 
@@ -56,26 +56,26 @@ def run_sweep(
     experiment: str,
     say: Say = print_now,
 ) -> int:
-    """Runs every run that is not finished.
+    """Run every run that is not finished.
 
     Args:
-        runs: see `grid.expand`.
-        arguments: of the sweep command, for the record.
-        sweep_dir: the sweep's folder; what is finished in it is kept.
-        launcher: how the processes are run.
-        command: a run's overrides, `run_dir=` and `tracking.parent_run_id=` are appended to it, as in
+        runs: Runs of the sweep; see `grid.expand`.
+        arguments: Arguments of the sweep command, for the record.
+        sweep_dir: Folder of the sweep; finished runs in it are kept.
+        launcher: Launcher of the processes.
+        command: Command to which a run's overrides, `run_dir=` and `tracking.parent_run_id=` are appended, such as
             `python -m llava_mini train`.
-        code_version: see `provenance.code_version`; results of another one are not used.
-        commit: of the code, for the record.
-        tracker_uri: MLflow's URI; None tracks nothing.
-        experiment: MLflow's experiment.
-        say: takes each line of progress.
+        code_version: Hash of the code, see `provenance.code_version`; results of another version are not used.
+        commit: Commit of the code, for the record.
+        tracker_uri: URI of MLflow; None tracks nothing.
+        experiment: Name of MLflow's experiment.
+        say: Function that takes each line of progress.
 
     Returns:
-        The exit status: 0 all finished, 1 some failed, 130 interrupted by Ctrl-C.
+        Exit status: 0 if all runs are finished, 1 if some failed, 130 if interrupted by Ctrl-C.
 
     Raises:
-        UserError: when the folder cannot be written or another sweep is running in it.
+        UserError: if the folder cannot be written or another sweep is running in it.
     """
     sweep_dir = sweep_dir.absolute()
     started = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -97,7 +97,7 @@ def run_sweep(
 
 
 def _changed(sweep_dir: Path, sweep: Sweep) -> Iterator[str]:
-    """What differs from the sweep that the folder held before, as its runs are told apart by config and code."""
+    """Yield lines on what differs from the folder's earlier sweep, since config and code identify its runs."""
     if not (sweep_dir / "sweep.json").exists():
         return
     try:
@@ -118,9 +118,9 @@ def _by_key(arguments: Sequence[str]) -> dict[str, str]:
 
 
 class _Tracking:
-    """The sweep's own MLflow run, and the sending of what its runs could not send; MLflow is imported where it is used.
+    """The sweep's own MLflow run; it also sends what the sweep's runs could not send.
 
-    A sweep that tracks nothing does without it.
+    MLflow is imported where it is used, so a sweep that tracks nothing does not need it.
     """
 
     def __init__(self, sweep_dir: Path, uri: str | None, experiment: str) -> None:
@@ -163,7 +163,7 @@ class _Tracking:
 
         parent = None if self._tracker is None else self._tracker.run_id()
         folders = [self._sweep_dir, *sorted(self._sweep_dir.glob("runs/*"))]
-        return flush_spools(folders, self._uri, parent, lanes=("reports",))  # files are sent once the report is there
+        return flush_spools(folders, self._uri, parent, lanes=("reports",))  # files are sent once the report exists
 
 
 def _run_missing(
@@ -195,13 +195,13 @@ def _run_missing(
 
 
 def _longest_first(runs: Sequence[Run]) -> list[Run]:
-    """Seed by seed as they are, and within a seed by tokens, most first, so that no long run ends alone."""
+    """Runs seed by seed in their order, and within a seed by tokens, most first, so that no long run ends alone."""
     seeds = list(dict.fromkeys(run.seed for run in runs))
     return sorted(runs, key=lambda run: (seeds.index(run.seed), not run.reference, -(run.C or 0)))
 
 
 def _judge(event: Ended, run: Run, code_version: str, progress: Progress) -> None:
-    """What came of a run whose process has ended."""
+    """Report and record the outcome of a run whose process has ended."""
     folder = event.job.folder
     state = outcome(folder, run, code_version)
     if state.result is not None:
@@ -214,7 +214,7 @@ def _judge(event: Ended, run: Run, code_version: str, progress: Progress) -> Non
 
 
 def _why(folder: Path, returncode: int) -> str:
-    """One line on why a run left no result: its last line, and the signal if it was killed."""
+    """One line on why a run left no result: the last line of its log, and the signal if it was killed."""
     try:
         with reading(folder / "log.txt"), (folder / "log.txt").open("rb") as log:
             log.seek(max(0, log.seek(0, 2) - 4096))
@@ -229,7 +229,7 @@ def _why(folder: Path, returncode: int) -> str:
 
 
 def _summarise(sweep: Sweep, sweep_dir: Path, interrupted: bool, say: Say) -> int:
-    """Says how all runs stand; the number that failed."""
+    """Report the state of all runs and return the number of failed runs."""
     folders = [run_folder(sweep_dir, run, sweep.code_version) for run in sweep.runs]
     outcomes = [outcome(folder, run, sweep.code_version) for folder, run in zip(folders, sweep.runs, strict=True)]
     finished = sum(state.state == "finished" for state in outcomes)

@@ -1,9 +1,9 @@
-"""How far apart two seeds of one configuration end, measured: what a comparison without enough seeds cannot see below.
+"""Measured spread of two seeds of one configuration; smaller differences mean nothing without enough seeds.
 
-The figures are of the tiny world's study (experiments/007-compression/spread.json): in percentage points of the
-headline metric of a group of kinds, what two runs of equally good configurations stay within 95 times of 100, rounded
-up. The standard deviations are pooled over configurations, of which those with one token spread more and `none` hardly
-at all. Data of one's own may spread more or less.
+The figures are from the toy world's study (experiments/007-compression/spread.json). They are in percentage points of
+the headline metric of a group of question kinds: the distance that two runs of equally good configurations stay within
+95 times out of 100, rounded up. The standard deviations are pooled over configurations; those with one token spread
+more, and `none` hardly at all. Your own data may spread more or less.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ SPREAD_POINTS: Mapping[str, float] = MappingProxyType({"dense": 5.0, "one_word":
 
 
 def few_seeds(seeds: int, groups: Sequence[str], in_common: bool = False) -> str:
-    """What one or two seeds cannot tell, as a sentence.
+    """Sentence on what one or two seeds cannot show.
 
     Args:
-        seeds: Number of common seeds that there are, below `FEWEST_SEEDS`.
-        groups: Groups of kinds that are reported.
+        seeds: Number of common seeds, below `FEWEST_SEEDS`.
+        groups: Groups of question kinds that are reported.
         in_common: Whether configurations have more seeds, but no more in common.
     """
     named = {1: "One seed", 2: "Two seeds"}[seeds] + " in common" * in_common

@@ -1,11 +1,12 @@
-"""Headline scores with 95 % intervals, and differences of them that are paired by seed and by scene.
+"""Headline scores with 95 % intervals, and differences between them that are paired by seed and by scene.
 
 Two things vary: seeds (what else training could have led to) and scenes (what else could have been asked; questions
-about one scene stand or fall together). For n seeds the variance of a mean is V_seed + V_scene: the sample variance
-over seeds, divided by n, and the variance over scenes of the mean over seeds, from each scene's influence on the score
-(the delta method, clustered by scene). Margins are Student's t with the degrees of freedom of Welch and Satterthwaite,
-and never below those of the seeds alone, which few seeds that happen to agree would undercut. Over 3 to 8 seeds such
-an interval holds the truth 94 to 99 times of 100 (tests/sweep/test_statistics.py); below 3 there is none.
+about one scene are not independent). For n seeds the variance of a mean is V_seed + V_scene: the sample variance over
+seeds, divided by n, and the variance over scenes of the mean over seeds, from each scene's influence on the score (the
+delta method, clustered by scene). Margins are Student's t with the degrees of freedom of Welch and Satterthwaite. They
+are never below the margins of the seeds alone; a few seeds that happen to agree would otherwise give smaller ones. With
+3 to 8 seeds such an interval contains the truth 94 to 99 times out of 100 (tests/sweep/test_statistics.py); below 3
+seeds there is none.
 
 Letters in names: S scenes, R runs, N seeds.
 """
@@ -33,7 +34,7 @@ _UPPER = 0.975
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured value and its 95 % interval; None where there are too few seeds or scenes for one."""
+    """Measured value and its 95 % interval, which is None if there are too few seeds or scenes for one."""
 
     value: float
     interval: tuple[float, float] | None = None
@@ -41,12 +42,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """A paired difference of two scores.
+    """Paired difference of two scores.
 
     Attributes:
-        by_seed: Its value for each common seed.
+        by_seed: Difference for each common seed.
         p: Two-sided p-value of no difference; None where there is no interval.
-        corrected_p: The same after `corrected`.
+        corrected_p: Two-sided p-value after `corrected`.
     """
 
     by_seed: dict[int, float] = field(default_factory=dict)
@@ -55,7 +56,7 @@ class Difference(Estimate):
 
     @property
     def clear(self) -> bool:
-        """Whether it may be called a difference: after correction for all that were looked at beside it."""
+        """Whether it may be called a difference, after correction for all differences that were tested with it."""
         return self.corrected_p is not None and self.corrected_p < CLEAR
 
 
@@ -63,8 +64,8 @@ class Scores:
     """One score of all runs of a comparison: its value, and what each scene contributes to it.
 
     Args:
-        value_R: The score of each run, the mean over its kinds; NaN for a run without any of them.
-        influence_SR: By how much each scene moves that score; sums to 0 over scenes.
+        value_R: Score of each run, the mean over its kinds; NaN for a run without any of them.
+        influence_SR: Amount by which each scene moves that score; sums to 0 over scenes.
         asked_SR: Whether the run was asked about the scene.
     """
 
@@ -76,7 +77,7 @@ class Scores:
         return not math.isnan(self._value_R[run])
 
     def run(self, run: int) -> Estimate:
-        """Score of one run. Its interval says what other scenes would change, not what another seed would."""
+        """Score of one run. Its interval covers what other scenes would change, not what another seed would."""
         scenes = int(self._asked_SR[:, run].sum())
         value = float(self._value_R[run])
         if scenes < 2:
@@ -85,7 +86,7 @@ class Scores:
         return Estimate(value, _within_shares(value, margin))
 
     def mean(self, runs_by_seed: Mapping[int, int]) -> Estimate:
-        """Mean over seeds.
+        """Mean of the score over seeds.
 
         Args:
             runs_by_seed: Column of the run for each seed; at least one.
@@ -96,7 +97,7 @@ class Scores:
         return Estimate(value, None if margin is None else _within_shares(value, margin))
 
     def difference(self, runs_by_seed: Mapping[int, int], others_by_seed: Mapping[int, int]) -> Difference | None:
-        """Mean over common seeds of one configuration's score less another's; None without a common seed."""
+        """Mean over common seeds of one configuration's score minus another's; None without a common seed."""
         seeds = sorted(runs_by_seed.keys() & others_by_seed.keys())
         if not seeds:
             return None
@@ -113,10 +114,10 @@ class Scores:
 
 
 class Answers:
-    """The answers of all runs of a comparison, matched by scene.
+    """Answers of all runs of a comparison, matched by scene.
 
     Args:
-        predictions: Of every run; keys of different test sets must differ.
+        predictions: Predictions of every run; keys of different test sets must differ.
     """
 
     def __init__(self, predictions: Sequence[Predictions]) -> None:
@@ -126,10 +127,10 @@ class Answers:
         self._scenes = len(scenes)
 
     def scores(self, score: str, kinds: Sequence[Collection[str]] | None = None) -> Scores:
-        """A score as the mean over kinds of their means, as `Predictions.group_means` defines it.
+        """Return a score as the mean over kinds of their means, as `Predictions.group_means` defines it.
 
         Args:
-            score: One of `predictions.SCORES`.
+            score: Name of the score, from `predictions.SCORES`.
             kinds: Kinds to take for each run; None takes all questions of a run as one kind.
         """
         runs = len(self._predictions)
@@ -151,9 +152,9 @@ class Answers:
 
 
 def corrected(differences: Mapping[Key, Difference]) -> dict[Key, Difference]:
-    """The same differences with p-values that hold for all of them together (Holm, 1979).
+    """Return the differences with p-values that are corrected for all of them together (Holm, 1979).
 
-    Those without a p-value stay as they are and do not count.
+    Differences without a p-value are unchanged and do not count.
     """
     known = sorted((d.p, index, key) for index, (key, d) in enumerate(differences.items()) if d.p is not None)
     made, highest = dict(differences), 0.0
@@ -192,5 +193,5 @@ def _p_value(size: float, variance: float, freedom: float) -> float:
 
 
 def _within_shares(value: float, margin: float) -> tuple[float, float]:
-    """An interval of a share ends at 0 and at 1."""
+    """Interval of a share, clipped to 0 and 1."""
     return max(0.0, value - margin), min(1.0, value + margin)

@@ -1,4 +1,4 @@
-"""The report's style sheet: quiet, readable on paper and on a telephone, where tables and plots scroll sideways."""
+"""Style sheet of the report: plain, readable on paper and on a phone, where tables and plots scroll sideways."""
 
 CSS = """
 :root { --ink: #1f2937; --gray: #6b7280; --line: #e5e7eb; --soft: #f9fafb; --more: #047857; --less: #b91c1c;

@@ -1,4 +1,4 @@
-"""The tables of the page. Every text that comes from a config, a log or a folder's name is escaped."""
+"""Tables of the HTML page. Every text that comes from a config, a log or a folder's name is escaped."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from llava_mini.sweep.text import (
     points_range,
 )
 
-# Wider than what matters between good configurations, narrower than what a useless one loses.
+# Wider than a difference that matters between good configurations, narrower than the loss of a useless one.
 _SCALE_POINTS = 0.15
 
 
 def configurations_table(analysis: Analysis) -> str:
-    """Word accuracy by group of kinds and its difference to the reference, with what each configuration costs."""
+    """Table of word accuracy by group of question kinds, its difference to the reference, and the costs."""
     bars = Bars(analysis.to_reference())
     heads = ["Configuration", "Tokens"]
     for group in analysis.groups:
@@ -41,7 +41,7 @@ def configurations_table(analysis: Analysis) -> str:
 
 
 def changes_tables(analysis: Analysis) -> str:
-    """What every single change brings: a table for each value that was changed."""
+    """Tables of the effects of single changes: one for each value that was changed."""
     everything = [difference for change in analysis.changes for difference in change.differences.values()]
     bars = Bars(everything)
     tables = []
@@ -57,7 +57,7 @@ def changes_tables(analysis: Analysis) -> str:
 
 
 def kinds_tables(analysis: Analysis) -> str:
-    """Word accuracy, exact match and nats per word for each kind."""
+    """Tables of word accuracy, exact match and nats per word for each kind of question."""
     words = [{kind: value(c.by_kind[kind]) for kind in c.by_kind} for c in analysis.configurations]
     exact = [{kind: percent(share) for kind, share in c.exact_by_kind.items()} for c in analysis.configurations]
     nats = [{kind: f"{nll:.2f}" for kind, nll in c.nll_by_kind.items()} for c in analysis.configurations]
@@ -72,14 +72,14 @@ def kinds_tables(analysis: Analysis) -> str:
 
 
 def runs_table(analysis: Analysis) -> str:
-    """Every run, finished or not."""
+    """Table of all runs, finished or not."""
     heads = ["Run", "Seed", "Status", *(f"{group_head(group, analysis.groups)}, %" for group in analysis.groups)]
     heads += ["Exact match, %", "Gain in the last third, points", "Converged", "Time", "MLflow run"]
     return table(heads, [_run(measured, analysis.groups) for measured in analysis.runs], "runs")
 
 
 def table(heads: Sequence[str], rows: Sequence[str], name: str) -> str:
-    """A table that scrolls sideways where it is too wide."""
+    """HTML table that scrolls sideways if it is too wide."""
     head = "".join(f"<th scope=col>{escape(text)}</th>" for text in heads)
     return (
         f'<div class="scroll"><table class="{name}"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody>'
@@ -88,17 +88,17 @@ def table(heads: Sequence[str], rows: Sequence[str], name: str) -> str:
 
 
 def value(estimate: Estimate) -> str:
-    """A share in percent with its interval; gray where there are too few seeds for one."""
+    """HTML of a share in percent with its interval; gray if there are too few seeds for an interval."""
     if estimate.interval is None:
         return f"<span class=few>{percent(estimate.value)}</span>"
     return f"{percent(estimate.value)}<small>{percent_range(estimate)}</small>"
 
 
 class Bars:
-    """Differences as text and as bars on one scale that holds 0.
+    """Differences as text and as bars on one scale that includes 0.
 
     Args:
-        differences: All that are to be shown.
+        differences: All differences that are to be shown.
     """
 
     def __init__(self, differences: Iterable[Difference]) -> None:
@@ -109,7 +109,7 @@ class Bars:
         self._low, self._high = max(min(ends), -_SCALE_POINTS), min(max(ends), _SCALE_POINTS)
 
     def cell(self, difference: Difference) -> str:
-        """A table cell; gray and without a bar where there are too few seeds for an interval."""
+        """Table cell of a difference; gray and without a bar if there are too few seeds for an interval."""
         if difference.interval is None:
             return f'<td class="difference few">{points(difference.value)}</td>'
         low, place, high, zero = map(self._place, (difference.interval[0], difference.value, difference.interval[1], 0))
@@ -124,19 +124,19 @@ class Bars:
         )
 
     def _place(self, difference: float) -> float:
-        """Percent of the bar's width."""
+        """Position of a difference in percent of the bar's width."""
         share = (difference - self._low) / max(self._high - self._low, 1e-9)
         return 100 * min(max(share, 0.0), 1.0)
 
 
 def _made(column: Sequence[Difference]) -> str:
-    """` (5 comparisons)`: those that a p-value is corrected for."""
+    """Text ` (5 comparisons)`: the number that a p-value is corrected for."""
     count = sum(difference.p is not None for difference in column)
     return f" ({count} comparison{'' if count == 1 else 's'})" if count else ""
 
 
 def _how_to_read(differences: Sequence[Difference]) -> str:
-    """What bold and gray say, as far as they are there."""
+    """Text on what bold and gray mean, if they occur."""
     text = []
     if any(difference.p is not None for difference in differences):
         text.append(

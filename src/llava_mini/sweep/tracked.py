@@ -1,6 +1,6 @@
-"""A sweep's own MLflow run: its report as files, the headline as description, its runs side by side, how they differ.
+"""MLflow run of a sweep: the report as files, the headline as description, a view of the sweep's runs, differences.
 
-Figures are means over seeds of the runs' own; intervals are the report's. A configuration is compared with the
+Figures are means over seeds of the runs' figures; only the report has intervals. A configuration is compared with the
 reference of its own setting, over the seeds that both have finished.
 """
 
@@ -35,7 +35,7 @@ _CHARTS = (
 
 @dataclass
 class _Configuration:
-    """Finished runs that differ in their seed only: figures by seed."""
+    """Finished runs that differ only in their seed: figures by seed."""
 
     name: str
     reference: bool
@@ -43,19 +43,19 @@ class _Configuration:
     by_seed: dict[int, dict[str, float]] = field(default_factory=dict)
 
     def mean(self, seeds: Iterable[int]) -> dict[str, float]:
-        """Of what was measured with each of these seeds."""
+        """Mean over seeds of every figure that was measured with each of them."""
         chosen = [self.by_seed[seed] for seed in seeds]
         known = [key for key in chosen[0] if all(key in figures for figures in chosen)]
         return {key: fmean(figures[key] for figures in chosen) for key in known}
 
 
 def track_report(sweep_dir: Path) -> None:
-    """Adds what `compare` has left in a sweep's folder to the sweep's MLflow run, and sends the files of its runs.
+    """Add what `compare` wrote in a sweep's folder to the sweep's MLflow run, and send the files of its runs.
 
-    What MLflow does not take waits in the folders.
+    What MLflow does not accept waits in the folders.
 
     Args:
-        sweep_dir: the folder of a sweep that was tracked.
+        sweep_dir: Folder of a sweep that was tracked.
     """
     spool, finished = Spool(sweep_dir), _finished(sweep_dir)
     spool.append("tags", {"mlflow.note.content": "\n\n".join(headline(analyse(sweep_dir)))})
@@ -71,11 +71,11 @@ def track_report(sweep_dir: Path) -> None:
 
 
 def view(name: str, results: Sequence[Result] = ()) -> View:
-    """What MLflow's pages show of a sweep's runs.
+    """View of a sweep's runs on MLflow's pages.
 
     Args:
-        name: the sweep's.
-        results: of its finished runs; charts are of what these hold, since MLflow draws empty ones too.
+        name: Name of the sweep.
+        results: Results of its finished runs. Only figures in these get charts, since MLflow also draws empty charts.
     """
     split = _split(results[0]) if results else "test"
     measured = {key for result in results for key in _figures(result)}
@@ -86,15 +86,16 @@ def view(name: str, results: Sequence[Result] = ()) -> View:
 
 
 def summary(finished: Iterable[tuple[Path, Run, Result]]) -> dict[str, float]:
-    """Figures of a sweep.
+    """Return summary figures of a sweep.
 
     Args:
-        finished: folder, run and result of its finished runs.
+        finished: Folder, run and result of each finished run.
 
     Returns:
-        `best.KEY` of the configuration with the highest word accuracy on dense answers (accuracy, where no run has
-        dense ones) among those that have a reference, `reference.KEY` of its reference, `difference.KEY` of the two,
-        and `difference.KEY.CONFIGURATION` of every configuration and its reference; nothing where there is no such.
+        Figures by name. `best.KEY` is of the configuration with the highest word accuracy on dense answers (accuracy,
+        if no run has dense answers) among those that have a reference. `reference.KEY` is of its reference.
+        `difference.KEY` is between the two, and `difference.KEY.CONFIGURATION` is between every configuration and its
+        reference. Empty if there is no such configuration.
     """
     configurations = _configurations(finished)
     references = [each for each in configurations if each.reference]
@@ -135,7 +136,7 @@ def _configurations(finished: Iterable[tuple[Path, Run, Result]]) -> list[_Confi
 
 
 def _figures(result: Result) -> dict[str, float]:
-    """The figures of a run that a sweep is about, on the split that it is compared on."""
+    """Figures of a run that a sweep reports, on the split that the run is compared on."""
     split = _split(result)
     grouped = {f"{key}.{group}": value for key in ("word_accuracy", "nll")
                for group, value in result[key][split].items()}  # fmt: skip
@@ -143,11 +144,11 @@ def _figures(result: Result) -> dict[str, float]:
 
 
 def _split(result: Result) -> str:
-    """The split that a run is compared on: validation where a sweep leaves the test split unread."""
+    """Split that a run is compared on: validation if a sweep does not read the test split."""
     return "test" if "test" in result["accuracy"] else "val"
 
 
 def _logged(figure: str, split: str) -> str:
-    """The figure's name among a run's metrics: `word_accuracy.dense` -> `word_accuracy.test.dense`."""
+    """Name of a figure among a run's metrics: `word_accuracy.dense` -> `word_accuracy.test.dense`."""
     key, dot, group = figure.partition(".")
     return f"{key}.{split}{dot}{group}"

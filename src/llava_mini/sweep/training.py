@@ -1,6 +1,6 @@
-"""How far the runs of a configuration were trained: for how many steps, from what, and whether they had converged.
+"""Training of a configuration's runs: for how many steps, from which start, and whether they had converged.
 
-What is measured before that is a result of a budget, not of what a configuration can do, and is called so.
+Figures measured before convergence are of a budget, not of what a configuration can do, and are reported as such.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from llava_mini.sweep.text import on_group, points
 
 @dataclass(frozen=True)
 class Training:
-    """The training of one or more runs.
+    """Training of one or more runs.
 
     Attributes:
-        gains: Of each run what its groups of kinds gained in the last third of its steps, as `evaluate.convergence`
-            says it; a group that was not measured is left out.
-        ends: Of each run whether it had converged.
-        steps: All numbers of steps that there are, ascending.
-        starts: All starts that there are.
+        gains: Gains of each run's groups of question kinds in the last third of its steps, as returned by
+            `evaluate.convergence`; a group that was not measured is left out.
+        ends: Whether each run had converged.
+        steps: All different numbers of steps, ascending.
+        starts: All different starts.
     """
 
     gains: tuple[Mapping[str, Mapping[str, Any]], ...]
@@ -32,7 +32,7 @@ class Training:
 
     @classmethod
     def of(cls, results: Sequence[Mapping[str, Any]]) -> Training:
-        """Read from the runs' `result.json`."""
+        """Make it from the contents of the runs' `result.json`."""
         return cls(
             tuple(result["gains"] for result in results),
             tuple(bool(result["converged"]) for result in results),
@@ -50,11 +50,11 @@ class Training:
         return all(group in gains and gains[group]["converged"] for gains in self.gains)
 
     def mark(self, group: str | None = None) -> str:
-        """`still improving: +3.1 points in the last third`; empty when all had converged.
+        """Text such as `still improving: +3.1 points in the last third`; empty if all runs had converged.
 
         Args:
-            group: Group of kinds that is meant; None: the first that was still improving, or else not shown to have
-                converged, which is named where there are several.
+            group: Group of question kinds to report on. None: the first group that was still improving, or else was
+                not shown to have converged; it is named if there are several groups.
         """
         if group is not None:
             return self._mark(group, "")
@@ -82,7 +82,7 @@ _IMPROVING, _NOT_SHOWN = "still improving", "not shown to have converged"
 
 
 def budget(trainings: Iterable[Training]) -> str:
-    """`after 300 steps from a common start`."""
+    """Text such as `after 300 steps from a common start`."""
     trainings = list(trainings)
     steps = sorted({count for training in trainings for count in training.steps})
     starts = {start for training in trainings for start in training.starts}

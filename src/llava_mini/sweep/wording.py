@@ -1,4 +1,4 @@
-"""How the report's sentences name configurations and differences."""
+"""Wording of configurations and differences in the report's sentences."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _HOW = "(points, 95 % interval)"
 
 
 def name(analysis: Analysis, configuration: Configuration, without: Sequence[str] = ()) -> str:
-    """`query C=1 N=4`, without what all but the references have in common and without the values named `without`.
+    """Name such as `query C=1 N=4`, without values that all but the references have in common or that `without` names.
 
-    Where another configuration has the references' compressor, what sets it apart from them is not left out.
+    If another configuration has the references' compressor, the values that distinguish it from them are not left out.
     """
     own = configuration.attributes()
     compressors = {c.compressor for c in analysis.configurations if c.reference}
@@ -28,13 +28,13 @@ def name(analysis: Analysis, configuration: Configuration, without: Sequence[str
 
 
 def listed(names: Sequence[str]) -> str:
-    """`a, b and 3 more`."""
+    """Text with the first names: `a, b and 3 more`."""
     shown = ", ".join(names[:_LISTED])
     return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"
 
 
 def with_intervals(analysis: Analysis, found: Sequence[tuple[Configuration, Difference]]) -> str:
-    """Every configuration with its difference; how many there are, and their range, where they are many."""
+    """Text with every configuration and its difference; if there are many, with their number and range."""
     if len(found) > _LISTED:
         return f"{len(found)} configurations ({span([difference for _, difference in found])})"
     named = [f"{name(analysis, c)} {points(difference.value)} ({points_range(difference)})" for c, difference in found]
@@ -42,31 +42,31 @@ def with_intervals(analysis: Analysis, found: Sequence[tuple[Configuration, Diff
 
 
 def with_interval(difference: Difference) -> str:
-    """`−1.2 points, 95 % interval −2.1 to −0.3`."""
+    """Text such as `−1.2 points, 95 % interval −2.1 to −0.3`."""
     return f"{points(difference.value)} points, 95 % interval {points_range(difference)}"
 
 
 def span(differences: Sequence[Difference]) -> str:
-    """`−1.2 to +0.3 points`."""
+    """Range of differences as text: `−1.2 to +0.3 points`."""
     values = [difference.value for difference in differences]
     return f"{points(min(values))} to {points(max(values))} points"
 
 
 def step(difference: Difference) -> str:
-    """`+12.1 points (clear)`."""
+    """Difference as text: `+12.1 points (clear)`."""
     return f"{points(difference.value)} points ({'clear' if difference.clear else 'not clear'})"
 
 
 def where(
     analysis: Analysis, group: str, reference: Configuration | None, configurations: Sequence[Configuration]
 ) -> str:
-    """`With max_steps=300, after 300 steps from a common start, on dense answers`, as far as it is so.
+    """Phrase like `with max_steps=300, after 300 steps from a common start, on dense answers`, in the parts that apply.
 
     Args:
-        analysis: What the names are of.
-        group: Group of kinds.
+        analysis: Analysis that the names come from.
+        group: Group of question kinds.
         reference: Reference whose setting is named, if any.
-        configurations: What is spoken of: while any of them was still improving, the budget is named.
+        configurations: Configurations that the sentence is about. The budget is named unless all had converged.
     """
     setting = "" if reference is None else label_of(reference.setting)
     parts = [f"with {setting}"] if setting else []
@@ -76,12 +76,12 @@ def where(
 
 
 def clauses(texts: Sequence[str]) -> str:
-    """Joined by semicolons; how differences are written is said with the first of them."""
+    """Join clauses by semicolons; only the first explains how differences are written."""
     head, how, rest = "; ".join(texts).partition(_HOW)
     return head + how + rest.replace(f" {_HOW}", "")
 
 
 def sentence(*parts: str) -> str:
-    """The parts that are not empty, with a capital letter and a full stop."""
+    """Join the parts that are not empty, with a capital letter and a period."""
     text = " ".join(filter(None, parts))
     return f"{text[:1].upper()}{text[1:]}."
