@@ -42,7 +42,7 @@ format: $(STAMP) ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-world: $(STAMP) ## Make the tiny world's three checkpoints again from the seed (40 minutes)
+world: $(STAMP) ## Make the toy world's three checkpoints again from the seed (40 minutes)
 	$(BIN)/llava-mini world $(ARGS)
 
 train: $(STAMP) ## Train one model: COMPRESSOR=query C=1 N_FUSION=2 ARGS="seed=1 ..."
@@ -72,7 +72,7 @@ bench-memory: $(STAMP) ## Plan and measure memory of images, frames and sessions
 bench-train: $(STAMP) ## Measure training steps against transformers' LLaVA, into experiments/008-training-speed (ARGS="--rounds 3")
 	$(BIN)/llava-mini bench train $(ARGS)
 
-qlora: $(STAMP) ## Fine-tune the tiny world over NF4 by LoRA, merge, compare answers, and accuracy with full fine-tuning
+qlora: $(STAMP) ## Fine-tune the toy world over NF4 by LoRA, merge, compare answers, and accuracy with full fine-tuning
 	$(BIN)/llava-mini train experiment=tiny_qlora run_dir=runs/tiny_qlora $(ARGS)
 	rm -rf runs/tiny_qlora/merged
 	$(BIN)/llava-mini merge --check runs/tiny_qlora runs/tiny_qlora/merged

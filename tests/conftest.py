@@ -1,6 +1,6 @@
 """What every test shares: one torch thread, and the smallest models that still show a mistake.
 
-Tiny weights are scaled so that every part moves the logits by about one: with the usual initialisation of 0.02 a wrong
+Tiny weights are scaled so that every part moves the logits by about one: with the usual initialization of 0.02 a wrong
 mask or a swapped frame would hide below any tolerance.
 """
 

@@ -1,4 +1,4 @@
-"""The checkpoints that ship with the repository are whole, small, and fit the tiny world's model."""
+"""The checkpoints that ship with the repository are whole, small, and fit the toy world's model."""
 
 import hashlib
 import json

@@ -124,7 +124,7 @@ def test_instantiate_checks_against_the_signature():
         ({"size": "x", "names": []}, "thing.size='x'"),
         ({"size": 1.5, "names": []}, "thing.size=1.5"),
         ({"size": 1, "names": "a"}, "thing.names='a'"),
-        ({"size": 1, "names": [], "colour": 2}, "unknown key thing.colour: Thing takes size, names, rate"),
+        ({"size": 1, "names": [], "color": 2}, "unknown key thing.color: Thing takes size, names, rate"),
         ({"size": 1}, "missing key thing.names"),
     ],
 )

@@ -189,7 +189,7 @@ def test_children_are_shown_under_their_parent(uri: str, tmp_path: Path) -> None
     assert stored(uri, tmp_path / "child").data.tags["mlflow.parentRunId"] == parent_id
 
 
-def test_a_database_may_be_initialised_by_several_processes_at_once(tmp_path: Path) -> None:
+def test_a_database_may_be_initialized_by_several_processes_at_once(tmp_path: Path) -> None:
     # Without a lock all but one of them fail, with "table experiments already exists" and the like.
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     code = f"{AT_ONCE}\nllava_mini.tracking.init_tracking({uri!r})"

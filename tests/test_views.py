@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from llava_mini.data.pixels import PixelTransform, normalised
+from llava_mini.data.pixels import PixelTransform, normalized
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniProcessor
-from llava_mini.views import NUM_VIEWS, ViewMode, mean_colour, views_of
+from llava_mini.views import NUM_VIEWS, ViewMode, mean_color, views_of
 
 GREEN = (10, 200, 30)
 MODES: list[ViewMode] = ["square", "pad", "hd"]
@@ -37,7 +37,7 @@ def test_inference_sees_what_training_saw(size: tuple[int, int], mode: ViewMode,
     """Within 2/255, by which torch's resizing in training may differ from Pillow's in the processor."""
     images = CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
     transform = PixelTransform.from_image_processor(images, mode)
-    trained = normalised(transform([png(picture(*size))], is_video), images.image_mean, images.image_std)[0]
+    trained = normalized(transform([png(picture(*size))], is_video), images.image_mean, images.image_std)[0]
     image = Image.fromarray(picture(*size))
     given = {"text": "<video>", "videos": [[image]]} if is_video else {"text": "<image>", "images": image}
     seen = LlavaMiniProcessor(images, build_tokenizer(), views=mode)(**given)["pixel_values"][0]
@@ -52,7 +52,7 @@ def test_a_square_is_left_to_the_image_processor() -> None:
 
 
 @pytest.mark.parametrize(("size", "corner", "side"), [((6, 10), (2, 0), 10), ((9, 4), (0, 2), 9), ((7, 7), (0, 0), 7)])
-def test_padding_lays_the_picture_in_the_middle_of_the_mean_colour(
+def test_padding_lays_the_picture_in_the_middle_of_the_mean_color(
     size: tuple[int, int], corner: tuple[int, int], side: int
 ) -> None:
     (square,) = views_of(picture(*size), "pad", GREEN)
@@ -78,8 +78,8 @@ def test_frames_of_videos_have_the_last_view_only(mode: ViewMode) -> None:
     assert (frame == views_of(picture(9, 4), mode, GREEN)[-1]).all()
 
 
-def test_the_mean_colour_is_llavas() -> None:
-    assert mean_colour(CLIPImageProcessorPil().image_mean) == (122, 116, 104)
+def test_the_mean_color_is_llavas() -> None:
+    assert mean_color(CLIPImageProcessorPil().image_mean) == (122, 116, 104)
 
 
 def test_a_picture_whose_square_would_fill_the_memory_is_refused() -> None:

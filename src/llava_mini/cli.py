@@ -227,7 +227,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "sweep": (_sweep, "many runs: key=value,value,... for any config key, sweep_dir=FOLDER; ends with compare"),
     "compare": (_compare, "table, plots and report.html of a sweep's folder"),
     "mlflow": (_mlflow, "all runs in a browser, and the charts of the latest sweep: llava-mini mlflow --help"),
-    "world": (_world, "make the tiny world's data and pre-trained parts anew"),
+    "world": (_world, "make the toy world's data and pre-trained parts again"),
     "config": (_config, "print the resolved config of a run"),
     "data": (_data, "LLaVA JSON, images and videos to shards; their check, their counts: llava-mini data --help"),
     "convert": (_convert, "weights of LLaVA and of the official release to ours, and back: llava-mini convert --help"),

@@ -58,7 +58,7 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> dict[str
         if override.startswith("="):
             raise UserError(f"{override}: not of the form key=value")
         if override.encode(errors="replace") != override.encode(errors="surrogatepass"):
-            raise UserError(f"{override!r}: holds bytes that are no text in UTF-8")
+            raise UserError(f"{override!r}: contains bytes that are not UTF-8")
     search = [f"hydra.searchpath=[{','.join(literal('file://' + str(Path(d).resolve())) for d in config_dirs)}]"]
     typed = [quoted(override) for override in overrides]
     try:
@@ -186,7 +186,7 @@ def load(path: Path) -> dict[str, Any]:
         UserError: the file does not exist, is not YAML or is not a mapping.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file; allowed is the folder of a run, which holds config.yaml")
+        raise UserError(f"{path}: no such file; allowed is the folder of a run, which contains config.yaml")
     try:
         with reading(path):
             config = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -322,7 +322,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is torn or no JSON ({error})") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no JSON object")
+        raise UserError(f"{path}: contains no JSON object")
     return value
 
 

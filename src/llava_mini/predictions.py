@@ -58,7 +58,7 @@ class Predictions:
             raise UserError(f"{path.name} cannot be read ({reason})") from error
         shapes = {vars(loaded)[name].shape for name in names}
         if len(shapes) != 1 or len(next(iter(shapes))) != 1 or shapes == {(0,)}:
-            raise UserError(f"{path.name} holds arrays of shapes {sorted(shapes)}, not of one length above 0")
+            raise UserError(f"{path.name} contains arrays of shapes {sorted(shapes)}, not of one length above 0")
         loaded.check(path.name)
         return loaded
 

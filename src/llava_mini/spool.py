@@ -197,9 +197,9 @@ class Spool:
         try:
             return Origin(**read_json(self._origin_file))
         except UserError as error:
-            self._say(f"{error}; reports to MLflow begin anew")
+            self._say(f"{error}; reports to MLflow begin again")
         except TypeError:
-            self._say(f"{self._origin_file} is of another version; reports to MLflow begin anew")
+            self._say(f"{self._origin_file} is of another version; reports to MLflow begin again")
         return None
 
     def run_id(self) -> str | None:

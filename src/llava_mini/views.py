@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from llava_mini.errors import UserError
 
 ViewMode = Literal["square", "pad", "hd"]
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 NUM_VIEWS: Mapping[ViewMode, int] = {"square": 1, "pad": 1, "hd": 5}  # per image; a frame of a video has one
 
 _MOST_PIXELS = 178_956_970  # of a resized view: the most that Pillow allows for an image
@@ -36,14 +36,14 @@ def check_mode(mode: str) -> None:
         raise UserError(f"views={mode!r}; allowed: {', '.join(NUM_VIEWS)}")
 
 
-def mean_colour(image_mean: Sequence[float]) -> Colour:
+def mean_color(image_mean: Sequence[float]) -> Color:
     """Return the RGB color of an image processor's `image_mean`, rounded as LLaVA rounds it."""
     red, green, blue = (int(255 * value) for value in image_mean)
     return red, green, blue
 
 
 def views_of(
-    picture: NDArray[np.uint8], mode: ViewMode, background: Colour, *, is_video: bool = False
+    picture: NDArray[np.uint8], mode: ViewMode, background: Color, *, is_video: bool = False
 ) -> list[NDArray[np.uint8]]:
     """Return the views of an image [H, W, 3], each [h, w, 3]. They may share its memory.
 
@@ -77,7 +77,7 @@ def resized_longer(width: int, height: int, shorter: int) -> int:
     return longer
 
 
-def _squared(picture: NDArray[np.uint8], background: Colour, *, even: bool) -> NDArray[np.uint8]:
+def _squared(picture: NDArray[np.uint8], background: Color, *, even: bool) -> NDArray[np.uint8]:
     """Return the image in the center of a square of the background color; the image itself if it needs no padding."""
     height, width = picture.shape[:2]
     side = max(height, width)

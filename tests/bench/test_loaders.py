@@ -19,7 +19,7 @@ from llava_mini.bench.loaders import (
     usual_with_our_labels,
 )
 from llava_mini.bench.made_data import MadeData
-from llava_mini.data.pixels import normalised
+from llava_mini.data.pixels import normalized
 from llava_mini.data.shards import ShardSet
 
 # CLIP's
@@ -37,7 +37,7 @@ def contestants(data: MadeData) -> dict[str, Loader]:
 
 
 def rows(batch: Any) -> list[tuple[tuple[int, ...], tuple[int, ...], torch.Tensor]]:
-    """Tokens, learnt tokens and pixels of each sample."""
+    """Tokens, learned tokens and pixels of each sample."""
     fields = batch if isinstance(batch, dict) else batch.__dict__
     found = []
     for ids, mask, labels, pixels in zip(
@@ -65,7 +65,7 @@ def test_all_loaders_make_the_same_samples(data: MadeData) -> None:
             if pixels.dtype == torch.uint8:
                 assert torch.equal(ours[ids][1], pixels)
             else:
-                difference = (normalised(ours[ids][1][0], MEAN, STD) - pixels).abs()
+                difference = (normalized(ours[ids][1][0], MEAN, STD) - pixels).abs()
                 assert difference.max() <= 2.01 / 255 / min(STD)
 
 

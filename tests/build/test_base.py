@@ -131,8 +131,8 @@ def spoil(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     ("change", "message"),
     [
         (lambda w: w[:-1].contiguous(), "misshapen tensors: language_model.model.layers.1.mlp.up_proj.weight"),
-        (lambda w: w.to(torch.int8), "up_proj.weight is stored as I8, as in a quantised checkpoint"),
-        (lambda w: w.fill_(torch.nan), "up_proj.weight holds NaN or infinity"),
+        (lambda w: w.to(torch.int8), "up_proj.weight is stored as I8, as in a quantized checkpoint"),
+        (lambda w: w.fill_(torch.nan), "up_proj.weight contains NaN or infinity"),
     ],
 )
 def test_a_base_that_does_not_fit_is_one_line(

@@ -86,7 +86,7 @@ def test_pictures_and_clips_are_read_as_the_config_says(config_of: Resolve, data
     reader = data.splits["val"].readers[0]
     assert (reader.transform.mode, reader.max_frames, reader.shuffle_frames) == ("hd", 3, True)
     assert reader.tokenize.num_hd_image_tokens == 4 * reader.tokenize.num_image_tokens == 256
-    assert data.normalise == (
+    assert data.normalize == (
         pytest.approx([0.481, 0.458, 0.408], abs=1e-3),
         pytest.approx([0.269, 0.261, 0.276], abs=1e-3),
     )
@@ -138,7 +138,7 @@ def test_high_resolution_images_videos_and_text_are_trained_in_one_batch(
             assert (seen["input_ids"] == model.config.image_token_id).sum(1).tolist() == placeholders.tolist()
             real = torch.arange(5) < batch.num_views[:, None]
             difference = (seen["pixel_values"] - batch.pixel_values)[real].abs().amax((0, 2, 3))
-            assert (difference * torch.tensor(data.normalise[1]) * 255).max() <= 2 + 1e-3
+            assert (difference * torch.tensor(data.normalize[1]) * 255).max() <= 2 + 1e-3
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         trainer = build.make_trainer(config, logger=False, enable_checkpointing=False, val_check_interval=2)
         trainer.fit(build.build_stage(config, model), data)

@@ -150,11 +150,11 @@ def test_what_is_wholly_left_out_is_said_in_one_line(
     folder = save(state, tmp_path / "weights", "language_model", "projector")
     with caplog.at_level("INFO", "llava_mini"):
         model_of(config_of(f"model.weights=[{folder}]", *overrides))
-    (said,) = [line for line in caplog.messages if line.startswith("initialised")]
+    (said,) = [line for line in caplog.messages if line.startswith("initialized")]
     if "compressor=none" in overrides:  # neither part has a tensor
-        assert said == "initialised, not loaded: vision_tower"
+        assert said == "initialized, not loaded: vision_tower"
     else:
-        assert said.startswith("initialised, not loaded: compressor, prefusion, vision_tower (prefusion from")
+        assert said.startswith("initialized, not loaded: compressor, prefusion, vision_tower (prefusion from")
 
 
 def test_weights_of_several_folders_are_loaded_in_order(config_of: Resolve, model_of: ModelOf, tmp_path: Path):
@@ -176,7 +176,7 @@ def test_weights_of_several_folders_are_loaded_in_order(config_of: Resolve, mode
     ("content", "message"),
     [
         (None, r"model\.weights: .*weights/model\.safetensors is missing; `make world`"),
-        ({}, r"model\.weights: .*weights: model\.safetensors holds no tensor"),
+        ({}, r"model\.weights: .*weights: model\.safetensors contains no tensor"),
         (b"no tensors", r"model\.weights: .*model\.safetensors is a text and no weights"),
         (
             {"projector.linear_1.weight": torch.zeros(3, 5)},
@@ -273,7 +273,7 @@ def test_the_vision_tower_can_be_built_alone(config_of: Resolve, model_of: Model
     assert in_memory == {"vision_tower"}
     pixels = torch.rand(2, 1, 3, 64, 64)
     assert torch.equal(alone.eval().encode(pixels), whole.eval().encode(pixels))
-    with pytest.raises(UserError, match="none of them holds a vision tower"):
+    with pytest.raises(UserError, match="none of them contains a vision tower"):
         build.build_vision_model(config_of(), build.build_tokenizer(config))
 
 

@@ -117,7 +117,7 @@ def test_siglips_tower_gets_siglips_pictures(from_parts: Resolve, tmp_path: Path
     config = from_parts("compressor.num_heads=4")
     tokenizer = build.build_tokenizer(config)
     model = build.build_model(config, tokenizer)
-    with pytest.raises(UserError, match=r"SigLIP's pictures are resized to a square"):
+    with pytest.raises(UserError, match=r"SigLIP's images are resized to a square"):
         build.build_processor(config, model, tokenizer)
     config["model"]["image_processor"] = {}
     processor = build.build_processor(config, model, tokenizer)

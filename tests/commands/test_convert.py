@@ -43,8 +43,8 @@ def test_llava_to_ours_to_official_and_back(llava: Path, tmp_path: Path, caplog:
     said = caplog.text
     for line in (
         f"tensors from {llava}",
-        "compressor: 10 tensors initialised",
-        "prefusion: 9 tensors initialised (random)",
+        "compressor: 10 tensors initialized",
+        "prefusion: 9 tensors initialized (random)",
     ):
         assert line in said
     config = AutoModelForImageTextToText.from_pretrained(start).config

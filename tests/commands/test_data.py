@@ -47,7 +47,7 @@ def test_build_check_stats(place: Path, capfd: pytest.CaptureFixture[str]) -> No
     capfd.readouterr()
     assert main(["data", "check", "set", "--workers", "1", *told]) == 0
     out = capfd.readouterr().out
-    assert "set: 11 samples in 3 shards, 11 pictures" in out and " 22 learnt, 0 samples truncated" in out
+    assert "set: 11 samples in 3 shards, 11 pictures" in out and " 22 supervised, 0 samples truncated" in out
     assert Path("bad.jsonl").read_text() == ""
     assert main(["data", "stats", "set", "--workers", "1", "--out", "drawn"]) == 0
     out = capfd.readouterr().out
@@ -132,11 +132,11 @@ def test_without_a_tokenizer_the_configs_own_counts_what_is_learnt(
 ) -> None:
     assert main(BUILD) == 0
     assert main(["data", "check", "set", "--workers", "1"]) == 0
-    assert "learnt tokens were not counted; --tokenizer names your model's" in capsys.readouterr().out
+    assert "supervised tokens were not counted; --tokenizer names your model's" in capsys.readouterr().out
     build_tokenizer().save_pretrained("checkpoints/tiny/stage1")
     assert main(["data", "check", "set", "--workers", "1"]) == 0
     out = capsys.readouterr().out
-    assert " learnt, 0 samples truncated" in out
+    assert " supervised, 0 samples truncated" in out
     assert "tokens are those of checkpoints/tiny/stage1" in out
 
 
@@ -147,7 +147,7 @@ def test_tokens_that_do_not_fit_fail_the_check(place: Path, capsys: pytest.Captu
     assert main([*check, "--image-tokens", "64", "--max-length", "60"]) == 1
     out, error = capsys.readouterr()
     assert "bad       11 samples" in out and "(r3): " in out
-    assert error == "llava-mini: set: nothing can be learnt from 11 of 11 samples, more than 1%\n"
+    assert error == "llava-mini: set: there is nothing to supervise in 11 of 11 samples, more than 1%\n"
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_the_tower_alone_gives_what_the_whole_model_gives(smoke: Smoke, world: P
 
 def test_mistakes_are_named(smoke: Smoke, world: Path, tmp_path: Path):
     given = [str(world / "board-val"), "--out", str(tmp_path / "f")]
-    with pytest.raises(UserError, match="none of them holds a vision tower"):
+    with pytest.raises(UserError, match="none of them contains a vision tower"):
         features([*given, *smoke("model.weights=[]")])
     with pytest.raises(UserError, match="is no complete shard set"):
         features([str(tmp_path), "--out", str(tmp_path / "f"), *smoke()])

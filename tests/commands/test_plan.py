@@ -182,7 +182,7 @@ def test_a_tokenizer_that_is_not_here_is_told_once(caplog: pytest.LogCaptureFixt
     elsewhere = ["model=llava_mini_qwen25_0_5b", "model.weights=random", "data.features=false", "finetune=frozen_llm"]
     with caplog.at_level("INFO", "llava_mini"):
         assert main(["plan", "--text-tokens", "8", "data.batch_size=2", *elsewhere, *SMALL_CARD]) == 0
-    assert sum("the tiny world's takes its place" in line for line in caplog.messages) == 1
+    assert sum("the toy world's takes its place" in line for line in caplog.messages) == 1
 
 
 def test_a_session_of_ten_thousand_frames_on_24_gb(planned: Callable) -> None:

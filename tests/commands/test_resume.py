@@ -126,7 +126,7 @@ def test_another_batch_and_other_data_are_refused(
     for change in ("data.batch_size=4", "trainer.accumulate_grad_batches=4", "data.world_seed=1"):
         assert main(["train", *arguments(killed, *TWO_RANKS, change)]) == 2
         said = capsys.readouterr().err
-        assert "holds a run with another config" in said and len(said.splitlines()) == 1
+        assert "contains a run with another config" in said and len(said.splitlines()) == 1
     texts = next(part for part in arguments(killed) if "/texts" in part).partition("2, ")[2].partition(":")[0]
     kept = shutil.move(texts, f"{texts}-kept")
     try:

@@ -69,7 +69,7 @@ def test_a_folder_with_another_config_names_what_differs(tmp_path: Path, changed
     with pytest.raises(UserError) as refused:
         claim(tmp_path, _with(**changed))
     text = str(refused.value)
-    assert text.startswith(f"run_dir={tmp_path} holds a run with another config: ")
+    assert text.startswith(f"run_dir={tmp_path} contains a run with another config: ")
     assert told in text, text
     assert text.endswith("; give the same values, name another folder or delete it")
 

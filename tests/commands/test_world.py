@@ -1,4 +1,4 @@
-"""The tiny world's parts are made from the seed alone, and what is made is what a run starts from."""
+"""The toy world's parts are made from the seed alone, and what is made is what a run starts from."""
 
 import hashlib
 import json
@@ -137,7 +137,7 @@ def test_an_interrupted_world_continues_where_it_was(
     signal.signal(signal.SIGINT, handler)  # Lightning ignores a second Ctrl-C while it ends
     assert "repeat the command" in capsys.readouterr().err
     assert not (tmp_path / "tiny" / "stage1" / "model.safetensors").exists()
-    with pytest.raises(UserError, match="holds a run with another config"):
+    with pytest.raises(UserError, match="contains a run with another config"):
         make_tiny_world(recipe(tmp_path, "world.stages=[1]", "seed=1"))
     assert main(command) == 0
     assert seen == [0, 1, 2, 2]

@@ -109,7 +109,7 @@ def texts(make_shards: MakeShards, members: MakeRecord, tokenize: ConversationTo
         readers = {split: SampleReader(each, tokenize, transform=PixelTransform(32)) for split, each in shards.items()}
         arguments: dict[str, Any] = dict(
             splits={split: Mix([reader]) for split, reader in readers.items()},
-            batch_size=batch_size, eval_batch_size=2, num_batches=num_batches, normalise=([0.5] * 3, [0.5] * 3),
+            batch_size=batch_size, eval_batch_size=2, num_batches=num_batches, normalize=([0.5] * 3, [0.5] * 3),
         )  # fmt: skip
         return VLMDataModule(**{**arguments, **changes})
 

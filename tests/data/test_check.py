@@ -1,4 +1,4 @@
-"""A check reads everything again; it names damaged files and samples from which nothing can be learnt."""
+"""A check reads everything again; it names damaged files and samples from which nothing can be learned."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def test_a_whole_set_passes(
     found = check_set(shards, tokenize, workers=workers)
     assert found.failure() == "" and found.bad == [] and found.damaged == []
     assert (found.counts["samples"], found.counts["pictures"], found.counts["bad"]) == (10, 12, 0)
-    learnt = (8 * 2 + 1 + 1) * 2  # answers, each a word and the end token
-    assert found.counts["learnt"] == learnt < found.counts["tokens"]
+    supervised = (8 * 2 + 1 + 1) * 2  # answers, each a word and the end token
+    assert found.counts["supervised"] == supervised < found.counts["tokens"]
     lines = finding_lines(shards, found)
-    assert lines[0].endswith("10 samples in 3 shards, 12 pictures")
-    assert lines[1].endswith(f"{learnt} learnt, 0 samples truncated") and lines[2:] == ["bad       0 samples"]
+    assert lines[0].endswith("10 samples in 3 shards, 12 images")
+    assert lines[1].endswith(f"{supervised} supervised, 0 samples truncated") and lines[2:] == ["bad       0 samples"]
 
 
 Fault = Callable[[MakeRecord], dict[str, bytes]]
@@ -39,8 +39,8 @@ FAULTS: dict[str, Fault] = {
     "it has no json member": lambda members: {"png": members(1)["png"]},
     "not JSON": lambda members: {**members(1), "json": b'{"id": "1", '},
     "an empty answer": lambda members: members(1, [("<image>\nhow many", " ")]),
-    "1 <image> for 0 pictures": lambda members: members(1, image=False),
-    "0 <image> for 1 pictures": lambda members: members(1, [("hello", "two")]),
+    "1 <image> for 0 images": lambda members: members(1, image=False),
+    "0 <image> for 1 images": lambda members: members(1, [("hello", "two")]),
     "`image_path` is not read": lambda members: members(1, [("hello", "two")], image=False, image_path="a"),
     "a video without frames": lambda members: members(1, [("hello", "two")], image=False, video="a.mp4"),
     "image cannot be decoded": lambda members: {**members(1), "png": members(1)["png"][:500]},
@@ -58,7 +58,7 @@ def test_what_cannot_be_learnt_from_is_named(
     assert bad.reason.startswith(reason)
     assert bad.id == ("" if "json" in reason.lower() else "1")
     assert found.counts["bad"] == 1 and found.damaged == []
-    assert found.failure() == "nothing can be learnt from 1 of 9 samples, more than 1%"
+    assert found.failure() == "there is nothing to supervise in 1 of 9 samples, more than 1%"
 
 
 def test_samples_without_a_supervised_token_are_bad(
@@ -71,7 +71,7 @@ def test_samples_without_a_supervised_token_are_bad(
     found = check_set(shards, tokenize)
     (bad,) = found.bad
     assert bad.index == 2 and "40" in bad.reason
-    assert found.failure() == "nothing can be learnt from 1 of 9 samples, more than 1%"
+    assert found.failure() == "there is nothing to supervise in 1 of 9 samples, more than 1%"
 
 
 def test_one_percent_may_be_bad() -> None:
@@ -79,7 +79,7 @@ def test_one_percent_may_be_bad() -> None:
     found.counts.update(samples=1000, bad=10)
     assert found.failure() == ""
     found.counts.update(bad=1)
-    assert found.failure() == "nothing can be learnt from 11 of 1000 samples, more than 1%"
+    assert found.failure() == "there is nothing to supervise in 11 of 1000 samples, more than 1%"
 
 
 @pytest.mark.parametrize("workers", [1, 2])

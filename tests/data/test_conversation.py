@@ -162,7 +162,7 @@ def test_unusable_conversations_say_why(messages: list[tuple[str, Any]], fields:
         (b"", "not JSON"),
         (b"[]", "not a JSON object"),
         (b"{}", "no conversation"),
-        (b'{"conversations": "text"}', "no conversation"),
+        (b'{"conversations": "text"}', "not a list of messages"),
         (b'{"conversations": ["a", "b"]}', "neither `from` nor `role`"),
         (b'{"conversations": [{"value": "a"}]}', "neither `from` nor `role`"),
         (b'{"conversations": [{"from": "human"}]}', "`value` of a message is no text"),

@@ -14,14 +14,14 @@ from llava_mini.data.datamodule import Mix, VLMDataModule
 from llava_mini.data.feature_store import FeatureStore
 from llava_mini.data.feature_work import FeatureRecipe
 from llava_mini.data.labels import ConversationTokenizer
-from llava_mini.data.pixels import PixelTransform, normalised
+from llava_mini.data.pixels import PixelTransform, normalized
 from llava_mini.data.samples import SampleReader
 from llava_mini.data.shards import ShardSet
 from llava_mini.errors import UserError
 
 MakeModule = Callable[..., VLMDataModule]
 MakeMembers = Callable[..., dict[str, bytes]]
-NORMALISE = ([0.5, 0.4, 0.3], [0.25, 0.2, 0.3])
+NORMALIZE = ([0.5, 0.4, 0.3], [0.25, 0.2, 0.3])
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .*dataloader.* does not have many workers")
 
@@ -75,7 +75,7 @@ def module(readers: dict[str, SampleReader]) -> MakeModule:
             "test": Mix([readers["videos"]]),
         }
         arguments: dict[str, Any] = dict(
-            splits=splits, batch_size=4, eval_batch_size=5, num_batches=6, normalise=NORMALISE
+            splits=splits, batch_size=4, eval_batch_size=5, num_batches=6, normalize=NORMALIZE
         )
         return VLMDataModule(**{**arguments, **changes})
 
@@ -102,7 +102,7 @@ def test_a_mix_of_text_images_and_videos_is_trained_and_validated(
     assert keys(recorder.validated) == whole * 2
 
 
-def test_bytes_travel_and_are_normalised_where_the_model_runs(module: MakeModule, fit: Callable[..., Trainer]) -> None:
+def test_bytes_travel_and_are_normalized_where_the_model_runs(module: MakeModule, fit: Callable[..., Trainer]) -> None:
     recorder, data = Recorder(), module()
     fit(recorder, data, 6, [], limit_val_batches=0)
     loaded = list(data.train_dataloader())
@@ -113,7 +113,7 @@ def test_bytes_travel_and_are_normalised_where_the_model_runs(module: MakeModule
             continue
         assert raw.pixel_values.dtype == torch.uint8
         assert trained.pixel_values is not None
-        assert torch.equal(trained.pixel_values, normalised(raw.pixel_values, *NORMALISE))
+        assert torch.equal(trained.pixel_values, normalized(raw.pixel_values, *NORMALIZE))
 
 
 def test_evaluation_passes_over_a_whole_split_ready_for_the_model(module: MakeModule) -> None:
@@ -189,6 +189,6 @@ def test_a_split_that_was_not_given_is_named(module: MakeModule, readers: dict[s
         data.train_dataloader()
 
 
-def test_pixels_without_their_normalising_are_refused(module: MakeModule) -> None:
-    with pytest.raises(ValueError, match="pixels need `normalise`"):
-        module(normalise=None)
+def test_pixels_without_their_normalizing_are_refused(module: MakeModule) -> None:
+    with pytest.raises(ValueError, match="pixels need `normalize`"):
+        module(normalize=None)

@@ -166,30 +166,30 @@ def test_exactly_answers_and_end_tokens_are_learnt(
         runs = learnt_runs(sample)
         for turn, run in zip(talk.turns, runs, strict=True):
             expected = (turn.answer.strip() if template.strip else turn.answer) + template.assistant_suffix
-            learnt = subwords.decode(run)
-            assert learnt.endswith(expected)
-            more = learnt.removesuffix(expected)  # what shares the first token with the answer
+            learned = subwords.decode(run)
+            assert learned.endswith(expected)
+            more = learned.removesuffix(expected)  # what shares the first token with the answer
             assert more == "" or (len(subwords.decode(run[:1])) >= len(more) and more.isspace())
 
 
 def learnt_runs(sample: TokenizedSample) -> list[list[int]]:
-    """Stretches of learnt tokens, which are labelled by themselves."""
-    learnt = sample.labels != -100
-    assert (sample.labels[learnt] == sample.input_ids[learnt]).all()
-    pieces = zip(sample.input_ids.tolist(), learnt.tolist(), strict=True)
+    """Stretches of learned tokens, which are labelled by themselves."""
+    learned = sample.labels != -100
+    assert (sample.labels[learned] == sample.input_ids[learned]).all()
+    pieces = zip(sample.input_ids.tolist(), learned.tolist(), strict=True)
     return [[token for token, _ in run] for inside, run in groupby(pieces, lambda piece: piece[1]) if inside]
 
 
-def test_a_token_on_the_border_of_question_and_answer_is_learnt() -> None:
+def test_a_token_on_the_border_of_question_and_answer_is_supervised() -> None:
     """ASSISTANT: and its space are the prompt's, but the tokens are `:` and `▁Two`."""
     for kind, first in (("metaspace_legacy", "▁Two"), ("byte_level", "ĠTwo"), ("byte_level_trimmed", "ĠTwo")):
         tokenizer = build(kind, ["ASSISTANT: Two green"] * 5)
         sample = make(tokenizer, VICUNA, "conversation")(Conversation((Turn("How many?", "Two green"),)), [])
-        learnt = tokenizer.convert_ids_to_tokens(sample.labels[sample.labels != -100].tolist())
-        assert learnt[0] == first and learnt[-1] == "</s>"
+        supervised = tokenizer.convert_ids_to_tokens(sample.labels[sample.labels != -100].tolist())
+        assert supervised[0] == first and supervised[-1] == "</s>"
 
 
-def test_a_token_on_the_border_of_caption_and_end_is_learnt() -> None:
+def test_a_token_on_the_border_of_caption_and_end_is_supervised() -> None:
     tokenizer = build("byte_level", ["A parrot.\n"] * 5)
     sample = make(tokenizer, PLAIN, "conversation", k=1)(Conversation((Turn("<image>", "A parrot."),)), [1])
     assert tokenizer.convert_ids_to_tokens(sample.input_ids.tolist())[-1] == ".Ċ"
@@ -235,7 +235,7 @@ def test_tokens_and_labels_equal_those_of_generation_marks(
     assert (sample.labels != -100).int().tolist() == reference["assistant_masks"]
 
 
-def test_a_conversation_is_the_text_tokenised_at_once(subwords: PreTrainedTokenizerFast) -> None:
+def test_a_conversation_is_the_text_tokenized_at_once(subwords: PreTrainedTokenizerFast) -> None:
     sample = make(subwords, VICUNA, "conversation", k=1)(TALK, [1])
     assert sample.input_ids.tolist() == subwords(VICUNA.render(TALK).text)["input_ids"]
     assert sample.turn_ids is None
@@ -278,7 +278,7 @@ def test_images_are_moved_to_the_front_of_independent_turns(tokenizer: PreTraine
     assert sample.input_ids.tolist() == ids["input_ids"]
 
 
-CAPTIONS = ConversationTemplate()  # of the tiny world
+CAPTIONS = ConversationTemplate()  # of the toy world
 
 
 def test_captions_have_neither_question_nor_answer_mark(world: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -418,8 +418,8 @@ def test_what_is_too_long_loses_its_last_turns_then_the_end_of_its_first_answer(
         if fitting:
             assert len(sample) == len(expected)
         else:
-            learnt = subwords.decode(learnt_runs(sample)[0]).removeprefix(" ")
-            assert learnt and LONG.turns[0].answer.startswith(learnt), "cut within a character"
+            learned = subwords.decode(learnt_runs(sample)[0]).removeprefix(" ")
+            assert learned and LONG.turns[0].answer.startswith(learned), "cut within a character"
             assert len(sample) == length, "more is lost than needed"
     assert too_short == {n: f"{prompt} tokens before the answer, {n} allowed in all" for n in sorted(too_short)}
     assert sorted(too_short) == list(range(1, max(too_short) + 1)), "of two lengths, the longer was refused"
@@ -452,8 +452,8 @@ def test_an_answer_of_100_kilobytes_is_shortened(subwords: PreTrainedTokenizerFa
     assert len(answer.encode()) > 100_000
     for turns in ("conversation", "independent"):
         sample = make(subwords, VICUNA, turns, max_length=512)(Conversation((Turn("<image>\nWhat?", answer),)), [1])
-        learnt = subwords.decode(learnt_runs(sample)[0]).removeprefix(" ")
-        assert answer.startswith(learnt) and len(learnt) > 300
+        learned = subwords.decode(learnt_runs(sample)[0]).removeprefix(" ")
+        assert answer.startswith(learned) and len(learned) > 300
         assert 510 <= len(sample) <= 512 and sample.truncated and sample.num_turns == 1
 
 

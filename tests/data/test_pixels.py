@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from llava_mini.data.errors import SampleError
-from llava_mini.data.pixels import CLIP_GRAY, PixelTransform, normalised
+from llava_mini.data.pixels import CLIP_GRAY, PixelTransform, normalized
 from llava_mini.errors import UserError
 from llava_mini.views import NUM_VIEWS, ViewMode
 
@@ -58,7 +58,7 @@ def clip(size: int) -> CLIPImageProcessorPil:
 
 
 def as_bytes(pixels: Tensor, processor: CLIPImageProcessorPil) -> Tensor:
-    """Normalised pixels on the scale of 0 to 255, with what is behind the point."""
+    """Normalized pixels on the scale of 0 to 255, with what is behind the point."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
     return (pixels * std + mean) * 255
 
@@ -73,10 +73,10 @@ def test_square_is_clips_own_processing_within_two_steps(make: Callable[..., Pix
     transform = PixelTransform.from_image_processor(processor)
     ours = transform([png(pixels)])
     assert (ours.shape, ours.dtype) == ((1, 1, 3, 24, 24), torch.uint8)
-    ours_normalised = normalised(ours, processor.image_mean, processor.image_std)[0, 0]
+    ours_normalized = normalized(ours, processor.image_mean, processor.image_std)[0, 0]
     theirs = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
-    assert ours_normalised.dtype == theirs.dtype == torch.float32
-    assert (as_bytes(ours_normalised, processor) - as_bytes(theirs, processor)).abs().max() <= 2 + 1e-3
+    assert ours_normalized.dtype == theirs.dtype == torch.float32
+    assert (as_bytes(ours_normalized, processor) - as_bytes(theirs, processor)).abs().max() <= 2 + 1e-3
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -87,7 +87,7 @@ def test_siglips_pictures_are_its_own_processing_within_two_steps(
     """The whole picture in a square, whatever its shape; values from -1 to 1."""
     pixels, processor = make(*size), SiglipImageProcessorPil(size={"height": 24, "width": 24})
     transform = PixelTransform.from_image_processor(processor)
-    ours = normalised(transform([png(pixels)]), processor.image_mean, processor.image_std)[0, 0]
+    ours = normalized(transform([png(pixels)]), processor.image_mean, processor.image_std)[0, 0]
     theirs = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
     assert ours.shape == theirs.shape == (3, 24, 24) and theirs.min() >= -1 and theirs.max() <= 1
     assert (as_bytes(ours, processor) - as_bytes(theirs, processor)).abs().max() <= 2 + 1e-3
@@ -130,13 +130,13 @@ def test_pad_and_hd_are_clips_processing_of_the_padded_square(size: tuple[int, i
         square, half = padded(pixels, side), side // 2
         corners = [(0, 0), (half, 0), (0, half), (half, half)] if mode == "hd" else []
         parts = [square.crop((x, y, x + half, y + half)) for x, y in corners]
-        ours = normalised(PixelTransform(24, mode)([png(pixels)]), processor.image_mean, processor.image_std)[0]
+        ours = normalized(PixelTransform(24, mode)([png(pixels)]), processor.image_mean, processor.image_std)[0]
         theirs = processor([*parts, square], return_tensors="pt")["pixel_values"]
         assert ours.shape == theirs.shape == (NUM_VIEWS[mode], 3, 24, 24)
         assert (as_bytes(ours, processor) - as_bytes(theirs, processor)).abs().max() <= 2 + 1e-3
 
 
-def test_the_background_is_the_processors_mean_colour() -> None:
+def test_the_background_is_the_processors_mean_color() -> None:
     processor = CLIPImageProcessorPil(**{**clip(8).to_dict(), "image_mean": [0.5, 0.25, 1.0]})
     views = PixelTransform.from_image_processor(processor, "pad")([png(noise(4, 8))])
     assert views[0, 0, :, 0, 0].tolist() == [127, 63, 255]
@@ -180,8 +180,8 @@ def test_pictures_of_all_sizes_are_put_in_order_into_one_tensor(mode: ViewMode) 
 
 
 def test_a_grey_picture_is_grey_and_one_pixel_fills_the_view() -> None:
-    grey, pixel = PixelTransform(16)([png(noise(9, 9)[..., 0]), png(np.full((1, 1, 3), [1, 2, 3], np.uint8))])
-    assert torch.equal(grey[0, 0], grey[0, 1]) and torch.equal(grey[0, 0], grey[0, 2])
+    gray, pixel = PixelTransform(16)([png(noise(9, 9)[..., 0]), png(np.full((1, 1, 3), [1, 2, 3], np.uint8))])
+    assert torch.equal(gray[0, 0], gray[0, 1]) and torch.equal(gray[0, 0], gray[0, 2])
     assert (pixel[0] == torch.tensor([1, 2, 3])[:, None, None]).all()
 
 
@@ -202,15 +202,15 @@ def test_it_travels_to_spawned_workers() -> None:
     assert found == b"".join(transform([raw]).numpy().tobytes() for transform in transforms)
 
 
-def test_bytes_are_normalised_as_clip_does() -> None:
+def test_bytes_are_normalized_as_clip_does() -> None:
     pixels = torch.arange(256, dtype=torch.uint8).repeat(6).view(2, 1, 3, 16, 16)
     mean, std = (0.5, 0.25, 0.1), (0.2, 0.3, 0.4)
     expected = torch.stack([(pixels[:, :, c].double() / 255 - mean[c]) / std[c] for c in range(3)], dim=2)
-    ours = normalised(pixels, mean, std)
+    ours = normalized(pixels, mean, std)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours.double(), expected, rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match=r"torch.float32, not torch.uint8"):
-        normalised(ours, mean, std)
+        normalized(ours, mean, std)
 
 
 @pytest.mark.parametrize(

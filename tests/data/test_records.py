@@ -84,7 +84,7 @@ def test_a_broken_line_is_one_entry_with_a_reason(tmp_path: Path, line: str | by
         ('[{"id": 1}, {"id": 2}, {"id": 3}', "at character 33: 'the end' instead of ','"),
         ('[{"id": 1}, {"id": 2}, {"id": 3', "at character 32: Expecting ',' delimiter"),
         ('[{"id": 1}, {"id": 2}, {"id": x}]', "at character 31: Expecting value"),
-        ('[{"id": 1}, {"id": 2}] ]', "at character 24: ']' behind the array"),
+        ('[{"id": 1}, {"id": 2}] ]', "at character 24: ']' after the array"),
         ('[{"id": 1}, {"id": 2} {"id": 3}]', "at character 23: '{' instead of ','"),
         ('[{"id": 1}, ]', "at character 13: Expecting value"),
         ("[" * 100_000, "nested too deeply"),
@@ -156,14 +156,14 @@ def test_an_object_that_holds_the_records_is_refused_with_their_key(
     tmp_path: Path, before: dict[str, Any], indent: int | None
 ) -> None:
     path = written(tmp_path, json.dumps({**before, "data": [TALK, TALK]}, indent=indent))
-    with pytest.raises(UserError, match=r'mix\.json is one object that holds the records as its "data": save'):
+    with pytest.raises(UserError, match=r'mix\.json is one object that contains the records as its "data": save'):
         list(read_records(path))
 
 
 @pytest.mark.parametrize("form", ["messages", "instruction", "query"])
 def test_so_is_one_that_holds_records_of_another_form(tmp_path: Path, form: str) -> None:
     path = written(tmp_path, json.dumps({"info": {form: "x"}, "train": [{"id": 1, form: "a", "tags": [{form: 1}]}]}))
-    with pytest.raises(UserError, match=r'mix\.json is one object that holds the records as its "train": save'):
+    with pytest.raises(UserError, match=r'mix\.json is one object that contains the records as its "train": save'):
         list(read_records(path))
 
 
@@ -186,7 +186,7 @@ def test_a_first_line_that_holds_lists_of_objects_is_a_record(tmp_path: Path, re
 @pytest.mark.parametrize("whole", ["%s", "[%s, {}]"])
 def test_a_key_that_stands_twice_costs_its_record(tmp_path: Path, record: str, whole: str) -> None:
     first = next(read_records(written(tmp_path, whole % record)))
-    assert first.record is None and first.reason == 'not valid JSON ("image" stands twice in an object)'
+    assert first.record is None and first.reason == 'not valid JSON ("image" is twice in an object)'
 
 
 @pytest.mark.parametrize("content", ["{}", "[{}]"])

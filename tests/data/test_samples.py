@@ -39,7 +39,7 @@ def read(make_shards: MakeShards, tokenize: ConversationTokenizer, to_pixels: Pi
 def features(
     make_shards: MakeShards, clip: MakeMembers, tmp_path: Path, to_pixels: PixelTransform
 ) -> tuple[ShardSet, FeatureStore]:
-    """Five samples, of them number 4 a video of 7 frames, and their features: the means of their colours."""
+    """Five samples, of them number 4 a video of 7 frames, and their features: the means of their colors."""
     shards = make_shards(5, {4: clip(4, 7)})
     recipe = FeatureRecipe("rows", (1, 32, 32), "float32")
     rows = lambda pixels: pixels.float().mean(2)  # noqa: E731 - stands for a vision tower
@@ -181,7 +181,7 @@ def test_bad_samples_say_why(read: MakeReader, members: MakeMembers, clip: MakeM
     }
     reader = read(changes)
     reasons = ["image cannot be decoded", "not JSON", "no json member", "1 <image> for 0 images",
-               "0 <image> for 1 images", "no conversation", "a video without frames", "image"]  # fmt: skip
+               "0 <image> for 1 images", "not a list of messages", "a video without frames", "image"]  # fmt: skip
     for index, reason in enumerate(reasons):
         with pytest.raises(SampleError, match=reason):
             reader(index)

@@ -352,7 +352,7 @@ def test_an_index_that_names_what_the_listing_does_not_have_is_named(shards: Sha
 
 
 def test_a_complete_set_is_never_overwritten_but_an_interrupted_one_is(shards: ShardSet) -> None:
-    with pytest.raises(UserError, match="already holds a shard set"):
+    with pytest.raises(UserError, match="already contains a shard set"):
         write_shards(SAMPLES, shards.folder)
     (shards.folder / "shards.json").unlink()
     assert len(write_shards(SAMPLES, shards.folder, samples_per_shard=100)) == 11

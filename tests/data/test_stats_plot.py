@@ -23,18 +23,18 @@ def drawn(shards: ShardSet, path: Path) -> np.ndarray:
     return pixels
 
 
-def colours(pixels: np.ndarray) -> set[str]:
+def colors(pixels: np.ndarray) -> set[str]:
     named = {"text": (0xE6, 0x9F, 0x00), "image": (0x00, 0x72, 0xB2), "video": (0x00, 0x9E, 0x73)}
-    return {name for name, colour in named.items() if (pixels == colour).all(-1).sum() > 100}
+    return {name for name, color in named.items() if (pixels == color).all(-1).sum() > 100}
 
 
-def test_each_modality_has_its_colour(
+def test_each_modality_has_its_color(
     make_shards: MakeShards, clip: MakeRecord, members: MakeRecord, tmp_path: Path
 ) -> None:
     text = members(0, [("how many", "two")], image=False)
-    assert colours(drawn(make_shards(3, {0: text}, "a"), tmp_path / "a.png")) == {"text", "image"}
-    assert colours(drawn(make_shards(3, {0: text, 1: clip(1)}, "b"), tmp_path / "b.png")) == {"text", "image", "video"}
-    assert colours(drawn(make_shards(2, {0: text, 1: text}, "c"), tmp_path / "c.png")) == {"text"}
+    assert colors(drawn(make_shards(3, {0: text}, "a"), tmp_path / "a.png")) == {"text", "image"}
+    assert colors(drawn(make_shards(3, {0: text, 1: clip(1)}, "b"), tmp_path / "b.png")) == {"text", "image", "video"}
+    assert colors(drawn(make_shards(2, {0: text, 1: text}, "c"), tmp_path / "c.png")) == {"text"}
 
 
 def test_a_picture_is_the_same_bytes_again(make_shards: MakeShards, tmp_path: Path) -> None:

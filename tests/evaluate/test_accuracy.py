@@ -106,7 +106,7 @@ def generated(model: LlavaMiniForConditionalGeneration, samples: Sequence[Asked]
 
 @pytest.fixture(scope="module", params=["release", "paper"])
 def trained(request: pytest.FixtureRequest, make_model: Callable, orders: dict) -> LlavaMiniForConditionalGeneration:
-    """A model that learnt the first conversations and never saw the last two."""
+    """A model that learned the first conversations and never saw the last two."""
     model = make_model(**orders[request.param])
     batch = packed(model, conversations()[:TRAINED])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)

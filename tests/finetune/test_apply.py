@@ -1,4 +1,4 @@
-"""What is adapted, quantised, frozen and cast, and that nothing else changes."""
+"""What is adapted, quantized, frozen and cast, and that nothing else changes."""
 
 import importlib
 from collections.abc import Callable

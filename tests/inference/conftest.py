@@ -1,4 +1,4 @@
-"""A model of the tiny world's words that answers at random but always the same, as users have it, and pictures."""
+"""A model of the toy world's words that answers at random but always the same, as users have it, and pictures."""
 
 from collections.abc import Callable
 from pathlib import Path

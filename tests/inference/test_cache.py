@@ -84,7 +84,7 @@ def test_few_bits_are_close(make_model: Factory, embeds: torch.Tensor, bits: int
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_parts_that_are_frozen_one_by_one(make_model: Factory, embeds: torch.Tensor, bits: int) -> None:
-    """Entries are quantised by themselves: what is frozen again does not change, and cutting into it works."""
+    """Entries are quantized by themselves: what is frozen again does not change, and cutting into it works."""
     model = make_model()
     cache, whole = SessionCache(model.config, bits), SessionCache(model.config, bits)
     for chunk in embeds.split(30, dim=1):

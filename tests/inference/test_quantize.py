@@ -1,4 +1,4 @@
-"""Quantisation: no value moves by more than half a step, entries are independent, and bytes are as stated."""
+"""Quantization: no value moves by more than half a step, entries are independent, and bytes are as stated."""
 
 import pytest
 import torch

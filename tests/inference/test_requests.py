@@ -145,9 +145,9 @@ def test_answers_are_gone_on_with_and_a_torn_line_is_cut_off(tmp_path: Path) -> 
         ('{"answer": "a"}\n', "line 1 is no answer"),
         ('{"id": [1]}\n', "line 1 is no answer"),
         ('{"id": 1, "question": "one"}\n', "line 1 is no answer"),
-        ("a note without an end", "line 1 holds something else than answers; name another file"),
-        ('{"id": 1, "question": "one", "error": "a"}\n- milk', "line 2 holds something else than answers"),
-        ('{"id": "other", "answ', "line 1 holds something else than answers"),
+        ("a note without an end", "line 1 contains something else than answers; name another file"),
+        ('{"id": 1, "question": "one", "error": "a"}\n- milk', "line 2 contains something else than answers"),
+        ('{"id": "other", "answ', "line 1 contains something else than answers"),
         ('{"id": 1, "question": "one"}', "line 1 is no answer"),
         ('{"id": 1, "question": "one", "answer": ""}\n{"id": 9, "error": ""}\n', "line 2 answers another request"),
         (

@@ -310,7 +310,7 @@ def test_files_that_are_no_session_of_this_model(asked: Any, make_model: Any, tm
     model, processor = asked
     session = Session(*asked)
     path = tmp_path / "seen.safetensors"
-    with pytest.raises(UserError, match="nothing was looked at"):
+    with pytest.raises(UserError, match="nothing was added"):
         session.save(path)
     session.add_media(picture(1))
     session.save(path)

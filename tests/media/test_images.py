@@ -58,7 +58,7 @@ def png(width: int, height: int, depth: int, kind: int, rows: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)], ids=["grey", "rgb"])
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)], ids=["gray", "rgb"])
 def test_every_picture_is_decoded_to_rgb(shape: tuple[int, ...]) -> None:
     pixels = noise(*shape)
     image = decode_image(encoded(pixels, "PNG"))
@@ -69,7 +69,7 @@ def test_every_picture_is_decoded_to_rgb(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_what_is_transparent_is_put_on_white(form: str, mode: str) -> None:
-    """Alpha 0 gives white whatever colour lies below, 255 the colour, 102 two fifths of it."""
+    """Alpha 0 gives white whatever color lies below, 255 the color, 102 two fifths of it."""
     pixels = np.array([[[10, 60, 110, 0], [10, 60, 110, 255], [10, 60, 110, 102], [0, 0, 0, 0]]], np.uint8)
     image = Image.fromarray(pixels) if mode == "RGBA" else Image.fromarray(pixels[..., [0, 3]].copy(), "LA")
     seen = decode_image(encoded(image, form, **({"lossless": True, "exact": True} if form == "WEBP" else {})))
@@ -114,7 +114,7 @@ def test_simplejpeg_decodes_plain_jpegs(monkeypatch: pytest.MonkeyPatch) -> None
         encoded(noise(4, 4), "PNG"),
     ]
     marker = np.zeros((2, 2, 3), np.uint8)
-    monkeypatch.setattr(images, "simplejpeg", SimpleNamespace(decode_jpeg=lambda raw, colours, **options: marker))
+    monkeypatch.setattr(images, "simplejpeg", SimpleNamespace(decode_jpeg=lambda raw, colors, **options: marker))
     assert [decode_image(raw) is marker for raw in pictures] == [True, False, False]
 
 
@@ -147,15 +147,15 @@ def test_exif_that_makes_no_sense_is_ignored(kind_and_value: tuple[int, bytes], 
     assert decode_image(encoded(smooth(5, 9), "JPEG", exif=b"Exif\0\0nonsense")).shape == (5, 9, 3)
 
 
-def test_cmyk_has_the_colours_that_it_means(library: str) -> None:
+def test_cmyk_has_the_colors_that_it_means(library: str) -> None:
     pixels = smooth(16, 24)
     raw = encoded(Image.fromarray(pixels).convert("CMYK"), "JPEG", quality=100)
     assert np.abs(decode_image(raw).astype(int) - pixels).max() < 12
     assert verify_image(raw) == (24, 16)
 
 
-def test_ycck_has_the_colours_that_it_means(library: str) -> None:
-    """Pillow writes no YCCK, but the same file with another Adobe mark is one: brightness 80 without colour."""
+def test_ycck_has_the_colors_that_it_means(library: str) -> None:
+    """Pillow writes no YCCK, but the same file with another Adobe mark is one: brightness 80 without color."""
     stored = np.array([80, 128, 128, 255], np.uint8)  # Y, Cb, Cr, K as Adobe stores them
     raw = encoded(Image.fromarray(np.tile(255 - stored, (16, 16, 1)), "CMYK"), "JPEG", quality=100, subsampling=0)
     mark = raw.index(b"Adobe")
@@ -179,7 +179,7 @@ def test_8_bit_values_in_16_bits_are_refused() -> None:
     assert not decode_image(encoded(values * 0, "PNG")).any()  # black
 
 
-def test_16_bit_colours_keep_the_high_ones() -> None:
+def test_16_bit_colors_keep_the_high_ones() -> None:
     values = np.random.default_rng(0).integers(0, 65536, (3, 5, 3), dtype=np.uint16)
     raw = png(5, 3, 16, 2, b"".join(b"\0" + row.astype(">u2").tobytes() for row in values))
     assert np.array_equal(decode_image(raw), (values >> 8).astype(np.uint8))
@@ -194,7 +194,7 @@ def test_32_bit_values_are_refused(mode: str) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_palettes_give_their_colours_and_put_what_is_transparent_on_white() -> None:
+def test_palettes_give_their_colors_and_put_what_is_transparent_on_white() -> None:
     image = Image.new("P", (3, 1))
     image.putpalette([255, 0, 0, 0, 200, 0, 9, 8, 7])
     image.putdata([0, 1, 2])
@@ -210,7 +210,7 @@ def test_palettes_give_their_colours_and_put_what_is_transparent_on_white() -> N
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_of_an_animation_the_first_frame_is_taken(form: str) -> None:
-    first, second = (Image.new("RGB", (6, 4), colour) for colour in ("red", "blue"))
+    first, second = (Image.new("RGB", (6, 4), color) for color in ("red", "blue"))
     options: dict[str, Any] = {"lossless": True} if form == "WEBP" else {}
     raw = encoded(first, form, save_all=True, append_images=[second], **options)
     assert sum(1 for _ in ImageSequence.Iterator(Image.open(io.BytesIO(raw)))) == 2
@@ -336,7 +336,7 @@ def test_jpegs_are_written_as_well_as_read(library: str) -> None:
 
 
 @pytest.mark.parametrize(("size", "sampling"), [((127, 200), 0), ((200, 127), 0), ((128, 128), 2)])
-def test_small_jpegs_keep_the_resolution_of_colours(size: tuple[int, int], sampling: int, library: str) -> None:
+def test_small_jpegs_keep_the_resolution_of_colors(size: tuple[int, int], sampling: int, library: str) -> None:
     assert get_sampling(JpegImageFile(io.BytesIO(encode_jpeg(smooth(*size))))) == sampling
 
 

@@ -34,8 +34,8 @@ def photo(tmp_path: Path) -> Path:
 def test_a_photo_is_turned_upright(photo: Path) -> None:
     image = open_image(photo)
     assert (image.size, image.mode) == ((40, 60), "RGB")
-    colours = np.asarray(image)[..., 0]
-    assert colours[:25].min() > 200 and colours[35:].max() < 50
+    colors = np.asarray(image)[..., 0]
+    assert colors[:25].min() > 200 and colors[35:].max() < 50
 
 
 def wrong_files(folder: Path, photo: Path) -> dict[str, Path]:

@@ -227,7 +227,7 @@ def test_the_shorter_side_is_bounded_and_the_aspect_kept(clip: MakeClip) -> None
     assert [frame.shape for frame in frames_at(path, 1.0, short_side=100)] == [(48, 64, 3)] * 2
 
 
-def test_colours_stay(tmp_path: Path, clip: MakeClip) -> None:
+def test_colors_stay(tmp_path: Path, clip: MakeClip) -> None:
     frame = next(frames_at(clip(10), 1.0))
     assert np.abs(frame.astype(int) - picture(5)).mean() < 6
     assert frame.dtype == np.uint8 and frame.flags.c_contiguous and frame.flags.writeable
@@ -308,7 +308,7 @@ def test_sound_is_no_video_even_with_a_cover(tmp_path: Path, cover: bool) -> Non
 
 
 def test_an_animation_that_is_no_video_is_told_what_is_one(tmp_path: Path) -> None:
-    first, *others = (Image.new("RGB", (16, 8), colour) for colour in ("red", "green", "blue"))
+    first, *others = (Image.new("RGB", (16, 8), color) for color in ("red", "green", "blue"))
     first.save(tmp_path / "a.webp", save_all=True, append_images=others, duration=500)
     with pytest.raises(SampleError, match=r"^video cannot be read: its container is none of MP4, MOV, .*, GIF$"):
         next(frames_at(tmp_path / "a.webp", 1.0))

@@ -28,5 +28,5 @@ def test_what_a_config_says_is_taken_over() -> None:
 
 @pytest.mark.parametrize("given", [{"size": {"shortest_edge": 28}}, {"crop_size": {"height": 28, "width": 28}}])
 def test_siglip_with_clips_keys_is_refused(given: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="SigLIP's pictures are resized to a square; allowed are {} and a size"):
+    with pytest.raises(UserError, match="SigLIP's images are resized to a square; allowed are {} and a size"):
         build_image_processor(SiglipVisionConfig(image_size=28), given)

@@ -18,8 +18,8 @@ def test_what_fits_passes() -> None:
     inputs.check_no_frames(torch.zeros(2, 3).bool(), None)
 
 
-def test_pixels_that_were_not_normalised_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"pixel_values is torch\.uint8, expected normalised floating-point numbers"):
+def test_pixels_that_were_not_normalized_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"pixel_values is torch\.uint8, expected normalized floating-point numbers"):
         inputs.check_pixels(torch.zeros(1, 1, 3, 4, 4, dtype=torch.uint8), None)
 
 

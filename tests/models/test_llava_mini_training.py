@@ -66,7 +66,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(
         close(checkpointed, plain)
 
 
-def test_copy_initialisation(make_model) -> None:
+def test_copy_initialization(make_model) -> None:
     model = make_model(num_fusion_layers=2)
     model.prefusion.copy_from(model.language_model)
     own = model.language_model.get_decoder().layers

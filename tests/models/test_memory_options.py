@@ -45,8 +45,8 @@ def turns(make_sample: Callable, collate: Callable) -> Callable[..., dict[str, T
 
     def make(model: Any) -> dict[str, Tensor]:
         batch = collate(model, [make_sample(1, answer=6), make_sample(2, answer=6)])
-        learnt = batch["labels"] != -100
-        turn = learnt.long() + (learnt & (learnt.cumsum(1) > 3)).long()
+        learned = batch["labels"] != -100
+        turn = learned.long() + (learned & (learned.cumsum(1) > 3)).long()
         return {**batch, "turn_ids": turn}
 
     return make

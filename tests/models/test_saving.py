@@ -110,7 +110,7 @@ def test_positions_are_kept_or_made_anew(make_model: Factory, tmp_path: Path) ->
 
 
 def test_a_missing_tensor_is_told_and_starts_fresh(make_model: Factory, tmp_path: Path) -> None:
-    """Stage 1 leaves checkpoints without a trained compressor: what is missing is initialised as in a new model."""
+    """Stage 1 leaves checkpoints without a trained compressor: what is missing is initialized as in a new model."""
     model = make_model()
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")

@@ -68,10 +68,10 @@ def test_a_truncated_file_is_named(saved: Path, share: float):
 
 def test_the_last_good_state_is_named(saved: Path):
     saved.write_bytes(saved.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"\); delete it and the run begins anew$"):
+    with pytest.raises(UserError, match=r"\); delete it and the run starts again$"):
         AtomicCheckpointIO().load_checkpoint(saved)
     AtomicCheckpointIO().save_checkpoint(CHECKPOINT, saved.with_name("best.ckpt"))
-    with pytest.raises(UserError, match=r"\); put best\.ckpt in its place to go on from there, or delete it and"):
+    with pytest.raises(UserError, match=r"\); put best\.ckpt in its place to continue from there, or delete it and"):
         AtomicCheckpointIO().load_checkpoint(saved)
 
 

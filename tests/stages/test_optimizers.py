@@ -1,4 +1,4 @@
-"""Optimisers in 8 bits take the place of AdamW: near to it, with a quarter of its state, refused where they fail."""
+"""Optimizers in 8 bits take the place of AdamW: near to it, with a quarter of its state, refused where they fail."""
 
 from typing import Any
 

@@ -54,8 +54,8 @@ def test_a_rank_may_see_no_image(train: Callable, first: list[str], second: list
     assert not parts_that_differ(*ranks)
     _, untrained = train(["bad"], ["bad"])
     seen = parts_that_differ(ranks[0], untrained[0])
-    learnt = {"projector", "compressor", "prefusion"} if "image" in first else set()
-    assert seen & {"projector", "compressor", "prefusion", "vision_tower"} == learnt
+    learned = {"projector", "compressor", "prefusion"} if "image" in first else set()
+    assert seen & {"projector", "compressor", "prefusion", "vision_tower"} == learned
     assert "language_model" in seen
 
 

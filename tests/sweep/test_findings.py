@@ -24,7 +24,7 @@ CONVERGED = "No run is marked as still improving over the last third of its step
 
 
 def graded(run: Run) -> dict[str, float]:
-    """As in the tiny world: long answers need tokens, one-word answers do not."""
+    """As in the toy world: long answers need tokens, one-word answers do not."""
     of_tokens = {1: 0.45, 2: 0.6, 4: 0.75, 8: 0.9}
     dense = 0.9 if run.reference else 0.3 if run.C is None else of_tokens[run.C]
     return {"dense": dense, "one_word": 0.85}

@@ -241,7 +241,7 @@ def test_a_folder_that_is_continued_otherwise_is_told(tmp_path: Path) -> None:
     ]
     (tmp_path / "sweep.json").write_text("")
     (told,) = _changed(tmp_path, other)
-    assert "sweep.json" in told and told.endswith("; it is written anew, and finished runs are kept")
+    assert "sweep.json" in told and told.endswith("; it is written again, and finished runs are kept")
 
 
 def test_a_folder_that_cannot_be_made_is_named(sweep: Sweeper, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from scipy import stats
 from llava_mini.predictions import Predictions
 from llava_mini.sweep.statistics import Answers, Difference, Scores, corrected
 
-WORDS = np.array([7, 16, 32])  # of the tiny world's three dense kinds
+WORDS = np.array([7, 16, 32])  # of the toy world's three dense kinds
 
 
 def make_predictions(right_SQ: np.ndarray, name: str = "scene") -> Predictions:
@@ -47,7 +47,7 @@ def holds(interval: tuple[float, float] | None, truth: float) -> bool:
 
 
 def boards(rng: np.random.Generator, seeds: int, spread: float) -> Scores:
-    """Two configurations on 400 boards with three dense kinds, by chance of a word, as in the tiny world.
+    """Two configurations on 400 boards with three dense kinds, by chance of a word, as in the toy world.
 
     The first is 30 points better. Scenes are hard or easy for both and for each; `spread` is the standard deviation of
     the difference over seeds.

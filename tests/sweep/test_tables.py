@@ -33,7 +33,7 @@ def test_bars_hold_their_dots_and_point_to_what_lies_beyond() -> None:
     assert all(0 <= place <= 100 for place in places)
     assert ["beyond left" in cell for cell in cells] == [True, False, False]
     assert ["beyond right" in cell for cell in cells] == [False, False, True]
-    assert bars.note == "A triangle lies beyond the scale of 15 points."
+    assert bars.note == "A triangle is beyond the scale of 15 points."
     assert Bars(differences[1:2]).note == ""
 
 

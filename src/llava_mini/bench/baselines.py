@@ -20,7 +20,7 @@ from llava_mini.inference.frame_cache import FrameCache, FrameCacheConfig
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
 from llava_mini.models.frame_batch import frames_at_once
 from llava_mini.models.inference_optimizations import RELEASE, InferenceOptimizations
-from llava_mini.models.initialisation import default_dtype
+from llava_mini.models.initialization import default_dtype
 from llava_mini.models.prepacked import prepack
 
 TRANSFORMERS, UNCOMPRESSED = "transformers' LLaVA", "ours, no compression"

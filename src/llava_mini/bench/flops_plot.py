@@ -12,7 +12,7 @@ from llava_mini.bench.bars import BLUE, INK, PALE, style_bars
 from llava_mini.bench.flop_rows import BASE, MINI, TERA, Row, find
 from llava_mini.bench.flops import PARTS
 
-_COLOURS = (BLUE, "#CC79A7", "#F0E442", "#009E73", PALE)  # Okabe and Ito's, gray for the language model
+_COLORS = (BLUE, "#CC79A7", "#F0E442", "#009E73", PALE)  # Okabe and Ito's, gray for the language model
 _ASKED = {"image": ("standard", 1), "HD image": ("hd", 1), "video of 16 frames": ("standard", 16)}
 _BARS: dict[str, tuple[str, dict[str, Any]]] = {
     "ours, later question": (MINI, {"order": "exact", "cached": True}),
@@ -39,9 +39,9 @@ def draw(found: list[Row], path: Path) -> None:
 
 def _bars(axes: Axes, title: str, chosen: list[Row]) -> None:
     left = [0.0] * len(chosen)
-    for part, colour in zip(PARTS, _COLOURS, strict=True):
+    for part, color in zip(PARTS, _COLORS, strict=True):
         widths = [row["parts"][part] / TERA for row in chosen]
-        axes.barh(range(len(chosen)), widths, left=left, color=colour, height=0.66, label=part)
+        axes.barh(range(len(chosen)), widths, left=left, color=color, height=0.66, label=part)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     for number, total in enumerate(left):
         axes.annotate(

@@ -10,14 +10,14 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llava_mini.bench.bars import BLUE, GREY, INK, PALE, style_bars
+from llava_mini.bench.bars import BLUE, GRAY, INK, PALE, style_bars
 from llava_mini.bench.baselines import OURS, RELEASED, TRANSFORMERS, WAYS
 from llava_mini.bench.latency import BARS, FURTHER, IMAGE, LATER_IMAGE, LATER_VIDEO, UNPACKED, VIDEO, Bar, Findings
 from llava_mini.bench.record import metric_name
 from llava_mini.bench.stopwatch import Timing
 
 _SHOWN = (UNPACKED[TRANSFORMERS], *WAYS[:-1], UNPACKED[OURS], OURS)
-_COLOURS = {way: BLUE if way == OURS else PALE for way in _SHOWN}
+_COLORS = {way: BLUE if way == OURS else PALE for way in _SHOWN}
 
 
 def met(found: Findings, bar: Bar) -> bool:
@@ -102,7 +102,7 @@ def draw(found: Findings, path: Path) -> None:
     _bars(image, "Image: seconds to the first token", found, [(way, IMAGE) for way in _SHOWN] + [(OURS, LATER_IMAGE)])
     _bars(video, "Video", found, [(RELEASED, VIDEO), (OURS, VIDEO), (OURS, LATER_VIDEO)])
     _bars(further, "Further token", found, [(way, FURTHER) for way in _SHOWN])
-    figure.supxlabel("Medians, and the range of the rounds.", fontsize=8.5, color=GREY, x=0.99, ha="right")
+    figure.supxlabel("Medians, and the range of the rounds.", fontsize=8.5, color=GRAY, x=0.99, ha="right")
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
@@ -114,7 +114,7 @@ def _bars(axes: Axes, title: str, found: Findings, shown: Sequence[tuple[str, st
         [each.wall.median - each.wall.least for each in timings],
         [each.wall.most - each.wall.median for each in timings],
     ]
-    axes.barh(names, medians, xerr=errors, color=[_COLOURS[each.way] for each in timings], height=0.66, ecolor=INK)
+    axes.barh(names, medians, xerr=errors, color=[_COLORS[each.way] for each in timings], height=0.66, ecolor=INK)
     for row, each in enumerate(timings):
         axes.annotate(
             f"{each.wall.median:.3g}", (each.wall.most, row), (5, 0), textcoords="offset points", va="center",

@@ -89,9 +89,9 @@ def make_data(folder: Path, count: int) -> MadeData:
 def _make_pictures(folder: Path, count: int, rng: np.random.Generator) -> None:
     folder.mkdir(parents=True)
     luminance = 50 * _field(1.25, rng)
-    colours = np.stack([luminance + 15 * _field(1.5, rng) for _ in range(3)], -1).astype(np.float32)
+    colors = np.stack([luminance + 15 * _field(1.5, rng) for _ in range(3)], -1).astype(np.float32)
     for number in range(count):
-        _picture(colours, rng).save(folder / f"{number:07d}.jpg", quality=_QUALITY)
+        _picture(colors, rng).save(folder / f"{number:07d}.jpg", quality=_QUALITY)
 
 
 def _field(slope: float, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -103,10 +103,10 @@ def _field(slope: float, rng: np.random.Generator) -> NDArray[np.float64]:
     return np.asarray(field / field.std())
 
 
-def _picture(colours: NDArray[np.float32], rng: np.random.Generator) -> Image.Image:
+def _picture(colors: NDArray[np.float32], rng: np.random.Generator) -> Image.Image:
     width, height = SIZE
     top, left = rng.integers(_FIELD - height), rng.integers(_FIELD - width)
-    pixels = colours[top : top + height, left : left + width] * rng.uniform(0.8, 1.1) + rng.integers(90, 160, 3)
+    pixels = colors[top : top + height, left : left + width] * rng.uniform(0.8, 1.1) + rng.integers(90, 160, 3)
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
     for _ in range(6):

@@ -15,7 +15,7 @@ from llava_mini.bench.record import told, write
 from llava_mini.files import atomic_path
 from llava_mini.inference.session_plan import SessionPlan
 
-_COLOURS = {LLAVA: "#b6bcc6", OURS_KV: "#56b4e9", OURS: "#0072b2"}  # the blues are Okabe and Ito's
+_COLORS = {LLAVA: "#b6bcc6", OURS_KV: "#56b4e9", OURS: "#0072b2"}  # the blues are Okabe and Ito's
 
 
 def write_memory(
@@ -56,9 +56,9 @@ def _measured(points: Sequence[Point]) -> str:
 def _draw(points: Sequence[Point], path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for way, colour in _COLOURS.items():
+    for way, color in _COLORS.items():
         chosen = [point for point in points if point.way == way]
-        axes.plot([p.frames for p in chosen], [p.peak_bytes / 2**20 for p in chosen], "o-", color=colour, label=way)
+        axes.plot([p.frames for p in chosen], [p.peak_bytes / 2**20 for p in chosen], "o-", color=color, label=way)
     axes.set(xscale="log", yscale="log", xlabel="frames", ylabel="peak memory beyond the model's, MiB")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e5e7eb", linewidth=0.8)

@@ -24,7 +24,7 @@ def parser_for(module: str, description: str | None, out: str) -> argparse.Argum
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--out", type=Path, default=Path(out), help="folder of the report")
-    parser.add_argument("--seconds", type=float, default=450, help="nothing goes on for longer than this in all")
+    parser.add_argument("--seconds", type=float, default=450, help="nothing runs for longer than this in all")
     parser.add_argument(
         "--tiny", action="store_true", help="tiny shapes on the CPU: the command is tried, no GPU measured"
     )

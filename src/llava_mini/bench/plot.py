@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llava_mini.bench.bars import BLUE, GREY, INK, PALE, style_bars
+from llava_mini.bench.bars import BLUE, GRAY, INK, PALE, style_bars
 from llava_mini.bench.data_path import OWN, OWN_SMALL, Findings
 from llava_mini.bench.report import ORDER
 from llava_mini.bench.stopwatch import Spread
@@ -27,14 +27,14 @@ def draw(found: Findings, path: Path) -> None:
     _bars(memory, "MiB of private memory while loading", [found.loading(name) for name in _ROWS], "{:.0f}")
     time.set_yticks(range(len(_ROWS)), _ROWS, fontsize=9.5, color=INK)
     figure.supxlabel(
-        "Bars: medians; dots: rounds. One process, one thread.", fontsize=8.5, color=GREY, x=0.99, ha="right"
+        "Bars: medians; dots: rounds. One process, one thread.", fontsize=8.5, color=GRAY, x=0.99, ha="right"
     )
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
 def _bars(axes: Axes, title: str, values: Sequence[float], shown: str) -> None:
-    colours = [BLUE if name in (OWN, OWN_SMALL) else PALE for name in _ROWS]
-    axes.barh(range(len(_ROWS)), values, color=colours, height=0.66)
+    colors = [BLUE if name in (OWN, OWN_SMALL) else PALE for name in _ROWS]
+    axes.barh(range(len(_ROWS)), values, color=colors, height=0.66)
     for row, value in enumerate(values):
         axes.annotate(
             shown.format(value), (value, row), (9, 0), textcoords="offset points", va="center", fontsize=9, color=INK

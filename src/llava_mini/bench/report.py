@@ -135,7 +135,7 @@ def _about_loaders(found: Findings) -> str:
         f" process; our index is mapped, and {WORKERS} workers that opened it at the same time shared it.\n"
         f"Our pixels differ from the usual loader's by {largest:.1f}/255 at most and {mean:.2f}/255 on average; those"
         f" of 336-pixel shards, compressed a second time, by {largest_small:.0f}/255 and {mean_small:.1f}/255."
-        " Ours are bytes that the device normalises, the usual loader's are normalised floats."
+        " Ours are bytes that the device normalizes, the usual loader's are normalized floats."
     )
 
 

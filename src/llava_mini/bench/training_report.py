@@ -10,12 +10,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llava_mini.bench.bars import BLUE, GREY, INK, PALE, style_bars
+from llava_mini.bench.bars import BLUE, GRAY, INK, PALE, style_bars
 from llava_mini.bench.record import metric_name
 from llava_mini.bench.training import Findings, StepTimes
 from llava_mini.bench.training_steps import BACKWARD, DATA, FORWARD, OPTIMIZER, PARTS
 
-_COLORS = {DATA: PALE, FORWARD: "#56B4E9", BACKWARD: BLUE, OPTIMIZER: GREY}  # blues are Okabe and Ito's
+_COLORS = {DATA: PALE, FORWARD: "#56B4E9", BACKWARD: BLUE, OPTIMIZER: GRAY}  # blues are Okabe and Ito's
 _MS = 1000
 
 
@@ -82,7 +82,7 @@ def draw(found: Sequence[Findings], path: Path) -> None:
     for one, each in zip(axes, found, strict=True):
         _bars(one, each)
     axes[-1].legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="lower right")
-    figure.supxlabel("Medians of the parts.", fontsize=8.5, color=GREY, x=0.99, ha="right")
+    figure.supxlabel("Medians of the parts.", fontsize=8.5, color=GRAY, x=0.99, ha="right")
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
 

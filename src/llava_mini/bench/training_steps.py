@@ -26,7 +26,7 @@ from llava_mini.data.datamodule import Mix, VLMDataModule
 from llava_mini.data.feature_store import FeatureStore
 from llava_mini.data.feature_work import FeatureRecipe
 from llava_mini.data.labels import ConversationTokenizer, Turns
-from llava_mini.data.pixels import PixelTransform, normalised
+from llava_mini.data.pixels import PixelTransform, normalized
 from llava_mini.data.samples import SampleReader
 from llava_mini.data.shards import ShardSet
 from llava_mini.data.templates import VICUNA, ConversationTemplate, template_named
@@ -93,7 +93,7 @@ def tiny(folder: Path, samples: int | None = None) -> Shape:
     )
     name = data["splits"]["train"]
     world = make_world(folder, seed=0, sizes={name: samples or data["batch_size"]})
-    return Shape("tiny world", config, ShardSet(world / name), tokenizer, template, data["turns"])
+    return Shape("toy world", config, ShardSet(world / name), tokenizer, template, data["turns"])
 
 
 def mid(folder: Path, config: LlavaMiniConfig | None = None, samples: int = 2) -> Shape:
@@ -243,7 +243,7 @@ def _batches(
         batch_size=len(shape.shards),
         eval_batch_size=1,
         num_batches=_ENDLESS,
-        normalise=_normalise(shape),
+        normalize=_normalize(shape),
     )
     batches: Iterable[VLMBatch] = module.train_dataloader()
     for batch in batches:
@@ -255,7 +255,7 @@ def _features(shape: Shape, model: LlavaMiniForConditionalGeneration, folder: Pa
     recipe = FeatureRecipe("bench", (1, model.side**2, model.config.vision_config.hidden_size), "float32")
 
     def encode(pixels: Tensor) -> Tensor:
-        return model.encode(normalised(pixels, *_normalise(shape)))
+        return model.encode(normalized(pixels, *_normalize(shape)))
 
     return FeatureStore.build(folder, shape.shards, encode, recipe, _transform(shape))
 
@@ -264,6 +264,6 @@ def _transform(shape: Shape) -> PixelTransform:
     return PixelTransform.from_image_processor(build_image_processor(shape.config.vision_config))
 
 
-def _normalise(shape: Shape) -> tuple[list[float], list[float]]:
+def _normalize(shape: Shape) -> tuple[list[float], list[float]]:
     processor = build_image_processor(shape.config.vision_config)
     return processor.image_mean, processor.image_std

@@ -20,7 +20,7 @@ from llava_mini.data.feature_store import FEATURES_VERSION, FeatureStore
 from llava_mini.data.feature_work import EncodePictures, FeatureRecipe
 from llava_mini.data.labels import ConversationTokenizer
 from llava_mini.data.order import exact_quotas
-from llava_mini.data.pixels import PixelTransform, normalised
+from llava_mini.data.pixels import PixelTransform, normalized
 from llava_mini.data.samples import SampleReader
 from llava_mini.data.shards import ShardSet
 from llava_mini.data.toyworld.make import make_world
@@ -69,7 +69,7 @@ def build_datamodule(
         num_batches=trainer["max_steps"] * trainer["accumulate_grad_batches"],
         seed=config["seed"],
         num_workers=data["num_workers"],
-        normalise=None if data["features"] else (images.image_mean, images.image_std),
+        normalize=None if data["features"] else (images.image_mean, images.image_std),
         pin_memory=uses_gpu(config),
     )
 
@@ -177,7 +177,7 @@ def _encoder(
     device = torch.device("cuda" if uses_gpu(config) else "cpu")
 
     def encode(pixels: Tensor) -> Tensor:
-        return model.encode(normalised(pixels.to(device), images.image_mean, images.image_std))
+        return model.encode(normalized(pixels.to(device), images.image_mean, images.image_std))
 
     model.vision_tower.eval().to(device)
     try:

@@ -22,7 +22,7 @@ from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.models.compressors import build_compressor
 from llava_mini.models.image_processor import build_image_processor
-from llava_mini.models.initialisation import default_dtype, initialise
+from llava_mini.models.initialization import default_dtype, initialize
 from llava_mini.models.interop.parts import check_same, language_model_folder, text_config_of, vision_config_of
 from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW, build_vision_tower
 
@@ -91,7 +91,7 @@ def _with_frozen_base(
         with device, default_dtype(dtype):
             model.vision_tower = build_vision_tower(model.config.vision_config)
     with default_dtype(dtype):
-        initialise(model, ("compressor", "projector", "prefusion"), device)
+        initialize(model, ("compressor", "projector", "prefusion"), device)
     without = ("language_model", "prefusion") if _copies(config) else ("language_model",)
     loaded = load_weights(model, _folders(spec), without=without)
     packed = config["finetune"]["quantize"] is not None
@@ -113,7 +113,7 @@ def _say_new(config: Config, model: LlavaMiniForConditionalGeneration, loaded: s
     new = sorted({name.split(".")[0] for name in model.state_dict()} - loaded)
     if _folders(config["model"]) and new:
         copied = " (prefusion from the language model's first layers: fusion.init=copy)" if _copies(config) else ""
-        log.info("initialised, not loaded: %s%s", ", ".join(new), copied)
+        log.info("initialized, not loaded: %s%s", ", ".join(new), copied)
 
 
 def build_vision_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> LlavaMiniForConditionalGeneration:
@@ -130,7 +130,7 @@ def build_vision_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Ll
         return model
     model.vision_tower = build_vision_tower(model.config.vision_config)
     if not load_weights(model, _folders(spec), _BEHIND_THE_TOWER):
-        raise UserError(f"model.weights={spec['weights']}: none of them holds a vision tower")
+        raise UserError(f"model.weights={spec['weights']}: none of them contains a vision tower")
     return model
 
 

@@ -34,7 +34,7 @@ def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     except UserError:
         if spec["weights"] != "random" or rows is None:
             raise
-        log.info("model.tokenizer=%s is not on this machine; the tiny world's takes its place", place)
+        log.info("model.tokenizer=%s is not on this machine; the toy world's takes its place", place)
         tokenizer = toyworld.build_tokenizer()
         place_token(tokenizer, image_token(config), rows)
     if rows is not None:

@@ -13,7 +13,7 @@ import torch
 from llava_mini.errors import UserError
 from llava_mini.files import read_json, reading
 from llava_mini.models import LlavaMiniForConditionalGeneration
-from llava_mini.models.initialisation import default_dtype, initialise
+from llava_mini.models.initialization import default_dtype, initialize
 from llava_mini.models.interop.checkpoint import Checkpoint, some
 from llava_mini.models.interop.parts import load_language_model, load_vision_tower
 
@@ -41,7 +41,7 @@ def load_parts(
     model.config.text_config = language_model.config  # one config for both, as in a new model
     log.info("language_model: weights of %s", place)
     with default_dtype(dtype):
-        initialise(model, ("compressor", "projector", "prefusion"), device)
+        initialize(model, ("compressor", "projector", "prefusion"), device)
 
 
 def load_tower(
@@ -115,9 +115,7 @@ def holds(folders: Sequence[Path], part: str) -> bool:
 
 def _checkpoint_of(folder: Path) -> Checkpoint:
     if not any(folder.glob("model*.safetensors*")):
-        raise UserError(
-            f"model.weights: {folder / 'model.safetensors'} is missing; `make world` makes the tiny world's"
-        )
+        raise UserError(f"model.weights: {folder / 'model.safetensors'} is missing; `make world` makes the toy world's")
     try:
         return Checkpoint.of(folder)
     except UserError as error:

@@ -20,7 +20,7 @@ from llava_mini.commands.asking import (
 from llava_mini.commands.output import json_line
 
 _DESCRIPTION = """\
-Shows the model images and videos and asks it about them. All of them are looked at once, then every question is asked
+Shows the model images and videos and asks it about them. All of them are encoded once, then every question is asked
 by itself: it does not know of those before it. Prints an answer a line; with --json one object a question, with
 question, answer, seconds (of the answer alone) and frames, and note where a video stops before its end: it is then
 answered on what could be read."""

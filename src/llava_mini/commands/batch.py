@@ -41,7 +41,7 @@ def batch(arguments: list[str]) -> int:
     """
     parser = parser_for("batch", _DESCRIPTION)
     parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="the requests")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the answers; made, or gone on with")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the answers; made, or continued")
     parser.add_argument("--batch-size", type=whole, default=8, metavar="N", help="requests at once (default: 8)")
     given = parser.parse_args(arguments)
 

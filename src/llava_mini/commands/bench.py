@@ -32,7 +32,7 @@ tokens, batches, a video of 16 frames, later questions; interleaved rounds; agai
 With the defaults it takes about ten minutes on a core that does nothing else."""
 _TRAIN = """\
 Measures training steps on this machine's CPU in one process: transformers' LLaVA in a plain loop, and ours without
-compression, with query compression to 1 and 16 tokens, and from stored features; in the tiny world and in the shape of
+compression, with query compression to 1 and 16 tokens, and from stored features; in the toy world and in the shape of
 `bench latency`, random weights. Making the batch, the forward and the backward pass and the optimizer are on clocks of
 their own; rounds are interleaved. Needs 12 GB of memory and, with the defaults, about fifteen minutes on a core that
 does nothing else."""

@@ -31,7 +31,7 @@ _DESCRIPTION = f"""\
 A conversation about images and videos: every question knows of those before it. A line is a question, or one of
 {_COMMANDS}.
 Ctrl-C ends an answer, Ctrl-D the chat. Answers go to standard output, all else to standard error, so a chat can be
-piped; a mistake is one line, and the chat goes on."""
+piped; a mistake is one line, and the chat continues."""
 
 
 @oom_as_user_error()

@@ -16,7 +16,7 @@ Writes a model of this program as the official release has it: its config.json, 
 _LLAVA = """\
 Reads LLaVA-v1.5 or 1.6, as transformers has them (llava-hf/...) or as they were released (liuhaotian/llava-v1.5-7b),
 and writes a LLaVA-Mini model as a start for stage 2: vision tower, projector and language model are taken over,
-compressor and pre-fusion are initialized. It is to real models what model.start=uncompressed is to the tiny world: a
+compressor and pre-fusion are initialized. It is to real models what model.start=uncompressed is to the toy world: a
 run learns to compress, not to answer. What went where is printed part by part."""
 
 _EXAMPLES = """\
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("target", type=Path, metavar="DST", help="a folder that is not there yet")
     for each in (official, llava):
         each.add_argument(
-            "--vision-tower", metavar="PLACE", help="folder or Hub id of the vision tower, where SRC does not hold it"
+            "--vision-tower", metavar="PLACE", help="folder or Hub id of the vision tower, if SRC does not contain it"
         )
     back.add_argument("--vision-tower", metavar="NAME", help="what config.json names as the vision tower")
     llava.add_argument("--init", choices=("copy", "random"), default="copy", help="of pre-fusion (default: copy)")

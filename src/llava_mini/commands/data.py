@@ -37,8 +37,8 @@ On several machines that share the folders, each builds a part; here as a SLURM 
   llava-mini data build mix.json --images images --out data/mix --task $SLURM_ARRAY_TASK_ID --of 16"""
 
 _CHECK = """\
-Reads a shard set whole: checksums, every picture, every conversation and the tokens that would be learnt. Fails (exit
-status 1) when a file is damaged, or when nothing can be learnt from more than 1 % of the samples."""
+Reads a shard set whole: checksums, every image, every conversation and the supervised tokens. Fails (exit
+status 1) when a file is damaged, or when there is nothing to supervise in more than 1 % of the samples."""
 
 _STATS = """\
 Counts samples by modality and source, turns, characters and frames, and draws them as stats.png."""
@@ -102,7 +102,7 @@ def _check(options: argparse.Namespace) -> int:
         found = check_set(shards, tokenize, workers=options.workers, on_bad=on_bad)
     print("\n".join(finding_lines(shards, found)))
     if options.tokenizer is None:
-        counted = "learnt tokens were not counted" if folder is None else f"tokens are those of {folder}"
+        counted = "supervised tokens were not counted" if folder is None else f"tokens are those of {folder}"
         print(f"{counted}; --tokenizer names your model's")
     failure = found.failure()
     return _fail(f"{shards.folder}: {failure}") if failure else 0
@@ -176,7 +176,7 @@ def _add_build_options(parser: ArgumentParser) -> None:
     parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="(default: 1000)")
     parser.add_argument(
         "--resize", type=int, metavar="N",
-        help="store pictures with a shorter side of N pixels at most: 8 times faster to read at 336, but pixels shift"
+        help="store images with a shorter side of N pixels at most: 8 times faster to read at 336, but pixels shift"
         " by about 3/255 against resizing the original (default: images as they are, frames at most 336)",
     )  # fmt: skip
     parser.add_argument("--fps", type=float, default=1.0, metavar="F", help="frames of a second of video (default: 1)")
@@ -204,7 +204,7 @@ def _add_check_options(parser: ArgumentParser) -> None:
         "--max-length", type=at_least(1), default=4096, metavar="N", help="tokens of a sample (default: 4096)"
     )
     parser.add_argument(
-        "--image-tokens", type=at_least(0), default=1, metavar="N", help="tokens of a picture (default: 1)"
+        "--image-tokens", type=at_least(0), default=1, metavar="N", help="tokens of an image (default: 1)"
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write all bad samples there, as JSON Lines")
     _add_workers(parser)

@@ -17,11 +17,11 @@ from llava_mini.errors import UserError
 log = logging.getLogger("llava_mini")
 
 _ABOUT = """\
-Stores the frozen vision tower's features of every picture, which training then reads in place of pixels:
+Stores the frozen vision tower's features of every image, which training then reads in place of pixels:
 data.features=OUT. The tower is that of the config: model=..., model.weights=[...], data.views=..., as in `train`.
 
 It pays where one set is read many times by small language models (sweeps, several epochs), so that the tower would be
-most of the work, and the disk is fast. A picture of CLIP ViT-L/14 at 336 pixels has 576x1024 numbers and takes 1.18 MB
+most of the work, and the disk is fast. An image of CLIP ViT-L/14 at 336 pixels has 576x1024 numbers and takes 1.18 MB
 as float16 or 0.59 MB as int8 (a JPEG of 640x480 takes about 0.1 MB), and five times that with data.views=hd,
 where frames of videos keep one view. The command says what storing changed. Repeat it to continue after an
 interruption."""
@@ -68,11 +68,11 @@ def features(arguments: list[str]) -> int:
         raise UserError(f"{store.folder} holds these features as {store.dtype}; delete it or name another --out")
     views, patches, width = store.shape
     picture_megabytes = store.bytes / max(store.pictures, 1) / 1e6
-    print(f"{store.folder}: {views}x{patches}x{width} {store.dtype} of {store.pictures} pictures")
-    print(f"{picture_megabytes:.3g} MB a picture, {store.bytes / 1e9:.3g} GB in all, computed in {store.seconds:.0f} s")
+    print(f"{store.folder}: {views}x{patches}x{width} {store.dtype} of {store.pictures} images")
+    print(f"{picture_megabytes:.3g} MB an image, {store.bytes / 1e9:.3g} GB in all, computed in {store.seconds:.0f} s")
     print(f"stored numbers are off by {store.error.largest:.2g} at most, by {store.error.relative:.2%} of all (RMS)")
     if store.unusable:
-        print(f"{store.unusable} samples have pictures that cannot be used")
+        print(f"{store.unusable} samples have images that cannot be used")
     print(f"train with data.features={options.out}")
     return 0
 

@@ -21,7 +21,7 @@ _PACKAGES = {
     "lightning": "training",
     "transformers": "all",
     "peft": "LoRA, QLoRA",
-    "bitsandbytes": "QLoRA, 8-bit optimisers",
+    "bitsandbytes": "QLoRA, 8-bit optimizers",
     "mlflow": "tracking",
     "av": "videos",
     "simplejpeg": "fast JPEGs",

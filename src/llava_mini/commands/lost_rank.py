@@ -43,5 +43,5 @@ def lost_rank_as_error(config: dict[str, Any], step: Callable[[], int]) -> Itera
         waited = f"trainer.rank_timeout={config['trainer']['rank_timeout']} seconds is how long ranks wait"
         raise LostRankError(
             f"rank {own_rank()}: another rank stopped answering at step {step()} ({found[0]}); {waited}; {kept}; "
-            "the same command goes on from there"
+            "the same command continues from there"
         ) from error

@@ -113,7 +113,7 @@ def _config(run_dir: Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if not (run_dir / "result.json").is_file():
-        raise UserError(f"{run_dir}: the run is not finished; `llava-mini train` with its config goes on with it")
+        raise UserError(f"{run_dir}: the run is not finished; `llava-mini train` with its config continues it")
     if not is_adapted(config["finetune"]):
         raise UserError(
             f"{run_dir}: no run with adapters or a base in 4 bits; its `model` folder is a plain model already"

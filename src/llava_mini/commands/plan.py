@@ -162,8 +162,8 @@ def _notes(config: Config) -> list[str]:
     if ranks == 1:
         return []
     if config["trainer"]["strategy"] == "fsdp":
-        return [f"estimated: weights, gradients and optimiser state dealt to {ranks} cards, two layers gathered"]
-    return [f"estimated: gradients held twice, for the exchange between {ranks} cards"]
+        return [f"estimated: weights, gradients and optimizer state sharded over {ranks} cards, two layers gathered"]
+    return [f"estimated: gradients stored twice, for the exchange between {ranks} cards"]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,7 +26,7 @@ def claim(run_dir: Path, config: dict[str, Any]) -> bool:
     if (run_dir / "config.yaml").exists():
         _check_config(run_dir, config)
     elif run_dir.exists() and any(run_dir.glob("checkpoints/*.ckpt")):
-        raise UserError(f"run_dir={run_dir} holds checkpoints and no config.yaml; name another folder")
+        raise UserError(f"run_dir={run_dir} contains checkpoints and no config.yaml; name another folder")
     if (run_dir / "code.json").exists():
         _check_code(run_dir)
     for folder in (run_dir, run_dir / "checkpoints"):
@@ -40,7 +40,7 @@ def _check_config(run_dir: Path, config: dict[str, Any]) -> None:
         keys = ", ".join(text.partition("=")[0] for text in allowed)
         too = f" ({keys} differ too, and may)" if keys else ""
         raise UserError(
-            f"run_dir={run_dir} holds a run with another config: {listed(another)}{too}; "
+            f"run_dir={run_dir} contains a run with another config: {listed(another)}{too}; "
             "give the same values, name another folder or delete it"
         )
 
@@ -60,7 +60,7 @@ def _is_finished(path: Path) -> bool:
     except UserError as error:
         if isinstance(error.__cause__, OSError):  # it could not be read, so whether it is damaged is unknown
             raise
-        log.warning("%s; the run goes on from its last checkpoint", error)
+        log.warning("%s; the run continues from its last checkpoint", error)
         return False
     log.info("%s is finished already: %s", path.parent, path)
     return True

@@ -50,7 +50,7 @@ def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> 
     """
     stage0 = resolve(["experiment=tiny_stage0", *overrides], config_dirs)
     if (ranks := build.num_ranks(stage0)) > 1:
-        raise UserError(f"trainer.devices and num_nodes ask for {ranks} processes: the tiny world is made by one")
+        raise UserError(f"trainer.devices and num_nodes ask for {ranks} processes: the toy world is made by one")
     out, stages = Path(stage0["world"]["out"]), stage0["world"]["stages"]
     if 0 in stages and (times := stage0["trainer"]["accumulate_grad_batches"]) > 1:
         allowed = "allowed are 1 with world.vision_batch_size, or world.stages=[1]"

@@ -76,7 +76,7 @@ class Findings:
             return f"{len(self.damaged)} damaged files, {self.damaged[0]}"
         bad, samples = self.counts["bad"], self.counts["samples"]
         if bad > MOST_BAD * samples:
-            return f"nothing can be learnt from {bad} of {samples} samples, more than {MOST_BAD:.0%}"
+            return f"there is nothing to supervise in {bad} of {samples} samples, more than {MOST_BAD:.0%}"
         return ""
 
 
@@ -160,11 +160,11 @@ def _check_sample(
         raise SampleError("a video without frames")
     frames = [len(pictures)] if conversation.is_video else [1] * len(pictures)
     if conversation.num_images != len(frames):
-        raise SampleError(f"{conversation.num_images} {IMAGE_PLACEHOLDER} for {len(pictures)} pictures")
+        raise SampleError(f"{conversation.num_images} {IMAGE_PLACEHOLDER} for {len(pictures)} images")
     counts = Counter(pictures=len(pictures))
     if tokenize is not None:
         tokens = tokenize(conversation, frames)
-        counts.update(tokens=len(tokens), learnt=tokens.num_learnt, truncated=int(tokens.truncated))
+        counts.update(tokens=len(tokens), supervised=tokens.num_supervised, truncated=int(tokens.truncated))
     return counts, conversation.ignored
 
 
@@ -181,12 +181,11 @@ def finding_lines(shards: ShardSet, found: Findings) -> list[str]:
     """Return the findings as lines of text."""
     counts = found.counts
     lines = [
-        f"{shards.folder}: {counts['samples']:,} samples in {shards.num_shards} shards, {counts['pictures']:,} pictures"
+        f"{shards.folder}: {counts['samples']:,} samples in {shards.num_shards} shards, {counts['pictures']:,} images"
     ]
     if counts["tokens"]:
-        lines.append(
-            f"{counts['tokens']:,} tokens, {counts['learnt']:,} learnt, {counts['truncated']:,} samples truncated"
-        )
+        supervised, truncated = f"{counts['supervised']:,} supervised", f"{counts['truncated']:,} samples truncated"
+        lines.append(f"{counts['tokens']:,} tokens, {supervised}, {truncated}")
     lines += [f"damaged   {damage}" for damage in found.damaged]
     lines.append(f"bad       {counts['bad']:,} samples")
     lines += [f"  {printable(f'{bad.key} in {bad.shard} ({bad.id}): {bad.reason}')}" for bad in found.bad]

@@ -54,7 +54,7 @@ def count_lines(shards: ShardSet) -> list[str]:
     sources = by_source(shards)
     shown = [*by_modality(shards), None, *sources[:_MOST_SOURCES]]
     rows = [[""] * 5 if count is None else _row(count, len(shards)) for count in shown]
-    lines = aligned([["", "samples", "", "pictures", "size"], *rows])
+    lines = aligned([["", "samples", "", "images", "size"], *rows])
     more = len(sources) - _MOST_SOURCES
     return [*lines, f"and {more} more sources"] if more > 0 else lines
 

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 
 from llava_mini.batch import VLMBatch
 from llava_mini.data.order import Mixture, Order, SequentialOrder, ShuffledOrder
-from llava_mini.data.pixels import normalised
+from llava_mini.data.pixels import normalized
 from llava_mini.data.samples import SampleReader
 from llava_mini.data.stream import BatchLoader, PlannedStream
 from llava_mini.errors import UserError
@@ -43,7 +43,7 @@ class VLMDataModule(LightningDataModule):
         num_batches: Number of batches of the training run, on each rank.
         seed: Seed of the training order.
         num_workers: Number of worker processes that make batches, for each loader.
-        normalise: Mean and standard deviation of each color, between 0 and 1; not needed with features.
+        normalize: Mean and standard deviation of each color, between 0 and 1; not needed with features.
         pin_memory: Whether batches are put in page-locked memory.
     """
 
@@ -56,15 +56,15 @@ class VLMDataModule(LightningDataModule):
         num_batches: int,
         seed: int = 0,
         num_workers: int = 0,
-        normalise: tuple[Sequence[float], Sequence[float]] | None = None,
+        normalize: tuple[Sequence[float], Sequence[float]] | None = None,
         pin_memory: bool = False,
     ) -> None:
         super().__init__()
-        if normalise is None and any(reader.transform for mix in splits.values() for reader in mix.readers):
-            raise ValueError("pixels need `normalise`, the mean and standard deviation of their colours")
+        if normalize is None and any(reader.transform for mix in splits.values() for reader in mix.readers):
+            raise ValueError("pixels need `normalize`, the mean and standard deviation of their colors")
         self.splits = dict(splits)
         self.batch_size, self.eval_batch_size, self.num_batches = batch_size, eval_batch_size, num_batches
-        self.seed, self.num_workers, self.normalise, self.pin_memory = seed, num_workers, normalise, pin_memory
+        self.seed, self.num_workers, self.normalize, self.pin_memory = seed, num_workers, normalize, pin_memory
 
     @property
     def plan(self) -> str:
@@ -91,9 +91,9 @@ class VLMDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: VLMBatch, dataloader_idx: int) -> VLMBatch:
         """Convert pixels to normalized floats on the model's device, so that only a quarter of the bytes is copied."""
-        if batch.pixel_values is None or self.normalise is None:
+        if batch.pixel_values is None or self.normalize is None:
             return batch
-        return replace(batch, pixel_values=normalised(batch.pixel_values, *self.normalise))
+        return replace(batch, pixel_values=normalized(batch.pixel_values, *self.normalize))
 
     def _loader(self, split: str, order: Order, batch_size: int, num_batches: int | None) -> BatchLoader:
         stream = PlannedStream(

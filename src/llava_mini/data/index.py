@@ -71,7 +71,7 @@ def picture_names(members: Iterable[str]) -> list[str]:
     numbers = {name: found[1] for name in members if (found := _PICTURE.fullmatch(name))}
     names = sorted(numbers)
     if names and [numbers[name] for name in names] not in ([None], [f"{place:06d}" for place in range(len(names))]):
-        raise SampleError(f"pictures {', '.join(names[:4])} are neither one nor numbered from 000000 on")
+        raise SampleError(f"images {', '.join(names[:4])} are neither one nor numbered from 000000 on")
     return names
 
 
@@ -236,7 +236,7 @@ def check_version(content: dict[str, Any], where: str) -> None:
     """Raise UserError for a file of another format version."""
     if (version := content.get("version")) != FORMAT_VERSION:
         raise UserError(
-            f"{where} has format version {version}, allowed is {FORMAT_VERSION}: delete the folder and build it anew"
+            f"{where} has format version {version}, allowed is {FORMAT_VERSION}: delete the folder and build it again"
         )
 
 
@@ -251,5 +251,5 @@ def parse_object(raw: bytes, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid JSON ({error})") from None
     if not isinstance(content, dict):
-        raise UserError(f"{where} does not hold a JSON object")
+        raise UserError(f"{where} does not contain a JSON object")
     return content

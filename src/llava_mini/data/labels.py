@@ -61,7 +61,7 @@ class TokenizedSample:
         return len(self.input_ids)
 
     @property
-    def num_learnt(self) -> int:
+    def num_supervised(self) -> int:
         """Number of supervised tokens, which are those with a label."""
         return int((self.labels != IGNORE).sum())
 
@@ -167,7 +167,7 @@ class ConversationTokenizer:
         if len(images) != len(frames_per_image):
             raise SampleError(f"{len(images)} {self.template.image_token} tokens for {len(frames_per_image)} images")
         if (labels == IGNORE).all():
-            raise SampleError("no token of it is learnt")
+            raise SampleError("it has no supervised token")
         counts = np.ones(keep, np.int64)
         counts[images] = placeholders
         return TokenizedSample(
@@ -252,8 +252,8 @@ class ConversationTokenizer:
         starts, ends = offsets[0::2], offsets[1::2]
         labels = np.full_like(ids, IGNORE)
         for answer in rendered.answers:
-            learnt = (starts < answer.end) & (ends > answer.start)
-            labels[learnt] = ids[learnt]
+            supervised = (starts < answer.end) & (ends > answer.start)
+            labels[supervised] = ids[supervised]
         images = np.flatnonzero(ids == self.image_token_id)
         # Without an image, the turns share the system prompt, and the tokens that represent no text.
         prefix = images[-1] + 1 if len(images) else (ends <= rendered.head).cumprod().sum()

@@ -2,7 +2,7 @@
 
 Resizing is torch's bicubic on bytes, at a quarter of the cost of Pillow's. Its weights are rounded to 16 bits: about
 one value in 150 differs from Pillow's by 1/255, very few by 2/255 and none by more (tested). Bytes take a quarter of
-the memory of floats when they are stored, copied between processes and sent to a device, where `normalised` converts
+the memory of floats when they are stored, copied between processes and sent to a device, where `normalized` converts
 them to floats.
 
 Shapes: F images, V views of each, S x S pixels of a view.
@@ -22,7 +22,7 @@ from torch.nn.functional import interpolate
 from llava_mini.data.errors import SampleError
 from llava_mini.errors import UserError
 from llava_mini.media.images import decode_image
-from llava_mini.views import NUM_VIEWS, Colour, ViewMode, check_mode, mean_colour, resized_longer, views_of
+from llava_mini.views import NUM_VIEWS, Color, ViewMode, check_mode, mean_color, resized_longer, views_of
 
 CLIP_GRAY = (122, 116, 104)  # CLIP's mean color, with which LLaVA pads
 _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
@@ -52,7 +52,7 @@ class PixelTransform:
     """
 
     def __init__(
-        self, size: int, mode: ViewMode = "square", background: Colour = CLIP_GRAY, *, cut: bool = True
+        self, size: int, mode: ViewMode = "square", background: Color = CLIP_GRAY, *, cut: bool = True
     ) -> None:
         check_mode(mode)
         if size < 1:
@@ -82,7 +82,7 @@ class PixelTransform:
         for name, value in needed.items():
             if (facts.get(name) or False) != (value or False):  # SigLIP's does not say that it does not crop
                 raise UserError(f"image processor: {name}={facts.get(name)}; only {value} can be mirrored")
-        return cls(edge, mode, mean_colour(facts["image_mean"]), cut=cut)
+        return cls(edge, mode, mean_color(facts["image_mean"]), cut=cut)
 
     @property
     def num_views(self) -> int:
@@ -118,7 +118,7 @@ class PixelTransform:
         return _resized(pixels, rows, columns)[:, top : top + self.size, left : left + self.size]
 
 
-def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalized(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Convert bytes [..., 3, H, W] to float32: (pixels / 255 - mean) / std for each color, on the pixels' device.
 
     Raises:

@@ -63,7 +63,7 @@ class StreamPosition(Callback):
             raise UserError(f"{trainer.ckpt_path} keeps no position in the data: it was made by another version")
         if state["plan"] != self.datamodule.plan:
             raise UserError(
-                f"{trainer.ckpt_path} was made with other training data, weights or seed; a run goes on with its own"
+                f"{trainer.ckpt_path} was made with other training data, weights or seed; a run continues with its own"
             )
         if state["global_batch"] != self.global_batch:
             raise UserError(

@@ -69,7 +69,7 @@ def read_records(path: Path) -> Iterator[Entry]:
             file.seek(start)
             if not is_array and (key := _wrapping_key(file.read(_HEAD))):
                 raise UserError(
-                    f"{path} is one object that holds the records as its {key}: save that value alone;"
+                    f"{path} is one object that contains the records as its {key}: save that value alone;"
                     " allowed: a JSON array of records or JSON Lines"
                 )
             file.seek(start)
@@ -171,7 +171,7 @@ class _Text:
     def end(self) -> None:
         """Check that nothing follows."""
         if found := self._to_content():
-            self._broken(f"{found!r} behind the array", self._place)
+            self._broken(f"{found!r} after the array", self._place)
 
     def _to_content(self) -> str:
         """Return the next character that is not white space; empty at the end."""
@@ -237,7 +237,7 @@ def single_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for place, key in enumerate(keys) if key in keys[:place])
-        raise ValueError(f"{json.dumps(twice[:40])} stands twice in an object")
+        raise ValueError(f"{json.dumps(twice[:40])} is twice in an object")
     return fields
 
 

@@ -166,7 +166,7 @@ def write_shards(samples: Iterable[tuple[str, Members]], folder: Path, samples_p
             name.
     """
     if is_complete(folder):
-        raise UserError(f"{folder} already holds a shard set; delete it or name another folder")
+        raise UserError(f"{folder} already contains a shard set; delete it or name another folder")
     for stale in folder.glob("shard-*"):  # left by an interrupted build
         stale.unlink()
     remaining = iter(samples)

@@ -17,8 +17,8 @@ from llava_mini.data.shards import Modality, ShardSet
 from llava_mini.data.stats import Distribution, Statistics
 
 # Okabe-Ito palette, which color-blind people can distinguish.
-_COLOURS = {Modality.TEXT: "#E69F00", Modality.IMAGE: "#0072B2", Modality.VIDEO: "#009E73"}
-_GREY, _INK = "#6b7280", "#1f2937"
+_COLORS = {Modality.TEXT: "#E69F00", Modality.IMAGE: "#0072B2", Modality.VIDEO: "#009E73"}
+_GRAY, _INK = "#6b7280", "#1f2937"
 _MOST_SOURCES = 12
 _MOST_BARS = 40
 
@@ -32,7 +32,7 @@ def draw(shards: ShardSet, found: Statistics, path: Path) -> None:
     _draw_text(text, found.text)
     _draw_pictures(pictures, found)
     handles = [
-        Patch(color=_COLOURS[kind], label=f"{kind.name.lower()} ({len(lengths):,})")
+        Patch(color=_COLORS[kind], label=f"{kind.name.lower()} ({len(lengths):,})")
         for kind, lengths in found.text.items()
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=10, labelcolor=_INK)
@@ -49,13 +49,13 @@ def _draw_sources(axes: Axes, shards: ShardSet) -> None:
     row_of = np.array([rows.get(source, _MOST_SOURCES) for source in range(len(sources))])
     height = len(rows) + rest
     left = np.zeros(height, np.int64)
-    for kind, colour in _COLOURS.items():
+    for kind, color in _COLORS.items():
         counts = np.bincount(row_of[index["source"][index["modality"] == kind]], minlength=height)
-        axes.barh(range(height), counts, left=left, color=colour, height=0.7)
+        axes.barh(range(height), counts, left=left, color=color, height=0.7)
         left += counts
     for row, total in enumerate(left.tolist()):
         axes.annotate(
-            f"{total:,}", (total, row), (4, 0), textcoords="offset points", va="center", fontsize=8.5, color=_GREY
+            f"{total:,}", (total, row), (4, 0), textcoords="offset points", va="center", fontsize=8.5, color=_GRAY
         )
     labels = [*names[:_MOST_SOURCES], *(["all others"] if rest else [])]
     axes.set_yticks(range(height), [_plain(label) for label in labels])
@@ -68,7 +68,7 @@ def _draw_sources(axes: Axes, shards: ShardSet) -> None:
 def _draw_turns(axes: Axes, turns: Distribution) -> None:
     _clean(axes, "Turns of a sample", "y")
     if len(turns):
-        axes.hist(turns.values, _whole_edges(turns), weights=turns.counts, color=_GREY, rwidth=0.9)
+        axes.hist(turns.values, _whole_edges(turns), weights=turns.counts, color=_GRAY, rwidth=0.9)
     _count_axes(axes)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
 
@@ -84,7 +84,7 @@ def _draw_text(axes: Axes, text: dict[Modality, Distribution]) -> None:
         np.geomspace(shortest, max(longest + 1, 10 * shortest), _MOST_BARS + 1).tolist(),
         weights=[lengths.counts for lengths in present.values()],
         stacked=True,
-        color=[_COLOURS[kind] for kind in present],
+        color=[_COLORS[kind] for kind in present],
         rwidth=0.9,
     )
     axes.set_xscale("log")
@@ -98,9 +98,9 @@ def _draw_pictures(axes: Axes, found: Statistics) -> None:
     kind, pictures = (Modality.VIDEO, found.frames) if len(found.frames) else (Modality.IMAGE, found.images)
     _clean(axes, "Frames of a video" if kind == Modality.VIDEO else "Images of a sample", "y")
     if len(pictures):
-        axes.hist(pictures.values, _whole_edges(pictures), weights=pictures.counts, color=_COLOURS[kind], rwidth=0.9)
+        axes.hist(pictures.values, _whole_edges(pictures), weights=pictures.counts, color=_COLORS[kind], rwidth=0.9)
     else:
-        axes.annotate("none", (0.5, 0.5), xycoords="axes fraction", ha="center", color=_GREY)
+        axes.annotate("none", (0.5, 0.5), xycoords="axes fraction", ha="center", color=_GRAY)
     _count_axes(axes)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
 
@@ -118,13 +118,13 @@ def _clean(axes: Axes, title: str, grid: Literal["x", "y"]) -> None:
     axes.spines[["left", "bottom"]].set_color("#d1d5db")
     axes.grid(axis=grid, color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_GREY, labelsize=8.5, length=0)
+    axes.tick_params(colors=_GRAY, labelsize=8.5, length=0)
 
 
 def _count_axes(axes: Axes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_formatter(_thousands)
-    axes.set_ylabel("samples", fontsize=9, color=_GREY)
+    axes.set_ylabel("samples", fontsize=9, color=_GRAY)
 
 
 def _thousands(value: float, _position: float) -> str:

@@ -50,7 +50,7 @@ def parse_members(raw: bytes, key: str) -> dict[str, bytes]:
         content = raw[place + BLOCK : place + BLOCK + size]
         extension = name.removeprefix(f"{key}.")
         if extension == name or not EXTENSION.fullmatch(extension) or extension in members:
-            raise SampleError(f"tar member {name!r} is not {key}.<extension>, or stands twice")
+            raise SampleError(f"tar member {name!r} is not {key}.<extension>, or occurs twice")
         if len(content) < size:
             raise SampleError(f"tar member {name!r} ends after {len(content)} of {size} bytes")
         members[extension] = content

@@ -160,7 +160,7 @@ def _tensors(path: Path, needed: Mapping[str, torch.Tensor]) -> dict[str, torch.
             allowed = ", ".join(map(_name, _FLOATS))
             raise UserError(f"{path}: {name} is stored as {_name(tensor.dtype)}; allowed are {allowed}")
         if not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: {name} holds numbers that are not finite")
+            raise UserError(f"{path}: {name} contains numbers that are not finite")
     return tensors
 
 

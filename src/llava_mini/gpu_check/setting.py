@@ -14,7 +14,7 @@ from llava_mini.files import CONFIG_DIR
 from llava_mini.finetune.quantization import Linear4bit, nf4_linear
 from llava_mini.gpu_check.trials import Trial
 from llava_mini.models import LlavaMiniForConditionalGeneration
-from llava_mini.models.initialisation import default_dtype
+from llava_mini.models.initialization import default_dtype
 from llava_mini.models.memory_options import apply_memory_options
 
 _ALWAYS_WHOLE = ("projector", "compressor")

@@ -103,9 +103,9 @@ class SessionLayer(DynamicLayer):
             ValueError: there are several conversations, or keys with gradients; neither can be stored.
         """
         if len(key_states) != 1:
-            raise ValueError(f"a SessionCache holds one conversation, the batch has {len(key_states)}")
+            raise ValueError(f"a SessionCache stores one conversation, the batch has {len(key_states)}")
         if key_states.requires_grad:
-            raise ValueError("a SessionCache holds no gradients: call the model under torch.no_grad()")
+            raise ValueError("a SessionCache stores no gradients: call the model under torch.no_grad()")
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         keys, values = (

@@ -123,11 +123,11 @@ def _processor(place: str) -> LlavaMiniProcessor:
         processor = LlavaMiniProcessor.from_pretrained(place)
     except _UNREADABLE as error:
         raise UserError(
-            f"{place}: holds a model, but no processor that can be loaded: {_reason(error, place)}"
+            f"{place}: contains a model, but no processor that can be loaded: {_reason(error, place)}"
         ) from error
     if processor.chat_template is None:
         raise UserError(
-            f"{place}: its processor has no chat template, so nobody knows how it is asked; write the template of its "
+            f"{place}: its processor has no chat template, so it is unknown how to ask it; write the template of its "
             "training (llava_mini.data.templates, chat_template()) to chat_template.jinja there"
         )
     return processor

@@ -187,7 +187,7 @@ class Answers:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise UserError(
-                f"{self._path}: cannot be written ({error.strerror}); what is in it is kept, the same command goes on"
+                f"{self._path}: cannot be written ({error.strerror}); what is in it is kept, the same command continues"
             ) from error
         for record in records:
             self._count(record)
@@ -199,7 +199,7 @@ class Answers:
         """Remove a last line without its end, if a killed run may have left it of a record."""
         heads = (_written({"id": given})[:-1] + b", " for given in asked)
         if not any(torn.startswith(head) or head.startswith(torn) for head in heads):
-            raise UserError(f"{self._path}: line {number} holds something else than answers; name another file")
+            raise UserError(f"{self._path}: line {number} contains something else than answers; name another file")
         try:
             json.loads(torn)
         except (ValueError, RecursionError):
@@ -238,7 +238,9 @@ def open_answers(path: Path, requests: Sequence[Request]) -> Iterator[Answers]:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     with file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise UserError(f"{path}: cannot be written (no file, answers must be kept to be gone on with)")
+            raise UserError(
+                f"{path}: cannot be written (no file, answers must be kept, or the file cannot be continued)"
+            )
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

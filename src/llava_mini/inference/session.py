@@ -73,7 +73,7 @@ class Session:
         frame_batch: int | None = None,
     ):
         if processor.chat_template is None:
-            raise UserError("the processor has no chat template, so nobody knows how this model is asked")
+            raise UserError("the processor has no chat template, so it is unknown how to ask this model")
         if frame_batch is not None and frame_batch < 1:
             raise UserError(f"frame_batch={frame_batch}: allowed are 1 and above, and None")
         self.model, self.processor, self.frame_batch = model, processor, frame_batch

@@ -79,7 +79,7 @@ def save(session: Session, path: Path) -> None:
         UserError: nothing was encoded, the file exists and is no session, or it cannot be written.
     """
     if not session.media:
-        raise UserError(f"{path}: nothing was looked at, so there is nothing to save")
+        raise UserError(f"{path}: nothing was added, so there is nothing to save")
     target = check_replaceable(path)
     tensors: dict[str, Tensor] = {}
     for number, chunk in enumerate(session.store.chunks):
@@ -185,7 +185,7 @@ def _check_model(path: Path, saved: _Model, own: _Model) -> None:
 def _check_chunks(session: Session, looks: list[Media]) -> None:
     """Raise ValueError unless the chunks are those of the images and videos, and their tokens those of the model."""
     if not looks:
-        raise ValueError("nothing was looked at")
+        raise ValueError("nothing was added")
     frames = [0] * len(looks)
     last = 0
     for chunk in session.store.chunks:

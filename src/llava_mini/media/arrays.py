@@ -79,7 +79,7 @@ def _bytes(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
         return values * np.uint8(255)
     least, most = values.min(), values.max()
     if not (math.isfinite(least) and math.isfinite(most)):
-        raise SampleError(f"{name}: holds NaN or infinite values")
+        raise SampleError(f"{name}: contains NaN or infinite values")
     if values.dtype == np.uint16 and most > 255:
         return (values >> 8).astype(np.uint8)
     if least < 0 or most > 255:

@@ -200,12 +200,12 @@ def _unusable(error: Exception) -> SampleError:
     return error if isinstance(error, SampleError) else SampleError(f"image cannot be decoded: {error}")
 
 
-def _plain_jpeg(raw: bytes, image: Image.Image, colours: str, **options: float) -> NDArray[np.uint8] | None:
+def _plain_jpeg(raw: bytes, image: Image.Image, colors: str, **options: float) -> NDArray[np.uint8] | None:
     """Return [H, W, channels] from simplejpeg, or None if Pillow must decide."""
     if simplejpeg is None or image.format not in _JPEGS or image.mode not in ("RGB", "L"):
         return None
     try:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(raw, colours, **options)
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(raw, colors, **options)
     except ValueError:  # also for stray bytes between segments, which Pillow skips
         return None
     return pixels

@@ -246,8 +246,8 @@ def _upright(frame: av.VideoFrame, pixel_aspect: Fraction) -> NDArray[np.uint8]:
     if width * height > MAX_PIXELS:
         raise SampleError(f"video of {width}x{height} pixels is over the limit of {MAX_PIXELS}")
     transparent = any(component.is_alpha for component in frame.format.components)
-    colours = "rgba" if transparent else "rgb24"
-    pixels = frame.to_ndarray(format=colours, width=width, height=height, interpolation="BICUBIC")
+    colors = "rgba" if transparent else "rgb24"
+    pixels = frame.to_ndarray(format=colors, width=width, height=height, interpolation="BICUBIC")
     if transparent:
         pixels = upright_rgb(Image.fromarray(pixels))
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))

@@ -125,7 +125,7 @@ class FramesGenerationMixin(GenerationMixin):
             return
         if mask is None:
             raise UserError(
-                "past_key_values holds frames that are given again: leave them out to go on with an answer, or say "
+                "past_key_values holds frames that are given again: leave them out to continue an answer, or say "
                 "with instruction_mask [B, T] what pre-fusion reads for a next question"
             )
         inputs["input_ids"] = input_ids

@@ -34,7 +34,7 @@ def build_image_processor(vision_config: PreTrainedConfig, given: Mapping[str, A
     size = fields.get("size", square)
     if "crop_size" in fields or set(size) != set(square):
         raise UserError(
-            f"model.image_processor={fields}: SigLIP's pictures are resized to a square; allowed are {{}} and a size "
+            f"model.image_processor={fields}: SigLIP's images are resized to a square; allowed are {{}} and a size "
             "with height and width"
         )
     return SiglipImageProcessorPil(**{"size": square, **fields})

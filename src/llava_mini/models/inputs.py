@@ -30,7 +30,7 @@ def language_model_keywords(input_ids: Tensor | None, keywords: dict[str, Any]) 
         named, allowed = ", ".join(map(repr, unknown)), ", ".join(_KEYWORDS)
         raise TypeError(f"forward() takes no keyword {named}; besides its own arguments it takes {allowed}")
     if keywords.get("inputs_embeds") is not None:
-        raise ValueError("inputs_embeds: input_ids are needed, whose placeholders say where frames stand")
+        raise ValueError("inputs_embeds: input_ids are needed, whose placeholders say where frames are")
     if input_ids is None:
         raise ValueError("input_ids are needed")
     return {name: value for name, value in keywords.items() if name != "inputs_embeds"}
@@ -42,7 +42,7 @@ class NoPromptTuning(torch.nn.Module):
     def forward(self, *_args: Any, **_kwargs: Any) -> Tensor:
         """Raises UserError: prompts must be ids."""
         raise UserError(
-            "PEFT's prompt tuning and p-tuning give embeddings, not ids, whose placeholders say where frames stand; "
+            "PEFT's prompt tuning and p-tuning give embeddings, not ids, whose placeholders say where frames are; "
             "allowed are prefix tuning and adapters"
         )
 
@@ -50,7 +50,7 @@ class NoPromptTuning(torch.nn.Module):
 def check_pixels(pixel_values: Tensor, num_views_F: Tensor | None) -> None:
     """Raises ValueError unless pixels are normalized numbers [F, V, 3, H, W] and `num_views` fits them."""
     if not pixel_values.is_floating_point():
-        raise ValueError(f"pixel_values is {pixel_values.dtype}, expected normalised floating-point numbers")
+        raise ValueError(f"pixel_values is {pixel_values.dtype}, expected normalized floating-point numbers")
     if pixel_values.dim() != 5:
         raise ValueError(
             f"pixel_values has shape {tuple(pixel_values.shape)}, expected [frames, views, 3, height, width]"

@@ -22,7 +22,7 @@ from transformers.processing_utils import ProcessingKwargs
 
 from llava_mini.errors import UserError
 from llava_mini.models.visual_inputs import counts_by_text, flat_images, flat_videos, frames_of, is_scaled, rgb_of
-from llava_mini.views import ViewMode, check_mode, mean_colour, resized_longer, views_of
+from llava_mini.views import ViewMode, check_mode, mean_color, resized_longer, views_of
 
 
 class LlavaMiniProcessor(ProcessorMixin):
@@ -210,7 +210,7 @@ class LlavaMiniProcessor(ProcessorMixin):
             UserError: the image cannot be read, can be read in two ways, is too large for its views, or too elongated
                 to be resized.
         """
-        background = mean_colour(self.image_processor.image_mean)
+        background = mean_color(self.image_processor.image_mean)
         cut = views_of(rgb_of(image, input_data_format), self.views, background, is_video=is_video)
         views = [Image.fromarray(view) for view in cut]
         if shorter := dict(self.image_processor.size).get("shortest_edge"):

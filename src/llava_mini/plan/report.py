@@ -22,9 +22,9 @@ NAME_A_CARD = "choose hardware=..., or give its memory as hardware.memory_gib=..
 _NAMES = {
     FROZEN: "frozen weights",
     TRAINED: "trained weights",
-    QUANTIZED: "quantised weights (NF4)",
+    QUANTIZED: "quantized weights (NF4)",
     GRADIENTS: "gradients",
-    OPTIMIZER: "optimiser state",
+    OPTIMIZER: "optimizer state",
     "activations": "activations",
     LOGITS: "logits",
     CASTS: "half copies of weights (autocast)",
@@ -107,7 +107,7 @@ class Report:
         sample = self.sample
         frames = f"{sample.frames} frame{'s' * (sample.frames != 1)} of {sample.views} view{'s' * (sample.views != 1)}"
         read = ", features read from disk" if sample.stored_features and sample.frames else ""
-        text = f"{sample.text_tokens} text tokens ({sample.learnt_tokens} of them learnt)"
+        text = f"{sample.text_tokens} text tokens ({sample.supervised_tokens} of them supervised)"
         return [f"batch of {self.batch_size}; each sample {text}, {frames}{read}", ""]
 
     def _table(self) -> list[str]:
@@ -118,7 +118,7 @@ class Report:
                 lines.append(f"{'CUDA context, not counted above':<34} {memory_text(self.outside_bytes):>12}")
             lines.append(f"{'the card':<34} {memory_text(self.memory_bytes):>12}")
         if self.peak.host_bytes:
-            lines.append(f"{'host memory besides':<34} {memory_text(self.peak.host_bytes):>12}")
+            lines.append(f"{'host memory in addition':<34} {memory_text(self.peak.host_bytes):>12}")
         return [*lines, ""]
 
     def _verdict(self) -> list[str]:

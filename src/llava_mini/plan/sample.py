@@ -33,7 +33,7 @@ class Sample:
     independent_turns: bool = False
 
     @property
-    def learnt_tokens(self) -> int:
+    def supervised_tokens(self) -> int:
         """Number of supervised tokens, which are answers."""
         return self.text_tokens // 2
 
@@ -67,7 +67,7 @@ def batch_of(model: LlavaMiniForConditionalGeneration, sample: Sample, size: int
     ids = torch.ones(size, length, dtype=torch.long)
     ids[:, :placeholders] = model.config.image_token_id
     labels = ids.clone()
-    labels[:, : length - sample.learnt_tokens] = -100
+    labels[:, : length - sample.supervised_tokens] = -100
     mask = torch.ones_like(ids)
     if size > 1:
         mask[-1, -1], labels[-1, -1] = 0, -100

@@ -31,7 +31,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except Exception as error:  # torch raises many types of exceptions for a broken file
             system = error.strerror if isinstance(error, OSError) else None
             reason = system or f"{type(error).__name__}: {error}".splitlines()[0]
-            hint = "" if system else f"; {_last_good(Path(path))}delete it and the run begins anew"
+            hint = "" if system else f"; {_last_good(Path(path))}delete it and the run starts again"
             raise UserError(f"{path}: not a readable checkpoint ({reason}){hint}") from error
         return loaded
 
@@ -39,4 +39,4 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def _last_good(damaged: Path) -> str:
     """Hint at a checkpoint to resume from instead of the damaged last one: the best, which is also complete."""
     others = sorted(path.name for path in damaged.parent.glob("*.ckpt") if path.name != damaged.name)
-    return f"put {others[0]} in its place to go on from there, or " if others else ""
+    return f"put {others[0]} in its place to continue from there, or " if others else ""

@@ -103,7 +103,7 @@ def _changed(sweep_dir: Path, sweep: Sweep) -> Iterator[str]:
     try:
         before = read_sweep(sweep_dir)
     except UserError as error:
-        yield f"{error}; it is written anew, and finished runs are kept"
+        yield f"{error}; it is written again, and finished runs are kept"
         return
     if before.code_version != sweep.code_version:
         commits = commits_told(before.commit, sweep.commit)

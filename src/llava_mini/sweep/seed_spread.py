@@ -14,9 +14,7 @@ from types import MappingProxyType
 from llava_mini.sweep.statistics import FEWEST_SEEDS
 from llava_mini.sweep.text import on_group
 
-SOURCE = (
-    "How far seeds lie apart was measured in the tiny world (experiments/007-compression) and may differ elsewhere."
-)
+SOURCE = "How far seeds are apart was measured in the toy world (experiments/007-compression) and may differ elsewhere."
 SPREAD_POINTS: Mapping[str, float] = MappingProxyType({"dense": 5.0, "one_word": 5.0})
 
 

@@ -105,7 +105,7 @@ class Bars:
         intervals = [difference.interval for difference in differences if difference.interval is not None]
         ends = [0.0, *(end for interval in intervals for end in interval)]
         beyond = any(abs(end) > _SCALE_POINTS for end in ends)
-        self.note = f"A triangle lies beyond the scale of {100 * _SCALE_POINTS:.0f} points." if beyond else ""
+        self.note = f"A triangle is beyond the scale of {100 * _SCALE_POINTS:.0f} points." if beyond else ""
         self._low, self._high = max(min(ends), -_SCALE_POINTS), min(max(ends), _SCALE_POINTS)
 
     def cell(self, difference: Difference) -> str:

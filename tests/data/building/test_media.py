@@ -131,7 +131,7 @@ def test_a_smaller_jpeg_is_about_what_resizing_the_original_gives() -> None:
     assert np.abs(decode_image(stored_image(raw, 336)[1]).astype(int) - direct).mean() < 3
 
 
-def test_small_jpegs_keep_the_resolution_of_their_colours(picture: MakePicture) -> None:
+def test_small_jpegs_keep_the_resolution_of_their_colors(picture: MakePicture) -> None:
     raw = picture(0, size=(400, 300), encoding="JPEG")
     sampling = {side: simplejpeg.decode_jpeg_header(stored_image(raw, side)[1])[3] for side in (64, 127, 128, 200)}
     assert sampling == {64: "444", 127: "444", 128: "420", 200: "420"}
@@ -192,7 +192,7 @@ def outside(tmp_path: Path, picture: MakePicture) -> Path:
         ("folder/../images-of-another/secret.jpg", "image outside of the --images folder: folder/../"),
         (
             "link.jpg",
-            r"image behind a link that leads out of the --images folder; --follow-links allows it: link.jpg \(link",
+            r"image after a link that leads out of the --images folder; --follow-links allows it: link.jpg \(link",
         ),
         ("folder/secret.jpg", r".*--follow-links allows it: folder/secret.jpg \(folder -> /.*/images-of-another\)$"),
         ("in/folder/secret.jpg", r".*--follow-links allows it: in/folder/secret.jpg \(in/folder -> /.*another\)$"),
@@ -230,7 +230,7 @@ def test_links_out_of_the_folder_are_followed_where_that_is_allowed(
     (tmp_path / "films" / "a.mp4").write_bytes(clip(1))
     (tmp_path / "videos" / "far").symlink_to(tmp_path / "films")
     assert list(media(follow_links=True).pictures({"video": "far/a.mp4"})) == ["000000.jpg"]
-    with pytest.raises(SampleError, match="^video behind a link that leads out of the --videos folder; --follow-links"):
+    with pytest.raises(SampleError, match="^video after a link that leads out of the --videos folder; --follow-links"):
         media().pictures({"video": "far/a.mp4"})
 
 
@@ -279,7 +279,7 @@ def test_what_would_fill_the_memory_is_refused(
     (tmp_path / "images" / "a.jpg").write_bytes(raw)
     monkeypatch.setattr("llava_mini.data.building.media.MOST_BYTES", 2 * len(raw))
     assert len(media().pictures({"image": ["a.jpg", "a.jpg"]})) == 2
-    with pytest.raises(SampleError, match=f"pictures of more than {2 * len(raw)} bytes"):
+    with pytest.raises(SampleError, match=f"images of more than {2 * len(raw)} bytes"):
         media().pictures({"image": ["a.jpg"] * 3})
     (tmp_path / "images" / "a.jpg").write_bytes(raw * 3)
     with pytest.raises(SampleError, match=f"image of {3 * len(raw)} bytes, {2 * len(raw)} allowed: a.jpg"):

@@ -133,7 +133,7 @@ def test_other_sources_are_refused(freeze: Freeze, source: Path, tmp_path: Path)
 def test_shards_without_a_plan_are_not_mixed_with_new_ones(freeze: Freeze, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "shard-000000.tar").touch()
-    with pytest.raises(UserError, match="out holds shards that do not say what they were made from; delete it or"):
+    with pytest.raises(UserError, match="out contains shards that do not say what they were made from; delete it or"):
         freeze()
     write_shard(tmp_path / "out", 0, [("a", {"json": b"{}"})])
     with pytest.raises(UserError, match=r"shard-000000\.json does not say what it was made from; delete .*out or name"):
@@ -151,7 +151,9 @@ def test_shards_without_a_plan_are_not_mixed_with_new_ones(freeze: Freeze, tmp_p
 )
 def test_a_source_without_records_is_refused(freeze: Freeze, source: Path, content: str, reason: str) -> None:
     source.write_text(content)
-    with pytest.raises(UserError, match=rf"mix\.json holds no record \({reason}.*allowed: a JSON array of objects or"):
+    with pytest.raises(
+        UserError, match=rf"mix\.json contains no record \({reason}.*allowed: a JSON array of objects or"
+    ):
         freeze()
 
 

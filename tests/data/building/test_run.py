@@ -90,7 +90,7 @@ def test_a_set_that_was_not_built_is_left_alone(world: Path) -> None:
     for plan in plans:
         write_shard(world / "out", 0, [("a", {"json": b"{}"})])
         finish_set(world / "out", 1, plan)
-        with pytest.raises(UserError, match="out holds a shard set that was not made by `data build`"):
+        with pytest.raises(UserError, match="out contains a shard set that was not made by `data build`"):
             build(world)
 
 

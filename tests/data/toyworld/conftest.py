@@ -14,7 +14,7 @@ def answers() -> Callable[..., set[str]]:
     """answers(scene, kind, color, shape): every answer that could be defended; a fair question has exactly one."""
 
     def shapes(scene: Scene, color: str, shape: str) -> list[SceneObject]:
-        """Objects other than boxes with that colour and shape, either of them empty for any."""
+        """Objects other than boxes with that color and shape, either of them empty for any."""
         fits = [thing for thing in scene.objects if thing.digit is None]
         fits = [thing for thing in fits if color in ("", thing.color)]
         return [thing for thing in fits if shape in ("", thing.kind)]

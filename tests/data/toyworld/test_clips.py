@@ -71,7 +71,7 @@ def test_the_same_four_objects_are_there_all_the_time(made: list[Clip]) -> None:
         assert all(thing.digit is None for state in clip.states for thing in state)
 
 
-def test_only_the_ring_changes_between_two_colours_that_are_there_all_the_time(made: list[Clip]) -> None:
+def test_only_the_ring_changes_between_two_colors_that_are_there_all_the_time(made: list[Clip]) -> None:
     changes: Counter[int] = Counter()
     for clip in made:
         path = paths(clip)
@@ -83,8 +83,8 @@ def test_only_the_ring_changes_between_two_colours_that_are_there_all_the_time(m
     assert min(changes.values()) > COUNT * 0.18
 
 
-def test_how_long_the_ring_has_a_colour_says_nothing_of_the_number_of_changes() -> None:
-    """With any change at all, the rarer colour's share is the same on average for one, two and three changes."""
+def test_how_long_the_ring_has_a_color_says_nothing_of_the_number_of_changes() -> None:
+    """With any change at all, the rarer color's share is the same on average for one, two and three changes."""
     rng = np.random.default_rng(1)
     rarer: dict[int, list[float]] = {1: [], 2: [], 3: []}
     for _ in range(600):
@@ -107,7 +107,7 @@ def test_frames_without_order_and_the_middle_frame_tell_no_direction(made: list[
         assert abs(forth.mean() - back.mean()) < 3 * error
 
 
-def test_frames_show_the_colours_of_the_states(made: list[Clip]) -> None:
+def test_frames_show_the_colors_of_the_states(made: list[Clip]) -> None:
     for clip in made[:50]:
         for frame, state in zip(clip.frames, clip.states, strict=True):
             for thing in state:

@@ -10,7 +10,7 @@ from llava_mini.data.toyworld.vision import Scenes
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.8]
 
 
-def test_pictures_are_normalised_as_the_model_will_see_them() -> None:
+def test_pictures_are_normalized_as_the_model_will_see_them() -> None:
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=MEAN, image_std=STD
     )

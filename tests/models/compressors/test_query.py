@@ -57,7 +57,7 @@ def test_attention_by_hand() -> None:
 
 @torch.no_grad()
 def test_a_fresh_query_pools_the_patches_near_it() -> None:
-    """Projections start as the identity, so a token is a convex mixture of normalised patches, nearest ones first."""
+    """Projections start as the identity, so a token is a convex mixture of normalized patches, nearest ones first."""
     compressor = QueryCompressor(dim=32, C=2).eval()
     normed = compressor.norm_patches(patches_of(4))
     tokens = compressor(patches_of(4), 4, 4)
@@ -67,8 +67,8 @@ def test_a_fresh_query_pools_the_patches_near_it() -> None:
     assert similarity.argmax(1).tolist() == [0, 3, 12, 15]  # the four corners of a row-major 4 x 4 grid
 
 
-def test_a_models_initialisation_keeps_the_fresh_compressor(make_config) -> None:
-    """Transformers initialises linear layers and norms in its own way, which must not reach into the compressor."""
+def test_a_models_initialization_keeps_the_fresh_compressor(make_config) -> None:
+    """Transformers initializes linear layers and norms in its own way, which must not reach into the compressor."""
     compressor = LlavaMiniForConditionalGeneration(make_config()).compressor
     assert torch.equal(compressor.attention.in_proj_weight, torch.eye(32).repeat(3, 1))
     assert torch.equal(compressor.attention.out_proj.weight, torch.eye(32))

@@ -92,7 +92,7 @@ def truncated(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda _: None, r"holds no model\*\.safetensors and no pytorch_model\*\.bin"),
+        (lambda _: None, r"contains no model\*\.safetensors and no pytorch_model\*\.bin"),
         (truncated, r"model\.safetensors is no safetensors file"),
         (
             lambda f: (f / "pytorch_model.bin").write_bytes(b"none"),
@@ -107,11 +107,11 @@ def truncated(folder: Path) -> None:
         (lambda f: (f / "pytorch_model.bin").write_bytes(bytes(99)), r"pytorch_model\.bin \w+ .*maker|damaged"),
         (
             lambda f: torch.save({1: torch.ones(1)}, f / "pytorch_model.bin"),
-            "holds a tensor under 1; allowed are names",
+            "contains a tensor under 1; allowed are names",
         ),
         (
             lambda f: torch.save({"a": Command()}, f / "pytorch_model.bin"),
-            r"pytorch_model\.bin holds something else than tensors, which asks for posix\.mkdir; nothing of it is run",
+            r"pytorch_model\.bin contains something else than tensors, which asks for posix\.mkdir; nothing of it is r",
         ),
         (lambda f: torch.save({"a": 3}, f / "pytorch_model.bin"), "something else than tensors by name"),
         (lambda f: index(f, "safetensors", {"a": "../model.safetensors"}), r"names the file '\.\./model\.safetensors'"),
@@ -122,11 +122,11 @@ def truncated(folder: Path) -> None:
         (lambda f: (f / "model.safetensors.index.json").write_text("{"), "no JSON"),
         (
             indexed_too_much,
-            "the index names tensors that no file holds: z",
+            "the index names tensors that no file contains: z",
         ),
         (
             lambda f: [save_file({"a": torch.ones(1)}, f / f"model-{i}.safetensors") for i in (1, 2)],
-            "tensor a stands in two files",
+            "tensor a is in two files",
         ),
     ],
 )
@@ -156,7 +156,7 @@ def test_a_number_that_is_not_finite_is_named_when_it_is_reached(
         save_file(tensors, tmp_path / "model.safetensors")
     checkpoint = Checkpoint.of(tmp_path)
     assert {name for name, _ in checkpoint.stream({"a", "empty", "ids"})} == {"a", "empty", "ids"}
-    with pytest.raises(UserError, match=rf"model\.{kind}: b holds NaN or infinity; allowed are finite numbers"):
+    with pytest.raises(UserError, match=rf"model\.{kind}: b contains NaN or infinity; allowed are finite numbers"):
         list(checkpoint.stream())
 
 
@@ -171,15 +171,15 @@ def test_weights_that_are_no_floating_numbers_are_named(tmp_path: Path, kind: st
     checkpoint = Checkpoint.of(tmp_path)
     assert checkpoint.dtype == torch.float16  # codes do not count
     checkpoint.check_floats(["a"])
-    with pytest.raises(UserError, match=r"codes is stored as \w+, as in a quantised .* float64, float32, float16, bf"):
+    with pytest.raises(UserError, match=r"codes is stored as \w+, as in a quantized .* float64, float32, float16, bf"):
         checkpoint.check_floats(["a", "codes"])
 
 
 @pytest.mark.parametrize("part", ["the whole", "its language model"])
-def test_a_config_that_says_quantised_is_refused(part: str) -> None:
+def test_a_config_that_says_quantized_is_refused(part: str) -> None:
     said: dict[str, Any] = {"quantization_config": {"quant_method": "awq", "bits": 4}}
     check_plain("folder", {"text_config": {}, "quantization_config": None})
-    with pytest.raises(UserError, match=r"folder: a quantised checkpoint \(quantization_config: awq\); allowed are"):
+    with pytest.raises(UserError, match=r"folder: a quantized checkpoint \(quantization_config: awq\); allowed are"):
         check_plain("folder", said if part == "the whole" else {"text_config": said})
 
 

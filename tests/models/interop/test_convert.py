@@ -94,7 +94,7 @@ def test_compressor_and_prefusion_are_new(
         convert_llava(source, tmp_path / "ours", compressor=QUERY, num_fusion_layers=2, init=init)
     said = [line.split(": ")[0] + line.partition("tensors")[2] for line in caplog.messages if "tensors" in line]
     assert sorted(said) == [
-        "compressor initialised", f"language_model from {source}", f"prefusion initialised ({init})",
+        "compressor initialized", f"language_model from {source}", f"prefusion initialized ({init})",
         f"projector from {source}", f"vision_tower from {source}",
     ]  # fmt: skip
     model, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours", output_loading_info=True)
@@ -213,7 +213,7 @@ def test_a_tower_that_the_user_names_is_looked_at_where_it_is_here(
         said = [each for each in caplog.messages if "vision tower" in each]
         assert not any("--vision-tower names a place" in each for each in said)
         assert len(said) == (name == "my/tower")
-    assert "my/tower, which was not looked at; needed is hidden_size=32, " in said[0]
+    assert "my/tower, which was not read; needed is hidden_size=32, " in said[0]
     CLIPVisionConfig(**{**VISION, "image_size": 30}).save_pretrained(tower)
     with pytest.raises(
         UserError, match=rf"--vision-tower {tower}: another vision tower \(image_size=30, .*ours has 24"
@@ -224,7 +224,7 @@ def test_a_tower_that_the_user_names_is_looked_at_where_it_is_here(
 def test_a_vision_tower_for_a_folder_that_has_its_own(make_llava: Factory, tower: Path, tmp_path: Path) -> None:
     _, source = make_llava()
     for place in ("nowhere-at-all", str(tower)):
-        with pytest.raises(UserError, match=rf"--vision-tower {place}: {source} holds its vision tower itself"):
+        with pytest.raises(UserError, match=rf"--vision-tower {place}: {source} contains its vision tower itself"):
             plain(source, tmp_path / "ours", vision_tower=place)
     assert not (tmp_path / "ours").exists()
 
@@ -281,7 +281,7 @@ def test_a_vision_tower_with_numbers_that_are_not_finite_is_refused(
     state = load_file(tower / "model.safetensors")
     state["post_layernorm.bias"][3] = float("inf")
     save_file(state, tower / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"tower: holds NaN or infinity in post_layernorm\.bias"):
+    with pytest.raises(UserError, match=r"tower: contains NaN or infinity in post_layernorm\.bias"):
         convert_official(folder, tmp_path / "back", str(tower))
     assert not (tmp_path / "back").exists()
 
@@ -345,17 +345,17 @@ SPOILT = torch.full((48, 32), float("nan"))
         ),
         (lambda f: in_config(f, None, vision_feature_layer=[-2, -1]), r"llava-llama: vision_feature_layer=\[-2, -1\]"),
         (lambda f: in_config(f, None, vision_feature_layer=9), "llava-llama: vision_feature_layer=9: the vision tow"),
-        (lambda f: leave_out(f, LINEAR, **{LINEAR: SPOILT}), rf"model\.safetensors: {LINEAR} holds NaN or infinity"),
+        (lambda f: leave_out(f, LINEAR, **{LINEAR: SPOILT}), rf"model\.safetensors: {LINEAR} contains NaN or infinity"),
         (
             lambda f: leave_out(f, LINEAR, **{LINEAR: torch.ones(48, 32).to(torch.int8)}),
-            rf"model\.safetensors: {LINEAR} is stored as I8, as in a quantised checkpoint; allowed are weights in",
+            rf"model\.safetensors: {LINEAR} is stored as I8, as in a quantized checkpoint; allowed are weights in",
         ),
         (
             lambda f: in_config(f, "text_config", quantization_config={"quant_method": "gptq"}),
-            r"a quantised checkpoint \(quantization_config: gptq\); allowed are weights in float64, float32",
+            r"a quantized checkpoint \(quantization_config: gptq\); allowed are weights in float64, float32",
         ),
         (lambda f: (f / "config.json").unlink(), r"has no config\.json"),
-        (lambda f: (f / "model.safetensors").unlink(), r"holds no model\*\.safetensors"),
+        (lambda f: (f / "model.safetensors").unlink(), r"contains no model\*\.safetensors"),
     ],
 )
 def test_what_does_not_fit_writes_nothing(make_llava: Factory, tmp_path: Path, spoil: Any, message: str) -> None:

@@ -122,7 +122,7 @@ BIAS = "post_layernorm.bias"
             r"unexpected .*: a\.b \[3\]",
         ),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"none"), r"model\.safetensors is a text and"),
-        (lambda folder: (folder / "model.safetensors").unlink(), r"holds no model\*\.safetensors"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"contains no model\*\.safetensors"),
         (lambda folder: (folder / "config.json").write_text("{}"), "its config cannot be read"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'), "'gpt2'; allowed are clip"),
     ],
@@ -149,7 +149,7 @@ def test_a_pickle_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ("name", "tensor", "message"),
     [
         ("model.norm.weight", None, r"missing tensors: model\.norm\.weight \[48\]$"),
-        ("model.norm.weight", torch.ones(48).to(torch.int8), r"model\.norm\.weight is stored as I8, as in a quantised"),
+        ("model.norm.weight", torch.ones(48).to(torch.int8), r"model\.norm\.weight is stored as I8, as in a quantized"),
         ("extra", torch.ones(2), r"unexpected tensors: extra \[2\]$"),
     ],
 )

@@ -108,7 +108,7 @@ def _path_inside(folder: Path, name: str, what: str, follow_links: bool) -> Path
         raise SampleError(f"{what} outside of the --{what}s folder: {name}")
     if not follow_links:
         raise SampleError(
-            f"{what} behind a link that leads out of the --{what}s folder; --follow-links allows it: {name}"
+            f"{what} after a link that leads out of the --{what}s folder; --follow-links allows it: {name}"
             f" ({_link_out(root, path)})"
         )
     return Path(real)
@@ -160,7 +160,7 @@ def _numbered(pictures: Iterable[tuple[str, bytes]]) -> dict[str, bytes]:
         members[f"{number:06d}.{extension}"] = content
         total += len(content)
         if total > MOST_BYTES:
-            raise SampleError(f"pictures of more than {MOST_BYTES} bytes")
+            raise SampleError(f"images of more than {MOST_BYTES} bytes")
     return members
 
 

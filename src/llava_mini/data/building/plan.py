@@ -226,7 +226,7 @@ def _check_shards(out: Path, made: dict[str, Any]) -> None:
     """Check that shards without a plan belong to the plan that is about to be made."""
     sidecars = sorted(out.glob("shard-*.json"))
     if not sidecars and any(out.glob("shard-*")):
-        raise UserError(f"{out} holds shards that do not say what they were made from; delete it or name another")
+        raise UserError(f"{out} contains shards that do not say what they were made from; delete it or name another")
     for sidecar in sidecars:
         notes = read_sidecar(sidecar).get("notes")
         found = notes.get("plan") if isinstance(notes, dict) else None
@@ -280,10 +280,10 @@ def _spool(folder: Path, sources: Sequence[Path], options: Options) -> int:
                 offsets.append(spool.tell())
                 spool.write(line)
             if first_fault and not usable:
-                raise UserError(f"{path} holds no record ({first_fault}); {_ALLOWED}")
+                raise UserError(f"{path} contains no record ({first_fault}); {_ALLOWED}")
             log.info("%s: %d records", path.name, len(offsets) - before)
     if not offsets:
-        raise UserError(f"{', '.join(map(str, sources))} holds no record (it is empty); {_ALLOWED}")
+        raise UserError(f"{', '.join(map(str, sources))} contains no record (it is empty); {_ALLOWED}")
     _save(folder / _OFFSETS, np.frombuffer(offsets, np.uint64))
     return len(offsets)
 

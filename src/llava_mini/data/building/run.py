@@ -121,7 +121,7 @@ def _opened(out: Path, described: list[dict[str, Any]], options: Options) -> Sha
     """Open the set that is already complete, after a check that it is the wanted one."""
     shards = ShardSet(out)
     if shards.plan is None or "sources" not in shards.plan:
-        raise UserError(f"{out} holds a shard set that was not made by `data build`; name another folder")
+        raise UserError(f"{out} contains a shard set that was not made by `data build`; name another folder")
     check_same(out, shards.plan, made_from(described, options))
     if options.strict and shards.rejected:
         raise UserError(f"--strict: {out} was built without {shards.rejected} records that were rejected; delete it")
@@ -163,7 +163,7 @@ def _completed(out: Path, plan: Plan) -> ShardSet | None:
     left_out = LeftOut.of(out, range(plan.num_shards))
     if left_out.count == plan.num_records:
         raise UserError(
-            f"none of the {plan.num_records} records can be used, as {left_out.first}; delete {out} to build it anew"
+            f"none of the {plan.num_records} records can be used, as {left_out.first}; delete {out} to build it again"
         )
     shards = finish_set(out, plan.num_shards, {**plan.made_from, "records": plan.num_records})
     remove_plan(out)

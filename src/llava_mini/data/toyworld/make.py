@@ -112,7 +112,7 @@ def _existing_world(root: Path, seed: int) -> dict[str, Any]:
         raise UserError(f"{path} does not describe a toy world ({error!r})") from None
     if found != (RECIPE_VERSION, seed):
         raise UserError(
-            f"{root} holds a toy world of recipe {found[0]} and seed {found[1]}, not {RECIPE_VERSION} and {seed};"
+            f"{root} contains a toy world of recipe {found[0]} and seed {found[1]}, not {RECIPE_VERSION} and {seed};"
             " delete it or name another folder"
         )
     for name, fingerprint in fingerprints.items():

@@ -68,12 +68,12 @@ class Checkpoint:
             held[path] = list(found)
             for name, (shape, stored) in found.items():
                 if name in shapes:
-                    raise UserError(f"{folder}: tensor {name} stands in two files")
+                    raise UserError(f"{folder}: tensor {name} is in two files")
                 shapes[name], types[name] = shape, stored
         if absent := sorted(set(index) - shapes.keys()):
-            raise UserError(f"{folder}: the index names tensors that no file holds: {some(absent)}")
+            raise UserError(f"{folder}: the index names tensors that no file contains: {some(absent)}")
         if not shapes:
-            raise UserError(f"{folder}: {', '.join(path.name for path in files)} holds no tensor")
+            raise UserError(f"{folder}: {', '.join(path.name for path in files)} contains no tensor")
         return cls(folder, shapes, held, types)
 
     @property
@@ -99,7 +99,7 @@ class Checkpoint:
             for name in held:
                 if name in wanted and self.types[name] not in _FLOATS:
                     raise UserError(
-                        f"{path}: {name} is stored as {self.types[name]}, as in a quantised checkpoint; "
+                        f"{path}: {name} is stored as {self.types[name]}, as in a quantized checkpoint; "
                         f"allowed are weights in {', '.join(_FLOATS)}"
                     )
 
@@ -162,7 +162,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
             return _indexed(index)
         if files := sorted(folder.glob(f"{stem}*.{ending}")):
             return files, []
-    raise UserError(f"{folder}: holds no model*.safetensors and no pytorch_model*.bin")
+    raise UserError(f"{folder}: contains no model*.safetensors and no pytorch_model*.bin")
 
 
 def _indexed(index: Path) -> tuple[list[Path], list[str]]:
@@ -188,7 +188,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
     if tensor.dtype in _DTYPES.values() and not is_finite(tensor):
-        raise UserError(f"{path}: {name} holds NaN or infinity; allowed are finite numbers")
+        raise UserError(f"{path}: {name} contains NaN or infinity; allowed are finite numbers")
     return tensor
 
 
@@ -226,9 +226,9 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     except _UNREADABLE as error:
         raise UserError(f"{path} {_mistaken(path) or _refused(error)}") from error
     if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
-        raise UserError(f"{path}: holds something else than tensors by name")
+        raise UserError(f"{path}: contains something else than tensors by name")
     if unnamed := [key for key in loaded if not isinstance(key, str)]:
-        raise UserError(f"{path}: holds a tensor under {unnamed[0]!r}; allowed are names")
+        raise UserError(f"{path}: contains a tensor under {unnamed[0]!r}; allowed are names")
     return loaded
 
 
@@ -237,8 +237,8 @@ def _refused(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
         asked = re.search(r"GLOBAL (\S+)", str(error))
         what = f", which asks for {asked[1]}" if asked else ""
-        return f"holds something else than tensors{what}; nothing of it is run: ask its maker for safetensors"
-    return "is no file of torch, or is damaged: fetch it anew"
+        return f"contains something else than tensors{what}; nothing of it is run: ask its maker for safetensors"
+    return "is no file of torch, or is damaged: fetch it again"
 
 
 def _mistaken(path: Path) -> str | None:

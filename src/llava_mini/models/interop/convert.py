@@ -17,7 +17,7 @@ from llava_mini.errors import UserError
 from llava_mini.files import copy_file, write_json
 from llava_mini.models.configuration import LlavaMiniConfig
 from llava_mini.models.image_processor import build_image_processor
-from llava_mini.models.initialisation import initialise
+from llava_mini.models.initialization import initialize
 from llava_mini.models.interop import llava, official
 from llava_mini.models.interop.chat import own_chat_template
 from llava_mini.models.interop.checkpoint import Checkpoint, check_shapes, some
@@ -105,7 +105,9 @@ def convert_llava(
         found = llava.source_of(fields, checkpoint.shapes)
     held = any(found.layout.ours(name).startswith(_TOWER) for name in checkpoint.shapes)
     if vision_tower is not None and found.vision_config is not None and held:
-        raise UserError(f"--vision-tower {vision_tower}: {source} holds its vision tower itself; leave the option out")
+        raise UserError(
+            f"--vision-tower {vision_tower}: {source} contains its vision tower itself; leave the option out"
+        )
     tower = Tower(found.vision_tower, vision_tower, found.vision_config)
     layers = found.text_config.num_hidden_layers
     if init == "copy" and num_fusion_layers > layers:
@@ -196,11 +198,11 @@ class _Conversion:
         if self.init is None:
             self.origin |= dict.fromkeys(("compressor", "prefusion"), f"from {self.source}")
             return others
-        self.origin |= {"compressor": "initialised", "prefusion": f"initialised ({self.init})"}
+        self.origin |= {"compressor": "initialized", "prefusion": f"initialized ({self.init})"}
         fresh = ("compressor",) if self.init == "copy" else ("compressor", "prefusion")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # a repeated conversion gives the same folder
-            initialise(self.model, fresh)
+            initialize(self.model, fresh)
         for part in fresh:
             state = self.model.get_submodule(part).state_dict()
             others |= {f"{part}.{name}": tensor for name, tensor in state.items()}
@@ -244,7 +246,7 @@ class _Conversion:
         for name in left:
             log.info("left out: %s %s", name, self.checkpoint.shapes[name])
         if not has_tokenizer(self.source):
-            log.info("%s holds no tokenizer: %s is a model without one", self.source, target)
+            log.info("%s contains no tokenizer: %s is a model without one", self.source, target)
         types = {self.checkpoint.types[name] for name in self.names}
         if self.others:
             types.add(str(self.checkpoint.dtype).removeprefix("torch."))

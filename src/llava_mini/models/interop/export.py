@@ -81,7 +81,7 @@ def _check_tower(source: Path, config: LlavaMiniConfig, vision_tower: str) -> No
         return
     if vision_tower != CLIP_ID:
         log.warning(
-            "the release reads the vision tower's shape from %s, which was not looked at; needed is %s",
+            "the release reads the vision tower's shape from %s, which was not read; needed is %s",
             vision_tower, ", ".join(f"{key}={own[key]}" for key in keys),
         )  # fmt: skip
     elif other := [f"{key}={own[key]}" for key in keys if own[key] != CLIP_VIT_L_336[key]]:

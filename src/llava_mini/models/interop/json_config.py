@@ -48,8 +48,8 @@ def check_plain(where: Path | str, config: Mapping[str, Any]) -> None:
         if how is not None:
             method = how.get("quant_method") if isinstance(how, Mapping) else how
             raise UserError(
-                f"{where}: a quantised checkpoint (quantization_config: {method}); allowed are weights in "
-                "float64, float32, float16, bfloat16, which `finetune=qlora` quantises itself"
+                f"{where}: a quantized checkpoint (quantization_config: {method}); allowed are weights in "
+                "float64, float32, float16, bfloat16, which `finetune=qlora` quantizes itself"
             )
 
 

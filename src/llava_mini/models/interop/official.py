@@ -177,7 +177,7 @@ def official_batch(
         ids = input_ids[i][real]
         num_images = int((ids == OFFICIAL_IMAGE_ID).sum())
         if num_images > 1:
-            raise UserError(f"input_ids: row {i} has {num_images} images, the release's inputs hold at most 1")
+            raise UserError(f"input_ids: row {i} has {num_images} images, the release's inputs contain at most 1")
         kept.append(frames[i][: num_images * len(frames[i])])
         repeat = len(kept[-1]) * model.tokens_per_frame(frames[i].shape[1])
         times = torch.where(ids == OFFICIAL_IMAGE_ID, repeat, 1)

@@ -154,7 +154,7 @@ def _folder_of(place: str, part: str) -> Path:
                 return folder
     except _LOAD_ERRORS as error:
         raise UserError(f"{part} {place}: cannot be loaded: {_one_line(error, place)}") from error
-    raise UserError(f"{part} {place}: holds no model*.safetensors and no pytorch_model*.bin")
+    raise UserError(f"{part} {place}: contains no model*.safetensors and no pytorch_model*.bin")
 
 
 def check_same(given: dict[str, Any], own: PreTrainedConfig, key: str, place: str) -> None:
@@ -220,7 +220,7 @@ def _load(
         raise UserError(f"{part} {place}: cannot be loaded: {_one_line(error, place)}") from error
     spoilt = [name for name, tensor in model.state_dict().items() if not is_finite(tensor)]
     if spoilt:
-        raise UserError(f"{part} {place}: holds NaN or infinity in {some(spoilt)}; allowed are finite numbers")
+        raise UserError(f"{part} {place}: contains NaN or infinity in {some(spoilt)}; allowed are finite numbers")
     return model.train()
 
 

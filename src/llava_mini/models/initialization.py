@@ -20,7 +20,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def initialise(
+def initialize(
     model: LlavaMiniForConditionalGeneration, parts: tuple[str, ...], device: torch.device | str = "cpu"
 ) -> None:
     """Initialize parts of a model on meta with the weights that a new model has.
