@@ -43,6 +43,9 @@ def _run(argv: list[str] | None) -> int:
     given = [_at_home(each) for each in (sys.argv[1:] if argv is None else argv)]
     if not sys.stderr.isatty():  # transformers reads it on import: no progress bars for loading and saving weights
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if given and given[0] in _CONFIGURED and {"-h", "--help"} & set(given[1:]):
+        print(_help_of(given[0]))
+        return 0
     if given and given[0] in _WITH_FLAGS:
         arguments = argparse.Namespace(command=given[0], overrides=given[1:], config_dir=[])
     else:
@@ -223,24 +226,59 @@ def _mlflow(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
 
 COMMANDS: dict[str, tuple[Command, str]] = {
     "train": (_train, "one run: train, evaluate, write result.json in run_dir"),
-    "plan": (_plan, "memory of a run's step, whether it fits the card, what saves: llava-mini plan --help"),
+    "plan": (_plan, "memory of a run's step, whether it fits the card, what saves"),
     "sweep": (_sweep, "many runs: key=value,value,... for any config key, sweep_dir=FOLDER; ends with compare"),
     "compare": (_compare, "table, plots and report.html of a sweep's folder"),
-    "mlflow": (_mlflow, "all runs in a browser, and the charts of the latest sweep: llava-mini mlflow --help"),
+    "mlflow": (_mlflow, "all runs in a browser, and the charts of the latest sweep"),
     "world": (_world, "make the toy world's data and pre-trained parts again"),
     "config": (_config, "print the resolved config of a run"),
-    "data": (_data, "LLaVA JSON, images and videos to shards; their check, their counts: llava-mini data --help"),
-    "convert": (_convert, "weights of LLaVA and of the official release to ours, and back: llava-mini convert --help"),
+    "data": (_data, "LLaVA JSON, images and videos to shards; their check, their counts"),
+    "convert": (_convert, "weights of LLaVA and of the official release to ours, and back"),
     "merge": (_merge, "a run with adapters as one plain model: llava-mini merge RUN DST"),
-    "ask": (_ask, "answer questions about images and videos: llava-mini ask --help"),
+    "ask": (_ask, "answer questions about images and videos"),
     "chat": (_chat, "the same in the terminal, with history: llava-mini chat MODEL"),
-    "batch": (_batch, "many requests from a file, batched, resumable: llava-mini batch --help"),
-    "bench": (_bench, "measure this program on this machine: llava-mini bench --help"),
+    "batch": (_batch, "many requests from a file, batched, resumable"),
+    "bench": (_bench, "measure this program on this machine"),
     "doctor": (_doctor, "what is installed, whether it drives the card found, what to install instead"),
 }
 # Commands that parse their own --flags instead of a config's key=value.
 _WITH_FLAGS = ("plan", "mlflow", "data", "convert", "merge", "ask", "chat", "batch", "bench", "doctor")
 _STRICT = "--strict"
+# Commands that read a config, and what their own --help says first.
+_CONFIGURED = {
+    "train": """usage: llava-mini [--config-dir FOLDER] train [--strict] [key=value ...]
+
+Trains one run, evaluates it on validation and test, and writes result.json and the model to run_dir. A run that was
+interrupted or killed continues when the command is repeated. --strict ends with status 2 before anything is loaded if,
+as planned, a step does not fit the card.
+
+  llava-mini train compressor.C=4 run_dir=runs/mine
+  llava-mini train compressor=avg_pool fusion.num_layers=0 trainer.max_steps=600""",
+    "sweep": """usage: llava-mini [--config-dir FOLDER] sweep [key=value,value,... ...] [sweep_dir=FOLDER]
+
+Trains every combination of the given values, each as a run of its own, and compares them. The reference (all patches,
+no pre-fusion) is added. Finished runs are kept; repeat the command to continue, or to add values.
+
+  llava-mini sweep compressor.C=1,4 seed=0,1,2
+  llava-mini sweep compressor=query,avg_pool fusion.num_layers=0,4 seed=0,1,2 sweep_dir=sweeps/mine""",
+    "compare": """usage: llava-mini compare [FOLDER]
+
+Writes table, plots, report.html, results.csv and results.json of a sweep again. FOLDER is the default sweep's if it is
+left out.""",
+    "world": """usage: llava-mini world [key=value ...]
+
+Makes the three checkpoints of the toy world again from the seed: vision tower, aligned and uncompressed model.""",
+    "config": """usage: llava-mini [--config-dir FOLDER] config [key=value ...]
+
+Prints the config that a run would use, and trains nothing.""",
+}
+_HEADINGS = {
+    "prepare": ("data", "convert", "world", "doctor"),
+    "train": ("train", "plan", "merge"),
+    "compare": ("sweep", "compare", "mlflow", "config"),
+    "use": ("ask", "chat", "batch"),
+    "measure": ("bench",),
+}
 _VALUES = r"""values (key=value of train, plan, sweep, world, config):
   "run_dir=~/runs/lr=1e-4 (1)"   a path, name or URI as it is typed; ~ is a home, ${key} the value of another key
   seed=3 data.features=false     numbers, true and false
@@ -251,12 +289,24 @@ _VALUES = r"""values (key=value of train, plan, sweep, world, config):
                                  where text would be null, and for other keys if it has other characters than those"""
 
 
+def _help_of(command: str) -> str:
+    """Return the --help of a command that reads a config."""
+    if command == "compare":
+        return _CONFIGURED[command]
+    from llava_mini.config_reference import help_text
+
+    return f"{_CONFIGURED[command]}\n\n{help_text()}\n\n{_VALUES}"
+
+
 def _parser() -> argparse.ArgumentParser:
-    listing = "\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())
+    listing = "\n".join(
+        "\n".join([f" {heading}", *(f"  {name:<10} {COMMANDS[name][1]}" for name in names)])
+        for heading, names in _HEADINGS.items()
+    )
     parser = argparse.ArgumentParser(
         prog="llava-mini",
         description="Train, compare and ask LLaVA-Mini models.",
-        epilog=f"commands:\n{listing}\n\n{_VALUES}",
+        epilog=f"commands (each has its own --help):\n{listing}\n\n{_VALUES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

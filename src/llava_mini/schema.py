@@ -27,6 +27,11 @@ def _only(allowed: str) -> WrapValidator:
     return WrapValidator(validate)
 
 
+def _doc(text: str) -> Any:
+    """Return what a key is for, one line of `--help` and of the reference."""
+    return Field(description=text)
+
+
 Positive = Annotated[int, Field(ge=1, strict=True)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
@@ -53,148 +58,185 @@ Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
 class Fusion:
     """Number of pre-fusion layers (N_fusion) and their initialization."""
 
-    num_layers: Count
-    init: Literal["copy", "random"]
+    num_layers: Annotated[Count, _doc("N_fusion, number of pre-fusion layers; 0 for none")]
+    init: Annotated[
+        Literal["copy", "random"],
+        _doc("start of layers that no weights are loaded for: copy of the language model's first layers, or random"),
+    ]
 
 
 @dataclass
 class Order:
     """Order of compression, projection and pre-fusion (REFERENCE section 2)."""
 
-    compress_before_projection: bool
-    fuse_compressed_tokens: bool
+    compress_before_projection: Annotated[
+        bool, _doc("true: the compressor reads the vision tower's features (release); false: projected patches (paper)")
+    ]
+    fuse_compressed_tokens: Annotated[
+        bool, _doc("true: compressed tokens pass through pre-fusion (release); false: they do not (paper)")
+    ]
 
 
 @dataclass
 class Hub:
     """Pretrained parts of a model: Hub ids or folders."""
 
-    vision_tower: Name
-    language_model: Name
+    vision_tower: Annotated[Name, _doc("Hub id or folder of the vision tower")]
+    language_model: Annotated[Name, _doc("Hub id or folder of the language model")]
 
 
 @dataclass
 class Model:
     """Shapes of the model's parts, and where their weights and the tokenizer are."""
 
-    vision_config: dict[str, Any]
-    text_config: dict[str, Any]
-    vision_feature_layer: int
-    image_processor: dict[str, Any]
-    hub: Hub | None
-    tokenizer: Name
-    weights: Weights
-    start: Literal["uncompressed", "stage1"] | None = None  # toy world only: which of its checkpoints `weights` names
+    vision_config: Annotated[dict[str, Any], _doc("config of the vision tower, as transformers has it")]
+    text_config: Annotated[dict[str, Any], _doc("config of the language model, as transformers has it")]
+    vision_feature_layer: Annotated[
+        int, _doc("index of the vision tower's hidden states that are read; -2 is the last but one")
+    ]
+    image_processor: Annotated[dict[str, Any], _doc("settings of the image processor")]
+    hub: Annotated[Hub | None, _doc("Hub ids of the pretrained parts")]
+    tokenizer: Annotated[Name, _doc("folder or Hub id of the tokenizer")]
+    weights: Annotated[Weights, _doc("folders whose tensors are loaded, in this order; hub; or random")]
+    start: Annotated[
+        Literal["uncompressed", "stage1"] | None, _doc("checkpoint of the toy world that runs start from")
+    ] = None
 
 
 @dataclass
 class Data:
     """Which shard sets are read, and how their conversations and images become tokens and pixels."""
 
-    folder: Name
-    cache_dir: Name | None  # where shards from URLs are stored
-    world_seed: Count | None  # None: the shard sets in `folder` exist already and are the user's own
-    sizes: dict[str, Positive]
-    splits: dict[Split, Sets | None]
-    template: Template
-    turns: Turns
-    views: Literal["square", "pad", "hd"]
-    max_frames: Positive | None
-    shuffle_frames: Flag
-    batch_size: Positive
-    eval_batch_size: Positive
-    num_workers: Count
-    max_length: Annotated[int, Field(ge=2, strict=True)]  # one token to read and one to predict
-    max_bad_fraction: Share
-    features: Features
-    kinds: list[str]
+    folder: Annotated[Name, _doc("folder of the shard sets")]
+    cache_dir: Annotated[Name | None, _doc("folder for shards from URLs; null: they are fetched at each read")]
+    world_seed: Annotated[
+        Count | None, _doc("seed of the toy world that is made in the folder; null: the sets are your own")
+    ]
+    sizes: Annotated[dict[str, Positive], _doc("number of samples of each set of the toy world")]
+    splits: Annotated[
+        dict[Split, Sets | None], _doc("sets of each split: one, [pooled, pooled], or {mixed: weight, mixed: weight}")
+    ]
+    template: Annotated[
+        Template, _doc("conversation template: vicuna_v1, llama3, mistral, chatml, plain, tiny, or fields of your own")
+    ]
+    turns: Annotated[
+        Turns, _doc("conversation: later turns see earlier ones; independent: each sees the images and itself")
+    ]
+    views: Annotated[
+        Literal["square", "pad", "hd"],
+        _doc("square: the middle of an image; pad: a square around it; hd: that in quarters and whole"),
+    ]
+    max_frames: Annotated[Positive | None, _doc("largest number of frames of a video; null: all")]
+    shuffle_frames: Annotated[Flag, _doc("frames of a video in random order, as a control")]
+    batch_size: Annotated[Positive, _doc("samples of a batch, per device")]
+    eval_batch_size: Annotated[Positive, _doc("samples of a batch in evaluation")]
+    num_workers: Annotated[Count, _doc("processes that make batches, per device; 0: the run itself")]
+    max_length: Annotated[
+        Annotated[int, Field(ge=2, strict=True)], _doc("tokens of a sample; longer ones are shortened")
+    ]
+    max_bad_fraction: Annotated[Share, _doc("share of unusable samples above which a run stops")]
+    features: Annotated[
+        Features, _doc("vision features instead of pixels: true computes them once; or a folder that has them")
+    ]
+    kinds: Annotated[list[str], _doc("kinds of questions that are reported")]
 
 
 @dataclass
 class Lora:
     """Low-rank adapters (PEFT's LoraConfig)."""
 
-    rank: Positive
-    alpha: Positive
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    dora: Flag
+    rank: Annotated[Positive, _doc("rank of the adapters")]
+    alpha: Annotated[Positive, _doc("scale of the adapters, over the rank")]
+    dropout: Annotated[Annotated[float, Field(ge=0, lt=1)], _doc("dropout before the adapters")]
+    dora: Annotated[Flag, _doc("DoRA instead of LoRA")]
 
 
 @dataclass
 class Finetune:
     """Which weights of the language model and of pre-fusion train, and how the frozen ones are stored."""
 
-    language_model: Literal["full", "lora", "frozen"]
-    prefusion: Literal["full", "lora"]
-    quantize: Literal["nf4"] | None
-    lora: Lora | None
+    language_model: Annotated[Literal["full", "lora", "frozen"], _doc("how the language model trains")]
+    prefusion: Annotated[Literal["full", "lora"], _doc("how pre-fusion trains")]
+    quantize: Annotated[Literal["nf4"] | None, _doc("4-bit storage of the frozen language model")]
+    lora: Annotated[Lora | None, _doc("adapters, for lora")]
 
 
 @dataclass
 class Hardware:
     """GPU that a run is planned for."""
 
-    memory_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
-    torch_build: Literal["cpu", "cu126", "cu130"] | None
+    memory_gib: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+        _doc("memory of one card, GiB; null: of the card that is here"),
+    ]
+    torch_build: Annotated[Literal["cpu", "cu126", "cu130"] | None, _doc("torch's build that can drive the card")]
 
 
 @dataclass
 class MemoryOptions:
     """Options that save memory in training."""
 
-    activation_checkpointing: Flag
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
-    loss_chunk: Positive | None
-    frozen_dtype: Literal["float16", "bfloat16"] | None
-    vision_batch: Positive | None
-    offload_vision: Flag
+    activation_checkpointing: Annotated[
+        Flag, _doc("recompute activations of decoder and pre-fusion layers in the backward pass")
+    ]
+    optimizer: Annotated[
+        Literal["adamw", "adamw_8bit", "paged_adamw_8bit"], _doc("AdamW, or with its state in 8 bits (bitsandbytes)")
+    ]
+    loss_chunk: Annotated[Positive | None, _doc("tokens whose logits are computed at once; null: all")]
+    frozen_dtype: Annotated[Literal["float16", "bfloat16"] | None, _doc("type of the frozen weights; null: float32")]
+    vision_batch: Annotated[Positive | None, _doc("views that the vision tower encodes at once; null: all")]
+    offload_vision: Annotated[Flag, _doc("keep the frozen vision tower in host memory")]
 
 
 @dataclass
 class Trainer:
     """Length, precision, devices and intervals of a training run. Steps are optimizer steps."""
 
-    max_steps: Positive
-    accumulate_grad_batches: Positive
-    gradient_clip_val: Annotated[float, Field(gt=0)] | None
-    precision: Precision
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
-    strategy: Literal["auto", "fsdp"]
-    devices: Positive  # processes per machine that train together, each on its own device; they share the CPUs
-    num_nodes: Positive
-    rank_timeout: Positive  # seconds
-    val_every: Positive | None
-    checkpoint_every: Positive
-    threads: Positive
+    max_steps: Annotated[Positive, _doc("optimizer steps of the run")]
+    accumulate_grad_batches: Annotated[Positive, _doc("batches of a step on each device")]
+    gradient_clip_val: Annotated[
+        Annotated[float, Field(gt=0)] | None, _doc("largest norm of the gradients; null: no clipping")
+    ]
+    precision: Annotated[Precision, _doc("Lightning's precision of training")]
+    accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda", "mps"], _doc("kind of device")]
+    strategy: Annotated[
+        Literal["auto", "fsdp"], _doc("fsdp: parameters, gradients and optimizer state are sharded over the devices")
+    ]
+    devices: Annotated[Positive, _doc("processes of a machine that train together, one per device")]
+    num_nodes: Annotated[Positive, _doc("machines; more than one by torchrun")]
+    rank_timeout: Annotated[Positive, _doc("seconds that a rank waits for the others before the run ends")]
+    val_every: Annotated[Positive | None, _doc("steps between validations; null: a third of max_steps")]
+    checkpoint_every: Annotated[Positive, _doc("steps between checkpoints")]
+    threads: Annotated[Positive, _doc("CPU threads of a process")]
 
 
 @dataclass
 class Tracking:
     """Reporting to MLflow."""
 
-    enabled: bool
-    uri: Name | None
-    experiment: Name
-    log_model: Flag
-    parent_run_id: Name | None
+    enabled: Annotated[bool, _doc("whether the run is reported to MLflow")]
+    uri: Annotated[Name | None, _doc("MLflow's address; null: MLFLOW_TRACKING_URI, else a file in mlruns/")]
+    experiment: Annotated[Name, _doc("name of MLflow's experiment")]
+    log_model: Annotated[Flag, _doc("store the model folder as an artifact")]
+    parent_run_id: Annotated[Name | None, _doc("MLflow's id of the run that this one belongs to")]
 
 
 @dataclass
 class World:
     """Training of the toy world's pretrained parts."""
 
-    out: Name
-    stages: Annotated[list[Literal[0, 1, 2]], Field(min_length=1)]
-    vision_scenes: Positive
-    vision_boards: Positive
-    vision_val_scenes: Positive
-    vision_batch_size: Positive
+    out: Annotated[Name, _doc("folder of the three checkpoints")]
+    stages: Annotated[Annotated[list[Literal[0, 1, 2]], Field(min_length=1)], _doc("stages that are trained")]
+    vision_scenes: Annotated[Positive, _doc("scenes of stage 0")]
+    vision_boards: Annotated[Positive, _doc("boards of stage 0")]
+    vision_val_scenes: Annotated[Positive, _doc("scenes that stage 0 is validated on")]
+    vision_batch_size: Annotated[Positive, _doc("images of a batch of stage 0")]
 
 
 TYPES: dict[str, Any] = {
-    "seed": Annotated[int, Field(ge=0, le=2**32 - 1, strict=True)],
-    "experiment_name": Name,
-    "run_dir": Name,
+    "seed": Annotated[int, Field(ge=0, le=2**32 - 1, strict=True), _doc("seed of weights, data order and dropout")],
+    "experiment_name": Annotated[Name, _doc("name of the run's folder in runs/")],
+    "run_dir": Annotated[Name, _doc("folder of the run")],
     "fusion": Fusion,
     "order": Order,
     "model": Model,

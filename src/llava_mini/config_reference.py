@@ -1,0 +1,144 @@
+"""Reference of the config, made from its types: keys with type, default and one line; groups with their options.
+
+`llava-mini train --help` prints it, and `python -m llava_mini.config_reference` prints docs/reference/config.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, is_dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic.fields import FieldInfo
+
+from llava_mini.config import options, resolve
+from llava_mini.schema import TYPES
+
+GROUPS = {
+    "compressor": "what reduces patches to C x C tokens",
+    "order": "order of compression, projection and pre-fusion",
+    "model": "shapes and weights of the parts",
+    "data": "shard sets and how they are read",
+    "stage": "which parts train, and their rates",
+    "finetune": "full training, adapters, 4 bits",
+    "hardware": "card, and its precision",
+    "launcher": "how a sweep starts its runs",
+    "experiment": "recipe of a run: values of all other groups",
+}
+_NAMES = {int: "int", float: "float", bool: "true | false", str: "text", dict: "{...}", list: "[...]", Any: "any"}
+_BOUNDS = {"ge": "{} or more", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of the config.
+
+    Attributes:
+        name: Full name, as it is typed.
+        kind: Its type and limits as text.
+        default: Its value in the default config, as YAML.
+        text: What it is for.
+    """
+
+    name: str
+    kind: str
+    default: str
+    text: str
+
+
+def keys() -> Iterator[Key]:
+    """Return every key whose type is known, in the order of `schema.TYPES`."""
+    config = resolve([])
+    for name, kind in TYPES.items():
+        yield from _keys(name, kind, config[name])
+
+
+def help_text() -> str:
+    """Return groups and keys for `--help`."""
+    lines = ["groups (group=option; * is the default):"]
+    chosen = resolve([])["choices"] | {"launcher": "local"}
+    for group, text in GROUPS.items():
+        listed = ", ".join(f"{name}*" if name == chosen[group] else name for name in options(group))
+        lines += [f"  {group:<11} {text}", f"              {listed}"]
+    lines += ["", "keys (key=value), with type and default:"]
+    for key in keys():
+        lines.append(f"  {key.name}={key.default}  ({key.kind})")
+        lines += [f"      {key.text}"] if key.text else []
+    lines += ["", "compressor.*, stage.* and launcher.* are the arguments of the class that the group names."]
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """Return docs/reference/config.md."""
+    lines = [
+        "# Config keys",
+        "",
+        "Made from the types by `python -m llava_mini.config_reference`; `llava-mini config` prints a run's values.",
+        "",
+        "## Groups",
+        "",
+        "| group | what it chooses | options |",
+        "|---|---|---|",
+    ]
+    for group, text in GROUPS.items():
+        lines.append(f"| `{group}` | {text} | {', '.join(f'`{name}`' for name in options(group))} |")
+    section = ""
+    for key in keys():
+        if (first := key.name.partition(".")[0] if "." in key.name else "run") != section:
+            section = first
+            lines += ["", f"## {section}", "", "| key | type | default | meaning |", "|---|---|---|---|"]
+        lines.append(f"| `{key.name}` | {key.kind.replace('|', chr(92) + '|')} | `{key.default}` | {key.text} |")
+    return "\n".join(lines) + "\n"
+
+
+def _keys(name: str, kind: Any, value: Any) -> Iterator[Key]:
+    kind, notes = _bare(kind)
+    text = next((note.description for note in notes if isinstance(note, FieldInfo) and note.description), "")
+    if not (is_dataclass(kind) and isinstance(value, dict)):
+        yield Key(name, _kind(kind, notes), _value(value), text)
+        return
+    for field, hint in get_type_hints(kind, include_extras=True).items():
+        yield from _keys(f"{name}.{field}", hint, value.get(field))
+
+
+def _bare(kind: Any) -> tuple[Any, list[Any]]:
+    """Return a type without its annotations, and these."""
+    notes: list[Any] = []
+    while get_origin(kind) is Annotated:
+        kind, *more = get_args(kind)
+        notes += more
+    return kind, notes
+
+
+def _kind(kind: Any, notes: list[Any]) -> str:
+    """Return a type as text, for example `int, 1 or more`, `null | true | false`."""
+    kind, more = _bare(kind)
+    limits = [limit for note in [*more, *notes] for limit in (note.metadata if isinstance(note, FieldInfo) else ())]
+    if get_origin(kind) in (Union, UnionType):
+        parts = [_kind(part, []) for part in get_args(kind) if part is not NoneType]
+        return " | ".join([*parts, *(["null"] if NoneType in get_args(kind) else [])])
+    if get_origin(kind) is Literal:
+        return " | ".join(str(each) for each in get_args(kind))
+    if is_dataclass(kind):
+        return "{...}"
+    text = _NAMES.get(get_origin(kind) or kind, str(kind))
+    return ", ".join([text, *filter(None, map(_limit, limits))])
+
+
+def _limit(limit: Any) -> str:
+    """Return a limit of pydantic as text; nothing for what is no bound."""
+    found = asdict(limit) if is_dataclass(limit) and not isinstance(limit, type) else {}
+    return ", ".join(_BOUNDS[name].format(value) for name, value in found.items() if name in _BOUNDS)
+
+
+def _value(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).strip()
+    text = text.removesuffix("...").strip()
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

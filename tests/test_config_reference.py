@@ -1,0 +1,89 @@
+"""The reference of the config is complete, true and the one that docs/ shows."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+import yaml
+from pydantic import Field
+
+from llava_mini import config_reference
+from llava_mini.cli import COMMANDS, main
+from llava_mini.config import resolve
+from llava_mini.config_reference import GROUPS, Key, help_text, keys, page
+from llava_mini.files import CONFIG_DIR
+
+ROOT = Path(__file__).parents[1]
+OF_CLASSES = {"choices", "compressor", "stage", "launcher", "inputs"}  # checked by signatures
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Key]:
+    return {key.name: key for key in keys()}
+
+
+def flat(value: Any, known: dict[str, Key], prefix: str) -> list[str]:
+    if prefix in known or not isinstance(value, dict):
+        return [prefix]
+    return [name for key, inner in value.items() for name in flat(inner, known, f"{prefix}.{key}")]
+
+
+def test_every_key_of_the_config_is_in_it_with_a_line(found: dict[str, Key]) -> None:
+    config = resolve([])
+    names = [name for key, value in config.items() if key not in OF_CLASSES for name in flat(value, found, key)]
+    assert sorted(names) == sorted(found)
+    assert [key.name for key in found.values() if not key.text] == []
+
+
+def test_defaults_are_those_of_the_config(found: dict[str, Key]) -> None:
+    config = resolve([])
+    for name in (
+        "seed",
+        "trainer.gradient_clip_val",
+        "data.splits",
+        "memory.loss_chunk",
+        "order.fuse_compressed_tokens",
+    ):
+        value: Any = config
+        for part in name.split("."):
+            value = value[part]
+        assert yaml.safe_load(found[name].default) == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (Annotated[int, Field(ge=1, le=3)], "int, 1 or more, at most 3"),
+        (Annotated[float, Field(gt=0)] | None, "float, above 0 | null"),
+        (Literal["a", "b"] | bool, "a | b | true | false"),
+        (Annotated[list[str], Field(description="x")], "[...]"),
+    ],
+)
+def test_types_as_text(kind: Any, text: str) -> None:
+    assert config_reference._kind(*config_reference._bare(kind)) == text
+
+
+def test_every_group_is_in_it() -> None:
+    assert set(GROUPS) == {path.name for path in CONFIG_DIR.iterdir() if path.is_dir()}
+    assert "avg_pool, none, query*, uniform, zero" in help_text()
+
+
+def test_docs_show_it_as_it_is() -> None:
+    shown = (ROOT / "docs" / "reference" / "config.md").read_text()
+    assert shown == page(), "run: python -m llava_mini.config_reference > docs/reference/config.md"
+
+
+@pytest.mark.parametrize("command", ["train", "sweep", "config", "world"])
+def test_commands_that_read_a_config_show_it(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "seed=1", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: llava-mini") and f" {command}" in out.splitlines()[0]
+    assert help_text() in out
+
+
+def test_the_first_page_lists_every_command_under_a_heading(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    lines = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert [name for name in COMMANDS if lines.count(name) < 1] == []
+    assert [name for name in ("prepare", "train", "compare", "use", "measure") if name not in lines] == []
