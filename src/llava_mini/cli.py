@@ -218,6 +218,12 @@ def _batch(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
     return batch(arguments)
 
 
+def _completion(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
+    from llava_mini.commands.completion import completion
+
+    return completion(arguments, list(COMMANDS), [name for name in _CONFIGURED if name != "compare"] + ["plan"])
+
+
 def _mlflow(arguments: list[str], _config_dirs: tuple[str, ...]) -> int:
     from llava_mini.commands.mlflow import mlflow
 
@@ -239,6 +245,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "chat": (_chat, "the same in the terminal, with history: llava-mini chat MODEL"),
     "batch": (_batch, "many requests from a file, batched, resumable"),
     "bench": (_bench, "measure this program on this machine"),
+    "completion": (_completion, 'for your shell: eval "$(llava-mini completion bash)", or zsh'),
     "doctor": (_doctor, "what is installed, whether it drives the card found, what to install instead"),
 }
 # Commands that parse their own --flags instead of a config's key=value.
@@ -273,7 +280,7 @@ Makes the three checkpoints of the toy world again from the seed: vision tower, 
 Prints the config that a run would use, and trains nothing.""",
 }
 _HEADINGS = {
-    "prepare": ("data", "convert", "world", "doctor"),
+    "prepare": ("data", "convert", "world", "doctor", "completion"),
     "train": ("train", "plan", "merge"),
     "compare": ("sweep", "compare", "mlflow", "config"),
     "use": ("ask", "chat", "batch"),

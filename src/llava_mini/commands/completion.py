@@ -1,0 +1,49 @@
+"""`llava-mini completion bash`: a script by which a shell completes commands, groups with their options, and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llava_mini.config import options
+from llava_mini.config_reference import GROUPS, keys
+from llava_mini.errors import UserError
+
+_SHELLS = ("bash", "zsh")
+_SCRIPT = """\
+{start}COMP_WORDBREAKS=${{COMP_WORDBREAKS//=}}
+_llava_mini() {{
+  local word=${{COMP_WORDS[COMP_CWORD]}}
+  COMPREPLY=()
+  if [ "$COMP_CWORD" -eq 1 ]; then
+    COMPREPLY=($(compgen -W "{commands}" -- "$word"))
+    return
+  fi
+  case " {configured} " in
+    *" ${{COMP_WORDS[1]}} "*) COMPREPLY=($(compgen -W "{words}" -- "$word")) ;;
+  esac
+  if [ "${{#COMPREPLY[@]}}" -eq 1 ] && [ "${{COMPREPLY[0]%=}}" != "${{COMPREPLY[0]}}" ]; then
+    compopt -o nospace 2>/dev/null
+  fi
+}}
+complete -o default -F _llava_mini llava-mini
+"""
+
+
+def completion(arguments: Sequence[str], commands: Sequence[str], configured: Sequence[str]) -> int:
+    """Print the script for a shell.
+
+    Args:
+        arguments: The shell's name alone.
+        commands: Every command.
+        configured: The commands that take `key=value`.
+
+    Raises:
+        UserError: It is not one of the shells that are supported.
+    """
+    if len(arguments) != 1 or arguments[0] not in _SHELLS:
+        raise UserError(f"completion {' '.join(arguments)}: takes one of {', '.join(_SHELLS)}")
+    words = [f"{group}={name}" for group in GROUPS for name in options(group)] + [f"{key.name}=" for key in keys()]
+    start = "autoload -U bashcompinit && bashcompinit\n" if arguments[0] == "zsh" else ""
+    texts = {"commands": " ".join(commands), "configured": " ".join(configured), "words": " ".join(words)}
+    print(_SCRIPT.format(start=start, **texts), end="")
+    return 0
