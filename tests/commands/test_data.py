@@ -47,7 +47,7 @@ def test_build_check_stats(place: Path, capfd: pytest.CaptureFixture[str]) -> No
     capfd.readouterr()
     assert main(["data", "check", "set", "--workers", "1", *told]) == 0
     out = capfd.readouterr().out
-    assert "set: 11 samples in 3 shards, 11 pictures" in out and " 22 supervised, 0 samples truncated" in out
+    assert "set: 11 samples in 3 shards, 11 images" in out and " 22 supervised, 0 samples truncated" in out
     assert Path("bad.jsonl").read_text() == ""
     assert main(["data", "stats", "set", "--workers", "1", "--out", "drawn"]) == 0
     out = capfd.readouterr().out

@@ -31,7 +31,7 @@ def test_features_of_the_command_line_are_read_by_training(
         given = [str(world / name), "--out", str(out), "--dtype", "int8", "--batch-size", "10", "--workers", "1"]
         assert features([*given, *smoke()]) == 0
     said = capsys.readouterr().out
-    assert "1x64x96 int8 of 16 pictures" in said
+    assert "1x64x96 int8 of 16 images" in said
     assert "0.00659 MB a picture" in said  # 64 * 96 and a scale for each of 96 channels, with headers
     assert f"train with data.features={out}" in said
     stores = [FeatureStore(folder) for folder in out.iterdir()]

@@ -103,4 +103,4 @@ def test_a_damaged_result_is_none(tmp_path: Path, damaged: str, caplog: pytest.L
     with caplog.at_level(logging.WARNING):
         assert not claim(tmp_path, CONFIG)
     assert f"{tmp_path}/result.json: " in caplog.text
-    assert "goes on from its last checkpoint" in caplog.text
+    assert "continues from its last checkpoint" in caplog.text

@@ -189,7 +189,7 @@ FLOATS = "float64, float32, float16, bfloat16"
         (changed(TRAINED, lambda t: t.pop(BIAS)), rf"trained\.safetensors: missing tensors: {BIAS} \["),
         (
             changed(TRAINED, lambda t: t[BIAS].fill_(torch.nan)),
-            rf"trained\.safetensors: {BIAS} holds numbers that are n",
+            rf"trained\.safetensors: {BIAS} contains numbers that are n",
         ),
         (
             changed(TRAINED, lambda t: t.update({BIAS: t[BIAS].int()})),
@@ -203,7 +203,7 @@ FLOATS = "float64, float32, float16, bfloat16"
         ),
         (
             changed(ADAPTER, lambda t: t[LORA_A].fill_(torch.inf)),
-            rf"adapter_model\.safetensors: {LORA_A} holds numbers",
+            rf"adapter_model\.safetensors: {LORA_A} contains numbers",
         ),
         (changed(ADAPTER, lambda t: t.update({LORA_A: t[LORA_A].int()})), rf"{LORA_A} is stored as int32"),
         (changed(ADAPTER, lambda t: t.pop(LORA_A)), rf"adapter_model\.safetensors: missing tensors: {LORA_A} \["),

@@ -168,7 +168,7 @@ def test_what_cannot_be(make_model: Factory, embeds: torch.Tensor) -> None:
     cache = SessionCache(model.config)
     with pytest.raises(ValueError, match="one conversation, the batch has 2"):
         parts(model, cache, embeds.repeat(2, 1, 1), 90)
-    with pytest.raises(ValueError, match="holds no gradients"):
+    with pytest.raises(ValueError, match="stores no gradients"):
         model.language_model(inputs_embeds=embeds, past_key_values=SessionCache(model.config))
     parts(model, cache, embeds, 90)
     for length in (-1, 91):

@@ -46,7 +46,7 @@ def test_fields_of_requests(path: Path) -> None:
         (b"[1]", "line 1", "no JSON object"),
         (b'{"id": [1], "question": "?"}', "line 1", "id is neither"),
         (b'{"id": true, "question": "?"}', "line 1", "id is neither"),
-        (b'{"question": "a", "question": "b"}', "line 1", '"question" stands twice'),
+        (b'{"question": "a", "question": "b"}', "line 1", '"question" is twice'),
         (b'{"id": "a"}', "a", "no question"),
         (b'{"question": 5}', 1, "no question"),
         (b'{"question": "?", "images": "a.png"}', 1, "unknown field 'images'; allowed are id, image, video, question"),
