@@ -19,7 +19,7 @@ OF_CLASSES = {"choices", "compressor", "stage", "launcher", "inputs"}  # checked
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Key]:
-    return {key.name: key for key in keys()}
+    return {key.name: key for key in keys(resolve([]))}
 
 
 def flat(value: Any, known: dict[str, Key], prefix: str) -> list[str]:

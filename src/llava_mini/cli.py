@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from llava_mini.commands.output import output_ends
+from llava_mini.commands.output import output_ends, writes_any_text
 from llava_mini.commands.ranks import INTERRUPTED, OWN_MESSAGE, own_rank, run_ranks, train_command
 from llava_mini.data.errors import LoaderError, loader_failures_told
 from llava_mini.errors import UserError
@@ -143,8 +143,8 @@ def _config(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
 
     from llava_mini.config import resolve
 
-    readable = (sys.stdout.encoding or "").lower() == "utf-8"
-    print(yaml.safe_dump(resolve(overrides, config_dirs), sort_keys=False, allow_unicode=readable), end="")
+    config = resolve(overrides, config_dirs)
+    print(yaml.safe_dump(config, sort_keys=False, allow_unicode=writes_any_text()), end="")
     return 0
 
 

@@ -49,9 +49,8 @@ class Key:
     text: str
 
 
-def keys() -> Iterator[Key]:
-    """Return every key whose type is known, in the order of `schema.TYPES`."""
-    config = resolve([])
+def keys(config: dict[str, Any]) -> Iterator[Key]:
+    """Return every key whose type is known, in the order of `schema.TYPES`, with its value in a resolved config."""
     for name, kind in TYPES.items():
         yield from _keys(name, kind, config[name])
 
@@ -59,12 +58,13 @@ def keys() -> Iterator[Key]:
 def help_text() -> str:
     """Return groups and keys for `--help`."""
     lines = ["groups (group=option; * is the default):"]
-    chosen = resolve([])["choices"] | {"launcher": "local"}
+    config = resolve([])
+    chosen = config["choices"] | {"launcher": "local"}
     for group, text in GROUPS.items():
         listed = ", ".join(f"{name}*" if name == chosen[group] else name for name in options(group))
         lines += [f"  {group:<11} {text}", f"              {listed}"]
     lines += ["", "keys (key=value), with type and default:"]
-    for key in keys():
+    for key in keys(config):
         lines.append(f"  {key.name}={key.default}  ({key.kind})")
         lines += [f"      {key.text}"] if key.text else []
     lines += ["", "compressor.*, stage.* and launcher.* are the arguments of the class that the group names."]
@@ -86,7 +86,7 @@ def page() -> str:
     for group, text in GROUPS.items():
         lines.append(f"| `{group}` | {text} | {', '.join(f'`{name}`' for name in options(group))} |")
     section = ""
-    for key in keys():
+    for key in keys(resolve([])):
         if (first := key.name.partition(".")[0] if "." in key.name else "run") != section:
             section = first
             lines += ["", f"## {section}", "", "| key | type | default | meaning |", "|---|---|---|---|"]

@@ -20,6 +20,12 @@ OWN = ConversationTemplate(
     system="Be {% kind %} \"and\" 'brief' 🦜\\.", user_prefix="U: ", assistant_prefix=" A: ", image_token="<|img|>"
 )
 
+OF_EACH_KIND = pytest.mark.parametrize(
+    ("kind", "template"),
+    [(kind, template) for kind in KINDS for template in (VICUNA, LLAMA3, TINY)
+     if template is not LLAMA3 or kind.startswith("byte_level")],
+)  # fmt: skip
+
 
 def processor_of(tokenizer: PreTrainedTokenizerFast, template: ConversationTemplate) -> LlavaMiniProcessor:
     images = CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size=24)
@@ -71,11 +77,7 @@ def test_a_prompt_is_the_text_before_the_answer_without_the_spaces_before_it(
         assert prompt == (before.rstrip(" "))
 
 
-@pytest.mark.parametrize(
-    ("kind", "template"),
-    [(kind, template) for kind in KINDS for template in (VICUNA, LLAMA3, TINY)
-     if template is not LLAMA3 or kind.startswith("byte_level")],
-)  # fmt: skip
+@OF_EACH_KIND
 def test_tokens_of_a_prompt_are_those_before_the_answer_in_training(kind: str, template: ConversationTemplate) -> None:
     """Also `<s>`, once, which the tokenizer puts there by itself. Tokens of words begin with the space before them."""
     conversation = Conversation((Turn("<image>\nWhat is it?", "A parrot."),), images=1)
@@ -91,11 +93,7 @@ def test_tokens_of_a_prompt_are_those_before_the_answer_in_training(kind: str, t
     assert ids.count(tokenizer.bos_token_id) == 1
 
 
-@pytest.mark.parametrize(
-    ("kind", "template"),
-    [(kind, template) for kind in KINDS for template in (VICUNA, LLAMA3, TINY)
-     if template is not LLAMA3 or kind.startswith("byte_level")],
-)  # fmt: skip
+@OF_EACH_KIND
 def test_marked_answers_are_the_supervised_tokens(kind: str, template: ConversationTemplate) -> None:
     turns = (Turn("<image>\nWhat is it?", "A parrot."), Turn("Where?", "On a tree."))
     conversation = Conversation(turns, images=1)

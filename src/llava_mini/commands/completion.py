@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llava_mini.config import options
+from llava_mini.config import options, resolve
 from llava_mini.config_reference import GROUPS, keys
 from llava_mini.errors import UserError
 
@@ -42,7 +42,9 @@ def completion(arguments: Sequence[str], commands: Sequence[str], configured: Se
     """
     if len(arguments) != 1 or arguments[0] not in _SHELLS:
         raise UserError(f"completion {' '.join(arguments)}: takes one of {', '.join(_SHELLS)}")
-    words = [f"{group}={name}" for group in GROUPS for name in options(group)] + [f"{key.name}=" for key in keys()]
+    words = [f"{group}={name}" for group in GROUPS for name in options(group)] + [
+        f"{key.name}=" for key in keys(resolve([]))
+    ]
     start = "autoload -U bashcompinit && bashcompinit\n" if arguments[0] == "zsh" else ""
     texts = {"commands": " ".join(commands), "configured": " ".join(configured), "words": " ".join(words)}
     print(_SCRIPT.format(start=start, **texts), end="")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from llava_mini.commands.ranks import own_rank
+from llava_mini.commands.run_folder import kept_of
 
 # Messages of Gloo and NCCL when another rank does not answer.
 _LOST = re.compile(
@@ -38,10 +38,8 @@ def lost_rank_as_error(config: dict[str, Any], step: Callable[[], int]) -> Itera
     except RuntimeError as error:
         if not torch.distributed.is_initialized() or not (found := _LOST.search(str(error))):
             raise
-        last = Path(config["run_dir"]) / "checkpoints" / "last.ckpt"
-        kept = f"the last checkpoint is good: {last}" if last.exists() else "no checkpoint was due yet"
         waited = f"trainer.rank_timeout={config['trainer']['rank_timeout']} seconds is how long ranks wait"
         raise LostRankError(
-            f"rank {own_rank()}: another rank stopped answering at step {step()} ({found[0]}); {waited}; {kept}; "
-            "the same command continues from there"
+            f"rank {own_rank()}: another rank stopped answering at step {step()} ({found[0]}); {waited}; "
+            f"{kept_of(config)}; the same command continues from there"
         ) from error

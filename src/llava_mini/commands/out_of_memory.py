@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+from llava_mini.commands.run_folder import kept_of
 from llava_mini.hardware import is_out_of_memory, reason_of
 from llava_mini.plan.memory_options import Change
 from llava_mini.sweep.grid import config_hash
@@ -42,9 +42,7 @@ def oom_as_run_error(
 
 def message(config: dict[str, Any], step: int, error: BaseException, advice: list[Change]) -> str:
     """Return the line for the user."""
-    last = Path(config["run_dir"]) / "checkpoints" / "last.ckpt"
-    kept = f"the last checkpoint is good: {last}" if last.exists() else "no checkpoint was due yet"
-    told = f"out of memory at step {step} ({reason_of(error)}); {kept}; "
+    told = f"out of memory at step {step} ({reason_of(error)}); {kept_of(config)}; "
     if not advice:
         return f"{told}nothing is left to turn on: shorten data.max_length, or take a smaller model or a larger card"
     named = _named(config, advice)

@@ -25,7 +25,12 @@ def json_line(value: Any) -> str:
     Args:
         value: Any value that JSON can represent.
     """
-    return json.dumps(value, ensure_ascii=not (sys.stdout.encoding or "").lower().startswith("utf"))
+    return json.dumps(value, ensure_ascii=not writes_any_text())
+
+
+def writes_any_text() -> bool:
+    """Return whether standard output can write every character."""
+    return (sys.stdout.encoding or "").lower() == "utf-8"
 
 
 @contextmanager

@@ -15,6 +15,17 @@ from llava_mini.sweep.provenance import code_version, commits_told, git_commit
 log = logging.getLogger("llava_mini")
 
 
+def last_checkpoint(config: dict[str, Any]) -> Path:
+    """Return the path of a run's last checkpoint, whether it exists or not."""
+    return Path(config["run_dir"]) / "checkpoints" / "last.ckpt"
+
+
+def kept_of(config: dict[str, Any]) -> str:
+    """Return what a run that stops keeps, as part of its message."""
+    last = last_checkpoint(config)
+    return f"the last checkpoint is good: {last}" if last.exists() else "no checkpoint was due yet"
+
+
 def claim(run_dir: Path, config: dict[str, Any]) -> bool:
     """Whether the folder contains exactly this run, finished. Incomplete files of a killed attempt are removed.
 

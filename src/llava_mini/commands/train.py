@@ -18,7 +18,7 @@ from llava_mini.commands.lost_rank import lost_rank_as_error
 from llava_mini.commands.out_of_memory import oom_as_run_error
 from llava_mini.commands.planned import Memory
 from llava_mini.commands.ranks import own_rank
-from llava_mini.commands.run_folder import claim
+from llava_mini.commands.run_folder import claim, last_checkpoint
 from llava_mini.commands.tracked import track_result, tracked
 from llava_mini.commands.trained import measured, save_run, weights_of
 from llava_mini.config import save
@@ -84,7 +84,7 @@ def fit(run: Run, config: dict[str, Any], clock: Clock, loggers: list[Logger], m
         LostRankError: another rank stops answering.
     """
     trainer = build.build_trainer(config, run.datamodule, clock, loggers)
-    last = Path(config["run_dir"]) / "checkpoints" / "last.ckpt"
+    last = last_checkpoint(config)
     advice = (memory or Memory(config)).advice
 
     def step_now() -> int:

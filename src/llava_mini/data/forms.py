@@ -131,6 +131,11 @@ def texts_of(record: Mapping[str, Any]) -> list[str]:
     return texts
 
 
+def _messages_key(record: Mapping[str, Any]) -> str:
+    """Return the key that contains the messages of a record; empty if it has none."""
+    return next((key for key in _MESSAGES if record.get(key)), "")
+
+
 def _raw_messages(record: Mapping[str, Any]) -> list[Any]:
     """Return the messages of a record in any form, each with a role and its content; none without a conversation."""
     given = [record[key] for key in _MESSAGES if record.get(key)]
@@ -138,8 +143,7 @@ def _raw_messages(record: Mapping[str, Any]) -> list[Any]:
         raise SampleError("both `conversations` and `messages`")
     if given:
         if not isinstance(given[0], list):
-            key = next(key for key in _MESSAGES if record.get(key))
-            raise SampleError(f"`{key}` is {type(given[0]).__name__}, not a list of messages")
+            raise SampleError(f"`{_messages_key(record)}` is {type(given[0]).__name__}, not a list of messages")
         return given[0]
     for question, about, answer in _PAIRS:
         if record.get(question) or record.get(answer):
@@ -242,7 +246,7 @@ def _checked_names(names: list[Any], kind: str) -> list[str]:
 
 def _unread(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the keys that are not read, with their values; empty values are left out."""
-    form = next((key for key in _MESSAGES if record.get(key)), "")
+    form = _messages_key(record)
     yield from _others(record, _COMMON_KEYS | ({form} if form else _pair_keys(record)))
     for message in _raw_messages(record) if form else []:
         yield from _others(message, {*_MESSAGE_KEYS["from" not in message]}, f"{form}[].")
