@@ -1,9 +1,11 @@
-# The short way in. Every target sets up what it needs: a .venv with the versions of constraints.txt.
+# The short way in. Every target sets up what it needs: a .venv with the versions of constraints.txt; what tests, style and
+# documentation need besides is added by their targets.
 # Each is a one-line call of a tool or of `llava-mini`, which can be called directly for more.
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
 JOBS ?= 2
 PORT ?= 5000
 comma := ,
@@ -17,7 +19,7 @@ SEED_LIST = $(if $(filter-out 0,$(filter $(SEEDS),$(NUMBERS))),$(subst $(space),
   $(error SEEDS=$(SEEDS): allowed is a count of seeds, 1 to 99))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint docs format world train sweep compare bench-data bench-flops bench-latency bench-memory bench-train qlora gpu-check gpu-bench mlflow clean
+.PHONY: help setup setup-dev test lint docs format world train sweep compare bench-data bench-flops bench-latency bench-memory bench-train qlora gpu-check gpu-bench mlflow clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -25,20 +27,22 @@ help: ## List the targets
 
 setup: $(STAMP) ## Make or renew .venv (PYTHON=python3.12 chooses the interpreter of a new one)
 
-test: $(STAMP) ## Run the tests, JOBS=2 at a time (ARGS="tests/models -k query" chooses)
+setup-dev: $(DEV_STAMP) ## Add what tests, style and documentation need
+
+test: $(DEV_STAMP) ## Run the tests, JOBS=2 at a time (ARGS="tests/models -k query" chooses)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-lint: $(STAMP) ## Check style, format, types, the layer rule and the documentation
+lint: $(DEV_STAMP) ## Check style, format, types, the layer rule and the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/zensical build --strict
 
-docs: $(STAMP) ## Serve the documentation on 127.0.0.1:8000 (ARGS="--dev-addr 127.0.0.1:8001")
+docs: $(DEV_STAMP) ## Serve the documentation on 127.0.0.1:8000 (ARGS="--dev-addr 127.0.0.1:8001")
 	$(BIN)/zensical serve --dev-addr 127.0.0.1:8000 $(ARGS)
 
-format: $(STAMP) ## Format the code and mend what ruff can mend
+format: $(DEV_STAMP) ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
@@ -92,10 +96,18 @@ clean: ## Remove caches and build outputs; .venv, data, runs and sweeps stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is written last, so that a set-up that was interrupted is done again.
+# The stamp is written last, so that a set-up that was interrupted is done again. Packages are compiled when they are first
+# imported: of most, only a part ever is.
+INSTALL = $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --constraint constraints.txt --editable
+
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	@echo 'Installing packages into $(VENV) (a few minutes when it is new)'
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo 'Installing packages into $(VENV) (about a minute when it is new)'
+	@$(INSTALL) '.[bench,finetune]'
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
+	@echo 'Installing what tests, style and documentation need into $(VENV)'
+	@$(INSTALL) '.[dev]'
 	@touch $@
 
 $(BIN)/python:

@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from llava_mini.config.overrides import quoted, text_keys, unquoted
 from llava_mini.data.building.media import Media, stored_image
 from llava_mini.data.building.plan import _line
 from llava_mini.data.building.shard_task import sample_of
@@ -32,7 +33,6 @@ from llava_mini.data.shards import ShardSet, write_shards
 from llava_mini.errors import SampleError, UserError
 from llava_mini.inference.requests import read_requests
 from llava_mini.media.images import decode_image, verify_image
-from llava_mini.overrides import quoted, text_keys, unquoted
 from llava_mini.predictions import Predictions
 
 DOCUMENTED = (UserError, SampleError)

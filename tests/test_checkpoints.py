@@ -39,7 +39,7 @@ def test_the_shipped_recipe_is_the_shipped_configs(monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(ROOT)
     for stage in PARTS:
         made_with = json.loads((TINY / stage / "recipe.json").read_text())["config"]
-        now = resolve([f"experiment=tiny_{stage}"])
+        now = resolve([f"experiment=tiny_{stage}"]).to_dict()
         for group in ("seed", "stage", "compressor", "fusion", "order"):
             assert made_with[group] == now[group], f"{stage}: {group}"
         assert made_with["trainer"]["max_steps"] == now["trainer"]["max_steps"]
@@ -51,7 +51,7 @@ def test_the_shipped_recipe_is_the_shipped_configs(monkeypatch: pytest.MonkeyPat
 def test_every_tensor_has_its_place_in_the_model_of_its_start(start: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     config = resolve([f"model.start={start}"])
-    assert config["model"]["weights"] == ["checkpoints/tiny/stage0", f"checkpoints/tiny/{start}"]
+    assert config.model.weights == ["checkpoints/tiny/stage0", f"checkpoints/tiny/{start}"]
     own = build_model(config, build_tokenizer(config)).state_dict()
     shipped = {stage: load_file(TINY / stage / "model.safetensors") for stage in ("stage0", start)}
     for stage, tensors in shipped.items():

@@ -57,10 +57,10 @@ def test_help_says_how_values_are_typed(capsys: pytest.CaptureFixture):
     examples = [re.split(" {2,}", line.strip())[0] for line in lines if not line.startswith("   ")]
     typed = [word for example in examples for word in shlex.split(example)]
     config = resolve(["data.world_seed=null", *typed])
-    assert config["run_dir"] == os.path.expanduser("~/runs/lr=1e-4 (1)")
-    assert (config["seed"], config["data"]["features"], config["data"]["cache_dir"]) == (3, False, None)
-    assert config["model"]["weights"] == [os.path.expanduser("~/a"), "b=1"]
-    assert config["data"]["splits"]["train"] == {"a": 0.9, "b": 0.1} and config["tracking"]["experiment"] == "a, b"
+    assert config.run_dir == os.path.expanduser("~/runs/lr=1e-4 (1)")
+    assert (config.seed, config.data.features, config.data.cache_dir) == (3, False, None)
+    assert config.model.weights == [os.path.expanduser("~/a"), "b=1"]
+    assert config.data.splits["train"] == {"a": 0.9, "b": 0.1} and config.tracking.experiment == "a, b"
 
 
 def test_a_worker_that_dies_in_the_midst_of_a_run_is_one_line(

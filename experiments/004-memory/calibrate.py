@@ -25,6 +25,7 @@ from llava_mini.plan.ledger import FROZEN, QUANTIZED, TRAINED, Ledger, Watching
 from llava_mini.plan.planner import Planner
 from llava_mini.plan.sample import Sample, batch_of
 from llava_mini.plan.step import Mode, settle, training_step
+from llava_mini.settings import FULL, Finetune, Lora
 from llava_mini.stages.instruction import InstructionStage
 from llava_mini.stages.optimizers import build_optimizer
 from llava_mini.sweep.provenance import git_commit
@@ -32,11 +33,11 @@ from llava_mini.sweep.provenance import git_commit
 FOLDER = Path(__file__).parent
 VOCAB = 8000
 SAMPLE = Sample(text_tokens=64)
-LORA = {"rank": 16, "alpha": 32, "dropout": 0.05, "dora": False}
-FINETUNE: dict[str, dict[str, Any]] = {
-    "full": {"language_model": "full", "prefusion": "full", "quantize": None, "lora": None},
-    "lora": {"language_model": "lora", "prefusion": "full", "quantize": None, "lora": LORA},
-    "qlora": {"language_model": "lora", "prefusion": "lora", "quantize": "nf4", "lora": LORA},
+LORA = Lora(rank=16, alpha=32, dropout=0.05, dora=False)
+FINETUNE = {
+    "full": FULL,
+    "lora": replace(FULL, language_model="lora", lora=LORA),
+    "qlora": Finetune(language_model="lora", prefusion="lora", quantize="nf4", lora=LORA),
 }
 TRIALS = [
     {"finetune": how, "checkpointing": checkpointing, "batch": batch, "C": side}
@@ -63,8 +64,7 @@ def stage_of(trial: dict[str, Any], *, meta: bool) -> InstructionStage:
     )  # fmt: skip
     with torch.device("meta" if meta else "cpu"):
         model = LlavaMiniForConditionalGeneration(config)
-    options = {"loss_chunk": None, "vision_batch": None, "offload_vision": False}
-    apply_memory_options(model, {**options, "activation_checkpointing": trial["checkpointing"]})
+    apply_memory_options(model, activation_checkpointing=trial["checkpointing"])
     how = FINETUNE[trial["finetune"]]
     stand_in = {"linear_4bit": linear_4bit} if meta else {}
     finetune.apply(model, how, compute_dtype=torch.float32, frozen_dtype=None, **stand_in)

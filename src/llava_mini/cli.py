@@ -97,14 +97,14 @@ def _train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
 
     strict, overrides = _STRICT in overrides, [override for override in overrides if override != _STRICT]
     config = resolve(overrides, config_dirs)
-    count, num_nodes, rank = config["trainer"]["devices"], config["trainer"]["num_nodes"], own_rank()
-    run_dir = Path(config["run_dir"])
+    count, num_nodes, rank = config.trainer.devices, config.trainer.num_nodes, own_rank()
+    run_dir = Path(config.run_dir)
     if num_nodes > 1 and rank is None:
         raise UserError(f"trainer.num_nodes={num_nodes}: begin the run on each by torchrun -m llava_mini train ...")
     if rank is None and claim(run_dir, config):
         from llava_mini.commands.tracked import send_waiting
 
-        if config["tracking"]["enabled"]:
+        if config.tracking.enabled:
             send_waiting(run_dir)
         return 0
     if strict and not rank:
@@ -144,7 +144,7 @@ def _config(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
     from llava_mini.config import resolve
 
     config = resolve(overrides, config_dirs)
-    print(yaml.safe_dump(config, sort_keys=False, allow_unicode=writes_any_text()), end="")
+    print(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=writes_any_text()), end="")
     return 0
 
 
@@ -300,7 +300,7 @@ def _help_of(command: str) -> str:
     """Return the --help of a command that reads a config."""
     if command == "compare":
         return _CONFIGURED[command]
-    from llava_mini.config_reference import help_text
+    from llava_mini.config.reference import help_text
 
     return f"{_CONFIGURED[command]}\n\n{help_text()}\n\n{_VALUES}"
 

@@ -8,7 +8,26 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A mistake in the user's input. The message is one line that names the bad value and what is allowed."""
+    """A mistake in the user's input. The message is one line that names the bad value and what is allowed.
+
+    Args:
+        *message: The line.
+        key: Config key, flag or parameter that has the bad value; None where there is no such name.
+        value: Bad value.
+        allowed: What is allowed, as text.
+        hint: What the user probably meant, such as the nearest known key.
+    """
+
+    def __init__(
+        self,
+        *message: object,
+        key: str | None = None,
+        value: object = None,
+        allowed: str | None = None,
+        hint: str | None = None,
+    ):
+        super().__init__(*message)
+        self.key, self.value, self.allowed, self.hint = key, value, allowed, hint
 
 
 class SampleError(ValueError):

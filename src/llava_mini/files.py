@@ -39,6 +39,11 @@ MOUNT_GONE = (*_AWAY, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EN
 _GONE = (errno.ENOENT, errno.ESTALE)  # removed here, or on another machine
 
 
+def is_url(text: str) -> bool:
+    """Whether `text` is a URL and not a local path."""
+    return "://" in text
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path of the same name that replaces `path` when the block ends. It is removed on failure.

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from llava_mini import build
-from llava_mini.config import resolve
+from llava_mini.config import Config, resolve
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.models import LlavaMiniForConditionalGeneration
 
 SMALL = ["model.text_config.num_hidden_layers=2", "fusion.num_layers=2", "model.vision_config.num_hidden_layers=1"]
-Resolve = Callable[..., dict[str, Any]]
+Resolve = Callable[..., Config]
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config_of(tokenizer_dir: Path, tmp_path: Path) -> Resolve:
     """config_of("key=value", ...): a small model without weights, data in tmp_path/world."""
 
-    def make(*overrides: str) -> dict[str, Any]:
+    def make(*overrides: str) -> Config:
         places = ["model.weights=[]", f"model.tokenizer={tokenizer_dir}", f"data.folder={tmp_path / 'world'}"]
         return resolve(["experiment=smoke", *SMALL, *places, f"run_dir={tmp_path / 'run'}", *overrides])
 
@@ -38,7 +38,7 @@ def config_of(tokenizer_dir: Path, tmp_path: Path) -> Resolve:
 def model_of() -> Callable[[dict[str, Any]], LlavaMiniForConditionalGeneration]:
     """model_of(config): the config's model, from its seed."""
 
-    def make(config: dict[str, Any]) -> LlavaMiniForConditionalGeneration:
+    def make(config: Config) -> LlavaMiniForConditionalGeneration:
         build.seed_run(config)
         return build.build_model(config, build.build_tokenizer(config))
 

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llava_mini import build, finetune
+from llava_mini.config import Config
 from llava_mini.errors import UserError
 from llava_mini.models.lazy_linear import LazyLinear
 
-Resolve = Callable[..., dict[str, Any]]
-PLAIN = {"frozen_dtype": None}
+Resolve = Callable[..., Config]
 FINE = {
     "qlora": ["finetune=qlora", "finetune.lora.rank=2", "trainer.precision=bf16-mixed"],
     "lora": ["finetune=lora", "finetune.lora.rank=2", "memory.frozen_dtype=bfloat16", "trainer.precision=bf16-mixed"],
@@ -45,10 +46,11 @@ def run_of(config_of: Resolve, stored: Path) -> Resolve:
     )
 
 
-def whole(config: dict[str, Any], model_of: Any) -> Any:
+def whole(config: Config, model_of: Any) -> Any:
     """The model as it is built for a run that freezes nothing: in float32."""
-    return model_of({**config, "finetune": {**config["finetune"], "language_model": "full"}, "memory": PLAIN,
-                     "stage": {**config["stage"], "learning_rates": {"language_model": 1e-5}}})  # fmt: skip
+    stage = replace(config.stage, arguments={**config.stage.arguments, "learning_rates": {"language_model": 1e-5}})
+    plain = {"finetune": {"language_model": "full", "quantize": None}, "memory": {"frozen_dtype": None}}
+    return model_of(replace(config.changed(plain), stage=stage))
 
 
 @pytest.mark.parametrize("how", ["qlora", "lora"])

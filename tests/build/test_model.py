@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from transformers import AutoProcessor
 
 from llava_mini import build
-from llava_mini.config import options
+from llava_mini.config import Config, options
 from llava_mini.errors import UserError
 from llava_mini.models.vision_tower import HD_VIEWS
 from llava_mini.stages.base import PARTS
 
-Resolve = Callable[..., dict[str, Any]]
+Resolve = Callable[..., Config]
 ModelOf = Callable[[dict[str, Any]], Any]
 
 
@@ -34,7 +34,7 @@ def test_every_compressor_builds_in_every_order_and_learns(
     model = model_of(config)
     processor = build.build_processor(config, model, build.build_tokenizer(config))
     build.check_model(config)
-    assert {key: model.config.compressor[key] for key in config["compressor"]} == config["compressor"]
+    assert {key: model.config.compressor[key] for key in config.compressor.spec()} == config.compressor.spec()
     assert (model.config.compress_before_projection, model.config.fuse_compressed_tokens) == (
         (True, True) if order == "release" else (False, False)
     )
@@ -164,7 +164,7 @@ def test_weights_of_several_folders_are_loaded_in_order(config_of: Resolve, mode
         save(two, tmp_path / "two", "projector", "language_model"),
     ]
     config = config_of(f"model.weights=[{folders[0]},{folders[1]}]", "fusion.init=random")
-    loaded, fresh = model_of(config).state_dict(), model_of({**config, "model": {**config["model"], "weights": []}})
+    loaded, fresh = model_of(config).state_dict(), model_of(config.changed({"model": {"weights": []}}))
     for name, tensor in loaded.items():
         part = name.split(".")[0]
         source = {"vision_tower": one, "projector": two, "language_model": two}.get(part, fresh.state_dict())
@@ -224,7 +224,7 @@ def test_impossible_models_are_found_without_building_one(config_of: Resolve, ov
 
 def test_a_rate_may_be_text_of_a_number(config_of: Resolve) -> None:
     config = config_of('stage.learning_rates.projector="1e-4"')
-    assert config["stage"]["learning_rates"]["projector"] == "1e-4"  # as yaml has it without a dot
+    assert config.stage.arguments["learning_rates"]["projector"] == "1e-4"  # as yaml has it without a dot
     build.check_model(config)
 
 
@@ -246,7 +246,7 @@ def test_the_processor_knows_the_models_tokens(
     processor = build.build_processor(config, model, build.build_tokenizer(config))
     assert (processor.num_image_tokens, processor.num_hd_image_tokens) == (single, hd)
     assert (model.tokens_per_frame(), model.tokens_per_frame(HD_VIEWS)) == (single, hd)
-    assert processor.views == config["data"]["views"]
+    assert processor.views == config.data.views
     inputs = processor(text="<image> what color is the circle <answer>", images=Image.new("RGB", (64, 64), "red"))
     assert inputs["pixel_values"].shape == (1, 5 if processor.views == "hd" else 1, 3, 64, 64)
     placeholders = int((inputs["input_ids"] == model.config.image_token_id).sum())

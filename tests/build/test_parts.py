@@ -1,6 +1,7 @@
 """A model from a vision tower and a language model that lie in folders, as `model.weights=hub` makes it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from transformers import (
 )
 
 from llava_mini import build
+from llava_mini.config import Config
 from llava_mini.data.pixels import PixelTransform
 from llava_mini.errors import UserError
 from llava_mini.models.interop.parts import language_model_folder
 from llava_mini.models.lazy_linear import LazyLinear
 
-Resolve = Callable[..., dict[str, Any]]
+Resolve = Callable[..., Config]
 VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=64,
               patch_size=8)  # fmt: skip
 
@@ -48,13 +50,10 @@ def parts(tmp_path: Path) -> dict[str, Any]:
 def from_parts(config_of: Resolve, tmp_path: Path) -> Resolve:
     """from_parts("key=value", ...): a config whose parts say their shapes themselves."""
 
-    def make(*overrides: str) -> dict[str, Any]:
+    def make(*overrides: str) -> Config:
         hub = f"model.hub={{vision_tower: {tmp_path / 'tower'}, language_model: {tmp_path / 'text'}}}"
         config = config_of("model.weights=hub", hub, *overrides)
-        return {
-            **config,
-            "model": {**config["model"], "vision_feature_layer": -2, "vision_config": {}, "text_config": {}},
-        }
+        return config.changed({"model": {"vision_feature_layer": -2, "vision_config": {}, "text_config": {}}})
 
     return make
 
@@ -92,7 +91,7 @@ def test_the_new_parts_follow_the_seed_and_the_type(from_parts: Resolve) -> None
     config = from_parts("fusion.init=random")
     tokenizer, made = build.build_tokenizer(config), []
     for seed in (0, 0, 1):
-        build.seed_run({**config, "seed": seed})
+        build.seed_run(replace(config, seed=seed))
         made.append(build.build_model(config, tokenizer, dtype=torch.bfloat16))
     assert {parameter.dtype for parameter in made[0].parameters()} == {torch.bfloat16}
     first, same, other = (model.prefusion.layers[0].mlp.up_proj.weight for model in made)
@@ -119,7 +118,7 @@ def test_siglips_tower_gets_siglips_pictures(from_parts: Resolve, tmp_path: Path
     model = build.build_model(config, tokenizer)
     with pytest.raises(UserError, match=r"SigLIP's images are resized to a square"):
         build.build_processor(config, model, tokenizer)
-    config["model"]["image_processor"] = {}
+    config = config.changed({"model": {"image_processor": {}}})
     processor = build.build_processor(config, model, tokenizer)
     picture = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
     theirs = SiglipImageProcessorPil(size={"height": 64, "width": 64})(Image.fromarray(picture), return_tensors="pt")
@@ -175,9 +174,10 @@ def test_the_tower_alone(parts: dict[str, Any], from_parts: Resolve) -> None:
 def test_a_preset_that_says_something_else_is_refused(from_parts: Resolve) -> None:
     config = from_parts()
     tokenizer = build.build_tokenizer(config)
-    config["model"]["text_config"] = {"model_type": "qwen2", "num_hidden_layers": 3}
+    config = config.changed({"model": {"text_config": {"model_type": "qwen2", "num_hidden_layers": 3}}})
     assert build.build_model(config, tokenizer).config.text_config.hidden_size == 48  # what it does not say
-    config["model"]["text_config"] = {"model_type": "qwen2", "hidden_size": 64, "vocab_size": 80}
+    shape = {"model_type": "qwen2", "hidden_size": 64, "vocab_size": 80}
+    config = config.changed({"model": {"text_config": shape}})
     with pytest.raises(UserError, match=r"model\.text_config\.hidden_size=64: \S+/text has 48") as caught:
         build.build_model(config, tokenizer)
     assert "\n" not in str(caught.value)

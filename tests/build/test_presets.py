@@ -41,7 +41,7 @@ def test_no_preset_is_left_out() -> None:
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_preset_has_the_published_models_shape(name: str) -> None:
     config, model = on_meta(f"model={name}", "model.weights=random")
-    assert config["model"]["hub"]["language_model"] == config["model"]["tokenizer"]
+    assert config.model.hub.language_model == config.model.tokenizer
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert count(model.language_model) == LANGUAGE_MODELS[name]
     assert count(model.vision_tower) == CLIP_LARGE
@@ -73,7 +73,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {  # facts of config.json; conf/model say
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_preset_says_what_the_published_config_says(name: str) -> None:
     """Read by transformers, which keeps rotary fields of all times in one."""
-    preset = resolve([f"model={name}"])["model"]["text_config"]
+    preset = resolve([f"model={name}"]).model.text_config
     fields = {key: value for key, value in preset.items() if key not in PUBLISHED[name] and key != "rope_parameters"}
     published = AutoConfig.for_model(**{"tie_word_embeddings": False, **fields, **PUBLISHED[name]})
     check_same(preset, published, "text_config", name)

@@ -17,8 +17,8 @@ FSDP = ["trainer.strategy=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
 
 
 def test_one_rank_needs_no_strategy_and_several_are_ddp(config_of: Callable[..., dict[str, Any]]) -> None:
-    assert build_strategy(config_of(), 1) == "auto"
-    several = build_strategy(config_of("trainer.devices=2", "trainer.rank_timeout=90"), 2)
+    assert build_strategy(config_of().trainer, 1) == "auto"
+    several = build_strategy(config_of("trainer.devices=2", "trainer.rank_timeout=90").trainer, 2)
     assert isinstance(several, DDPStrategy)
     assert several._timeout == timedelta(seconds=90)
 

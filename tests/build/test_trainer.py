@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning.pytorch.utilities import _pytree
 
 from llava_mini import build
 from llava_mini.commands.train import assemble
-from llava_mini.config import instantiate, options, resolve
+from llava_mini.config import Config, instantiate, options, resolve
 from llava_mini.data.datamodule import VLMDataModule
 from llava_mini.data.position import StreamPosition
 from llava_mini.data.quarantine import Quarantine
@@ -23,7 +24,7 @@ from llava_mini.stages.base import PARTS
 from llava_mini.stages.callbacks import Clock, History
 from llava_mini.sweep.launcher import LocalLauncher
 
-Resolve = Callable[..., dict[str, Any]]
+Resolve = Callable[..., Config]
 ModelOf = Callable[[dict[str, Any]], Any]
 
 
@@ -34,22 +35,22 @@ def test_every_stage_builds(config_of: Resolve, model_of: ModelOf, name: str):
     model = model_of(config)
     stage = build.build_stage(config, model)
     assert stage.model is model
-    rates = {part: rate for part, rate in config["stage"]["learning_rates"].items() if rate is not None}
+    rates = {part: rate for part, rate in config.stage.arguments["learning_rates"].items() if rate is not None}
     assert stage.trained_parts == [part for part in PARTS if part in rates] != []
 
 
 def test_stage_0_builds_for_a_tower_alone(config_of: Resolve, model_of: ModelOf):
     config, tower = resolve(["experiment=tiny_stage0"]), model_of(config_of()).vision_tower
-    assert config["choices"]["stage"] == "vision_pretraining"
+    assert config.choices["stage"] == "vision_pretraining"
     stage = instantiate(
-        config["stage"], "stage", vision_tower=tower, feature_layer=-1, target_classes={"kind": 2, "digit": 11}
+        config.stage, "stage", vision_tower=tower, feature_layer=-1, target_classes={"kind": 2, "digit": 11}
     )
     assert stage.vision_tower is tower and stage.heads["digit"].out_features == 11
 
 
 @pytest.mark.parametrize("name", options("launcher"))
 def test_every_launcher_builds(name: str):
-    assert isinstance(instantiate(resolve([f"launcher={name}"])["launcher"], "launcher"), LocalLauncher)
+    assert isinstance(instantiate(resolve([f"launcher={name}"]).launcher, "launcher"), LocalLauncher)
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_another_number_of_processes_than_the_config_says_is_one_line(
     trainer_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(UserError, match=r"trainer\.devices x trainer\\.num_nodes are 2 processes, but 4 were begun"):
+    with pytest.raises(UserError, match=r"trainer\.devices x trainer\.num_nodes are 2 processes, but 4 were begun"):
         trainer_of("trainer.accelerator=cpu", "trainer.num_nodes=2")
     assert trainer_of("trainer.accelerator=cpu", "trainer.devices=2", "trainer.num_nodes=2").world_size == 4
 
@@ -121,7 +122,7 @@ def test_a_base_with_random_weights_is_the_same_for_a_run_and_for_its_merging(co
     base = fingerprints(build.build_base(config)[1])
     torch.manual_seed(9)
     assert fingerprints(build.build_base(config)[1]) == base
-    assert fingerprints(build.build_base({**config, "seed": 1})[1]) != base
+    assert fingerprints(build.build_base(replace(config, seed=1))[1]) != base
 
 
 def test_lightnings_own_deprecated_call_is_not_told(trainer_of: Callable[..., Any]) -> None:

@@ -2,6 +2,8 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch.distributed
@@ -13,7 +15,8 @@ from llava_mini.commands.ranks import run_ranks
 MEET = """
 import datetime, torch.distributed as dist
 from llava_mini.commands.lost_rank import LostRankError, lost_rank_as_error
-config = {"run_dir": sys.argv[1], "trainer": {"rank_timeout": 2}}
+from types import SimpleNamespace
+config = SimpleNamespace(run_dir=sys.argv[1], trainer=SimpleNamespace(rank_timeout=2))
 dist.init_process_group("gloo", rank=rank, timeout=datetime.timedelta(seconds=60))
 dist.barrier()
 group = dist.new_group([0, 1], timeout=datetime.timedelta(seconds=2))
@@ -37,7 +40,7 @@ def test_a_rank_that_stops_answering_ends_the_run_with_a_line(tmp_path: Path, ca
 
 
 def test_other_errors_are_left_as_they_are(tmp_path: Path, monkeypatch) -> None:
-    config = {"run_dir": tmp_path, "trainer": {"rank_timeout": 2}}
+    config: Any = SimpleNamespace(run_dir=str(tmp_path), trainer=SimpleNamespace(rank_timeout=2))
     with pytest.raises(RuntimeError, match="^timed out$") as caught, lost_rank_as_error(config, lambda: 0):
         raise RuntimeError("timed out")  # no other rank is there
     assert not isinstance(caught.value, LostRankError)

@@ -125,7 +125,7 @@ def test_what_cannot_be_merged_is_one_line(run_dir: Path, tmp_path: Path, capsys
     (whole / "config.yaml").write_text(yaml.safe_dump({**resolve_of(run_dir), "finetune": full}))
     assert f"{whole}: no run with adapters" in refusal(capsys, whole, tmp_path / "out")
     (whole / "config.yaml").write_text("finetune: {language_model: lora, prefusion: full, quantize: null}\n")
-    assert f"{whole}/config.yaml: lacks choices, " in refusal(capsys, whole, tmp_path / "out")
+    assert f"{whole}/config.yaml: missing key choices" in refusal(capsys, whole, tmp_path / "out")
     options = {key: value for key, value in resolve_of(run_dir)["memory"].items() if key != "loss_chunk"}
     (whole / "config.yaml").write_text(yaml.safe_dump({**resolve_of(run_dir), "memory": options}))
     assert f"{whole}/config.yaml: memory.loss_chunk=" in refusal(capsys, whole, tmp_path / "out")

@@ -44,7 +44,7 @@ def test_the_mix_trains_and_every_kind_is_scored(overrides: list[str]):
         assert any(key.startswith(name) for key in keys)
     answers = np.load(run_dir / "predictions_test.npz")
     counts = {kind: int((answers["kind"] == kind).sum()) for kind in np.unique(answers["kind"]).tolist()}
-    kinds = resolve(overrides)["data"]["kinds"]
+    kinds = resolve(overrides).data.kinds
     assert set(counts) == set(kinds)
     assert all(count == (6 if kind.startswith("clip") else 12) for kind, count in counts.items())
 

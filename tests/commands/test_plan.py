@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -64,7 +63,7 @@ def test_largest_batch_fits_and_one_more_does_not() -> None:
     assert largest is not None and 0 < largest < 1024
 
     def peak(size: int) -> int:
-        whole: dict[str, Any] = {**config, "data": {**config["data"], "batch_size": size}}
+        whole = config.changed({"data": {"batch_size": size}})
         return training_plan(whole, sample, search=False).peak.bytes
 
     assert peak(largest) <= limit < peak(largest + 1)
@@ -164,7 +163,7 @@ def test_advice_for_full_fine_tuning_that_does_not_fit_is_true_to_the_byte(plann
         if change["change"].startswith("memory."):
             continue
         config = resolve(["trainer.max_steps=1", *(f"{key}={value}" for key, value in given.items())])
-        assert Peaks(config, sample_of(config, 16)).bytes(config["data"]["batch_size"]) == change["peak_bytes"]
+        assert Peaks(config, sample_of(config, 16)).bytes(config.data.batch_size) == change["peak_bytes"]
 
 
 @pytest.mark.parametrize("command", ["plan", "train"])

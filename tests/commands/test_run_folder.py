@@ -1,10 +1,10 @@
 """A run's folder belongs to one config and one code."""
 
-import copy
 import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,16 +33,16 @@ def test_a_finished_run_is_found_and_what_killed_attempts_left_is_removed(
 CONFIG = resolve([])
 
 
-def _with(**values: object) -> dict[str, Any]:
-    """The config with other values; a key's dots are written as two underscores."""
-    config = copy.deepcopy(CONFIG)
+def _with(**values: object) -> Any:
+    """The config with other values, also with keys of other versions; a key's dots are two underscores."""
+    config = CONFIG.to_dict()
     for key, value in values.items():
         *path, name = key.split("__")
         node = config
         for part in path:
             node = node[part]
         node[name] = value
-    return config
+    return SimpleNamespace(to_dict=lambda: config)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """A real sweep of two short runs, from the command line to its report and its MLflow runs; and what it shares."""
 
-import copy
 import json
 import re
 import shlex
@@ -16,7 +15,7 @@ from tests.commands.several_ranks import ROOT, Nursery
 
 from llava_mini.cli import main
 from llava_mini.commands.sweep import DEFAULT_FOLDER, features_of, share_features, split_folder
-from llava_mini.config import resolve
+from llava_mini.config import Config, resolve
 from llava_mini.errors import UserError
 
 KINDS = {"color", "shape", "digit", "count", "exist", "where"}
@@ -169,16 +168,16 @@ def test_features_depend_on_pictures_and_tower_only() -> None:
     base = resolve(["experiment=smoke"])
 
     def of(key: str, value: Any) -> str:
-        config = copy.deepcopy(base)
+        values = base.to_dict()
         *path, last = key.split("/")
-        node = config
+        node = values
         for part in path:
             node = node[part]
         assert node[last] != value
         node[last] = value
-        return features_of(config)
+        return features_of(Config.read(values))
 
-    same = {"compressor": {}, "fusion/num_layers": 0, "seed": 3, "data/batch_size": 2, "data/turns": "conversation",
+    same = {"compressor": {"_target_": "mine"}, "fusion/num_layers": 0, "seed": 3, "data/batch_size": 2, "data/turns": "conversation",
             "model/text_config/num_hidden_layers": 9, "trainer/max_steps": 1, "run_dir": "x"}  # fmt: skip
     assert {of(*change) for change in same.items()} == {features_of(base)}
     other = {"data/folder": "x", "data/world_seed": 1, "data/sizes/instruct-train": 65, "data/splits/test": None,

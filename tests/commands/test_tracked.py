@@ -34,7 +34,7 @@ def test_what_was_measured_is_reported_and_the_model_only_if_wanted(tmp_path: Pa
     (tmp_path / "file").write_text("")
     folder = tmp_path / "run"
     tracker = Tracker(folder, uri=f"sqlite:///{tmp_path}/file/no.db")
-    track_result(tracker, {"tracking": {"log_model": log_model}}, RESULT)
+    track_result(tracker, resolve([f"tracking.log_model={log_model}"]), RESULT)
     tracker.finish(wait=5)
     assert spooled(folder, "metrics") == {
         "accuracy.val": 0.25, "accuracy.test": 0.5, "accuracy_by_kind.test.color": 0.5,
@@ -48,7 +48,7 @@ def test_what_was_measured_is_reported_and_the_model_only_if_wanted(tmp_path: Pa
 
 
 def test_the_model_is_not_reported_by_default() -> None:
-    assert resolve(["experiment=smoke"])["tracking"]["log_model"] is False
+    assert resolve(["experiment=smoke"]).tracking.log_model is False
 
 
 def test_runs_are_compared_by_a_few_short_parameters() -> None:

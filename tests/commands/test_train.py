@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_the_saved_model_answers_as_the_trained_one(smoke_in, finished: Path):
     config = resolve(smoke_in(finished))
     model = AutoModelForImageTextToText.from_pretrained(finished / "model")
     processor = AutoProcessor.from_pretrained(finished / "model")
-    data = assemble({**config, "data": {**config["data"], "features": False}}).datamodule
+    data = assemble(config.changed({"data": {"features": False}})).datamodule
     batch = next(data.evaluation_batches("val", "cpu"))
     logits = model(**batch.model_inputs()).logits
     predictions = np.load(finished / "predictions_val.npz")
@@ -95,7 +96,7 @@ def test_the_saved_model_answers_as_the_trained_one(smoke_in, finished: Path):
 
 def test_features_computed_once_equal_the_tower_in_every_step(smoke):
     config = resolve(smoke())
-    direct = assemble({**config, "data": {**config["data"], "features": False}})
+    direct = assemble(config.changed({"data": {"features": False}}))
     cached = assemble(config)
     a, b = (next(run.datamodule.evaluation_batches("val", "cpu")) for run in (direct, cached))
     assert a.keys == b.keys and b.pixel_values is None
@@ -145,7 +146,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_its_samples(smoke, tmp_path: 
 
 
 def history_keys_at(config: dict, step: int) -> list[str]:
-    loader = assemble({**config, "run_dir": config["run_dir"] + "-again"}).datamodule.train_dataloader()
+    loader = assemble(replace(config, run_dir=config.run_dir + "-again")).datamodule.train_dataloader()
     return next(batch.keys for number, batch in enumerate(loader) if number == step)
 
 

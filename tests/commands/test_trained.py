@@ -81,7 +81,7 @@ def test_a_run_is_measured_with_the_views_that_it_trained_on(
     assert result["skipped"] == {"train": 3, "val": 0, "test": 0}
     assert result["tokens"] == tokens
     assert result["accuracy"]["val"] == result["accuracy"]["test"] < 0.2
-    assert set(result["accuracy_by_kind"]["val"]) <= set(config["data"]["kinds"])
+    assert set(result["accuracy_by_kind"]["val"]) <= set(config.data.kinds)
     assert len(np.load(tmp_path / "predictions_val.npz")["key"]) == 16 * 12
     views = 5 if hd else 1
     tower = 12 * 96**2 * 3 * 65 * 2  # of one view, projections and MLP only
@@ -111,5 +111,6 @@ def test_scores_that_are_no_numbers_are_no_result(monkeypatch: pytest.MonkeyPatc
 )
 def test_a_base_is_named_by_where_its_weights_come_from(weights, places: list[str], of_language_model: str):
     hub = {"vision_tower": "openai/clip", "language_model": "lmsys/vicuna"}
-    found = weights_of({"weights": weights, "hub": hub if weights == "hub" else None})
+    given = {"weights": weights, "hub": hub if weights == "hub" else None}
+    found = weights_of(resolve([]).changed({"model": given}).model)
     assert found == {"weights": places, "language_model": of_language_model}

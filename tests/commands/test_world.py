@@ -181,10 +181,10 @@ def test_stage_0_does_not_accumulate(recipe: Callable[..., list[str]], tmp_path:
 def test_a_world_in_a_folder_of_any_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     trained: list[tuple[str, Any]] = []
     monkeypatch.setattr(world, "train_vision", lambda config, folder: trained.append((str(folder), None)))
-    monkeypatch.setattr(world, "train_language", lambda config, folder: trained.append((str(folder), config["model"])))
+    monkeypatch.setattr(world, "train_language", lambda config, folder: trained.append((str(folder), config.model)))
     out = tmp_path / "lr=1 (a) [b], c#é it's"
     make_tiny_world([f"world.out={out}"])
     (tower, _), (language, model), (start, questions) = trained
     assert (tower, language, start) == (f"{out}/stage0", f"{out}/stage1", f"{out}/uncompressed")
-    assert model["weights"] == [f"{out}/stage0"] and model["tokenizer"] == f"{out}/stage1"
-    assert questions["weights"] == [f"{out}/stage0", f"{out}/stage1"]
+    assert model.weights == [f"{out}/stage0"] and model.tokenizer == f"{out}/stage1"
+    assert questions.weights == [f"{out}/stage0", f"{out}/stage1"]

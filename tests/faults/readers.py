@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from llava_mini import config
 from llava_mini.build import weights
 from llava_mini.commands import ranks, run_folder
+from llava_mini.config import compose
 from llava_mini.data import feature_store, index, quarantine, records
 from llava_mini.data.building import plan
 from llava_mini.data.shards import ShardSet, write_shards
@@ -186,12 +186,12 @@ def _anything(_: Any) -> bool:
 
 READERS = [
     Reader(
-        ("config:load",), "config.yaml", _json("config.yaml", {"a": 1, "b": [1, 2]}),
-        lambda folder: config.load(folder / "config.yaml"),
+        ("config.compose:load_values",), "config.yaml", _json("config.yaml", {"a": 1, "b": [1, 2]}),
+        lambda folder: compose.load_values(folder / "config.yaml"),
     ),
     Reader(
-        ("config:_digest",), "w.safetensors", lambda folder: (folder / "w.safetensors").write_bytes(b"abc" * 9),
-        lambda folder: config._digest([folder / "w.safetensors"]), dict.fromkeys(TORN, _anything),
+        ("config.compose:_digest",), "w.safetensors", lambda folder: (folder / "w.safetensors").write_bytes(b"abc" * 9),
+        lambda folder: compose._digest([folder / "w.safetensors"]), dict.fromkeys(TORN, _anything),
     ),
     Reader(
         ("commands.run_folder:_check_code", "files:read_json"), "code.json",

@@ -18,9 +18,10 @@ import pytest
 import torch
 from tests.faults.readers import SWEEP
 
-from llava_mini import config, files
+from llava_mini import files
 from llava_mini.batch import BadSample
 from llava_mini.commands import ranks, trained, world
+from llava_mini.config import compose
 from llava_mini.data import feature_store, index, quarantine
 from llava_mini.data.building import plan
 from llava_mini.data.check import BadSample as FoundBad
@@ -175,7 +176,10 @@ def _rank_log(folder: Path) -> None:
 
 
 WRITERS = [
-    Writer(("config:save",), "config.yaml", lambda folder: config.save({"a": TEXT}, folder / "config.yaml")),
+    Writer(
+        ("config.compose:save",), "config.yaml",
+        lambda folder: compose.save(SimpleNamespace(to_dict=lambda: {"a": TEXT}), folder / "config.yaml"),
+    ),
     Writer(
         ("files:write_json", "files:write_text", "files:atomic_path", "commands.train:train",
          "stages.base:VLMStage._stop_on"),
@@ -195,7 +199,7 @@ WRITERS = [
     Writer(("commands.trained:save_model",), "model", _pretrained, "folder"),
     Writer(
         ("commands.world:write_checkpoint",), "model.safetensors",
-        lambda folder: world.write_checkpoint(folder, TENSORS, {}, {}),
+        lambda folder: world.write_checkpoint(folder, TENSORS, SimpleNamespace(to_dict=dict), {}),
     ),
     Writer(
         ("models.tensor_files:save_tensors",), "a.safetensors",

@@ -1,21 +1,23 @@
 """Models of sizes that NF4's blocks of 64 do and do not divide, and adapters that have been moved from zero."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "dora": False}
+from llava_mini.settings import FULL, Finetune, Lora
+
+LORA = Lora(rank=4, alpha=8, dropout=0.0, dora=False)
 
 
 @pytest.fixture
-def spec_of() -> Callable[..., dict[str, Any]]:
+def spec_of() -> Callable[..., Finetune]:
     """spec_of(lora={changes}, **changes): the config's `finetune` for LoRA of rank 4 on the language model."""
 
-    def make(lora: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-        how = {"language_model": "lora", "prefusion": "full", "quantize": None, "lora": {**LORA, **(lora or {})}}
-        return {**how, **changes}
+    def make(lora: dict[str, Any] | None = None, **changes: Any) -> Finetune:
+        return replace(FULL, **{"language_model": "lora", "lora": replace(LORA, **(lora or {})), **changes})
 
     return make
 

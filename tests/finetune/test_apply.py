@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import peft.tuners.lora
@@ -15,9 +16,9 @@ from llava_mini.errors import UserError
 from llava_mini.finetune.adapters import TARGETS
 from llava_mini.finetune.quantization import nf4_linear, rounded_linear
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.settings import FULL
 
 Factory = Callable[..., Any]
-FULL = {"language_model": "full", "prefusion": "full", "quantize": None, "lora": None}
 IN_32 = {"compute_dtype": torch.float32, "frozen_dtype": None}
 
 
@@ -66,7 +67,7 @@ def test_with_adapters_only_they_train_in_their_part(make_model: Factory, spec_o
 
 def test_a_frozen_language_model_trains_nothing_of_it(make_model: Factory, spec_of: Factory):
     model = make_model()
-    finetune.apply(model, {**FULL, "language_model": "frozen"}, **IN_32)
+    finetune.apply(model, replace(FULL, language_model="frozen"), **IN_32)
     assert {name.split(".")[0] for name in trained_names(model)} == {"projector", "compressor", "prefusion"}
 
 

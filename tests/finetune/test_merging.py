@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from llava_mini import finetune
 from llava_mini.errors import UserError
 from llava_mini.finetune.quantization import rounded_linear
+from llava_mini.settings import FULL
 
 Factory = Callable[..., Any]
 IN_32 = {"compute_dtype": torch.float32, "frozen_dtype": None}
@@ -31,7 +33,7 @@ def trained(make_model: Factory, stir: Factory, tmp_path: Path) -> Factory:
     def make(spec: dict[str, Any], **changes: Any) -> Any:
         model = make_model(**changes)
         places = {"weights": ["a tower", "a language model"], "language_model": "a language model"}
-        base = {**places, "fingerprints": finetune.fingerprints(model)}
+        base = {**places, "fingerprints": finetune.fingerprints(model), "finetune": asdict(spec)}
         finetune.apply(model, spec, **IN_32)
         stir(model)
         with torch.no_grad():
@@ -113,7 +115,7 @@ def test_peft_itself_loads_the_language_models_adapter(
 def test_a_frozen_base_in_4_bits_is_merged_too(
     make_sample: Factory, collate: Factory, trained: Factory, again: Factory
 ):
-    spec = {"language_model": "frozen", "prefusion": "full", "quantize": "nf4", "lora": None}
+    spec = replace(FULL, language_model="frozen", quantize="nf4")
     assert finetune.is_adapted(spec)
     adapted, merged = trained(spec), again(spec)
     finetune.merge_adapters(merged, spec)

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,9 @@ def test_trials_are_of_presets_and_build_on_meta() -> None:
 def test_ways_to_fine_tune_are_those_of_conf() -> None:
     ways = {"full": trials.FULL, "lora": trials.LORA, "qlora": trials.QLORA, "frozen_llm": trials.FROZEN}
     for name, way in ways.items():
-        assert way == resolve([f"finetune={name}"])["finetune"], name
+        assert asdict(way) == asdict(resolve([f"finetune={name}"]).finetune), name
     for name, compressor in {"query": trials.QUERY, "none": trials.NONE}.items():
-        assert compressor == resolve([f"compressor={name}"])["compressor"], name
+        assert compressor == resolve([f"compressor={name}"]).compressor.spec(), name
 
 
 # A trial's limit, in GiB, and its type of half precision: the card that it stands for. None: no card of conf/.
@@ -77,20 +78,20 @@ def test_limits_and_types_of_trials_are_those_of_conf() -> None:
         card = CARDS[trial.limit_gib, trial.half]
         if card is not None:
             config = resolve([f"hardware={card}"])
-            assert (trial.limit_gib, trial.half) == (config["hardware"]["memory_gib"], config["memory"]["frozen_dtype"])
-            assert config["trainer"]["precision"] == {"bfloat16": "bf16-mixed", "float16": "16-mixed"}[trial.half]
+            assert (trial.limit_gib, trial.half) == (config.hardware.memory_gib, config.memory.frozen_dtype)
+            assert config.trainer.precision == {"bfloat16": "bf16-mixed", "float16": "16-mixed"}[trial.half]
 
 
 def test_what_trials_leave_at_its_default_is_that_of_conf() -> None:
     config = resolve([])
-    assert config["trainer"]["gradient_clip_val"] == CLIP
-    assert {key: config["memory"][key] for key in trials._PLAIN_MEMORY} == trials._PLAIN_MEMORY
-    assert config["memory"]["optimizer"] == "adamw"
+    assert config.trainer.gradient_clip_val == CLIP
+    assert {key: getattr(config.memory, key) for key in trials._PLAIN_MEMORY} == trials._PLAIN_MEMORY
+    assert config.memory.optimizer == "adamw"
     fusion = {trial.fusion_layers for trial in TRIALS if trial.compressor == trials.QUERY}
-    assert fusion == {config["fusion"]["num_layers"]}
+    assert fusion == {config.fusion.num_layers}
     preset = yaml.safe_load((CONFIG_DIR / "model" / "llava_mini_vicuna_7b.yaml").read_text())
     shape = TRIALS[0].model_config(preset).to_dict()
-    assert {key: shape[key] for key in config["order"]} == config["order"]
+    assert {key: shape[key] for key in asdict(config.order)} == asdict(config.order)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_the_loss_in_chunks_is_the_plain_loss(
     plain = step(model, batch)  # evaluation mode: from all logits
     model.train()
     same(step(model, batch), plain)
-    apply_memory_options(model, {**NONE, "loss_chunk": 2})
+    apply_memory_options(model, loss_chunk=2)
     same(step(model, batch), plain)
 
 
@@ -86,9 +86,7 @@ def test_evaluation_has_all_logits_with_every_option(make_model, make_sample, co
     batch = collate(model, [make_sample(1), make_sample(2, frames=2)])
     with torch.no_grad():
         plain = model(**batch)
-        apply_memory_options(
-            model, {"activation_checkpointing": True, "loss_chunk": 2, "vision_batch": 2, "offload_vision": True}
-        )
+        apply_memory_options(model, activation_checkpointing=True, loss_chunk=2, vision_batch=2, offload_vision=True)
         saving = model(**batch)
     torch.testing.assert_close(saving.logits, plain.logits, rtol=0, atol=1e-5)
     assert torch.equal(model.generate(**_prompt(batch), max_new_tokens=4), _generated(model, _prompt(batch)))
@@ -99,7 +97,7 @@ def _prompt(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _generated(model: LlavaMiniForConditionalGeneration, prompt: dict[str, Tensor]) -> Tensor:
-    apply_memory_options(model, NONE)
+    apply_memory_options(model)
     for layer in decoder_layers(model):
         layer.gradient_checkpointing = False
     return model.generate(**prompt, max_new_tokens=4)
@@ -110,7 +108,7 @@ def test_decoder_layers_are_computed_again_and_the_vision_tower_is_not(make_mode
     model.vision_tower.requires_grad_(False)
     batch = collate(model, [make_sample(1, frames=2), make_sample(2, frames=0)])
     plain = step(model, batch)
-    apply_memory_options(model, {**NONE, "activation_checkpointing": True})
+    apply_memory_options(model, activation_checkpointing=True)
     layers = [calls_of(layer.mlp) for layer in decoder_layers(model)]
     tower = calls_of(model.vision_tower.encoder.layers[0].mlp)
     same(step(model, batch), plain)
@@ -126,7 +124,7 @@ def test_with_frozen_embeddings_gradients_still_flow_through_checkpoints(
     model.get_input_embeddings().requires_grad_(False)
     batch = collate(model, [make_sample(1, frames=frames)])
     plain = step(model, batch)
-    apply_memory_options(model, {**NONE, "activation_checkpointing": True})
+    apply_memory_options(model, activation_checkpointing=True)
     calls = calls_of(model.get_decoder().layers[0].mlp)
     got = step(model, batch)
     same(got, plain)
@@ -145,7 +143,7 @@ def test_a_frozen_language_model_is_checkpointed_though_it_is_in_evaluation_mode
     stage = InstructionStage(model=model, learning_rates={"projector": 1e-3, "prefusion": 1e-3, "compressor": 1e-3})
     batch = collate(model, [make_sample(1, frames=2)])
     plain = step(model, batch)
-    apply_memory_options(model, {**NONE, "activation_checkpointing": True})
+    apply_memory_options(model, activation_checkpointing=True)
     stage.train()
     assert not model.language_model.training
     layers = [calls_of(layer.mlp) for layer in decoder_layers(model)]
@@ -162,7 +160,7 @@ def test_views_in_small_batches_have_the_same_features(make_model, make_sample, 
     model.vision_tower.requires_grad_(False)
     batch = collate(model, [make_sample(1), make_sample(2, views=5), make_sample(3, frames=3)])
     whole = model.encode(batch["pixel_values"], batch["num_views"])
-    apply_memory_options(model, {**NONE, "vision_batch": views})
+    apply_memory_options(model, vision_batch=views)
     calls = calls_of(model.vision_tower)
     features = model.encode(batch["pixel_values"], batch["num_views"])
     torch.testing.assert_close(features, whole, rtol=0, atol=1e-5)
@@ -175,7 +173,7 @@ def test_a_tower_that_trains_has_gradients_with_and_without_small_batches(make_m
     batch = collate(model, [make_sample(1, frames=3)])
     plain = step(model, batch)
     assert plain[1]["vision_tower.encoder.layers.0.mlp.fc1.weight"].any()
-    apply_memory_options(model, {**NONE, "vision_batch": 2, "offload_vision": True})
+    apply_memory_options(model, vision_batch=2, offload_vision=True)
     same(step(model, batch), plain)
 
 
@@ -183,7 +181,7 @@ def test_the_towers_weights_come_for_the_features_and_go_back(make_model) -> Non
     """The other device is `meta`, which has shapes and types and no numbers."""
     model = make_model()
     model.vision_tower.requires_grad_(False)
-    apply_memory_options(model, {**NONE, "offload_vision": True})
+    apply_memory_options(model, offload_vision=True)
     for module in model.vision_tower.modules():  # buffers stay on the device
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to("meta"))
@@ -203,7 +201,7 @@ def test_the_towers_weights_come_for_the_features_and_go_back(make_model) -> Non
 def test_after_an_error_the_towers_weights_are_back_and_whole(make_model) -> None:
     model = make_model()
     model.vision_tower.requires_grad_(False)
-    apply_memory_options(model, {**NONE, "offload_vision": True})
+    apply_memory_options(model, offload_vision=True)
     layers = len(model.vision_tower.encoder.layers)
     handle = model.vision_tower.encoder.layers[0].register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

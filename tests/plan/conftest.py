@@ -1,6 +1,7 @@
 """A small model in every way of fine-tuning: planned on meta, or real and watched while it trains."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from llava_mini.plan.ledger import FROZEN, QUANTIZED, TRAINED, Ledger, Watching
 from llava_mini.plan.planner import Peak
 from llava_mini.plan.sample import Sample, batch_of
 from llava_mini.plan.step import Mode, training_step
+from llava_mini.settings import FULL, Finetune, Lora
 from llava_mini.stages.base import VLMStage
 from llava_mini.stages.instruction import InstructionStage
 from llava_mini.stages.optimizers import build_optimizer
@@ -39,14 +41,13 @@ SHAPE: dict[str, Any] = {
     "image_token_id": VOCAB,
     "num_fusion_layers": 1,
 }
-LORA = {"rank": 8, "alpha": 16, "dropout": 0.05, "dora": False}
-FINETUNE: dict[str, dict[str, Any]] = {
-    "full": {"language_model": "full", "prefusion": "full", "quantize": None, "lora": None},
-    "lora": {"language_model": "lora", "prefusion": "full", "quantize": None, "lora": LORA},
-    "qlora": {"language_model": "lora", "prefusion": "lora", "quantize": "nf4", "lora": LORA},
-    "qdora": {"language_model": "lora", "prefusion": "full", "quantize": "nf4", "lora": {**LORA, "dora": True}},
+LORA = Lora(rank=8, alpha=16, dropout=0.05, dora=False)
+FINETUNE = {
+    "full": FULL,
+    "lora": replace(FULL, language_model="lora", lora=LORA),
+    "qlora": Finetune(language_model="lora", prefusion="lora", quantize="nf4", lora=LORA),
+    "qdora": replace(FULL, language_model="lora", quantize="nf4", lora=replace(LORA, dora=True)),
 }
-PLAIN_MEMORY = {"loss_chunk": None, "vision_batch": None, "offload_vision": False, "activation_checkpointing": False}
 RATES: dict[str, float | None] = {"projector": 1e-4, "compressor": 1e-4, "prefusion": 1e-4, "language_model": 1e-4}
 
 
@@ -60,7 +61,7 @@ def stage_of() -> Callable[..., VLMStage]:
         torch.manual_seed(0)
         with torch.device("meta" if meta else "cpu"):
             model = LlavaMiniForConditionalGeneration(LlavaMiniConfig(**SHAPE))
-        apply_memory_options(model, {**PLAIN_MEMORY, **options})
+        apply_memory_options(model, **options)
         stand_in = {"linear_4bit": linear_4bit} if meta else {}
         finetune.apply(model, FINETUNE[kind], compute_dtype=half or torch.float32, frozen_dtype=half, **stand_in)
         stage = InstructionStage(model=model, learning_rates=RATES, finetune=FINETUNE[kind], optimizer=optimizer)

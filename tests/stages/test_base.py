@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.stages.noting import ALL_RATES, Gradients, Losses, weights
 
 from llava_mini import finetune
 from llava_mini.errors import UserError
+from llava_mini.settings import FULL, Lora
 from llava_mini.stages.alignment import AlignmentStage
 from llava_mini.stages.base import PARTS, NonFiniteLossError
 from llava_mini.stages.checkpointing import AtomicCheckpointIO
@@ -145,8 +147,8 @@ def make_adapted(make_model: Factory) -> Factory:
     """make_adapted(finetune's changes, **options): a stage over a model with adapters, the same each time."""
 
     def make(spec: dict[str, Any] | None = None, rates: dict[str, float] | None = None, **options: Any) -> Any:
-        lora = {"rank": 4, "alpha": 8, "dropout": 0.5, "dora": False}
-        how = {"language_model": "lora", "prefusion": "full", "quantize": "nf4", "lora": lora, **(spec or {})}
+        lora = Lora(rank=4, alpha=8, dropout=0.5, dora=False)
+        how = replace(FULL, **{"language_model": "lora", "quantize": "nf4", "lora": lora, **(spec or {})})
         with torch.random.fork_rng():
             torch.manual_seed(7)  # adapters begin at random
             model = make_model()

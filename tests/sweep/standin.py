@@ -12,10 +12,12 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from llava_mini.config import Component
 from llava_mini.errors import UserError
 from llava_mini.predictions import Predictions
 from llava_mini.sweep.grid import config_hash
@@ -35,7 +37,19 @@ KINDS = {
 }
 
 
-def resolve(overrides: list[str]) -> dict[str, Any]:
+class Config:
+    """A small copy of the real config, with any keys."""
+
+    def __init__(self, values: dict[str, Any]):
+        self.values, self.seed, self.run_dir = values, values["seed"], values["run_dir"]
+        self.compressor = Component.read(values["compressor"])
+        self.fusion, self.trainer = SimpleNamespace(**values["fusion"]), SimpleNamespace(**values["trainer"])
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.values
+
+
+def resolve(overrides: list[str]) -> Config:
     """A small copy of what the real `resolve` does."""
     config: dict[str, Any] = {
         "seed": 0,
@@ -69,12 +83,12 @@ def resolve(overrides: list[str]) -> dict[str, Any]:
         if last not in node:
             raise UserError(f"unknown key {key}")
         node[last] = _value(text)
-    return config
+    return Config(config)
 
 
 def leave_result(
     folder: Path,
-    config: dict[str, Any],
+    config: Config,
     code_version: str,
     accuracy: float | dict[str, float] = 0.8,
     training: dict[str, Any] | None = None,
@@ -85,17 +99,19 @@ def leave_result(
     replaces what `result.json` says of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256(json.dumps([config["compressor"], config["fusion"], config["seed"]]).encode()).digest()
+    digest = hashlib.sha256(
+        json.dumps([config.values["compressor"], config.values["fusion"], config.seed]).encode()
+    ).digest()
     rng = np.random.default_rng(list(digest))
     measured: dict[str, Predictions] = {}
     for split in ("val", "test"):
         measured[split] = _answers(split, accuracy, rng)
         measured[split].save(folder / f"predictions_{split}.npz")
-    c, n_fusion = config["compressor"].get("C"), config["fusion"]["num_layers"]
-    tokens = 64 if "none" in config["compressor"]["_target_"] else 0 if c is None else c * c
+    c, n_fusion = config.compressor.get("C"), config.fusion.num_layers
+    tokens = 64 if "none" in config.compressor.target else 0 if c is None else c * c
     result = {
         "status": "finished", "config_hash": config_hash(config), "code_version": code_version, "commit": "abc",
-        "seed": config["seed"], "compressor": config["compressor"]["_target_"].split(".")[-2], "C": c,
+        "seed": config.seed, "compressor": config.compressor.target.split(".")[-2], "C": c,
         "tokens": tokens, "n_fusion": n_fusion, "params": {"compressor": 10, "prefusion": 20 * n_fusion},
         "accuracy": {split: float(answers.exact_match.mean()) for split, answers in measured.items()},
         **{key: {split: getattr(answers, how)(score) for split, answers in measured.items()} for key, how, score in (
@@ -104,13 +120,13 @@ def leave_result(
             ("word_accuracy_by_kind", "by_kind", "word_accuracy"), ("nll_by_kind", "by_kind", "nll"),
         )},
         "converged": True, "gained_last_third": 0.001, "gain_noise": 0.004,
-        "steps": config["trainer"]["max_steps"], "start": "the uncompressed instruction model",
+        "steps": config.trainer.max_steps, "start": "the uncompressed instruction model",
         "prefill_flops": 1_000_000 * (20 + tokens + 8 * n_fusion),
         "seconds": 61.5, "cpu_seconds": 60.0, "peak_memory_bytes": 600_000_000, "train_loss": 0.5,
         "mlflow_run_id": None, **(training or {}),
     }  # fmt: skip
     result.setdefault("gains", gains_of(result))
-    (folder / "config.yaml").write_text(json.dumps(config))  # which is YAML too
+    (folder / "config.yaml").write_text(json.dumps(config.to_dict()))  # which is YAML too
     (folder / "result.json.tmp").write_text(json.dumps(result))
     (folder / "result.json.tmp").replace(folder / "result.json")
 
@@ -147,11 +163,11 @@ def _answers(split: str, accuracy: float | dict[str, float], rng: np.random.Gene
 def main(arguments: list[str]) -> None:
     """One run."""
     config = resolve(arguments)
-    folder, act = Path(config["run_dir"]), config["standin"]["act"]
+    folder, act = Path(config.run_dir), config.values["standin"]["act"]
     (folder / "attempts").open("a").write(f"{os.getpid()}\n")
     (folder / "environment.json").write_text(json.dumps(dict(os.environ)))
     if act == "fail" or (act == "fail_once" and len((folder / "attempts").read_text().split()) == 1):
-        raise ValueError(f"seed {config['seed']} <fails> & says so")
+        raise ValueError(f"seed {config.seed} <fails> & says so")
     if act == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if act == "noise":

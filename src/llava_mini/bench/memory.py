@@ -77,5 +77,5 @@ def table(states: list[VisualState], plans: list[SessionPlan]) -> str:
 
 
 def _config(preset: str) -> LlavaMiniConfig:
-    model = resolve([f"model={preset}", "trainer.max_steps=1"], ())["model"]
-    return LlavaMiniConfig(vision_config=model["vision_config"], text_config=model["text_config"], num_fusion_layers=4)
+    model = resolve([f"model={preset}", "trainer.max_steps=1"]).model
+    return LlavaMiniConfig(vision_config=model.vision_config, text_config=model.text_config, num_fusion_layers=4)

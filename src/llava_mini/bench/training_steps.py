@@ -8,7 +8,7 @@ shape needs memory for one model and for the states of two optimizers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,20 +80,21 @@ def tiny(folder: Path, samples: int | None = None) -> Shape:
         samples: Number of samples in a batch; None: as many as the toy world's config says.
     """
     spec = resolve(["experiment=tiny"])
-    model, data, tokenizer = spec["model"], spec["data"], build_tokenizer()
-    template = template_named(data["template"])
+    model, data, tokenizer = spec.model, spec.data, build_tokenizer()
+    assert isinstance(data.template, str)
+    template = template_named(data.template)
     config = LlavaMiniConfig(
-        vision_config=model["vision_config"],
-        text_config={**model["text_config"], "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id},
+        vision_config=model.vision_config,
+        text_config={**model.text_config, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id},
         image_token_id=tokenizer.get_vocab()[template.image_token],
-        vision_feature_layer=model["vision_feature_layer"],
-        compressor=spec["compressor"],
-        num_fusion_layers=spec["fusion"]["num_layers"],
-        **spec["order"],
+        vision_feature_layer=model.vision_feature_layer,
+        compressor=spec.compressor.spec(),
+        num_fusion_layers=spec.fusion.num_layers,
+        **asdict(spec.order),
     )
-    name = data["splits"]["train"]
-    world = make_world(folder, seed=0, sizes={name: samples or data["batch_size"]})
-    return Shape("toy world", config, ShardSet(world / name), tokenizer, template, data["turns"])
+    name = str(data.splits["train"])
+    world = make_world(folder, seed=0, sizes={name: samples or data.batch_size})
+    return Shape("toy world", config, ShardSet(world / name), tokenizer, template, data.turns)
 
 
 def mid(folder: Path, config: LlavaMiniConfig | None = None, samples: int = 2) -> Shape:

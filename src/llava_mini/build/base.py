@@ -10,11 +10,11 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from llava_mini.config import Config
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.interop.checkpoint import Checkpoint, check_shapes
 from llava_mini.models.lazy_linear import LazyLinear
@@ -26,16 +26,16 @@ _HEAD = "lm_head.weight"
 _COMPUTED = "rotary_emb.inv_freq"  # which checkpoints of old versions contain
 
 
-def is_kept_small(config: dict[str, Any]) -> bool:
+def is_kept_small(config: Config) -> bool:
     """Whether a run freezes the language model and stores it in a type other than float32."""
-    small = config["finetune"]["quantize"] is not None or config["memory"]["frozen_dtype"] is not None
-    rate = config["stage"]["learning_rates"].get("language_model")
-    return small and (rate is None or config["finetune"]["language_model"] != "full")
+    small = config.finetune.quantize is not None or config.memory.frozen_dtype is not None
+    rate = config.stage.get("learning_rates", {}).get("language_model")
+    return small and (rate is None or config.finetune.language_model != "full")
 
 
-def frozen_dtype(config: dict[str, Any]) -> torch.dtype | None:
+def frozen_dtype(config: Config) -> torch.dtype | None:
     """Return the type of the frozen weights; None if they stay as they were loaded."""
-    name = config["memory"]["frozen_dtype"]
+    name = config.memory.frozen_dtype
     return None if name is None else {"float16": torch.float16, "bfloat16": torch.bfloat16}[name]
 
 

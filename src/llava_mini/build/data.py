@@ -14,6 +14,8 @@ from torch import Tensor
 
 from llava_mini.build.template import build_template
 from llava_mini.build.trainer import uses_gpu
+from llava_mini.config import Config
+from llava_mini.config.rules import names_a_place, set_names
 from llava_mini.data.datamodule import Mix, VLMDataModule
 from llava_mini.data.feature_codec import FeatureType
 from llava_mini.data.feature_store import FEATURES_VERSION, FeatureStore
@@ -25,58 +27,56 @@ from llava_mini.data.samples import SampleReader
 from llava_mini.data.shards import ShardSet
 from llava_mini.data.toyworld.make import make_world
 from llava_mini.errors import UserError
+from llava_mini.files import is_url
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
-from llava_mini.schema import is_url, names_a_place, set_names
 from llava_mini.views import NUM_VIEWS
-
-Config = dict[str, Any]
 
 
 def prepare_data(config: Config) -> None:
     """Make the toy world's sets that this config reads and that do not exist yet; a user's own data are left alone."""
-    data = config["data"]
-    if data["world_seed"] is None:
+    data = config.data
+    if data.world_seed is None:
         return
     names = [name for _, name in _all_sets(config) if not names_a_place(name)]
-    make_world(data["folder"], seed=data["world_seed"], sizes={name: data["sizes"][name] for name in names})
+    make_world(data.folder, seed=data.world_seed, sizes={name: data.sizes[name] for name in names})
 
 
 def build_datamodule(
     config: Config, model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor
 ) -> VLMDataModule:
     """Build training, validation and test data, with stored features if the config requests them."""
-    data, trainer = config["data"], config["trainer"]
-    _check_weights(data["splits"].get("train"))
+    data, trainer = config.data, config.trainer
+    _check_weights(data.splits.get("train"))
     prepare_data(config)
     tokenize = ConversationTokenizer(
         processor.tokenizer,
         build_template(config),
-        turns=data["turns"],
+        turns=data.turns,
         num_image_tokens=processor.num_image_tokens,
         num_hd_image_tokens=processor.num_hd_image_tokens,
-        max_length=data["max_length"],
+        max_length=data.max_length,
     )
     readers = _readers(config, model, processor, tokenize)
     images = processor.image_processor
     return VLMDataModule(
         splits={
             split: Mix([readers[name] for name in set_names(sets)], _weights(sets))
-            for split, sets in data["splits"].items()
+            for split, sets in data.splits.items()
             if sets is not None
         },
-        batch_size=data["batch_size"],
-        eval_batch_size=data["eval_batch_size"],
-        num_batches=trainer["max_steps"] * trainer["accumulate_grad_batches"],
-        seed=config["seed"],
-        num_workers=data["num_workers"],
-        normalize=None if data["features"] else (images.image_mean, images.image_std),
+        batch_size=data.batch_size,
+        eval_batch_size=data.eval_batch_size,
+        num_batches=trainer.max_steps * trainer.accumulate_grad_batches,
+        seed=config.seed,
+        num_workers=data.num_workers,
+        normalize=None if data.features else (images.image_mean, images.image_std),
         pin_memory=uses_gpu(config),
     )
 
 
 def _all_sets(config: Config) -> Iterator[tuple[str, str]]:
     """Yield split and name of every shard set of the config."""
-    for split, sets in config["data"]["splits"].items():
+    for split, sets in config.data.splits.items():
         for name in set_names(sets):
             yield split, name
 
@@ -101,22 +101,22 @@ def _readers(
     tokenize: ConversationTokenizer,
 ) -> dict[str, SampleReader]:
     """Return a reader for every shard set, by name; a set that is in several splits is opened once."""
-    data = config["data"]
-    cache_dir = None if data["cache_dir"] is None else Path(data["cache_dir"])
-    transform = PixelTransform.from_image_processor(processor.image_processor, data["views"])
+    data = config.data
+    cache_dir = None if data.cache_dir is None else Path(data.cache_dir)
+    transform = PixelTransform.from_image_processor(processor.image_processor, data.views)
     readers: dict[str, SampleReader] = {}
     for _, name in _all_sets(config):
         if name in readers:
             continue
-        shards = ShardSet(set_location(data["folder"], name), cache_dir=cache_dir)
-        store = _feature_store(config, model, shards, processor) if data["features"] else None
+        shards = ShardSet(set_location(data.folder, name), cache_dir=cache_dir)
+        store = _feature_store(config, model, shards, processor) if data.features else None
         readers[name] = SampleReader(
             shards,
             tokenize,
             transform=transform if store is None else None,
             features=store,
-            max_frames=data["max_frames"],
-            shuffle_frames=data["shuffle_frames"],
+            max_frames=data.max_frames,
+            shuffle_frames=data.shuffle_frames,
         )
     return readers
 
@@ -133,10 +133,10 @@ def _feature_store(
 
     Features that `llava-mini data features` stored in a smaller type are read in that type.
     """
-    data = config["data"]
-    if data["features"] is True and is_url(data["folder"]):
-        raise UserError(f"data.features=true with data.folder={data['folder']}: name the local folder for features")
-    root = Path(data["folder"]) / "features" if data["features"] is True else Path(data["features"])
+    data = config.data
+    if data.features is True and is_url(data.folder):
+        raise UserError(f"data.features=true with data.folder={data.folder}: name the local folder for features")
+    root = Path(data.folder) / "features" if data.features is True else Path(str(data.features))
     return store_features(config, model, processor, shards, root, "float32")
 
 
@@ -160,10 +160,10 @@ def store_features(
         dtype: Type in which the features are stored.
         **options: Options of `FeatureStore.build`.
     """
-    shape = (NUM_VIEWS[config["data"]["views"]], model.side**2, model.config.vision_config.hidden_size)
+    shape = (NUM_VIEWS[config.data.views], model.side**2, model.config.vision_config.hidden_size)
     recipe = FeatureRecipe(tower_fingerprint(config, model), shape, dtype)
     folder = root / recipe.fingerprint(shards)[:16]
-    transform = PixelTransform.from_image_processor(processor.image_processor, config["data"]["views"])
+    transform = PixelTransform.from_image_processor(processor.image_processor, config.data.views)
     with _encoder(config, model, processor) as encode:
         return FeatureStore.build(folder, shards, encode, recipe, transform, **options)
 
@@ -198,8 +198,8 @@ def tower_fingerprint(config: Config, model: LlavaMiniForConditionalGeneration) 
         "version": FEATURES_VERSION,
         "vision_config": shape,
         "layer": model.config.vision_feature_layer,
-        "image_processor": config["model"]["image_processor"],
-        "views": config["data"]["views"],
+        "image_processor": config.model.image_processor,
+        "views": config.data.views,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(model.vision_tower.state_dict().items()):

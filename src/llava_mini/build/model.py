@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from llava_mini.build.base import Base, copy_to_prefusion, frozen_dtype, is_kept
 from llava_mini.build.template import build_template
 from llava_mini.build.tokenizer import image_token
 from llava_mini.build.weights import holds, load_parts, load_tower, load_weights
-from llava_mini.config import check_spec
+from llava_mini.config import Config, check_component
+from llava_mini.config.types import Model
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.models.compressors import build_compressor
@@ -28,7 +29,6 @@ from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW, build_vision_t
 
 log = logging.getLogger("llava_mini")
 
-Config = dict[str, Any]
 _BEHIND_THE_TOWER = ("compressor", "projector", "prefusion", "language_model")
 
 
@@ -51,19 +51,19 @@ def build_model(
     Raises:
         UserError: weights are missing or do not fit, or the fusion is impossible.
     """
-    spec, device = config["model"], torch.device(device)
+    spec, device = config.model, torch.device(device)
     if device.type == "meta":
         with device, default_dtype(dtype):
             return _shaped(config, tokenizer, from_parts=False)
     small = _with_frozen_base(config, tokenizer, device, dtype) if is_kept_small(config) else None
     if small is not None:
         return small
-    from_parts = spec["weights"] == "hub"
-    with torch.device("meta") if from_parts else device, default_dtype(dtype):
-        model = _shaped(config, tokenizer, from_parts=from_parts)
-    if from_parts:
-        load_parts(model, spec, device, dtype)
-    loaded = load_weights(model, _folders(spec), without=("prefusion",) if _copies(config) else ())
+    hub = spec.hub_parts
+    with torch.device("meta") if hub else device, default_dtype(dtype):
+        model = _shaped(config, tokenizer, from_parts=hub is not None)
+    if hub:
+        load_parts(model, hub, device, dtype)
+    loaded = load_weights(model, spec.folders, without=("prefusion",) if _copies(config) else ())
     if _copies(config):
         model.prefusion.copy_from(model.language_model)
     _say_new(config, model, loaded)
@@ -74,27 +74,27 @@ def _with_frozen_base(
     config: Config, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: torch.dtype
 ) -> LlavaMiniForConditionalGeneration | None:
     """Build the model of a run that freezes its language model; None if the language model's weights are random."""
-    spec = config["model"]
-    from_parts = spec["weights"] == "hub"
+    spec = config.model
+    hub = spec.hub_parts
     with torch.device("meta"), default_dtype(dtype):
-        model = _shaped(config, tokenizer, from_parts=from_parts)
-    if from_parts:
-        base = Base.of([language_model_folder(spec["hub"]["language_model"])], prefix="")
+        model = _shaped(config, tokenizer, from_parts=hub is not None)
+    if hub:
+        base = Base.of([language_model_folder(hub.language_model)], prefix="")
     else:
-        base = Base.of(_folders(spec))
+        base = Base.of(spec.folders)
         if not base.held:
             return None
-    base.check(model.language_model, str(spec["hub"]["language_model"] if from_parts else spec["weights"]))
-    if from_parts:
-        load_tower(model, spec, device, dtype)
+    base.check(model.language_model, str(hub.language_model if hub else spec.weights))
+    if hub:
+        load_tower(model, hub, device, dtype)
     else:
         with device, default_dtype(dtype):
             model.vision_tower = build_vision_tower(model.config.vision_config)
     with default_dtype(dtype):
         initialize(model, ("compressor", "projector", "prefusion"), device)
     without = ("language_model", "prefusion") if _copies(config) else ("language_model",)
-    loaded = load_weights(model, _folders(spec), without=without)
-    packed = config["finetune"]["quantize"] is not None
+    loaded = load_weights(model, spec.folders, without=without)
+    packed = config.finetune.quantize is not None
     load_base(model, base, device, frozen_dtype(config) or dtype, packed=packed)
     if _copies(config):
         copy_to_prefusion(model, base)
@@ -104,14 +104,14 @@ def _with_frozen_base(
 
 def _copies(config: Config) -> bool:
     """Whether pre-fusion starts from the language model's first layers, as no weights contain a trained pre-fusion."""
-    fusion = config["fusion"]
-    return fusion["init"] == "copy" and fusion["num_layers"] > 0 and not holds(_folders(config["model"]), "prefusion")
+    fusion = config.fusion
+    return fusion.init == "copy" and fusion.num_layers > 0 and not holds(config.model.folders, "prefusion")
 
 
 def _say_new(config: Config, model: LlavaMiniForConditionalGeneration, loaded: set[str]) -> None:
     """Log which parts are in no folder of `model.weights`."""
     new = sorted({name.split(".")[0] for name in model.state_dict()} - loaded)
-    if _folders(config["model"]) and new:
+    if config.model.folders and new:
         copied = " (prefusion from the language model's first layers: fusion.init=copy)" if _copies(config) else ""
         log.info("initialized, not loaded: %s%s", ", ".join(new), copied)
 
@@ -122,21 +122,16 @@ def build_vision_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Ll
     Raises:
         UserError: weights are missing or do not fit, or contain no vision tower.
     """
-    spec = config["model"]
+    spec = config.model
     with torch.device("meta"):
-        model = _shaped(config, tokenizer, from_parts=spec["weights"] == "hub")
-    if spec["weights"] == "hub":
-        load_tower(model, spec, torch.device("cpu"), torch.float32)
+        model = _shaped(config, tokenizer, from_parts=spec.hub_parts is not None)
+    if hub := spec.hub_parts:
+        load_tower(model, hub, torch.device("cpu"), torch.float32)
         return model
     model.vision_tower = build_vision_tower(model.config.vision_config)
-    if not load_weights(model, _folders(spec), _BEHIND_THE_TOWER):
-        raise UserError(f"model.weights={spec['weights']}: none of them contains a vision tower")
+    if not load_weights(model, spec.folders, _BEHIND_THE_TOWER):
+        raise UserError(f"model.weights={spec.weights}: none of them contains a vision tower")
     return model
-
-
-def _folders(spec: dict[str, Any]) -> list[Path]:
-    """Return the folders whose tensors are loaded, in this order."""
-    return [Path(folder) for folder in spec["weights"]] if isinstance(spec["weights"], list) else []
 
 
 def _shaped(
@@ -147,7 +142,7 @@ def _shaped(
     Raises:
         UserError: the shape is impossible, or a part's config differs from the preset's.
     """
-    spec = config["model"]
+    spec = config.model
     try:
         vision_config, text_config = _part_configs(spec, tokenizer, from_parts=from_parts)
         return LlavaMiniForConditionalGeneration(
@@ -155,10 +150,10 @@ def _shaped(
                 vision_config=vision_config,
                 text_config=text_config,
                 image_token_id=tokenizer.convert_tokens_to_ids(image_token(config)),
-                vision_feature_layer=spec["vision_feature_layer"],
-                compressor=config["compressor"],
-                num_fusion_layers=config["fusion"]["num_layers"],
-                **config["order"],
+                vision_feature_layer=spec.vision_feature_layer,
+                compressor=config.compressor.spec(),
+                num_fusion_layers=config.fusion.num_layers,
+                **asdict(config.order),
             )
         )
     except UserError:
@@ -169,7 +164,7 @@ def _shaped(
 
 
 def _part_configs(
-    spec: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, from_parts: bool
+    spec: Model, tokenizer: PreTrainedTokenizerBase, *, from_parts: bool
 ) -> tuple[dict[str, Any] | PreTrainedConfig, dict[str, Any] | PreTrainedConfig]:
     """Return the configs of vision tower and language model: the preset's, or the parts' own if they are read there.
 
@@ -179,14 +174,15 @@ def _part_configs(
     Raises:
         UserError: a part whose config is needed cannot be found, or differs from what the preset says.
     """
-    vision_config, text_config, hub = spec["vision_config"], spec["text_config"], spec["hub"]
-    if from_parts or not vision_config:
-        own = vision_config_of(hub["vision_tower"])
-        check_same(vision_config, own, "vision_config", hub["vision_tower"])
+    vision_config: dict[str, Any] | PreTrainedConfig = spec.vision_config
+    text_config, hub = spec.text_config, spec.hub_parts
+    if hub and (from_parts or not vision_config):
+        own = vision_config_of(hub.vision_tower)
+        check_same(spec.vision_config, own, "vision_config", hub.vision_tower)
         vision_config = own
-    if from_parts or not text_config:
-        own = text_config_of(hub["language_model"])
-        check_same(text_config, own, "text_config", hub["language_model"])
+    if hub and (from_parts or not text_config):
+        own = text_config_of(hub.language_model)
+        check_same(text_config, own, "text_config", hub.language_model)
         return vision_config, own
     from_tokenizer = {
         "vocab_size": len(tokenizer),
@@ -203,16 +199,16 @@ def check_model(config: Config) -> None:
     Raises:
         UserError: the stage, compressor or fusion is impossible.
     """
-    check_spec(config["stage"], "stage", {"model", "kinds", "report_dir", "finetune", "optimizer", "seed"})
-    spec, fusion = config["model"], config["fusion"]
-    before = config["order"]["compress_before_projection"]
-    width = spec["vision_config" if before else "text_config"].get("hidden_size")
+    check_component(config.stage, "stage", {"model", "kinds", "report_dir", "finetune", "optimizer", "seed"})
+    spec, fusion = config.model, config.fusion
+    before = config.order.compress_before_projection
+    width = (spec.vision_config if before else spec.text_config).get("hidden_size")
     if width is not None:  # otherwise the part's own config says it, which may still have to be downloaded
-        build_compressor(config["compressor"], width, _side(spec["vision_config"]))
-    layers = spec["text_config"].get("num_hidden_layers")
-    if layers is not None and fusion["init"] == "copy" and fusion["num_layers"] > layers:
+        build_compressor(config.compressor.spec(), width, _side(spec.vision_config))
+    layers = spec.text_config.get("num_hidden_layers")
+    if layers is not None and fusion.init == "copy" and fusion.num_layers > layers:
         raise UserError(
-            f"fusion.num_layers={fusion['num_layers']}: init 'copy' allows at most the language model's {layers} layers"
+            f"fusion.num_layers={fusion.num_layers}: init 'copy' allows at most the language model's {layers} layers"
         )
 
 
@@ -231,11 +227,11 @@ def build_processor(
         UserError: `model.image_processor` does not fit the vision tower's kind.
     """
     return LlavaMiniProcessor(
-        build_image_processor(model.config.vision_config, config["model"]["image_processor"]),
+        build_image_processor(model.config.vision_config, config.model.image_processor),
         tokenizer,
         num_image_tokens=model.tokens_per_frame(SINGLE_VIEW),
         num_hd_image_tokens=model.tokens_per_frame(HD_VIEWS),
-        views=config["data"]["views"],
+        views=config.data.views,
         image_token=image_token(config),
         chat_template=build_template(config).chat_template(),
     )

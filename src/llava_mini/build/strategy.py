@@ -8,12 +8,13 @@ norm as usual. Lightning's FSDPStrategy refuses both.
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
+from llava_mini.config.types import Trainer
 
-def build_strategy(config: dict[str, Any], ranks: int) -> Strategy | str:
+
+def build_strategy(trainer: Trainer, ranks: int) -> Strategy | str:
     """Return Lightning's strategy for a run.
 
     With FSDP a checkpoint is one file as without: the ranks' shards are gathered in rank 0's host memory, and what does
@@ -21,11 +22,11 @@ def build_strategy(config: dict[str, Any], ranks: int) -> Strategy | str:
     any others.
 
     Args:
-        config: The run's config.
+        trainer: Section `trainer` of the config.
         ranks: Number of processes that train together.
     """
-    timeout = timedelta(seconds=config["trainer"]["rank_timeout"])
-    if config["trainer"]["strategy"] == "fsdp":
+    timeout = timedelta(seconds=trainer.rank_timeout)
+    if trainer.strategy == "fsdp":
         return ModelParallelStrategy(
             data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timeout
         )

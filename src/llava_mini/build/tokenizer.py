@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from llava_mini.config.types import Config, Model
 from llava_mini.data.toyworld import tokenizer as toyworld
 from llava_mini.errors import UserError
 from llava_mini.models.interop.parts import is_place, text_config_of
 from llava_mini.models.tokenizer import add_placeholder, has_tokenizer, load_tokenizer, place_token
 
 log = logging.getLogger("llava_mini")
-
-Config = dict[str, Any]
 
 
 def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
@@ -27,12 +25,12 @@ def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     Raises:
         UserError: the tokenizer is not available, or has more tokens than the vocabulary.
     """
-    spec = config["model"]
-    place, rows = spec["tokenizer"], vocab_size(spec)
+    spec = config.model
+    place, rows = spec.tokenizer, vocab_size(spec)
     try:
-        tokenizer = _load(place, local_files_only=spec["weights"] == "random")
+        tokenizer = _load(place, local_files_only=spec.weights == "random")
     except UserError:
-        if spec["weights"] != "random" or rows is None:
+        if spec.weights != "random" or rows is None:
             raise
         log.info("model.tokenizer=%s is not on this machine; the toy world's takes its place", place)
         tokenizer = toyworld.build_tokenizer()
@@ -44,19 +42,20 @@ def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
 
 def image_token(config: Config) -> str:
     """Return the placeholder of an image in the tokenizer's vocabulary."""
-    template = config["data"]["template"]
+    template = config.data.template
     return "<image>" if isinstance(template, str) else str(template.get("image_token", "<image>"))
 
 
-def vocab_size(spec: dict[str, Any]) -> int | None:
+def vocab_size(spec: Model) -> int | None:
     """Return the rows of the language model's embedding; None if there are as many as the tokenizer has tokens.
 
     Raises:
         UserError: the language model whose config says it cannot be found.
     """
-    if "vocab_size" in spec["text_config"]:
-        return int(spec["text_config"]["vocab_size"])
-    return int(text_config_of(spec["hub"]["language_model"]).vocab_size) if spec["weights"] == "hub" else None
+    if "vocab_size" in spec.text_config:
+        return int(spec.text_config["vocab_size"])
+    hub = spec.hub_parts
+    return int(text_config_of(hub.language_model).vocab_size) if hub else None
 
 
 def _load(place: str, *, local_files_only: bool) -> PreTrainedTokenizerBase:

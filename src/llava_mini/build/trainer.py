@@ -22,7 +22,8 @@ from llava_mini.build.base import frozen_dtype
 from llava_mini.build.model import build_model, check_model
 from llava_mini.build.strategy import build_strategy
 from llava_mini.build.tokenizer import build_tokenizer
-from llava_mini.config import instantiate
+from llava_mini.config import Config, instantiate
+from llava_mini.config.types import Trainer as TrainerConfig
 from llava_mini.data.datamodule import VLMDataModule
 from llava_mini.data.position import StreamPosition
 from llava_mini.data.quarantine import Quarantine
@@ -38,13 +39,11 @@ from llava_mini.stages.metrics import word_marks
 from llava_mini.stages.optimizers import check_optimizer
 from llava_mini.stages.sharding import Gathered
 
-Config = dict[str, Any]
-
 
 def seed_run(config: Config) -> None:
     """Seed all generators and set the number of threads of this process."""
-    seed_everything(config["seed"], verbose=False)
-    torch.set_num_threads(config["trainer"]["threads"])
+    seed_everything(config.seed, verbose=False)
+    torch.set_num_threads(config.trainer.threads)
 
 
 def build_base(config: Config) -> tuple[PreTrainedTokenizerBase, LlavaMiniForConditionalGeneration]:
@@ -65,11 +64,11 @@ def check_training(config: Config) -> None:
     Raises:
         UserError: a package is not installed, or devices do not exist or cannot be used by torch.
     """
-    if config["tracking"]["enabled"]:
+    if config.tracking.enabled:
         check_tracker("tracking.enabled=true", "tracking.enabled=false")
-    finetune.check_packages(config["finetune"])
-    check_optimizer(config["memory"]["optimizer"], "cuda" if uses_gpu(config) else "cpu")
-    _check_hardware(config["trainer"], on_gpu=uses_gpu(config))
+    finetune.check_packages(config.finetune)
+    check_optimizer(config.memory.optimizer, "cuda" if uses_gpu(config) else "cpu")
+    _check_hardware(config.trainer, on_gpu=uses_gpu(config))
 
 
 def fine_tune(config: Config, model: LlavaMiniForConditionalGeneration, **options: Any) -> None:
@@ -83,10 +82,10 @@ def fine_tune(config: Config, model: LlavaMiniForConditionalGeneration, **option
     Raises:
         UserError: a package that this needs is missing.
     """
-    torch.manual_seed(config["seed"])  # adapters start alike, whether or not data and features had to be made before
-    compute_dtype = finetune.compute_dtype(config["trainer"]["precision"])
+    torch.manual_seed(config.seed)  # adapters start alike, whether or not data and features had to be made before
+    compute_dtype = finetune.compute_dtype(config.trainer.precision)
     options = {"compute_dtype": compute_dtype, "frozen_dtype": frozen_dtype(config), **options}
-    finetune.apply(model, config["finetune"], **options)
+    finetune.apply(model, config.finetune, **options)
 
 
 def build_stage(
@@ -103,17 +102,24 @@ def build_stage(
         tokenizer: The model's tokenizer, by which validation separates words; None if nothing is validated.
         **options: Options of `llava_mini.finetune.apply`.
     """
-    apply_memory_options(model, config["memory"])
+    memory = config.memory
+    apply_memory_options(
+        model,
+        activation_checkpointing=memory.activation_checkpointing,
+        loss_chunk=memory.loss_chunk,
+        vision_batch=memory.vision_batch,
+        offload_vision=memory.offload_vision,
+    )
     fine_tune(config, model, **options)
     stage: VLMStage = instantiate(
-        config["stage"],
+        config.stage,
         "stage",
         model=model,
-        kinds=config["data"]["kinds"],
-        report_dir=config["run_dir"],
-        finetune=config["finetune"],
-        optimizer=config["memory"]["optimizer"],
-        seed=config["seed"],
+        kinds=config.data.kinds,
+        report_dir=config.run_dir,
+        finetune=config.finetune,
+        optimizer=config.memory.optimizer,
+        seed=config.seed,
         word_marks=None if tokenizer is None else word_marks(tokenizer, model.config.text_config.vocab_size),
     )
     finetune.cast_frozen(model, frozen_dtype(config))  # what the stage has frozen in addition
@@ -122,21 +128,21 @@ def build_stage(
 
 def num_ranks(config: Config) -> int:
     """Return the number of processes that train together, on all machines."""
-    return int(config["trainer"]["devices"] * config["trainer"]["num_nodes"])
+    return int(config.trainer.devices * config.trainer.num_nodes)
 
 
 def uses_gpu(config: Config) -> bool:
     """Whether a run of this config trains on CUDA devices here."""
-    return config["trainer"]["accelerator"] not in ("cpu", "mps") and torch.cuda.is_available()
+    return config.trainer.accelerator not in ("cpu", "mps") and torch.cuda.is_available()
 
 
 def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, loggers: list[Logger]) -> Trainer:
     """Build Lightning's Trainer for one run: one pass over the planned stream, checkpoints in `run_dir`/checkpoints."""
-    spec, run_dir = config["trainer"], Path(config["run_dir"])
+    spec, run_dir = config.trainer, Path(config.run_dir)
     callbacks: list[Callback] = [
         clock,
         StreamPosition(datamodule),
-        Quarantine(run_dir, config["data"]["max_bad_fraction"]),
+        Quarantine(run_dir, config.data.max_bad_fraction),
         History(run_dir / "history.jsonl"),
         Progress(),
         Validations(run_dir),
@@ -151,12 +157,12 @@ def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, logge
         ModelCheckpoint(
             dirpath=run_dir / "checkpoints",
             filename="last",
-            every_n_train_steps=spec["checkpoint_every"],
+            every_n_train_steps=spec.checkpoint_every,
             enable_version_counter=False,
             save_on_train_epoch_end=False,
         ),
     ]
-    if spec["strategy"] == "fsdp":
+    if spec.strategy == "fsdp":
         callbacks.append(Gathered())
     return make_trainer(
         config,
@@ -165,20 +171,20 @@ def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, logge
         plugins=[AtomicCheckpointIO(), *_environment(config)],
         default_root_dir=run_dir,
         log_every_n_steps=10,
-        val_check_interval=validation_interval(spec) * spec["accumulate_grad_batches"],
+        val_check_interval=validation_interval(spec) * spec.accumulate_grad_batches,
     )
 
 
-def validation_interval(spec: Config) -> int:
+def validation_interval(spec: TrainerConfig) -> int:
     """Return the optimizer steps between validations; by default a third of the run, which `convergence` uses.
 
     A third is rounded to the nearest: rounded up, the second validation of 100 steps would come after two thirds.
 
     Args:
-        spec: The config's `trainer` group.
+        spec: Section `trainer` of the config.
     """
-    every: int = spec["val_every"] or max(round(spec["max_steps"] / 3), 1)
-    return min(every, spec["max_steps"])
+    every = spec.val_every or max(round(spec.max_steps / 3), 1)
+    return min(every, spec.max_steps)
 
 
 def make_trainer(config: Config, **options: Any) -> Trainer:
@@ -196,19 +202,19 @@ def make_trainer(config: Config, **options: Any) -> Trainer:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # `StreamPosition` resumes it
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is dep")  # Lightning's call of torch
-    spec = config["trainer"]
+    spec = config.trainer
     on_gpu = uses_gpu(config)
     _check_hardware(spec, on_gpu=on_gpu)
     return Trainer(
-        max_steps=spec["max_steps"],
+        max_steps=spec.max_steps,
         max_epochs=1,
-        accumulate_grad_batches=spec["accumulate_grad_batches"],
-        gradient_clip_val=spec["gradient_clip_val"],
-        precision=spec["precision"],
-        accelerator=spec["accelerator"],
-        devices=spec["devices"],
-        num_nodes=spec["num_nodes"],
-        strategy=build_strategy(config, num_ranks(config)),
+        accumulate_grad_batches=spec.accumulate_grad_batches,
+        gradient_clip_val=spec.gradient_clip_val,
+        precision=spec.precision,
+        accelerator=spec.accelerator,
+        devices=spec.devices,
+        num_nodes=spec.num_nodes,
+        strategy=build_strategy(config.trainer, num_ranks(config)),
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         enable_model_summary=False,
@@ -219,13 +225,13 @@ def make_trainer(config: Config, **options: Any) -> Trainer:
     )
 
 
-def _check_hardware(spec: Config, *, on_gpu: bool) -> None:
+def _check_hardware(spec: TrainerConfig, *, on_gpu: bool) -> None:
     """Refuse devices that do not exist, and GPUs that the installed torch cannot use."""
-    if spec["accelerator"] in ("gpu", "cuda") and not on_gpu:
-        raise UserError(f"trainer.accelerator={spec['accelerator']}: torch finds no GPU here; allowed are auto, cpu")
-    _check_devices(spec["devices"], spec["accelerator"], on_gpu)
-    for card in find_cards()[: spec["devices"]] if on_gpu else ():
-        check_card(card, torch.cuda.get_arch_list(), spec["precision"])
+    if spec.accelerator in ("gpu", "cuda") and not on_gpu:
+        raise UserError(f"trainer.accelerator={spec.accelerator}: torch finds no GPU here; allowed are auto, cpu")
+    _check_devices(spec.devices, spec.accelerator, on_gpu)
+    for card in find_cards()[: spec.devices] if on_gpu else ():
+        check_card(card, torch.cuda.get_arch_list(), spec.precision)
 
 
 def _check_devices(devices: int, accelerator: str, on_gpu: bool) -> None:

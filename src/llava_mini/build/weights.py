@@ -6,10 +6,10 @@ import hashlib
 import logging
 from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from llava_mini.config.types import Hub
 from llava_mini.errors import UserError
 from llava_mini.files import read_json, reading
 from llava_mini.models import LlavaMiniForConditionalGeneration
@@ -20,22 +20,20 @@ from llava_mini.models.interop.parts import load_language_model, load_vision_tow
 log = logging.getLogger("llava_mini")
 
 
-def load_parts(
-    model: LlavaMiniForConditionalGeneration, spec: dict[str, Any], device: torch.device, dtype: torch.dtype
-) -> None:
-    """Load vision tower and language model of `spec["hub"]` into a model on meta, and initialize its other parts.
+def load_parts(model: LlavaMiniForConditionalGeneration, hub: Hub, device: torch.device, dtype: torch.dtype) -> None:
+    """Load vision tower and language model of `spec.hub` into a model on meta, and initialize its other parts.
 
     Args:
         model: Model on the meta device, in the shape that the parts' configs say; changed in place.
-        spec: The config's `model` group.
+        hub: Places of the parts.
         device: Device of the loaded weights.
         dtype: Type of the loaded weights.
 
     Raises:
         UserError: a part cannot be found or loaded.
     """
-    load_tower(model, spec, device, dtype)
-    place = spec["hub"]["language_model"]
+    load_tower(model, hub, device, dtype)
+    place = hub.language_model
     language_model = load_language_model(place, dtype)
     model.language_model = language_model.to(device)
     model.config.text_config = language_model.config  # one config for both, as in a new model
@@ -44,11 +42,9 @@ def load_parts(
         initialize(model, ("compressor", "projector", "prefusion"), device)
 
 
-def load_tower(
-    model: LlavaMiniForConditionalGeneration, spec: dict[str, Any], device: torch.device, dtype: torch.dtype
-) -> None:
+def load_tower(model: LlavaMiniForConditionalGeneration, hub: Hub, device: torch.device, dtype: torch.dtype) -> None:
     """Load the vision tower alone, as `load_parts` does."""
-    place = spec["hub"]["vision_tower"]
+    place = hub.vision_tower
     tower = load_vision_tower(place, dtype)
     model.vision_tower = tower.to(device)
     model.config.vision_config = tower.config

@@ -9,6 +9,7 @@ import gc
 from dataclasses import dataclass
 
 from llava_mini.commands.peaks import Peaks
+from llava_mini.errors import UserError
 from llava_mini.plan.memory_options import Change, finetunings, memory_changes, shares, smaller_batch
 from llava_mini.plan.report import MemoryChange
 from llava_mini.plan.search import largest_batch
@@ -44,8 +45,7 @@ class Advice:
 
     @property
     def _size(self) -> int:
-        size: int = self.peaks.config["data"]["batch_size"]
-        return size
+        return self.peaks.config.data.batch_size
 
     @property
     def _fits(self) -> bool:
@@ -86,18 +86,19 @@ class Advice:
     def _accumulating(self) -> Peaks:
         """Return the peaks with gradients that stay between micro-batches, as any split of this batch needs."""
         config = self.peaks.config
-        if self._size == 1 or config["trainer"]["accumulate_grad_batches"] > 1:
+        if self._size == 1 or config.trainer.accumulate_grad_batches > 1:
             return self.peaks
-        return self.peaks.of({**config, "trainer": {**config["trainer"], "accumulate_grad_batches": 2}})
+        return self.peaks.of(config.changed({"trainer": {"accumulate_grad_batches": 2}}))
 
     def _take(self, change: Change) -> bool:
         """Take a change if it saves memory, and return whether it does."""
         gc.collect()
-        config = change.of(self.peaks.config)
-        if config["finetune"]["prefusion"] == "lora" and config["finetune"]["lora"] is None:
-            return False  # the change that defines the adapters saved nothing and was not taken
+        try:
+            config = change.of(self.peaks.config)
+        except UserError:
+            return False  # it needs the adapters of a change that saved nothing and was not taken
         peaks = self.peaks.of(config)
-        peak = peaks.bytes(peaks.config["data"]["batch_size"])
+        peak = peaks.bytes(peaks.config.data.batch_size)
         if peak >= self._peak:
             return False
         self.changes.append(change)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_mini.errors import UserError
-from llava_mini.schema import is_url
+from llava_mini.files import is_url
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -76,7 +76,8 @@ def load_model(given: argparse.Namespace) -> tuple[LlavaMiniForConditionalGenera
         for folder in given.config_dir:
             if not Path(folder).is_dir():
                 raise UserError(f"--config-dir {folder}: no such folder")
-        import_own({"compressor": model_fields(given.model).get("compressor") or {}}, tuple(given.config_dir))
+        compressor = model_fields(given.model).get("compressor") or {}
+        import_own(str(compressor.get("_target_", "")), tuple(given.config_dir))
     model, processor = load(given.model, device=given.device, dtype=given.dtype)
     if given.context is not None:
         extend_context(model, given.context, given.scaling)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llava_mini.config import options, resolve
-from llava_mini.config_reference import GROUPS, keys
+from llava_mini.config.reference import GROUPS, keys
 from llava_mini.errors import UserError
 
 _SHELLS = ("bash", "zsh")

@@ -60,7 +60,7 @@ def _llava(source: Path, target: Path, vision_tower: str | None, **chosen: Any) 
     from llava_mini.data.templates import VICUNA
     from llava_mini.models.interop.convert import convert_llava
 
-    compressor = resolve(["compressor=query", f"compressor.C={chosen['C']}"])["compressor"]
+    compressor = resolve(["compressor=query", f"compressor.C={chosen['C']}"]).compressor.spec()
     layers, init = chosen["fusion_layers"], chosen["init"]
     convert_llava(
         source, target, compressor=compressor, num_fusion_layers=layers, init=init, vision_tower=vision_tower,

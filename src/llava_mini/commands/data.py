@@ -112,7 +112,7 @@ def _default_tokenizer() -> Path | None:
     """Return the folder of a run's default tokenizer, or None if it does not exist from the current folder."""
     from llava_mini.config import resolve
 
-    folder = Path(resolve([])["model"]["tokenizer"])
+    folder = Path(resolve([]).model.tokenizer)
     return folder if (folder / "tokenizer_config.json").is_file() else None
 
 

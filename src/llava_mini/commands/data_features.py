@@ -45,7 +45,7 @@ def features(arguments: list[str]) -> int:
     """
     options = _parser().parse_intermixed_args(arguments)
     config = resolve(options.overrides, tuple(options.config_dir))
-    cache_dir = config["data"]["cache_dir"]
+    cache_dir = config.data.cache_dir
     shards = ShardSet(options.folder, cache_dir=None if cache_dir is None else Path(cache_dir))
 
     from llava_mini import build  # takes seconds to import, so mistakes are reported before

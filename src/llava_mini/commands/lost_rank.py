@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from llava_mini.commands.ranks import own_rank
 from llava_mini.commands.run_folder import kept_of
+from llava_mini.config import Config
 
 # Messages of Gloo and NCCL when another rank does not answer.
 _LOST = re.compile(
@@ -23,7 +23,7 @@ class LostRankError(RuntimeError):
 
 
 @contextmanager
-def lost_rank_as_error(config: dict[str, Any], step: Callable[[], int]) -> Iterator[None]:
+def lost_rank_as_error(config: Config, step: Callable[[], int]) -> Iterator[None]:
     """Turn torch's error when another rank does not answer or has ended into one line.
 
     Args:
@@ -38,7 +38,7 @@ def lost_rank_as_error(config: dict[str, Any], step: Callable[[], int]) -> Itera
     except RuntimeError as error:
         if not torch.distributed.is_initialized() or not (found := _LOST.search(str(error))):
             raise
-        waited = f"trainer.rank_timeout={config['trainer']['rank_timeout']} seconds is how long ranks wait"
+        waited = f"trainer.rank_timeout={config.trainer.rank_timeout} seconds is how long ranks wait"
         raise LostRankError(
             f"rank {own_rank()}: another rank stopped answering at step {step()} ({found[0]}); {waited}; "
             f"{kept_of(config)}; the same command continues from there"

@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from llava_mini import build, schema
+from llava_mini import build
 from llava_mini.commands.trained import save_model
-from llava_mini.config import import_own, load, resolve
+from llava_mini.config import Config, import_own, load
 from llava_mini.errors import UserError
 from llava_mini.evaluate.accuracy import evaluate
 from llava_mini.files import new_folder
@@ -41,13 +40,13 @@ def merge(arguments: list[str]) -> int:
     parser.add_argument("--config-dir", action="append", default=[], help="folder with the run's own compressor")
     given = parser.parse_args(arguments)
     config = _config(given.run)
-    import_own(config, tuple(given.config_dir))
+    import_own(config.compressor.target, tuple(given.config_dir))
     merge_run(given.run, config, given.destination)
     log.info("%s: a plain model of %s", given.destination, given.run)
     return int(given.check and not same_answers(given.run, config, given.destination))
 
 
-def merge_run(run_dir: Path, config: dict[str, Any], destination: Path) -> None:
+def merge_run(run_dir: Path, config: Config, destination: Path) -> None:
     """Write the plain model of a run, completely or not at all.
 
     It is merged in float32 and saved in the type of the run's frozen weights, if that was another.
@@ -56,7 +55,7 @@ def merge_run(run_dir: Path, config: dict[str, Any], destination: Path) -> None:
         UserError: the base is another one, files do not match the config, or the destination exists or cannot be
             written.
     """
-    check_packages(config["finetune"])
+    check_packages(config.finetune)
     with new_folder(destination) as temporary:
         model, processor = _merged(run_dir, config)
         try:
@@ -65,18 +64,18 @@ def merge_run(run_dir: Path, config: dict[str, Any], destination: Path) -> None:
             raise UserError(f"{destination}: cannot be written ({error})") from error
 
 
-def _merged(run_dir: Path, config: dict[str, Any]) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]:
+def _merged(run_dir: Path, config: Config) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]:
     tokenizer, model = build.build_base(config)
     found = fingerprints(model)
     build.build_stage(config, model, linear_4bit=rounded_linear)  # it marks which weights were trained
     model.float()
-    load_trained(model, run_dir / "model", config["finetune"], found)
-    merge_adapters(model, config["finetune"])
+    load_trained(model, run_dir / "model", config.finetune, found)
+    merge_adapters(model, config.finetune)
     model.to(build.frozen_dtype(config) or torch.float32)
     return model, build.build_processor(config, model, tokenizer)
 
 
-def same_answers(run_dir: Path, config: dict[str, Any], folder: Path) -> bool:
+def same_answers(run_dir: Path, config: Config, folder: Path) -> bool:
     """Ask the plain model the run's questions, and log both accuracies and how many answers are judged alike.
 
     Returns:
@@ -98,23 +97,16 @@ def same_answers(run_dir: Path, config: dict[str, Any], folder: Path) -> bool:
     return alike
 
 
-def _config(run_dir: Path) -> dict[str, Any]:
+def _config(run_dir: Path) -> Config:
     """Return the config of a finished run that has something to merge.
 
     Raises:
         UserError: the folder is not such a run.
     """
-    path = run_dir / "config.yaml"
-    config = load(path)
-    if missing := [key for key in resolve([]) if key not in config]:
-        raise UserError(f"{path}: lacks {', '.join(missing)}; allowed is the config of a run of this program")
-    try:
-        schema.check(config)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    config = load(run_dir / "config.yaml")
     if not (run_dir / "result.json").is_file():
         raise UserError(f"{run_dir}: the run is not finished; `llava-mini train` with its config continues it")
-    if not is_adapted(config["finetune"]):
+    if not is_adapted(config.finetune):
         raise UserError(
             f"{run_dir}: no run with adapters or a base in 4 bits; its `model` folder is a plain model already"
         )

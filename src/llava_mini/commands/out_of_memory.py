@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from llava_mini.commands.run_folder import kept_of
+from llava_mini.config import Config
 from llava_mini.hardware import is_out_of_memory, reason_of
 from llava_mini.plan.memory_options import Change
 from llava_mini.sweep.grid import config_hash
@@ -19,9 +19,7 @@ class RunOutOfMemoryError(RuntimeError):
 
 
 @contextmanager
-def oom_as_run_error(
-    config: dict[str, Any], step: Callable[[], int], advice: Callable[[], list[Change]]
-) -> Iterator[None]:
+def oom_as_run_error(config: Config, step: Callable[[], int], advice: Callable[[], list[Change]]) -> Iterator[None]:
     """Turn an out-of-memory error into one line.
 
     Args:
@@ -40,7 +38,7 @@ def oom_as_run_error(
         raise RunOutOfMemoryError(message(config, step(), error, advice())) from error
 
 
-def message(config: dict[str, Any], step: int, error: BaseException, advice: list[Change]) -> str:
+def message(config: Config, step: int, error: BaseException, advice: list[Change]) -> str:
     """Return the line for the user."""
     told = f"out of memory at step {step} ({reason_of(error)}); {kept_of(config)}; "
     if not advice:
@@ -52,7 +50,7 @@ def message(config: dict[str, Any], step: int, error: BaseException, advice: lis
     )
 
 
-def _named(config: dict[str, Any], advice: list[Change]) -> list[str]:
+def _named(config: Config, advice: list[Change]) -> list[str]:
     """Return the changes as text, each marked if its run cannot continue in the folder of this one."""
     here = config_hash(config)
     return [f"{change.text}{'' if config_hash(change.of(config)) == here else ANOTHER_RUN}" for change in advice]

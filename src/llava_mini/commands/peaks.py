@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava_mini import build
+from llava_mini.config import Config
 from llava_mini.finetune import compute_dtype
 from llava_mini.plan.fakes import linear_4bit
 from llava_mini.plan.ledger import FROZEN, GRADIENTS, OPTIMIZER, QUANTIZED, TRAINED, WORKSPACE
@@ -19,7 +19,6 @@ from llava_mini.plan.sample import Sample, largest_planned
 from llava_mini.plan.step import Mode
 from llava_mini.views import NUM_VIEWS
 
-Config = dict[str, Any]
 _SHARDED = (FROZEN, TRAINED, QUANTIZED, GRADIENTS, OPTIMIZER)
 
 
@@ -84,17 +83,17 @@ def sample_of(config: Config, text_tokens: int = 300, frames: int = 1) -> Sample
     return Sample(
         text_tokens=text_tokens,
         frames=frames,
-        views=NUM_VIEWS[config["data"]["views"]] if frames == 1 else 1,
-        stored_features=bool(config["data"]["features"]),
-        independent_turns=config["data"]["turns"] == "independent",
+        views=NUM_VIEWS[config.data.views] if frames == 1 else 1,
+        stored_features=bool(config.data.features),
+        independent_turns=config.data.turns == "independent",
     )
 
 
 def as_planned(config: Config) -> Config:
     """Return the config without downloading weights, if the preset gives their shape."""
-    spec = config["model"]
-    if spec["weights"] == "hub" and "vocab_size" in spec["text_config"]:
-        return {**config, "model": {**spec, "weights": "random"}}
+    model = config.model
+    if model.weights == "hub" and model.vision_config and "vocab_size" in model.text_config:
+        return config.changed({"model": {"weights": "random"}})
     return config
 
 
@@ -106,22 +105,22 @@ def planner_of(config: Config, sample: Sample, tokenizer: PreTrainedTokenizerBas
         build.check_model(config)
         model = build.build_model(config, tokenizer, device="meta")
         stage = build.build_stage(config, model, linear_4bit=linear_4bit)
-    trainer = config["trainer"]
-    mixed, dtype = trainer["precision"].endswith("-mixed"), compute_dtype(trainer["precision"])
+    trainer = config.trainer
+    mixed, dtype = trainer.precision.endswith("-mixed"), compute_dtype(trainer.precision)
     if not mixed and dtype != torch.float32:
         stage.to(dtype)
     mode = Mode(
         autocast=dtype if mixed else None,
         on_gpu=on_gpu(config),
-        clip=trainer["gradient_clip_val"],
-        accumulate=trainer["accumulate_grad_batches"],
+        clip=trainer.gradient_clip_val,
+        accumulate=trainer.accumulate_grad_batches,
     )
     return Planner(stage, mode, sample)
 
 
 def on_gpu(config: Config) -> bool:
     """Whether the run is meant for a GPU, even if there is none here; `auto` means a GPU only if there is one."""
-    accelerator = config["trainer"]["accelerator"]
+    accelerator = config.trainer.accelerator
     return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
 
 
@@ -132,7 +131,7 @@ def _on_card(peak: Peak, config: Config, planner: Planner | None = None) -> Peak
     parts = dict(peak.breakdown)
     parts[WORKSPACE] += CUBLAS
     ranks = build.num_ranks(config)
-    if ranks > 1 and config["trainer"]["strategy"] == "fsdp" and planner is not None:
+    if ranks > 1 and config.trainer.strategy == "fsdp" and planner is not None:
         for part in _SHARDED:
             parts[part] = -(-parts[part] // ranks)
         layers = [*planner.model.prefusion.layers, *planner.model.get_decoder().layers]

@@ -9,21 +9,19 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from llava_mini import build
 from llava_mini.commands.advice import Advice
 from llava_mini.commands.peaks import Peaks, as_planned, on_gpu, sample_of
-from llava_mini.config import resolve
+from llava_mini.config import Config, resolve
 from llava_mini.errors import UserError
 from llava_mini.inference.session_plan import TEXT, session_plans, table
 from llava_mini.plan.report import GIB, NAME_A_CARD, OUTSIDE, Report
 from llava_mini.plan.sample import Sample
 from llava_mini.plan.search import largest_batch
 
-Config = dict[str, Any]
 NEW_TOKENS, TEXT_TOKENS = 256, 300  # default lengths of an answer and of a sample
 
 
@@ -65,7 +63,7 @@ def _plan_session(config: Config, frames: int, *, as_json: bool, strict: bool) -
     with _quiet() if as_json else nullcontext():
         build.check_model(config)
         model = build.build_model(config, build.build_tokenizer(config), device="meta")
-    memory = config["hardware"]["memory_gib"]
+    memory = config.hardware.memory_gib
     plans = session_plans("LLaVA-Mini", model, frames, None if memory is None else int(memory * GIB))
     tokens, most = frames * model.tokens_per_frame() + TEXT, model.config.text_config.max_position_embeddings
     longer = f"\nthe language model was trained on {most} tokens: --context {tokens} scales it" if tokens > most else ""
@@ -77,7 +75,7 @@ def _plan_session(config: Config, frames: int, *, as_json: bool, strict: bool) -
 
 def check_card_is_named(config: Config) -> None:
     """Raise UserError if the GPU's memory is unknown, so that --strict has nothing to check."""
-    if config["hardware"]["memory_gib"] is None:
+    if config.hardware.memory_gib is None:
         raise UserError(f"--strict with hardware.memory_gib=null: the card's memory is not known; {NAME_A_CARD}")
 
 
@@ -141,7 +139,7 @@ def inference_plan(config: Config, sample: Sample, new_tokens: int) -> Report:
 
 def _report(peaks: Peaks) -> Report:
     config = peaks.config
-    size, memory = config["data"]["batch_size"], config["hardware"]["memory_gib"]
+    size, memory = config.data.batch_size, config.hardware.memory_gib
     memory_bytes = None if memory is None else int(memory * GIB)
     report = Report(peaks(size), size, peaks.sample, memory_bytes, OUTSIDE if on_gpu(config) else 0)
     if size > peaks.largest_planned:
@@ -161,7 +159,7 @@ def _notes(config: Config) -> list[str]:
     ranks = build.num_ranks(config)
     if ranks == 1:
         return []
-    if config["trainer"]["strategy"] == "fsdp":
+    if config.trainer.strategy == "fsdp":
         return [f"estimated: weights, gradients and optimizer state sharded over {ranks} cards, two layers gathered"]
     return [f"estimated: gradients stored twice, for the exchange between {ranks} cards"]
 

@@ -14,6 +14,7 @@ from llava_mini import build
 from llava_mini.commands.advice import Advice
 from llava_mini.commands.peaks import Peaks, as_planned, on_gpu, sample_of
 from llava_mini.commands.plan import check_card_is_named, training_plan
+from llava_mini.config import Config
 from llava_mini.data.collate import collate
 from llava_mini.data.datamodule import Mix, VLMDataModule
 from llava_mini.data.errors import SampleError
@@ -42,7 +43,7 @@ class Memory:
         config: Config of the run.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = config
         self.before = peak_memory_bytes(torch.device("cpu"))
         self.sample = sample_of(config)
@@ -99,7 +100,7 @@ class Memory:
     def advice(self) -> list[Change]:
         """Return the plan's changes for a run that was out of memory; all that may help if planning fails."""
         log.info("out of memory; planning what saves it")
-        memory = self.config["hardware"]["memory_gib"]
+        memory = self.config.hardware.memory_gib
         try:
             peaks = Peaks(self.config, self.sample, tokenizer=self.tokenizer)
             outside = OUTSIDE if on_gpu(self.config) else 0
@@ -111,7 +112,7 @@ class Memory:
         return found.changes
 
 
-def check_fits(config: dict[str, Any]) -> None:
+def check_fits(config: Config) -> None:
     """Refuse a run that does not fit on its GPU, before its weights are read and its ranks start. The data is built.
 
     Raises:
@@ -124,12 +125,12 @@ def check_fits(config: dict[str, Any]) -> None:
         warnings.simplefilter("ignore")  # about weights on meta, which are never initialized
         model = build.build_model(as_planned(config), tokenizer, device="meta")
     # A vision tower without weights cannot compute features, so the samples have pixels instead.
-    as_pictures = {**config, "data": {**config["data"], "features": False}}
+    as_pictures = config.changed({"data": {"features": False}})
     datamodule = build.build_datamodule(as_pictures, model, build.build_processor(config, model, tokenizer))
     Memory(config).plan(datamodule, tokenizer, model.config.image_token_id, strict=True)
 
 
-def longest_sample(config: dict[str, Any], mix: Mix, image_token_id: int) -> Sample:
+def longest_sample(config: Config, mix: Mix, image_token_id: int) -> Sample:
     """Return a sample with the largest text length and frame count among some samples of each shard set.
 
     Raises:
@@ -151,6 +152,6 @@ def longest_sample(config: dict[str, Any], mix: Mix, image_token_id: int) -> Sam
         text_tokens=int(((batch.input_ids != image_token_id) & batch.attention_mask.bool()).sum(1).max()),
         frames=int(batch.num_frames.max()),
         views=1 if seen is None else seen.shape[1],
-        stored_features=bool(config["data"]["features"]),
+        stored_features=bool(config.data.features),
         independent_turns=batch.turn_ids is not None,
     )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
-from llava_mini.config import load
+from llava_mini.config import Config, load_values
 from llava_mini.errors import UserError
 from llava_mini.files import read_json, remove_leftovers
 from llava_mini.sweep.differing import differing, listed
@@ -15,18 +14,18 @@ from llava_mini.sweep.provenance import code_version, commits_told, git_commit
 log = logging.getLogger("llava_mini")
 
 
-def last_checkpoint(config: dict[str, Any]) -> Path:
+def last_checkpoint(config: Config) -> Path:
     """Return the path of a run's last checkpoint, whether it exists or not."""
-    return Path(config["run_dir"]) / "checkpoints" / "last.ckpt"
+    return Path(config.run_dir) / "checkpoints" / "last.ckpt"
 
 
-def kept_of(config: dict[str, Any]) -> str:
+def kept_of(config: Config) -> str:
     """Return what a run that stops keeps, as part of its message."""
     last = last_checkpoint(config)
     return f"the last checkpoint is good: {last}" if last.exists() else "no checkpoint was due yet"
 
 
-def claim(run_dir: Path, config: dict[str, Any]) -> bool:
+def claim(run_dir: Path, config: Config) -> bool:
     """Whether the folder contains exactly this run, finished. Incomplete files of a killed attempt are removed.
 
     A damaged result does not count: the run resumes from its checkpoint and writes the result again.
@@ -45,8 +44,8 @@ def claim(run_dir: Path, config: dict[str, Any]) -> bool:
     return _is_finished(run_dir / "result.json")
 
 
-def _check_config(run_dir: Path, config: dict[str, Any]) -> None:
-    another, allowed = differing(load(run_dir / "config.yaml"), config)
+def _check_config(run_dir: Path, config: Config) -> None:
+    another, allowed = differing(load_values(run_dir / "config.yaml"), config.to_dict())
     if another:
         keys = ", ".join(text.partition("=")[0] for text in allowed)
         too = f" ({keys} differ too, and may)" if keys else ""

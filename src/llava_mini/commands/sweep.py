@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from llava_mini.commands.ranks import train_command
-from llava_mini.config import instantiate, resolve
+from llava_mini.config import Config, instantiate, resolve
+from llava_mini.config.overrides import at_home, unquoted
 from llava_mini.errors import UserError
-from llava_mini.overrides import at_home, unquoted
 from llava_mini.spool import check_tracker
 from llava_mini.sweep.folder import outcome, run_folder
 from llava_mini.sweep.grid import expand
@@ -38,16 +38,16 @@ def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
     known = functools.cache(lambda overrides: resolve(list(overrides), config_dirs))
     runs = expand(own, lambda overrides: known(tuple(overrides)))
     configs = [known(tuple(run.overrides)) for run in runs]
-    if any(config["tracking"]["enabled"] for config in configs):
+    if any(config.tracking.enabled for config in configs):
         check_tracker("tracking.enabled=true", "tracking.enabled=false")
     _check(configs)
-    devices = max(config["trainer"]["devices"] for config in configs)
-    launcher: Launcher = instantiate(configs[0]["launcher"], "launcher", devices=devices)
+    devices = max(config.trainer.devices for config in configs)
+    launcher: Launcher = instantiate(configs[0].launcher, "launcher", devices=devices)
     version = code_version()
     folders = [run_folder(sweep_dir, run, version) for run in runs]
     states = [outcome(folder, run, version).state for folder, run in zip(folders, runs, strict=True)]
     share_features([config for config, state in zip(configs, states, strict=True) if state != "finished"])
-    tracking = configs[0]["tracking"]
+    tracking = configs[0].tracking
     status = run_sweep(
         runs,
         arguments=arguments,
@@ -56,14 +56,14 @@ def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
         command=train_command(config_dirs),
         code_version=version,
         commit=git_commit(),
-        tracker_uri=_tracker_uri(tracking["uri"]) if tracking["enabled"] else None,
-        experiment=tracking["experiment"],
+        tracker_uri=_tracker_uri(tracking.uri) if tracking.enabled else None,
+        experiment=tracking.experiment,
     )
     if status != INTERRUPTED:
         from llava_mini.sweep.report import compare
 
         compare(sweep_dir)
-        if tracking["enabled"]:
+        if tracking.enabled:
             from llava_mini.sweep.tracked import track_report
 
             track_report(sweep_dir)
@@ -76,7 +76,7 @@ def _tracker_uri(given: str | None) -> str:
     return tracking_uri(given)
 
 
-def _check(configs: list[dict[str, Any]]) -> None:
+def _check(configs: list[Config]) -> None:
     """Report an impossible value before any run starts."""
     from llava_mini.build import check_model  # imports torch, so only after the arguments are parsed
 
@@ -97,15 +97,15 @@ def split_folder(arguments: list[str]) -> tuple[Path, list[str]]:
     return folder, [a for a in arguments if not a.startswith("sweep_dir=")]
 
 
-def share_features(configs: list[dict[str, Any]]) -> None:
+def share_features(configs: list[Config]) -> None:
     """Compute the frozen vision tower's features once for all runs that read the same data with the same tower.
 
     Args:
         configs: Configs of the runs that are not finished.
     """
-    shared: dict[str, list[dict[str, Any]]] = {}
+    shared: dict[str, list[Config]] = {}
     for config in configs:
-        if config["data"]["features"]:
+        if config.data.features:
             shared.setdefault(features_of(config), []).append(config)
     if not shared:
         return
@@ -122,9 +122,9 @@ def share_features(configs: list[dict[str, Any]]) -> None:
         )  # fmt: skip
 
 
-def features_of(config: dict[str, Any]) -> str:
+def features_of(config: Config) -> str:
     """Return a key of what the vision tower's features depend on: images, views, vision tower and its weights."""
-    data, model = config["data"], config["model"]
+    data, model = asdict(config.data), asdict(config.model)
     pictures = {key: data[key] for key in ("folder", "world_seed", "sizes", "splits", "views", "features")}
     tower = {key: model[key] for key in ("vision_config", "vision_feature_layer", "image_processor", "weights", "hub")}
     return json.dumps([pictures, tower], sort_keys=True)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava_mini.config import Config
 from llava_mini.spool import DataInput, Spool, Status
 from llava_mini.sweep.provenance import code_version, git_commit, source_tags
 
@@ -45,7 +46,7 @@ _CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
 
 
 @contextmanager
-def tracked(config: dict[str, Any], splits: Mapping[str, Mix]) -> Iterator[tuple[Tracker | None, list[Logger]]]:
+def tracked(config: Config, splits: Mapping[str, Mix]) -> Iterator[tuple[Tracker | None, list[Logger]]]:
     """Yield the run's tracker and its Lightning loggers, and report how the block ended. Nothing if tracking is off.
 
     MLflow takes seconds to import, which runs without a tracker and other ranks do not spend.
@@ -54,19 +55,19 @@ def tracked(config: dict[str, Any], splits: Mapping[str, Mix]) -> Iterator[tuple
         config: Config of the run.
         splits: Data of the run by split.
     """
-    spec = config["tracking"]
-    if not spec["enabled"]:
+    spec = config.tracking
+    if not spec.enabled:
         yield None, []
         return
     from llava_mini.lightning_logger import TrackerLogger
     from llava_mini.tracking import Tracker, init_tracking
 
-    if spec["parent_run_id"] is None:
-        init_tracking(spec["uri"], spec["experiment"])
-    run_dir = Path(config["run_dir"])
-    tracker = Tracker(run_dir, uri=spec["uri"], experiment=spec["experiment"], parent_run_id=spec["parent_run_id"])
+    if spec.parent_run_id is None:
+        init_tracking(spec.uri, spec.experiment)
+    run_dir = Path(config.run_dir)
+    tracker = Tracker(run_dir, uri=spec.uri, experiment=spec.experiment, parent_run_id=spec.parent_run_id)
     tracker.log_params(short_params(config))
-    tracker.log_params({key: value for key, value in config.items() if key != "tracking"})
+    tracker.log_params({key: value for key, value in config.to_dict().items() if key != "tracking"})
     commit = git_commit()
     tracker.set_tags({"commit": commit, "code_version": code_version()})
     tracker.set_tags(source_tags(commit))
@@ -79,7 +80,7 @@ def tracked(config: dict[str, Any], splits: Mapping[str, Mix]) -> Iterator[tuple
     _finish(tracker, run_dir, "FINISHED")
 
 
-def track_result(tracker: Tracker, config: dict[str, Any], result: Mapping[str, Any]) -> None:
+def track_result(tracker: Tracker, config: Config, result: Mapping[str, Any]) -> None:
     """Log a run's measurements, and its model if the config asks for it.
 
     Args:
@@ -90,7 +91,7 @@ def track_result(tracker: Tracker, config: dict[str, Any], result: Mapping[str, 
     tracker.log_params({"tokens": result["tokens"]})
     tracker.set_tags({"measured_peak_is": result["measured_peak_is"]})
     tracker.log_metrics({key: result[key] for key in _MEASURED if result.get(key) is not None})
-    if config["tracking"]["log_model"]:
+    if config.tracking.log_model:
         tracker.log_file("model")
 
 
@@ -102,14 +103,14 @@ def send_waiting(run_dir: Path) -> None:
         _say_waiting(flush_spools([run_dir]), run_dir)
 
 
-def short_params(config: dict[str, Any]) -> dict[str, Any]:
+def short_params(config: Config) -> dict[str, Any]:
     """Return the values by which runs are compared, with names that fit a column; without C if there is none."""
-    choices = config["choices"]
+    choices = config.choices
     short = {
         "compressor": choices["compressor"],
-        "C": config["compressor"].get("C"),
-        "n_fusion": config["fusion"]["num_layers"],
-        "seed": config["seed"],
+        "C": config.compressor.get("C"),
+        "n_fusion": config.fusion.num_layers,
+        "seed": config.seed,
         "order": choices["order"],
         "finetune": choices["finetune"],
     }

@@ -21,7 +21,7 @@ from llava_mini.commands.ranks import own_rank
 from llava_mini.commands.run_folder import claim, last_checkpoint
 from llava_mini.commands.tracked import track_result, tracked
 from llava_mini.commands.trained import measured, save_run, weights_of
-from llava_mini.config import save
+from llava_mini.config import Config, save
 from llava_mini.data.datamodule import VLMDataModule
 from llava_mini.files import write_json
 from llava_mini.finetune import fingerprints, num_parameters
@@ -46,7 +46,7 @@ class Run:
     base: dict[str, str]
 
 
-def assemble(config: dict[str, Any]) -> Run:
+def assemble(config: Config) -> Run:
     """Build everything that a run needs. Missing data and features are made."""
     build.check_training(config)
     tokenizer, model = build.build_base(config)
@@ -65,7 +65,7 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt from error
 
 
-def fit(run: Run, config: dict[str, Any], clock: Clock, loggers: list[Logger], memory: Memory | None = None) -> Trainer:
+def fit(run: Run, config: Config, clock: Clock, loggers: list[Logger], memory: Memory | None = None) -> Trainer:
     """Train from the last checkpoint in the run's folder, or from the start.
 
     Args:
@@ -96,7 +96,7 @@ def fit(run: Run, config: dict[str, Any], clock: Clock, loggers: list[Logger], m
     if torch.distributed.is_initialized():
         trainer.strategy.barrier()
         torch.distributed.destroy_process_group()
-    if config["trainer"]["strategy"] == "fsdp":
+    if config.trainer.strategy == "fsdp":
         if own_rank():
             return trainer
         _make_whole(run, config, trainer)
@@ -105,7 +105,7 @@ def fit(run: Run, config: dict[str, Any], clock: Clock, loggers: list[Logger], m
     return trainer
 
 
-def _make_whole(run: Run, config: dict[str, Any], trainer: Trainer) -> None:
+def _make_whole(run: Run, config: Config, trainer: Trainer) -> None:
     """Replace the sharded model, which ends with the ranks, by a model with all weights."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it where mypy does not look
     gathered = next(callback for callback in callbacks if isinstance(callback, Gathered))
@@ -114,7 +114,7 @@ def _make_whole(run: Run, config: dict[str, Any], trainer: Trainer) -> None:
     run.model, run.stage, run.datamodule = whole.model, whole.stage, whole.datamodule
 
 
-def train(config: dict[str, Any]) -> Path:
+def train(config: Config) -> Path:
     """Train, evaluate on validation and test, and write the run's result.
 
     With several ranks, all train and only rank 0 does the rest.
@@ -128,7 +128,7 @@ def train(config: dict[str, Any]) -> Path:
     Raises:
         UserError: the folder contains another run, or the config is impossible.
     """
-    run_dir = Path(config["run_dir"])
+    run_dir = Path(config.run_dir)
     if claim(run_dir, config):
         return run_dir
     clock, memory = Clock(), Memory(config)
@@ -146,9 +146,7 @@ def train(config: dict[str, Any]) -> Path:
         peaks = memory.measured(trainer.strategy.root_device)
         save_run(run.model, run.processor, config, run.base)
         with evaluation_precision(config, trainer):
-            figures = measured(
-                run.model, run.processor.tokenizer, run.datamodule, run_dir, config["trainer"]["max_steps"]
-            )
+            figures = measured(run.model, run.processor.tokenizer, run.datamodule, run_dir, config.trainer.max_steps)
         result = {
             "status": "finished",
             **identity,
@@ -179,19 +177,19 @@ def scores_text(result: dict[str, Any]) -> str:
     return "; ".join(texts)
 
 
-def evaluation_precision(config: dict[str, Any], trainer: Trainer) -> AbstractContextManager[Any]:
+def evaluation_precision(config: Config, trainer: Trainer) -> AbstractContextManager[Any]:
     """Return a context with the precision of training if `memory.frozen_dtype` is set, else one without effect."""
-    return trainer.precision_plugin.forward_context() if config["memory"]["frozen_dtype"] else nullcontext()
+    return trainer.precision_plugin.forward_context() if config.memory.frozen_dtype else nullcontext()
 
 
-def _identity(config: dict[str, Any]) -> dict[str, Any]:
+def _identity(config: Config) -> dict[str, Any]:
     return {
         "config_hash": config_hash(config),
         "code_version": code_version(),
         "commit": git_commit(),
-        "seed": config["seed"],
-        "compressor": config["choices"]["compressor"],
-        "C": config["compressor"].get("C"),
-        "n_fusion": config["fusion"]["num_layers"],
-        "start": ", ".join(weights_of(config["model"])["weights"]),
+        "seed": config.seed,
+        "compressor": config.choices["compressor"],
+        "C": config.compressor.get("C"),
+        "n_fusion": config.fusion.num_layers,
+        "start": ", ".join(weights_of(config.model)["weights"]),
     }

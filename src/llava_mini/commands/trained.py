@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava_mini.batch import BadSample, VLMBatch
+from llava_mini.config.types import Config, Model
 from llava_mini.data.collate import collate
 from llava_mini.data.datamodule import Mix, VLMDataModule
 from llava_mini.data.errors import SampleError
@@ -142,7 +143,7 @@ def one_question(batch: VLMBatch, image_size: int) -> VLMBatch:
 def save_run(
     model: LlavaMiniForConditionalGeneration,
     processor: LlavaMiniProcessor,
-    config: dict[str, Any],
+    config: Config,
     base: dict[str, str],
 ) -> None:
     """Write what a run has trained into its `model` folder.
@@ -156,28 +157,31 @@ def save_run(
         config: Config of the run.
         base: Fingerprints of the model's parts as they were loaded.
     """
-    folder, finetune = Path(config["run_dir"]) / "model", config["finetune"]
+    folder, finetune = Path(config.run_dir) / "model", config.finetune
     if is_adapted(finetune):
         with writing(folder):
-            save_trained(model, folder, finetune, {**weights_of(config["model"]), "fingerprints": base})
+            save_trained(
+                model,
+                folder,
+                finetune,
+                {**weights_of(config.model), "fingerprints": base, "finetune": asdict(finetune)},
+            )
     else:
         save_model(model, processor, folder)
 
 
-def weights_of(spec: dict[str, Any]) -> dict[str, Any]:
+def weights_of(spec: Model) -> dict[str, Any]:
     """Return where a base's weights come from, for people and for PEFT.
 
     Args:
-        spec: Config group `model`.
+        spec: Section `model` of the config.
 
     Returns:
         `weights`, the list of all sources; `language_model`, the sources of the language model as one text.
     """
-    if spec["weights"] == "hub":
-        hub = spec["hub"]
-        return {"weights": [hub["vision_tower"], hub["language_model"]], "language_model": hub["language_model"]}
-    folders = list(spec["weights"]) if isinstance(spec["weights"], list) else []
-    places = folders or ["random weights"]
+    if hub := spec.hub_parts:
+        return {"weights": [hub.vision_tower, hub.language_model], "language_model": hub.language_model}
+    places = [str(folder) for folder in spec.folders] or ["random weights"]
     return {"weights": places, "language_model": ", ".join(places)}
 
 

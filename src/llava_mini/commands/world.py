@@ -22,7 +22,8 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig
 from llava_mini import build
 from llava_mini.commands.run_folder import claim
 from llava_mini.commands.train import assemble, fit, interruptible
-from llava_mini.config import instantiate, resolve, save
+from llava_mini.config import Config, instantiate, resolve, save
+from llava_mini.config.overrides import literal
 from llava_mini.data.toyworld.targets import TARGET_CLASSES
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.data.toyworld.vision import Scenes
@@ -30,7 +31,6 @@ from llava_mini.errors import UserError
 from llava_mini.files import atomic_path, write_json, writing
 from llava_mini.models.tensor_files import save_tensors
 from llava_mini.models.vision_tower import build_vision_tower
-from llava_mini.overrides import literal
 from llava_mini.stages.callbacks import Clock, Progress
 from llava_mini.sweep.grid import UNHASHED
 from llava_mini.sweep.provenance import code_version, git_commit
@@ -51,8 +51,8 @@ def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> 
     stage0 = resolve(["experiment=tiny_stage0", *overrides], config_dirs)
     if (ranks := build.num_ranks(stage0)) > 1:
         raise UserError(f"trainer.devices and num_nodes ask for {ranks} processes: the toy world is made by one")
-    out, stages = Path(stage0["world"]["out"]), stage0["world"]["stages"]
-    if 0 in stages and (times := stage0["trainer"]["accumulate_grad_batches"]) > 1:
+    out, stages = Path(stage0.world.out), stage0.world.stages
+    if 0 in stages and (times := stage0.trainer.accumulate_grad_batches) > 1:
         allowed = "allowed are 1 with world.vision_batch_size, or world.stages=[1]"
         raise UserError(f"trainer.accumulate_grad_batches={times}: a step of stage 0 is one batch; {allowed}")
     if 0 in stages:
@@ -69,26 +69,26 @@ def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> 
     return out
 
 
-def train_vision(config: dict[str, Any], folder: Path) -> None:
+def train_vision(config: Config, folder: Path) -> None:
     """Run stage 0: train the vision tower with supervision of every patch, and write it to `folder`."""
     build.seed_run(config)
     clock = Clock()
-    spec, world = config["model"], config["world"]
-    vision_fields = {key: value for key, value in spec["vision_config"].items() if key != "model_type"}
+    spec, world = config.model, config.world
+    vision_fields = {key: value for key, value in spec.vision_config.items() if key != "model_type"}
     tower = build_vision_tower(CLIPVisionConfig(**vision_fields))
     stage = instantiate(
-        config["stage"],
+        config.stage,
         "stage",
         vision_tower=tower,
-        feature_layer=spec["vision_feature_layer"],
+        feature_layer=spec.vision_feature_layer,
         target_classes=TARGET_CLASSES,
     )
-    image_processor = CLIPImageProcessorPil(**spec["image_processor"])
-    train_set = _drawn(config, image_processor, "train", world["vision_scenes"], world["vision_boards"])
-    val_set = _drawn(config, image_processor, "val", world["vision_val_scenes"], world["vision_val_scenes"])
-    steps, batch = config["trainer"]["max_steps"], world["vision_batch_size"]
+    image_processor = CLIPImageProcessorPil(**spec.image_processor)
+    train_set = _drawn(config, image_processor, "train", world.vision_scenes, world.vision_boards)
+    val_set = _drawn(config, image_processor, "val", world.vision_val_scenes, world.vision_val_scenes)
+    steps, batch = config.trainer.max_steps, world.vision_batch_size
     order = RandomSampler(train_set, replacement=True, num_samples=steps * batch, generator=torch.Generator())
-    order.generator.manual_seed(config["seed"])
+    order.generator.manual_seed(config.seed)
     trainer = build.make_trainer(
         config, callbacks=[Progress()], logger=False, enable_checkpointing=False, val_check_interval=steps
     )
@@ -100,20 +100,26 @@ def train_vision(config: dict[str, Any], folder: Path) -> None:
 
 
 def _drawn(
-    config: dict[str, Any], processor: CLIPImageProcessorPil, split: str, scenes: int, boards: int
+    config: Config, processor: CLIPImageProcessorPil, split: str, scenes: int, boards: int
 ) -> ConcatDataset[tuple[Tensor, dict[str, Tensor]]]:
-    """Return scenes and boards of stage 0's own streams, with their targets."""
-    seed, normal = config["data"]["world_seed"], {"mean": processor.image_mean, "std": processor.image_std}
+    """Return scenes and boards of stage 0's own streams, with their targets.
+
+    Raises:
+        UserError: the config has no seed of the toy world.
+    """
+    seed, normal = config.data.world_seed, {"mean": processor.image_mean, "std": processor.image_std}
+    if seed is None:
+        raise UserError("data.world_seed=null: the toy world is made from a seed; allowed is a number, 0 or more")
     streams = {f"vision-{split}": scenes, f"vision-board-{split}": boards}
     return ConcatDataset([Scenes(stream, seed, count, **normal) for stream, count in streams.items()])
 
 
-def train_language(config: dict[str, Any], folder: Path) -> None:
+def train_language(config: Config, folder: Path) -> None:
     """Run stage 1 or 2: train projector and language model on captions or questions, and write them to `folder`.
 
     An interrupted stage resumes from the checkpoint in the run's folder. A finished one leaves no checkpoint there.
     """
-    run_dir = Path(config["run_dir"])
+    run_dir = Path(config.run_dir)
     claim(run_dir, config)
     save(config, run_dir / "config.yaml")
     clock = Clock()
@@ -129,7 +135,7 @@ def train_language(config: dict[str, Any], folder: Path) -> None:
     (run_dir / "config.yaml").unlink()
 
 
-def write_checkpoint(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], metrics: dict[str, Any]) -> None:
+def write_checkpoint(folder: Path, tensors: dict[str, Tensor], config: Config, metrics: dict[str, Any]) -> None:
     """Write model.safetensors in half precision, and recipe.json with config, metrics and the file's hash."""
     path = folder / "model.safetensors"
     with writing(path):
@@ -137,7 +143,7 @@ def write_checkpoint(folder: Path, tensors: dict[str, Tensor], config: dict[str,
     with atomic_path(path) as temporary:
         save_tensors({name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}, temporary)
     recipe = {
-        "config": {key: value for key, value in config.items() if key not in UNHASHED},
+        "config": {key: value for key, value in config.to_dict().items() if key not in UNHASHED},
         "metrics": metrics,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "bytes": path.stat().st_size,

@@ -7,13 +7,13 @@ PEFT injects them in place: `q_proj` becomes a layer that contains the old one (
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
 
 from llava_mini.finetune.packages import require
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.settings import Finetune, Lora
 
 # All linear layers of a decoder layer, as Llama, Mistral and Qwen2 name them; not the head (`lm_head`).
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -21,18 +21,16 @@ ADAPTER = "default"
 _MARK = "lora_"  # in the names of all parameters that PEFT's LoRA and DoRA add
 _PARTS = ("language_model", "prefusion")
 
-Finetune = Mapping[str, Any]
-
 
 def adapted_parts(model: LlavaMiniForConditionalGeneration, finetune: Finetune) -> list[str]:
     """Return the parts of this model that have adapters; pre-fusion without layers has none."""
-    wanted = [part for part in _PARTS if finetune[part] == "lora"]
+    wanted = [part for part in _PARTS if getattr(finetune, part) == "lora"]
     return [part for part in wanted if part != "prefusion" or len(model.prefusion.layers)]
 
 
 def is_adapted(finetune: Finetune) -> bool:
     """Whether a run saves adapters and trained parts, because it does not train a plain model."""
-    return finetune["quantize"] is not None or "lora" in (finetune["language_model"], finetune["prefusion"])
+    return finetune.quantize is not None or "lora" in (finetune.language_model, finetune.prefusion)
 
 
 def is_adapter(name: str) -> bool:
@@ -48,7 +46,7 @@ def trains(name: str, part: str, finetune: Finetune) -> bool:
         part: Part of the model; parts that `finetune` does not name train in full.
         finetune: The config's `finetune` group.
     """
-    how = finetune.get(part, "full")
+    how = getattr(finetune, part, "full")
     return how == "full" or (how == "lora" and is_adapter(name))
 
 
@@ -61,28 +59,28 @@ def check_packages(finetune: Finetune) -> None:
     Raises:
         UserError: PEFT or bitsandbytes is needed and missing.
     """
-    if "lora" in (finetune["language_model"], finetune["prefusion"]):
+    if "lora" in (finetune.language_model, finetune.prefusion):
         require("peft", "finetune.lora")
-    if finetune["quantize"] is not None:
-        require("bitsandbytes", f"finetune.quantize={finetune['quantize']}")
+    if finetune.quantize is not None:
+        require("bitsandbytes", f"finetune.quantize={finetune.quantize}")
 
 
-def add_adapters(part: nn.Module, lora: Mapping[str, Any]) -> None:
+def add_adapters(part: nn.Module, lora: Lora) -> None:
     """Add new adapters to a part's decoder layers; what they add is zero until they have been trained.
 
     Args:
         part: Language model or pre-fusion; may be on the meta device.
-        lora: Settings `rank`, `alpha`, `dropout`, `dora`.
+        lora: Settings of the adapters.
 
     Raises:
         UserError: PEFT is missing.
     """
     peft = require("peft", "finetune.lora")
     config = peft.LoraConfig(
-        r=lora["rank"],
-        lora_alpha=lora["alpha"],
-        lora_dropout=lora["dropout"],
-        use_dora=lora["dora"],
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_dora=lora.dora,
         target_modules=list(TARGETS),
     )
     on_meta = any(parameter.device.type == "meta" for parameter in part.parameters())

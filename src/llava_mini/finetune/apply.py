@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from llava_mini.finetune.adapters import Finetune, adapted_parts, add_adapters, is_adapter, trains
+from llava_mini.finetune.adapters import adapted_parts, add_adapters, is_adapter, trains
 from llava_mini.finetune.quantization import Linear4bit, nf4_linear, quantize_linears
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.settings import Finetune
 
 _COMPUTE = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32}
 
@@ -42,12 +43,13 @@ def apply(
         UserError: PEFT or bitsandbytes is needed and missing.
     """
     language_model = model.language_model
-    if finetune["quantize"] is not None:
+    if finetune.quantize is not None:
         quantize_linears(language_model.get_decoder(), compute_dtype, linear_4bit)
         # By this flag PEFT and transformers know that a layer's weight is packed; PEFT then uses its own 4-bit layer.
         language_model.is_loaded_in_4bit = model.is_loaded_in_4bit = True
     for part in adapted_parts(model, finetune):
-        add_adapters(model.get_submodule(part), finetune["lora"])
+        assert finetune.lora is not None  # the config's types see to it
+        add_adapters(model.get_submodule(part), finetune.lora)
     model.vision_tower.requires_grad_(False)
     for part in ("language_model", "prefusion"):
         for name, parameter in model.get_submodule(part).named_parameters():

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from llava_mini.finetune.adapters import ADAPTER, Finetune, adapted_parts
+from llava_mini.finetune.adapters import ADAPTER, adapted_parts
 from llava_mini.finetune.packages import require
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.settings import Finetune
 
 
 def merge_adapters(model: LlavaMiniForConditionalGeneration, finetune: Finetune) -> None:

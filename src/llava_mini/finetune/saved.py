@@ -21,7 +21,6 @@ from llava_mini.errors import UserError
 from llava_mini.files import read_json, write_json
 from llava_mini.finetune.adapters import (
     ADAPTER,
-    Finetune,
     adapted_parts,
     adapter_state,
     is_adapter,
@@ -31,6 +30,7 @@ from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.interop.checkpoint import check_shapes
 from llava_mini.models.lazy_linear import LazyLinear
 from llava_mini.models.tensor_files import load_tensors, save_tensors
+from llava_mini.settings import Finetune
 
 _FOLDERS = {"language_model": "adapter", "prefusion": "prefusion_adapter"}
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -65,8 +65,8 @@ def save_trained(
         model: Model after training.
         folder: Folder of the files; created if it does not exist.
         finetune: The config's `finetune` group.
-        base: Description of the base for base.json: `weights`, all places that its weights came from;
-            `language_model`, the place that PEFT is to name; and `fingerprints`.
+        base: Content of base.json: `weights`, all places that the base's weights came from; `language_model`, the
+            place that PEFT is to name; `fingerprints`; `finetune`, the settings as a mapping.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for part in adapted_parts(model, finetune):
@@ -82,7 +82,7 @@ def save_trained(
     whole = _trained_whole(model)
     if whole:
         save_tensors({name: p.detach().cpu().contiguous() for name, p in whole.items()}, folder / "trained.safetensors")
-    write_json(folder / "base.json", {**base, "finetune": dict(finetune)})
+    write_json(folder / "base.json", dict(base))
 
 
 def load_trained(

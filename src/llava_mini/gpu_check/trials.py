@@ -7,18 +7,17 @@ compares the two.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llava_mini.models import LlavaMiniConfig
+from llava_mini.settings import FULL, Finetune, Lora
 
 QUERY = {"_target_": "llava_mini.models.compressors.query.QueryCompressor", "C": 1, "num_heads": 8}
 NONE = {"_target_": "llava_mini.models.compressors.none.NoCompressor"}
-_LORA = {"rank": 128, "alpha": 256, "dropout": 0.05, "dora": False}
-FULL = {"language_model": "full", "prefusion": "full", "quantize": None, "lora": None}
-LORA = {**FULL, "language_model": "lora", "lora": _LORA}
-QLORA = {**LORA, "quantize": "nf4"}
-FROZEN = {**FULL, "language_model": "frozen"}
+LORA = replace(FULL, language_model="lora", lora=Lora(rank=128, alpha=256, dropout=0.05, dora=False))
+QLORA = replace(LORA, quantize="nf4")
+FROZEN = replace(FULL, language_model="frozen")
 _RTX_5090, _RTX_4090, _V100 = 31.4, 23.5, 31.7  # hardware.memory_gib
 _MEMORY = {"activation_checkpointing": True, "loss_chunk": 1024, "vision_batch": 4, "offload_vision": False}
 _PLAIN_MEMORY = {"activation_checkpointing": False, "loss_chunk": None, "vision_batch": None, "offload_vision": False}
@@ -31,7 +30,7 @@ class Trial:
     Attributes:
         name: Name shown in the report.
         model: Name of a preset of conf/model.
-        finetune: Fine-tuning options, as in the config group `finetune`.
+        finetune: Settings of fine-tuning.
         batch_size: Number of samples per step.
         limit_gib: Memory in GiB that the process may use; None for all memory of the card.
         half: Type of mixed precision and of frozen weights.
@@ -44,7 +43,7 @@ class Trial:
 
     name: str
     model: str
-    finetune: Mapping[str, Any]
+    finetune: Finetune
     batch_size: int
     limit_gib: float | None = _RTX_5090
     half: str = "bfloat16"
@@ -76,7 +75,7 @@ TRIALS = (
     Trial("7B QLoRA, batch 16 on 32 GB", _7B, QLORA, 16),
     Trial("7B QLoRA in float16, batch 16 on 32 GB (V100's way)", _7B, QLORA, 16, limit_gib=_V100, half="float16"),
     Trial("7B QLoRA, batch 8 on 24 GB", _7B, QLORA, 8, limit_gib=_RTX_4090),
-    Trial("7B QLoRA, pre-fusion by LoRA, batch 1 on 12 GB", _7B, {**QLORA, "prefusion": "lora"}, 1, limit_gib=11.5),
+    Trial("7B QLoRA, pre-fusion by LoRA, batch 1 on 12 GB", _7B, replace(QLORA, prefusion="lora"), 1, limit_gib=11.5),
     Trial("7B LoRA, batch 4 on 32 GB", _7B, LORA, 4),
     Trial(
         "7B LLaVA-v1.5 (576 tokens, no pre-fusion), LoRA, batch 1, nothing saved", _7B, LORA, 1, limit_gib=None,
@@ -88,7 +87,7 @@ TRIALS = (
 )  # fmt: skip
 # The same methods at the size of the tiny model. They show on a CPU that the command works, and nothing about a GPU.
 TINY_TRIALS = (
-    Trial("tiny QLoRA", "tiny", {**QLORA, "prefusion": "lora"}, 2, limit_gib=None, text_tokens=40),
+    Trial("tiny QLoRA", "tiny", replace(QLORA, prefusion="lora"), 2, limit_gib=None, text_tokens=40),
     Trial("tiny LoRA", "tiny", LORA, 2, limit_gib=None, text_tokens=40),
     Trial("tiny full", "tiny", FULL, 2, limit_gib=None, optimizer="adamw", memory=_PLAIN_MEMORY, text_tokens=40),
 )

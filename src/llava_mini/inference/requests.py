@@ -20,8 +20,7 @@ from typing import Any, BinaryIO
 
 from llava_mini.data.records import single_keys
 from llava_mini.errors import UserError
-from llava_mini.files import reading
-from llava_mini.schema import is_url
+from llava_mini.files import is_url, reading
 
 Id = str | int
 Record = dict[str, Any]

@@ -12,18 +12,25 @@ if TYPE_CHECKING:
     from llava_mini.models.llava_mini import LlavaMiniForConditionalGeneration
 
 
-def apply_memory_options(model: LlavaMiniForConditionalGeneration, options: dict[str, Any]) -> None:
+def apply_memory_options(
+    model: LlavaMiniForConditionalGeneration,
+    *,
+    activation_checkpointing: bool = False,
+    loss_chunk: int | None = None,
+    vision_batch: int | None = None,
+    offload_vision: bool = False,
+) -> None:
     """Set the memory options that the model itself implements; optimizer and type of frozen weights are set elsewhere.
 
     Args:
         model: Model to change in place.
-        options: Config section `memory`, of which `loss_chunk`, `vision_batch`, `offload_vision` and
-            `activation_checkpointing` are read.
+        activation_checkpointing: Whether decoder layers compute their activations again in the backward pass.
+        loss_chunk: Number of tokens whose logits are computed at once; None: all.
+        vision_batch: Number of views that the vision tower encodes at once; None: all.
+        offload_vision: Whether the frozen vision tower waits in host memory.
     """
-    model.loss_chunk = options["loss_chunk"]
-    model.vision_batch = options["vision_batch"]
-    model.offload_vision = options["offload_vision"]
-    if options["activation_checkpointing"]:
+    model.loss_chunk, model.vision_batch, model.offload_vision = loss_chunk, vision_batch, offload_vision
+    if activation_checkpointing:
         checkpoint_layers(model)
 
 

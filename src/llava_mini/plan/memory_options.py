@@ -13,11 +13,10 @@ from typing import Any
 import yaml
 from torch import nn
 
+from llava_mini.config.types import Config, Lora
 from llava_mini.files import CONFIG_DIR
 from llava_mini.finetune import is_adapter, num_parameters
 from llava_mini.stages.base import VLMStage
-
-Config = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -36,34 +35,34 @@ class Change:
 
     def of(self, config: Config) -> Config:
         """Return the config with this change."""
-        return {**config, **{group: {**config[group], **values} for group, values in self.values.items()}}
+        return config.changed(self.values)
 
 
 def memory_changes(config: Config) -> list[Change]:
     """Changes of `memory` that are not enabled yet, cheapest in time first."""
-    now, precision = config["memory"], config["trainer"]["precision"]
-    tower = not config["data"]["features"]
+    now, precision = config.memory, config.trainer.precision
+    tower = not config.data.features
     half = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}.get(precision)
-    sharded = config["trainer"]["strategy"] == "fsdp"
+    sharded = config.trainer.strategy == "fsdp"
     every: list[tuple[bool, str, Any, str]] = [
-        (now["frozen_dtype"] is None and half is not None, "frozen_dtype", half, "none"),
-        (now["optimizer"] == "adamw" and not sharded, "optimizer", "adamw_8bit", "none"),
-        (now["vision_batch"] is None and tower, "vision_batch", 4, "none to speak of"),
-        (now["loss_chunk"] is None, "loss_chunk", 1024, "+{head:.1%}, the head's product again"),
+        (now.frozen_dtype is None and half is not None, "frozen_dtype", half, "none"),
+        (now.optimizer == "adamw" and not sharded, "optimizer", "adamw_8bit", "none"),
+        (now.vision_batch is None and tower, "vision_batch", 4, "none to speak of"),
+        (now.loss_chunk is None, "loss_chunk", 1024, "+{head:.1%}, the head's product again"),
         (
-            not now["activation_checkpointing"],
+            not now.activation_checkpointing,
             "activation_checkpointing",
             True,
             "+{layers:.0%}, the decoder layers' forward pass again",
         ),
         (
-            not now["offload_vision"] and tower and not sharded,
+            not now.offload_vision and tower and not sharded,
             "offload_vision",
             True,
             "a copy of the tower to the card every step",
         ),
         (
-            now["optimizer"] != "paged_adamw_8bit" and not sharded,
+            now.optimizer != "paged_adamw_8bit" and not sharded,
             "optimizer",
             "paged_adamw_8bit",
             "copies of its state every step",
@@ -83,7 +82,7 @@ def smaller_batch(config: Config, fits: int) -> Change | None:
         config: Whole config.
         fits: Largest batch that fits.
     """
-    now, accumulate = config["data"]["batch_size"], config["trainer"]["accumulate_grad_batches"]
+    now, accumulate = config.data.batch_size, config.trainer.accumulate_grad_batches
     size = next((size for size in range(min(fits, now - 1), 0, -1) if now % size == 0), None)
     if size is None:
         return None
@@ -97,38 +96,36 @@ def smaller_batch(config: Config, fits: int) -> Change | None:
 
 def finetunings(config: Config) -> list[Change]:
     """Changes that train fewer weights, or store them in 4 bits; each is for a config with those before it."""
-    now, rates = config["finetune"], config["stage"].get("learning_rates", {})
-    quantizable = now["quantize"] is None and config["trainer"]["strategy"] != "fsdp"
+    now, rates = config.finetune, config.stage.get("learning_rates", {})
+    quantizable = now.quantize is None and config.trainer.strategy != "fsdp"
     found: list[Change] = []
     values: dict[str, Any]
-    if rates.get("language_model") is None or now["language_model"] == "frozen":
+    if rates.get("language_model") is None or now.language_model == "frozen":
         if quantizable:
-            first = "" if now["language_model"] == "frozen" else "finetune=frozen_llm "
+            first = "" if now.language_model == "frozen" else "finetune=frozen_llm "
             values = {"language_model": "frozen", "quantize": "nf4"}
             cost = "weights are unpacked for every product"
             found.append(Change(f"{first}finetune.quantize=nf4", {"finetune": values}, cost))
         return found
-    adapters = now["lora"]
-    if now["language_model"] == "full":
+    adapters: Lora | None = now.lora
+    if now.language_model == "full":
         adapters = _adapters("lora")
         values = {"language_model": "lora", "lora": adapters}
         found.append(Change("finetune=lora", {"finetune": values}, "none; adapters train instead of all weights"))
     if quantizable:
-        adapters = _adapters("qlora") if adapters["dora"] else adapters
+        adapters = _adapters("qlora") if adapters and adapters.dora else adapters
         values = {"language_model": "lora", "quantize": "nf4", "lora": adapters}
         cost = "weights are unpacked for every product; adapters train"
         found.append(Change("finetune=qlora", {"finetune": values}, cost))
-    if now["prefusion"] == "full" and rates.get("prefusion") is not None and config["fusion"]["num_layers"] > 0:
+    if now.prefusion == "full" and rates.get("prefusion") is not None and config.fusion.num_layers > 0:
         cost = "none; adapters train instead of pre-fusion's weights"
         found.append(Change("finetune.prefusion=lora", {"finetune": {"prefusion": "lora"}}, cost))
     return found
 
 
-def _adapters(name: str) -> dict[str, Any]:
-    """Value of `lora` in a preset of conf/finetune."""
-    preset = yaml.safe_load((CONFIG_DIR / "finetune" / f"{name}.yaml").read_text())
-    adapters: dict[str, Any] = preset["lora"]
-    return adapters
+def _adapters(name: str) -> Lora:
+    """Adapters of a preset of conf/finetune."""
+    return Lora(**yaml.safe_load((CONFIG_DIR / "finetune" / f"{name}.yaml").read_text())["lora"])
 
 
 def shares(stage: VLMStage) -> dict[str, float]:

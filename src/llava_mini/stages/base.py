@@ -26,17 +26,17 @@ from llava_mini.batch import VLMBatch
 from llava_mini.errors import UserError
 from llava_mini.files import rank_path, write_json
 from llava_mini.finetune import adapted_parts, num_parameters, trains
+from llava_mini.limits import Beta, Rate, Share
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.loss import num_supervised
 from llava_mini.predictions import SCORES, Predictions
-from llava_mini.schema import Beta, Rate, Share
+from llava_mini.settings import FULL, Finetune
 from llava_mini.stages.accumulation import StepMean
 from llava_mini.stages.metrics import Answers, answer_scores
 from llava_mini.stages.optimizers import build_optimizer
 from llava_mini.stages.sharding import shard
 
 PARTS = ("vision_tower", "projector", "compressor", "prefusion", "language_model")
-WHOLE: dict[str, Any] = {"language_model": "full", "prefusion": "full", "quantize": None, "lora": None}
 
 
 class NonFiniteLossError(RuntimeError):
@@ -55,7 +55,7 @@ class VLMStage(LightningModule, ABC):
         min_lr_ratio: Learning rate at the end, as a share of the peak; cosine in between.
         kinds: Kinds of questions that are scored separately.
         report_dir: Folder where the keys of a batch with a non-finite loss are written.
-        finetune: Config group `finetune`, which `llava_mini.finetune.apply` has already applied. A part that it
+        finetune: Settings of fine-tuning, which `llava_mini.finetune.apply` has already applied. A part that it
             freezes does not train, whatever its learning rate.
         optimizer: Name of the optimizer: adamw, adamw_8bit, paged_adamw_8bit.
         seed: Seed of dropout, whose random numbers are a function of it and of the place in the run.
@@ -77,7 +77,7 @@ class VLMStage(LightningModule, ABC):
         min_lr_ratio: Share = 0.0,
         kinds: list[str] | None = None,
         report_dir: str | Path = ".",
-        finetune: dict[str, Any] = WHOLE,
+        finetune: Finetune = FULL,
         optimizer: str = "adamw",
         seed: int = 0,
         word_marks: Tensor | None = None,
@@ -134,7 +134,7 @@ class VLMStage(LightningModule, ABC):
     @property
     def trained_parts(self) -> list[str]:
         """Parts that this run trains, whole or by their adapters."""
-        return [p for p in PARTS if p in self.learning_rates and self.finetune.get(p, "full") != "frozen"]
+        return [p for p in PARTS if p in self.learning_rates and getattr(self.finetune, p, "full") != "frozen"]
 
     def parts_table(self) -> str:
         """Table of what trains and what is frozen, with parameter counts and learning rates, one line per part."""
@@ -146,10 +146,11 @@ class VLMStage(LightningModule, ABC):
         """Text on how a part's weights are trained, for people."""
         count = sum(p.numel() for p in self._trained(part))
         rate = f"lr {self.learning_rates[part]:g}" if part in self.trained_parts else ""
-        packed = "; NF4" if part == "language_model" and self.finetune["quantize"] else ""
-        if part in self.trained_parts and self.finetune.get(part) == "lora":
-            lora = self.finetune["lora"]
-            return f"{'DoRA' if lora['dora'] else 'LoRA'} r={lora['rank']}: {count:,} trained, {rate}{packed}"
+        packed = "; NF4" if part == "language_model" and self.finetune.quantize else ""
+        if part in self.trained_parts and getattr(self.finetune, part, "full") == "lora":
+            lora = self.finetune.lora
+            assert lora is not None
+            return f"{'DoRA' if lora.dora else 'LoRA'} r={lora.rank}: {count:,} trained, {rate}{packed}"
         return f"trained, {rate}" if rate else f"frozen{packed}"
 
     def _trained(self, part: str) -> list[nn.Parameter]:

@@ -16,8 +16,8 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import PreTrainedModel
 
+from llava_mini.limits import Rate, Share
 from llava_mini.models.vision_tower import encode_views
-from llava_mini.schema import Rate, Share
 
 IGNORE = -100
 

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from llava_mini.config import Config
+from llava_mini.config.overrides import split, text_keys
 from llava_mini.errors import UserError
-from llava_mini.overrides import split, text_keys
 
-Resolve = Callable[[list[str]], dict[str, Any]]
+Resolve = Callable[[list[str]], Config]
 
 # These keys change no result. They say where a run is written, and how it is launched, tracked and fed with data.
 UNHASHED = ("run_dir", "tracking", "launcher")
@@ -106,18 +107,18 @@ def parse(arguments: Sequence[str]) -> dict[str, list[str]]:
     return choices
 
 
-def config_hash(config: Mapping[str, Any]) -> str:
+def config_hash(config: Config) -> str:
     """sha256 of the resolved config without the keys that change no result.
 
     It stays equal if the batches of a step are distributed differently.
     """
-    return hashlib.sha256(json.dumps(decisive(config), sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(decisive(config.to_dict()), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Part of a resolved config that decides a result; how a step's batches are distributed is not in it.
+    """Part of a resolved config, as a mapping, that decides a result.
 
-    `trainer.batches_a_step` replaces the keys that say so.
+    How a step's batches are distributed is not in it: `trainer.batches_a_step` replaces the keys that say so.
     """
     kept = {key: value for key, value in config.items() if key not in UNHASHED}
     if "data" in kept:
@@ -141,7 +142,7 @@ def _combinations(choices: Mapping[str, list[str]], resolve: Resolve) -> Iterato
         yield [*(item for item in overrides if _room(item) not in _STRUCTURE), *_REFERENCE], True
         own = [item for item in overrides if item.startswith("compressor.")]
         choosing = [item for item in overrides if item not in own and not item.startswith("seed=")]
-        dropped = optional - set(resolve(choosing)["compressor"]) if own else set()
+        dropped = optional - set(resolve(choosing).compressor.spec()) if own else set()
         yield [item for item in overrides if item not in own or _name(item) not in dropped], False
 
 
@@ -150,7 +151,7 @@ def _compressor_keys(choices: Mapping[str, list[str]], resolve: Resolve) -> set[
     keys = {"C"}
     if "compressor" in choices:
         for name in choices["compressor"]:
-            keys |= set(resolve([f"compressor={name}"])["compressor"])
+            keys |= set(resolve([f"compressor={name}"]).compressor.spec())
     return keys
 
 
@@ -164,13 +165,13 @@ def _name(override: str) -> str:
     return override.partition("=")[0].partition(".")[2]
 
 
-def _make_run(overrides: list[str], config: dict[str, Any], varied: Iterable[str], reference: bool) -> Run:
+def _make_run(overrides: list[str], config: Config, varied: Iterable[str], reference: bool) -> Run:
     given = dict(item.split("=", 1) for item in overrides)
-    seed = config["seed"]
+    seed = config.seed
     if not isinstance(seed, int):
         raise UserError(f"seed={seed}: a seed is a whole number")
-    compressor, c = _compressor_name(given, config), config["compressor"].get("C")
-    n_fusion = config["fusion"]["num_layers"]
+    compressor, c = _compressor_name(given, config), config.compressor.get("C")
+    n_fusion = config.fusion.num_layers
     known = ("compressor", "compressor.C", "fusion.num_layers", "seed")
     values = {key: _value(key, given, config) for key in varied if key not in known}
     parts = [compressor, *([f"C{c}"] if c is not None else []), f"N{n_fusion}"]
@@ -179,16 +180,16 @@ def _make_run(overrides: list[str], config: dict[str, Any], varied: Iterable[str
     return Run(label, overrides, config_hash(config), seed, compressor, c, n_fusion, reference, values)
 
 
-def _compressor_name(given: Mapping[str, str], config: Mapping[str, Any]) -> str:
+def _compressor_name(given: Mapping[str, str], config: Config) -> str:
     """Chosen option, or else the module of the class: `...compressors.query.QueryCompressor` -> `query`."""
-    return given.get("compressor") or str(config["compressor"]["_target_"]).split(".")[-2]
+    return given.get("compressor") or config.compressor.target.split(".")[-2]
 
 
-def _value(key: str, given: Mapping[str, str], config: Mapping[str, Any]) -> Any:
+def _value(key: str, given: Mapping[str, str], config: Config) -> Any:
     """Resolved value of a dotted key, chosen option of a config group, or None if the key was dropped."""
     if key not in given:
         return None
-    node: Any = config
+    node: Any = config.to_dict()
     for part in key.split("."):
         if not isinstance(node, Mapping) or part not in node:
             return given[key]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_mini.config import load
+from llava_mini.config import load_values
 from llava_mini.errors import UserError
 from llava_mini.predictions import Predictions
 from llava_mini.spool import Spool
@@ -137,7 +137,7 @@ def _test_set(path: Path) -> tuple[str, str]:
         UserError: if the config cannot be read.
     """
     try:
-        data = load(path)["data"]
+        data = load_values(path)["data"]
         name, split = data["splits"]["test"], "test"
         if name is None:  # a sweep for choosing a configuration does not read the test split
             name, split = data["splits"]["val"], "validation"

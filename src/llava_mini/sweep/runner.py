@@ -15,9 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_mini.config.overrides import literal
 from llava_mini.errors import UserError
 from llava_mini.files import reading
-from llava_mini.overrides import literal
 from llava_mini.spool import Status, close_run
 from llava_mini.sweep.differing import differences, listed
 from llava_mini.sweep.folder import (

@@ -196,6 +196,6 @@ def test_presets_values_are_what_published_configs_become(tmp_path: Path) -> Non
     rope["original_max_position_embeddings"] = 8192
     fields = {"model_type": "llama", "rope_theta": 500000.0, "rope_scaling": rope, "eos_token_id": [1, 2]}
     (tmp_path / "config.json").write_text(json.dumps({**fields, "vocab_size": 99, "num_hidden_layers": 1}))
-    preset = resolve(["model=llava_mini_llama31_8b"])["model"]["text_config"]
+    preset = resolve(["model=llava_mini_llama31_8b"]).model.text_config
     given = {"rope_parameters": preset["rope_parameters"], "eos_token_id": [1, 2], "tie_word_embeddings": False}
     check_same(given, text_config_of(str(tmp_path)), "text_config", str(tmp_path))

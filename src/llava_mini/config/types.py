@@ -1,18 +1,34 @@
-"""Types and limits of the config groups that name no class. The class signature checks a group with a `_target_`.
+"""The config as frozen types: every key with its type, limits and one line of documentation.
 
-`check` reads a whole resolved config and needs no torch, so a mistake is reported at once.
+`Config.read` makes one from a resolved mapping and needs no torch, so a mistake is reported at once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from posixpath import normpath
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails, PydanticCustomError
 
+from llava_mini import settings
+from llava_mini.config.rules import COMBINATION, check_finetune, check_fsdp, check_model, check_precision, check_splits
 from llava_mini.errors import UserError
+from llava_mini.limits import Count, Flag, Name, Positive, Share, Weight
+
+_STRICT = ConfigDict(extra="forbid")
 
 
 def _only(allowed: str) -> WrapValidator:
@@ -32,16 +48,8 @@ def _doc(text: str) -> Any:
     return Field(description=text)
 
 
-Positive = Annotated[int, Field(ge=1, strict=True)]
-Count = Annotated[int, Field(ge=0, strict=True)]
-Flag = Annotated[bool, Field(strict=True)]
-Name = Annotated[str, Field(min_length=1)]
 Turns = Literal["conversation", "independent"]
 Split = Literal["train", "val", "test"]
-Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # learning rate, weight decay
-Share = Annotated[float, Field(ge=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
 # One shard set, several that are pooled into one, or several that are mixed by weight.
 Sets = Annotated[
     Name | Annotated[list[Name], Field(min_length=1)] | Annotated[dict[Name, Weight], Field(min_length=1)],
@@ -54,7 +62,40 @@ Features = Annotated[Flag | Name, _only("true, false and a folder")]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Component:
+    """A class that an option of a group names, and the arguments for it: `{_target_: ..., C: 1}` in YAML.
+
+    Attributes:
+        target: Full name of the class.
+        arguments: Keyword arguments of the class that the config gives; its signature checks them.
+    """
+
+    target: str
+    arguments: dict[str, Any]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an argument, or `default` if the config does not give it."""
+        return self.arguments.get(name, default)
+
+    def spec(self) -> dict[str, Any]:
+        """Return the mapping with `_target_` that YAML and a model's config contain."""
+        return {"_target_": self.target, **self.arguments}
+
+    @classmethod
+    def read(cls, value: Any) -> Any:
+        """Return the component that a mapping with `_target_` describes; any other value is left to be refused."""
+        if not isinstance(value, Mapping):
+            return value
+        if not isinstance(value.get("_target_"), str):
+            raise PydanticCustomError("target", "needed is _target_, the name of a class")
+        return cls(value["_target_"], {name: each for name, each in value.items() if name != "_target_"})
+
+
+ComponentSpec = Annotated[Component, BeforeValidator(Component.read)]
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Fusion:
     """Number of pre-fusion layers (N_fusion) and their initialization."""
 
@@ -65,7 +106,7 @@ class Fusion:
     ]
 
 
-@dataclass
+@dataclass(frozen=True, config=_STRICT)
 class Order:
     """Order of compression, projection and pre-fusion (REFERENCE section 2)."""
 
@@ -77,7 +118,7 @@ class Order:
     ]
 
 
-@dataclass
+@dataclass(frozen=True, config=_STRICT)
 class Hub:
     """Pretrained parts of a model: Hub ids or folders."""
 
@@ -85,7 +126,7 @@ class Hub:
     language_model: Annotated[Name, _doc("Hub id or folder of the language model")]
 
 
-@dataclass
+@dataclass(frozen=True, config=_STRICT)
 class Model:
     """Shapes of the model's parts, and where their weights and the tokenizer are."""
 
@@ -102,8 +143,23 @@ class Model:
         Literal["uncompressed", "stage1"] | None, _doc("checkpoint of the toy world that runs start from")
     ] = None
 
+    @property
+    def hub_parts(self) -> Hub | None:
+        """Pretrained parts that the weights come from; None if they come from folders or are random."""
+        return self.hub if self.weights == "hub" else None
 
-@dataclass
+    @property
+    def folders(self) -> list[Path]:
+        """Folders whose tensors are loaded, in this order."""
+        return [Path(folder) for folder in self.weights] if isinstance(self.weights, list) else []
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Model:
+        check_model(self)
+        return self
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Data:
     """Which shard sets are read, and how their conversations and images become tokens and pixels."""
 
@@ -140,9 +196,14 @@ class Data:
     ]
     kinds: Annotated[list[str], _doc("kinds of questions that are reported")]
 
+    @model_validator(mode="after")
+    def _check_together(self) -> Data:
+        check_splits(self)
+        return self
 
-@dataclass
-class Lora:
+
+@dataclass(frozen=True, config=_STRICT)
+class Lora(settings.Lora):
     """Low-rank adapters (PEFT's LoraConfig)."""
 
     rank: Annotated[Positive, _doc("rank of the adapters")]
@@ -151,8 +212,8 @@ class Lora:
     dora: Annotated[Flag, _doc("DoRA instead of LoRA")]
 
 
-@dataclass
-class Finetune:
+@dataclass(frozen=True, config=_STRICT)
+class Finetune(settings.Finetune):
     """Which weights of the language model and of pre-fusion train, and how the frozen ones are stored."""
 
     language_model: Annotated[Literal["full", "lora", "frozen"], _doc("how the language model trains")]
@@ -160,8 +221,13 @@ class Finetune:
     quantize: Annotated[Literal["nf4"] | None, _doc("4-bit storage of the frozen language model")]
     lora: Annotated[Lora | None, _doc("adapters, for lora")]
 
+    @model_validator(mode="after")
+    def _check_together(self) -> Finetune:
+        check_finetune(self)
+        return self
 
-@dataclass
+
+@dataclass(frozen=True, config=_STRICT)
 class Hardware:
     """GPU that a run is planned for."""
 
@@ -169,10 +235,9 @@ class Hardware:
         Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
         _doc("memory of one card, GiB; null: of the card that is here"),
     ]
-    torch_build: Annotated[Literal["cpu", "cu126", "cu130"] | None, _doc("torch's build that can drive the card")]
 
 
-@dataclass
+@dataclass(frozen=True, config=_STRICT)
 class MemoryOptions:
     """Options that save memory in training."""
 
@@ -188,7 +253,7 @@ class MemoryOptions:
     offload_vision: Annotated[Flag, _doc("keep the frozen vision tower in host memory")]
 
 
-@dataclass
+@dataclass(frozen=True, config=_STRICT)
 class Trainer:
     """Length, precision, devices and intervals of a training run. Steps are optimizer steps."""
 
@@ -210,7 +275,7 @@ class Trainer:
     threads: Annotated[Positive, _doc("CPU threads of a process")]
 
 
-@dataclass
+@dataclass(frozen=True, config=_STRICT)
 class Tracking:
     """Reporting to MLflow."""
 
@@ -221,7 +286,7 @@ class Tracking:
     parent_run_id: Annotated[Name | None, _doc("MLflow's id of the run that this one belongs to")]
 
 
-@dataclass
+@dataclass(frozen=True, config=_STRICT)
 class World:
     """Training of the toy world's pretrained parts."""
 
@@ -233,85 +298,94 @@ class World:
     vision_batch_size: Annotated[Positive, _doc("images of a batch of stage 0")]
 
 
-TYPES: dict[str, Any] = {
-    "seed": Annotated[int, Field(ge=0, le=2**32 - 1, strict=True), _doc("seed of weights, data order and dropout")],
-    "experiment_name": Annotated[Name, _doc("name of the run's folder in runs/")],
-    "run_dir": Annotated[Name, _doc("folder of the run")],
-    "fusion": Fusion,
-    "order": Order,
-    "model": Model,
-    "data": Data,
-    "finetune": Finetune,
-    "hardware": Hardware,
-    "memory": MemoryOptions,
-    "trainer": Trainer,
-    "tracking": Tracking,
-    "world": World,
-}
+@dataclass(frozen=True, config=_STRICT)
+class Config:
+    """The resolved config of a run. A part of the program receives the section that it reads.
 
-
-def check(config: dict[str, Any]) -> None:
-    """Check every value of a resolved config that no class signature checks.
-
-    Raises:
-        UserError: a value is not allowed; it names the key, its value and what is allowed.
+    Attributes:
+        choices: Chosen option of every group.
+        inputs: Hashes of the files that a run starts from, so that a changed file with equal values is another run.
     """
-    for name, kind in TYPES.items():
+
+    choices: dict[str, str]
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1, strict=True), _doc("seed of weights, data order and dropout")]
+    experiment_name: Annotated[Name, _doc("name of the run's folder in runs/")]
+    run_dir: Annotated[Name, _doc("folder of the run")]
+    model: Model
+    compressor: ComponentSpec
+    fusion: Fusion
+    order: Order
+    data: Data
+    stage: ComponentSpec
+    finetune: Finetune
+    hardware: Hardware
+    memory: MemoryOptions
+    trainer: Trainer
+    tracking: Tracking
+    launcher: ComponentSpec
+    world: World
+    inputs: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Config:
+        check_precision(self.memory, self.trainer)
+        if self.trainer.strategy == "fsdp":
+            check_fsdp(self.trainer, self.memory, self.finetune)
+        return self
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Config:
+        """Return the config that a resolved mapping describes.
+
+        Raises:
+            UserError: a value is not allowed, or values cannot be combined; it names the key, the value and what is
+                allowed.
+        """
         try:
-            TypeAdapter(kind).validate_python(config[name])
+            return TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
-            raise UserError(describe(name, error)) from error
-    _check_model(config["model"])
-    data = config["data"]
-    for split, sets in data["splits"].items():
-        _check_different(split, set_names(sets))
-        for name in set_names(sets):
-            if data["world_seed"] is not None and not names_a_place(name) and name not in data["sizes"]:
-                raise UserError(f"data.splits.{split}={name}: allowed are {', '.join(data['sizes'])}, a path or a URL")
+            raise refused(error) from error
+
+    def changed(self, values: Mapping[str, Mapping[str, Any]]) -> Config:
+        """Return the config with other values of sections, by section and key.
+
+        Raises:
+            UserError: a value is not allowed, or values cannot be combined.
+        """
+        try:
+            return replace(self, **{name: replace(getattr(self, name), **own) for name, own in values.items()})
+        except ValidationError as error:
+            raise refused(error) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config as nested mappings, as YAML contains it; `read` makes the same config of them."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
 
-def _check_different(split: str, names: list[str]) -> None:
-    """Refuse a shard set that is given twice, because it would silently count double."""
-    places = [normpath(name) for name in names]
-    for number, name in enumerate(names):
-        if places[number] in places[:number]:
-            raise UserError(f"data.splits.{split}: {name} is given twice; allowed is each set once, its share a weight")
+def _plain(value: Any) -> Any:
+    if isinstance(value, Component):
+        return _plain(value.spec())
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _check_model(model: dict[str, Any]) -> None:
-    """Refuse values of the model that cannot be combined.
+def refused(error: ValidationError, key: str = "") -> UserError:
+    """Return the first error of pydantic as one line with the full key.
 
-    Raises:
-        UserError: values cannot be combined; it names them.
+    Args:
+        error: Error of a validation.
+        key: Key of the value that was validated.
     """
-    if model["weights"] == "hub" and model["hub"] is None:
-        raise UserError(
-            "model.weights=hub with model.hub=null: needed is model.hub={vision_tower: PLACE, language_model: PLACE}"
-        )
-    for key in ("vision_config", "text_config"):
-        if not model[key] and model["weights"] != "hub":
-            raise UserError(f"model.{key}={{}}: only with model.weights=hub does the part's own config say its shape")
-
-
-def set_names(sets: str | list[str] | dict[str, float] | None) -> list[str]:
-    """Return the names of a split's shard sets."""
-    return [sets] if isinstance(sets, str) else list(sets or [])
-
-
-def names_a_place(name: str) -> bool:
-    """Whether a shard set is named by an absolute path or a URL, not as a folder in `data.folder`."""
-    return name.startswith("/") or is_url(name)
-
-
-def is_url(text: str) -> bool:
-    """Whether `text` is a URL and not a local path."""
-    return "://" in text
-
-
-def describe(key: str, error: ValidationError) -> str:
-    """Return the first error of pydantic as one line, with the full key."""
-    first = error.errors()[0]
-    path = ".".join(
-        [key, *(str(part) for part in first["loc"] if isinstance(part, str) and not part.startswith("function"))]
-    )
-    return f"{path}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    first: ErrorDetails = error.errors()[0]
+    message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+    if first["type"] == COMBINATION:
+        return UserError(first["msg"], **first.get("ctx", {}).get("fields", {}))
+    # pydantic adds the names of its own branches and functions to the path
+    parts = (part for part in first["loc"] if isinstance(part, str) and not part.startswith("function"))
+    path = ".".join([*([key] if key else []), *parts])
+    if first["type"] in ("missing", "missing_argument"):
+        return UserError(f"missing key {path}", key=path)
+    return UserError(f"{path}={first['input']!r}: {message}", key=path, value=first["input"], allowed=message)

@@ -7,13 +7,12 @@ import pytest
 import yaml
 from pydantic import Field
 
-from llava_mini import config_reference
 from llava_mini.cli import COMMANDS, main
-from llava_mini.config import resolve
-from llava_mini.config_reference import GROUPS, Key, help_text, keys, page
+from llava_mini.config import reference, resolve
+from llava_mini.config.reference import GROUPS, Key, help_text, keys, page
 from llava_mini.files import CONFIG_DIR
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 OF_CLASSES = {"choices", "compressor", "stage", "launcher", "inputs"}  # checked by signatures
 
 
@@ -29,14 +28,14 @@ def flat(value: Any, known: dict[str, Key], prefix: str) -> list[str]:
 
 
 def test_every_key_of_the_config_is_in_it_with_a_line(found: dict[str, Key]) -> None:
-    config = resolve([])
+    config = resolve([]).to_dict()
     names = [name for key, value in config.items() if key not in OF_CLASSES for name in flat(value, found, key)]
     assert sorted(names) == sorted(found)
     assert [key.name for key in found.values() if not key.text] == []
 
 
 def test_defaults_are_those_of_the_config(found: dict[str, Key]) -> None:
-    config = resolve([])
+    config = resolve([]).to_dict()
     for name in (
         "seed",
         "trainer.gradient_clip_val",
@@ -60,7 +59,7 @@ def test_defaults_are_those_of_the_config(found: dict[str, Key]) -> None:
     ],
 )
 def test_types_as_text(kind: Any, text: str) -> None:
-    assert config_reference._kind(*config_reference._bare(kind)) == text
+    assert reference._kind(*reference._bare(kind)) == text
 
 
 def test_every_group_is_in_it() -> None:
@@ -70,7 +69,7 @@ def test_every_group_is_in_it() -> None:
 
 def test_docs_show_it_as_it_is() -> None:
     shown = (ROOT / "docs" / "reference" / "config.md").read_text()
-    assert shown == page(), "run: python -m llava_mini.config_reference > docs/reference/config.md"
+    assert shown == page(), "run: python -m llava_mini.config.reference > docs/reference/config.md"
 
 
 @pytest.mark.parametrize("command", ["train", "sweep", "config", "world"])

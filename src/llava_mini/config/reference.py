@@ -1,6 +1,6 @@
 """Reference of the config, made from its types: keys with type, default and one line; groups with their options.
 
-`llava-mini train --help` prints it, and `python -m llava_mini.config_reference` prints docs/reference/config.md.
+`llava-mini train --help` prints it, and `python -m llava_mini.config.reference` prints docs/reference/config.md.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import yaml
 from pydantic.fields import FieldInfo
 
-from llava_mini.config import options, resolve
-from llava_mini.schema import TYPES
+from llava_mini.config.compose import options, resolve
+from llava_mini.config.types import Component, Config
 
 GROUPS = {
     "compressor": "what reduces patches to C x C tokens",
@@ -49,17 +49,18 @@ class Key:
     text: str
 
 
-def keys(config: dict[str, Any]) -> Iterator[Key]:
-    """Return every key whose type is known, in the order of `schema.TYPES`, with its value in a resolved config."""
-    for name, kind in TYPES.items():
-        yield from _keys(name, kind, config[name])
+def keys(config: Config) -> Iterator[Key]:
+    """Return every key that has a type of its own, in the order of the types, with its value in a config."""
+    for name, kind in get_type_hints(Config, include_extras=True).items():
+        if name not in ("choices", "inputs") and _bare(kind)[0] is not Component:
+            yield from _keys(name, kind, getattr(config, name))
 
 
 def help_text() -> str:
     """Return groups and keys for `--help`."""
     lines = ["groups (group=option; * is the default):"]
     config = resolve([])
-    chosen = config["choices"] | {"launcher": "local"}
+    chosen = config.choices | {"launcher": "local"}
     for group, text in GROUPS.items():
         listed = ", ".join(f"{name}*" if name == chosen[group] else name for name in options(group))
         lines += [f"  {group:<11} {text}", f"              {listed}"]
@@ -76,7 +77,7 @@ def page() -> str:
     lines = [
         "# Config keys",
         "",
-        "Made from the types by `python -m llava_mini.config_reference`; `llava-mini config` prints a run's values.",
+        "Made from the types by `python -m llava_mini.config.reference`; `llava-mini config` prints a run's values.",
         "",
         "## Groups",
         "",
@@ -97,11 +98,11 @@ def page() -> str:
 def _keys(name: str, kind: Any, value: Any) -> Iterator[Key]:
     kind, notes = _bare(kind)
     text = next((note.description for note in notes if isinstance(note, FieldInfo) and note.description), "")
-    if not (is_dataclass(kind) and isinstance(value, dict)):
+    if not is_dataclass(value):
         yield Key(name, _kind(kind, notes), _value(value), text)
         return
     for field, hint in get_type_hints(kind, include_extras=True).items():
-        yield from _keys(f"{name}.{field}", hint, value.get(field))
+        yield from _keys(f"{name}.{field}", hint, getattr(value, field))
 
 
 def _bare(kind: Any) -> tuple[Any, list[Any]]:

@@ -15,7 +15,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from llava_mini.schema import TYPES
+from llava_mini.config.types import Component, Config
 
 # Keys with a path or URI, in which `~` is a home folder. The other text keys are names.
 PLACES = (
@@ -43,9 +43,8 @@ class TextKey:
 
 @cache
 def text_keys() -> dict[str, TextKey]:
-    """Return the config keys that accept free text, not one of a few fixed words, by the types in `schema.py`."""
-    found = dict(_text_keys("", TYPES))
-    return {**found, "experiment_name": TextKey(items=False, others=False)}
+    """Return the config keys that accept free text, not one of a few fixed words, by the types of the config."""
+    return dict(_text_keys("", get_type_hints(Config, include_extras=True)))
 
 
 def quoted(override: str) -> str:
@@ -126,7 +125,7 @@ def _text_keys(prefix: str, types: dict[str, Any]) -> Iterator[tuple[str, TextKe
         if str in kinds or items:
             yield key, TextKey(items, any(kind is not str and get_origin(kind) is not list for kind in kinds))
         for kind in kinds:
-            if is_dataclass(kind):
+            if is_dataclass(kind) and kind is not Component:
                 yield from _text_keys(f"{key}.", get_type_hints(kind, include_extras=True))
             elif get_origin(kind) is dict and get_origin(get_args(kind)[0]) is Literal:
                 named, values = get_args(kind)

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from llava_mini.config import resolve
+from llava_mini.config import Config, resolve
+from llava_mini.config.overrides import PLACES, at_home, literal, quote, quoted, split, text_keys, unquoted
 from llava_mini.errors import UserError
-from llava_mini.overrides import PLACES, at_home, literal, quote, quoted, split, text_keys, unquoted
 
 NAMES = {"data.template", "data.kinds", "tracking.experiment", "tracking.parent_run_id", "experiment_name"}
 ODD = [
@@ -18,8 +18,8 @@ ODD = [
 ]  # fmt: skip
 
 
-def at(config: dict[str, Any], key: str) -> Any:
-    node: Any = config
+def at(config: Config, key: str) -> Any:
+    node: Any = config.to_dict()
     for part in key.split("."):
         node = node[part]
     return node
@@ -45,7 +45,7 @@ def test_text_is_taken_as_it_is_typed(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["a=b", "'a", "[a", "实验"])
 def test_a_set_is_named_by_any_text(text: str) -> None:
-    assert resolve(["data.world_seed=null", f"data.splits.val={text}"])["data"]["splits"]["val"] == text
+    assert resolve(["data.world_seed=null", f"data.splits.val={text}"]).data.splits["val"] == text
 
 
 def test_what_stays_hydras() -> None:
@@ -56,10 +56,10 @@ def test_what_stays_hydras() -> None:
             "world.out=x/${seed}/y=${experiment_name}", "data.template={user_suffix: ' '}", "seed=3",
         ]
     )  # fmt: skip
-    assert (config["run_dir"], config["tracking"]["experiment"]) == ("a, b", "c = d")
-    assert config["data"]["cache_dir"] is config["tracking"]["uri"] is None and config["data"]["features"] is False
-    assert config["model"]["weights"] == [] and config["data"]["splits"]["train"] == {"instruct-train": 0.9, "/b": 1}
-    assert config["world"]["out"] == "x/3/y=tiny" and config["data"]["template"] == {"user_suffix": " "}
+    assert (config.run_dir, config.tracking.experiment) == ("a, b", "c = d")
+    assert config.data.cache_dir is config.tracking.uri is None and config.data.features is False
+    assert config.model.weights == [] and config.data.splits["train"] == {"instruct-train": 0.9, "/b": 1}
+    assert config.world.out == "x/3/y=tiny" and config.data.template == {"user_suffix": " "}
 
 
 @pytest.mark.parametrize("override", ["seed=1", "compressor.C=a=b", "data.sizes={a: 1}", "run_dir=", "run_dir", "x"])
@@ -75,9 +75,9 @@ def test_a_home_is_found_in_every_place(monkeypatch: pytest.MonkeyPatch) -> None
         [*hub, *(f"{key}=~/a~b" for key in texts), "model.weights=[~/a, '~', b~]", "data.splits.val=[~/c]"]
     )
     assert {key: at(config, key) for key in texts} == dict.fromkeys(texts, "/home/me/a~b")
-    assert config["model"]["weights"] == ["/home/me/a", "/home/me", "b~"]
-    assert config["data"]["splits"]["val"] == ["/home/me/c"]
-    assert resolve(["tracking.experiment=~/a", "experiment_name=~"])["tracking"]["experiment"] == "~/a"
+    assert config.model.weights == ["/home/me/a", "/home/me", "b~"]
+    assert config.data.splits["val"] == ["/home/me/c"]
+    assert resolve(["tracking.experiment=~/a", "experiment_name=~"]).tracking.experiment == "~/a"
     assert at_home("sqlite:///~/a.db") == "sqlite:////home/me/a.db" and at_home("sqlite:///a~.db") == "sqlite:///a~.db"
     assert at_home({"~/a": 1}) == {"/home/me/a": 1} and at_home("~no such user/a") == "~no such user/a"
 
@@ -88,7 +88,7 @@ def test_a_home_that_a_yaml_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     folder = tmp_path / "a=b, (c) é"
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "mine.yaml").write_text("defaults: [toyworld]\nfolder: ~/sets\n")
-    assert resolve(["data=mine"], (str(folder),))["data"]["folder"] == "/home/me/sets"
+    assert resolve(["data=mine"], (str(folder),)).data.folder == "/home/me/sets"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_quoted_text_is_read_back(text: str) -> None:
 @pytest.mark.parametrize("text", ["/a/b", "/a/${seed}", "/a/\\${seed}", "/a/$seed", "~/it's ${", "'a'", "null"])
 def test_what_a_program_names_means_nothing_else(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "~")
-    assert resolve([f"run_dir={literal(text)}"])["run_dir"] == text
+    assert resolve([f"run_dir={literal(text)}"]).run_dir == text
     assert literal("/a/b-1.0+c") == "/a/b-1.0+c"
 
 

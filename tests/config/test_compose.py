@@ -1,10 +1,12 @@
 """Composing a config: every shipped yaml composes, every mistake is one line that names the culprit."""
 
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
 
-from llava_mini.config import instantiate, load, options, resolve, save
+from llava_mini.config import Component, instantiate, load, options, resolve, save
+from llava_mini.config.reference import keys
 from llava_mini.errors import UserError
 from llava_mini.files import CONFIG_DIR
 
@@ -17,20 +19,21 @@ def groups() -> list[tuple[str, str]]:
 def test_every_yaml_composes(group: str, option: str):
     config = resolve([f"{group}={option}"])
     if group != "launcher":
-        assert config["choices"][group] == option
+        assert config.choices[group] == option
 
 
 def test_defaults_are_the_tiny_world_with_one_token():
     config = resolve([])
-    assert config["choices"] == {
+    assert config.choices == {
         "model": "tiny", "compressor": "query", "order": "release", "data": "toyboards", "stage": "instruction",
         "finetune": "full", "hardware": "auto", "experiment": "tiny",
     }  # fmt: skip
-    assert (config["compressor"]["C"], config["fusion"]["num_layers"]) == (1, 4)
+    assert (config.compressor.get("C"), config.fusion.num_layers) == (1, 4)
 
 
 def test_one_value_chooses_the_papers_order():
-    assert resolve(["order=paper"])["order"] == {"compress_before_projection": False, "fuse_compressed_tokens": False}
+    order = resolve(["order=paper"]).order
+    assert (order.compress_before_projection, order.fuse_compressed_tokens) == (False, False)
 
 
 @pytest.mark.parametrize(
@@ -87,16 +90,16 @@ def test_a_set_of_the_toy_world_has_a_size_and_any_other_is_named_by_its_place(t
     (tmp_path / "data").mkdir()
     splits = "splits: { train: { instruct-train: 3, /mine: 1, 's3://bucket/set': 0.5 } }"
     (tmp_path / "data" / "mix.yaml").write_text(f"defaults: [toyworld]\n{splits}\n")
-    mixed = resolve(["data=mix"], (str(tmp_path),))["data"]["splits"]
+    mixed = resolve(["data=mix"], (str(tmp_path),)).data.splits
     assert mixed["train"] == {"instruct-train": 3, "/mine": 1, "s3://bucket/set": 0.5}
-    own = resolve(["data.world_seed=null", "data.splits.train=[mine, yours]"])["data"]["splits"]
+    own = resolve(["data.world_seed=null", "data.splits.train=[mine, yours]"]).data.splits
     assert own["train"] == ["mine", "yours"]
 
 
 def test_own_folder_adds_options(tmp_path: Path):
     (tmp_path / "compressor").mkdir()
     (tmp_path / "compressor" / "mine.yaml").write_text("_target_: mine.Mine\n")
-    assert resolve(["compressor=mine"], (str(tmp_path),))["compressor"] == {"_target_": "mine.Mine"}
+    assert resolve(["compressor=mine"], (str(tmp_path),)).compressor == Component("mine.Mine", {})
     assert "mine" in options("compressor", (str(tmp_path),))
     with pytest.raises(UserError, match="mine"):
         resolve(["compressor=mine"])
@@ -109,12 +112,13 @@ class Thing:
         self.size, self.names, self.rate, self.given = size, names, rate, given
 
 
+ROOT = Path(__file__).parents[2]
 THING = f"{__name__}.Thing"
 
 
 def test_instantiate_checks_against_the_signature():
     given = object()
-    thing = instantiate({"_target_": THING, "size": 3, "names": ["a"], "rate": 1}, "thing", given=given)
+    thing = instantiate(Component(THING, {"size": 3, "names": ["a"], "rate": 1}), "thing", given=given)
     assert (thing.size, thing.names, thing.rate, thing.given) == (3, ["a"], 1.0, given)
 
 
@@ -130,13 +134,13 @@ def test_instantiate_checks_against_the_signature():
 )
 def test_instantiate_names_the_culprit(spec: dict, part: str):
     with pytest.raises(UserError) as caught:
-        instantiate({"_target_": THING, **spec}, "thing", given=None)
+        instantiate(Component(THING, spec), "thing", given=None)
     assert part in str(caught.value)
 
 
 def test_instantiate_names_a_class_that_is_not_there():
     with pytest.raises(UserError, match="thing._target_=no.such.Thing"):
-        instantiate({"_target_": "no.such.Thing"}, "thing")
+        instantiate(Component("no.such.Thing", {}), "thing")
 
 
 def test_a_saved_config_is_read_back(tmp_path: Path):
@@ -170,3 +174,47 @@ def test_a_yaml_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
 def test_a_card_has_some_memory(memory: str) -> None:
     with pytest.raises(UserError, match=r"hardware\.memory_gib="):
         resolve([f"hardware.memory_gib={memory}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "hint"),
+    [
+        ("fusio.num_layers=2", "fusio.num_layers", "fusion"),
+        ("trainer.max_stepz=3", "trainer.max_stepz", "trainer.max_steps"),
+        ("savers.loss_chunk=8", "savers.loss_chunk", "memory.loss_chunk"),
+        ("compressor.D=2", "compressor.D", None),
+        ("compressor=qery", "compressor", None),
+        ("trainer.devices=0", "trainer.devices", None),
+        ("data.splits.train=[]", "data.splits.train", None),
+    ],
+)
+def test_a_mistake_has_fields(override: str, key: str, hint: str | None) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve([override])
+    assert (caught.value.key, caught.value.hint) == (key, hint)
+    assert caught.value.allowed or hint
+
+
+def test_a_config_cannot_be_changed_in_place_and_a_changed_one_is_checked() -> None:
+    config = resolve([])
+    with pytest.raises(FrozenInstanceError):
+        config.trainer.max_steps = 3
+    changed = config.changed({"trainer": {"max_steps": 3}, "data": {"batch_size": 2}})
+    assert (changed.trainer.max_steps, changed.data.batch_size, changed.seed) == (3, 2, config.seed)
+    assert config.trainer.max_steps != 3
+    with pytest.raises(UserError) as caught:
+        config.changed({"trainer": {"max_steps": 0}})
+    assert "max_steps=0" in str(caught.value)
+
+
+def test_every_key_is_read_somewhere() -> None:
+    """A key that no code reads would be an option without effect."""
+    code = "\n".join(
+        path.read_text()
+        for path in (ROOT / "src").rglob("*.py")
+        if path.name != "types.py" or "config" not in path.parts
+    )
+    references = "\n".join(path.read_text() for path in CONFIG_DIR.rglob("*.yaml"))
+    names = [key.name for key in keys(resolve([]))]
+    unread = [n for n in names if f".{n.rpartition('.')[2]}" not in code and f"${{{n}}}" not in references]
+    assert unread == []

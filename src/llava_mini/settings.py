@@ -1,0 +1,46 @@
+"""Settings that a model is fine-tuned with: plain types, also for machines without the packages of the config.
+
+The config's section `finetune` is of these types, with limits and documentation (`config.types`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (PEFT's LoraConfig).
+
+    Attributes:
+        rank: Rank of the adapters.
+        alpha: Scale of the adapters, over the rank.
+        dropout: Dropout before the adapters.
+        dora: Whether they are DoRA's.
+    """
+
+    rank: int
+    alpha: int
+    dropout: float
+    dora: bool
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Which weights of the language model and of pre-fusion train, and how the frozen ones are stored.
+
+    Attributes:
+        language_model: How the language model trains.
+        prefusion: How pre-fusion trains.
+        quantize: 4-bit storage of the frozen language model; None for none.
+        lora: Adapters, where a part trains them.
+    """
+
+    language_model: Literal["full", "lora", "frozen"]
+    prefusion: Literal["full", "lora"]
+    quantize: Literal["nf4"] | None
+    lora: Lora | None
+
+
+FULL = Finetune(language_model="full", prefusion="full", quantize=None, lora=None)
