@@ -24,6 +24,7 @@ from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig
 from llava_mini.files import atomic_path
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
 
+pytest_plugins = ("tests.run_fixtures",)
 torch.set_num_threads(1)
 # A shell that starts the tests in the background has them, and every process that they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

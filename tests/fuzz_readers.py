@@ -26,10 +26,10 @@ from PIL import Image
 from llava_mini.config.overrides import quoted, text_keys, unquoted
 from llava_mini.data.building.media import Media, stored_image
 from llava_mini.data.building.plan import _line
+from llava_mini.data.building.records import Entry, read_records
 from llava_mini.data.building.shard_task import sample_of
-from llava_mini.data.conversation import parse_record
-from llava_mini.data.records import Entry, read_records
-from llava_mini.data.shards import ShardSet, write_shards
+from llava_mini.data.format.shards import ShardSet, write_shards
+from llava_mini.data.text.conversation import parse_record
 from llava_mini.errors import SampleError, UserError
 from llava_mini.inference.requests import read_requests
 from llava_mini.media.images import decode_image, verify_image

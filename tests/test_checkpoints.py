@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava_mini.build import build_model, build_tokenizer
+from llava_mini.assembly import build_model, build_tokenizer
 from llava_mini.config import resolve
 from llava_mini.data.toyworld import tokenizer as toyworld
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava_mini.cli import COMMANDS, main
+from llava_mini.cli import main
+from llava_mini.commands.table import COMMANDS
 from llava_mini.config import resolve
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from llava_mini.data.pixels import PixelTransform, normalized
+from llava_mini.data.stream.pixels import PixelTransform, normalized
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniProcessor

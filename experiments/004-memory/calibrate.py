@@ -25,10 +25,10 @@ from llava_mini.plan.ledger import FROZEN, QUANTIZED, TRAINED, Ledger, Watching
 from llava_mini.plan.planner import Planner
 from llava_mini.plan.sample import Sample, batch_of
 from llava_mini.plan.step import Mode, settle, training_step
+from llava_mini.run.provenance import git_commit
 from llava_mini.settings import FULL, Finetune, Lora
 from llava_mini.stages.instruction import InstructionStage
 from llava_mini.stages.optimizers import build_optimizer
-from llava_mini.sweep.provenance import git_commit
 
 FOLDER = Path(__file__).parent
 VOCAB = 8000

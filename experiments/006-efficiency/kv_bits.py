@@ -20,13 +20,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from llava_mini import build
+from llava_mini import assembly
 from llava_mini.batch import VLMBatch
 from llava_mini.files import write_text
 from llava_mini.inference.cache import SessionCache
 from llava_mini.inference.long_context import prefill
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
-from llava_mini.sweep.provenance import git_commit
+from llava_mini.run.provenance import git_commit
 
 BITS = (None, 8, 4)
 HERE = Path(__file__).parent
@@ -100,7 +100,7 @@ def ask(run: Path, count: int) -> tuple[Asked, float]:
     config["data"]["features"] = False  # pictures, as a user has them
     model = LlavaMiniForConditionalGeneration.from_pretrained(run / "model").eval()
     processor = LlavaMiniProcessor.from_pretrained(run / "model")
-    datamodule = build.build_datamodule(config, model, processor)
+    datamodule = assembly.build_datamodule(config, model, processor)
     kinds, right, tokens = [], [], 0
     said: dict[int | None, list[list[int]]] = {bits: [] for bits in BITS}
     asked = questions(model, datamodule.evaluation_batches("val", "cpu"))

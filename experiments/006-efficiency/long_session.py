@@ -26,7 +26,7 @@ from llava_mini.inference.frame_cache import FrameCacheConfig
 from llava_mini.inference.loading import load
 from llava_mini.inference.long_context import context_tokens, extend_context
 from llava_mini.inference.session import Session
-from llava_mini.sweep.provenance import git_commit
+from llava_mini.run.provenance import git_commit
 
 HERE = Path(__file__).parent
 SCENES = 50  # that the film shows over and over

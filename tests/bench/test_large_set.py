@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llava_mini.bench.large_set import make_large_set, open_large_set
-from llava_mini.data.shards import ShardSet
+from llava_mini.data.format.shards import ShardSet
 
 
 def test_a_large_set_is_opened_by_all_workers(tmp_path: Path) -> None:

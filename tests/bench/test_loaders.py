@@ -19,8 +19,8 @@ from llava_mini.bench.loaders import (
     usual_with_our_labels,
 )
 from llava_mini.bench.made_data import MadeData
-from llava_mini.data.pixels import normalized
-from llava_mini.data.shards import ShardSet
+from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.stream.pixels import normalized
 
 # CLIP's
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -8,8 +8,8 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from llava_mini.bench.made_data import MadeData, make_data
-from llava_mini.data.conversation import conversation_of
-from llava_mini.data.shards import ShardSet
+from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.text.conversation import conversation_of
 
 
 def test_pictures_weigh_as_much_as_photographs(data: MadeData) -> None:

@@ -12,7 +12,7 @@ import pytest
 from llava_mini.bench.made_data import MadeData
 from llava_mini.bench.process_memory import fresh
 from llava_mini.bench.trials import build, bytes_of_records, cost, memory, verification
-from llava_mini.data.shards import ShardSet
+from llava_mini.data.format.shards import ShardSet
 
 
 def test_each_trial_is_a_process_of_its_own() -> None:

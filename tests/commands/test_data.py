@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from llava_mini.cli import main
-from llava_mini.data.shards import ShardSet
+from llava_mini.data.building.workers import WorkerDiedError
+from llava_mini.data.format.shards import ShardSet
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
-from llava_mini.data.workers import WorkerDiedError
 
 
 @pytest.fixture

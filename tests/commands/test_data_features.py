@@ -8,11 +8,11 @@ import torch
 
 from llava_mini.cli import main
 from llava_mini.commands.data_features import features
-from llava_mini.commands.train import assemble
 from llava_mini.config import resolve
-from llava_mini.data.feature_store import FeatureStore
+from llava_mini.data.features.store import FeatureStore
 from llava_mini.data.toyworld.make import make_world
 from llava_mini.errors import UserError
+from llava_mini.training.run import assemble
 
 SIZES = {"board-train": 64, "board-val": 16, "board-test": 16}
 Smoke = Callable[..., list[str]]

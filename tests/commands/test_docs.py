@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_mini.cli import COMMANDS, main
+from llava_mini.cli import main
+from llava_mini.commands.table import COMMANDS
 from llava_mini.config import resolve
 from llava_mini.sweep.grid import parse
 

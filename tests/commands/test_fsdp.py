@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.commands.several_ranks import Nursery, has_trained, history, is_gone, wait_for
+from tests.several_ranks import Nursery, has_trained, history, is_gone, wait_for
 
 from llava_mini.cli import main
 

@@ -12,13 +12,13 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tests.commands.several_ranks import ROOT, Nursery
+from tests.several_ranks import ROOT, Nursery
 
 from llava_mini.cli import main
-from llava_mini.commands.train import assemble, train
 from llava_mini.config import resolve
 from llava_mini.finetune import load_trained
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.training.run import assemble, train_run
 
 QLORA = [
     "experiment=tiny_qlora", "data.folder={world}/toyworld-qlora", "finetune.lora.dropout=0.3",
@@ -49,7 +49,7 @@ def overrides(world_dir: Path) -> list[str]:
 def run_dir(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished QLoRA run of six steps."""
     folder = tmp_path_factory.mktemp("qlora") / "run"
-    train(resolve([*overrides, f"run_dir={folder}"]))
+    train_run(resolve([*overrides, f"run_dir={folder}"]))
     return folder
 
 

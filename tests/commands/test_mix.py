@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from llava_mini.commands.train import assemble, train
 from llava_mini.config import resolve
 from llava_mini.errors import UserError
+from llava_mini.training.run import assemble, train_run
 
 SIZES = {
     "instruct-train": 24, "instruct-val": 6, "instruct-test": 6, "clip-train": 24, "clip-val": 6, "clip-test": 6,
@@ -36,7 +36,7 @@ def overrides(world_dir: Path, tmp_path: Path) -> list[str]:
 
 
 def test_the_mix_trains_and_every_kind_is_scored(overrides: list[str]):
-    run_dir = train(resolve(overrides))
+    run_dir = train_run(resolve(overrides))
     losses = [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
     keys = [key for line in losses for key in line["keys"]]
     assert len(keys) == 30

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from llava_mini.cli import main
-from llava_mini.commands.peaks import Peaks, sample_of
-from llava_mini.commands.plan import training_plan
 from llava_mini.config import options, resolve
 from llava_mini.finetune import num_parameters
 from llava_mini.plan.memory_options import finetunings
+from llava_mini.plan.peaks import Peaks, sample_of
+from llava_mini.plan.plans import training_plan
 from llava_mini.plan.report import GIB, OUTSIDE
 
 BIG = ["model=llava_mini_vicuna_7b", "model.weights=random", "hardware=rtx5090_32gb", "data.features=false"]

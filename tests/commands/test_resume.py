@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.commands.several_ranks import (
+from tests.several_ranks import (
     MIXED_STEPS,
     ROOT,
     Nursery,
@@ -33,7 +33,7 @@ from tests.commands.several_ranks import (
 
 from llava_mini.cli import main
 from llava_mini.files import rank_paths
-from llava_mini.sweep import child
+from llava_mini.run import child
 
 TWO_RANKS = ["trainer.devices=2", "trainer.accumulate_grad_batches=2", "data.num_workers=2"]
 STEPS, SAMPLES = MIXED_STEPS, MIXED_STEPS * 8  # two samples a batch

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
-from tests.commands.several_ranks import ROOT, Nursery
+from tests.several_ranks import ROOT, Nursery
 
 from llava_mini.cli import main
 from llava_mini.commands.sweep import DEFAULT_FOLDER, features_of, share_features, split_folder
@@ -177,7 +177,8 @@ def test_features_depend_on_pictures_and_tower_only() -> None:
         node[last] = value
         return features_of(Config.read(values))
 
-    same = {"compressor": {"_target_": "mine"}, "fusion/num_layers": 0, "seed": 3, "data/batch_size": 2, "data/turns": "conversation",
+    same = {"compressor": {"_target_": "mine"}, "fusion/num_layers": 0, "seed": 3, "data/batch_size": 2,
+            "data/turns": "conversation",
             "model/text_config/num_hidden_layers": 9, "trainer/max_steps": 1, "run_dir": "x"}  # fmt: skip
     assert {of(*change) for change in same.items()} == {features_of(base)}
     other = {"data/folder": "x", "data/world_seed": 1, "data/sizes/instruct-train": 65, "data/splits/test": None,
@@ -188,7 +189,7 @@ def test_features_depend_on_pictures_and_tower_only() -> None:
 
 
 def test_what_is_not_cached_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llava_mini.commands.train.assemble", lambda config: pytest.fail("assembled"))
+    monkeypatch.setattr("llava_mini.training.run.assemble", lambda config: pytest.fail("assembled"))
     share_features([resolve(["experiment=smoke", "data.features=false"])])
     share_features([])
 

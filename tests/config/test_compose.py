@@ -198,7 +198,7 @@ def test_a_mistake_has_fields(override: str, key: str, hint: str | None) -> None
 def test_a_config_cannot_be_changed_in_place_and_a_changed_one_is_checked() -> None:
     config = resolve([])
     with pytest.raises(FrozenInstanceError):
-        config.trainer.max_steps = 3
+        config.trainer.max_steps = 3  # type: ignore[misc]
     changed = config.changed({"trainer": {"max_steps": 3}, "data": {"batch_size": 2}})
     assert (changed.trainer.max_steps, changed.data.batch_size, changed.seed) == (3, 2, config.seed)
     assert config.trainer.max_steps != 3

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from pydantic import Field
 
-from llava_mini.cli import COMMANDS, main
+from llava_mini.cli import main
+from llava_mini.commands.table import COMMANDS
 from llava_mini.config import reference, resolve
 from llava_mini.config.reference import GROUPS, Key, help_text, keys, page
 from llava_mini.files import CONFIG_DIR

@@ -12,12 +12,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from llava_mini.data.datamodule import Mix, VLMDataModule
-from llava_mini.data.labels import ConversationTokenizer
-from llava_mini.data.pixels import PixelTransform
-from llava_mini.data.samples import SampleReader
-from llava_mini.data.shards import ShardSet, write_shards
-from llava_mini.data.templates import TINY
+from llava_mini.data.format.shards import ShardSet, write_shards
+from llava_mini.data.stream.datamodule import Mix, VLMDataModule
+from llava_mini.data.stream.pixels import PixelTransform
+from llava_mini.data.stream.samples import SampleReader
+from llava_mini.data.text.labels import ConversationTokenizer
+from llava_mini.data.text.templates import TINY
 from llava_mini.data.toyworld.make import make_world
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 

@@ -7,13 +7,13 @@ import multiprocessing
 import sys
 import time
 
-from llava_mini.data.labels import ConversationTokenizer
-from llava_mini.data.order import ShuffledOrder
-from llava_mini.data.pixels import PixelTransform
-from llava_mini.data.samples import SampleReader
-from llava_mini.data.shards import ShardSet
-from llava_mini.data.stream import BatchLoader, PlannedStream
-from llava_mini.data.templates import TINY
+from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.stream.order import ShuffledOrder
+from llava_mini.data.stream.pixels import PixelTransform
+from llava_mini.data.stream.samples import SampleReader
+from llava_mini.data.stream.stream import BatchLoader, PlannedStream
+from llava_mini.data.text.labels import ConversationTokenizer
+from llava_mini.data.text.templates import TINY
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 
 

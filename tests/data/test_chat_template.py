@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from jinja2 import TemplateError
 from PIL import Image
-from tests.data.test_labels import KINDS, build
+from tests.data.text.test_labels import KINDS, build
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
-from llava_mini.data.conversation import Conversation, Turn
-from llava_mini.data.labels import IGNORE, ConversationTokenizer
-from llava_mini.data.templates import LLAMA3, PLAIN, TINY, VICUNA, ConversationTemplate, template_named
+from llava_mini.data.text.conversation import Conversation, Turn
+from llava_mini.data.text.labels import IGNORE, ConversationTokenizer
+from llava_mini.data.text.templates import LLAMA3, PLAIN, TINY, VICUNA, ConversationTemplate, template_named
 from llava_mini.models import LlavaMiniProcessor
 
 NAMES = ["vicuna_v1", "llama3", "mistral", "chatml", "plain", "tiny"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llava_mini.build.trainer import validation_interval
+from llava_mini.assembly.trainer import validation_interval
 from llava_mini.evaluate.convergence import convergence
 from llava_mini.predictions import Predictions
 

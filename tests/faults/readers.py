@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from llava_mini.build import weights
-from llava_mini.commands import ranks, run_folder
+from llava_mini.assembly import weights
 from llava_mini.config import compose
-from llava_mini.data import feature_store, index, quarantine, records
-from llava_mini.data.building import plan
-from llava_mini.data.shards import ShardSet, write_shards
+from llava_mini.data.building import plan, records
+from llava_mini.data.features import store as feature_store
+from llava_mini.data.format import index
+from llava_mini.data.format.shards import ShardSet, write_shards
+from llava_mini.data.stream import quarantine
 from llava_mini.data.toyworld import make
 from llava_mini.errors import SampleError
 from llava_mini.files import whole_lines
@@ -32,13 +33,15 @@ from llava_mini.media import named
 from llava_mini.models.interop import chat, checkpoint, json_config
 from llava_mini.models.tensor_files import save_tensors
 from llava_mini.predictions import Predictions
+from llava_mini.run import folder as run_folder
+from llava_mini.run import ranks
+from llava_mini.run.provenance import code_version
 from llava_mini.spool import Origin, Spool
 from llava_mini.stages import callbacks
 from llava_mini.stages.checkpointing import AtomicCheckpointIO
 from llava_mini.sweep import folder as sweep_folder
 from llava_mini.sweep import runner
 from llava_mini.sweep.grid import Run
-from llava_mini.sweep.provenance import code_version
 
 Check = Callable[[Any], bool]
 RUN = Run("a", [], "hash", 0, "query", 1, 4, False)
@@ -194,11 +197,11 @@ READERS = [
         lambda folder: compose._digest([folder / "w.safetensors"]), dict.fromkeys(TORN, _anything),
     ),
     Reader(
-        ("commands.run_folder:_check_code", "files:read_json"), "code.json",
+        ("run.folder:_check_code", "files:read_json"), "code.json",
         _json("code.json", {"code_version": code_version(), "commit": "a"}), run_folder._check_code,
     ),
     Reader(
-        ("commands.run_folder:_is_finished",), "result.json", _json("result.json", RESULT),
+        ("run.folder:_is_finished",), "result.json", _json("result.json", RESULT),
         lambda folder: run_folder._is_finished(folder / "result.json"),
         dict.fromkeys(TORN, lambda finished: finished is False),  # the run goes on from its checkpoint
     ),
@@ -212,11 +215,12 @@ READERS = [
         dict.fromkeys(TORN, lambda kept: kept in ("", '{"step": 0, "position": 1}\n')),
     ),
     Reader(
-        ("data.quarantine:Quarantine.on_train_start",), "quarantine.jsonl", _lines("quarantine.jsonl"), _quarantine,
+        ("data.stream.quarantine:Quarantine.on_train_start",), "quarantine.jsonl",
+        _lines("quarantine.jsonl"), _quarantine,
         dict.fromkeys(TORN, lambda kept: kept in ("", '{"step": 0, "position": 1}\n')),
     ),
     Reader(
-        ("commands.trained:measured",), "quarantine.jsonl", _lines("quarantine.jsonl"),
+        ("training.results:measured",), "quarantine.jsonl", _lines("quarantine.jsonl"),
         lambda folder: len(list(whole_lines(folder / "quarantine.jsonl"))),
         dict.fromkeys(TORN, lambda count: count < 2),
     ),
@@ -256,30 +260,31 @@ READERS = [
         {**dict.fromkeys(TORN, _anything), "directory": _anything},  # it is no file, so there is no template
     ),
     Reader(
-        ("build.weights:_check_hash",), "recipe.json", _weights,
+        ("assembly.weights:_check_hash",), "recipe.json", _weights,
         lambda folder: weights._check_hash(folder / "model.safetensors"), {"directory": _anything},  # no recipe
     ),
     Reader(
-        ("build.weights:_check_hash",), "model.safetensors", _weights,
+        ("assembly.weights:_check_hash",), "model.safetensors", _weights,
         lambda folder: weights._check_hash(folder / "model.safetensors"),
     ),
     Reader(
-        ("data.storage:LocalStorage.content",), "shards.json", _set, ShardSet,
+        ("data.format.storage:LocalStorage.content",), "shards.json", _set, ShardSet,
     ),
-    Reader(("data.index:map_index",), "index.npy", _set, ShardSet),
+    Reader(("data.format.index:map_index",), "index.npy", _set, ShardSet),
     Reader(
-        ("data.index:read_sidecar",), "shard-000000.json", _set,
+        ("data.format.index:read_sidecar",), "shard-000000.json", _set,
         lambda folder: index.read_sidecar(folder / "shard-000000.json"),
     ),
     Reader(
-        ("data.storage:LocalStorage.sha256",), "shard-000000.tar", _set, lambda folder: ShardSet(folder).verify(),
+        ("data.format.storage:LocalStorage.sha256",), "shard-000000.tar", _set,
+        lambda folder: ShardSet(folder).verify(),
     ),
     Reader(
-        ("data.storage:LocalStorage._descriptor",), "shard-000000.tar", _opened_set, _read_opened,
+        ("data.format.storage:LocalStorage._descriptor",), "shard-000000.tar", _opened_set, _read_opened,
         errors=dict.fromkeys(("empty", "torn", "directory", "EACCES"), SampleError),  # one sample's fault
     ),
     Reader(
-        ("data.feature_store:_claim",), "features.json",
+        ("data.features.store:_claim",), "features.json",
         _json("features.json", {"fingerprint": "f", "dtype": "float16"}), _claimed_features,
     ),
     Reader(("data.building.plan:frozen_plan",), "plan/plan.json", _plan, _frozen,
@@ -292,7 +297,7 @@ READERS = [
         lambda folder: plan.describe_sources([folder / "mix.json"]), dict.fromkeys(TORN, _anything),
     ),
     Reader(
-        ("data.records:read_records",), "mix.json", _json("mix.json", [{"conversations": []}] * 3),
+        ("data.building.records:read_records",), "mix.json", _json("mix.json", [{"conversations": []}] * 3),
         lambda folder: list(records.read_records(folder / "mix.json")), {"empty": lambda found: found == []},
     ),
     Reader(
@@ -332,7 +337,7 @@ READERS = [
         },
     ),
     Reader(
-        ("commands.ranks:_last_line",), "log.rank1.txt",
+        ("run.ranks:_last_line",), "log.rank1.txt",
         lambda folder: (folder / "log.rank1.txt").write_text("a\nlast\n"),
         lambda folder: ranks._last_line(folder / "log.rank1.txt"),
         {
@@ -396,5 +401,5 @@ OTHER_READERS = {
     "models.tokenizer:load_tokenizer": "tests/models/test_tokenizer.py and tests/inference/test_loading.py",
     "plan.memory_options:_adapters": "of the package",
     "sweep.html:_figure": "reads the plot that the same command has drawn",
-    "sweep.provenance:code_version": "of the package",
+    "run.provenance:code_version": "of the package",
 }

@@ -20,24 +20,27 @@ from tests.faults.readers import SWEEP
 
 from llava_mini import files
 from llava_mini.batch import BadSample
-from llava_mini.commands import ranks, trained, world
 from llava_mini.config import compose
-from llava_mini.data import feature_store, index, quarantine
 from llava_mini.data.building import plan
-from llava_mini.data.check import BadSample as FoundBad
-from llava_mini.data.check import report_to
-from llava_mini.data.shards import finish_set, write_shard
+from llava_mini.data.features import store as feature_store
+from llava_mini.data.format import index
+from llava_mini.data.format.shards import finish_set, write_shard
+from llava_mini.data.inspection.check import BadSample as FoundBad
+from llava_mini.data.inspection.check import report_to
+from llava_mini.data.stream import quarantine
 from llava_mini.data.toyworld import make
 from llava_mini.inference import requests, session_file
 from llava_mini.models.interop.folders import written
 from llava_mini.models.interop.shards import ShardWriter
 from llava_mini.models.tensor_files import save_tensors
 from llava_mini.predictions import Predictions
+from llava_mini.run import ranks
 from llava_mini.spool import Origin, Spool
 from llava_mini.stages import callbacks
 from llava_mini.stages.checkpointing import AtomicCheckpointIO
 from llava_mini.sweep import folder as sweep_folder
 from llava_mini.sweep import launcher, report
+from llava_mini.training import results, world
 
 TENSORS = {"a": torch.arange(500.0)}  # larger than the largest file that a full disk takes here
 TEXT = "x" * 2000
@@ -105,7 +108,7 @@ def _pretrained(folder: Path) -> None:
     place = folder / "model"
     with files.writing(place):
         place.mkdir(exist_ok=True)
-    trained.save_model(model, processor, place)
+    results.save_model(model, processor, place)
 
 
 def _converted(folder: Path) -> None:
@@ -181,7 +184,7 @@ WRITERS = [
         lambda folder: compose.save(SimpleNamespace(to_dict=lambda: {"a": TEXT}), folder / "config.yaml"),
     ),
     Writer(
-        ("files:write_json", "files:write_text", "files:atomic_path", "commands.train:train",
+        ("files:write_json", "files:write_text", "files:atomic_path", "training.run:train",
          "stages.base:VLMStage._stop_on"),
         "result.json", lambda folder: files.write_json(folder / "result.json", {"a": TEXT}),
     ),
@@ -192,13 +195,13 @@ WRITERS = [
     Writer(("predictions:Predictions.save",), "p.npz", _predictions),
     Writer(("stages.callbacks:History.on_train_batch_end",), "history.jsonl", _history_line, "appended"),
     Writer(
-        ("data.quarantine:Quarantine._write",), "quarantine.jsonl",
+        ("data.stream.quarantine:Quarantine._write",), "quarantine.jsonl",
         lambda f: quarantine.Quarantine(f, 1.0)._write(f / "quarantine.jsonl", [BadSample("a", "b", TEXT, 1)]),
         "appended",
     ),
-    Writer(("commands.trained:save_model",), "model", _pretrained, "folder"),
+    Writer(("training.results:save_model",), "model", _pretrained, "folder"),
     Writer(
-        ("commands.world:write_checkpoint",), "model.safetensors",
+        ("training.world:write_checkpoint",), "model.safetensors",
         lambda folder: world.write_checkpoint(folder, TENSORS, SimpleNamespace(to_dict=dict), {}),
     ),
     Writer(
@@ -212,14 +215,14 @@ WRITERS = [
     ),
     Writer(("inference.session_file:save",), "a.session", _session),
     Writer(("inference.requests:open_answers",), "answers.jsonl", _answers, "appended"),
-    Writer(("data.check:report_to",), "bad.jsonl", _found, "folder"),
-    Writer(("data.shards:write_shard", "data.ustar:write_tar"), "shard-000000.tar", _shard, "shard"),
-    Writer(("data.shards:finish_set",), "index.npy", _set),
+    Writer(("data.inspection.check:report_to",), "bad.jsonl", _found, "folder"),
+    Writer(("data.format.shards:write_shard", "data.format.ustar:write_tar"), "shard-000000.tar", _shard, "shard"),
+    Writer(("data.format.shards:finish_set",), "index.npy", _set),
     Writer(
-        ("data.index:write_index",), "index.npy",
+        ("data.format.index:write_index",), "index.npy",
         lambda folder: index.write_index(folder, [np.zeros(99, index.INDEX_DTYPE)]),
     ),
-    Writer(("data.feature_store:_claim",), "features.json", _claimed_features, "new"),
+    Writer(("data.features.store:_claim",), "features.json", _claimed_features, "new"),
     Writer(
         ("data.building.plan:_save",), "order.npy",
         lambda folder: plan._save(folder / "order.npy", np.arange(500)),
@@ -238,11 +241,11 @@ WRITERS = [
         lambda folder: report._write_csv(folder / "results.csv", [{"a": TEXT}]),
     ),
     Writer(("sweep.launcher:_Process.__init__",), "run/log.txt", _log, "appended"),
-    Writer(("commands.ranks:_start",), "log.rank1.txt", _rank_log, "lock"),
+    Writer(("run.ranks:_start",), "log.rank1.txt", _rank_log, "lock"),
     Writer(("spool:Spool._append", "spool:Spool._write_origin", "spool:Spool._lock"), "spool.jsonl", _spooled,
            "appended", warns=True),
     Writer(("files:folder_lock", "files:_lock_file", "data.toyworld.make:make_world", "data.building.run:build_part",
-            "data.feature_store:FeatureStore.build", "mlflow_calls:connect"),
+            "data.features.store:FeatureStore.build", "mlflow_calls:connect"),
            ".lock", _locked(files.folder_lock), "lock"),
     Writer(("data.building.shard_task:build_shard",), ".shards.lock",
            _locked(lambda folder: files.shard_lock(folder, 0)), "lock"),
@@ -259,13 +262,13 @@ _RESUMED = "rewrites by write_text what was read, as the table of readers tests"
 OTHER_WRITERS = {
     "stages.callbacks:History.on_train_start": "makes an empty file within `writing`",
     "stages.callbacks:_drop": _RESUMED,
-    "data.quarantine:Quarantine.on_train_start": _RESUMED,
+    "data.stream.quarantine:Quarantine.on_train_start": _RESUMED,
     "commands.merge:merge_run": "new_folder: tests/commands/test_merge.py",
-    "commands.world:make_tiny_world": "a tokenizer, within `writing`",
+    "training.world:make_tiny_world": "a tokenizer, within `writing`",
     "data.building.plan:_spool": "atomic_path, of what is read: tests/data/building/test_plan.py",
     "data.building.plan:frozen_plan": "write_json",
-    "data.remote:RemoteStorage._store": "tests/data/test_remote.py",
-    "data.stats_plot:draw": "a picture on demand: tests/commands/test_data.py",
+    "data.format.remote:RemoteStorage._store": "tests/data/format/test_remote.py",
+    "data.inspection.stats_plot:draw": "a picture on demand: tests/commands/test_data.py",
     "data.toyworld.films:write_mp4": "within `writing`, of files that are gone afterwards",
     "data.toyworld.source_files:write_files": "within `writing`, of files that are gone afterwards",
     "data.toyworld.make:_existing_world": "a tokenizer, within `writing`",

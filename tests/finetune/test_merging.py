@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from llava_mini import finetune
 from llava_mini.errors import UserError
 from llava_mini.finetune.quantization import rounded_linear
-from llava_mini.settings import FULL
+from llava_mini.settings import FULL, Finetune
 
 Factory = Callable[..., Any]
 IN_32 = {"compute_dtype": torch.float32, "frozen_dtype": None}
@@ -30,7 +30,7 @@ def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 def trained(make_model: Factory, stir: Factory, tmp_path: Path) -> Factory:
     """trained(spec, **changes of the model): a model with adapters other than zero, saved in tmp_path/model."""
 
-    def make(spec: dict[str, Any], **changes: Any) -> Any:
+    def make(spec: Finetune, **changes: Any) -> Any:
         model = make_model(**changes)
         places = {"weights": ["a tower", "a language model"], "language_model": "a language model"}
         base = {**places, "fingerprints": finetune.fingerprints(model), "finetune": asdict(spec)}
@@ -49,7 +49,7 @@ def trained(make_model: Factory, stir: Factory, tmp_path: Path) -> Factory:
 def again(make_model: Factory, tmp_path: Path) -> Factory:
     """again(spec, **changes): the same base with what tmp_path/model holds, for merging."""
 
-    def make(spec: dict[str, Any], **changes: Any) -> Any:
+    def make(spec: Finetune, **changes: Any) -> Any:
         model = make_model(**changes)
         found = finetune.fingerprints(model)
         finetune.apply(model, spec, **IN_32, linear_4bit=rounded_linear)

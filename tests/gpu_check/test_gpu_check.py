@@ -19,6 +19,7 @@ from llava_mini.gpu_check.measure import CLIP, measured, planned
 from llava_mini.gpu_check.setting import build_stage
 from llava_mini.gpu_check.trials import LORA, TINY_TRIALS, TRIALS, Trial
 from llava_mini.plan.fakes import linear_4bit
+from llava_mini.settings import FULL
 
 ABSENT = ("lightning", "torchmetrics", "hydra", "omegaconf", "mlflow", "webdataset", "pydantic", "sklearn", "av")
 
@@ -59,7 +60,7 @@ def test_trials_are_of_presets_and_build_on_meta() -> None:
 
 
 def test_ways_to_fine_tune_are_those_of_conf() -> None:
-    ways = {"full": trials.FULL, "lora": trials.LORA, "qlora": trials.QLORA, "frozen_llm": trials.FROZEN}
+    ways = {"full": FULL, "lora": trials.LORA, "qlora": trials.QLORA, "frozen_llm": trials.FROZEN}
     for name, way in ways.items():
         assert asdict(way) == asdict(resolve([f"finetune={name}"]).finetune), name
     for name, compressor in {"query": trials.QUERY, "none": trials.NONE}.items():

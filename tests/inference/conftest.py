@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from llava_mini.data.templates import TINY
+from llava_mini.data.text.templates import TINY
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 

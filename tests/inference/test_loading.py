@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, CLIPImageProcessorPil
 
-from llava_mini.data.templates import LLAMA3, PLAIN, TINY
+from llava_mini.data.text.templates import LLAMA3, PLAIN, TINY
 from llava_mini.errors import UserError
 from llava_mini.inference.loading import device_named, load
 from llava_mini.inference.prompts import check_question, end_of_answer, prompt_of, user_message

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import torch
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig
-from llava_mini.data.templates import TINY
+from llava_mini.data.text.templates import TINY
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.inference.frame_cache import FrameCacheConfig
 from llava_mini.inference.long_context import extend_context

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import LlavaForConditionalGeneration
 from trl import SFTConfig, SFTTrainer
 
-from llava_mini.data.templates import TINY
+from llava_mini.data.text.templates import TINY
 
 ANSWERS = (1, 9, 2, 4, 1, 7, 3, 3)  # supervised tokens of every sample
 SAYS = ("there", "here and there", "there and here and there", "and")

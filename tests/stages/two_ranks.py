@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, CLIPVisionConfig
 
-from llava_mini import build
+from llava_mini import assembly
 from llava_mini.batch import VLMBatch
 from llava_mini.config import resolve
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
@@ -94,7 +94,7 @@ def train(folder: Path, accumulate: int, kinds: list[str], ranks: int, strategy:
         "rank_timeout": 60,
     }  # fmt: skip
     options = {"logger": False, "enable_checkpointing": False, "val_check_interval": None}
-    trainer = build.make_trainer(BASE.changed({"trainer": spec}), callbacks=[gradients := Gradients()], **options)
+    trainer = assembly.make_trainer(BASE.changed({"trainer": spec}), callbacks=[gradients := Gradients()], **options)
     losses: list[float] = []
     stage.log = lambda name, value, **_: losses.append(float(value))  # type: ignore[method-assign]
     error = ""

@@ -20,7 +20,7 @@ import numpy as np
 from llava_mini.config import Component
 from llava_mini.errors import UserError
 from llava_mini.predictions import Predictions
-from llava_mini.sweep.grid import config_hash
+from llava_mini.run.identity import config_hash
 
 COMPRESSORS: dict[str, dict[str, Any]] = {
     "query": {"_target_": "llava_mini.models.compressors.query.QueryCompressor", "C": 1, "num_heads": 8},

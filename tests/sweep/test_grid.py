@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from llava_mini.errors import UserError
-from llava_mini.sweep.grid import Run, config_hash, decisive, expand, parse
+from llava_mini.run.identity import config_hash, decisive
+from llava_mini.sweep.grid import Run, expand, parse
 
 
 def described(runs: list[Run]) -> list[tuple[str, int | None, int, int]]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from llava_mini.errors import UserError
-from llava_mini.sweep import child
+from llava_mini.run import child
 from llava_mini.sweep.launcher import Ended, Job, LocalLauncher, Started
 
 IsRunning = Callable[[int], bool]

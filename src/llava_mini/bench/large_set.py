@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from llava_mini.bench.process_memory import private_memory
-from llava_mini.data.index import FORMAT_VERSION, INDEX_DTYPE, INDEX_FILE, Modality
-from llava_mini.data.order import ShuffledOrder
-from llava_mini.data.shards import ShardSet
+from llava_mini.data.format.index import FORMAT_VERSION, INDEX_DTYPE, INDEX_FILE, Modality
+from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.stream.order import ShuffledOrder
 from llava_mini.files import write_json
 
 _SAMPLES_PER_SHARD = 1000

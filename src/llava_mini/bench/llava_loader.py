@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import AutoTokenizer, CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from llava_mini.bench.made_data import RESIZED, MadeData
-from llava_mini.data.conversation import IMAGE_PLACEHOLDER, Conversation, conversation_of
-from llava_mini.data.labels import IGNORE
-from llava_mini.data.templates import VICUNA
+from llava_mini.data.text.conversation import IMAGE_PLACEHOLDER, Conversation, conversation_of
+from llava_mini.data.text.labels import IGNORE
+from llava_mini.data.text.templates import VICUNA
 
 Labelled = tuple[Tensor, Tensor]  # input_ids [T], labels [T]
 Label = Callable[[Conversation], Labelled]

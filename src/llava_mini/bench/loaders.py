@@ -21,15 +21,15 @@ from transformers import AutoTokenizer
 from llava_mini.batch import VLMBatch
 from llava_mini.bench.llava_loader import CountedLabels, Labelled, clip_processor, usual_batches
 from llava_mini.bench.made_data import RESIZED, MadeData
-from llava_mini.data.collate import collate
-from llava_mini.data.conversation import Conversation, parse_record
-from llava_mini.data.labels import ConversationTokenizer
-from llava_mini.data.order import ShuffledOrder
-from llava_mini.data.pixels import PixelTransform
-from llava_mini.data.samples import Sample, SampleReader
-from llava_mini.data.shards import ShardSet
-from llava_mini.data.stream import BatchLoader, PlannedStream
-from llava_mini.data.templates import VICUNA
+from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.stream.collate import collate
+from llava_mini.data.stream.order import ShuffledOrder
+from llava_mini.data.stream.pixels import PixelTransform
+from llava_mini.data.stream.samples import Sample, SampleReader
+from llava_mini.data.stream.stream import BatchLoader, PlannedStream
+from llava_mini.data.text.conversation import Conversation, parse_record
+from llava_mini.data.text.labels import ConversationTokenizer
+from llava_mini.data.text.templates import VICUNA
 
 BATCH_SIZE = 16
 SHUFFLE_BUFFER = 1000  # samples, as in webdataset's documentation

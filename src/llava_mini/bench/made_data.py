@@ -19,8 +19,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from llava_mini.data.building.run import build_set
-from llava_mini.data.shards import ShardSet
-from llava_mini.data.templates import VICUNA
+from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.text.templates import VICUNA
 
 SIZE = (640, 480)
 RESIZED = 336  # pixels of the shorter side

@@ -16,7 +16,7 @@ import torch
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig
 
 from llava_mini.bench.process_memory import fresh, resident_memory, settled_memory
-from llava_mini.data.templates import TINY
+from llava_mini.data.text.templates import TINY
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.inference.frame_cache import FrameCacheConfig
 from llava_mini.inference.session import Session

@@ -21,7 +21,7 @@ from llava_mini.bench.data_path import (
     Findings,
 )
 from llava_mini.bench.stopwatch import Spread
-from llava_mini.data.workers import cores
+from llava_mini.data.building.workers import cores
 from llava_mini.files import write_json, write_text
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "simplejpeg", "webdataset", "numpy")

@@ -22,14 +22,14 @@ from llava_mini.bench.latency import mid_size
 from llava_mini.bench.made_data import make_data
 from llava_mini.bench.stopwatch import Trial
 from llava_mini.config import resolve
-from llava_mini.data.datamodule import Mix, VLMDataModule
-from llava_mini.data.feature_store import FeatureStore
-from llava_mini.data.feature_work import FeatureRecipe
-from llava_mini.data.labels import ConversationTokenizer, Turns
-from llava_mini.data.pixels import PixelTransform, normalized
-from llava_mini.data.samples import SampleReader
-from llava_mini.data.shards import ShardSet
-from llava_mini.data.templates import VICUNA, ConversationTemplate, template_named
+from llava_mini.data.features.store import FeatureStore
+from llava_mini.data.features.work import FeatureRecipe
+from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.stream.datamodule import Mix, VLMDataModule
+from llava_mini.data.stream.pixels import PixelTransform, normalized
+from llava_mini.data.stream.samples import SampleReader
+from llava_mini.data.text.labels import ConversationTokenizer, Turns
+from llava_mini.data.text.templates import VICUNA, ConversationTemplate, template_named
 from llava_mini.data.toyworld.make import make_world
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration

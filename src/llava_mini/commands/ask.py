@@ -32,7 +32,7 @@ examples:
 
 
 @oom_as_user_error()
-def ask(arguments: list[str]) -> int:
+def ask(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """Run the command.
 
     Returns:

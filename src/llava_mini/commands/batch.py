@@ -29,7 +29,7 @@ size, but for ties within rounding. A request with more than 512 frames is answe
 does; --kv-bits is for those alone."""
 
 
-def batch(arguments: list[str]) -> int:
+def batch(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """Run the command.
 
     Returns:

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 from llava_mini.errors import UserError
+from llava_mini.run.provenance import git_commit
 from llava_mini.spool import check_tracker
-from llava_mini.sweep.provenance import git_commit
 
 _DATA = """\
 Makes JPEGs and conversations, and measures reading them as a run does against the usual loader (JSON in memory, a file
@@ -40,7 +40,7 @@ _EFFICIENCY = Path("experiments/006-efficiency")
 _UNTRACKED = "--no-mlflow"
 
 
-def bench(arguments: list[str]) -> int:
+def bench(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """Run a benchmark.
 
     Returns:

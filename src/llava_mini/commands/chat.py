@@ -35,7 +35,7 @@ piped; a mistake is one line, and the chat continues."""
 
 
 @oom_as_user_error()
-def chat(arguments: list[str]) -> int:
+def chat(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """Run the command.
 
     Returns:

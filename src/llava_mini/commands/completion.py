@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llava_mini.commands.table import COMMANDS, CONFIGURED
 from llava_mini.config import options, resolve
 from llava_mini.config.reference import GROUPS, keys
 from llava_mini.errors import UserError
@@ -29,13 +30,11 @@ complete -o default -F _llava_mini llava-mini
 """
 
 
-def completion(arguments: Sequence[str], commands: Sequence[str], configured: Sequence[str]) -> int:
+def completion(arguments: Sequence[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """Print the script for a shell.
 
     Args:
         arguments: The shell's name alone.
-        commands: Every command.
-        configured: The commands that take `key=value`.
 
     Raises:
         UserError: It is not one of the shells that are supported.
@@ -46,6 +45,7 @@ def completion(arguments: Sequence[str], commands: Sequence[str], configured: Se
         f"{key.name}=" for key in keys(resolve([]))
     ]
     start = "autoload -U bashcompinit && bashcompinit\n" if arguments[0] == "zsh" else ""
-    texts = {"commands": " ".join(commands), "configured": " ".join(configured), "words": " ".join(words)}
+    configured = [*(name for name in CONFIGURED if name != "compare"), "plan"]
+    texts = {"commands": " ".join(COMMANDS), "configured": " ".join(configured), "words": " ".join(words)}
     print(_SCRIPT.format(start=start, **texts), end="")
     return 0

@@ -26,7 +26,7 @@ examples:
   llava-mini convert to-official runs/mine/model exported"""
 
 
-def convert(arguments: list[str]) -> int:
+def convert(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """Run a subcommand.
 
     Returns:
@@ -42,7 +42,7 @@ def convert(arguments: list[str]) -> int:
 
 
 def _official(source: Path, target: Path, vision_tower: str | None) -> None:
-    from llava_mini.data.templates import LLAMA3
+    from llava_mini.data.text.templates import LLAMA3
     from llava_mini.models.interop.convert import convert_official
 
     convert_official(source, target, vision_tower, LLAMA3.chat_template())
@@ -57,7 +57,7 @@ def _to_official(source: Path, target: Path, vision_tower: str | None) -> None:
 
 def _llava(source: Path, target: Path, vision_tower: str | None, **chosen: Any) -> None:
     from llava_mini.config import resolve
-    from llava_mini.data.templates import VICUNA
+    from llava_mini.data.text.templates import VICUNA
     from llava_mini.models.interop.convert import convert_llava
 
     compressor = resolve(["compressor=query", f"compressor.C={chosen['C']}"]).compressor.spec()

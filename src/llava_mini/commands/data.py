@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_mini.data.shards import ShardSet, is_complete
-from llava_mini.data.workers import WorkerDiedError, cores
+from llava_mini.data.building.workers import WorkerDiedError, cores
+from llava_mini.data.format.shards import ShardSet, is_complete
 from llava_mini.errors import UserError
 
 if TYPE_CHECKING:
-    from llava_mini.data.labels import ConversationTokenizer
+    from llava_mini.data.text.labels import ConversationTokenizer
 
 _BUILD = """\
 Packs JSON (an array) or JSON Lines of conversations and the images and videos that they name into shards: standard
@@ -44,7 +44,7 @@ _STATS = """\
 Counts samples by modality and source, turns, characters and frames, and draws them as stats.png."""
 
 
-def data(arguments: list[str]) -> int:
+def data(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """Run a subcommand.
 
     Returns:
@@ -88,7 +88,7 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from llava_mini.data.check import check_set, finding_lines, report_to
+    from llava_mini.data.inspection.check import check_set, finding_lines, report_to
 
     try:
         shards = ShardSet(options.folder)
@@ -119,8 +119,8 @@ def _default_tokenizer() -> Path | None:
 def _tokenize(folder: Path, options: argparse.Namespace) -> ConversationTokenizer:
     from transformers import AutoTokenizer
 
-    from llava_mini.data.labels import ConversationTokenizer
-    from llava_mini.data.templates import template_named
+    from llava_mini.data.text.labels import ConversationTokenizer
+    from llava_mini.data.text.templates import template_named
 
     template = template_named(options.template)
     if not (folder / "tokenizer_config.json").is_file():
@@ -132,8 +132,8 @@ def _tokenize(folder: Path, options: argparse.Namespace) -> ConversationTokenize
 
 
 def _stats(options: argparse.Namespace) -> int:
-    from llava_mini.data.stats import statistics, statistics_lines
-    from llava_mini.data.stats_plot import draw
+    from llava_mini.data.inspection.stats import statistics, statistics_lines
+    from llava_mini.data.inspection.stats_plot import draw
 
     shards = ShardSet(options.folder)
     found = statistics(shards, options.workers)

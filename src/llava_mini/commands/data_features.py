@@ -10,8 +10,8 @@ from pathlib import Path
 
 from llava_mini.commands.data import at_least
 from llava_mini.config import resolve
-from llava_mini.data.feature_codec import FEATURE_TYPES
-from llava_mini.data.shards import ShardSet
+from llava_mini.data.features.codec import FEATURE_TYPES
+from llava_mini.data.format.shards import ShardSet
 from llava_mini.errors import UserError
 
 log = logging.getLogger("llava_mini")
@@ -48,15 +48,15 @@ def features(arguments: list[str]) -> int:
     cache_dir = config.data.cache_dir
     shards = ShardSet(options.folder, cache_dir=None if cache_dir is None else Path(cache_dir))
 
-    from llava_mini import build  # takes seconds to import, so mistakes are reported before
+    from llava_mini import assembly  # takes seconds to import, so mistakes are reported before
 
-    build.seed_run(config)
-    tokenizer = build.build_tokenizer(config)
-    model = build.build_vision_model(config, tokenizer)
-    store = build.store_features(
+    assembly.seed_run(config)
+    tokenizer = assembly.build_tokenizer(config)
+    model = assembly.build_vision_model(config, tokenizer)
+    store = assembly.store_features(
         config,
         model,
-        build.build_processor(config, model, tokenizer),
+        assembly.build_processor(config, model, tokenizer),
         shards,
         options.out,
         options.dtype,

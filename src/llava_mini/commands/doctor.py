@@ -29,7 +29,7 @@ _PACKAGES = {
 _EXTRAS = {"peft": "finetune", "bitsandbytes": "finetune", "av": "data", "simplejpeg": "data"}
 
 
-def doctor(arguments: list[str]) -> int:
+def doctor(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """Print the diagnosis.
 
     Returns:

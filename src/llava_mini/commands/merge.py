@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from llava_mini import build
-from llava_mini.commands.trained import save_model
+from llava_mini import assembly
 from llava_mini.config import Config, import_own, load
 from llava_mini.errors import UserError
 from llava_mini.evaluate.accuracy import evaluate
@@ -23,11 +22,12 @@ from llava_mini.finetune import check_packages, fingerprints, is_adapted, load_t
 from llava_mini.finetune.quantization import rounded_linear
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.predictions import Predictions
+from llava_mini.training.results import save_model
 
 log = logging.getLogger("llava_mini")
 
 
-def merge(arguments: list[str]) -> int:
+def merge(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """Run the command.
 
     Returns:
@@ -65,14 +65,14 @@ def merge_run(run_dir: Path, config: Config, destination: Path) -> None:
 
 
 def _merged(run_dir: Path, config: Config) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]:
-    tokenizer, model = build.build_base(config)
+    tokenizer, model = assembly.build_base(config)
     found = fingerprints(model)
-    build.build_stage(config, model, linear_4bit=rounded_linear)  # it marks which weights were trained
+    assembly.build_stage(config, model, linear_4bit=rounded_linear)  # it marks which weights were trained
     model.float()
     load_trained(model, run_dir / "model", config.finetune, found)
     merge_adapters(model, config.finetune)
-    model.to(build.frozen_dtype(config) or torch.float32)
-    return model, build.build_processor(config, model, tokenizer)
+    model.to(assembly.frozen_dtype(config) or torch.float32)
+    return model, assembly.build_processor(config, model, tokenizer)
 
 
 def same_answers(run_dir: Path, config: Config, folder: Path) -> bool:
@@ -83,7 +83,7 @@ def same_answers(run_dir: Path, config: Config, folder: Path) -> bool:
     """
     model = LlavaMiniForConditionalGeneration.from_pretrained(folder).eval()
     processor = LlavaMiniProcessor.from_pretrained(folder)
-    datamodule = build.build_datamodule(config, model, processor)
+    datamodule = assembly.build_datamodule(config, model, processor)
     alike = True
     for split in (split for split in ("val", "test") if split in datamodule.splits):
         before = Predictions.load(run_dir / f"predictions_{split}.npz")

@@ -9,7 +9,7 @@ import sys
 from llava_mini.spool import check_tracker
 
 
-def mlflow(arguments: list[str]) -> int:
+def mlflow(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """Print the URLs and start MLflow's server in this process. For a remote server (MLFLOW_TRACKING_URI) only print.
 
     Returns:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, TextIO, cast
 
-from llava_mini.commands.ranks import OWN_MESSAGE
+from llava_mini.run.ranks import OWN_MESSAGE
 
 NOBODY_READS = 128 + signal.SIGPIPE  # the status a shell reports for a program that this signal ends
 

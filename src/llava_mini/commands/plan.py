@@ -6,21 +6,16 @@ import argparse
 import gc
 import json
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
-from transformers import PreTrainedTokenizerBase
-
-from llava_mini import build
-from llava_mini.commands.advice import Advice
-from llava_mini.commands.peaks import Peaks, as_planned, on_gpu, sample_of
+from llava_mini import assembly
 from llava_mini.config import Config, resolve
 from llava_mini.errors import UserError
 from llava_mini.inference.session_plan import TEXT, session_plans, table
-from llava_mini.plan.report import GIB, NAME_A_CARD, OUTSIDE, Report
-from llava_mini.plan.sample import Sample
-from llava_mini.plan.search import largest_batch
+from llava_mini.plan.peaks import as_planned, sample_of
+from llava_mini.plan.plans import check_card_is_named, inference_plan, training_plan
+from llava_mini.plan.report import GIB
 
 NEW_TOKENS, TEXT_TOKENS = 256, 300  # default lengths of an answer and of a sample
 
@@ -61,8 +56,8 @@ def plan(arguments: list[str], config_dirs: tuple[str, ...]) -> int:
 def _plan_session(config: Config, frames: int, *, as_json: bool, strict: bool) -> int:
     config = as_planned(config)
     with _quiet() if as_json else nullcontext():
-        build.check_model(config)
-        model = build.build_model(config, build.build_tokenizer(config), device="meta")
+        assembly.check_model(config)
+        model = assembly.build_model(config, assembly.build_tokenizer(config), device="meta")
     memory = config.hardware.memory_gib
     plans = session_plans("LLaVA-Mini", model, frames, None if memory is None else int(memory * GIB))
     tokens, most = frames * model.tokens_per_frame() + TEXT, model.config.text_config.max_position_embeddings
@@ -71,12 +66,6 @@ def _plan_session(config: Config, frames: int, *, as_json: bool, strict: bool) -
     if strict and not any(plan.fits for plan in plans):
         raise UserError(f"does not fit: at most {max(plan.largest or 0 for plan in plans):,} of {frames:,} frames do")
     return 0
-
-
-def check_card_is_named(config: Config) -> None:
-    """Raise UserError if the GPU's memory is unknown, so that --strict has nothing to check."""
-    if config.hardware.memory_gib is None:
-        raise UserError(f"--strict with hardware.memory_gib=null: the card's memory is not known; {NAME_A_CARD}")
 
 
 @contextmanager
@@ -99,69 +88,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def training_plan(
-    config: Config, sample: Sample, *, search: bool = True, tokenizer: PreTrainedTokenizerBase | None = None
-) -> Report:
-    """Plan a training step.
-
-    Args:
-        config: Config of the run.
-        sample: Assumed sample.
-        search: Whether to search for the largest batch, and for changes if the run does not fit.
-        tokenizer: Tokenizer of the config, if it is already loaded.
-    """
-    start = time.monotonic()
-    peaks = Peaks(config, sample, tokenizer=tokenizer)
-    report = _report(peaks)
-    report.notes += _notes(config)
-    if report.memory_bytes is not None and search:
-        _search(report, peaks)
-        if not report.fits:
-            found = Advice(peaks, report.memory_bytes - report.outside_bytes)
-            report.changes, report.batch_with_changes = found.saved, found.largest
-    report.seconds = time.monotonic() - start
-    return report
-
-
-def inference_plan(config: Config, sample: Sample, new_tokens: int) -> Report:
-    """Plan an answer of `new_tokens` tokens to a batch of prompts: prefill and KV cache."""
-    start = time.monotonic()
-    peaks = Peaks(config, sample, new_tokens)
-    report = _report(peaks)
-    if report.memory_bytes is not None:
-        _search(report, peaks)
-    report.notes.append(f"an answer: the prompt and {new_tokens} new tokens, whose cache is counted as activations")
-    report.seconds = time.monotonic() - start
-    return report
-
-
-def _report(peaks: Peaks) -> Report:
-    config = peaks.config
-    size, memory = config.data.batch_size, config.hardware.memory_gib
-    memory_bytes = None if memory is None else int(memory * GIB)
-    report = Report(peaks(size), size, peaks.sample, memory_bytes, OUTSIDE if on_gpu(config) else 0)
-    if size > peaks.largest_planned:
-        report.notes.append(f"estimated: a batch of {size}, from smaller ones; up to {peaks.largest_planned} are run")
-    return report
-
-
-def _search(report: Report, peaks: Peaks) -> None:
-    assert report.memory_bytes is not None
-    limit = report.memory_bytes - report.outside_bytes
-    report.largest_batch = largest_batch(peaks.bytes, limit, report.batch_size, peaks.largest_planned)
-    if report.largest_batch == peaks.largest_planned:
-        report.notes.append(f"batches above {report.largest_batch} were not tried")
-
-
-def _notes(config: Config) -> list[str]:
-    ranks = build.num_ranks(config)
-    if ranks == 1:
-        return []
-    if config.trainer.strategy == "fsdp":
-        return [f"estimated: weights, gradients and optimizer state sharded over {ranks} cards, two layers gathered"]
-    return [f"estimated: gradients stored twice, for the exchange between {ranks} cards"]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,15 +8,15 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from llava_mini.commands.ranks import train_command
 from llava_mini.config import Config, instantiate, resolve
 from llava_mini.config.overrides import at_home, unquoted
 from llava_mini.errors import UserError
+from llava_mini.run.provenance import code_version, git_commit
+from llava_mini.run.ranks import train_command
 from llava_mini.spool import check_tracker
 from llava_mini.sweep.folder import outcome, run_folder
 from llava_mini.sweep.grid import expand
 from llava_mini.sweep.launcher import Launcher
-from llava_mini.sweep.provenance import code_version, git_commit
 from llava_mini.sweep.runner import INTERRUPTED, run_sweep
 
 log = logging.getLogger("llava_mini")
@@ -78,7 +78,7 @@ def _tracker_uri(given: str | None) -> str:
 
 def _check(configs: list[Config]) -> None:
     """Report an impossible value before any run starts."""
-    from llava_mini.build import check_model  # imports torch, so only after the arguments are parsed
+    from llava_mini.assembly import check_model  # imports torch, so only after the arguments are parsed
 
     for config in configs:
         check_model(config)
@@ -109,7 +109,7 @@ def share_features(configs: list[Config]) -> None:
             shared.setdefault(features_of(config), []).append(config)
     if not shared:
         return
-    from llava_mini.commands.train import assemble
+    from llava_mini.training.run import assemble
 
     for group in shared.values():
         splits = assemble(group[0]).datamodule.splits.values()

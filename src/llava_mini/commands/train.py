@@ -2,194 +2,61 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+import signal
+import sys
 from pathlib import Path
-from typing import Any
 
-import torch
-from lightning import Trainer
-from lightning.pytorch.loggers import Logger
-
-from llava_mini import build
-from llava_mini.commands.lost_rank import lost_rank_as_error
-from llava_mini.commands.out_of_memory import oom_as_run_error
-from llava_mini.commands.planned import Memory
-from llava_mini.commands.ranks import own_rank
-from llava_mini.commands.run_folder import claim, last_checkpoint
-from llava_mini.commands.tracked import track_result, tracked
-from llava_mini.commands.trained import measured, save_run, weights_of
-from llava_mini.config import Config, save
-from llava_mini.data.datamodule import VLMDataModule
-from llava_mini.files import write_json
-from llava_mini.finetune import fingerprints, num_parameters
-from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
-from llava_mini.stages.base import PARTS, VLMStage
-from llava_mini.stages.callbacks import Clock
-from llava_mini.stages.sharding import Gathered
-from llava_mini.sweep.grid import config_hash
-from llava_mini.sweep.provenance import code_version, git_commit
-
-log = logging.getLogger("llava_mini")
+from llava_mini.commands.table import STRICT
+from llava_mini.config import resolve
+from llava_mini.errors import UserError
+from llava_mini.run.folder import claim
+from llava_mini.run.ranks import OWN_MESSAGE, own_rank, run_ranks, train_command
 
 
-@dataclass
-class Run:
-    """Objects that are built from a config, and fingerprints of the weights that the run started from."""
-
-    model: LlavaMiniForConditionalGeneration
-    processor: LlavaMiniProcessor
-    datamodule: VLMDataModule
-    stage: VLMStage
-    base: dict[str, str]
-
-
-def assemble(config: Config) -> Run:
-    """Build everything that a run needs. Missing data and features are made."""
-    build.check_training(config)
-    tokenizer, model = build.build_base(config)
-    processor = build.build_processor(config, model, tokenizer)
-    datamodule = build.build_datamodule(config, model, processor)
-    base = fingerprints(model)
-    return Run(model, processor, datamodule, build.build_stage(config, model, tokenizer), base)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Turn Lightning's SystemExit on Ctrl-C back into a KeyboardInterrupt, so that the command can report it."""
-    try:
-        yield
-    except SystemExit as error:
-        raise KeyboardInterrupt from error
-
-
-def fit(run: Run, config: Config, clock: Clock, loggers: list[Logger], memory: Memory | None = None) -> Trainer:
-    """Train from the last checkpoint in the run's folder, or from the start.
+def train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
+    """Train one run in this process, or start the ranks that train it.
 
     Args:
-        run: Objects to train.
-        config: Config of the run.
-        clock: Clock that measures the time of training.
-        loggers: Lightning loggers.
-        memory: Memory plan of the run, if there is one.
+        overrides: Overrides `key=value`, and `--strict`.
+        config_dirs: Further folders with config groups and code.
 
     Returns:
-        The trainer, with the last metrics.
+        The exit status: 1 when training ended without a result.
 
     Raises:
-        KeyboardInterrupt: the run was interrupted; Lightning has then shut down cleanly.
-        RunOutOfMemoryError: a device or the host is out of memory.
-        LostRankError: another rank stops answering.
+        UserError: the config is impossible here, or the folder contains another run.
     """
-    trainer = build.build_trainer(config, run.datamodule, clock, loggers)
-    last = last_checkpoint(config)
-    advice = (memory or Memory(config)).advice
-
-    def step_now() -> int:
-        return int(trainer.global_step)
-
-    with interruptible(), lost_rank_as_error(config, step_now), oom_as_run_error(config, step_now, advice):
-        trainer.fit(run.stage, run.datamodule, ckpt_path=str(last) if last.exists() else None)
-    # The rest is done by one process, on all data. Lightning has moved the model off its device.
-    if torch.distributed.is_initialized():
-        trainer.strategy.barrier()
-        torch.distributed.destroy_process_group()
-    if config.trainer.strategy == "fsdp":
-        if own_rank():
-            return trainer
-        _make_whole(run, config, trainer)
-    run.datamodule.trainer = None
-    run.stage.to(trainer.strategy.root_device)
-    return trainer
-
-
-def _make_whole(run: Run, config: Config, trainer: Trainer) -> None:
-    """Replace the sharded model, which ends with the ranks, by a model with all weights."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it where mypy does not look
-    gathered = next(callback for callback in callbacks if isinstance(callback, Gathered))
-    whole = assemble(config)
-    whole.stage.load_state_dict(gathered.state)
-    run.model, run.stage, run.datamodule = whole.model, whole.stage, whole.datamodule
-
-
-def train(config: Config) -> Path:
-    """Train, evaluate on validation and test, and write the run's result.
-
-    With several ranks, all train and only rank 0 does the rest.
-
-    Args:
-        config: Config of the run.
-
-    Returns:
-        The run's folder.
-
-    Raises:
-        UserError: the folder contains another run, or the config is impossible.
-    """
+    strict, overrides = STRICT in overrides, [override for override in overrides if override != STRICT]
+    config = resolve(overrides, config_dirs)
+    count, num_nodes, rank = config.trainer.devices, config.trainer.num_nodes, own_rank()
     run_dir = Path(config.run_dir)
-    if claim(run_dir, config):
-        return run_dir
-    clock, memory = Clock(), Memory(config)
-    run = assemble(config)
-    if own_rank():
-        fit(run, config, clock, [])
-        return run_dir
-    log.info("%s", run.stage.parts_table())
-    memory.plan(run.datamodule, run.processor.tokenizer, run.model.config.image_token_id)
-    identity = _identity(config)
-    save(config, run_dir / "config.yaml")
-    write_json(run_dir / "code.json", {key: identity[key] for key in ("code_version", "commit")})
-    with tracked(config, run.datamodule.splits) as (tracker, loggers):
-        trainer = fit(run, config, clock, loggers, memory)
-        peaks = memory.measured(trainer.strategy.root_device)
-        save_run(run.model, run.processor, config, run.base)
-        with evaluation_precision(config, trainer):
-            figures = measured(run.model, run.processor.tokenizer, run.datamodule, run_dir, config.trainer.max_steps)
-        result = {
-            "status": "finished",
-            **identity,
-            "params": {part: num_parameters(run.model.get_submodule(part)) for part in PARTS},
-            **figures,
-            **clock.used(run.stage.device, build.num_ranks(config)),
-            **peaks,
-            "mlflow_run_id": tracker.run_id(wait=5.0) if tracker else None,
-        }
-        if tracker:
-            track_result(tracker, config, result)
-        write_json(run_dir / "result.json", result)
-    log.info("%s; %s", scores_text(result), run_dir / "result.json")
-    return run_dir
+    if num_nodes > 1 and rank is None:
+        raise UserError(f"trainer.num_nodes={num_nodes}: begin the run on each by torchrun -m llava_mini train ...")
+    if rank is None and claim(run_dir, config):
+        from llava_mini.run.tracked import send_waiting
 
+        if config.tracking.enabled:
+            send_waiting(run_dir)
+        return 0
+    if strict and not rank:
+        from llava_mini.plan.run_memory import check_fits
 
-def scores_text(result: dict[str, Any]) -> str:
-    """Return `exact match val 0.81, test 0.80; word accuracy of dense kinds val 0.92, test 0.91; ...`.
+        check_fits(config)
+    if count > 1 and rank is None:
+        from llava_mini.assembly import check_training
 
-    Args:
-        result: Content of result.json.
-    """
-    texts = ["exact match " + ", ".join(f"{split} {share:.4f}" for split, share in result["accuracy"].items())]
-    groups = dict.fromkeys(group for means in result["word_accuracy"].values() for group in means)
-    for group in groups:
-        shares = [f"{split} {means[group]:.4f}" for split, means in result["word_accuracy"].items() if group in means]
-        texts.append(f"word accuracy of {group.replace('_', '-')} kinds {', '.join(shares)}")
-    return "; ".join(texts)
+        check_training(config)  # once here, before every rank loads everything only to find the same mistake
+        return run_ranks([*train_command(config_dirs), *overrides], count, run_dir)
+    if rank:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 shuts down cleanly, and then all ranks are stopped
+    from llava_mini.plan.out_of_memory import RunOutOfMemoryError
+    from llava_mini.stages.base import NonFiniteLossError
+    from llava_mini.training.lost_rank import LostRankError
+    from llava_mini.training.run import train_run
 
-
-def evaluation_precision(config: Config, trainer: Trainer) -> AbstractContextManager[Any]:
-    """Return a context with the precision of training if `memory.frozen_dtype` is set, else one without effect."""
-    return trainer.precision_plugin.forward_context() if config.memory.frozen_dtype else nullcontext()
-
-
-def _identity(config: Config) -> dict[str, Any]:
-    return {
-        "config_hash": config_hash(config),
-        "code_version": code_version(),
-        "commit": git_commit(),
-        "seed": config.seed,
-        "compressor": config.choices["compressor"],
-        "C": config.compressor.get("C"),
-        "n_fusion": config.fusion.num_layers,
-        "start": ", ".join(weights_of(config.model)["weights"]),
-    }
+    try:
+        train_run(config)
+    except (NonFiniteLossError, RunOutOfMemoryError, LostRankError) as error:
+        print(f"{OWN_MESSAGE}{error}", file=sys.stderr)
+        return 1
+    return 0

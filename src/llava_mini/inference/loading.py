@@ -128,7 +128,7 @@ def _processor(place: str) -> LlavaMiniProcessor:
     if processor.chat_template is None:
         raise UserError(
             f"{place}: its processor has no chat template, so it is unknown how to ask it; write the template of its "
-            "training (llava_mini.data.templates, chat_template()) to chat_template.jinja there"
+            "training (llava_mini.data.text.templates, chat_template()) to chat_template.jinja there"
         )
     return processor
 

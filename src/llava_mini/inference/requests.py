@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llava_mini.data.records import single_keys
+from llava_mini.data.building.records import single_keys
 from llava_mini.errors import UserError
 from llava_mini.files import is_url, reading
 

@@ -22,7 +22,7 @@ import torch
 
 from llava_mini.errors import UserError
 from llava_mini.files import writing
-from llava_mini.sweep import child
+from llava_mini.run import child
 
 LOG_HEADER = "=== "  # begins the line that separates attempts in log.txt
 _POLL_SECONDS = 0.05

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from llava_mini.config.overrides import literal
 from llava_mini.errors import UserError
 from llava_mini.files import reading
+from llava_mini.run.differing import differences, listed
+from llava_mini.run.provenance import commits_told, source_tags, untracked
 from llava_mini.spool import Status, close_run
-from llava_mini.sweep.differing import differences, listed
 from llava_mini.sweep.folder import (
     Sweep,
     forget_failure,
@@ -33,7 +34,6 @@ from llava_mini.sweep.folder import (
 from llava_mini.sweep.grid import Run
 from llava_mini.sweep.launcher import LOG_HEADER, Ended, Job, Launcher, Started
 from llava_mini.sweep.progress import Progress, Say, print_now
-from llava_mini.sweep.provenance import commits_told, source_tags, untracked
 from llava_mini.sweep.tracked import view
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llava_mini.data.building.plan import Options, Plan, describe_sources, frozen_plan, remove_plan
-from llava_mini.data.shards import write_shard
+from llava_mini.data.format.shards import write_shard
 from llava_mini.errors import UserError
 
 Freeze = Callable[..., Plan]

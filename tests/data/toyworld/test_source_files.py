@@ -9,8 +9,8 @@ import pytest
 import webdataset
 from PIL import Image
 
-from llava_mini.data.conversation import parse_record
-from llava_mini.data.shards import Modality, ShardSet, picture_names
+from llava_mini.data.format.shards import Modality, ShardSet, picture_names
+from llava_mini.data.text.conversation import parse_record
 from llava_mini.data.toyworld.clip_questions import CLIP_KINDS
 from llava_mini.data.toyworld.clips import clip_at
 from llava_mini.data.toyworld.make import make_world

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llava_mini.data.conversation import conversation_of, media_names
-from llava_mini.data.counts import printable
+from llava_mini.data.building.records import Entry, read_records
 from llava_mini.data.errors import SampleError
-from llava_mini.data.index import is_count, read_sidecar
-from llava_mini.data.records import Entry, read_records
+from llava_mini.data.format.index import is_count, read_sidecar
+from llava_mini.data.inspection.counts import printable
+from llava_mini.data.text.conversation import conversation_of, media_names
 from llava_mini.errors import UserError
 from llava_mini.files import atomic_path, read_json, reading, write_json, writing
 

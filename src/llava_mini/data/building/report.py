@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llava_mini.data.building.shard_task import Progress
-from llava_mini.data.counts import count_lines, ignored_lines, printable, size_text, total_bytes
-from llava_mini.data.index import read_sidecar
-from llava_mini.data.shards import ShardSet
+from llava_mini.data.format.index import read_sidecar
+from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.inspection.counts import count_lines, ignored_lines, printable, size_text, total_bytes
 
 log = logging.getLogger("llava_mini")
 

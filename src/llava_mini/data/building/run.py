@@ -23,8 +23,8 @@ from llava_mini.data.building.plan import (
 )
 from llava_mini.data.building.report import LeftOut, ProgressLog, summary
 from llava_mini.data.building.shard_task import build_shard
-from llava_mini.data.shards import ShardSet, finish_set, is_complete, is_written
-from llava_mini.data.workers import run_tasks
+from llava_mini.data.building.workers import run_tasks
+from llava_mini.data.format.shards import ShardSet, finish_set, is_complete, is_written
 from llava_mini.errors import UserError
 from llava_mini.files import folder_lock, remove_leftovers
 

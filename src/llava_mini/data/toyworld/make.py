@@ -23,7 +23,7 @@ from typing import Any
 
 from PIL import Image
 
-from llava_mini.data.shards import ShardSet, write_shards
+from llava_mini.data.format.shards import ShardSet, write_shards
 from llava_mini.data.toyworld.board_questions import EVALUATED, TRAINED, board_questions
 from llava_mini.data.toyworld.boards import BOARD_SETS, drawn_at
 from llava_mini.data.toyworld.captions import caption

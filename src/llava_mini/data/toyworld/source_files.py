@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini.data.building.run import build_set
-from llava_mini.data.shards import ShardSet
+from llava_mini.data.format.shards import ShardSet
 from llava_mini.data.toyworld.clip_questions import clip_questions
 from llava_mini.data.toyworld.clips import clip_at
 from llava_mini.data.toyworld.films import write_mp4

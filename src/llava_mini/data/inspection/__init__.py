@@ -1,0 +1,1 @@
+"""What a finished shard set contains, and whether it is whole."""

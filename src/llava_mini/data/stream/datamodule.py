@@ -1,0 +1,123 @@
+"""Lightning data module of a run: an endless stream for training, and one pass each for validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from llava_mini.batch import VLMBatch
+from llava_mini.data.stream.order import Mixture, Order, SequentialOrder, ShuffledOrder
+from llava_mini.data.stream.pixels import normalized
+from llava_mini.data.stream.samples import SampleReader
+from llava_mini.data.stream.stream import BatchLoader, PlannedStream
+from llava_mini.errors import UserError
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The data of a split.
+
+    Attributes:
+        readers: Readers, one for each shard set, all with pixels or all with features, and with the same `data.views`.
+        weights: Weight of each set in training, see `llava_mini.data.stream.order.Mixture`; None pools the sets as one.
+            Validation and test make one pass over every set, whatever the weights.
+    """
+
+    readers: Sequence[SampleReader]
+    weights: Sequence[float] | None = None
+
+
+class VLMDataModule(LightningDataModule):
+    """Loaders of `VLMBatch`, with this rank's share of the data when several ranks train together.
+
+    A training run is one Lightning epoch of `num_batches` batches, however often it passes over the data.
+    `StreamPosition` stores its position in Lightning's checkpoints.
+
+    Args:
+        splits: Data by split: "train", "val", "test"; a missing split cannot be loaded.
+        batch_size: Batch size of training, on each rank.
+        eval_batch_size: Batch size of validation and test, on each rank.
+        num_batches: Number of batches of the training run, on each rank.
+        seed: Seed of the training order.
+        num_workers: Number of worker processes that make batches, for each loader.
+        normalize: Mean and standard deviation of each color, between 0 and 1; not needed with features.
+        pin_memory: Whether batches are put in page-locked memory.
+    """
+
+    def __init__(
+        self,
+        *,
+        splits: Mapping[str, Mix],
+        batch_size: int,
+        eval_batch_size: int,
+        num_batches: int,
+        seed: int = 0,
+        num_workers: int = 0,
+        normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        if normalize is None and any(reader.transform for mix in splits.values() for reader in mix.readers):
+            raise ValueError("pixels need `normalize`, the mean and standard deviation of their colors")
+        self.splits = dict(splits)
+        self.batch_size, self.eval_batch_size, self.num_batches = batch_size, eval_batch_size, num_batches
+        self.seed, self.num_workers, self.normalize, self.pin_memory = seed, num_workers, normalize, pin_memory
+
+    @property
+    def plan(self) -> str:
+        """Fingerprint that is equal for runs on the same samples in the same order, whatever the batch size."""
+        return self._training_order().fingerprint
+
+    def train_dataloader(self) -> BatchLoader:
+        """Return a loader of `num_batches` batches in the training order."""
+        return self._loader("train", self._training_order(), self.batch_size, self.num_batches)
+
+    def val_dataloader(self) -> BatchLoader:
+        """Return a loader of one pass over the validation data in the order of the shards."""
+        return self._loader("val", self._stored_order("val"), self.eval_batch_size, None)
+
+    def test_dataloader(self) -> BatchLoader:
+        """Return a loader of one pass over the test data in the order of the shards."""
+        return self._loader("test", self._stored_order("test"), self.eval_batch_size, None)
+
+    def evaluation_batches(self, split: str, device: torch.device | str) -> Iterator[VLMBatch]:
+        """Yield the batches of a whole split, whatever the rank, on `device` and ready for the model."""
+        stream = PlannedStream(self._mix(split).readers, self._stored_order(split), batch_size=self.eval_batch_size)
+        for batch in BatchLoader(stream, num_workers=self.num_workers, pin_memory=self.pin_memory):
+            yield self.on_after_batch_transfer(batch.to(device), 0)
+
+    def on_after_batch_transfer(self, batch: VLMBatch, dataloader_idx: int) -> VLMBatch:
+        """Convert pixels to normalized floats on the model's device, so that only a quarter of the bytes is copied."""
+        if batch.pixel_values is None or self.normalize is None:
+            return batch
+        return replace(batch, pixel_values=normalized(batch.pixel_values, *self.normalize))
+
+    def _loader(self, split: str, order: Order, batch_size: int, num_batches: int | None) -> BatchLoader:
+        stream = PlannedStream(
+            self._mix(split).readers,
+            order,
+            batch_size=batch_size,
+            num_batches=num_batches,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+        )
+        return BatchLoader(stream, num_workers=self.num_workers, pin_memory=self.pin_memory)
+
+    def _training_order(self) -> Order:
+        mix = self._mix("train")
+        sets = [reader.shards for reader in mix.readers]
+        if mix.weights is None:
+            return ShuffledOrder(sets, self.seed)
+        return Mixture(sets, mix.weights, self.seed)
+
+    def _stored_order(self, split: str) -> Order:
+        return SequentialOrder([reader.shards for reader in self._mix(split).readers])
+
+    def _mix(self, split: str) -> Mix:
+        if split not in self.splits:
+            given = ", ".join(self.splits) or "none"
+            raise UserError(f"data.splits.{split}=null: this needs a shard set for {split}; given are those of {given}")
+        return self.splits[split]

@@ -1,0 +1,145 @@
+"""Reads one sample from its shard into tensors: record and tokens, and pixels or the features that replace them.
+
+Shapes: F frames of the sample, V views of a frame, N patches of a view, Dv vision width, S x S pixels of a view.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from llava_mini.data.errors import SampleError
+from llava_mini.data.features.store import FeatureStore
+from llava_mini.data.format.shards import ShardSet, picture_names
+from llava_mini.data.stream.order import permutation
+from llava_mini.data.stream.pixels import PixelTransform
+from llava_mini.data.text.conversation import parse_record
+from llava_mini.data.text.labels import IGNORE, ConversationTokenizer, TokenizedSample
+from llava_mini.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample as `collate` needs it.
+
+    Attributes:
+        key: Key of the sample in its shard.
+        tokens: Tokens of the conversation.
+        kinds: Kinds of the answered turns; empty where the data names none.
+        pixels: Pixels, uint8 [F, V, 3, S, S]; None for text only, and when features are given.
+        features: Features, float32 [F, V, N, Dv], instead of pixels.
+    """
+
+    key: str
+    tokens: TokenizedSample
+    kinds: list[str]
+    pixels: Tensor | None = None
+    features: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Undecoded:
+    """A sample whose images are not decoded yet."""
+
+    sample: Sample
+    pictures: list[bytes]
+    is_video: bool
+
+
+def placeholder(key: str, pad_token_id: int) -> Sample:
+    """Return a replacement for a sample that cannot be used: one token that everything ignores, no frame, no label."""
+    return Sample(key, TokenizedSample(torch.tensor([pad_token_id]), torch.tensor([IGNORE]), None), [])
+
+
+class SampleReader:
+    """Reads samples of a shard set by number; images whose features are given are neither read nor decoded.
+
+    Args:
+        shards: Shard set with the samples.
+        tokenize: Tokenizer of their conversations.
+        transform: Transform that makes pixels of their images; not needed when features are given.
+        features: Features of the frozen vision tower, made from the same shards.
+        max_frames: Maximum number of frames of a video. Of a longer one, the frames in the middle of so many equal
+            segments are taken.
+        shuffle_frames: Whether the frames of videos come in random order, always the same for the same sample. What a
+            model loses by this, it had learned from the order of the frames.
+
+    Raises:
+        UserError: Both or neither of transform and features are given, or the features are of other shards.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        tokenize: ConversationTokenizer,
+        *,
+        transform: PixelTransform | None = None,
+        features: FeatureStore | None = None,
+        max_frames: int | None = None,
+        shuffle_frames: bool = False,
+    ) -> None:
+        if (transform is None) == (features is None):
+            raise UserError("samples need either an image transform or a feature store, and not both")
+        if features is not None and features.data_fingerprint != shards.fingerprint:
+            raise UserError(f"the features in {features.folder} were not made from {shards.folder}")
+        if max_frames is not None and max_frames < 1:
+            raise UserError(f"max_frames={max_frames} of a video; it must be at least 1")
+        self.shards, self.tokenize, self.transform, self.features = shards, tokenize, transform, features
+        self.max_frames, self.shuffle_frames = max_frames, shuffle_frames
+
+    def __call__(self, index: int) -> Sample:
+        """Return sample `index`.
+
+        Raises:
+            SampleError: The sample cannot be used.
+        """
+        return self.finished(self.draft(index))
+
+    def draft(self, index: int) -> Undecoded:
+        """Return sample `index` without decoding its images.
+
+        Raises:
+            SampleError: The sample cannot be used.
+        """
+        key, stored = self.shards.key(index), self.shards.frames(index)
+        with_pixels = stored > 0 and self.transform is not None
+        members = self.shards.read(index) if with_pixels else {"json": self.shards.read_record(index)}
+        if "json" not in members:
+            raise SampleError("it has no json member")
+        conversation = parse_record(members["json"])
+        conversation.check_files(stored)
+        if conversation.is_video and not stored:
+            raise SampleError("a video without frames")
+        chosen = self._frames(key, stored) if conversation.is_video else list(range(stored))
+        pictures, features, num_views = [], None, 1
+        if stored and self.features is not None:
+            features = self.features.read(index)[chosen]
+            num_views = features.shape[1]
+        elif stored and self.transform is not None:
+            names = picture_names(members)
+            pictures = [members[names[frame]] for frame in chosen]
+            num_views = self.transform.views_of_frame(conversation.is_video)
+        tokens = self.tokenize(conversation, [len(chosen)] if conversation.is_video else [1] * stored, num_views)
+        sample = Sample(key, tokens, conversation.kinds[: tokens.num_turns], features=features)
+        return Undecoded(sample, pictures, conversation.is_video)
+
+    def finished(self, draft: Undecoded) -> Sample:
+        """Return a sample with its pixels, if it has images.
+
+        Raises:
+            SampleError: An image cannot be decoded.
+        """
+        if self.transform is None or not draft.pictures:
+            return draft.sample
+        return replace(draft.sample, pixels=self.transform(draft.pictures, draft.is_video))
+
+    def _frames(self, key: str, stored: int) -> list[int]:
+        """Return which of a video's frames are shown, in order.
+
+        Example: of 10 frames with max_frames=4, the middles of four segments of 2.5 frames: 1, 3, 6, 8.
+        """
+        count = min(stored, self.max_frames or stored)
+        frames = [(2 * segment + 1) * stored // (2 * count) for segment in range(count)]
+        return [frames[place] for place in permutation(count, key).tolist()] if self.shuffle_frames else frames

@@ -1,0 +1,157 @@
+"""Planned peak memory before a run starts and measured peak after it, so that the plan's error is always known."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from llava_mini import assembly
+from llava_mini.config import Config
+from llava_mini.data.errors import SampleError
+from llava_mini.data.stream.collate import collate
+from llava_mini.data.stream.datamodule import Mix, VLMDataModule
+from llava_mini.errors import UserError
+from llava_mini.hardware import memory_text
+from llava_mini.plan.advice import Advice
+from llava_mini.plan.memory_options import Change, finetunings, memory_changes
+from llava_mini.plan.peaks import Peaks, as_planned, on_gpu, sample_of
+from llava_mini.plan.plans import check_card_is_named, training_plan
+from llava_mini.plan.report import GIB, OUTSIDE
+from llava_mini.plan.sample import Sample
+from llava_mini.stages.callbacks import peak_memory_bytes
+
+log = logging.getLogger("llava_mini")
+
+_LOOKED_AT = 32  # samples of each set; the plan assumes the longest of them
+
+
+# Meaning of a measured peak.
+ALLOCATED = "the highest that torch's allocator held on the GPU"
+GROWTH = "the growth of the process' resident memory, with all in it that is no tensor"
+_FAILED = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError, UserError)
+
+
+class Memory:
+    """Planned and measured peak memory of a run on one device.
+
+    Args:
+        config: Config of the run.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.before = peak_memory_bytes(torch.device("cpu"))
+        self.sample = sample_of(config)
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.planned: int | None = None
+
+    def plan(
+        self,
+        datamodule: VLMDataModule,
+        tokenizer: PreTrainedTokenizerBase,
+        image_token_id: int,
+        *,
+        strict: bool = False,
+    ) -> None:
+        """Plan the run and log the planned peak. Without `strict`, a failure of the planning does not stop the run.
+
+        Args:
+            datamodule: Data of the run, with the training samples.
+            tokenizer: Tokenizer of the run.
+            image_token_id: Token id of the image placeholder.
+            strict: Whether a run that does not fit is refused.
+
+        Raises:
+            UserError: with `strict`, the run does not fit or cannot be planned.
+        """
+        self.tokenizer = tokenizer
+        try:
+            self.sample = longest_sample(self.config, datamodule.splits["train"], image_token_id)
+            with torch.random.fork_rng(devices=[]):  # a run's random numbers must not depend on its plan
+                report = training_plan(self.config, self.sample, search=False, tokenizer=tokenizer)
+        except _FAILED as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            if strict:
+                raise UserError(f"--strict: this run's memory could not be planned ({reason})") from error
+            log.warning("plan: this run's memory could not be planned (%s)", reason)
+            return
+        self.planned = report.peak.bytes
+        if report.fits is False:
+            refusal = f"{report.refusal()}; llava-mini plan says what to change"
+            if strict:
+                raise UserError(refusal)
+            log.warning("plan: %s", refusal)
+            return
+        log.info("plan: a step takes %s%s", memory_text(self.planned), ", the card has that" if report.fits else "")
+
+    def measured(self, device: torch.device) -> dict[str, Any]:
+        """Return both peaks, and what the measured one means, for the run's result. Call it when training ends."""
+        peak = peak_memory_bytes(device) - (0 if device.type == "cuda" else self.before)
+        what = ALLOCATED if device.type == "cuda" else GROWTH
+        if self.planned is not None:
+            log.info("plan: %s of tensors; measured: %s, %s", memory_text(self.planned), memory_text(peak), what)
+        return {"planned_peak_bytes": self.planned, "measured_peak_bytes": peak, "measured_peak_is": what}
+
+    def advice(self) -> list[Change]:
+        """Return the plan's changes for a run that was out of memory; all that may help if planning fails."""
+        log.info("out of memory; planning what saves it")
+        memory = self.config.hardware.memory_gib
+        try:
+            peaks = Peaks(self.config, self.sample, tokenizer=self.tokenizer)
+            outside = OUTSIDE if on_gpu(self.config) else 0
+            found = Advice(peaks, None if memory is None else int(memory * GIB) - outside)
+            if not found.changes:  # the plan says that the run fits, but it did not
+                found = Advice(peaks, None)
+        except _FAILED:
+            return [*memory_changes(self.config), *finetunings(self.config)]
+        return found.changes
+
+
+def check_fits(config: Config) -> None:
+    """Refuse a run that does not fit on its GPU, before its weights are read and its ranks start. The data is built.
+
+    Raises:
+        UserError: the run does not fit, cannot be planned, or names no GPU.
+    """
+    check_card_is_named(config)
+    tokenizer = assembly.build_tokenizer(as_planned(config))
+    assembly.check_model(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about weights on meta, which are never initialized
+        model = assembly.build_model(as_planned(config), tokenizer, device="meta")
+    # A vision tower without weights cannot compute features, so the samples have pixels instead.
+    as_pictures = config.changed({"data": {"features": False}})
+    datamodule = assembly.build_datamodule(as_pictures, model, assembly.build_processor(config, model, tokenizer))
+    Memory(config).plan(datamodule, tokenizer, model.config.image_token_id, strict=True)
+
+
+def longest_sample(config: Config, mix: Mix, image_token_id: int) -> Sample:
+    """Return a sample with the largest text length and frame count among some samples of each shard set.
+
+    Raises:
+        UserError: none of these samples can be used.
+    """
+    samples = []
+    for reader in mix.readers:
+        count = len(reader.shards.index["frames"])
+        for index in np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(int):
+            try:
+                samples.append((reader(int(index)), reader.tokenize.pad_token_id))
+            except SampleError:
+                continue
+    if not samples:
+        raise UserError("none of the first samples could be read")
+    batch = collate([sample for sample, _ in samples], samples[0][1])
+    seen = batch.pixel_values if batch.image_features is None else batch.image_features
+    return Sample(
+        text_tokens=int(((batch.input_ids != image_token_id) & batch.attention_mask.bool()).sum(1).max()),
+        frames=int(batch.num_frames.max()),
+        views=1 if seen is None else seen.shape[1],
+        stored_features=bool(config.data.features),
+        independent_turns=batch.turn_ids is not None,
+    )
