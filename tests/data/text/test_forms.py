@@ -86,8 +86,8 @@ def test_system_text_and_history_are_read_in_every_form(record: dict[str, Any]) 
 
 
 def test_the_examples_of_the_manual_are_read() -> None:
-    manual = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-    block = manual.partition("(`src/llava_mini/data/forms.py`)")[2].partition("| | |")[0]
+    manual = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+    block = manual.partition("(`src/llava_mini/data/text/forms.py`)")[2].partition("| | |")[0]
     examples = [json.loads(line) for line in block.splitlines() if line.startswith("    ")]
     assert [media_names(example) for example in examples] == [
         (["a.jpg"], False), (["a.jpg", "b.jpg"], False), (["a.mp4"], True), *[(["a.jpg"], False)] * 4,
