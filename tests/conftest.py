@@ -56,7 +56,7 @@ class Sample:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's SQLite file with one experiment and no run, which takes MLflow seconds to make: to be copied."""
-    from llava_mini.tracking import init_tracking
+    from llava_mini.tracking.tracker import init_tracking
 
     path = tmp_path_factory.mktemp("mlflow") / "empty.db"
     init_tracking(f"sqlite:///{path}")

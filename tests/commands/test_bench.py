@@ -16,7 +16,7 @@ from llava_mini.bench.stopwatch import Seconds
 from llava_mini.bench.training_steps import PARTS
 from llava_mini.bench.trials import Build, Cost, Memory
 from llava_mini.cli import main
-from llava_mini.tracking import EXPERIMENT
+from llava_mini.tracking.tracker import EXPERIMENT
 
 NAMES = (USUAL, USUAL_OUR_LABELS, USUAL_SMALL, WDS_SHUFFLED, WDS, OWN, OWN_SMALL)
 

@@ -36,12 +36,12 @@ from llava_mini.predictions import Predictions
 from llava_mini.run import folder as run_folder
 from llava_mini.run import ranks
 from llava_mini.run.provenance import code_version
-from llava_mini.spool import Origin, Spool
 from llava_mini.stages import callbacks
 from llava_mini.stages.checkpointing import AtomicCheckpointIO
 from llava_mini.sweep import folder as sweep_folder
 from llava_mini.sweep import runner
 from llava_mini.sweep.grid import Run
+from llava_mini.tracking.spool import Origin, Spool
 
 Check = Callable[[Any], bool]
 RUN = Run("a", [], "hash", 0, "query", 1, 4, False)
@@ -347,11 +347,11 @@ READERS = [
         },
     ),
     Reader(  # a report is never what a run ends for: a warning
-        ("spool:Spool.origin",), "tracking.json", _spooled, lambda folder: Spool(folder).pending(),
+        ("tracking.spool:Spool.origin",), "tracking.json", _spooled, lambda folder: Spool(folder).pending(),
         dict.fromkeys(TORN + REFUSED, lambda waiting: waiting == 0),
     ),
     Reader(
-        ("spool:Spool._lines",), "spool.jsonl", _spooled, lambda folder: Spool(folder).pending(),
+        ("tracking.spool:Spool._lines",), "spool.jsonl", _spooled, lambda folder: Spool(folder).pending(),
         dict.fromkeys(TORN + REFUSED, lambda waiting: waiting < 2),
     ),
     Reader(

@@ -16,8 +16,8 @@ import pytest
 
 from llava_mini.errors import UserError, WriteError
 from llava_mini.files import folder_lock, locked, shard_lock
-from llava_mini.spool import Origin, Spool
 from llava_mini.sweep.folder import only_sweep
+from llava_mini.tracking.spool import Origin, Spool
 
 Lock = Callable[[Path], AbstractContextManager[Any]]
 LOCKS: dict[str, Lock] = {

@@ -35,11 +35,11 @@ from llava_mini.models.interop.shards import ShardWriter
 from llava_mini.models.tensor_files import save_tensors
 from llava_mini.predictions import Predictions
 from llava_mini.run import ranks
-from llava_mini.spool import Origin, Spool
 from llava_mini.stages import callbacks
 from llava_mini.stages.checkpointing import AtomicCheckpointIO
 from llava_mini.sweep import folder as sweep_folder
 from llava_mini.sweep import launcher, report
+from llava_mini.tracking.spool import Origin, Spool
 from llava_mini.training import results, world
 
 TENSORS = {"a": torch.arange(500.0)}  # larger than the largest file that a full disk takes here
@@ -242,10 +242,11 @@ WRITERS = [
     ),
     Writer(("sweep.launcher:_Process.__init__",), "run/log.txt", _log, "appended"),
     Writer(("run.ranks:_start",), "log.rank1.txt", _rank_log, "lock"),
-    Writer(("spool:Spool._append", "spool:Spool._write_origin", "spool:Spool._lock"), "spool.jsonl", _spooled,
+    Writer(("tracking.spool:Spool._append", "tracking.spool:Spool._write_origin", "tracking.spool:Spool._lock"),
+        "spool.jsonl", _spooled,
            "appended", warns=True),
     Writer(("files:folder_lock", "files:_lock_file", "data.toyworld.make:make_world", "data.building.run:build_part",
-            "data.features.store:FeatureStore.build", "mlflow_calls:connect"),
+            "data.features.store:FeatureStore.build", "tracking.mlflow_calls:connect"),
            ".lock", _locked(files.folder_lock), "lock"),
     Writer(("data.building.shard_task:build_shard",), ".shards.lock",
            _locked(lambda folder: files.shard_lock(folder, 0)), "lock"),

@@ -11,8 +11,8 @@ from llava_mini.cli import main
 from llava_mini.config import resolve, save
 from llava_mini.data.format.shards import ShardSet, write_shards
 from llava_mini.run.tracked import data_inputs, short_params, track_result
-from llava_mini.spool import Origin, Spool
-from llava_mini.tracking import Tracker
+from llava_mini.tracking.spool import Origin, Spool
+from llava_mini.tracking.tracker import Tracker
 
 RESULT = {
     "accuracy": {"val": 0.25, "test": 0.5}, "accuracy_by_kind": {"test": {"color": 0.5}},

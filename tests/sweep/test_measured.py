@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_mini.spool import Origin, Spool
 from llava_mini.sweep.analysis import analyse
+from llava_mini.tracking.spool import Origin, Spool
 
 SweepFolder = Callable[..., Path]
 SCORES = ("word_accuracy", "nll", "accuracy_by_kind", "word_accuracy_by_kind", "nll_by_kind")

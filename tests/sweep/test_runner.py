@@ -14,10 +14,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from llava_mini.errors import UserError
-from llava_mini.spool import Spool
 from llava_mini.sweep.folder import Sweep, only_sweep, read_sweep, write_sweep
 from llava_mini.sweep.runner import _changed
-from llava_mini.tracking import latest_sweep
+from llava_mini.tracking.spool import Spool
+from llava_mini.tracking.tracker import latest_sweep
 
 Sweeper = Callable[..., tuple[int, list[str]]]
 

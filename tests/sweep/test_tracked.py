@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from llava_mini.spool import DataInput, Origin, Spool
 from llava_mini.sweep.analysis import analyse
 from llava_mini.sweep.findings import headline
 from llava_mini.sweep.grid import expand
 from llava_mini.sweep.report import compare
 from llava_mini.sweep.tracked import summary, track_report, view
-from llava_mini.tracking import Tracker, flush_spools
+from llava_mini.tracking.spool import DataInput, Origin, Spool
+from llava_mini.tracking.tracker import Tracker, flush_spools
 
 
 def result(dense: float | None, accuracy: float = 0.5, tokens: int = 1, **changes: Any) -> dict[str, Any]:

@@ -31,13 +31,13 @@ from llava_mini.errors import UserError
 from llava_mini.hardware import check_card, find_cards
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.memory_options import apply_memory_options
-from llava_mini.spool import check_tracker
 from llava_mini.stages.base import VLMStage
 from llava_mini.stages.callbacks import Clock, History, Progress, Validations
 from llava_mini.stages.checkpointing import AtomicCheckpointIO
 from llava_mini.stages.metrics import word_marks
 from llava_mini.stages.optimizers import check_optimizer
 from llava_mini.stages.sharding import Gathered
+from llava_mini.tracking.spool import check_tracker
 
 
 def seed_run(config: Config) -> None:

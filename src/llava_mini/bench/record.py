@@ -50,7 +50,7 @@ def metric_name(text: str) -> str:
 
 def track(name: str, about: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
     """Report one MLflow run. A tracker that is down does not end the benchmark."""
-    from llava_mini.tracking import Tracker, init_tracking  # takes seconds to import
+    from llava_mini.tracking.tracker import Tracker, init_tracking  # takes seconds to import
 
     init_tracking()
     run = f"bench-{name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"

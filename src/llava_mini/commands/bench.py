@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llava_mini.errors import UserError
 from llava_mini.run.provenance import git_commit
-from llava_mini.spool import check_tracker
+from llava_mini.tracking.spool import check_tracker
 
 _DATA = """\
 Makes JPEGs and conversations, and measures reading them as a run does against the usual loader (JSON in memory, a file

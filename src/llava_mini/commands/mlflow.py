@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from llava_mini.spool import check_tracker
+from llava_mini.tracking.spool import check_tracker
 
 
 def mlflow(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
@@ -19,7 +19,7 @@ def mlflow(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     parser.add_argument("--port", type=int, default=5000, help="of the server on this machine (default 5000)")
     given = parser.parse_args(arguments)
     check_tracker("llava-mini mlflow", "read report.html of a sweep")
-    from llava_mini.tracking import latest_sweep, tracking_uri
+    from llava_mini.tracking.tracker import latest_sweep, tracking_uri
 
     uri = tracking_uri()
     elsewhere = uri.startswith(("http://", "https://"))

@@ -13,11 +13,11 @@ from llava_mini.config.overrides import at_home, unquoted
 from llava_mini.errors import UserError
 from llava_mini.run.provenance import code_version, git_commit
 from llava_mini.run.ranks import train_command
-from llava_mini.spool import check_tracker
 from llava_mini.sweep.folder import outcome, run_folder
 from llava_mini.sweep.grid import expand
 from llava_mini.sweep.launcher import Launcher
 from llava_mini.sweep.runner import INTERRUPTED, run_sweep
+from llava_mini.tracking.spool import check_tracker
 
 log = logging.getLogger("llava_mini")
 
@@ -71,7 +71,7 @@ def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
 
 
 def _tracker_uri(given: str | None) -> str:
-    from llava_mini.tracking import tracking_uri
+    from llava_mini.tracking.tracker import tracking_uri
 
     return tracking_uri(given)
 

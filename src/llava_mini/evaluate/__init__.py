@@ -1,0 +1,1 @@
+"""Evaluation: scores with every answer kept, whether a run has converged, FLOPs."""

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from llava_mini.config import Config
 from llava_mini.run.provenance import code_version, git_commit, source_tags
-from llava_mini.spool import DataInput, Spool, Status
+from llava_mini.tracking.spool import DataInput, Spool, Status
 
 if TYPE_CHECKING:  # so that a command whose run is already finished imports none of them
     from lightning.pytorch.loggers import Logger
 
     from llava_mini.data.stream.datamodule import Mix
-    from llava_mini.tracking import Tracker
+    from llava_mini.tracking.tracker import Tracker
 
 log = logging.getLogger("llava_mini")
 
@@ -59,8 +59,8 @@ def tracked(config: Config, splits: Mapping[str, Mix]) -> Iterator[tuple[Tracker
     if not spec.enabled:
         yield None, []
         return
-    from llava_mini.lightning_logger import TrackerLogger
-    from llava_mini.tracking import Tracker, init_tracking
+    from llava_mini.tracking.lightning_logger import TrackerLogger
+    from llava_mini.tracking.tracker import Tracker, init_tracking
 
     if spec.parent_run_id is None:
         init_tracking(spec.uri, spec.experiment)
@@ -98,7 +98,7 @@ def track_result(tracker: Tracker, config: Config, result: Mapping[str, Any]) ->
 def send_waiting(run_dir: Path) -> None:
     """Send the reports that a finished run could not send."""
     if Spool(run_dir).pending():
-        from llava_mini.tracking import flush_spools
+        from llava_mini.tracking.tracker import flush_spools
 
         _say_waiting(flush_spools([run_dir]), run_dir)
 

@@ -13,10 +13,10 @@ import numpy as np
 from llava_mini.config import load_values
 from llava_mini.errors import UserError
 from llava_mini.predictions import Predictions
-from llava_mini.spool import Spool
 from llava_mini.sweep.folder import Outcome, outcome, run_folder
 from llava_mini.sweep.grid import Run
 from llava_mini.sweep.statistics import Estimate
+from llava_mini.tracking.spool import Spool
 
 # Keys of result.json that a report needs, besides the answers.
 _NEEDED = (

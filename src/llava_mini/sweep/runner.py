@@ -20,7 +20,6 @@ from llava_mini.errors import UserError
 from llava_mini.files import reading
 from llava_mini.run.differing import differences, listed
 from llava_mini.run.provenance import commits_told, source_tags, untracked
-from llava_mini.spool import Status, close_run
 from llava_mini.sweep.folder import (
     Sweep,
     forget_failure,
@@ -35,9 +34,10 @@ from llava_mini.sweep.grid import Run
 from llava_mini.sweep.launcher import LOG_HEADER, Ended, Job, Launcher, Started
 from llava_mini.sweep.progress import Progress, Say, print_now
 from llava_mini.sweep.tracked import view
+from llava_mini.tracking.spool import Status, close_run
 
 if TYPE_CHECKING:
-    from llava_mini.tracking import Tracker
+    from llava_mini.tracking.tracker import Tracker
 
 INTERRUPTED = 130  # the exit status that a shell reports for Ctrl-C
 _SECONDS_FOR_PARENT = 15.0
@@ -127,14 +127,14 @@ class _Tracking:
         self._sweep_dir, self._experiment, self._uri = sweep_dir, experiment, uri
         self._tracker: Tracker | None = None
         if uri is not None:
-            from llava_mini.tracking import init_tracking
+            from llava_mini.tracking.tracker import init_tracking
 
             self._uri = init_tracking(uri, experiment)
 
     def start(self, sweep: Sweep) -> None:
         if self._uri is None:
             return
-        from llava_mini.tracking import Tracker
+        from llava_mini.tracking.tracker import Tracker
 
         self._tracker = Tracker(self._sweep_dir, uri=self._uri, experiment=self._experiment)
         arguments = shlex.join(untracked(sweep.arguments))
@@ -159,7 +159,7 @@ class _Tracking:
             say(f"MLflow at {self._uri} did not take {waiting} reports: they are sent when this command is given again")
 
     def _flush(self) -> int:
-        from llava_mini.tracking import flush_spools
+        from llava_mini.tracking.tracker import flush_spools
 
         parent = None if self._tracker is None else self._tracker.run_id()
         folders = [self._sweep_dir, *sorted(self._sweep_dir.glob("runs/*"))]

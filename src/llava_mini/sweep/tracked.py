@@ -12,12 +12,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from llava_mini.saved_view import View
-from llava_mini.spool import Spool
 from llava_mini.sweep.analysis import analyse
 from llava_mini.sweep.findings import headline
 from llava_mini.sweep.folder import outcome, read_sweep, run_folder
 from llava_mini.sweep.grid import Run
+from llava_mini.tracking.saved_view import View
+from llava_mini.tracking.spool import Spool
 
 Result = Mapping[str, Any]
 
@@ -65,7 +65,7 @@ def track_report(sweep_dir: Path) -> None:
     spool.append("view", asdict(view(sweep_dir.resolve().name, [result for _, _, result in finished])))
     for name in (*_FILES, *sorted(path.name for path in sweep_dir.glob("*.png"))):
         spool.append("file", {"path": name})
-    from llava_mini.tracking import flush_spools  # MLflow takes seconds to import
+    from llava_mini.tracking.tracker import flush_spools  # MLflow takes seconds to import
 
     flush_spools([sweep_dir, *sorted(sweep_dir.glob("runs/*"))])
 

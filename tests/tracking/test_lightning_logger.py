@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from llava_mini.lightning_logger import TrackerLogger
-from llava_mini.tracking import Tracker
+from llava_mini.tracking.lightning_logger import TrackerLogger
+from llava_mini.tracking.tracker import Tracker
 
 
 class OneWeight(lightning.LightningModule):

@@ -17,11 +17,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llava_mini.mlflow_calls import connect, experiment_id, find_or_create_run, latest_view, send, short, sqlite_path
-from llava_mini.saved_view import View, charts_address, runs_address
-from llava_mini.spool import LANES, DataInput, Lane, Origin, Spool, Status
+from llava_mini.tracking.mlflow_calls import (
+    connect,
+    experiment_id,
+    find_or_create_run,
+    latest_view,
+    send,
+    short,
+    sqlite_path,
+)
+from llava_mini.tracking.saved_view import View, charts_address, runs_address
+from llava_mini.tracking.spool import LANES, DataInput, Lane, Origin, Spool, Status
 
-log = logging.getLogger("llava_mini.tracking")
+log = logging.getLogger("llava_mini.tracking.tracker")
 
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 EXPERIMENT = "llava-mini"

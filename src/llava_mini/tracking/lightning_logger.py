@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from llava_mini.tracking import Tracker
+from llava_mini.tracking.tracker import Tracker
 
 
 class TrackerLogger(Logger):

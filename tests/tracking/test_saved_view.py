@@ -5,7 +5,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from llava_mini.saved_view import View, charts_address, created_ms, parent_of, runs_address, tag_key, tag_value
+from llava_mini.tracking.saved_view import View, charts_address, created_ms, parent_of, runs_address, tag_key, tag_value
 
 VIEW = View(
     "sweep mine",

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini.files import locked
-from llava_mini.saved_view import KIND_TAG, MODEL_TRAINING, View, created_ms, parent_of, tag_key, tag_value
-from llava_mini.spool import DataInput, Kind, Line, Origin
+from llava_mini.tracking.saved_view import KIND_TAG, MODEL_TRAINING, View, created_ms, parent_of, tag_key, tag_value
+from llava_mini.tracking.spool import DataInput, Kind, Line, Origin
 
 # mlflow reads these when it is imported. Each call is one quick attempt, because the spool does the retries.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -28,7 +28,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-log = logging.getLogger("llava_mini.tracking")
+log = logging.getLogger("llava_mini.tracking.tracker")
 
 # Errors that no retry can fix. Such a line is dropped with a warning, else it would block all lines after it.
 _REJECTED = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from llava_mini.errors import UserError
 from llava_mini.files import locked, read_json, write_json
 
-log = logging.getLogger("llava_mini.tracking")
+log = logging.getLogger("llava_mini.tracking.tracker")
 
 LINES_A_CALL = 100
 

@@ -17,9 +17,9 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from llava_mini.saved_view import KIND_TAG, MODEL_TRAINING, View, tag_key
-from llava_mini.spool import DataInput, Spool, close_run
-from llava_mini.tracking import (
+from llava_mini.tracking.saved_view import KIND_TAG, MODEL_TRAINING, View, tag_key
+from llava_mini.tracking.spool import DataInput, Spool, close_run
+from llava_mini.tracking.tracker import (
     EXPERIMENT,
     Tracker,
     flatten,
@@ -32,7 +32,7 @@ from llava_mini.tracking import (
 # What stands behind it is done by several processes at once, forked so that MLflow is imported once for all.
 AT_ONCE = """
 import os, sys
-import mlflow.store.tracking.sqlalchemy_store, llava_mini.tracking
+import mlflow.store.tracking.sqlalchemy_store, llava_mini.tracking.tracker
 count = int(sys.argv.pop())
 number = next((number for number in range(count) if os.fork() == 0), None)
 if number is None:
@@ -41,7 +41,7 @@ if number is None:
 
 REPORT_FROM_A_PROCESS = """
 import sys
-from llava_mini.tracking import Tracker
+from llava_mini.tracking.tracker import Tracker
 folder, uri, parent = sys.argv[1:]
 tracker = Tracker(folder, uri=uri, parent_run_id=parent or None, interval=0.05)
 tracker.log_params({"compressor": {"C": 4}})

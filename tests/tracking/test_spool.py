@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_mini.spool import LINES_A_CALL, DataInput, Line, Origin, Spool, close_run
+from llava_mini.tracking.spool import LINES_A_CALL, DataInput, Line, Origin, Spool, close_run
 
 
 def new_spool(folder: Path) -> Spool:
