@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
