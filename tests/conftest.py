@@ -172,7 +172,7 @@ def collate() -> Callable[..., dict[str, Tensor]]:
     ) -> dict[str, Tensor]:
         rows = []
         for sample in samples:
-            frames = sum(model.tokens_per_frame(len(frame)) for frame in sample.frames)
+            frames = sum(model.layout.frame(len(frame)) for frame in sample.frames)
             prompt = sample.before + [model.config.image_token_id] * frames + sample.after
             rows.append((prompt, sample.answer if answers else []))
         longest = max(len(prompt) + len(answer) for prompt, answer in rows)

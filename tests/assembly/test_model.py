@@ -14,8 +14,8 @@ from transformers import AutoProcessor
 from llava_mini import assembly
 from llava_mini.config import Config, options
 from llava_mini.errors import UserError
-from llava_mini.models.vision_tower import HD_VIEWS
 from llava_mini.stages.base import PARTS
+from llava_mini.token_layout import HD_VIEWS
 
 Resolve = Callable[..., Config]
 ModelOf = Callable[[dict[str, Any]], Any]
@@ -245,7 +245,7 @@ def test_the_processor_knows_the_models_tokens(
     model = model_of(config)
     processor = assembly.build_processor(config, model, assembly.build_tokenizer(config))
     assert (processor.num_image_tokens, processor.num_hd_image_tokens) == (single, hd)
-    assert (model.tokens_per_frame(), model.tokens_per_frame(HD_VIEWS)) == (single, hd)
+    assert (model.layout.frame(), model.layout.frame(HD_VIEWS)) == (single, hd)
     assert processor.views == config.data.views
     inputs = processor(text="<image> what color is the circle <answer>", images=Image.new("RGB", (64, 64), "red"))
     assert inputs["pixel_values"].shape == (1, 5 if processor.views == "hd" else 1, 3, 64, 64)

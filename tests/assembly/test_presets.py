@@ -45,7 +45,7 @@ def test_preset_has_the_published_models_shape(name: str) -> None:
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert count(model.language_model) == LANGUAGE_MODELS[name]
     assert count(model.vision_tower) == CLIP_LARGE
-    assert model.side**2 == 576 and model.tokens_per_frame() == 1
+    assert model.side**2 == 576 and model.layout.frame() == 1
     text = model.config.text_config
     assert len(model.prefusion.layers) == 4
     assert model.config.image_token_id == text.vocab_size  # behind the vocabulary: it is never embedded

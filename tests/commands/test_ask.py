@@ -109,7 +109,7 @@ def test_frames_leave_room_for_the_longest_question_or_are_refused_unseen(
     model, processor = load(str(model_folder))
     context: int = model.config.text_config.max_position_embeddings
     flags = ["ask", str(model_folder), "--video", str(clip(40)), "--question", "what", "--question", LONG]
-    most = context - 4 * model.tokens_per_frame() - question_tokens(processor, LONG, ["video"])
+    most = context - 4 * model.layout.frame() - question_tokens(processor, LONG, ["video"])
     assert main([*flags, "--max-new-tokens", str(most)]) == 0
     monkeypatch.setattr(Session, "_add", lambda *_: pytest.fail("a frame was encoded"))
     capsys.readouterr()

@@ -20,6 +20,7 @@ from llava_mini.data.text.labels import ConversationTokenizer
 from llava_mini.data.text.templates import TINY
 from llava_mini.data.toyworld.make import make_world
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
+from llava_mini.token_layout import TokenLayout
 
 SIZES = {
     "caption-train": 9, "caption-val": 5, "instruct-train": 70, "instruct-val": 12, "instruct-test": 10,
@@ -50,7 +51,7 @@ def to_pixels() -> PixelTransform:
 @pytest.fixture
 def tokenize(tokenizer: PreTrainedTokenizerFast) -> ConversationTokenizer:
     """Independent turns, two tokens an image."""
-    return ConversationTokenizer(tokenizer, TINY, turns="independent", num_image_tokens=2)
+    return ConversationTokenizer(tokenizer, TINY, turns="independent", layout=TokenLayout(2, 2))
 
 
 @pytest.fixture(scope="session")

@@ -15,10 +15,11 @@ from llava_mini.data.stream.stream import BatchLoader, PlannedStream
 from llava_mini.data.text.labels import ConversationTokenizer
 from llava_mini.data.text.templates import TINY
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
+from llava_mini.token_layout import TokenLayout
 
 
 def main(folder: str) -> None:
-    tokenize = ConversationTokenizer(build_tokenizer(), TINY, turns="independent", num_image_tokens=2)
+    tokenize = ConversationTokenizer(build_tokenizer(), TINY, turns="independent", layout=TokenLayout(2, 2))
     reader = SampleReader(ShardSet(folder), tokenize, transform=PixelTransform(32))
     stream = PlannedStream([reader], ShuffledOrder([reader.shards], 0), batch_size=2, num_batches=10**6)
     batches = iter(BatchLoader(stream, num_workers=2))

@@ -13,6 +13,7 @@ from llava_mini.data.text.conversation import Conversation, Turn
 from llava_mini.data.text.labels import IGNORE, ConversationTokenizer
 from llava_mini.data.text.templates import LLAMA3, PLAIN, TINY, VICUNA, ConversationTemplate, template_named
 from llava_mini.models import LlavaMiniProcessor
+from llava_mini.token_layout import TokenLayout
 
 NAMES = ["vicuna_v1", "llama3", "mistral", "chatml", "plain", "tiny"]
 TURNS = (Turn("<image>\nWhat is 'it'? ", '\n A "parrot". '), Turn("Where?\n", "On a {{ tree }}."), Turn("  ", "早 🦜"))
@@ -84,7 +85,7 @@ def test_tokens_of_a_prompt_are_those_before_the_answer_in_training(kind: str, t
     tokenizer = build(kind, [template.render(conversation).text, "A parrot. A parrot."] * 3)
     tokenizer.pad_token = "</s>"
     processor = processor_of(tokenizer, template)
-    tokenize = ConversationTokenizer(tokenizer, template, turns="conversation", num_image_tokens=1)
+    tokenize = ConversationTokenizer(tokenizer, template, turns="conversation", layout=TokenLayout(1, 1))
     sample = tokenize(conversation, [1])
     first = int((sample.labels != IGNORE).nonzero()[0])
     prompt = processor.apply_chat_template(messages(conversation.turns)[:1], add_generation_prompt=True, tokenize=False)
@@ -100,7 +101,9 @@ def test_marked_answers_are_the_supervised_tokens(kind: str, template: Conversat
     text = template.render(conversation).text
     tokenizer = build(kind, [text, "A parrot. On a tree."] * 3)
     tokenizer.pad_token = "</s>"
-    sample = ConversationTokenizer(tokenizer, template, turns="conversation", num_image_tokens=1)(conversation, [1])
+    sample = ConversationTokenizer(tokenizer, template, turns="conversation", layout=TokenLayout(1, 1))(
+        conversation, [1]
+    )
     said = in_parts(messages(turns))
     said[0]["content"][0]["image"] = Image.new("RGB", (24, 24))
     made = processor_of(tokenizer, template).apply_chat_template(

@@ -43,7 +43,7 @@ def conversations() -> list[Asked]:
 
 
 def prefix_of(model: LlavaMiniForConditionalGeneration, sample: Asked) -> list[int]:
-    return sample.before + [model.config.image_token_id] * model.tokens_per_frame()
+    return sample.before + [model.config.image_token_id] * model.layout.frame()
 
 
 def batch_of(

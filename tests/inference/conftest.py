@@ -27,8 +27,8 @@ def make_asked(
         model = make_model(text_config=text_config, image_token_id=image_token_id)
         images = CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size=24)
         given: dict[str, Any] = {
-            "num_image_tokens": model.tokens_per_frame(),
-            "num_hd_image_tokens": model.tokens_per_frame(5),
+            "num_image_tokens": model.layout.frame(),
+            "num_hd_image_tokens": model.layout.frame(5),
         }
         given["chat_template"] = TINY.chat_template()
         return model, LlavaMiniProcessor(images, tokenizer, **{**given, **changes})

@@ -23,7 +23,7 @@ def frames(count: int) -> Iterator[np.ndarray]:
 def most_frames(session: Session, free: int = 0) -> int:
     model = session.model
     context: int = model.config.text_config.max_position_embeddings
-    return (context - free) // model.tokens_per_frame()
+    return (context - free) // model.layout.frame()
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def test_frames_that_leave_no_room_for_question_and_answer_are_refused_unseen(ma
     session.add_media(list(frames(most)), reserve=reserve)
     session.ask(QUESTION, max_new_tokens=ANSWER)
     with pytest.raises(UserError, match="tokens of prompt and answer"):  # the reserve was exact
-        session.ask(QUESTION, max_new_tokens=ANSWER + session.model.tokens_per_frame())
+        session.ask(QUESTION, max_new_tokens=ANSWER + session.model.layout.frame())
     with pytest.raises(UserError, match=r"^question and answer are too long: 257 tokens, .* reads 256"):
         session.add_media(list(frames(1)), reserve=257)
 

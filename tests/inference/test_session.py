@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tests.fusing import fused_with
 
 from llava_mini.errors import UserError
 from llava_mini.inference.frame_cache import FrameCacheConfig
@@ -537,7 +538,7 @@ def test_an_hd_image_and_a_video_in_one_session(make_asked: Any) -> None:
     expected = reference(asked, alone, [picture(1)], [clip(2, 2)])
     assert session.ask(QUESTIONS[0], max_new_tokens=LENGTH) == expected
     tokens = session.store.tokens_by_item()
-    assert tokens == {0: asked[0].tokens_per_frame(5), 1: 2 * asked[0].tokens_per_frame(1)}
+    assert tokens == {0: asked[0].layout.frame(5), 1: 2 * asked[0].layout.frame(1)}
     assert tokens.total() == len(session.store.tokens())
 
 
@@ -571,7 +572,7 @@ def test_half_precision_holds_the_mean_over_thousands_of_frames(asked: Any) -> N
         for count in (1, 600):
             given = model.frames(pixels[:count], None, None)
             said = torch.ones(1, 3, dtype=torch.bool)
-            fused.append(model.fuse(given, text[None].bfloat16(), said, None, torch.tensor([count]))[1])
+            fused.append(fused_with(model, given, text[None].bfloat16(), said, torch.tensor([count]))[1])
     finally:
         model.float()
     assert ((many.float() - expected).abs().max() / expected.abs().max()) < 0.05
@@ -620,7 +621,7 @@ def test_one_answer_at_a_time(asked: Any) -> None:
 @torch.no_grad()
 def test_more_frames_than_the_language_model_reads(asked: Any) -> None:
     session = Session(*asked)
-    most = asked[0].config.text_config.max_position_embeddings // asked[0].tokens_per_frame()
+    most = asked[0].config.text_config.max_position_embeddings // asked[0].layout.frame()
     with pytest.raises(UserError, match=rf"{most + 1} frames are .* at most {most} frames fit, or scale it"):
         session.add_media(clip(1, 1) * (most + 1))
     with pytest.raises(UserError, match="at most"):

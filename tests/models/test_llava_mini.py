@@ -6,6 +6,7 @@ differ by up to 1e-5 here, every mistake that was tried by more than 1e-2.
 
 import pytest
 import torch
+from tests.fusing import fused_with
 from transformers import SiglipVisionConfig
 
 from llava_mini.errors import UserError
@@ -171,7 +172,7 @@ def test_frames_of_a_video_are_fused_on_their_own_and_text_is_their_mean(
 
     def fuse(frames: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         given = model.frames(torch.stack(frames), None, None)
-        return model.fuse(given, text, said, None, torch.tensor([len(frames)]))
+        return fused_with(model, given, text, said, torch.tensor([len(frames)]))
 
     compressed, fused = fuse(list(sample.frames))
     alone = [fuse([frame]) for frame in sample.frames]
@@ -184,7 +185,7 @@ def test_tokens_per_frame(make_model, compressors) -> None:
     counts = {"query": (4, 4), "avg_pool": (4, 4), "uniform": (4, 4), "none": (16, 64), "zero": (0, 0)}
     for name, (whole, hd) in counts.items():
         model = make_model(compressor=compressors[name])
-        assert (model.tokens_per_frame(), model.tokens_per_frame(5)) == (whole, hd)
+        assert (model.layout.frame(), model.layout.frame(5)) == (whole, hd)
 
 
 class Doubling(Compressor):

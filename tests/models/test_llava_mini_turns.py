@@ -19,7 +19,7 @@ KINDS: dict[str, dict[str, int]] = {"image": {}, "hd": {"views": 5}, "video": {"
 
 def row(model, sample, turns: list[Turn], first: int = 1) -> tuple[list[int], list[int], list[int]]:
     """Ids, labels and turn ids of turns behind the sample's frames."""
-    shared = [1, *[model.config.image_token_id] * sum(model.tokens_per_frame(len(f)) for f in sample.frames)]
+    shared = [1, *[model.config.image_token_id] * sum(model.layout.frame(len(f)) for f in sample.frames)]
     ids, labels, turn_ids = list(shared), [-100] * len(shared), [0] * len(shared)
     for i, (question, answer) in enumerate(turns, first):
         ids += question + answer

@@ -42,6 +42,6 @@ def test_prefusion_gets_neither_answers_nor_placeholders_nor_padding(make_model,
     said = batch["attention_mask"].bool() & (batch["input_ids"] != model.config.image_token_id)
     said[:, -2:] = False
     model(**{**batch, "instruction_mask": said})
-    patches, tokens = model.side**2, model.tokens_per_frame()
+    patches, tokens = model.side**2, model.layout.frame()
     assert lengths == [patches + tokens * model.config.fuse_compressed_tokens + int(said.sum(1).max())]
     assert lengths[0] < patches + batch["input_ids"].shape[1]

@@ -126,8 +126,8 @@ def test_the_model_reads_what_it_makes(
 ) -> None:
     model = make_model(compressor=compressors[compressor], image_token_id=IMAGE)
     processor = make_processor(
-        num_image_tokens=model.tokens_per_frame(),
-        num_hd_image_tokens=model.tokens_per_frame(5),
+        num_image_tokens=model.layout.frame(),
+        num_hd_image_tokens=model.layout.frame(5),
         views=views,
     )
     texts = ["<s> <image> what is here", "<s> what is there", "<s> <video> what is here and there"]

@@ -102,7 +102,7 @@ def test_text_is_needed(make_processor: Factory, given: dict[str, Any]) -> None:
 @pytest.mark.parametrize("chat", [False, True])
 def test_transformers_pipeline(make_processor: Factory, make_model: Factory, chat: bool) -> None:
     model = make_model(image_token_id=IMAGE)
-    processor = make_processor(num_image_tokens=model.tokens_per_frame(), chat_template=CHAT if chat else None)
+    processor = make_processor(num_image_tokens=model.layout.frame(), chat_template=CHAT if chat else None)
     words_only = {"do_sample": False, "suppress_tokens": list(range(12, 99)), "max_new_tokens": 3}  # of the tokenizer
     ask = pipeline("image-text-to-text", model=model, processor=processor)
     asked: dict[str, Any]
@@ -156,7 +156,7 @@ def test_transformers_pipeline_in_batches(
 ) -> None:
     """An answer is the one that it is alone: what is shorter is padded before, not after, its text."""
     model = make_model(image_token_id=IMAGE)
-    processor = make_processor(num_image_tokens=model.tokens_per_frame(), chat_template=CHAT)
+    processor = make_processor(num_image_tokens=model.layout.frame(), chat_template=CHAT)
     words_only = {"do_sample": False, "suppress_tokens": [0, 1, 2, 3, 4, *range(12, 99)], "max_new_tokens": 3}
     chats, _ = asked
     ask = pipeline("image-text-to-text", model=model, processor=processor)
@@ -188,7 +188,7 @@ def test_the_mask_of_answers_is_theirs_behind_images_too(make_processor: Factory
 def test_a_folder_is_all_that_others_need(make_processor: Factory, make_model: Factory, tmp_path: Path) -> None:
     """What `push_to_hub` uploads: by its name alone transformers makes model, processor and pipeline of it."""
     model = make_model(image_token_id=IMAGE)
-    processor = make_processor(num_image_tokens=model.tokens_per_frame(), chat_template=CHAT)
+    processor = make_processor(num_image_tokens=model.layout.frame(), chat_template=CHAT)
     for each in (model, processor):
         each.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {

@@ -86,7 +86,7 @@ def test_a_step_is_that_of_transformers_own_llava(
 
 def test_prefusion_sees_what_is_no_answer(train: Train, make_model, talkative) -> None:
     model = make_model(image_token_id=talkative.tokenizer.convert_tokens_to_ids("<image>")).train()
-    talkative.num_image_tokens = model.tokens_per_frame()
+    talkative.num_image_tokens = model.layout.frame()
     rows = [conversation(number) for number in range(4)]
     loss, _ = train(model, talkative, rows, 2, 2, assistant_only_loss=True)
 
@@ -109,7 +109,7 @@ def test_prefusion_sees_what_is_no_answer(train: Train, make_model, talkative) -
 
 def test_what_prefusion_may_see_must_be_said(train: Train, make_model, talkative) -> None:
     model = make_model(image_token_id=talkative.tokenizer.convert_tokens_to_ids("<image>")).train()
-    talkative.num_image_tokens = model.tokens_per_frame()
+    talkative.num_image_tokens = model.layout.frame()
     with pytest.raises(ValueError, match="TRL's SFTTrainer: assistant_only_loss=True"):
         train(model, talkative, [conversation(0)], 1, 1)
 

@@ -91,7 +91,7 @@ def test_the_saved_model_answers_as_the_trained_one(smoke_in, finished: Path):
 
     expected = [score.exact_match for row in answer_scores(logits, batch.labels, batch.turn_ids) for score in row]
     assert expected == predictions["exact_match"][: len(expected)].tolist()
-    assert processor.num_image_tokens == model.tokens_per_frame()
+    assert processor.num_image_tokens == model.layout.frame()
 
 
 def test_features_computed_once_equal_the_tower_in_every_step(smoke):

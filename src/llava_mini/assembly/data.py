@@ -52,8 +52,7 @@ def build_datamodule(
         processor.tokenizer,
         build_template(config),
         turns=data.turns,
-        num_image_tokens=processor.num_image_tokens,
-        num_hd_image_tokens=processor.num_hd_image_tokens,
+        layout=processor.layout,
         max_length=data.max_length,
     )
     readers = _readers(config, model, processor, tokenize)

@@ -25,7 +25,7 @@ from llava_mini.models.compressors import build_compressor
 from llava_mini.models.image_processor import build_image_processor
 from llava_mini.models.initialization import default_dtype, initialize
 from llava_mini.models.interop.parts import check_same, language_model_folder, text_config_of, vision_config_of
-from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW, build_vision_tower
+from llava_mini.models.vision_tower import build_vision_tower
 
 log = logging.getLogger("llava_mini")
 
@@ -229,8 +229,8 @@ def build_processor(
     return LlavaMiniProcessor(
         build_image_processor(model.config.vision_config, config.model.image_processor),
         tokenizer,
-        num_image_tokens=model.tokens_per_frame(SINGLE_VIEW),
-        num_hd_image_tokens=model.tokens_per_frame(HD_VIEWS),
+        num_image_tokens=model.layout.single_view,
+        num_hd_image_tokens=model.layout.hd,
         views=config.data.views,
         image_token=image_token(config),
         chat_template=build_template(config).chat_template(),

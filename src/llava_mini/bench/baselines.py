@@ -68,7 +68,7 @@ class Models:
         """Return random inputs [B, F·K + T] for a way's model. transformers' LLaVA reads views as images."""
         size, placeholder = self.config.vision_config.image_size, self.config.image_token_id
         model = self.of(way)
-        per_frame = work.views * self.mini.side**2 if way == TRANSFORMERS else model.tokens_per_frame(work.views)
+        per_frame = work.views * self.mini.side**2 if way == TRANSFORMERS else model.layout.frame(work.views)
         text = torch.randint(0, placeholder, (batch, work.text_tokens), device=self.device)
         frames = torch.full((batch, work.frames * per_frame), placeholder, device=self.device)
         shape = (batch * work.frames, work.views, 3, size, size)

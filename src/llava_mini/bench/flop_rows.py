@@ -14,7 +14,7 @@ from llava_mini.errors import UserError
 from llava_mini.files import CONFIG_DIR
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
 from llava_mini.models.inference_optimizations import RELEASE, InferenceOptimizations
-from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW
+from llava_mini.token_layout import HD_VIEWS, SINGLE_VIEW
 
 Row = dict[str, Any]
 
@@ -127,7 +127,7 @@ def row(
     views = RESOLUTIONS[resolution]
     # Like the paper's totals, the release computes logits for the whole prompt.
     work = Work(views, frames, text_tokens, cached, last_logits=order != "release")
-    per_frame = views * model.side**2 if is_plain(model) else model.tokens_per_frame(views)
+    per_frame = views * model.side**2 if is_plain(model) else model.layout.frame(views)
     return {
         "model": name,
         "resolution": resolution,

@@ -24,7 +24,8 @@ from transformers import DynamicCache
 from llava_mini.inference.memory import KVShape
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.inference_optimizations import InferenceOptimizations
-from llava_mini.models.vision_tower import SINGLE_VIEW, encode_views, prefusion_patches
+from llava_mini.models.vision_tower import encode_views, prefusion_patches
+from llava_mini.token_layout import SINGLE_VIEW
 
 PARTS = ("vision_tower", "compressor", "projector", "prefusion", "language_model")
 
@@ -115,7 +116,7 @@ def count(model: LlavaMiniForConditionalGeneration, work: Work, optimizations: I
 
 def is_plain(model: LlavaMiniForConditionalGeneration) -> bool:
     """Whether the model is LLaVA-v1.5: neither compression nor pre-fusion."""
-    return model.config.num_fusion_layers == 0 and model.tokens_per_frame() == model.side**2
+    return model.config.num_fusion_layers == 0 and model.layout.frame() == model.side**2
 
 
 def _look(

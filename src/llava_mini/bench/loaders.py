@@ -30,6 +30,7 @@ from llava_mini.data.stream.stream import BatchLoader, PlannedStream
 from llava_mini.data.text.conversation import Conversation, parse_record
 from llava_mini.data.text.labels import ConversationTokenizer
 from llava_mini.data.text.templates import VICUNA
+from llava_mini.token_layout import TokenLayout
 
 BATCH_SIZE = 16
 SHUFFLE_BUFFER = 1000  # samples, as in webdataset's documentation
@@ -108,4 +109,4 @@ def pixel_difference(data: MadeData, shards: Path, samples: int) -> tuple[float,
 
 def _tokenize(data: MadeData) -> ConversationTokenizer:
     tokenizer = AutoTokenizer.from_pretrained(str(data.tokenizer))
-    return ConversationTokenizer(tokenizer, VICUNA, num_image_tokens=1, max_length=2048)
+    return ConversationTokenizer(tokenizer, VICUNA, layout=TokenLayout(1, 1), max_length=2048)

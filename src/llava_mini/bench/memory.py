@@ -15,7 +15,7 @@ from llava_mini.inference.memory import FrameShape, KVShape
 from llava_mini.inference.session_plan import SessionPlan, session_plans
 from llava_mini.inference.session_plan import table as sessions_table
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
-from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW
+from llava_mini.token_layout import HD_VIEWS, SINGLE_VIEW
 
 MODELS = {"LLaVA-Mini, Vicuna-7B": "llava_mini_vicuna_7b", "LLaVA-Mini, Llama-3.1-8B": "llava_mini_llama31_8b"}
 FRAMES = 10_000

@@ -94,7 +94,7 @@ def _model(way: str) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProces
     )
     model = LlavaMiniForConditionalGeneration(config).eval()
     images = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SIDE)
-    tokens = model.tokens_per_frame()
+    tokens = model.layout.frame()
     return model, LlavaMiniProcessor(
         images, tokenizer, num_image_tokens=tokens, num_hd_image_tokens=4 * tokens, chat_template=TINY.chat_template()
     )

@@ -235,7 +235,7 @@ def _batches(
 ) -> Iterator[VLMBatch]:
     """Yield batches as our training runs make them, ready for the model."""
     tokenize = ConversationTokenizer(
-        shape.tokenizer, shape.template, turns=shape.turns, num_image_tokens=model.tokens_per_frame(), max_length=2048
+        shape.tokenizer, shape.template, turns=shape.turns, layout=model.layout, max_length=2048
     )
     transform = _transform(shape) if features is None else None
     reader = SampleReader(shape.shards, tokenize, transform=transform, features=features)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from llava_mini.data.building.workers import WorkerDiedError, cores
 from llava_mini.data.format.shards import ShardSet, is_complete
 from llava_mini.errors import UserError
+from llava_mini.token_layout import TokenLayout
 
 if TYPE_CHECKING:
     from llava_mini.data.text.labels import ConversationTokenizer
@@ -127,7 +128,10 @@ def _tokenize(folder: Path, options: argparse.Namespace) -> ConversationTokenize
         raise UserError(f"--tokenizer {folder}: no tokenizer_config.json there; name a tokenizer's folder")
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     return ConversationTokenizer(
-        tokenizer, template, num_image_tokens=options.image_tokens, max_length=options.max_length
+        tokenizer,
+        template,
+        layout=TokenLayout(options.image_tokens, options.image_tokens),
+        max_length=options.max_length,
     )
 
 

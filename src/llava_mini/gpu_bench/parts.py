@@ -23,7 +23,7 @@ from llava_mini.gpu_bench.sizes import LIMIT_GIB, Size
 from llava_mini.inference.cache import SessionCache
 from llava_mini.inference.frame_cache import FrameCache, FrameCacheConfig
 from llava_mini.models.frame_batch import frames_at_once
-from llava_mini.models.vision_tower import HD_VIEWS
+from llava_mini.token_layout import HD_VIEWS
 
 Row = dict[str, Any]
 Part = Callable[[Size, torch.device, float], Iterator[Row]]

@@ -26,6 +26,7 @@ from llava_mini.inference.requests import Answers, Record, Request
 from llava_mini.inference.session import Session
 from llava_mini.media.named import VideoSource, check_file, open_image, open_video
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
+from llava_mini.token_layout import SINGLE_VIEW
 from llava_mini.views import NUM_VIEWS
 
 MOST_FRAMES = 512  # whose pixels are in memory at once; a request with more is read as a stream, by itself
@@ -133,7 +134,7 @@ class Batcher:
         )
         views, shown = NUM_VIEWS[self.processor.views], sum(video.expected for video in videos)
         text = self.processor.tokenizer(prompt, add_special_tokens=not has_bos(self.processor, prompt))["input_ids"]
-        placeholders = len(request.images) * self.processor.tokens_of(views) + shown * self.processor.tokens_of(1)
+        placeholders = self.processor.layout.sample([views] * len(request.images) + [SINGLE_VIEW] * shown)
         check_length(self.model.config, len(text), self.max_new_tokens, placeholders)
         return Prepared(request, prompt, videos, len(request.images) * views + shown, len(text) + placeholders)
 

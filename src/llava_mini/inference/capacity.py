@@ -33,7 +33,7 @@ def check_capacity(
             of frames that the item would have in all, and the largest number that fits.
     """
     model = store.model
-    shape = FrameShape.of(model.config, model.tokens_per_frame(views), views)
+    shape = FrameShape.of(model.config, model.layout.frame(views), views)
     tokens_by_item = store.tokens_by_item()
     held, earlier = tokens_by_item.total(), tokens_by_item[item] // shape.tokens
     if reserve > (most := context_tokens(model.config)):

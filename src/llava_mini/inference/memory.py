@@ -22,7 +22,8 @@ from llava_mini.inference.cache import capacity
 from llava_mini.inference.quantize import entry_bytes
 from llava_mini.models import LlavaMiniConfig
 from llava_mini.models.language_model import head_dim
-from llava_mini.models.vision_tower import SINGLE_VIEW, patches_per_side
+from llava_mini.models.vision_tower import patches_per_side
+from llava_mini.token_layout import SINGLE_VIEW
 
 INT8 = torch.int8  # used like a type: 8 bits, with a scale and an offset for every entry
 
@@ -89,7 +90,7 @@ class FrameShape:
 
     @classmethod
     def of(cls, config: LlavaMiniConfig, tokens: int, views: int = SINGLE_VIEW) -> FrameShape:
-        """Return the shape of a frame with `views` views and `tokens` compressed tokens (`model.tokens_per_frame`)."""
+        """Return the shape of a frame with `views` views and `tokens` compressed tokens (`model.layout.frame`)."""
         return cls(
             KVShape.of(config.text_config, config.num_fusion_layers),
             views * patches_per_side(config.vision_config) ** 2,

@@ -43,7 +43,7 @@ from llava_mini.inference.prompts import check_question
 from llava_mini.inference.streaming import SessionLock, StopWhenSet, pieces
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.models.frame_batch import frames_at_once
-from llava_mini.models.vision_tower import SINGLE_VIEW
+from llava_mini.token_layout import SINGLE_VIEW
 
 _KV_SHARE = 0.25  # of the free memory, for pre-fusion's keys and values
 _PREFILL = 512  # tokens that the language model reads at once; more are no faster and take more memory

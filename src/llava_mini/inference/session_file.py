@@ -31,7 +31,7 @@ from llava_mini.inference.media_source import Media
 from llava_mini.inference.quantize import quantize
 from llava_mini.media.named import check_file
 from llava_mini.models.tensor_files import open_tensors, save_tensors
-from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW
+from llava_mini.token_layout import HD_VIEWS, SINGLE_VIEW
 
 if TYPE_CHECKING:
     from llava_mini.inference.session import Session
@@ -202,7 +202,7 @@ def _check_chunks(session: Session, looks: list[Media]) -> None:
 def _check_tokens(session: Session, chunk: Chunk) -> None:
     """Check the tokens and features of a chunk; without pre-fusion no features show how many views a frame had."""
     views = (SINGLE_VIEW, HD_VIEWS) if chunk.features is None else (chunk.features.shape[1],)
-    allowed = [session.model.tokens_per_frame(count) for count in views]
+    allowed = [session.model.layout.frame(count) for count in views]
     if chunk.tokens.shape[1] not in allowed:
         raise ValueError(f"{chunk.tokens.shape[1]} tokens of a frame, the model makes {allowed[0]}")
     parts = {} if chunk.features is None else chunk.features.parts()

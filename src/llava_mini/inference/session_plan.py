@@ -16,7 +16,7 @@ from llava_mini.inference.memory import INT8, FrameShape, KVShape, largest_frame
 from llava_mini.inference.quantize import BITS
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
 from llava_mini.models.frame_batch import frame_bytes
-from llava_mini.models.vision_tower import SINGLE_VIEW
+from llava_mini.token_layout import SINGLE_VIEW
 
 TEXT = 512  # tokens of a question and its answer
 _HALF = torch.float16
@@ -80,7 +80,7 @@ def session_plans(
         frames: Number of frames, with one view each.
         card: Bytes of memory of the GPU; None: not known.
     """
-    config, per_frame = model.config, model.tokens_per_frame()
+    config, per_frame = model.config, model.layout.frame()
     shape, kv = FrameShape.of(config, per_frame), KVShape.of(config.text_config)
     store = (0, 0)
     if config.num_fusion_layers:

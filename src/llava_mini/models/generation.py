@@ -89,7 +89,7 @@ class FramesGenerationMixin(GenerationMixin):
             )
         model: Any = self
         own, other = (
-            {"image_token_id": each.config.image_token_id, "tokens of a frame": each.tokens_per_frame()}
+            {"image_token_id": each.config.image_token_id, "tokens of a frame": each.layout.frame()}
             for each in (model, assistant)
         )
         if own != other:
@@ -118,7 +118,7 @@ class FramesGenerationMixin(GenerationMixin):
         """After a cache: pair frames of the new text with it; if others are given, pre-fusion reads the whole text."""
         model: Any = self
         frames = model.frames(*(inputs.get(name) for name in (*_FRAMES, "num_views")))
-        tokens = 0 if frames is None else sum(map(model.tokens_per_frame, frames.views().tolist()))
+        tokens = 0 if frames is None else model.layout.sample(frames.views().tolist())
         new, mask = inputs["input_ids"], inputs.get("instruction_mask")
         if tokens > 0 and tokens == int((new == self.config.image_token_id).sum()):
             inputs["instruction_mask"] = None if mask is None else mask[:, -new.shape[1] :]

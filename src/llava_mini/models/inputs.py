@@ -6,7 +6,6 @@ Shapes: B samples, T tokens, F frames of the whole batch, V views of a frame, N 
 of a frame, Dv width of the vision tower.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from transformers.utils import TransformersKwargs
 
 from llava_mini.errors import UserError
+from llava_mini.token_layout import TokenLayout
 
 # Keywords that transformers' own models take besides named arguments. PEFT passes inputs_embeds, None if it has none.
 _KEYWORDS = (*sorted(TransformersKwargs.__optional_keys__), "inputs_embeds")
@@ -88,22 +88,14 @@ def check_frames(num_frames_B: Tensor | None, frames: int, batch: int) -> Tensor
     return num_frames_B
 
 
-def check_placeholders(
-    placeholder_BT: Tensor, views_F: Tensor, num_frames_B: Tensor, tokens_of: Callable[[int], int]
-) -> None:
-    """Raises ValueError unless every sample has `tokens_of(views)` placeholders for each of its own frames."""
-    tokens_F = torch.zeros_like(views_F, dtype=torch.int64)
-    for views in views_F.unique().tolist():
-        tokens_F = tokens_F.masked_fill(views_F == views, tokens_of(views))
-    owner_F = torch.arange(len(num_frames_B), device=num_frames_B.device).repeat_interleave(num_frames_B)
-    found_B = placeholder_BT.sum(1)
-    expected_B = torch.zeros_like(found_B).index_add(0, owner_F, tokens_F)
-    if wrong := (found_B != expected_B).nonzero().flatten().tolist():
-        i = wrong[0]
-        raise ValueError(
-            f"sample {i}: input_ids has {int(found_B[i])} image placeholders, "
-            f"its {int(num_frames_B[i])} frames make {int(expected_B[i])} tokens"
-        )
+def check_placeholders(placeholder_BT: Tensor, views_F: Tensor, num_frames_B: Tensor, layout: TokenLayout) -> None:
+    """Raises ValueError unless every sample has as many placeholders as its own frames take tokens."""
+    views_by_sample = views_F.split(num_frames_B.tolist())
+    for i, (found, views) in enumerate(zip(placeholder_BT.sum(1).tolist(), views_by_sample, strict=True)):
+        if found != (expected := layout.sample(views.tolist())):
+            raise ValueError(
+                f"sample {i}: input_ids has {found} image placeholders, its {len(views)} frames make {expected} tokens"
+            )
 
 
 def check_no_frames(placeholder_BT: Tensor, num_frames_B: Tensor | None) -> None:

@@ -21,12 +21,11 @@ from transformers.utils import can_return_tuple
 from llava_mini.errors import UserError
 from llava_mini.files import set_usual_mode
 from llava_mini.models.attention import mask_for, packed_positions
-from llava_mini.models.compressors import Compressor, build_compressor
+from llava_mini.models.compressors import Compressor
 from llava_mini.models.configuration import LlavaMiniConfig
-from llava_mini.models.frames import FramesMixin
+from llava_mini.models.fused_frames import FusedFrames
 from llava_mini.models.generation import FramesGenerationMixin
 from llava_mini.models.hidden_states import HiddenStates
-from llava_mini.models.inference_optimizations import InferenceOptimizations
 from llava_mini.models.inputs import (
     NoPromptTuning,
     check_answers_are_known,
@@ -38,14 +37,12 @@ from llava_mini.models.inputs import (
 )
 from llava_mini.models.language_model import build_language_model
 from llava_mini.models.loss import next_token_loss, next_token_loss_of_hidden
-from llava_mini.models.prefusion import Prefusion
-from llava_mini.models.projector import Projector
 from llava_mini.models.rotary import scale_rotary
-from llava_mini.models.vision_tower import build_vision_tower, patches_per_side
+from llava_mini.models.visual_model import VisualModel
 from llava_mini.models.visual_tokens import splice
 
 
-class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGenerationMixin):
+class LlavaMiniForConditionalGeneration(VisualModel, FramesGenerationMixin):
     """LLaVA-Mini with a language-model head.
 
     Args:
@@ -55,7 +52,6 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
         loss_chunk: Number of tokens whose logits are in memory at once in training; None: all supervised tokens.
     """
 
-    config_class = LlavaMiniConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
     input_modalities = ("image", "video", "text")
@@ -65,21 +61,10 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
 
     def __init__(self, config: LlavaMiniConfig):
         super().__init__(config)
-        vision_dim, text_dim = config.vision_config.hidden_size, config.text_config.hidden_size
-        compressor_dim = vision_dim if config.compress_before_projection else text_dim
-        self.vision_tower = build_vision_tower(config.vision_config)
-        self.side = patches_per_side(config.vision_config)
-        self.compressor = build_compressor(config.compressor, compressor_dim, self.side)
-        self.projector = Projector(vision_dim=vision_dim, text_dim=text_dim, activation=config.projector_hidden_act)
-        self.prefusion = Prefusion(text_config=config.text_config, num_layers=config.num_fusion_layers)
         self.language_model = build_language_model(config.text_config)
         if config.context_scaling is not None:
             scale_rotary(self.language_model, config.context_scaling)
         self.loss_chunk: int | None = None
-        self.optimizations = InferenceOptimizations()
-        self.vision_batch = None
-        self.offload_vision = False
-        self.runs_all_layers = False
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -191,12 +176,17 @@ class LlavaMiniForConditionalGeneration(FramesMixin, PreTrainedModel, FramesGene
         frames = self.frames(pixel_values, image_features, num_views)
         if frames is not None:
             num_frames = check_frames(num_frames, len(frames), len(input_ids))
-            check_placeholders(placeholder_BT, frames.views(), num_frames, self.tokens_per_frame)
+            check_placeholders(placeholder_BT, frames.views(), num_frames, self.layout)
             if self.training and torch.is_grad_enabled() and self.config.num_fusion_layers > 0:
                 check_answers_are_known(labels, instruction_mask)
             instruction_BT = instruction(attention_mask, placeholder_BT, labels, instruction_mask)
-            compressed, text = self.fuse(frames, inputs_embeds, instruction_BT, turn_ids, num_frames)
-            inputs_embeds = splice(text, placeholder_BT, compressed)
+            fused = FusedFrames(inputs_embeds, instruction_BT, turn_ids, num_frames)
+            for rows_F, part in self.parts(frames):
+                features_FVND = self.encode_frames(part)
+                visual = self.compress_and_project(features_FVND, part.num_views)
+                fused.add(rows_F, visual, *self.fuse(visual, fused.instruction_of(rows_F)))
+            text = fused.text() if self.config.num_fusion_layers > 0 else inputs_embeds
+            inputs_embeds = splice(text, placeholder_BT, fused.tokens())
             if past_key_values is not None and input_ids.shape[1] == attention_mask.shape[-1]:
                 inputs_embeds = inputs_embeds[:, int(past) :]
         elif isinstance(past, int) and past == 0:  # a static cache that was written to counts its length in a tensor

@@ -22,6 +22,7 @@ from transformers.processing_utils import ProcessingKwargs
 
 from llava_mini.errors import UserError
 from llava_mini.models.visual_inputs import counts_by_text, flat_images, flat_videos, frames_of, is_scaled, rgb_of
+from llava_mini.token_layout import TokenLayout
 from llava_mini.views import ViewMode, check_mode, mean_color, resized_longer, views_of
 
 
@@ -31,8 +32,8 @@ class LlavaMiniProcessor(ProcessorMixin):
     Args:
         image_processor: Image processor of transformers (the PIL ones need no torchvision).
         tokenizer: Tokenizer with `image_token` in its vocabulary.
-        num_image_tokens: Number K of compressed tokens of a frame (`model.tokens_per_frame()`).
-        num_hd_image_tokens: Number K of compressed tokens of a frame with five views (`model.tokens_per_frame(5)`).
+        num_image_tokens: Number K of compressed tokens of a frame (`model.layout`).
+        num_hd_image_tokens: Number K of compressed tokens of a frame with five views (`model.layout`).
         views: View mode that the model was trained with (`data.views`): "square", "pad", or "hd" with five views of an
             image.
         image_token: Placeholder; in a text it represents one image.
@@ -162,7 +163,7 @@ class LlavaMiniProcessor(ProcessorMixin):
                     seen = item if is_video else [item]
                     new = [self.pixels(frame, is_video=is_video, **for_images) for frame in seen]
                     frames += new
-                    piece = self.image_token * sum(self.tokens_of(len(frame)) for frame in new)
+                    piece = self.image_token * self.layout.sample(len(frame) for frame in new)
                     replaced.append({"span": (old, old + length), "new_span": (new_at, new_at + len(piece))})
                 old, new_at = old + length, new_at + len(piece)
                 pieces.append(piece)
@@ -191,9 +192,10 @@ class LlavaMiniProcessor(ProcessorMixin):
                     f"max_length={max_length}: a text keeps {kept} of the {needed} placeholders of its images"
                 )
 
-    def tokens_of(self, views: int) -> int:
-        """Number of placeholders of a frame with `views` views."""
-        return self.num_image_tokens if views == 1 else self.num_hd_image_tokens
+    @property
+    def layout(self) -> TokenLayout:
+        """How many placeholders frames take."""
+        return TokenLayout(single_view=self.num_image_tokens, hd=self.num_hd_image_tokens)
 
     def pixels(
         self, image: Any, *, is_video: bool = False, input_data_format: str | None = None, **images_kwargs: Any

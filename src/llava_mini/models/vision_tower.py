@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-SINGLE_VIEW, HD_VIEWS = 1, 5
+from llava_mini.token_layout import SINGLE_VIEW
+
 _TOWER_LOCK = threading.RLock()  # held while a tower is hooked and cut short, because other threads may share it
 
 

@@ -44,7 +44,7 @@ def largest_planned(model: LlavaMiniForConditionalGeneration, sample: Sample) ->
     Raises:
         UserError: if a sample is so long that a batch of four is too large.
     """
-    seen = sample.views * model.side**2 + model.tokens_per_frame(sample.views) + sample.text_tokens
+    seen = sample.views * model.side**2 + model.layout.frame(sample.views) + sample.text_tokens
     entries = sample.text_tokens + sample.frames * seen
     if entries > LARGEST_REAL // 4:
         raise UserError(
@@ -62,7 +62,7 @@ def batch_of(model: LlavaMiniForConditionalGeneration, sample: Sample, size: int
         sample: Description of each sample.
         size: Batch size B.
     """
-    placeholders = sample.frames * model.tokens_per_frame(sample.views)
+    placeholders = sample.frames * model.layout.frame(sample.views)
     length = placeholders + sample.text_tokens
     ids = torch.ones(size, length, dtype=torch.long)
     ids[:, :placeholders] = model.config.image_token_id

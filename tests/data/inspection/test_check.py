@@ -14,6 +14,7 @@ from llava_mini.data.inspection.check import Findings, check_set, finding_lines,
 from llava_mini.data.text.labels import ConversationTokenizer
 from llava_mini.data.text.templates import TINY
 from llava_mini.errors import UserError
+from llava_mini.token_layout import TokenLayout
 
 MakeRecord = Callable[..., dict[str, bytes]]
 MakeShards = Callable[..., ShardSet]
@@ -67,7 +68,7 @@ def test_samples_without_a_supervised_token_are_bad(
     long = members(2, [("<image>\n" + "how many " * 40, "two")])
     shards = make_shards(9, {2: long})
     assert check_set(shards).failure() == ""
-    tokenize = ConversationTokenizer(tokenizer, TINY, num_image_tokens=2, max_length=40)
+    tokenize = ConversationTokenizer(tokenizer, TINY, layout=TokenLayout(2, 2), max_length=40)
     found = check_set(shards, tokenize)
     (bad,) = found.bad
     assert bad.index == 2 and "40" in bad.reason

@@ -18,6 +18,7 @@ from llava_mini.data.text.conversation import Conversation, Turn, parse_record
 from llava_mini.data.text.labels import ConversationTokenizer, TokenizedSample, Turns
 from llava_mini.data.text.templates import CHATML, LLAMA3, MISTRAL, PLAIN, TINY, VICUNA, ConversationTemplate
 from llava_mini.errors import UserError
+from llava_mini.token_layout import TokenLayout
 
 TALK = Conversation(
     (
@@ -90,9 +91,11 @@ def subwords(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
 
 
 def make(
-    tokenizer: Any, template: ConversationTemplate = TINY, turns: Turns = "independent", k: int = 3, **more: Any
-) -> ConversationTokenizer:
-    return ConversationTokenizer(tokenizer, template, turns=turns, num_image_tokens=k, **more)
+    tokenizer: Any, template: ConversationTemplate = TINY, turns: Turns = "independent", k: int = 3,
+    hd: int | None = None, **more: Any,
+) -> ConversationTokenizer:  # fmt: skip
+    layout = TokenLayout(single_view=k, hd=k if hd is None else hd)
+    return ConversationTokenizer(tokenizer, template, turns=turns, layout=layout, **more)
 
 
 def alone(conversation: Conversation, turn: Turn) -> Conversation:
@@ -346,8 +349,8 @@ def test_a_text_that_imitates_an_image_is_refused(tokenizer: PreTrainedTokenizer
     ("change", "message"),
     [
         ({"turns": "packed"}, "turns='packed'; allowed: conversation, independent"),
-        ({"k": -1}, "num_image_tokens=-1"),
-        ({"num_hd_image_tokens": -2}, "num_hd_image_tokens=-2"),
+        ({"k": -1}, "tokens of a frame: -1"),
+        ({"hd": -2}, "in high resolution -2"),
         ({"max_length": 0}, "max_length=0"),
         ({"template": ConversationTemplate(image_token="<pic>")}, "no token '<pic>', which data.template writes"),
         ({"template": LLAMA3}, r"no token '<\|start_header_id\|>'"),
@@ -365,7 +368,7 @@ def test_impossible_arguments_are_named(
 def test_frames_with_five_views_have_placeholders_of_their_own(
     tokenizer: PreTrainedTokenizerFast, turns: Turns
 ) -> None:
-    tokenize = make(tokenizer, turns=turns, k=2, num_hd_image_tokens=8)
+    tokenize = make(tokenizer, turns=turns, k=2, hd=8)
     for k, num_views in ((2, 1), (8, 5)):
         sample, expected = tokenize(TALK, [1], num_views), make(tokenizer, turns=turns, k=k)(TALK, [1])
         assert sample.input_ids.tolist() == expected.input_ids.tolist()

@@ -30,6 +30,7 @@ from llava_mini.data.errors import SampleError
 from llava_mini.data.text.conversation import IMAGE_PLACEHOLDER, Conversation, independent_conversations
 from llava_mini.data.text.templates import ConversationTemplate, Rendered, Span
 from llava_mini.errors import UserError
+from llava_mini.token_layout import TokenLayout
 
 IGNORE = -100
 Turns = Literal["conversation", "independent"]
@@ -98,8 +99,7 @@ class ConversationTokenizer:
         template: Template that writes conversations as text.
         turns: Mode, "conversation" (later turns attend to earlier ones) or "independent" (every turn attends to the
             images and itself).
-        num_image_tokens: Number K of placeholders of a frame with one view (0 for compressors that leave none).
-        num_hd_image_tokens: Number of placeholders of a frame with five views; None means `num_image_tokens`.
+        layout: How many placeholders frames take.
         max_length: Maximum of T.
 
     Raises:
@@ -112,16 +112,13 @@ class ConversationTokenizer:
         template: ConversationTemplate,
         *,
         turns: Turns = "conversation",
-        num_image_tokens: int,
-        num_hd_image_tokens: int | None = None,
+        layout: TokenLayout,
         max_length: int = 4096,
     ) -> None:
         if turns not in ("conversation", "independent"):
             raise UserError(f"turns={turns!r}; allowed: conversation, independent")
-        hd_tokens = num_image_tokens if num_hd_image_tokens is None else num_hd_image_tokens
-        if min(num_image_tokens, hd_tokens) < 0 or max_length < 1:
-            tokens = f"num_image_tokens={num_image_tokens} and num_hd_image_tokens={num_hd_image_tokens}"
-            raise UserError(f"{tokens} must be >= 0 and max_length={max_length} >= 1")
+        if max_length < 1:
+            raise UserError(f"max_length={max_length}: allowed are 1 or more")
         if not tokenizer.is_fast:
             raise UserError(f"tokenizer {tokenizer.name_or_path!r} gives no character offsets; a fast one is needed")
         for mark in (template.image_token, *_MARKS.findall(template.fixed_text)):
@@ -130,7 +127,7 @@ class ConversationTokenizer:
                     f"tokenizer {tokenizer.name_or_path!r} has no token {mark!r}, which data.template writes"
                 )
         self.tokenizer, self.template, self.turns = tokenizer, template, turns
-        self.num_image_tokens, self.num_hd_image_tokens, self.max_length = num_image_tokens, hd_tokens, max_length
+        self.layout, self.max_length = layout, max_length
         self.image_token_id = tokenizer.get_vocab()[template.image_token]
         added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         reserved = {template.image_token, *tokenizer.all_special_tokens, *added}
@@ -155,8 +152,7 @@ class ConversationTokenizer:
         if conversation.num_images != len(frames_per_image):
             raise SampleError(f"{conversation.num_images} {IMAGE_PLACEHOLDER} for {len(frames_per_image)} images")
         self._check_texts(conversation)
-        per_frame = self.num_image_tokens if num_views == 1 else self.num_hd_image_tokens
-        placeholders = [per_frame * frames for frames in frames_per_image]
+        placeholders = [self.layout.sample([num_views] * frames) for frames in frames_per_image]
         extra = sum(placeholders) - len(placeholders)  # image tokens beyond one per image
         if self.turns == "conversation":
             encoded, turn_ids, num_turns, keep = self._whole(conversation, extra)

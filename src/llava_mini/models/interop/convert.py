@@ -37,7 +37,7 @@ from llava_mini.models.interop.shards import ShardWriter
 from llava_mini.models.llava_mini import LlavaMiniForConditionalGeneration
 from llava_mini.models.processor import LlavaMiniProcessor
 from llava_mini.models.tokenizer import add_placeholder, has_tokenizer, load_tokenizer
-from llava_mini.models.vision_tower import HD_VIEWS, SINGLE_VIEW
+from llava_mini.token_layout import HD_VIEWS, SINGLE_VIEW
 from llava_mini.views import ViewMode
 
 log = logging.getLogger("llava_mini")
@@ -228,7 +228,7 @@ class _Conversion:
 
     def _frames(self, views: ViewMode) -> dict[str, Any]:
         """Fields of a processor that describe frames."""
-        single, hd = (self.model.tokens_per_frame(count) for count in (SINGLE_VIEW, HD_VIEWS))
+        single, hd = (self.model.layout.frame(count) for count in (SINGLE_VIEW, HD_VIEWS))
         return {"num_image_tokens": single, "num_hd_image_tokens": hd, "views": views}
 
     def _without_tokenizer(self, views: ViewMode) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def official_batch(
         if num_images > 1:
             raise UserError(f"input_ids: row {i} has {num_images} images, the release's inputs contain at most 1")
         kept.append(frames[i][: num_images * len(frames[i])])
-        repeat = len(kept[-1]) * model.tokens_per_frame(frames[i].shape[1])
+        repeat = len(kept[-1]) * model.layout.frame(frames[i].shape[1])
         times = torch.where(ids == OFFICIAL_IMAGE_ID, repeat, 1)
         row = {"input_ids": ids.masked_fill(ids == OFFICIAL_IMAGE_ID, model.config.image_token_id)}
         row["attention_mask"] = torch.ones_like(ids)

@@ -1,0 +1,95 @@
+"""FusedFrames: compressed tokens and fused text of frames that are processed part by part.
+
+Shapes: B samples, T tokens, S tokens of the longest instruction, F frames of a part, K compressed tokens of a frame, D
+width of the language model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llava_mini.models.packed import Packed
+from llava_mini.models.visual_tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """Instruction that each of F frames is fused with.
+
+    Attributes:
+        text_FSD: Embeddings, without gradients: none flow back into text embeddings through pre-fusion (release).
+        visible_FS: Mask of the real entries.
+        turn_ids_FS: Turn of every entry, 0 for shared text; None: one conversation.
+    """
+
+    text_FSD: Tensor
+    visible_FS: Tensor
+    turn_ids_FS: Tensor | None
+
+
+class FusedFrames:
+    """Collects what the frames of a batch become; the fused text of a sample is the mean over its frames.
+
+    Only the instruction goes through pre-fusion. Answers, placeholders and padding, which it must not read, cost
+    nothing. Text outside the instruction, and samples without a frame, keep their plain embedding.
+
+    Args:
+        text_BTD: Embeddings of all text.
+        instruction_BT: Mask of the instruction.
+        turn_ids_BT: Turn of every token; None: one conversation.
+        num_frames_B: Number of frames of each sample.
+    """
+
+    def __init__(self, text_BTD: Tensor, instruction_BT: Tensor, turn_ids_BT: Tensor | None, num_frames_B: Tensor):
+        self._plain_BTD, self._num_frames_B = text_BTD, num_frames_B
+        self._owner_F = torch.arange(len(text_BTD), device=text_BTD.device).repeat_interleave(num_frames_B)
+        self._fused_BT = instruction_BT & (num_frames_B > 0)[:, None]
+        self._packed = Packed.of(self._fused_BT)
+        self._text_BSD = self._packed.take(text_BTD)
+        self._turn_ids_BS = None if turn_ids_BT is None else self._packed.take(turn_ids_BT)
+        # half precision cannot represent a sum over thousands of frames
+        precise = torch.promote_types(self._text_BSD.dtype, torch.float32)
+        self._sum_BSD = torch.zeros_like(self._text_BSD, dtype=precise)
+        self._tokens: list[Tensor] = []
+        self._frame_of_token: list[Tensor] = []
+
+    def instruction_of(self, rows_F: Tensor) -> Instruction:
+        """Return the instruction of the samples that frames belong to.
+
+        Args:
+            rows_F: Indices of the frames in the batch.
+        """
+        owner_F = self._owner_F[rows_F]
+        turn_ids_BS = self._turn_ids_BS
+        return Instruction(
+            self._text_BSD.detach()[owner_F],
+            self._packed.mask_BS[owner_F],
+            None if turn_ids_BS is None else turn_ids_BS[owner_F],
+        )
+
+    def add(self, rows_F: Tensor, visual: VisualTokens, compressed_FKD: Tensor, fused_FSD: Tensor) -> None:
+        """Add frames.
+
+        Args:
+            rows_F: Indices of the frames in the batch.
+            visual: Their tokens before pre-fusion, which say which tokens are real.
+            compressed_FKD: Their compressed tokens.
+            fused_FSD: The instruction after each of them.
+        """
+        owner_F, real_FK = self._owner_F[rows_F], visual.compressed_mask_FK
+        self._sum_BSD = self._sum_BSD.index_add(0, owner_F, fused_FSD.to(self._sum_BSD.dtype))
+        self._tokens.append(compressed_FKD[real_FK])
+        self._frame_of_token.append(rows_F.repeat_interleave(real_FK.sum(1)))
+
+    def tokens(self) -> Tensor:
+        """Return the compressed tokens of all frames, in the order of the frames: [sum of K, D]."""
+        return torch.cat(self._tokens)[torch.argsort(torch.cat(self._frame_of_token), stable=True)]
+
+    def text(self) -> Tensor:
+        """Return the text with the instruction fused: [B, T, D]."""
+        frames_B11 = self._num_frames_B.clamp(min=1)[:, None, None]
+        mean_BSD = (self._sum_BSD / frames_B11).to(self._plain_BTD.dtype)
+        return self._plain_BTD.masked_scatter(self._fused_BT[..., None], mean_BSD[self._packed.mask_BS])
