@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from llava_mini.models import inputs
+from llava_mini.token_layout import TokenLayout
 
 
 def test_what_fits_passes() -> None:
@@ -13,7 +14,7 @@ def test_what_fits_passes() -> None:
     inputs.check_features(torch.zeros(2, 5, 16, 8), views, num_patches=16, width=8)
     assert inputs.check_frames(torch.tensor([0, 2]), frames=2, batch=2).tolist() == [0, 2]
     placeholders = torch.tensor([[False, False, False], [True, True, True]])
-    inputs.check_placeholders(placeholders, torch.tensor([1, 5]), torch.tensor([0, 2]), {1: 1, 5: 2}.__getitem__)
+    inputs.check_placeholders(placeholders, torch.tensor([1, 5]), torch.tensor([0, 2]), TokenLayout(1, 2))
     inputs.check_no_frames(torch.zeros(2, 3).bool(), torch.tensor([0, 0]))
     inputs.check_no_frames(torch.zeros(2, 3).bool(), None)
 
@@ -26,7 +27,7 @@ def test_pixels_that_were_not_normalized_are_refused() -> None:
 def test_the_first_sample_that_does_not_fit_is_named() -> None:
     placeholders = torch.tensor([[True, False], [False, False], [True, True]])
     with pytest.raises(ValueError, match="sample 1: input_ids has 0 image placeholders, its 1 frames make 1 tokens"):
-        inputs.check_placeholders(placeholders, torch.ones(3).int(), torch.tensor([1, 1, 1]), lambda _: 1)
+        inputs.check_placeholders(placeholders, torch.ones(3).int(), torch.tensor([1, 1, 1]), TokenLayout(1, 1))
 
 
 def test_instruction_is_text_that_is_no_answer() -> None:
