@@ -3,12 +3,14 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from llava_mini.sweep.analysis import analyse
 from llava_mini.sweep.statistics import Difference, Estimate
-from llava_mini.sweep.tables import Bars, changes_tables, configurations_table, kinds_tables, runs_table, value
+from llava_mini.sweep.tables import TEMPLATES, Bars, changes_tables, configurations_table, kinds_tables, runs_table
 
 SweepFolder = Callable[..., Path]
+MACROS: Any = TEMPLATES.get_template("tables.jinja").module
 
 
 def looks(html: str) -> list[str]:
@@ -18,16 +20,16 @@ def looks(html: str) -> list[str]:
 def test_only_what_stays_clear_after_correction_is_bold() -> None:
     bars = Bars([])
     for size, p, look in ((0.02, 0.01, "more"), (-0.02, 0.01, "less"), (0.02, 0.06, "none")):
-        cell = bars.cell(Difference(size, (size - 0.01, size + 0.01), p=0.01, corrected_p=p))
+        cell = MACROS.difference(Difference(size, (size - 0.01, size + 0.01), p=0.01, corrected_p=p), bars)
         assert looks(cell) == [look]
-    assert bars.cell(Difference(0.3)) == '<td class="difference few">+30.0</td>'
-    assert value(Estimate(0.5)) == "<span class=few>50.0</span>"
+    assert MACROS.difference(Difference(0.3), bars) == '<td class="difference few">+30.0</td>'
+    assert MACROS.value(Estimate(0.5)) == "<span class=few>50.0</span>"
 
 
 def test_bars_hold_their_dots_and_point_to_what_lies_beyond() -> None:
     differences = [Difference(-0.6, (-0.7, -0.5)), Difference(0.05, (-0.02, 0.1)), Difference(0.4, (0.1, 0.7))]
     bars = Bars(differences)
-    cells = [bars.cell(difference) for difference in differences]
+    cells = [MACROS.difference(difference, bars) for difference in differences]
     places = [float(number) for cell in cells for number in re.findall(r"([\d.]+)%", cell)]
     assert len(places) == 12
     assert all(0 <= place <= 100 for place in places)
