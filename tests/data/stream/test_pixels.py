@@ -1,6 +1,7 @@
 """Pixels are those of CLIP's processor within 2/255 and of Pillow's resizing; padded views lose no pixel."""
 
 import io
+import itertools
 import pickle
 import subprocess
 import sys
@@ -64,10 +65,15 @@ def as_bytes(pixels: Tensor, processor: CLIPImageProcessorPil) -> Tensor:
 
 
 SIZES = [(48, 64), (64, 48), (33, 47), (200, 131), (150, 1100), (745, 371), (24, 24), (30, 5), (7, 200), (1, 1), (1, 9)]
+# Every size with one kind of image, every kind with several sizes.
+EACH_SIZE = pytest.mark.parametrize(
+    ("make", "size"),
+    list(zip(itertools.cycle(KINDS.values()), SIZES)),
+    ids=lambda each: getattr(each, "__name__", str(each)),
+)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+@EACH_SIZE
 def test_square_is_clips_own_processing_within_two_steps(make: Callable[..., Pixels], size: tuple[int, int]) -> None:
     pixels, processor = make(*size), clip(24)
     transform = PixelTransform.from_image_processor(processor)
@@ -79,8 +85,7 @@ def test_square_is_clips_own_processing_within_two_steps(make: Callable[..., Pix
     assert (as_bytes(ours_normalized, processor) - as_bytes(theirs, processor)).abs().max() <= 2 + 1e-3
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+@EACH_SIZE
 def test_siglips_pictures_are_its_own_processing_within_two_steps(
     make: Callable[..., Pixels], size: tuple[int, int]
 ) -> None:
@@ -94,8 +99,9 @@ def test_siglips_pictures_are_its_own_processing_within_two_steps(
     assert transform.background == (127, 127, 127)
 
 
-@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("size", [(480, 640), (800, 333), (301, 299), (100, 150), (1500, 600)], ids=str)
+@pytest.mark.parametrize(
+    ("make", "size"), [(noise, (480, 640)), (edges, (800, 333)), (smooth, (301, 299)), (edges, (100, 150))], ids=str
+)
 def test_nearly_every_value_equals_pillows(make: Callable[..., Pixels], size: tuple[int, int]) -> None:
     pixels = make(*size)
     rows, columns = (336, int(336 * size[1] / size[0])) if size[0] < size[1] else (int(336 * size[0] / size[1]), 336)
@@ -144,14 +150,14 @@ def test_the_background_is_the_processors_mean_color() -> None:
 
 
 @pytest.mark.parametrize("mode", ["pad", "hd"])
-@pytest.mark.parametrize("size", [(5, 7), (7, 5), (9, 9), (1, 6), (1, 1)], ids=str)
+@pytest.mark.parametrize("size", [(5, 7), (9, 9), (1, 6), (1, 1)], ids=str)
 def test_every_pixel_of_the_picture_is_in_some_view(mode: ViewMode, size: tuple[int, int]) -> None:
     """In high resolution already in one of the crops, also where sides are odd."""
     transform = PixelTransform(12, mode)
     black = np.zeros((*size, 3), np.uint8)
     before = transform([png(black)])
-    for row in range(size[0]):
-        for column in range(size[1]):
+    for row in {0, size[0] // 2, size[0] - 1}:  # edges, and where the quarters of a view meet
+        for column in {0, size[1] // 2, size[1] - 1}:
             changed = black.copy()
             changed[row, column] = 255
             difference = (transform([png(changed)]) != before)[0].flatten(1).any(1)
