@@ -70,7 +70,7 @@ def test_a_worker_that_dies_in_the_midst_of_a_run_is_one_line(
     def dying(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
         raise RuntimeError("DataLoader worker (pid 17) is killed by signal: Killed. ")
 
-    monkeypatch.setitem(COMMANDS, "config", (dying, ""))
+    monkeypatch.setattr("llava_mini.commands.config.config", dying)
     assert main(["config"]) == 1
     told = "a worker that makes batches was killed: perhaps too little memory for so many workers (data.num_workers)"
     assert capsys.readouterr().err == f"llava-mini: {told}\n"
@@ -138,7 +138,7 @@ def test_a_home_in_a_flag_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         seen.append(arguments)
         return 0
 
-    monkeypatch.setitem(COMMANDS, "ask", (noted, ""))
+    monkeypatch.setattr("llava_mini.commands.ask.ask", noted)
     assert main(["ask", "no/model", "--image=~/a=b.png", "--question=~/b", "~/c"]) == 0
     assert seen == [["no/model", "--image=/home/me/a=b.png", "--question=~/b", "~/c"]]
 

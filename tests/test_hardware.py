@@ -18,7 +18,6 @@ from llava_mini.hardware import (
     free_bytes,
     has_bf16,
     is_out_of_memory,
-    memory_text,
     parse_cards,
     reason_of,
 )
@@ -138,22 +137,6 @@ def test_the_card_to_measure_is_one_that_torch_drives(monkeypatch: pytest.Monkey
         monkeypatch.setattr(hardware, "find_cards", lambda card=card: [card])
         with pytest.raises(UserError, match=message):
             card_to_measure()
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (3 * 2**29, "1.50 GiB"),
-        (11 * 2**20, "0.01 GiB"),
-        (10 * 2**20, "10.00 MiB"),
-        (11 * 2**10, "0.01 MiB"),
-        (10 * 2**10, "10.00 KiB"),
-        (0, "0.00 KiB"),
-        (-(2**30), "-1.00 GiB"),
-    ],
-)
-def test_memory_is_told_in_units_that_show_it(size: int, text: str) -> None:
-    assert memory_text(size) == text
 
 
 def test_want_of_memory_is_told_from_other_errors() -> None:

@@ -17,8 +17,13 @@ from pathlib import Path
 import torch
 
 from llava_mini.errors import UserError
+from llava_mini.units import GIB, MIB
 
 WHEELS = "https://download.pytorch.org/whl"
+# Memory of a card that a process takes and torch's allocator does not count: CUDA's context and kernels, by experience
+# 0.4 to 0.6 GiB, and the fragments that the allocator cannot use.
+CUDA_CONTEXT = 640 * MIB
+
 _OLD_BUILD, _NEW_BUILD = "cu126", "cu130"
 _NEW_BUILD_SINCE = (7, 5)  # cu130 builds have Turing and later
 _CGROUP = Path("/sys/fs/cgroup")
@@ -46,7 +51,7 @@ class Card:
     memory_bytes: int
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.memory_bytes / 2**30:.1f} GiB, compute capability {_dotted(self.capability)})"
+        return f"{self.name} ({self.memory_bytes / GIB:.1f} GiB, compute capability {_dotted(self.capability)})"
 
 
 def find_cards() -> list[Card]:
@@ -62,14 +67,6 @@ def find_cards() -> list[Card]:
         return parse_cards(answer)
     except (subprocess.SubprocessError, OSError, ValueError):
         return []  # without an answer from the driver no GPU can be used
-
-
-def memory_text(size: int) -> str:
-    """Return a memory size as text, such as 1.50 GiB. Below 0.01 of a unit the next smaller one is used: MiB, KiB."""
-    for power, unit in ((30, "GiB"), (20, "MiB")):
-        if abs(size) >= 0.01 * 2**power:
-            return f"{size / 2**power:.2f} {unit}"
-    return f"{size / 2**10:.2f} KiB"
 
 
 def free_bytes(device: torch.device) -> int:
@@ -144,7 +141,7 @@ def parse_cards(answer: str) -> list[Card]:
     for line in answer.strip().splitlines():
         name, capability, mebibytes = (cell.strip() for cell in line.rsplit(",", 2))
         major, minor = capability.split(".")
-        cards.append(Card(name, (int(major), int(minor)), int(mebibytes) * 2**20))
+        cards.append(Card(name, (int(major), int(minor)), int(mebibytes) * MIB))
     return cards
 
 

@@ -32,7 +32,7 @@ def test_features_of_the_command_line_are_read_by_training(
         assert features([*given, *smoke()]) == 0
     said = capsys.readouterr().out
     assert "1x64x96 int8 of 16 images" in said
-    assert "0.00659 MB an image" in said  # 64 * 96 and a scale for each of 96 channels, with headers
+    assert "KiB an image" in said  # 64 * 96 and a scale for each of 96 channels, with headers
     assert f"train with data.features={out}" in said
     stores = [FeatureStore(folder) for folder in out.iterdir()]
     assert {len(store) for store in stores} == {64, 16} and all(0 < store.error.relative < 0.02 for store in stores)

@@ -9,10 +9,11 @@ import pytest
 from llava_mini.cli import main
 from llava_mini.config import options, resolve
 from llava_mini.finetune import num_parameters
+from llava_mini.hardware import CUDA_CONTEXT
 from llava_mini.plan.memory_options import finetunings
 from llava_mini.plan.peaks import Peaks, sample_of
 from llava_mini.plan.plans import training_plan
-from llava_mini.plan.report import GIB, OUTSIDE
+from llava_mini.units import GIB
 
 BIG = ["model=llava_mini_vicuna_7b", "model.weights=random", "hardware=rtx5090_32gb", "data.features=false"]
 THIN = ["model.text_config.num_hidden_layers=1", "fusion.num_layers=1", "model.vision_config.num_hidden_layers=2"]
@@ -59,7 +60,7 @@ def test_largest_batch_fits_and_one_more_does_not() -> None:
     config = resolve(["trainer.max_steps=1", "data.batch_size=4", *SMALL_CARD])
     sample = sample_of(config, text_tokens=100)
     report = training_plan(config, sample)
-    limit, largest = 0.75 * GIB - OUTSIDE, report.largest_batch
+    limit, largest = 0.75 * GIB - CUDA_CONTEXT, report.largest_batch
     assert largest is not None and 0 < largest < 1024
 
     def peak(size: int) -> int:

@@ -184,7 +184,7 @@ WRITERS = [
         lambda folder: compose.save(SimpleNamespace(to_dict=lambda: {"a": TEXT}), folder / "config.yaml"),
     ),
     Writer(
-        ("files:write_json", "files:write_text", "files:atomic_path", "training.run:train",
+        ("files:write_json", "files:write_text", "files:atomic_path", "training.run:train_run",
          "stages.base:VLMStage._stop_on"),
         "result.json", lambda folder: files.write_json(folder / "result.json", {"a": TEXT}),
     ),

@@ -6,7 +6,6 @@ from llava_mini.sweep.statistics import Estimate
 from llava_mini.sweep.text import (
     duration,
     group_head,
-    memory,
     on_group,
     operations,
     percent,
@@ -37,7 +36,6 @@ def test_operations(flops: float, text: str) -> None:
 
 def test_times_and_sizes() -> None:
     assert [duration(seconds) for seconds in (5, 90, 9000)] == ["5 s", "1.5 min", "2.5 h"]
-    assert memory(612_000_000) == "0.61 GB"
 
 
 def test_groups_are_named_where_there_are_two() -> None:

@@ -198,7 +198,7 @@ def test_shard_sets_of_ones_own_are_read_as_they_are(smoke, tmp_path: Path, worl
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_strict_refuses_before_anything_is_written_or_started(smoke, tmp_path: Path, monkeypatch, capsys, devices: int):
-    monkeypatch.setattr("llava_mini.cli.run_ranks", lambda *_: pytest.fail("ranks were started"))
+    monkeypatch.setattr("llava_mini.commands.train.run_ranks", lambda *_: pytest.fail("ranks were started"))
     on_cpu = ["trainer.accelerator=cpu", f"trainer.devices={devices}"]
     assert main(["train", "--strict", *smoke(*on_cpu, "hardware.memory_gib=0.01")]) == 2
     told = capsys.readouterr().err

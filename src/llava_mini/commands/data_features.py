@@ -13,6 +13,7 @@ from llava_mini.config import resolve
 from llava_mini.data.features.codec import FEATURE_TYPES
 from llava_mini.data.format.shards import ShardSet
 from llava_mini.errors import UserError
+from llava_mini.units import size_text
 
 log = logging.getLogger("llava_mini")
 
@@ -67,9 +68,9 @@ def features(arguments: list[str]) -> int:
     if store.dtype != options.dtype:
         raise UserError(f"{store.folder} holds these features as {store.dtype}; delete it or name another --out")
     views, patches, width = store.shape
-    picture_megabytes = store.bytes / max(store.pictures, 1) / 1e6
+    each = size_text(store.bytes / max(store.pictures, 1))
     print(f"{store.folder}: {views}x{patches}x{width} {store.dtype} of {store.pictures} images")
-    print(f"{picture_megabytes:.3g} MB an image, {store.bytes / 1e9:.3g} GB in all, computed in {store.seconds:.0f} s")
+    print(f"{each} an image, {size_text(store.bytes)} in all, computed in {store.seconds:.0f} s")
     print(f"stored numbers are off by {store.error.largest:.2g} at most, by {store.error.relative:.2%} of all (RMS)")
     if store.unusable:
         print(f"{store.unusable} samples have images that cannot be used")

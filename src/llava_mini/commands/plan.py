@@ -15,7 +15,7 @@ from llava_mini.errors import UserError
 from llava_mini.inference.session_plan import TEXT, session_plans, table
 from llava_mini.plan.peaks import as_planned, sample_of
 from llava_mini.plan.plans import check_card_is_named, inference_plan, training_plan
-from llava_mini.plan.report import GIB
+from llava_mini.units import GIB
 
 NEW_TOKENS, TEXT_TOKENS = 256, 300  # default lengths of an answer and of a sample
 

@@ -17,7 +17,8 @@ from llava_mini.errors import UserError
 from llava_mini.gpu_check.measure import check_packages, measured, planned
 from llava_mini.gpu_check.report import write_report
 from llava_mini.gpu_check.trials import TINY_TRIALS, TRIALS, Trial
-from llava_mini.hardware import card_to_measure, memory_text
+from llava_mini.hardware import card_to_measure
+from llava_mini.units import size_text
 
 _RESULT = "gpu-check-result "  # prefix of the line in which a trial's process prints its result
 
@@ -114,8 +115,8 @@ def _told(result: dict[str, Any]) -> str:
     if result["status"] != "measured":
         return str(result["status"])
     plan = result.get("planned_bytes")
-    said = f", planned {memory_text(plan)} ({100 * (plan / result['peak_bytes'] - 1):+.1f} %)" if plan else ""
-    return f"peak {memory_text(result['peak_bytes'])}{said}, {result['samples_per_s']:.2f} samples/s"
+    said = f", planned {size_text(plan)} ({100 * (plan / result['peak_bytes'] - 1):+.1f} %)" if plan else ""
+    return f"peak {size_text(result['peak_bytes'])}{said}, {result['samples_per_s']:.2f} samples/s"
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from llava_mini.errors import UserError
-from llava_mini.hardware import free_bytes, memory_text
+from llava_mini.hardware import free_bytes
 from llava_mini.inference.cache import SessionCache
 from llava_mini.inference.frame_cache import FrameCache
 from llava_mini.inference.long_context import context_tokens
 from llava_mini.inference.memory import FrameShape, KVShape, check_frames
+from llava_mini.units import size_text
 
 
 def check_capacity(
@@ -78,6 +79,6 @@ def check_prompt(store: FrameCache, cache: SessionCache, tokens: int) -> None:
     free = free_bytes(model.device) + cache.held_bytes
     if need > free:
         raise UserError(
-            f"a prompt and answer of {tokens} tokens need {memory_text(need)} for the language model's cache, "
-            f"{memory_text(free)} are free: fewer frames, or kv_bits=8 or 4"
+            f"a prompt and answer of {tokens} tokens need {size_text(need)} for the language model's cache, "
+            f"{size_text(free)} are free: fewer frames, or kv_bits=8 or 4"
         )

@@ -17,13 +17,13 @@ import torch
 from transformers import PreTrainedConfig
 
 from llava_mini.errors import UserError
-from llava_mini.hardware import memory_text
 from llava_mini.inference.cache import capacity
 from llava_mini.inference.quantize import entry_bytes
 from llava_mini.models import LlavaMiniConfig
 from llava_mini.models.language_model import head_dim
 from llava_mini.models.vision_tower import patches_per_side
 from llava_mini.token_layout import SINGLE_VIEW
+from llava_mini.units import size_text
 
 INT8 = torch.int8  # used like a type: 8 bits, with a scale and an offset for every entry
 
@@ -143,7 +143,7 @@ def check_frames(frames: int, need: Callable[[int], int], budget: int, where: st
     """
     if need(frames) > budget:
         raise UserError(
-            f"{frames + earlier} frames need {memory_text(need(frames))}{' more' if earlier else ''} of {where}, "
-            f"{memory_text(budget)} are free: at most {largest_frames(need, budget) + earlier} frames fit "
+            f"{frames + earlier} frames need {size_text(need(frames))}{' more' if earlier else ''} of {where}, "
+            f"{size_text(budget)} are free: at most {largest_frames(need, budget) + earlier} frames fit "
             "(a lower fps, or count=...)"
         )

@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from llava_mini.hardware import CUDA_CONTEXT
 from llava_mini.inference.memory import INT8, FrameShape, KVShape, largest_frames
 from llava_mini.inference.quantize import BITS
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
 from llava_mini.models.frame_batch import frame_bytes
 from llava_mini.token_layout import SINGLE_VIEW
+from llava_mini.units import GIB
 
 TEXT = 512  # tokens of a question and its answer
 _HALF = torch.float16
 _CHUNK = 1024  # tokens that are read at once
 _FRAME_BATCH = 16
-_CONTEXT = int(0.62 * 2**30)  # bytes of the CUDA context, as `llava-mini plan` counts them
 _NF4_BITS = 4.127  # of a weight, with its scales in two stages
 
 
@@ -125,7 +126,7 @@ def table(plans: list[SessionPlan]) -> str:
 
 
 def _gib(size: int) -> str:
-    gib = size / 2**30
+    gib = size / GIB
     return f"{gib:.2f}" if gib >= 0.01 else f"{gib:.1g}"
 
 
@@ -138,7 +139,7 @@ def _working_bytes(config: LlavaMiniConfig, kv: KVShape, tokens: int) -> int:
     chunk = _CHUNK * (6 * text.hidden_size + 3 * text.intermediate_size) * _HALF.itemsize
     chunk += _CHUNK * kv.token_bytes(_HALF) + _CHUNK * tokens
     chunk += 2 * tokens * text.num_attention_heads * kv.head_dim * _HALF.itemsize
-    return max(frames, chunk) + _CONTEXT
+    return max(frames, chunk) + CUDA_CONTEXT
 
 
 def _weights(model: LlavaMiniForConditionalGeneration) -> dict[str, int]:

@@ -9,11 +9,13 @@ from transformers import PreTrainedTokenizerBase
 from llava_mini import assembly
 from llava_mini.config import Config
 from llava_mini.errors import UserError
+from llava_mini.hardware import CUDA_CONTEXT
 from llava_mini.plan.advice import Advice
 from llava_mini.plan.peaks import Peaks, on_gpu
-from llava_mini.plan.report import GIB, NAME_A_CARD, OUTSIDE, Report
+from llava_mini.plan.report import NAME_A_CARD, Report
 from llava_mini.plan.sample import Sample
 from llava_mini.plan.search import largest_batch
+from llava_mini.units import GIB
 
 
 def check_card_is_named(config: Config) -> None:
@@ -62,7 +64,7 @@ def _report(peaks: Peaks) -> Report:
     config = peaks.config
     size, memory = config.data.batch_size, config.hardware.memory_gib
     memory_bytes = None if memory is None else int(memory * GIB)
-    report = Report(peaks(size), size, peaks.sample, memory_bytes, OUTSIDE if on_gpu(config) else 0)
+    report = Report(peaks(size), size, peaks.sample, memory_bytes, CUDA_CONTEXT if on_gpu(config) else 0)
     if size > peaks.largest_planned:
         report.notes.append(f"estimated: a batch of {size}, from smaller ones; up to {peaks.largest_planned} are run")
     return report

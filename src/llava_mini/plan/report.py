@@ -5,17 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from llava_mini.hardware import memory_text
 from llava_mini.plan.ledger import CASTS, FROZEN, GRADIENTS, LOGITS, OPTIMIZER, QUANTIZED, TRAINED, WORKSPACE
 from llava_mini.plan.planner import Peak
 from llava_mini.plan.sample import Sample
+from llava_mini.units import MIB, size_text
 
-GIB = 2**30
-# Memory of a card that a process takes and torch's allocator does not count: CUDA's context and kernels, by experience
-# 0.4 to 0.6 GiB, and the fragments that the allocator cannot use.
-OUTSIDE = 640 * 2**20
 # Memory that the allocator counts but that no operator shows: cuBLAS' own workspace (8 MiB, on Hopper 32).
-CUBLAS = 32 * 2**20
+CUBLAS = 32 * MIB
 
 NAME_A_CARD = "choose hardware=..., or give its memory as hardware.memory_gib=..."
 
@@ -112,13 +108,13 @@ class Report:
 
     def _table(self) -> list[str]:
         rows = [(_NAMES[part], size) for part, size in self.peak.breakdown.items() if size]
-        lines = [f"{name:<34} {memory_text(size):>12}" for name, size in [*rows, ("peak", self.peak.bytes)]]
+        lines = [f"{name:<34} {size_text(size):>12}" for name, size in [*rows, ("peak", self.peak.bytes)]]
         if self.memory_bytes is not None:
             if self.outside_bytes:
-                lines.append(f"{'CUDA context, not counted above':<34} {memory_text(self.outside_bytes):>12}")
-            lines.append(f"{'the card':<34} {memory_text(self.memory_bytes):>12}")
+                lines.append(f"{'CUDA context, not counted above':<34} {size_text(self.outside_bytes):>12}")
+            lines.append(f"{'the card':<34} {size_text(self.memory_bytes):>12}")
         if self.peak.host_bytes:
-            lines.append(f"{'host memory in addition':<34} {memory_text(self.peak.host_bytes):>12}")
+            lines.append(f"{'host memory in addition':<34} {size_text(self.peak.host_bytes):>12}")
         return [*lines, ""]
 
     def _verdict(self) -> list[str]:
@@ -129,7 +125,7 @@ class Report:
         if self.changes:
             lines.append("to change, each with those above it, cheapest in time first, what trains other weights last:")
             width = max(len(change.change) for change in self.changes)
-            lines += [f"  {s.change:<{width}} {memory_text(s.peak_bytes):>12}  time: {s.cost}" for s in self.changes]
+            lines += [f"  {s.change:<{width}} {size_text(s.peak_bytes):>12}  time: {s.cost}" for s in self.changes]
             lines.append(f"  with all of these the largest batch that fits is {self.batch_with_changes}")
         if not self.fits and not self.batch_with_changes:
             lines.append("nothing more to change saves enough: take a shorter sample, a smaller model or a larger card")
@@ -144,8 +140,8 @@ class Report:
         if self.fits is not False or self.memory_bytes is None:
             raise ValueError("a plan that fits has no refusal")
         largest = "" if self.largest_batch is None else f"; the largest batch that fits is {self.largest_batch}"
-        context = f", {memory_text(self.outside_bytes)} of it CUDA's context" if self.outside_bytes else ""
+        context = f", {size_text(self.outside_bytes)} of it CUDA's context" if self.outside_bytes else ""
         return (
-            f"does not fit: it needs {memory_text(self.peak.bytes + self.outside_bytes)}{context}; "
-            f"the card has {memory_text(self.memory_bytes)}{largest}"
+            f"does not fit: it needs {size_text(self.peak.bytes + self.outside_bytes)}{context}; "
+            f"the card has {size_text(self.memory_bytes)}{largest}"
         )

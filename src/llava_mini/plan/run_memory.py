@@ -16,14 +16,14 @@ from llava_mini.data.errors import SampleError
 from llava_mini.data.stream.collate import collate
 from llava_mini.data.stream.datamodule import Mix, VLMDataModule
 from llava_mini.errors import UserError
-from llava_mini.hardware import memory_text
+from llava_mini.hardware import CUDA_CONTEXT
 from llava_mini.plan.advice import Advice
 from llava_mini.plan.memory_options import Change, finetunings, memory_changes
 from llava_mini.plan.peaks import Peaks, as_planned, on_gpu, sample_of
 from llava_mini.plan.plans import check_card_is_named, training_plan
-from llava_mini.plan.report import GIB, OUTSIDE
 from llava_mini.plan.sample import Sample
 from llava_mini.stages.callbacks import peak_memory_bytes
+from llava_mini.units import GIB, size_text
 
 log = logging.getLogger("llava_mini")
 
@@ -87,14 +87,14 @@ class Memory:
                 raise UserError(refusal)
             log.warning("plan: %s", refusal)
             return
-        log.info("plan: a step takes %s%s", memory_text(self.planned), ", the card has that" if report.fits else "")
+        log.info("plan: a step takes %s%s", size_text(self.planned), ", the card has that" if report.fits else "")
 
     def measured(self, device: torch.device) -> dict[str, Any]:
         """Return both peaks, and what the measured one means, for the run's result. Call it when training ends."""
         peak = peak_memory_bytes(device) - (0 if device.type == "cuda" else self.before)
         what = ALLOCATED if device.type == "cuda" else GROWTH
         if self.planned is not None:
-            log.info("plan: %s of tensors; measured: %s, %s", memory_text(self.planned), memory_text(peak), what)
+            log.info("plan: %s of tensors; measured: %s, %s", size_text(self.planned), size_text(peak), what)
         return {"planned_peak_bytes": self.planned, "measured_peak_bytes": peak, "measured_peak_is": what}
 
     def advice(self) -> list[Change]:
@@ -103,7 +103,7 @@ class Memory:
         memory = self.config.hardware.memory_gib
         try:
             peaks = Peaks(self.config, self.sample, tokenizer=self.tokenizer)
-            outside = OUTSIDE if on_gpu(self.config) else 0
+            outside = CUDA_CONTEXT if on_gpu(self.config) else 0
             found = Advice(peaks, None if memory is None else int(memory * GIB) - outside)
             if not found.changes:  # the plan says that the run fits, but it did not
                 found = Advice(peaks, None)

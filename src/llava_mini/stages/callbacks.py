@@ -20,6 +20,7 @@ from lightning import Callback, LightningModule, Trainer
 from llava_mini.batch import VLMBatch
 from llava_mini.files import rank_path, rank_paths, whole_lines, write_text, writing
 from llava_mini.stages.base import VLMStage
+from llava_mini.units import GIB, size_text
 
 log = logging.getLogger("llava_mini")
 
@@ -166,13 +167,13 @@ class Progress(Callback):
             return
         rate = self.samples * trainer.world_size / max(now - self.last, 1e-9)
         pl_module.log("samples_per_s", rate, prog_bar=True)
-        pl_module.log("memory_gb", peak_memory_bytes(pl_module.device) / 1e9, prog_bar=True)
+        pl_module.log("memory_gib", peak_memory_bytes(pl_module.device) / GIB, prog_bar=True)
         if not sys.stderr.isatty():
             bad = int(trainer.callback_metrics.get("data/bad", 0))  # of all ranks, as `Quarantine` counts them
             log.info(
-                "step %d of %d: loss %.4f, %.1f samples/s, %.2f GB%s",
+                "step %d of %d: loss %.4f, %.1f samples/s, %s%s",
                 trainer.global_step, trainer.max_steps, float(outputs["batch_loss"]), rate,
-                peak_memory_bytes(pl_module.device) / 1e9, f", {bad} skipped" if bad else "",
+                size_text(peak_memory_bytes(pl_module.device)), f", {bad} skipped" if bad else "",
             )  # fmt: skip
         self.last, self.samples = now, 0
 

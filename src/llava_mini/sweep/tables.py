@@ -12,6 +12,7 @@ from llava_mini.sweep import text
 from llava_mini.sweep.analysis import Analysis
 from llava_mini.sweep.statistics import FEWEST_SEEDS, Difference
 from llava_mini.sweep.text import group_head
+from llava_mini.units import size_text
 
 # Wider than a difference that matters between good configurations, narrower than the loss of a useless one.
 _SCALE_POINTS = 0.15
@@ -19,10 +20,11 @@ TEMPLATES = Environment(
     loader=PackageLoader("llava_mini.sweep"), autoescape=True, undefined=StrictUndefined, trim_blocks=False
 )
 TEMPLATES.globals.update(
-    {
+    size_text=size_text,
+    **{
         name: getattr(text, name)
-        for name in ("duration", "memory", "operations", "percent", "percent_range", "points", "points_range")
-    }
+        for name in ("duration", "operations", "percent", "percent_range", "points", "points_range")
+    },
 )
 
 

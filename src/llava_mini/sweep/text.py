@@ -56,8 +56,3 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
-
-
-def memory(size: int) -> str:
-    """Number of bytes as text: `0.61 GB`."""
-    return f"{size / 1e9:.2f} GB"

@@ -19,14 +19,14 @@ def test_a_line_every_five_seconds(caplog: pytest.LogCaptureFixture) -> None:
         now[0] = 100 + second
         progress(Progress(shards=second % 2, samples=390, rejected=10, bytes=39_000_000))
     assert [record.message for record in caplog.records] == [
-        "3/40 shards, 1,950 samples, 390 samples/s, 39.0 MB/s, 0:01:35 left, 50 rejected",
-        "5/40 shards, 3,900 samples, 390 samples/s, 39.0 MB/s, 0:01:30 left, 100 rejected",
+        "3/40 shards, 1,950 samples, 390 samples/s, 37.19 MiB/s, 0:01:35 left, 50 rejected",
+        "5/40 shards, 3,900 samples, 390 samples/s, 37.19 MiB/s, 0:01:30 left, 100 rejected",
     ]
 
 
 def test_a_build_that_has_just_begun_divides_by_nothing() -> None:
     progress = ProgressLog(num_shards=1, samples_per_shard=10, clock=lambda: 5.0)
-    assert progress.line() == "0/1 shards, 0 samples, 0 samples/s, 0.0 MB/s, 0:00:00 left, 0 rejected"
+    assert progress.line() == "0/1 shards, 0 samples, 0 samples/s, 0.00 KiB/s, 0:00:00 left, 0 rejected"
 
 
 def test_hours_are_told_apart_from_minutes() -> None:
@@ -58,7 +58,7 @@ def test_rejections_are_grouped_by_kind_with_their_first_examples(tmp_path: Path
         "      z: image cannot be decoded: it has no bytes (z.jpg)",
     ]
     lines = summary(finish_set(tmp_path, 3), left_out)
-    assert "1 samples, 1.0 kB, fingerprint " in lines[0]
+    assert "1 samples, " in lines[0] and " KiB, fingerprint " in lines[0]
     assert lines[-10:] == left_out.lines()
 
 

@@ -13,7 +13,6 @@ from llava_mini.data.inspection.counts import (
     by_source,
     count_lines,
     printable,
-    size_text,
     total_bytes,
 )
 
@@ -60,15 +59,6 @@ def test_a_long_name_is_shortened_in_the_middle(tmp_path: Path) -> None:
     lines = count_lines(write_shards(samples, tmp_path / "long"))
     assert [line.split()[0] for line in lines[3:]] == [f"{'x' * 19}...{'x' * 18}{n}" for n in (1, 2)] + ["y" * 41]
     assert max(map(len, lines)) < 100
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (123_456, "123.5 kB"), (7.8e9, "7.8 GB"), (3.2e13, "32.0 TB"),
-     (5e16, "50000.0 TB")],
-)  # fmt: skip
-def test_sizes_are_in_decimal_units(size: float, text: str) -> None:
-    assert size_text(size) == text
 
 
 def test_columns_are_aligned() -> None:

@@ -80,7 +80,7 @@ def test_room_in_shared_memory_is_checked_against_the_first_batch_before_workers
     monkeypatch.setattr(os, "statvfs", statvfs(5 * size - 4096))
     with pytest.raises(UserError) as told:
         next(made_in_order(batch, range(9), num_workers=2))
-    message = f"/dev/shm has 98.3 kB free, and with 2 workers it holds 5 batches of 20.5 kB: {ADVICE}"
+    message = f"/dev/shm has 96.00 KiB free, and with 2 workers it holds 5 batches of 0.02 MiB: {ADVICE}"
     assert str(told.value) == message and multiprocessing.active_children() == []
     assert len(list(made_in_order(batch, range(4), num_workers=1))) == 4
     assert len(list(made_in_order(batch, range(4), num_workers=0))) == 4
@@ -118,7 +118,7 @@ def _with_little_shared_memory(answer: Any, sizes: list[int]) -> None:
     ("sizes", "expected"),
     [
         ([10] * 9, [10] * 9),
-        ([40] * 9, "/dev/shm has 262.1 kB free, and with 1 workers it holds 3 batches of 163.8 kB: "),
+        ([40] * 9, "/dev/shm has 0.25 MiB free, and with 1 workers it holds 3 batches of 0.16 MiB: "),
         ([10, 10, 99, 10], "a worker could not hand over what it had made (unable to allocate shared memory"),
     ],
 )

@@ -13,7 +13,8 @@ from pathlib import Path
 from llava_mini.data.building.shard_task import Progress
 from llava_mini.data.format.index import read_sidecar
 from llava_mini.data.format.shards import ShardSet
-from llava_mini.data.inspection.counts import count_lines, ignored_lines, printable, size_text, total_bytes
+from llava_mini.data.inspection.counts import count_lines, ignored_lines, printable, total_bytes
+from llava_mini.units import size_text
 
 log = logging.getLogger("llava_mini")
 
@@ -50,7 +51,7 @@ class ProgressLog:
         left = seconds * max(self._num_records - records, 0) / max(records, 1)
         return (
             f"{done.shards}/{self._num_shards} shards, {done.samples:,} samples,"
-            f" {done.samples / seconds:,.0f} samples/s, {done.bytes / seconds / 1e6:,.1f} MB/s,"
+            f" {done.samples / seconds:,.0f} samples/s, {size_text(done.bytes / seconds)}/s,"
             f" {_duration(left)} left, {done.rejected:,} rejected"
         )
 

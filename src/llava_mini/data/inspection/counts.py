@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from llava_mini.data.format.shards import Modality, ShardSet
 from llava_mini.errors import UserError
+from llava_mini.units import size_text
 
 _MOST_SOURCES = 30
 _MOST_KEYS = 20
@@ -64,12 +65,6 @@ def ignored_lines(ignored: Counter[str]) -> list[str]:
     named = [f"{printable(key)} ({count:,} records)" for key, count in ignored.most_common(_MOST_KEYS)]
     more = [f"and {len(ignored) - _MOST_KEYS} more"] if len(ignored) > _MOST_KEYS else []
     return [f"ignored keys: {', '.join(named + more)}"] if named else []
-
-
-def size_text(size: float) -> str:
-    """Return a number of bytes as readable text, in decimal units."""
-    power = min(len(str(int(size))) - 1, 12) // 3
-    return f"{size / 1000**power:.{0 if power == 0 else 1}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

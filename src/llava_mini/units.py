@@ -1,0 +1,16 @@
+"""Sizes as text, in binary units: everywhere the same, in memory and on disk."""
+
+from __future__ import annotations
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+
+
+def size_text(size: float) -> str:
+    """Return a number of bytes as text, such as `1.50 GiB`.
+
+    Below 0.01 of a unit the next smaller one is used: `5.12 MiB`, `0.98 KiB`.
+    """
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB")):
+        if abs(size) >= 0.01 * unit:
+            return f"{size / unit:,.2f} {name}"
+    return f"{size / KIB:.2f} KiB"
