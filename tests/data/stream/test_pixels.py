@@ -65,11 +65,17 @@ def as_bytes(pixels: Tensor, processor: CLIPImageProcessorPil) -> Tensor:
 
 
 SIZES = [(48, 64), (64, 48), (33, 47), (200, 131), (150, 1100), (745, 371), (24, 24), (30, 5), (7, 200), (1, 1), (1, 9)]
+
+
+def name_of(value: Any) -> str:
+    return getattr(value, "__name__", str(value))
+
+
 # Every size with one kind of image, every kind with several sizes.
 EACH_SIZE = pytest.mark.parametrize(
     ("make", "size"),
     list(zip(itertools.cycle(KINDS.values()), SIZES)),
-    ids=lambda each: getattr(each, "__name__", str(each)),
+    ids=name_of,
 )
 
 
@@ -100,7 +106,7 @@ def test_siglips_pictures_are_its_own_processing_within_two_steps(
 
 
 @pytest.mark.parametrize(
-    ("make", "size"), [(noise, (480, 640)), (edges, (800, 333)), (smooth, (301, 299)), (edges, (100, 150))], ids=str
+    ("make", "size"), [(noise, (480, 640)), (edges, (800, 333)), (smooth, (301, 299)), (edges, (100, 150))], ids=name_of
 )
 def test_nearly_every_value_equals_pillows(make: Callable[..., Pixels], size: tuple[int, int]) -> None:
     pixels = make(*size)
