@@ -116,10 +116,10 @@ def try_one(mutation: Mutation) -> tuple[str, float]:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):
         raise SystemExit(f"{mutation.name}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}")
-    failed = [
-        line.removeprefix("FAILED ").split(" - ")[0] for line in done.stdout.splitlines() if line[:7] == "FAILED "
+    named = [
+        line.split(" - ")[0].split() for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))
     ]
-    return (failed[0] if failed else ""), time.monotonic() - start
+    return (named[0][1] if done.returncode else ""), time.monotonic() - start
 
 
 def main(names: list[str]) -> int:
