@@ -8,9 +8,9 @@ KIB, MIB, GIB = 2**10, 2**20, 2**30
 def size_text(size: float) -> str:
     """Return a number of bytes as text, such as `1.50 GiB`.
 
-    Below 0.01 of a unit the next smaller one is used: `5.12 MiB`, `0.98 KiB`.
+    Below 0.1 of a unit the next smaller one is used: `5.12 MiB`, `0.98 KiB`.
     """
     for unit, name in ((GIB, "GiB"), (MIB, "MiB")):
-        if abs(size) >= 0.01 * unit:
+        if abs(size) >= 0.1 * unit:
             return f"{size / unit:,.2f} {name}"
     return f"{size / KIB:.2f} KiB"

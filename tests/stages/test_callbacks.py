@@ -79,7 +79,7 @@ def test_a_resumed_run_drops_what_it_will_do_again_on_any_rank(tmp_path: Path, t
     assert [(tmp_path / name).read_text() for name in names] == ["".join(lines[:3])] * 2
 
 
-PROGRESS = r"step (\d+) of 4: loss ([\d.]+), ([\d.]+) samples/s, (\d+\.\d\d) GB(, 2 skipped)?"
+PROGRESS = r"step (\d+) of 4: loss ([\d.]+), ([\d.]+) samples/s, ([\d.]+) [GM]iB(, 2 skipped)?"
 
 
 class Bad(Callback):
@@ -103,7 +103,7 @@ def test_progress_is_a_line_now_and_then_and_at_the_end(fit: Callable, caplog: p
     assert found is not None
     assert found.group(1, 2, 5) == ("4", "4.0000", None)
     assert float(found[3]) > 0
-    assert 0.05 < float(found[4]) < 100
+    assert float(found[4]) > 0.05
 
 
 def test_progress_says_how_many_samples_were_skipped(fit: Callable, caplog: pytest.LogCaptureFixture):

@@ -192,7 +192,7 @@ def test_children_are_shown_under_their_parent(uri: str, tmp_path: Path) -> None
 def test_a_database_may_be_initialized_by_several_processes_at_once(tmp_path: Path) -> None:
     # Without a lock all but one of them fail, with "table experiments already exists" and the like.
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    code = f"{AT_ONCE}\nllava_mini.tracking.init_tracking({uri!r})"
+    code = f"{AT_ONCE}\nllava_mini.tracking.tracker.init_tracking({uri!r})"
     done = subprocess.run([sys.executable, "-c", code, "3"], capture_output=True, text=True, check=False, timeout=120)
     assert (done.stderr, done.returncode) == ("", 0)
 

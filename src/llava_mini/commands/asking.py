@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_mini.commands.numbers import at_least, gibibytes, rate
 from llava_mini.errors import UserError
 from llava_mini.files import is_url
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     Source = tuple[Path, Image.Image] | VideoSource
 
-_MOST_GIB = 2**20
-
 
 def parser_for(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """Return a parser with MODEL and the flags of every question-answering command."""
@@ -36,10 +35,10 @@ def parser_for(command: str, description: str, epilog: str = "") -> argparse.Arg
     )
     parser.add_argument("model", metavar="MODEL", help="folder or Hub id of a LLaVA-Mini model, runs/mine/model")
     parser.add_argument(
-        "--max-new-tokens", type=whole, default=256, metavar="N", help="of an answer at most (default: 256)"
+        "--max-new-tokens", type=at_least(1), default=256, metavar="N", help="of an answer at most (default: 256)"
     )
     parser.add_argument("--fps", type=rate, default=1.0, metavar="N", help="frames of a second of video (default: 1)")
-    parser.add_argument("--frames", type=whole, metavar="N", help="of every video so many instead, at equal distances")
+    parser.add_argument("--frames", type=at_least(1), metavar="N", help="so many of every video, at equal distances")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     parser.add_argument(
         "--dtype", help="float32, float16, bfloat16 (default: as saved; float32 on a CPU)", metavar="TYPE"
@@ -47,7 +46,7 @@ def parser_for(command: str, description: str, epilog: str = "") -> argparse.Arg
     parser.add_argument(
         "--config-dir", action="append", default=[], metavar="DIR", help="folder with the model's own compressor"
     )
-    parser.add_argument("--context", type=whole, metavar="TOKENS", help="scale the language model for so many tokens")
+    parser.add_argument("--context", type=at_least(1), metavar="TOKENS", help="scale the model for so many tokens")
     parser.add_argument("--scaling", default="yarn", help="how: linear, dynamic, yarn (default: yarn)")
     parser.add_argument(
         "--kv-bits", type=int, choices=(8, 4),
@@ -195,38 +194,6 @@ def oom_as_user_error(advice: str = "fewer frames, --keep-gib 0 or --kv-bits 8 n
 
 def _of_kind(kind: str, path: str) -> tuple[str, str]:
     return kind, path
-
-
-def whole(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers of 1 and above")
-    return int(text)
-
-
-def rate(text: str) -> float:
-    """Parse a number above 0."""
-    if (value := amount(text)) == 0:
-        raise argparse.ArgumentTypeError(f"{text}: allowed are numbers above 0")
-    return value
-
-
-def amount(text: str) -> float:
-    """Parse a number of at least 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: allowed are numbers from 0")
-    return value
-
-
-def gibibytes(text: str) -> float:
-    """Parse an amount of memory in GiB, at most what a machine may have."""
-    if (value := amount(text)) > _MOST_GIB:
-        raise argparse.ArgumentTypeError(f"{text}: allowed are numbers from 0 to {_MOST_GIB}")
-    return value
 
 
 def checked_questions(questions: list[str]) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llava_mini.commands.asking import load_model, oom_as_user_error, parser_for, whole
+from llava_mini.commands.asking import load_model, oom_as_user_error, parser_for
+from llava_mini.commands.numbers import at_least
 from llava_mini.errors import UserError
 
 _DESCRIPTION = """\
@@ -42,7 +43,7 @@ def batch(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     parser = parser_for("batch", _DESCRIPTION)
     parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="the requests")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the answers; made, or continued")
-    parser.add_argument("--batch-size", type=whole, default=8, metavar="N", help="requests at once (default: 8)")
+    parser.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="requests at once (default: 8)")
     given = parser.parse_args(arguments)
 
     from llava_mini.inference.requests import open_answers, read_requests

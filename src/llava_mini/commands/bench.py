@@ -8,6 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from llava_mini.commands.numbers import at_least
 from llava_mini.errors import UserError
 from llava_mini.run.provenance import git_commit
 from llava_mini.tracking.spool import check_tracker
@@ -161,8 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command", title="commands")
     data = commands.add_parser("data", help="the data path against the usual ways", description=_DATA)
     data.set_defaults(run=_data)
-    data.add_argument("--samples", type=_positive, default=2000, metavar="N", help="made and read (default: 2000)")
-    data.add_argument("--rounds", type=_positive, default=5, metavar="N", help="of all measurements (default: 5)")
+    data.add_argument("--samples", type=at_least(1), default=2000, metavar="N", help="made and read (default: 2000)")
+    data.add_argument("--rounds", type=at_least(1), default=5, metavar="N", help="of all measurements (default: 5)")
     data.add_argument(
         "--out", type=Path, default=Path("experiments/003-data-path"), metavar="DIR",
         help="where table.md, results.json and data_path.png go (default: experiments/003-data-path)",
@@ -170,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     flops = commands.add_parser("flops", help="FLOPs by part at real sizes", description=_FLOPS)
     flops.set_defaults(run=_flops)
     flops.add_argument("--json", action="store_true", help="print a JSON list of rows and write nothing")
-    flops.add_argument("--text-tokens", type=_positive, default=40, metavar="T", help="of the prompt (default: 40)")
+    flops.add_argument("--text-tokens", type=at_least(1), default=40, metavar="T", help="of the prompt (default: 40)")
     _add_out(flops, "flops")
     _add_mlflow(flops)
     memory = commands.add_parser("memory", help="memory of images, frames and sessions", description=_MEMORY)
@@ -179,16 +180,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_mlflow(memory)
     latency = commands.add_parser("latency", help="seconds to first and further tokens", description=_LATENCY)
     latency.set_defaults(run=_latency)
-    latency.add_argument("--rounds", type=_positive, default=5, metavar="N", help="of all measurements (default: 5)")
-    latency.add_argument("--threads", type=_positive, default=1, metavar="N", help="of torch (default: 1)")
+    latency.add_argument("--rounds", type=at_least(1), default=5, metavar="N", help="of all measurements (default: 5)")
+    latency.add_argument("--threads", type=at_least(1), default=1, metavar="N", help="of torch (default: 1)")
     _add_out(latency, "latency")
     _add_mlflow(latency)
     train = commands.add_parser("train", help="samples a CPU-second of training steps, by part", description=_TRAIN)
     train.set_defaults(run=_train)
     train.add_argument(
-        "--rounds", type=_positive, default=5, metavar="N", help="of the mid-size shape; tiny: 8 times (default: 5)"
+        "--rounds", type=at_least(1), default=5, metavar="N", help="of the mid-size shape; tiny: 8 times (default: 5)"
     )
-    train.add_argument("--threads", type=_positive, default=1, metavar="N", help="of torch (default: 1)")
+    train.add_argument("--threads", type=at_least(1), default=1, metavar="N", help="of torch (default: 1)")
     _add_out(train, "train", Path("experiments/008-training-speed"))
     _add_mlflow(train)
     return parser
@@ -203,9 +204,3 @@ def _add_out(parser: argparse.ArgumentParser, name: str, folder: Path = _EFFICIE
 
 def _add_mlflow(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(_UNTRACKED, dest="mlflow", action="store_false", help="log nothing to MLflow")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers of 1 and above")
-    return int(text)

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from llava_mini.commands.numbers import at_least
+
 _OFFICIAL = """\
 Reads a folder of the official LLaVA-Mini release (config.json; safetensors or pytorch_model*.bin, whole or in shards)
 and writes a model that `from_pretrained` loads, with the processor where the folder has a tokenizer."""
@@ -88,12 +90,10 @@ def _parser() -> argparse.ArgumentParser:
         )
     back.add_argument("--vision-tower", metavar="NAME", help="what config.json names as the vision tower")
     llava.add_argument("--init", choices=("copy", "random"), default="copy", help="of pre-fusion (default: copy)")
-    llava.add_argument("--C", type=_whole, default=1, metavar="N", help="side of the compression grid (default: 1)")
-    llava.add_argument("--fusion-layers", type=_whole, default=4, metavar="N", help="pre-fusion layers (default: 4)")
+    llava.add_argument(
+        "--C", type=at_least(0), default=1, metavar="N", help="side of the grid (default: 1)"
+    )
+    llava.add_argument(
+        "--fusion-layers", type=at_least(0), default=4, metavar="N", help="N_fusion (default: 4)"
+    )
     return parser
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers")
-    return int(text)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_mini.commands.numbers import at_least
 from llava_mini.data.building.workers import WorkerDiedError, cores
 from llava_mini.data.format.shards import ShardSet, is_complete
 from llava_mini.errors import UserError
@@ -228,14 +229,3 @@ def _add_workers(parser: ArgumentParser) -> None:
         metavar="N",
         help=f"processes (default: one a core, here {cores()})",
     )
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """Return an argparse type for whole numbers of at least `least`."""
-
-    def count(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers of {least} and above")
-        return int(text)
-
-    return count

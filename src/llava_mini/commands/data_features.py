@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from llava_mini.commands.data import at_least
+from llava_mini.commands.numbers import at_least
 from llava_mini.config import resolve
 from llava_mini.data.features.codec import FEATURE_TYPES
 from llava_mini.data.format.shards import ShardSet

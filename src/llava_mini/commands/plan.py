@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from llava_mini import assembly
+from llava_mini.commands.numbers import at_least
 from llava_mini.config import Config, resolve
 from llava_mini.errors import UserError
 from llava_mini.inference.session_plan import TEXT, session_plans, table
@@ -104,19 +105,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--strict", action="store_true", help="exit status 2 when it does not fit the card, which must be named"
     )
-    parser.add_argument("--text-tokens", type=_count, metavar="N", help=f"of a sample (default: {TEXT_TOKENS})")
-    parser.add_argument("--frames", type=_count, metavar="N", help="of a sample (default: 1)")
+    parser.add_argument("--text-tokens", type=at_least(1), metavar="N", help=f"of a sample (default: {TEXT_TOKENS})")
+    parser.add_argument("--frames", type=at_least(1), metavar="N", help="of a sample (default: 1)")
     parser.add_argument(
-        "--session", type=_count, metavar="FRAMES", help="questions about so many frames instead of a training step"
+        "--session",
+        type=at_least(1),
+        metavar="FRAMES",
+        help="questions about so many frames, not a training step",
     )
     parser.add_argument("--inference", action="store_true", help="an answer instead of a training step")
     parser.add_argument(
-        "--new-tokens", type=_count, metavar="N", help=f"of an answer, with --inference (default: {NEW_TOKENS})"
+        "--new-tokens", type=at_least(1), metavar="N", help=f"of an answer, with --inference (default: {NEW_TOKENS})"
     )
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers of 1 and above")
-    return int(text)

@@ -46,7 +46,7 @@ def test_samples_pictures_and_bytes_are_counted(shards: ShardSet) -> None:
 def test_both_are_one_table(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = count_lines(shards)
     assert lines[0].split() == ["samples", "images", "size"]
-    assert lines[2].split() == ["image", "5", "50.0", "%", "5", "10.2", "kB"]
+    assert lines[2].split() == ["image", "5", "50.0", "%", "5", "10.00", "KiB"]
     assert [line.split()[0] for line in lines[5:]] == ["many", "few", "(none)"] and lines[4] == ""
     monkeypatch.setattr("llava_mini.data.inspection.counts._MOST_SOURCES", 1)
     cut = count_lines(shards)[5:]

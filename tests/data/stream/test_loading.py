@@ -80,7 +80,7 @@ def test_room_in_shared_memory_is_checked_against_the_first_batch_before_workers
     monkeypatch.setattr(os, "statvfs", statvfs(5 * size - 4096))
     with pytest.raises(UserError) as told:
         next(made_in_order(batch, range(9), num_workers=2))
-    message = f"/dev/shm has 96.00 KiB free, and with 2 workers it holds 5 batches of 0.02 MiB: {ADVICE}"
+    message = f"/dev/shm has 96.00 KiB free, and with 2 workers it holds 5 batches of 20.00 KiB: {ADVICE}"
     assert str(told.value) == message and multiprocessing.active_children() == []
     assert len(list(made_in_order(batch, range(4), num_workers=1))) == 4
     assert len(list(made_in_order(batch, range(4), num_workers=0))) == 4

@@ -1,0 +1,44 @@
+"""Numbers on the command line: types for argparse, whose errors say what is allowed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+MOST_GIB = 2**20  # of memory, more than any machine has
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return a type for whole numbers of at least `least`."""
+
+    def count(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers of {least} and above")
+        return int(text)
+
+    return count
+
+
+def rate(text: str) -> float:
+    """Parse a number above 0."""
+    if (value := amount(text)) == 0:
+        raise argparse.ArgumentTypeError(f"{text}: allowed are numbers above 0")
+    return value
+
+
+def amount(text: str) -> float:
+    """Parse a number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: allowed are numbers from 0")
+    return value
+
+
+def gibibytes(text: str) -> float:
+    """Parse an amount of memory in GiB, at most what a machine may have."""
+    if (value := amount(text)) > MOST_GIB:
+        raise argparse.ArgumentTypeError(f"{text}: allowed are numbers from 0 to {MOST_GIB}")
+    return value
