@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tests.fusing import fused_with
 
 from llava_mini.errors import UserError
 from llava_mini.inference.frame_cache import FrameCacheConfig
@@ -572,7 +571,7 @@ def test_half_precision_holds_the_mean_over_thousands_of_frames(asked: Any) -> N
         for count in (1, 600):
             given = model.frames(pixels[:count], None, None)
             said = torch.ones(1, 3, dtype=torch.bool)
-            fused.append(fused_with(model, given, text[None].bfloat16(), said, torch.tensor([count]))[1])
+            fused.append(model.fuse_frames(given, text[None].bfloat16(), said, None, torch.tensor([count]))[1])
     finally:
         model.float()
     assert ((many.float() - expected).abs().max() / expected.abs().max()) < 0.05

@@ -6,7 +6,6 @@ differ by up to 1e-5 here, every mistake that was tried by more than 1e-2.
 
 import pytest
 import torch
-from tests.fusing import fused_with
 from transformers import SiglipVisionConfig
 
 from llava_mini.errors import UserError
@@ -172,7 +171,7 @@ def test_frames_of_a_video_are_fused_on_their_own_and_text_is_their_mean(
 
     def fuse(frames: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         given = model.frames(torch.stack(frames), None, None)
-        return fused_with(model, given, text, said, torch.tensor([len(frames)]))
+        return model.fuse_frames(given, text, said, None, torch.tensor([len(frames)]))
 
     compressed, fused = fuse(list(sample.frames))
     alone = [fuse([frame]) for frame in sample.frames]

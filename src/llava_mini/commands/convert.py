@@ -90,10 +90,6 @@ def _parser() -> argparse.ArgumentParser:
         )
     back.add_argument("--vision-tower", metavar="NAME", help="what config.json names as the vision tower")
     llava.add_argument("--init", choices=("copy", "random"), default="copy", help="of pre-fusion (default: copy)")
-    llava.add_argument(
-        "--C", type=at_least(0), default=1, metavar="N", help="side of the grid (default: 1)"
-    )
-    llava.add_argument(
-        "--fusion-layers", type=at_least(0), default=4, metavar="N", help="N_fusion (default: 4)"
-    )
+    llava.add_argument("--C", type=at_least(0), default=1, metavar="N", help="side of the grid (default: 1)")
+    llava.add_argument("--fusion-layers", type=at_least(0), default=4, metavar="N", help="N_fusion (default: 4)")
     return parser

@@ -23,7 +23,6 @@ from llava_mini.files import set_usual_mode
 from llava_mini.models.attention import mask_for, packed_positions
 from llava_mini.models.compressors import Compressor
 from llava_mini.models.configuration import LlavaMiniConfig
-from llava_mini.models.fused_frames import FusedFrames
 from llava_mini.models.generation import FramesGenerationMixin
 from llava_mini.models.hidden_states import HiddenStates
 from llava_mini.models.inputs import (
@@ -180,13 +179,8 @@ class LlavaMiniForConditionalGeneration(VisualModel, FramesGenerationMixin):
             if self.training and torch.is_grad_enabled() and self.config.num_fusion_layers > 0:
                 check_answers_are_known(labels, instruction_mask)
             instruction_BT = instruction(attention_mask, placeholder_BT, labels, instruction_mask)
-            fused = FusedFrames(inputs_embeds, instruction_BT, turn_ids, num_frames)
-            for rows_F, part in self.parts(frames):
-                features_FVND = self.encode_frames(part)
-                visual = self.compress_and_project(features_FVND, part.num_views)
-                fused.add(rows_F, visual, *self.fuse(visual, fused.instruction_of(rows_F)))
-            text = fused.text() if self.config.num_fusion_layers > 0 else inputs_embeds
-            inputs_embeds = splice(text, placeholder_BT, fused.tokens())
+            tokens, text = self.fuse_frames(frames, inputs_embeds, instruction_BT, turn_ids, num_frames)
+            inputs_embeds = splice(text, placeholder_BT, tokens)
             if past_key_values is not None and input_ids.shape[1] == attention_mask.shape[-1]:
                 inputs_embeds = inputs_embeds[:, int(past) :]
         elif isinstance(past, int) and past == 0:  # a static cache that was written to counts its length in a tensor

@@ -20,7 +20,7 @@ from llava_mini.models.compressors import build_compressor
 from llava_mini.models.configuration import LlavaMiniConfig
 from llava_mini.models.frame_batch import frames_at_once
 from llava_mini.models.frames import Frames
-from llava_mini.models.fused_frames import Instruction
+from llava_mini.models.fused_frames import FusedFrames, Instruction
 from llava_mini.models.inference_optimizations import InferenceOptimizations
 from llava_mini.models.inputs import check_features, check_pixels
 from llava_mini.models.prefusion import Prefusion, VisualKV
@@ -102,6 +102,35 @@ class VisualModel(PreTrainedModel):
             return None
         check_pixels(pixel_values, num_views)
         return Frames(pixel_values, None, num_views)
+
+    def fuse_frames(
+        self,
+        frames: Frames,
+        text_BTD: Tensor,
+        instruction_BT: Tensor,
+        turn_ids_BT: Tensor | None,
+        num_frames_B: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Encode, compress and project every frame, and fuse it with its sample's instruction, part by part.
+
+        What is made on the way ends with this call: a step's memory must not contain it while the language model runs.
+
+        Args:
+            frames: Frames of the batch.
+            text_BTD: Embeddings of all text.
+            instruction_BT: Mask of the instruction.
+            turn_ids_BT: Turn of every token; None: one conversation.
+            num_frames_B: Number of frames of each sample.
+
+        Returns:
+            Compressed tokens of all frames in order [sum of K, D], and the text with the instruction fused [B, T, D].
+        """
+        fused = FusedFrames(text_BTD, instruction_BT, turn_ids_BT, num_frames_B)
+        for rows_F, part in self.parts(frames):
+            features_FVND = self.encode_frames(part)
+            visual = self.compress_and_project(features_FVND, part.num_views)
+            fused.add(rows_F, visual, *self.fuse(visual, fused.instruction_of(rows_F)))
+        return fused.tokens(), fused.text() if self.config.num_fusion_layers > 0 else text_BTD
 
     def parts(self, frames: Frames) -> Iterator[tuple[Tensor, Frames]]:
         """Yield the frames that are processed together, after their indices: all at once when gradients are recorded.
