@@ -21,7 +21,7 @@ from llava_mini.files import (
     atomic_path,
     copy_file,
     disk_errno,
-    disk_trouble_told,
+    disk_errors_reported,
     new_folder,
     reading,
     write_text,
@@ -202,7 +202,7 @@ def test_a_copy_tells_reading_from_writing(tmp_path: Path, full_disk: FullDisk):
     ],
 )
 def test_what_no_reader_or_writer_tells_is_one_line(error: OSError, told: str):
-    with pytest.raises(UserError, match=f"^{told}$"), disk_trouble_told():
+    with pytest.raises(UserError, match=f"^{told}$"), disk_errors_reported():
         raise error
 
 
@@ -215,7 +215,7 @@ def test_what_no_reader_or_writer_tells_is_one_line(error: OSError, told: str):
     ],
 )
 def test_a_defect_keeps_its_traceback(error: OSError):
-    with pytest.raises(type(error)) as raised, disk_trouble_told():
+    with pytest.raises(type(error)) as raised, disk_errors_reported():
         raise error
     assert raised.value is error
 

@@ -48,8 +48,8 @@ def main(arguments: list[str]) -> int:
         return 2
     less = 100 * (full - qlora)
     within = less <= BAR + 1e-9  # 3 points are within
-    told = f"{abs(less):.2f} points {'below' if less > 0 else 'above'}"
-    print(f"test accuracy: QLoRA {100 * qlora:.2f} %, full {100 * full:.2f} %; QLoRA is {told}")
+    difference = f"{abs(less):.2f} points {'below' if less > 0 else 'above'}"
+    print(f"test accuracy: QLoRA {100 * qlora:.2f} %, full {100 * full:.2f} %; QLoRA is {difference}")
     print(f"{'within' if within else 'NOT within'} {BAR:g} points of full fine-tuning")
     return 0 if within else 1
 

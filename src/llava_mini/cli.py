@@ -21,9 +21,9 @@ from pathlib import Path
 
 from llava_mini.commands.output import output_ends
 from llava_mini.commands.table import COMMANDS, CONFIGURED, HEADINGS, STRICT, VALUES, WITH_FLAGS
-from llava_mini.data.errors import LoaderError, loader_failures_told
+from llava_mini.data.errors import LoaderError, loader_failures_reported
 from llava_mini.errors import UserError
-from llava_mini.files import disk_trouble_told
+from llava_mini.files import disk_errors_reported
 from llava_mini.run.ranks import INTERRUPTED, OWN_MESSAGE, own_rank
 
 
@@ -54,7 +54,7 @@ def _run(argv: list[str] | None) -> int:
         if not Path(folder).is_dir():
             return _fail(f"--config-dir {folder}: no such folder")
     try:
-        with loader_failures_told(), disk_trouble_told():
+        with loader_failures_reported(), disk_errors_reported():
             command = getattr(importlib.import_module(f"llava_mini.commands.{arguments.command}"), arguments.command)
             return int(command(arguments.overrides, tuple(arguments.config_dir)))
     except UserError as error:

@@ -102,7 +102,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def disk_trouble_told() -> Iterator[None]:
+def disk_errors_reported() -> Iterator[None]:
     """Turn file errors outside `writing` and `reading` into one-line errors. It wraps a whole command.
 
     Raises:

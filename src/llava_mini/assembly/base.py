@@ -44,11 +44,11 @@ class Base:
     """Location of the language model's tensors in checkpoints.
 
     Args:
-        held: Checkpoint and name there for each of the language model's own names; of a tensor in two, the later one.
+        places: Checkpoint and name there for each of the language model's own names; of a tensor in two, the later one.
         prefix: Prefix of the names in the checkpoints.
     """
 
-    held: dict[str, tuple[Checkpoint, str]]
+    places: dict[str, tuple[Checkpoint, str]]
     prefix: str
 
     @classmethod
@@ -58,11 +58,11 @@ class Base:
         Raises:
             UserError: a folder contains no checkpoint that can be read.
         """
-        held: dict[str, tuple[Checkpoint, str]] = {}
+        places: dict[str, tuple[Checkpoint, str]] = {}
         for checkpoint in map(Checkpoint.of, folders):
             names = [name for name in checkpoint.shapes if name.startswith(prefix) and not name.endswith(_COMPUTED)]
-            held |= {name.removeprefix(prefix): (checkpoint, name) for name in names}
-        return cls(held, prefix)
+            places |= {name.removeprefix(prefix): (checkpoint, name) for name in names}
+        return cls(places, prefix)
 
     def read(self, name: str) -> Tensor:
         """Return one tensor in the type in which it is stored, in its own memory.
@@ -70,7 +70,7 @@ class Base:
         Raises:
             UserError: the tensor contains a number that is not finite.
         """
-        checkpoint, theirs = self.held[name]
+        checkpoint, theirs = self.places[name]
         return next(tensor for _, tensor in checkpoint.stream({theirs})).clone()
 
     def check(self, language_model: nn.Module, where: str) -> None:
@@ -80,10 +80,10 @@ class Base:
             UserError: weights have another type, or tensors are missing, unexpected or misshapen.
         """
         needed = _needed(language_model)
-        for checkpoint, name in self.held.values():
+        for checkpoint, name in self.places.values():
             checkpoint.check_floats([name])
         ignored = {_HEAD} - needed.keys()  # a tied head, which a checkpoint may contain anyway
-        found = {name: each.shapes[theirs] for name, (each, theirs) in self.held.items() if name not in ignored}
+        found = {name: each.shapes[theirs] for name, (each, theirs) in self.places.items() if name not in ignored}
         check_shapes(where, found, needed, lambda name: self.prefix + name)
 
 
@@ -114,7 +114,7 @@ def load_base(
         else:
             setattr(owner, leaf, nn.Parameter(base.read(name).to(device, dtype)))
     language_model.tie_weights()
-    log.info("language_model: weights of %s", ", ".join(sorted({str(each.folder) for each, _ in base.held.values()})))
+    log.info("language_model: weights of %s", ", ".join(sorted({str(each.folder) for each, _ in base.places.values()})))
 
 
 @torch.no_grad()

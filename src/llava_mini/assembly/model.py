@@ -82,7 +82,7 @@ def _with_frozen_base(
         base = Base.of([language_model_folder(hub.language_model)], prefix="")
     else:
         base = Base.of(spec.folders)
-        if not base.held:
+        if not base.places:
             return None
     base.check(model.language_model, str(hub.language_model if hub else spec.weights))
     if hub:

@@ -74,7 +74,7 @@ def load_weights(
     """
     checkpoints = [_checkpoint_of(folder) for folder in folders]
     own = model.state_dict()
-    held: set[str] = set()
+    wanted_names: set[str] = set()
     for checkpoint in checkpoints:
         wanted = {name: shape for name, shape in checkpoint.shapes.items() if _part(name) not in without}
         checkpoint.check_floats(name for name in wanted if name in own and own[name].is_floating_point())
@@ -82,9 +82,9 @@ def load_weights(
             if name not in own or list(own[name].shape) != shape:
                 has = f"shape {list(own[name].shape)}" if name in own else "no such tensor"
                 raise UserError(f"{checkpoint.folder}: {name} has shape {shape}, the model has {has}")
-        held |= wanted.keys()
-    parts = {_part(name) for name in held}
-    missing = [name for name in _needed(model) if _part(name) in parts and name not in held]
+        wanted_names |= wanted.keys()
+    parts = {_part(name) for name in wanted_names}
+    missing = [name for name in _needed(model) if _part(name) in parts and name not in wanted_names]
     if missing:
         named = some(f"{name} {list(own[name].shape)}" for name in missing)
         where = ", ".join(map(str, folders))
@@ -93,9 +93,9 @@ def load_weights(
         )
     for checkpoint in checkpoints:
         _check_hash(checkpoint.folder / "model.safetensors")
-        for name, tensor in checkpoint.stream(held):
+        for name, tensor in checkpoint.stream(wanted_names):
             own[name].copy_(tensor)
-        if here := sorted({_part(name) for name in held & checkpoint.shapes.keys()}):
+        if here := sorted({_part(name) for name in wanted_names & checkpoint.shapes.keys()}):
             log.info("%s: weights of %s", checkpoint.folder, ", ".join(here))
     return parts
 

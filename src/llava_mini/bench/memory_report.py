@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from llava_mini.bench.memory import VisualState, table
 from llava_mini.bench.peak_memory import LLAVA, OURS, OURS_KV, Point
-from llava_mini.bench.record import told, write
+from llava_mini.bench.record import circumstances_text, write
 from llava_mini.files import atomic_path
 from llava_mini.inference.session_plan import SessionPlan
 
@@ -27,7 +27,7 @@ def write_memory(
         The text of memory.md.
     """
     said = "The first two tables are arithmetic over the published shapes, the last one is measured."
-    text = "\n\n".join((f"{told(about)} {said}", table(states, plans), _measured(points))) + "\n"
+    text = "\n\n".join((f"{circumstances_text(about)} {said}", table(states, plans), _measured(points))) + "\n"
     found = {
         "about": about,
         "visual_state": [asdict(state) for state in states],

@@ -26,7 +26,7 @@ def circumstances(commit: str) -> dict[str, Any]:
     return {"commit": commit, "cpu": model, "threads": threads, "python": platform.python_version(), **libraries}
 
 
-def told(about: Mapping[str, Any]) -> str:
+def circumstances_text(about: Mapping[str, Any]) -> str:
     """Return the circumstances as one sentence."""
     commit = about["commit"]
     threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"

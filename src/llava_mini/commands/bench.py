@@ -92,14 +92,14 @@ def _flops(options: argparse.Namespace) -> int:
         check_tracker("bench flops", _UNTRACKED)
     from llava_mini.bench.flop_rows import rows, table
     from llava_mini.bench.flops_plot import draw
-    from llava_mini.bench.record import circumstances, told, track, write
+    from llava_mini.bench.record import circumstances, circumstances_text, track, write
 
     found = rows(options.text_tokens)
     if options.json:
         print(json.dumps(found, indent=1))
         return 0
     about = {**circumstances(git_commit()), "text_tokens": options.text_tokens}
-    shown = f"{told(about)}\nT = {options.text_tokens} text tokens.\n\n{table(found)}"
+    shown = f"{circumstances_text(about)}\nT = {options.text_tokens} text tokens.\n\n{table(found)}"
     write(options.out, "flops", {"about": about, "rows": found}, shown)
     draw(found, options.out / "flops.png")
     if options.mlflow:
@@ -120,12 +120,12 @@ def _latency(options: argparse.Namespace) -> int:
 
     from llava_mini.bench.latency import Setting, mid_size, run
     from llava_mini.bench.latency_report import draw, figures, metrics, table
-    from llava_mini.bench.record import circumstances, told, track, write
+    from llava_mini.bench.record import circumstances, circumstances_text, track, write
 
     torch.set_num_threads(options.threads)
     about = circumstances(git_commit())
     found = run(mid_size(), Setting(), options.rounds)
-    shown = f"{told(about)}\n{table(found)}"
+    shown = f"{circumstances_text(about)}\n{table(found)}"
     write(options.out, "latency", {"about": about, **figures(found)}, shown)
     draw(found, options.out / "latency.png")
     if options.mlflow:
@@ -139,7 +139,7 @@ def _train(options: argparse.Namespace) -> int:
         check_tracker("bench train", _UNTRACKED)
     import torch
 
-    from llava_mini.bench.record import circumstances, told, track, write
+    from llava_mini.bench.record import circumstances, circumstances_text, track, write
     from llava_mini.bench.training import run
     from llava_mini.bench.training_report import draw, figures, metrics, table
 
@@ -148,7 +148,7 @@ def _train(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="llava-mini-bench-") as work:
         found = run(Path(work), options.rounds)
     busy = f"Processes that ran or waited on the {about['cores']} cores when it began: {about['load']} on average."
-    shown = f"{told(about)} {busy}\n\n{table(found)}"
+    shown = f"{circumstances_text(about)} {busy}\n\n{table(found)}"
     write(options.out, "train", {"about": about, "shapes": figures(found)}, shown)
     draw(found, options.out / "train.png")
     if options.mlflow:

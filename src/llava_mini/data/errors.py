@@ -13,7 +13,7 @@ TIMED_OUT = "DataLoader timed out"  # beginning of torch's message
 _OF_A_LOADER = ("DataLoader worker (pid", TIMED_OUT, "Pin memory thread", "Too many open files. Comm")
 _SIGNAL = re.compile(r"is killed by signal: ([^.]+)\.")
 
-__all__ = ["LoaderError", "SampleError", "loader_failures_told"]
+__all__ = ["LoaderError", "SampleError", "loader_failures_reported"]
 
 
 class LoaderError(RuntimeError):
@@ -21,7 +21,7 @@ class LoaderError(RuntimeError):
 
 
 @contextmanager
-def loader_failures_told(
+def loader_failures_reported(
     setting: str = "data.num_workers", exit_codes: Callable[[], Sequence[int | None]] = tuple
 ) -> Iterator[None]:
     """Convert torch's errors for stopped workers to one line; for a dead worker, torch may raise at any point.
@@ -45,11 +45,11 @@ def loader_failures_told(
         raise LoaderError(_line(str(error), cause or "it may have said why", setting)) from error
 
 
-def _line(told: str, cause: str, setting: str) -> str:
-    if told.startswith(TIMED_OUT):
+def _line(text: str, cause: str, setting: str) -> str:
+    if text.startswith(TIMED_OUT):
         return f"no batch came for half an hour: a worker hangs, or its batch was lost; {setting}=0 shows where"
-    if not told.startswith("DataLoader worker"):
-        return f"workers cannot be heard any more ({told.splitlines()[0]}): take fewer of them ({setting})"
+    if not text.startswith("DataLoader worker"):
+        return f"workers cannot be heard any more ({text.splitlines()[0]}): take fewer of them ({setting})"
     if cause == "Bus error":
         return f"a worker that makes batches died, as /dev/shm is full: take fewer workers ({setting}) or enlarge it"
     if cause == "Killed":

@@ -129,8 +129,8 @@ def _check_base(model: nn.Module, folder: Path, found: Mapping[str, str]) -> Non
     path = folder / "base.json"
     base = _base(path)
     if base["fingerprints"].keys() != found.keys():
-        told = ", ".join(base["fingerprints"]) or "no part"
-        raise UserError(f"{path}: has fingerprints of {told}; needed are those of {', '.join(found)}")
+        found_parts = ", ".join(base["fingerprints"]) or "no part"
+        raise UserError(f"{path}: has fingerprints of {found_parts}; needed are those of {', '.join(found)}")
     for part, expected in base["fingerprints"].items():
         if found[part] != expected and not _is_trained_whole(model.get_submodule(part)):
             raise UserError(

@@ -85,14 +85,14 @@ def _part(name: str, seconds: float, *, tiny: bool) -> list[dict[str, Any]]:
     )
     status = None
     try:
-        told, errors = process.communicate(timeout=seconds)
+        printed, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         process.kill()
-        told, errors = process.communicate()
+        printed, errors = process.communicate()
         status = "ended: no time left"
     finally:
         process.kill()
-    rows = [json.loads(line.removeprefix(_ROW)) for line in told.splitlines() if line.startswith(_ROW)]
+    rows = [json.loads(line.removeprefix(_ROW)) for line in printed.splitlines() if line.startswith(_ROW)]
     if status is None and process.returncode:
         status = f"failed: {(errors.strip() or 'no output').splitlines()[-1]}"
     return rows if status is None else [*rows, {"task": name, "status": status}]

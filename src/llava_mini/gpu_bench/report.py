@@ -29,8 +29,8 @@ def write_report(out: Path, device: str, rows: list[dict[str, Any]]) -> str:
     write_json(out / "gpu.json", {"device": device, "packages": packages, "rows": rows})
     peaks = [row["peak_tflops"] for row in rows if "peak_tflops" in row]
     peak = f"; matmul peak {max(peaks):.1f} TFLOP/s" if peaks else ""
-    told = ", ".join(f"{name} {number}" for name, number in packages.items())
-    about = f"{device}; CUDA {torch.version.cuda or 'none'}; {told}{peak}."
+    versions = ", ".join(f"{name} {number}" for name, number in packages.items())
+    about = f"{device}; CUDA {torch.version.cuda or 'none'}; {versions}{peak}."
     lines = [about, "", f"| {' | '.join(_HEAD)} |", "|---" * len(_HEAD) + "|"]
     lines += [_row(row) for row in rows if row["task"] != "long video"]
     lines += [_long(row) for row in rows if row["task"] == "long video"]

@@ -101,10 +101,10 @@ def _both(number: int, end: float, tiny: bool) -> dict[str, Any]:
 
 def _answer(process: subprocess.Popen[str], end: float) -> dict[str, Any]:
     try:
-        told, errors = process.communicate(timeout=max(end - time.monotonic(), 1))
+        printed, errors = process.communicate(timeout=max(end - time.monotonic(), 1))
     except subprocess.TimeoutExpired:
         return {"status": "ended: no time left"}
-    for line in told.splitlines():
+    for line in printed.splitlines():
         if line.startswith(_RESULT):
             found: dict[str, Any] = json.loads(line.removeprefix(_RESULT))
             return found

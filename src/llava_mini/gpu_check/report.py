@@ -26,8 +26,8 @@ def write_report(out: Path, device: str, results: list[dict[str, Any]]) -> None:
     """
     packages = {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")}
     write_json(out / "results.json", {"device": device, "packages": packages, "trials": results})
-    told = ", ".join(f"{name} {number}" for name, number in packages.items())
-    lines = [f"{device}; CUDA {torch.version.cuda or 'none'}; {told}.", "", *_HEAD, *map(_row, results)]
+    versions = ", ".join(f"{name} {number}" for name, number in packages.items())
+    lines = [f"{device}; CUDA {torch.version.cuda or 'none'}; {versions}.", "", *_HEAD, *map(_row, results)]
     write_text(out / "table.md", "\n".join(lines) + "\n")
 
 

@@ -90,19 +90,21 @@ class Batcher:
     count: int | None = None
     kv_bits: int | None = None
 
-    def run(self, requests: Sequence[Request], answers: Answers, told: Callable[[int], None] = lambda _: None) -> None:
+    def run(
+        self, requests: Sequence[Request], answers: Answers, on_records: Callable[[int], None] = lambda _: None
+    ) -> None:
         """Answer the requests that have no record yet.
 
         Args:
             requests: All requests, answered ones included.
             answers: Records; new ones are added as soon as they are available.
-            told: Function that is called with the number of added records.
+            on_records: Function that is called with the number of added records.
         """
         waiting = (request for request in requests if request not in answers)
         while group := list(islice(waiting, _GROUP)):
             for records in self._group(group):
                 answers.add(records)
-                told(len(records))
+                on_records(len(records))
 
     def _group(self, group: Iterable[Request]) -> Iterator[list[Record]]:
         prepared, refused = [], []

@@ -36,10 +36,10 @@ def check_capacity(
     model = store.model
     shape = FrameShape.of(model.config, model.layout.frame(views), views)
     tokens_by_item = store.tokens_by_item()
-    held, earlier = tokens_by_item.total(), tokens_by_item[item] // shape.tokens
+    stored_tokens, earlier = tokens_by_item.total(), tokens_by_item[item] // shape.tokens
     if reserve > (most := context_tokens(model.config)):
         raise UserError(f"question and answer are too long: {reserve} tokens, of which the language model reads {most}")
-    room = max(0, most - reserve - held + earlier * shape.tokens)
+    room = max(0, most - reserve - stored_tokens + earlier * shape.tokens)
     if (frames + earlier) * shape.tokens > room:
         beside = f" besides {reserve} of question and answer" if reserve else ""
         raise UserError(
@@ -52,7 +52,9 @@ def check_capacity(
     text = KVShape.of(model.config.text_config)
 
     def on_device(count: int) -> int:
-        tokens = text.cache_bytes(held + count * shape.tokens + reserve, model.dtype, cache.bits) - cache.held_bytes
+        tokens = (
+            text.cache_bytes(stored_tokens + count * shape.tokens + reserve, model.dtype, cache.bits) - cache.held_bytes
+        )
         return max(0, tokens) + count * shape.tokens_bytes(model.dtype)
 
     host = free_bytes(torch.device("cpu"))

@@ -98,14 +98,14 @@ def pixels_of(opened: Opened, processor: LlavaMiniProcessor, at_once: Callable[[
     Raises:
         UserError: a frame is no image, or an unusable one.
     """
-    held: list[Tensor] = []
+    waiting: list[Tensor] = []
     for frame in opened.frames:
-        held.append(pixels_of_frame(frame, opened.name, processor, is_video=opened.kind == "video"))
-        if len(held) >= at_once(len(held[0])):
-            yield torch.stack(held)
-            held = []
-    if held:
-        yield torch.stack(held)
+        waiting.append(pixels_of_frame(frame, opened.name, processor, is_video=opened.kind == "video"))
+        if len(waiting) >= at_once(len(waiting[0])):
+            yield torch.stack(waiting)
+            waiting = []
+    if waiting:
+        yield torch.stack(waiting)
 
 
 def pixels_of_frame(frame: Any, name: str, processor: LlavaMiniProcessor, *, is_video: bool) -> Tensor:

@@ -61,11 +61,11 @@ class KVShape:
 
         In few bits all tokens count as frozen, so a chunk that is being read comes in addition (`token_bytes`).
         """
-        held = capacity(tokens) * self.token_bytes(dtype, bits)
+        cache_size = capacity(tokens) * self.token_bytes(dtype, bits)
         # A layer in full precision, and its keys or values while they are unpacked; or a buffer that is reallocated.
         layer = KVShape(1, self.heads, self.head_dim).token_bytes(dtype)
         unpacked = 0 if bits is None else layer // 2 * (2 if dtype == torch.bfloat16 else 1)
-        return held + tokens * (layer // 2 if bits is None else layer + unpacked)
+        return cache_size + tokens * (layer // 2 if bits is None else layer + unpacked)
 
 
 @dataclass(frozen=True)

@@ -99,10 +99,10 @@ class FramesGenerationMixin(GenerationMixin):
         self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
         past = kwargs.get("past_key_values")
-        held = 0 if past is None else past.get_seq_length()
+        past_length = 0 if past is None else past.get_seq_length()
         # An assistant's first iteration is not marked as one. A static cache, which an assistant cannot have, counts
         # its length in a tensor.
-        reads = bool(is_first_iteration) or (isinstance(held, int) and held == 0)
+        reads = bool(is_first_iteration) or (isinstance(past_length, int) and past_length == 0)
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=reads, **kwargs)
         if not reads and kwargs.get("use_cache", True):
             for name in _PREFILL_ONLY:

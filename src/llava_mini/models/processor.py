@@ -126,8 +126,8 @@ class LlavaMiniProcessor(ProcessorMixin):
         prompts, frames, num_frames, spans = self._expanded(texts, flat_images(images), videos, for_images)
         encoded = self.tokenizer(prompts, **for_text)
         self._check_placeholders(prompts, encoded["input_ids"], for_text["max_length"])
-        told = {"text_replacement_offsets": spans} if tells_spans else {}
-        return BatchFeature({**encoded, **(stack_frames(frames, num_frames) if frames else {}), **told})
+        offsets = {"text_replacement_offsets": spans} if tells_spans else {}
+        return BatchFeature({**encoded, **(stack_frames(frames, num_frames) if frames else {}), **offsets})
 
     def _kwargs(self, named: dict[str, Any], others: dict[str, Any]) -> tuple[dict[str, Any], ...]:
         """Split keywords into those for the tokenizer, the image processor and videos, as transformers splits them."""

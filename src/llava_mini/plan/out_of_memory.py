@@ -40,12 +40,12 @@ def oom_as_run_error(config: Config, step: Callable[[], int], advice: Callable[[
 
 def message(config: Config, step: int, error: BaseException, advice: list[Change]) -> str:
     """Return the line for the user."""
-    told = f"out of memory at step {step} ({reason_of(error)}); {kept_of(config)}; "
+    start = f"out of memory at step {step} ({reason_of(error)}); {kept_of(config)}; "
     if not advice:
-        return f"{told}nothing is left to turn on: shorten data.max_length, or take a smaller model or a larger card"
+        return f"{start}nothing is left to turn on: shorten data.max_length, or take a smaller model or a larger card"
     named = _named(config, advice)
     marked = any(item.endswith(ANOTHER_RUN) for item in named)
-    return f"{told}try, one after another, cheapest first: {'; '.join(named)}" + (
+    return f"{start}try, one after another, cheapest first: {'; '.join(named)}" + (
         f" ({ANOTHER_RUN} in another run_dir)" if marked else ""
     )
 

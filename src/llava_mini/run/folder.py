@@ -9,7 +9,7 @@ from llava_mini.config import Config, load_values
 from llava_mini.errors import UserError
 from llava_mini.files import read_json, remove_leftovers
 from llava_mini.run.differing import differing, listed
-from llava_mini.run.provenance import code_version, commits_told, git_commit
+from llava_mini.run.provenance import code_version, commits_text, git_commit
 
 log = logging.getLogger("llava_mini")
 
@@ -58,7 +58,7 @@ def _check_config(run_dir: Path, config: Config) -> None:
 def _check_code(run_dir: Path) -> None:
     begun = read_json(run_dir / "code.json")
     if begun.get("code_version") != code_version():
-        commits = commits_told(str(begun.get("commit")), git_commit())
+        commits = commits_text(str(begun.get("commit")), git_commit())
         raise UserError(f"run_dir={run_dir} was begun with other code ({commits}); name another folder or delete it")
 
 

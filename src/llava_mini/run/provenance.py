@@ -35,7 +35,7 @@ def git_commit(package: Path = PACKAGE) -> str:
     return commit + (CHANGED if changes else "")
 
 
-def commits_told(before: str, now: str) -> str:
+def commits_text(before: str, now: str) -> str:
     """Text `commit abc, now def`, or a text saying that the working tree of the same commit was changed."""
     return f"commit {before}, now {now}" if before != now else f"commit {now}, whose working tree was changed since"
 

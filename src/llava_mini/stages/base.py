@@ -254,10 +254,10 @@ class VLMStage(LightningModule, ABC):
         """End the run on every rank; ranks whose own loss is not finite write the keys of their samples."""
         path = rank_path(self.report_dir / "non_finite_loss.json", self.global_rank)
         if math.isfinite(loss):
-            told = f"another rank's loss is not finite at step {self.global_step}: its keys are in {self.report_dir}"
+            reason = f"another rank's loss is not finite at step {self.global_step}: its keys are in {self.report_dir}"
         else:
-            told = f"loss is {loss} at step {self.global_step}: keys of the batch are in {path}"
+            reason = f"loss is {loss} at step {self.global_step}: keys of the batch are in {path}"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {"step": self.global_step, "loss": str(loss), "keys": batch.keys})
         self.trainer.strategy.barrier()  # no rank ends before all have written
-        raise NonFiniteLossError(told)
+        raise NonFiniteLossError(reason)

@@ -19,7 +19,7 @@ from llava_mini.config.overrides import literal
 from llava_mini.errors import UserError
 from llava_mini.files import reading
 from llava_mini.run.differing import differences, listed
-from llava_mini.run.provenance import commits_told, source_tags, untracked
+from llava_mini.run.provenance import commits_text, source_tags, untracked
 from llava_mini.sweep.folder import (
     Sweep,
     forget_failure,
@@ -106,7 +106,7 @@ def _changed(sweep_dir: Path, sweep: Sweep) -> Iterator[str]:
         yield f"{error}; it is written again, and finished runs are kept"
         return
     if before.code_version != sweep.code_version:
-        commits = commits_told(before.commit, sweep.commit)
+        commits = commits_text(before.commit, sweep.commit)
         yield f"{sweep_dir} was begun with other code ({commits}): its runs are kept, and made again with this one"
     if other := differences(*(_by_key(each.arguments) for each in (before, sweep))):
         yield f"{sweep_dir} is continued with other arguments ({listed(other)}): the runs that both ask for are kept"

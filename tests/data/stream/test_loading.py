@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from llava_mini.batch import VLMBatch
-from llava_mini.data.errors import LoaderError, loader_failures_told
+from llava_mini.data.errors import LoaderError, loader_failures_reported
 from llava_mini.data.stream import loading
 from llava_mini.data.stream.loading import made_in_order
 from llava_mini.errors import UserError
@@ -226,5 +226,5 @@ def test_other_errors_keep_their_type_and_say_where_they_were() -> None:
 
     with pytest.raises(ZeroDivisionError, match="in DataLoader worker process"):
         list(made_in_order(broken, range(9), num_workers=1))
-    with pytest.raises(RuntimeError, match="^another$"), loader_failures_told():
+    with pytest.raises(RuntimeError, match="^another$"), loader_failures_reported():
         raise RuntimeError("another")

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from llava_mini.batch import VLMBatch
 from llava_mini.data.building.workers import end_with_parent
-from llava_mini.data.errors import TIMED_OUT, loader_failures_told
+from llava_mini.data.errors import TIMED_OUT, loader_failures_reported
 from llava_mini.errors import UserError
 from llava_mini.units import size_text
 
@@ -65,7 +65,7 @@ def made_in_order(
     first = make(numbers[0])  # made here, so that its size is known before there are workers
     _check_room(first, num_workers, setting)
     others, workers = active_children(), list[BaseProcess]()
-    with loader_failures_told(setting, lambda: [worker.exitcode for worker in workers]):
+    with loader_failures_reported(setting, lambda: [worker.exitcode for worker in workers]):
         rest = iter(
             DataLoader(
                 _Dealt(make, numbers[1:], setting),

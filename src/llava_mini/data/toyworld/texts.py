@@ -42,20 +42,20 @@ def text_questions(rng: np.random.Generator) -> list[Asked]:
 
 def _color(rng: np.random.Generator) -> tuple[str, str]:
     shapes, colors, chosen = _pairs(rng, COLOR_NAMES)
-    told = " ".join(f"the {shape} is {color}" for shape, color in zip(shapes, colors, strict=True))
-    return f"{told} what color is the {shapes[chosen]}", colors[chosen]
+    statement = " ".join(f"the {shape} is {color}" for shape, color in zip(shapes, colors, strict=True))
+    return f"{statement} what color is the {shapes[chosen]}", colors[chosen]
 
 
 def _shape(rng: np.random.Generator) -> tuple[str, str]:
     shapes, colors, chosen = _pairs(rng, COLOR_NAMES)
-    told = " ".join(f"the {color} object is a {shape}" for shape, color in zip(shapes, colors, strict=True))
-    return f"{told} what shape is the {colors[chosen]} object", shapes[chosen]
+    statement = " ".join(f"the {color} object is a {shape}" for shape, color in zip(shapes, colors, strict=True))
+    return f"{statement} what shape is the {colors[chosen]} object", shapes[chosen]
 
 
 def _where(rng: np.random.Generator) -> tuple[str, str]:
     shapes, corners, chosen = _pairs(rng, _CORNERS)
-    told = " ".join(f"the {shape} is {corner}" for shape, corner in zip(shapes, corners, strict=True))
-    return f"{told} where is the {shapes[chosen]}", corners[chosen]
+    statement = " ".join(f"the {shape} is {corner}" for shape, corner in zip(shapes, corners, strict=True))
+    return f"{statement} where is the {shapes[chosen]}", corners[chosen]
 
 
 def _count(rng: np.random.Generator) -> tuple[str, str]:
@@ -63,24 +63,24 @@ def _count(rng: np.random.Generator) -> tuple[str, str]:
     count, total = int(rng.integers(_MOST_COUNTED + 1)), int(rng.integers(_MOST_COUNTED, _NUM_TOLD + 1))
     color, *rest = (COLOR_NAMES[i] for i in rng.permutation(len(COLOR_NAMES)))
     colors = [color] * count + [_any(rng, tuple(rest)) for _ in range(total - count)]
-    told = " ".join(f"{colors[i]} {_any(rng, SHAPES)}" for i in rng.permutation(len(colors)))
-    return f"{told} how many {color} objects", NUMBER_WORDS[count]
+    statement = " ".join(f"{colors[i]} {_any(rng, SHAPES)}" for i in rng.permutation(len(colors)))
+    return f"{statement} how many {color} objects", NUMBER_WORDS[count]
 
 
 def _exist(rng: np.random.Generator) -> tuple[str, str]:
     """Return a question whether a thing of one color is in the text, and the answer."""
     shapes, colors, chosen = _pairs(rng, COLOR_NAMES)
-    told = " ".join(f"a {color} {shape} is here" for shape, color in zip(shapes, colors, strict=True))
+    statement = " ".join(f"a {color} {shape} is here" for shape, color in zip(shapes, colors, strict=True))
     if rng.random() < 0.5:
-        return f"{told} is there a {colors[chosen]} object", "yes"
+        return f"{statement} is there a {colors[chosen]} object", "yes"
     absent = tuple(color for color in COLOR_NAMES if color not in colors)
-    return f"{told} is there a {_any(rng, absent)} object", "no"
+    return f"{statement} is there a {_any(rng, absent)} object", "no"
 
 
 def _copy(rng: np.random.Generator) -> tuple[str, str]:
     """Return the statements of another kind and a question that is answered by repeating them word for word."""
-    told, _, _ = (_color, _shape, _where)[int(rng.integers(3))](rng)[0].rpartition(" wh")
-    return f"{told} what is here", told
+    statement, _, _ = (_color, _shape, _where)[int(rng.integers(3))](rng)[0].rpartition(" wh")
+    return f"{statement} what is here", statement
 
 
 def _pairs(rng: np.random.Generator, names: tuple[str, ...]) -> tuple[list[str], list[str], int]:

@@ -61,11 +61,11 @@ class Checkpoint:
         """
         files, index = _weight_files(folder)
         shapes: dict[str, Shape] = {}
-        held: dict[Path, list[str]] = {}
+        contents: dict[Path, list[str]] = {}
         types: dict[str, str] = {}
         for path in files:
             found = _headers(path)
-            held[path] = list(found)
+            contents[path] = list(found)
             for name, (shape, stored) in found.items():
                 if name in shapes:
                     raise UserError(f"{folder}: tensor {name} is in two files")
@@ -74,7 +74,7 @@ class Checkpoint:
             raise UserError(f"{folder}: the index names tensors that no file contains: {some(absent)}")
         if not shapes:
             raise UserError(f"{folder}: {', '.join(path.name for path in files)} contains no tensor")
-        return cls(folder, shapes, held, types)
+        return cls(folder, shapes, contents, types)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -95,8 +95,8 @@ class Checkpoint:
             UserError: naming the first tensor that is not floating-point, and its file.
         """
         wanted = set(names)
-        for path, held in self.files.items():
-            for name in held:
+        for path, contents in self.files.items():
+            for name in contents:
                 if name in wanted and self.types[name] not in _FLOATS:
                     raise UserError(
                         f"{path}: {name} is stored as {self.types[name]}, as in a quantized checkpoint; "
@@ -112,8 +112,8 @@ class Checkpoint:
         Raises:
             UserError: a tensor contains a number that is not finite, when the tensor is reached.
         """
-        for path, held in self.files.items():
-            names = [name for name in held if wanted is None or name in wanted]
+        for path, contents in self.files.items():
+            names = [name for name in contents if wanted is None or name in wanted]
             if path.suffix == ".safetensors":
                 with _opened(path) as file:
                     for name in names:
