@@ -9,7 +9,8 @@ import pytest
 
 from llava_mini.bench.data_path import OWN, OWN_SMALL, USUAL, WDS, Findings
 from llava_mini.bench.large_set import Opening
-from llava_mini.bench.report import circumstances, table, targets, write_report
+from llava_mini.bench.record import circumstances
+from llava_mini.bench.report import LIBRARIES, table, targets, write_report
 from llava_mini.bench.trials import Build, Cost, Memory
 
 
@@ -39,7 +40,7 @@ def test_each_requirement_can_be_missed(findings: Findings, number: int, change)
 
 
 def test_the_files_name_neither_places_nor_the_machine(findings: Findings, tmp_path: Path) -> None:
-    write_report(findings, tmp_path / "out", circumstances("c" * 40 + "+changes"))
+    write_report(findings, tmp_path / "out", circumstances("c" * 40 + "+changes", LIBRARIES))
     texts = [(tmp_path / "out" / name).read_text() for name in ("table.md", "results.json")]
     for text in texts:
         assert str(tmp_path) not in text and platform.node() not in text
@@ -50,7 +51,7 @@ def test_the_files_name_neither_places_nor_the_machine(findings: Findings, tmp_p
 
 
 def test_the_table_shows_every_loader_and_where_the_build_spends_its_time(findings: Findings) -> None:
-    text = table(findings, circumstances("c" * 40 + "+changes"))
+    text = table(findings, circumstances("c" * 40 + "+changes", LIBRARIES))
     assert "`cccccccccccc+changes`" in text
     assert "| usual, originals | 13.50 (9.00 to 18.00) | 18.00 (9.00 to 27.00) | 39 |" in text
     assert "1.10 (1.00 to 1.20) of that, 50 %" in text

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llava_mini.bench import on_gpu
 from llava_mini.bench.baselines import OURS, RELEASED, TRANSFORMERS, WAYS, Models
 from llava_mini.bench.stopwatch import measure
 from llava_mini.gpu_bench import __main__ as gpu_bench
@@ -28,7 +29,7 @@ def test_every_part_runs_with_what_gpu_machines_have() -> None:
     parts_run = "; ".join(f"main({['--tiny', '--part', part]!r})" for part in parts.PARTS)
     run = f"{without}; from llava_mini.gpu_bench.__main__ import main; {parts_run}"
     done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=False)
-    rows = [json.loads(line.removeprefix(gpu_bench._ROW)) for line in done.stdout.splitlines()]
+    rows = [json.loads(line.removeprefix(on_gpu._RESULT)) for line in done.stdout.splitlines()]
     assert {row["status"] for row in rows} == {"measured"}, done.stderr
     ways: dict[str, set[str]] = {}
     for row in rows:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from llava_mini.bench import on_gpu
 from llava_mini.config import resolve
 from llava_mini.files import CONFIG_DIR
 from llava_mini.gpu_check import __main__ as gpu_check
@@ -45,7 +46,7 @@ def test_plan_and_measurement_of_the_other_ways_agree(number: int, capsys) -> No
     told = []
     for also in ([], ["--plan"]):
         assert gpu_check.main(["--tiny", "--trial", str(number), *also]) == 0
-        told.append(json.loads(capsys.readouterr().out.removeprefix(gpu_check._RESULT)))
+        told.append(json.loads(capsys.readouterr().out.removeprefix(on_gpu._RESULT)))
     measurement, plan = told
     assert_agree(plan, measurement)
     assert plan["planned_bytes"] == planned(TINY_TRIALS[number], on_gpu=False)["planned_bytes"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -11,19 +11,28 @@ from typing import Any
 
 import torch
 
+from llava_mini.data.building.workers import cores
 from llava_mini.files import write_json, write_text
 
 _RUNS = Path("runs/bench")  # reports to MLflow wait here while the tracker is down
 
 
-def circumstances(commit: str) -> dict[str, Any]:
-    """Return the commit, the processor, the number of threads and the versions."""
+def circumstances(commit: str, packages: Sequence[str] = ("torch", "transformers")) -> dict[str, Any]:
+    """Return the commit, the processor, its cores, the number of threads and the versions.
+
+    Args:
+        commit: Commit of the code.
+        packages: Names of the packages whose versions matter.
+
+    Raises:
+        PackageNotFoundError: a package is missing.
+    """
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
-    libraries = {name: version(name) for name in ("torch", "transformers")}
-    threads = torch.get_num_threads()
-    return {"commit": commit, "cpu": model, "threads": threads, "python": platform.python_version(), **libraries}
+    versions = {name: version(name) for name in packages}
+    counts = {"cores": cores(), "threads": torch.get_num_threads()}
+    return {"commit": commit, "cpu": model, **counts, "python": platform.python_version(), **versions}
 
 
 def circumstances_text(about: Mapping[str, Any]) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,9 @@ from llava_mini.bench.data_path import (
     Findings,
 )
 from llava_mini.bench.stopwatch import Spread
-from llava_mini.data.building.workers import cores
 from llava_mini.files import write_json, write_text
 
-_LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "simplejpeg", "webdataset", "numpy")
+LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "simplejpeg", "webdataset", "numpy")
 ORDER = (USUAL, USUAL_OUR_LABELS, USUAL_SMALL, WDS_SHUFFLED, WDS, OWN, OWN_SMALL)
 
 
@@ -69,20 +66,6 @@ def _ratio(text: str, limit: float, found: Spread) -> Target:
     return Target(text, "at least", limit, found.median, found.shown(2))
 
 
-def circumstances(commit: str) -> dict[str, Any]:
-    """Return the commit, the processor, the number of cores and the versions.
-
-    Raises:
-        PackageNotFoundError: a library is missing.
-    """
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.machine(),
-    )
-    libraries = {name: version(name) for name in _LIBRARIES}
-    return {"commit": commit, "cpu": model, "cores": cores(), "python": platform.python_version(), **libraries}
-
-
 def write_report(found: Findings, folder: Path, about: dict[str, Any]) -> None:
     """Write table.md and results.json."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +82,7 @@ def table(found: Findings, about: dict[str, Any]) -> str:
 
 def _conditions(found: Findings, about: dict[str, Any]) -> str:
     commit = about["commit"]
-    libraries = ", ".join(f"{name} {about[name]}" for name in ("python", *_LIBRARIES))
+    libraries = ", ".join(f"{name} {about[name]}" for name in ("python", *LIBRARIES))
     size = found.builds[0].picture_bytes / 1000
     return (
         f"Commit `{commit[:12]}{commit[40:]}`; {about['cores']} cores of {about['cpu']}; {libraries}.\n"

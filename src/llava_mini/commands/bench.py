@@ -58,9 +58,10 @@ def _data(options: argparse.Namespace) -> int:
     try:
         from llava_mini.bench.data_path import run
         from llava_mini.bench.plot import draw
-        from llava_mini.bench.report import circumstances, table, write_report
+        from llava_mini.bench.record import circumstances
+        from llava_mini.bench.report import LIBRARIES, table, write_report
 
-        about = circumstances(git_commit())
+        about = circumstances(git_commit(), LIBRARIES)
     except ModuleNotFoundError as error:
         raise UserError(f"bench data needs {error.name}: pip install 'llava-mini-lab[bench]'") from None
     with tempfile.TemporaryDirectory(prefix="llava-mini-bench-") as work:
@@ -144,7 +145,7 @@ def _train(options: argparse.Namespace) -> int:
     from llava_mini.bench.training_report import draw, figures, metrics, table
 
     torch.set_num_threads(options.threads)
-    about = {**circumstances(git_commit()), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
+    about = {**circumstances(git_commit()), "load": round(os.getloadavg()[0], 1)}
     with tempfile.TemporaryDirectory(prefix="llava-mini-bench-") as work:
         found = run(Path(work), options.rounds)
     busy = f"Processes that ran or waited on the {about['cores']} cores when it began: {about['load']} on average."

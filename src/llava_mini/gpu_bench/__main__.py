@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,14 +10,12 @@ from typing import Any
 
 import torch
 
-from llava_mini.bench.on_gpu import check_folder, check_seconds, parser_for
+from llava_mini.bench.on_gpu import Measuring, check_folder, check_seconds, parser_for, print_result
 from llava_mini.errors import UserError
 from llava_mini.gpu_bench.parts import PARTS
 from llava_mini.gpu_bench.report import write_report
 from llava_mini.gpu_bench.sizes import REAL, TINY
 from llava_mini.hardware import card_to_measure
-
-_ROW = "gpu-bench-row "  # prefix of the lines in which a part's process prints its rows, one row per line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     try:
         if given.part is not None:
-            _tell(given.part, given.seconds, tiny=given.tiny)
+            _measure(given.part, given.seconds, tiny=given.tiny)
             return 0
         rows = bench(given.out, given.seconds, tiny=given.tiny)
     except UserError as error:
@@ -68,34 +64,24 @@ def bench(out: Path, seconds: float, *, tiny: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _tell(part: str, seconds: float, *, tiny: bool) -> None:
+def _measure(part: str, seconds: float, *, tiny: bool) -> None:
     """Run one part and print its rows; runs in the part's own process."""
     run, _ = PARTS[part]
     size, device = (TINY, "cpu") if tiny else (REAL, "cuda")
     torch.manual_seed(0)
     for row in run(size, torch.device(device), time.monotonic() + seconds):
-        print(_ROW + json.dumps(row), flush=True)
+        print_result(row)
 
 
 def _part(name: str, seconds: float, *, tiny: bool) -> list[dict[str, Any]]:
     """Run a part in its own process and return its rows, including those before a failure or timeout."""
-    command = [sys.executable, "-m", "llava_mini.gpu_bench", "--part", name, "--seconds", str(0.9 * seconds)]
-    process = subprocess.Popen(
-        [*command, *(["--tiny"] if tiny else [])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    status = None
+    arguments = ["--part", name, "--seconds", str(0.9 * seconds), *(["--tiny"] if tiny else [])]
+    process = Measuring("llava_mini.gpu_bench", arguments)
     try:
-        printed, errors = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        printed, errors = process.communicate()
-        status = "ended: no time left"
+        rows, status = process.results(seconds)
     finally:
-        process.kill()
-    rows = [json.loads(line.removeprefix(_ROW)) for line in printed.splitlines() if line.startswith(_ROW)]
-    if status is None and process.returncode:
-        status = f"failed: {(errors.strip() or 'no output').splitlines()[-1]}"
-    return rows if status is None else [*rows, {"task": name, "status": status}]
+        process.end()
+    return [*rows, {"task": name, "status": status}] if status else rows
 
 
 if __name__ == "__main__":

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from llava_mini.bench.on_gpu import head_of_report
 from llava_mini.files import write_json, write_text
 
 _HEAD = ("task", "way", "batch", "milliseconds", "a second", "TFLOP", "of the matmul peak", "status")
@@ -25,13 +23,11 @@ def write_report(out: Path, device: str, rows: list[dict[str, Any]]) -> str:
         The text of gpu.md.
     """
     out.mkdir(parents=True, exist_ok=True)
-    packages = {name: version(name) for name in ("torch", "transformers")}
-    write_json(out / "gpu.json", {"device": device, "packages": packages, "rows": rows})
     peaks = [row["peak_tflops"] for row in rows if "peak_tflops" in row]
     peak = f"; matmul peak {max(peaks):.1f} TFLOP/s" if peaks else ""
-    versions = ", ".join(f"{name} {number}" for name, number in packages.items())
-    about = f"{device}; CUDA {torch.version.cuda or 'none'}; {versions}{peak}."
-    lines = [about, "", f"| {' | '.join(_HEAD)} |", "|---" * len(_HEAD) + "|"]
+    about, line = head_of_report(device, ("torch", "transformers"), peak)
+    write_json(out / "gpu.json", {**about, "rows": rows})
+    lines = [line, "", f"| {' | '.join(_HEAD)} |", "|---" * len(_HEAD) + "|"]
     lines += [_row(row) for row in rows if row["task"] != "long video"]
     lines += [_long(row) for row in rows if row["task"] == "long video"]
     text = "\n".join(lines) + "\n"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,15 +10,13 @@ from typing import Any
 
 import torch
 
-from llava_mini.bench.on_gpu import check_folder, check_seconds, parser_for
+from llava_mini.bench.on_gpu import Measuring, check_folder, check_seconds, parser_for, print_result
 from llava_mini.errors import UserError
 from llava_mini.gpu_check.measure import check_packages, measured, planned
 from llava_mini.gpu_check.report import write_report
 from llava_mini.gpu_check.trials import TINY_TRIALS, TRIALS, Trial
 from llava_mini.hardware import card_to_measure
 from llava_mini.units import size_text
-
-_RESULT = "gpu-check-result "  # prefix of the line in which a trial's process prints its result
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     trials = TINY_TRIALS if given.tiny else TRIALS
     try:
         if given.trial is not None:
-            print(_RESULT + json.dumps(_one(trials[given.trial], plan=given.plan, tiny=given.tiny)))
+            print_result(_one(trials[given.trial], plan=given.plan, tiny=given.tiny))
             return 0
         results = check(trials, given.out, given.seconds, tiny=given.tiny)
     except UserError as error:
@@ -66,7 +62,7 @@ def check(trials: tuple[Trial, ...], out: Path, seconds: float, *, tiny: bool) -
     for number, trial in enumerate(trials):
         results.append({"name": trial.name, "limit_gib": trial.limit_gib, **_both(number, end, tiny)})
         write_report(out, device, results)  # results so far are saved, whatever happens to the next trial
-        print(f"{trial.name}: {_told(results[-1])}", flush=True)
+        print(f"{trial.name}: {_text(results[-1])}", flush=True)
     return results
 
 
@@ -84,34 +80,24 @@ def _both(number: int, end: float, tiny: bool) -> dict[str, Any]:
     """Measure and plan a trial in parallel processes: the plan needs no GPU."""
     if time.monotonic() >= end:
         return {"status": "not run: no time left"}
-    command = [sys.executable, "-m", "llava_mini.gpu_check", "--trial", str(number), *(["--tiny"] if tiny else [])]
-    running = [
-        subprocess.Popen([*command, *extra], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for extra in ([], ["--plan"])
-    ]
+    arguments = ["--trial", str(number), *(["--tiny"] if tiny else [])]
+    running = [Measuring("llava_mini.gpu_check", [*arguments, *extra]) for extra in ([], ["--plan"])]
     try:
-        measurement, plan = (_answer(process, end) for process in running)
+        measurement, plan = (_result(process, end) for process in running)
     finally:
         for process in running:
-            process.kill()
+            process.end()
     if "status" in plan:  # only a plan that failed has a status
         return {**measurement, "plan": plan["status"]}
     return {**plan, **measurement}
 
 
-def _answer(process: subprocess.Popen[str], end: float) -> dict[str, Any]:
-    try:
-        printed, errors = process.communicate(timeout=max(end - time.monotonic(), 1))
-    except subprocess.TimeoutExpired:
-        return {"status": "ended: no time left"}
-    for line in printed.splitlines():
-        if line.startswith(_RESULT):
-            found: dict[str, Any] = json.loads(line.removeprefix(_RESULT))
-            return found
-    return {"status": f"failed: {(errors.strip() or 'no output').splitlines()[-1]}"}
+def _result(process: Measuring, end: float) -> dict[str, Any]:
+    found, status = process.results(max(end - time.monotonic(), 1))
+    return found[0] if found else {"status": status or "failed: no output"}
 
 
-def _told(result: dict[str, Any]) -> str:
+def _text(result: dict[str, Any]) -> str:
     if result["status"] != "measured":
         return str(result["status"])
     plan = result.get("planned_bytes")

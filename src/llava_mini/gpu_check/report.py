@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from llava_mini.bench.on_gpu import head_of_report
 from llava_mini.files import write_json, write_text
 
 _HEAD = (
@@ -24,10 +22,9 @@ def write_report(out: Path, device: str, results: list[dict[str, Any]]) -> None:
         device: Description of the card.
         results: Result of every trial: name, limit_gib, status, and what was measured and planned.
     """
-    packages = {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")}
-    write_json(out / "results.json", {"device": device, "packages": packages, "trials": results})
-    versions = ", ".join(f"{name} {number}" for name, number in packages.items())
-    lines = [f"{device}; CUDA {torch.version.cuda or 'none'}; {versions}.", "", *_HEAD, *map(_row, results)]
+    about, line = head_of_report(device, ("torch", "transformers", "peft", "bitsandbytes"))
+    write_json(out / "results.json", {**about, "trials": results})
+    lines = [line, "", *_HEAD, *map(_row, results)]
     write_text(out / "table.md", "\n".join(lines) + "\n")
 
 
