@@ -93,10 +93,11 @@ def test_repeated_values_are_one_run(standin: ModuleType) -> None:
         ("{a:1,b:[2,3]},null", ["{a:1,b:[2,3]}", "null"]),
         ("'a,b',\"c,d\"", ["'a,b'", '"c,d"']),
         (r"'it\'s, so',b", [r"'it\'s, so'", "b"]),
-        (r"a\,b,c", [r"a\,b", "c"]),
         ("${x.y},b", ["${x.y}", "b"]),
-        ("a=b,c", ["a=b", "c"]),
+        ("1e-3,2e-4", ["1e-3", "2e-4"]),
         ("''", ["''"]),
+        ("range(1,4)", ["1", "2", "3"]),
+        ("choice(a,b)", ["a", "b"]),
     ],
 )
 def test_values_are_split_at_outer_commas(text: str, values: list[str]) -> None:
@@ -118,7 +119,8 @@ def test_keys_may_be_groups() -> None:
         (["seed="], "seed="),
         (["seed=1,"], "seed=1,"),
         (["seed=1,,2"], "seed=1,,2"),
-        (["a=[1,2"], r"a=\[1,2.*\] is missing"),
+        (["a=[1,2"], r"a=\[1,2.*cannot be read as values"),
+        (["a=b=c,d"], "a=b=c,d"),
         (["a=[1,(2]"], r"a=\[1,\(2\]"),
         (["a=1]"], "a=1"),
         (["a='x,y"], "a='x,y"),

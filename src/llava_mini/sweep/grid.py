@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
 from llava_mini.config import Config
 from llava_mini.config.overrides import split, text_keys
 from llava_mini.errors import UserError
@@ -22,7 +25,7 @@ Resolve = Callable[[list[str]], Config]
 # Config groups that have a fixed value in the reference, or no use there.
 _STRUCTURE = ("compressor", "fusion", "order")
 _REFERENCE = ("compressor=none", "fusion.num_layers=0")
-_CLOSING = {"[": "]", "{": "}", "(": ")"}
+_FUNCTIONS = ("range(", "choice(", "interval(")  # of Hydra's grammar, each several values
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ def expand(arguments: Sequence[str], resolve: Resolve) -> list[Run]:
 def parse(arguments: Sequence[str]) -> dict[str, list[str]]:
     """Parse the arguments of a sweep: `["a=1,2", "b=[1,2]"]` -> `{"a": ["1", "2"], "b": ["[1,2]"]}`.
 
+    Functions of Hydra's grammar are several values too: `seed=range(0,3)`.
+
     Raises:
         UserError: naming the argument, if it is not key=value, repeats a key, or has an empty or unclosed value.
     """
@@ -91,7 +96,7 @@ def parse(arguments: Sequence[str]) -> dict[str, list[str]]:
         if key in choices:
             raise UserError(f"{argument!r}: {key} is given twice; write its values as {key}=value,value")
         kind = text_keys().get(key)
-        values = _split(argument, text) if kind is None else split(text, brackets=kind.items or kind.others)
+        values = _values(argument, text) if kind is None else split(text, brackets=kind.items or kind.others)
         choices[key] = list(dict.fromkeys(_not_empty(argument, value) for value in values))
     return choices
 
@@ -160,27 +165,17 @@ def _value(key: str, given: Mapping[str, str], config: Config) -> Any:
     return given[key] if isinstance(node, Mapping) else node
 
 
-def _split(argument: str, text: str) -> Iterator[str]:
-    """Yield the values between the commas that are outside brackets and quotes."""
-    start, closing, quoted, escaped = 0, [], "", False
-    for position, character in enumerate(text):
-        if escaped or character == "\\":
-            escaped = not escaped
-        elif quoted:
-            quoted = "" if character == quoted else quoted
-        elif character in "'\"":
-            quoted = character
-        elif character in _CLOSING:
-            closing.append(_CLOSING[character])
-        elif character in _CLOSING.values():
-            if not closing or closing.pop() != character:
-                raise UserError(f"{argument!r}: {character} closes nothing")
-        elif character == "," and not closing:
-            yield text[start:position]
-            start = position + 1
-    if quoted or closing:
-        raise UserError(f"{argument!r}: {quoted or closing[-1]} is missing")
-    yield text[start:]
+def _values(argument: str, text: str) -> list[str]:
+    """Return the values of a key that takes no free text, by Hydra's grammar: `1,2`, `[1,2],[3]`, `range(1,4)`."""
+    parser = OverridesParser.create()
+    try:
+        override = parser.parse_override(argument)
+        if text.startswith(_FUNCTIONS):
+            return list(override.sweep_string_iterator())
+    except HydraException as error:
+        reason = " ".join(str(error).splitlines()[0].split())
+        raise UserError(f"{argument!r}: cannot be read as values ({reason})") from error
+    return split(text, brackets=True)  # as they were typed, which Hydra's own iterator changes: 1e-3 to 0.001
 
 
 def _not_empty(argument: str, value: str) -> str:
