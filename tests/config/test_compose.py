@@ -47,6 +47,12 @@ def test_one_value_chooses_the_papers_order():
         ("trainer.max_stepz=3", ["trainer.max_steps?"]),
         ("compressor=qery", ["compressor=qery", "avg_pool, none, query, uniform, zero"]),
         ("compressor.D=2", ["unknown key compressor.D", "_target_, C, num_heads"]),
+        ("model=null", ["override must be a string or a list"]),
+        ("hydra.run.dir=/tmp", ["hydra.run.dir=/tmp: Hydra's own settings are fixed here"]),
+        ("tracking.enabled=1", ["tracking.enabled=1: ", "boolean"]),
+        ("hardware.memory_gib=1e308", ["hardware.memory_gib=1e+308"]),
+        ("trainer.max_steps=99999999999999999999999", ["trainer.max_steps=99999999999999999999999: "]),
+        ("run_dir='${nope}'", ["run_dir: Interpolation key 'nope' not found"]),
         ("foo", ["foo", "key=value"]),
         ("a=b=c", ["a=b=c"]),
         ("seed='", ["seed=': the value cannot be read; allowed are numbers", "'seed=\"text\"'"]),
@@ -218,3 +224,32 @@ def test_every_key_is_read_somewhere() -> None:
     names = [key.name for key in keys(resolve([]))]
     unread = [n for n in names if f".{n.rpartition('.')[2]}" not in code and f"${{{n}}}" not in references]
     assert unread == []
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("trainer: { zzz: 1 }", "unknown key trainer.zzz"),
+        ("1: 2", "1: no key that a config file may have at its top"),
+        ("choices: { model: x }", "choices: no key that a config file may have at its top"),
+        ("a: \\xff", "yaml"),
+    ],
+)
+def test_a_config_file_with_a_mistake(tmp_path: Path, text: str, named: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    header = "# @package _global_\ndefaults: [smoke]\n"
+    raw = f"{header}{text}\n".encode().replace(b"\\\\xff", b"\xff\xfe")
+    (tmp_path / "experiment" / "mine.yaml").write_bytes(raw)
+    with pytest.raises(UserError) as caught:
+        resolve(["experiment=mine"], (str(tmp_path),))
+    assert "\n" not in str(caught.value)
+    assert named == "yaml" or named in str(caught.value)
+
+
+@pytest.mark.parametrize("code", ["def", "import nowhere_at_all", "raise RuntimeError('no')"])
+def test_own_code_that_cannot_be_imported(tmp_path: Path, code: str) -> None:
+    (tmp_path / "compressor").mkdir()
+    (tmp_path / "compressor" / "mine.yaml").write_text("_target_: broken_module.Mine\n")
+    (tmp_path / "broken_module.py").write_text(f"{code}\n")
+    with pytest.raises(UserError, match=r"broken_module cannot be imported \(\w+Error: "):
+        resolve(["compressor=mine"], (str(tmp_path),))

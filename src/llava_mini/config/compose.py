@@ -49,6 +49,8 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> Config:
             )
         if override.startswith("="):
             raise UserError(f"{override}: not of the form key=value")
+        if override.startswith(("hydra.", "hydra/", "hydra=")):
+            raise UserError(f"{override}: Hydra's own settings are fixed here", key=override.partition("=")[0])
         if override.encode(errors="replace") != override.encode(errors="surrogatepass"):
             raise UserError(f"{override!r}: contains bytes that are not UTF-8")
     search = [f"hydra.searchpath=[{','.join(literal('file://' + str(Path(d).resolve())) for d in config_dirs)}]"]
@@ -57,11 +59,15 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> Config:
         with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
             composed = compose("config", [*typed, *(search if config_dirs else [])], return_hydra_config=True)
             choices = dict(composed.hydra.runtime.choices)
-            own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+            names: list[Any] = [key for key in composed if key != "hydra"]
+            own = OmegaConf.masked_copy(composed, names)
             resolved = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
         raise _refused(error, overrides) from error
     chosen = {group: name for group, name in choices.items() if group != "launcher" and not group.startswith("hydra/")}
+    for key in resolved:
+        if not isinstance(key, str) or key in ("choices", "inputs"):
+            raise UserError(f"{key!s}: no key that a config file may have at its top", key=str(key))
     values: dict[str, Any] = {"choices": chosen, **resolved}  # type: ignore[dict-item]  # a mapping at the top gives a dict
     _expand_homes(values)
     config = Config.read(values)
@@ -92,7 +98,11 @@ def import_own(target: str, config_dirs: tuple[str, ...]) -> None:
         if module and (Path(folder) / (module.replace(".", "/") + ".py")).is_file():
             if str(Path(folder).resolve()) not in sys.path:
                 sys.path.insert(0, str(Path(folder).resolve()))
-            importlib.import_module(module)
+            try:
+                importlib.import_module(module)
+            except Exception as error:  # whatever the user's own code raises
+                reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+                raise UserError(f"{folder}: {module} cannot be imported ({reason})", key="--config-dir") from error
 
 
 def _inputs(config: Config, config_dirs: tuple[str, ...]) -> dict[str, str]:
@@ -170,6 +180,8 @@ def _refused(error: Exception, overrides: list[str]) -> UserError:
     if match := re.search(r"In '[^']+': Could not find '([^']+)'", text):
         allowed = ", ".join(_groups())
         return UserError(f"{match[1]}: no such config; groups are {allowed}", key=match[1], allowed=allowed)
+    if isinstance(error, OmegaConfBaseException) and getattr(error, "full_key", None):
+        return UserError(f"{error.full_key}: {text.splitlines()[0]}", key=str(error.full_key))
     for override in overrides:
         if reason := _unreadable(override):
             key, _, value = override.partition("=")

@@ -111,10 +111,10 @@ class Order:
     """Order of compression, projection and pre-fusion (REFERENCE section 2)."""
 
     compress_before_projection: Annotated[
-        bool, _doc("true: the compressor reads the vision tower's features (release); false: projected patches (paper)")
+        Flag, _doc("true: the compressor reads the vision tower's features (release); false: projected patches (paper)")
     ]
     fuse_compressed_tokens: Annotated[
-        bool, _doc("true: compressed tokens pass through pre-fusion (release); false: they do not (paper)")
+        Flag, _doc("true: compressed tokens pass through pre-fusion (release); false: they do not (paper)")
     ]
 
 
@@ -232,7 +232,7 @@ class Hardware:
     """GPU that a run is planned for."""
 
     memory_gib: Annotated[
-        Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+        Annotated[float, Field(gt=0, le=2**20, allow_inf_nan=False)] | None,
         _doc("memory of one card, GiB; null: of the card that is here"),
     ]
 
@@ -260,7 +260,8 @@ class Trainer:
     max_steps: Annotated[Positive, _doc("optimizer steps of the run")]
     accumulate_grad_batches: Annotated[Positive, _doc("batches of a step on each device")]
     gradient_clip_val: Annotated[
-        Annotated[float, Field(gt=0)] | None, _doc("largest norm of the gradients; null: no clipping")
+        Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+        _doc("largest norm of the gradients; null: no clipping"),
     ]
     precision: Annotated[Precision, _doc("Lightning's precision of training")]
     accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda", "mps"], _doc("kind of device")]
@@ -279,7 +280,7 @@ class Trainer:
 class Tracking:
     """Reporting to MLflow."""
 
-    enabled: Annotated[bool, _doc("whether the run is reported to MLflow")]
+    enabled: Annotated[Flag, _doc("whether the run is reported to MLflow")]
     uri: Annotated[Name | None, _doc("MLflow's address; null: MLFLOW_TRACKING_URI, else a file in mlruns/")]
     experiment: Annotated[Name, _doc("name of MLflow's experiment")]
     log_model: Annotated[Flag, _doc("store the model folder as an artifact")]
@@ -386,6 +387,8 @@ def refused(error: ValidationError, key: str = "") -> UserError:
     # pydantic adds the names of its own branches and functions to the path
     parts = (part for part in first["loc"] if isinstance(part, str) and not part.startswith("function"))
     path = ".".join([*([key] if key else []), *parts])
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return UserError(f"unknown key {path}", key=path, value=first["input"])
     if first["type"] in ("missing", "missing_argument"):
         return UserError(f"missing key {path}", key=path)
     return UserError(f"{path}={first['input']!r}: {message}", key=path, value=first["input"], allowed=message)
