@@ -1,12 +1,14 @@
 """What a run gained in its last third is told from noise, and what could not be measured is not called converged."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from llava_mini.assembly.trainer import validation_interval
+from llava_mini.config import resolve
 from llava_mini.evaluate.convergence import convergence
 from llava_mini.predictions import Predictions
 
@@ -51,6 +53,16 @@ def test_noise_alone_is_no_gain(tmp_path: Path):
     assert convergence(tmp_path / "v", 300, scored(0.49, seed=2))["converged"] is True
 
 
+@pytest.mark.parametrize(("nats", "converged"), [(1.3, False), (1.03, True), (0.8, True)])
+def test_a_likelihood_that_still_rises_is_no_convergence(tmp_path: Path, nats: float, converged: bool) -> None:
+    """In the first steps of a run no answer is right yet, and none becomes right, while the loss falls fast."""
+    before = scored(0.0, seed=1)
+    keep(tmp_path / "v", s200=replace(before, nll=np.full_like(before.nll, nats)))
+    found = convergence(tmp_path / "v", 300, scored(0.0, seed=1))
+    assert found["converged"] is converged and not found["gains"]["dense"]["improving"]
+    assert found["gains"]["dense"]["nll_fell"] == pytest.approx(nats - 1, abs=1e-6)
+
+
 def test_every_group_of_kinds_must_have_converged(tmp_path: Path):
     keep(tmp_path / "v", s200=scored(0.5, one_word=0.6, seed=1))
     found = convergence(tmp_path / "v", 300, scored(0.5, one_word=0.9, seed=2))
@@ -78,7 +90,7 @@ def test_without_a_validation_at_two_thirds_nothing_is_called_converged(tmp_path
 
 @pytest.mark.parametrize("steps", [*range(2, 32), 100, 301, 400])
 def test_a_run_of_any_length_is_validated_where_its_convergence_is_measured(tmp_path: Path, steps: int):
-    every = validation_interval({"val_every": None, "max_steps": steps})
+    every = validation_interval(resolve([f"trainer.max_steps={steps}"]).trainer)
     rising = {step: scored(0.1 * step / steps, spread=0.01) for step in range(every, steps + 1, every)}
     keep(tmp_path / "v", **{f"s{step}": scores for step, scores in rising.items()})
     gained = convergence(tmp_path / "v", steps, scored(0.1, spread=0.01))["gained_last_third"]

@@ -65,6 +65,7 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> Config:
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
         raise _refused(error, overrides) from error
     chosen = {group: name for group, name in choices.items() if group != "launcher" and not group.startswith("hydra/")}
+    assert isinstance(resolved, dict)
     for key in resolved:
         if not isinstance(key, str) or key in ("choices", "inputs"):
             raise UserError(f"{key!s}: no key that a config file may have at its top", key=str(key))

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llava_mini.errors import UserError
 from llava_mini.predictions import Predictions
 
 # Gain in the last third that matters, in word accuracy; and the noise above which a run cannot show that it has none.
 MATTERS, NOISY = 0.005, 0.01
+# Fall of the negative log-likelihood that matters, in nats per word: at first it falls where no answer is right yet.
+NATS_MATTER = 0.05
 _STANDARD_ERRORS = 2.0
 
 
@@ -28,10 +31,14 @@ class Gain:
     Attributes:
         gained: Difference of the group's mean word accuracy, from -1 to 1.
         noise: Standard error of `gained` over scenes, each paired with itself; infinite for a single scene.
+        nll_fell: Fall of the group's mean negative log-likelihood, in nats per word.
+        nll_noise: Standard error of `nll_fell`.
     """
 
     gained: float
     noise: float
+    nll_fell: float = 0.0
+    nll_noise: float = 0.0
 
     @property
     def improving(self) -> bool:
@@ -40,14 +47,16 @@ class Gain:
 
     @property
     def converged(self) -> bool:
-        """Whether the score is not improving, and is measured well enough to say so."""
-        return not self.improving and self.noise <= NOISY
+        """Whether the score is not improving, is measured well enough to say so, and the likelihood does not rise."""
+        still_falls = self.nll_fell > max(_STANDARD_ERRORS * self.nll_noise, NATS_MATTER)
+        return not self.improving and not still_falls and self.noise <= NOISY
 
     def row(self) -> dict[str, float | bool | None]:
         """Entry for result.json, which is strict JSON: unknown noise is null."""
         return {
             "gained": self.gained,
             "noise": self.noise if math.isfinite(self.noise) else None,
+            "nll_fell": self.nll_fell,
             "improving": self.improving,
             "converged": self.converged,
         }
@@ -99,14 +108,19 @@ _STEP = re.compile(r"step-(\d+)\.npz")
 
 
 def _gain(before: Predictions, after: Predictions, kinds: list[str]) -> Gain:
-    """Gain of a mean over kinds, and its standard error with scenes as clusters."""
-    scenes, place = np.unique(after.key, return_inverse=True)
+    """Return the gain of a group's word accuracy, and the fall of its negative log-likelihood."""
+    gained, noise = _rise(after.word_accuracy - before.word_accuracy, after, kinds)
+    rose, nll_noise = _rise(after.nll - before.nll, after, kinds)
+    return Gain(gained, noise, -rose, nll_noise)
+
+
+def _rise(differences: NDArray[np.floating[Any]], asked: Predictions, kinds: list[str]) -> tuple[float, float]:
+    """Return the mean over kinds of a difference, and its standard error with scenes as clusters."""
+    scenes, place = np.unique(asked.key, return_inverse=True)
     shares = np.zeros(len(scenes))
     for kind in kinds:
-        chosen = after.kind == kind
-        difference = (after.word_accuracy[chosen] - before.word_accuracy[chosen]).astype(np.float64)
-        shares += np.bincount(place[chosen], difference, minlength=len(scenes)) / (len(kinds) * chosen.sum())
+        chosen = asked.kind == kind
+        shares += np.bincount(place[chosen], differences[chosen], minlength=len(scenes)) / (len(kinds) * chosen.sum())
     spread = np.square(shares - shares.mean()).sum()
     count = len(scenes)
-    noise = math.sqrt(count / (count - 1) * spread) if count > 1 else math.inf
-    return Gain(float(shares.sum()), noise)
+    return float(shares.sum()), math.sqrt(count / (count - 1) * spread) if count > 1 else math.inf
