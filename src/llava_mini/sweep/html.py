@@ -40,9 +40,9 @@ _HOLM = (
 )
 _CONVERGED = (
     "A run counts as converged when what its validation score gained over the last third of its steps is noise, or "
-    "less than half a point, its noise is at most one point, and the negative log-likelihood of the answers no longer "
-    "falls by 0.05 nats a word. Of one that was neither improving nor settled so, the table says that convergence is "
-    "not shown. Of one that was still improving the figures say what it reached in its budget of steps; with more it would have "
+    "less than half a point, its noise is at most one point, and the negative log-likelihood of the answers fell by "
+    "less than 0.05 nats a word. One that was neither improving nor converged is not shown to have converged. "
+    "Of one that was still improving the figures say what it reached in its budget of steps; with more it would have "
     "reached more, and differences may shrink or turn."
 )
 
