@@ -23,7 +23,7 @@ def test_lines_count_and_estimate() -> None:
         "[ 2/12] started  b",
         "[ 3/12] FAILED   b after 1.5 min: ValueError: no",
         "[ 3/12] started  c",
-        "[ 4/12] finished a in 1.7 min, validation 90.1 %; about 6.6 min left",
+        "[ 4/12] finished a in 1.7 min, 90.1 % exact match on validation; about 6.6 min left",
     ]
 
 
@@ -32,4 +32,4 @@ def test_the_last_run_leaves_nothing() -> None:
     progress = Progress(total=1, missing=1, parallel=2, say=lines.append, clock=lambda: 0.0)
     progress.started("a")
     progress.finished("a", 12.0, RESULT)
-    assert lines[-1] == "[1/1] finished a in 12 s, validation 90.1 %"
+    assert lines[-1] == "[1/1] finished a in 12 s, 90.1 % exact match on validation"

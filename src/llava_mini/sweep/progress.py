@@ -48,7 +48,8 @@ class Progress:
     def finished(self, name: str, seconds: float, result: dict[str, Any]) -> None:
         """Report that a run has finished with a result."""
         self._seconds.append(seconds)
-        self._end(name, "finished", f" in {duration(seconds)}, validation {100 * result['accuracy']['val']:.1f} %")
+        exact = f"{100 * result['accuracy']['val']:.1f} % exact match on validation"
+        self._end(name, "finished", f" in {duration(seconds)}, {exact}")
 
     def failed(self, name: str, seconds: float, error: str) -> None:
         """Report that a run has ended without a result."""
