@@ -226,6 +226,6 @@ def test_a_file_that_is_written_without_more_ado_is_one_line(
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device", "some/log.txt")
 
-    monkeypatch.setitem(__import__("llava_mini.cli").cli.COMMANDS, "config", (full, ""))
+    monkeypatch.setattr("llava_mini.commands.config.config", full)
     assert main(["config"]) == 2
     assert capsys.readouterr().err == "llava-mini: some/log.txt: cannot be written: No space left on device\n"

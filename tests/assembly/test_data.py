@@ -85,7 +85,7 @@ def test_pictures_and_clips_are_read_as_the_config_says(config_of: Resolve, data
     data = datamodule_of(config_of(*own, *hd))
     reader = data.splits["val"].readers[0]
     assert (reader.transform.mode, reader.max_frames, reader.shuffle_frames) == ("hd", 3, True)
-    assert reader.tokenize.num_hd_image_tokens == 4 * reader.tokenize.num_image_tokens == 256
+    assert reader.tokenize.layout.hd == 4 * reader.tokenize.layout.single_view == 256
     assert data.normalize == (
         pytest.approx([0.481, 0.458, 0.408], abs=1e-3),
         pytest.approx([0.269, 0.261, 0.276], abs=1e-3),

@@ -120,7 +120,7 @@ def test_another_batch_and_other_data_are_refused(
     nursery: Nursery, arguments: Callable, killed: Path, capsys: pytest.CaptureFixture
 ):
     def state() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in (killed / "checkpoints").iterdir()}
+        return {path: path.stat().st_mtime_ns for path in (killed / "checkpoints").glob("*.ckpt")}
 
     before = state()
     for change in ("data.batch_size=4", "trainer.accumulate_grad_batches=4", "data.world_seed=1"):
