@@ -82,7 +82,7 @@ def test_all_runs_finish(sweep: Sweeper, runs_of: Callable[[], dict[str, Path]],
     started = [line.split()[-1][:-9] for line in lines if " started " in line]
     of_a_seed = ["none-N0", "query-C2-N4", "query-C1-N4"]  # the longest first
     assert started == [f"{label}-s{seed}" for seed in (0, 1) for label in of_a_seed]
-    assert any(line.startswith("[6/6] finished") and "validation " in line for line in lines)
+    assert any(line.startswith("[6/6] finished") and "exact match on validation" in line for line in lines)
     assert lines[-1] == "6 of 6 runs are finished, 0 failed"
     written = read_sweep(tmp_path / "sweep")
     assert (written.arguments, written.commit) == (["compressor.C=1,2", "seed=0,1"], "c0ffee")
