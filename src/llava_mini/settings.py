@@ -42,5 +42,9 @@ class Finetune:
     quantize: Literal["nf4"] | None
     lora: Lora | None
 
+    def of(self, part: str) -> str:
+        """Return how a part of the model trains: full, lora or frozen; other parts than the two train in full."""
+        return {"language_model": self.language_model, "prefusion": self.prefusion}.get(part, "full")
+
 
 FULL = Finetune(language_model="full", prefusion="full", quantize=None, lora=None)

@@ -181,8 +181,8 @@ def _refused(error: Exception, overrides: list[str]) -> UserError:
     if match := re.search(r"In '[^']+': Could not find '([^']+)'", text):
         allowed = ", ".join(_groups())
         return UserError(f"{match[1]}: no such config; groups are {allowed}", key=match[1], allowed=allowed)
-    if isinstance(error, OmegaConfBaseException) and getattr(error, "full_key", None):
-        return UserError(f"{error.full_key}: {text.splitlines()[0]}", key=str(error.full_key))
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return UserError(f"{error.full_key}: {text.splitlines()[0]}", key=error.full_key)
     for override in overrides:
         if reason := _unreadable(override):
             key, _, value = override.partition("=")

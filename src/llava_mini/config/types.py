@@ -353,8 +353,14 @@ class Config:
         Raises:
             UserError: a value is not allowed, or values cannot be combined.
         """
+        sections: dict[str, Any] = {}
+        for name, own in values.items():
+            try:
+                sections[name] = replace(getattr(self, name), **own)
+            except ValidationError as error:
+                raise refused(error, name) from error
         try:
-            return replace(self, **{name: replace(getattr(self, name), **own) for name, own in values.items()})
+            return replace(self, **sections)
         except ValidationError as error:
             raise refused(error) from error
 

@@ -24,7 +24,7 @@ _PARTS = ("language_model", "prefusion")
 
 def adapted_parts(model: LlavaMiniForConditionalGeneration, finetune: Finetune) -> list[str]:
     """Return the parts of this model that have adapters; pre-fusion without layers has none."""
-    wanted = [part for part in _PARTS if getattr(finetune, part) == "lora"]
+    wanted = [part for part in _PARTS if finetune.of(part) == "lora"]
     return [part for part in wanted if part != "prefusion" or len(model.prefusion.layers)]
 
 
@@ -46,7 +46,7 @@ def trains(name: str, part: str, finetune: Finetune) -> bool:
         part: Part of the model; parts that `finetune` does not name train in full.
         finetune: The config's `finetune` group.
     """
-    how = getattr(finetune, part, "full")
+    how = finetune.of(part)
     return how == "full" or (how == "lora" and is_adapter(name))
 
 

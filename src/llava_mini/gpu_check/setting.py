@@ -61,7 +61,7 @@ def build_stage(trial: Trial, device: torch.device | str, linear_4bit: Linear4bi
     preset = yaml.safe_load((CONFIG_DIR / "model" / f"{trial.model}.yaml").read_text())
     with torch.device(device), default_dtype(half):  # in float32 a 7B model alone would not fit
         model = LlavaMiniForConditionalGeneration(trial.model_config(preset))
-    for part in (*_ALWAYS_WHOLE, *(p for p in ("language_model", "prefusion") if getattr(trial.finetune, p) == "full")):
+    for part in (*_ALWAYS_WHOLE, *(p for p in ("language_model", "prefusion") if trial.finetune.of(p) == "full")):
         model.get_submodule(part).float()
     finetune.apply(model, trial.finetune, compute_dtype=half, frozen_dtype=half, linear_4bit=linear_4bit)
     apply_memory_options(model, **trial.memory)

@@ -134,7 +134,7 @@ class VLMStage(LightningModule, ABC):
     @property
     def trained_parts(self) -> list[str]:
         """Parts that this run trains, whole or by their adapters."""
-        return [p for p in PARTS if p in self.learning_rates and getattr(self.finetune, p, "full") != "frozen"]
+        return [p for p in PARTS if p in self.learning_rates and self.finetune.of(p) != "frozen"]
 
     def parts_table(self) -> str:
         """Table of what trains and what is frozen, with parameter counts and learning rates, one line per part."""
@@ -147,7 +147,7 @@ class VLMStage(LightningModule, ABC):
         count = sum(p.numel() for p in self._trained(part))
         rate = f"lr {self.learning_rates[part]:g}" if part in self.trained_parts else ""
         packed = "; NF4" if part == "language_model" and self.finetune.quantize else ""
-        if part in self.trained_parts and getattr(self.finetune, part, "full") == "lora":
+        if part in self.trained_parts and self.finetune.of(part) == "lora":
             lora = self.finetune.lora
             assert lora is not None
             return f"{'DoRA' if lora.dora else 'LoRA'} r={lora.rank}: {count:,} trained, {rate}{packed}"

@@ -8,10 +8,17 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from llava_mini.sweep import text
 from llava_mini.sweep.analysis import Analysis
 from llava_mini.sweep.statistics import FEWEST_SEEDS, Difference
-from llava_mini.sweep.text import group_head
+from llava_mini.sweep.text import (
+    duration,
+    group_head,
+    operations,
+    percent,
+    percent_range,
+    points,
+    points_range,
+)
 from llava_mini.units import size_text
 
 # Wider than a difference that matters between good configurations, narrower than the loss of a useless one.
@@ -20,11 +27,13 @@ TEMPLATES = Environment(
     loader=PackageLoader("llava_mini.sweep"), autoescape=True, undefined=StrictUndefined, trim_blocks=False
 )
 TEMPLATES.globals.update(
+    duration=duration,
+    operations=operations,
+    percent=percent,
+    percent_range=percent_range,
+    points=points,
+    points_range=points_range,
     size_text=size_text,
-    **{
-        name: getattr(text, name)
-        for name in ("duration", "operations", "percent", "percent_range", "points", "points_range")
-    },
 )
 
 
