@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from mlflow.entities import Run
@@ -68,6 +69,20 @@ def test_both_runs_finish_and_the_report_is_the_last_line(swept: Swept) -> None:
     assert "query C=1, N=4" in html and 'src="data:image/png' in html and "2 of 2 runs finished" in html
     for name in ("accuracy_vs_tokens.png", "accuracy_vs_flops.png", "accuracy_by_kind.png", "results.csv"):
         assert (swept.folder / name).stat().st_size > 0
+
+
+def test_a_run_of_a_sweep_equals_one_of_train(swept: Swept, nursery: Nursery, tmp_path: Path) -> None:
+    own = [argument for argument in swept.arguments if argument.startswith(("experiment", "compressor", "data"))]
+    status, said = nursery.call("train", *own, f"run_dir={tmp_path / 'run'}", "tracking.enabled=false")
+    assert status == 0, said
+    [of_sweep] = swept.folder.glob("runs/query-*")
+    for split in ("val", "test"):
+        with (
+            np.load(of_sweep / f"predictions_{split}.npz") as one,
+            np.load(tmp_path / "run" / f"predictions_{split}.npz") as other,
+        ):
+            assert one.files == other.files
+            assert all(np.array_equal(one[name], other[name]) for name in one.files)
 
 
 def test_results_hold_what_was_varied_and_measured(swept: Swept) -> None:

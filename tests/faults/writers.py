@@ -170,8 +170,7 @@ def _locked(lock: Callable[[Path], Any]) -> Callable[[Path], None]:
 
 
 def _log(folder: Path) -> None:
-    process = launcher._Process(launcher.Job("a", ("true",), folder / "run"), {})
-    process._popen.wait()
+    launcher.LocalLauncher(1)._request(launcher.Job("a", ("true",), folder / "run"), 0)
 
 
 def _rank_log(folder: Path) -> None:
@@ -240,7 +239,7 @@ WRITERS = [
         ("sweep.report:_write_csv", "sweep.report:compare"), "results.csv",
         lambda folder: report._write_csv(folder / "results.csv", [{"a": TEXT}]),
     ),
-    Writer(("sweep.launcher:_Process.__init__",), "run/log.txt", _log, "appended"),
+    Writer(("sweep.launcher:LocalLauncher._request",), "run/log.txt", _log, "appended"),
     Writer(("run.ranks:_start",), "log.rank1.txt", _rank_log, "lock"),
     Writer(("tracking.spool:Spool._append", "tracking.spool:Spool._write_origin", "tracking.spool:Spool._lock"),
         "spool.jsonl", _spooled,
@@ -268,6 +267,8 @@ OTHER_WRITERS = {
     "training.world:make_tiny_world": "a tokenizer, within `writing`",
     "data.building.plan:_spool": "atomic_path, of what is read: tests/data/building/test_plan.py",
     "data.building.plan:frozen_plan": "write_json",
+    "data.building.downloads:Downloads.file": "atomic_path: tests/data/building/test_downloads.py",
+    "data.building.downloads:_copy": "within atomic_path: tests/data/building/test_downloads.py",
     "data.format.remote:RemoteStorage._store": "tests/data/format/test_remote.py",
     "data.inspection.stats_plot:draw": "a picture on demand: tests/commands/test_data.py",
     "data.toyworld.films:write_mp4": "within `writing`, of files that are gone afterwards",
@@ -283,4 +284,5 @@ OTHER_WRITERS = {
     "models.llava_mini:LlavaMiniForConditionalGeneration.save_pretrained": "within save_model, which the table tests",
     "models.visual_inputs:_frames_named": "a temporary file",
     "sweep.plots:draw_all": "atomic_path",
+    "run.starter:_append_output_to": "of a log that the launcher has just written to",
 }

@@ -22,6 +22,9 @@ from llava_mini.tracking.spool import check_tracker
 log = logging.getLogger("llava_mini")
 
 DEFAULT_FOLDER = "sweeps/latest"
+# What takes a run seconds to import: the package's own modules, and what they import later.
+_TRAINING = ("llava_mini.training.run", "transformers.optimization")
+_TRACKING = ("llava_mini.tracking.mlflow_calls", "llava_mini.tracking.lightning_logger")
 
 
 def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
@@ -54,6 +57,7 @@ def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
         sweep_dir=sweep_dir,
         launcher=launcher,
         command=train_command(config_dirs),
+        imports=(*_TRAINING, *_TRACKING) if tracking.enabled else _TRAINING,
         code_version=version,
         commit=git_commit(),
         tracker_uri=_tracker_uri(tracking.uri) if tracking.enabled else None,

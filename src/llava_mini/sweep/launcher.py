@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,7 +21,7 @@ import torch
 
 from llava_mini.errors import UserError
 from llava_mini.files import writing
-from llava_mini.run import child
+from llava_mini.run.starter import Request, Starter
 
 LOG_HEADER = "=== "  # begins the line that separates attempts in log.txt
 _POLL_SECONDS = 0.05
@@ -31,12 +30,21 @@ _GRACE_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Job:
-    """Command to run: its output goes to `folder/log.txt`, `environment` is added to this process's environment."""
+    """Command to run.
+
+    Attributes:
+        name: Name of the job.
+        command: Command line.
+        folder: Folder for the job's output, which goes to `log.txt` there.
+        environment: What is added to this process's environment.
+        imports: Modules that the command will import; a launcher may import them once for all jobs.
+    """
 
     name: str
     command: tuple[str, ...]
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    imports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,76 +104,64 @@ class LocalLauncher(Launcher):
         return self._parallel
 
     def run(self, jobs: Sequence[Job]) -> Generator[Started | Ended, None, None]:
-        waiting, slots, running = list(jobs), list(range(self._parallel)), dict[int, _Process]()
+        waiting, slots, running = list(jobs), list(range(self._parallel)), dict[int, _Running]()
+        threads = {} if self._gpus else {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        starter = Starter({**os.environ, **threads})
         try:
             while waiting or running:
                 while waiting and slots:
-                    slot, job = slots.pop(0), waiting.pop(0)
-                    running[slot] = _Process(job, self._environment(slot))
+                    slot, job, start = slots.pop(0), waiting.pop(0), time.monotonic()
+                    running[starter.start(self._request(job, slot))] = _Running(job, slot, start)
                     yield Started(job)
-                for slot, process in list(running.items()):
-                    if (returncode := process.poll()) is not None:
-                        del running[slot]
-                        slots.append(slot)
-                        yield Ended(process.job, returncode, process.seconds())
+                for pid, returncode in starter.ended():
+                    _signal([pid], signal.SIGKILL)  # workers that outlive their run
+                    ended = running.pop(pid)
+                    slots.append(ended.slot)
+                    yield Ended(ended.job, returncode, time.monotonic() - ended.start)
                 time.sleep(_POLL_SECONDS)
         finally:
-            _end(list(running.values()))
+            _end(starter, set(running))
 
-    def _environment(self, slot: int) -> dict[str, str]:
-        if self._gpus:
-            return {"CUDA_VISIBLE_DEVICES": self._gpus[slot % len(self._gpus)]}
-        return {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
-
-class _Process:
-    """Process of one job, in its own session so that a signal to it reaches its workers and nothing else."""
-
-    def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
-        self.job = job
-        self._start = time.monotonic()
-        path = job.folder / "log.txt"
-        with writing(path):
+    def _request(self, job: Job, slot: int) -> Request:
+        """Return what the starter needs, after writing the head of the job's log."""
+        log = job.folder / "log.txt"
+        with writing(log):
             job.folder.mkdir(parents=True, exist_ok=True)
-            log = path.open("ab", buffering=0)
-        with log:
-            with writing(path):
-                log.write(f"{LOG_HEADER}{datetime.now().astimezone().isoformat(timespec='seconds')}\n".encode())
-            self._popen = subprocess.Popen(
-                [sys.executable, "-IS", child.__file__, str(os.getpid()), *job.command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **environment, **job.environment},
-                start_new_session=True,
-            )
-
-    def poll(self) -> int | None:
-        """Exit status of the process, or None while it runs; workers that outlive their run are killed."""
-        returncode = self._popen.poll()
-        if returncode is not None:
-            self.signal(signal.SIGKILL)
-        return returncode
-
-    def signal(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):  # no process is left in its session
-            os.killpg(self._popen.pid, number)
-
-    def seconds(self) -> float:
-        return time.monotonic() - self._start
+            with log.open("ab", buffering=0) as file:
+                file.write(f"{LOG_HEADER}{datetime.now().astimezone().isoformat(timespec='seconds')}\n".encode())
+        if not self._gpus:
+            return Request(job.command, job.environment, log.absolute(), job.imports)
+        own = {"CUDA_VISIBLE_DEVICES": self._gpus[slot % len(self._gpus)], **job.environment}
+        return Request(job.command, own, log.absolute())
 
 
-def _end(processes: Sequence[_Process]) -> None:
+@dataclass(frozen=True)
+class _Running:
+    job: Job
+    slot: int
+    start: float
+
+
+def _end(starter: Starter, running: set[int]) -> None:
     """Ask processes to terminate, wait a little, then kill them; a second Ctrl-C while waiting kills at once."""
     try:
-        for process in processes:
-            process.signal(signal.SIGTERM)
+        _signal(running, signal.SIGTERM)
         deadline = time.monotonic() + _GRACE_SECONDS
-        while time.monotonic() < deadline and any(process.poll() is None for process in processes):
-            time.sleep(_POLL_SECONDS)
+        left = set(running)
+        with suppress(UserError):  # the starter has died, and they with it
+            while left and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+                left -= {pid for pid, _ in starter.ended()}
     finally:
-        for process in processes:
-            process.signal(signal.SIGKILL)
+        _signal(running, signal.SIGKILL)
+        starter.close()
+
+
+def _signal(groups: Iterable[int], number: signal.Signals) -> None:
+    """Signal process groups: a run and its workers, and nothing else."""
+    for group in groups:
+        with suppress(ProcessLookupError):  # no process is left in it
+            os.killpg(group, number)
 
 
 def _cores() -> int:

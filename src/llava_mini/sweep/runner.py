@@ -50,6 +50,7 @@ def run_sweep(
     sweep_dir: Path,
     launcher: Launcher,
     command: Sequence[str],
+    imports: Sequence[str] = (),
     code_version: str,
     commit: str,
     tracker_uri: str | None,
@@ -65,6 +66,7 @@ def run_sweep(
         launcher: Launcher of the processes.
         command: Command to which a run's overrides, `run_dir=` and `tracking.parent_run_id=` are appended, such as
             `python -m llava_mini train`.
+        imports: Modules that this command will import.
         code_version: Hash of the code, see `provenance.code_version`; results of another version are not used.
         commit: Commit of the code, for the record.
         tracker_uri: URI of MLflow; None tracks nothing.
@@ -87,7 +89,7 @@ def run_sweep(
         tracking = _Tracking(sweep_dir, tracker_uri, experiment)
         try:
             tracking.start(sweep)
-            _run_missing(sweep, sweep_dir, launcher, command, tracking, say)
+            _run_missing(sweep, sweep_dir, launcher, command, imports, tracking, say)
             interrupted = False
         except KeyboardInterrupt:
             interrupted = True
@@ -167,14 +169,21 @@ class _Tracking:
 
 
 def _run_missing(
-    sweep: Sweep, sweep_dir: Path, launcher: Launcher, command: Sequence[str], tracking: _Tracking, say: Say
+    sweep: Sweep,
+    sweep_dir: Path,
+    launcher: Launcher,
+    command: Sequence[str],
+    imports: Sequence[str],
+    tracking: _Tracking,
+    say: Say,
 ) -> None:
     jobs, runs = [], {}
     for run in _longest_first(sweep.runs):
         folder = run_folder(sweep_dir, run, sweep.code_version)
         if outcome(folder, run, sweep.code_version).state != "finished":
             own = [f"run_dir={literal(str(folder))}", *tracking.overrides()]
-            jobs.append(Job(folder.name, (*command, *run.overrides, *own), folder, tracking.environment()))
+            line = (*command, *run.overrides, *own)
+            jobs.append(Job(folder.name, line, folder, tracking.environment(), tuple(imports)))
             runs[folder.name] = run
     progress = Progress(len(sweep.runs), len(jobs), launcher.parallel, say)
     running: dict[str, Job] = {}
