@@ -82,7 +82,7 @@ def _build(options: argparse.Namespace) -> int:
         raise UserError("--task and --of go together, as in --task 0 --of 16")
     chosen = Options(
         options.images, options.videos, options.seed, options.samples_per_shard, options.resize, options.fps,
-        options.follow_links, options.strict,
+        options.follow_links, options.strict, options.fetch,
     )  # fmt: skip
     task, of = (0, 1) if options.task is None else (options.task, options.of)
     build_part(options.source, options.out, chosen, workers=options.workers, task=task, of=of)
@@ -188,6 +188,11 @@ def _add_build_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--follow-links", action="store_true", help="links in these folders may lead out of them, as to another disk"
     )
+    parser.add_argument(
+        "--fetch", type=Path, metavar="DIR",
+        help="download files that records name by http(s) URL into this folder, where they stay; only from public"
+        " addresses, 1 GiB and 10 minutes a file at most (default: such records are rejected)",
+    )  # fmt: skip
     parser.add_argument(
         "--strict", action="store_true", help="end (status 2) at the first record that cannot be used, and name it"
     )

@@ -183,6 +183,24 @@ def outside(tmp_path: Path, picture: MakePicture) -> Path:
 
 
 @pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"image": "https://host/a.jpg"}, "image named by a URL; --fetch DIR downloads it: https://host/a.jpg"),
+        ({"images": ["own.jpg", "data:image/png;base64,AAAA"]}, "image named by a URL.*: data:image/png"),
+        ({"video": "s3://bucket/a.mp4"}, "video named by a URL"),
+        ({"image": "FILE:///a.jpg"}, "image named by a URL"),
+    ],
+)
+def test_urls_are_rejected_unless_they_are_to_be_downloaded(
+    media: Callable[..., Media], tmp_path: Path, picture: MakePicture, record: dict[str, Any], reason: str
+) -> None:
+    (tmp_path / "images" / "own.jpg").write_bytes(picture(0))
+    for folders in ({}, {"images": None, "videos": None}):
+        with pytest.raises(SampleError, match=reason if not folders else "no --images folder|named by a URL"):
+            media(**folders).pictures(record)
+
+
+@pytest.mark.parametrize(
     ("name", "reason"),
     [
         ("../images-of-another/secret.jpg", "image outside of the --images folder: ../images-of"),

@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from llava_mini.data.building.downloads import Downloads
 from llava_mini.data.errors import SampleError
 from llava_mini.data.text.conversation import media_names
+from llava_mini.data.text.forms import is_url
 from llava_mini.media.images import decode_image, encode_jpeg, shrunk, verify_image
 from llava_mini.media.video import frames_at
 
@@ -38,6 +40,7 @@ class Media:
             limits frames to 336.
         fps: Frames to store per second of video.
         follow_links: Whether symbolic links in the folders may lead out of them.
+        downloads: Files that records name by URL; None if no record may name one.
     """
 
     images: Path | None
@@ -45,6 +48,7 @@ class Media:
     resize: int | None
     fps: float
     follow_links: bool = False
+    downloads: Downloads | None = None
 
     def pictures(self, record: Mapping[str, Any]) -> dict[str, bytes]:
         """Return the images or frames of a record by member name in a shard: none, one, or several, which are numbered.
@@ -78,11 +82,15 @@ class Media:
             raise SampleError(f"{error} ({name})") from None
 
     def _inside(self, folder: Path | None, name: str, what: str) -> Path:
-        """Return the path of the regular file called `name` in a folder."""
-        if folder is None:
+        """Return the path of the regular file called `name` in a folder, or downloaded."""
+        if folder is None and not is_url(name):
             raise SampleError(f"no --{what}s folder was given: {name}")
         try:
-            path = _path_inside(folder, name, what, self.follow_links)
+            path = (
+                self._downloaded(name, what)
+                if folder is None or is_url(name)
+                else _path_inside(folder, name, what, self.follow_links)
+            )
             found = path.stat()
         except OSError as error:
             raise SampleError(f"missing {what} ({error.strerror}): {name}") from None
@@ -95,6 +103,14 @@ class Media:
         if what == "image" and found.st_size > MOST_BYTES:
             raise SampleError(f"image of {found.st_size} bytes, {MOST_BYTES} allowed: {name}")
         return path
+
+    def _downloaded(self, url: str, what: str) -> Path:
+        if self.downloads is None:
+            raise SampleError(f"{what} named by a URL; --fetch DIR downloads it: {url[:80]}")
+        try:
+            return self.downloads.file(url)
+        except SampleError as error:
+            raise SampleError(f"{what} that cannot be downloaded ({error}): {url[:80]}") from None
 
 
 def _path_inside(folder: Path, name: str, what: str, follow_links: bool) -> Path:

@@ -29,6 +29,7 @@ from llava_mini.data.errors import SampleError
 from llava_mini.data.format.index import is_count, read_sidecar
 from llava_mini.data.inspection.counts import printable
 from llava_mini.data.text.conversation import conversation_of, media_names
+from llava_mini.data.text.forms import is_url
 from llava_mini.errors import UserError
 from llava_mini.files import atomic_path, read_json, reading, write_json, writing
 
@@ -53,6 +54,7 @@ class Options:
         fps: Frames to store per second of video.
         follow_links: Whether symbolic links in the folders may lead out of them.
         strict: Whether the first unusable record ends the build.
+        fetch: Folder for the files that records name by URL; None if no record may name one.
 
     Raises:
         UserError: an option is invalid.
@@ -66,6 +68,7 @@ class Options:
     fps: float = 1.0
     follow_links: bool = False
     strict: bool = False
+    fetch: Path | None = None
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -79,6 +82,9 @@ class Options:
         for name, folder in (("--images", self.images), ("--videos", self.videos)):
             if folder is not None and not folder.is_dir():
                 raise UserError(f"{name} {folder}: no such folder")
+        if self.fetch is not None:
+            with writing(self.fetch):
+                self.fetch.mkdir(parents=True, exist_ok=True)
 
     def decisive(self) -> dict[str, Any]:
         """Return the options that decide the content of a set, wherever the files are."""
@@ -91,7 +97,7 @@ class Options:
 
     def places(self) -> dict[str, str | bool | None]:
         """Return the options that say where the files are."""
-        folders = {"images": self.images, "videos": self.videos}
+        folders = {"images": self.images, "videos": self.videos, "fetch": self.fetch}
         resolved = {name: None if folder is None else str(folder.resolve()) for name, folder in folders.items()}
         return {**resolved, "follow_links": self.follow_links}
 
@@ -294,9 +300,10 @@ def _check_folders(entry: Entry, options: Options) -> None:
         names, is_video = media_names(entry.record or {})
     except SampleError:  # a fault of the record itself; its shard rejects it
         return
-    if names and (options.videos if is_video else options.images) is None:
+    files = [name for name in names if not is_url(name)]
+    if files and (options.videos if is_video else options.images) is None:
         what, option = ("a video", "--videos") if is_video else ("an image", "--images")
-        raise UserError(f"{entry.place} names {what} ({printable(names[0])}): {option} must name the folder of these")
+        raise UserError(f"{entry.place} names {what} ({printable(files[0])}): {option} must name the folder of these")
 
 
 def _check_usable(entry: Entry) -> None:

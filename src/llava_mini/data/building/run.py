@@ -44,6 +44,7 @@ def build_set(
     workers: int = 1,
     follow_links: bool = False,
     strict: bool = False,
+    fetch: Path | str | None = None,
 ) -> ShardSet:
     """Build a shard set from JSON or JSON Lines; a set that is already complete is only opened.
 
@@ -60,6 +61,7 @@ def build_set(
         workers: Number of worker processes.
         follow_links: Whether symbolic links in the folders may lead out of them.
         strict: Whether the first unusable record ends the build.
+        fetch: Folder for the files that records name by URL, which stay there; None if no record may name one.
 
     Raises:
         UserError: an argument is invalid, a source cannot be read, every record is unusable (or one, if strict),
@@ -75,6 +77,7 @@ def build_set(
         fps,
         follow_links,
         strict,
+        None if fetch is None else Path(fetch),
     )
     shards = build_part([Path(source) for source in sources], Path(out), options, workers=workers)
     if shards is None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from llava_mini.data.building.downloads import Downloads
 from llava_mini.data.building.media import MOST_BYTES, Media
 from llava_mini.data.building.plan import Plan
 from llava_mini.data.building.records import Entry
@@ -46,7 +47,8 @@ def build_shard(plan: Plan, out: Path, shard: int, report: Report) -> None:
 
 def _write(plan: Plan, out: Path, shard: int, report: Report) -> None:
     options = plan.options
-    media = Media(options.images, options.videos, options.resize, options.fps, options.follow_links)
+    downloads = None if options.fetch is None else Downloads(options.fetch)
+    media = Media(options.images, options.videos, options.resize, options.fps, options.follow_links, downloads)
     rejected: list[tuple[str, str]] = []
     ignored: Counter[str] = Counter()
     samples = _samples(plan, shard, media, rejected, ignored, report)

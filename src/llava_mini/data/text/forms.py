@@ -72,7 +72,7 @@ def media_names(record: Mapping[str, Any]) -> tuple[list[str], bool]:
     """Return the file names of the images of a record, or of its one video, and whether it is a video.
 
     Raises:
-        SampleError: The record names both images and a video, several videos, something that is not a file name, a URL,
+        SampleError: The record names both images and a video, several videos, something that is not a file name or URL,
             or files in two places.
     """
     found: dict[str, list[str]] = {"image": _names(record, "image"), "video": _names(record, "video")}
@@ -89,6 +89,11 @@ def media_names(record: Mapping[str, Any]) -> tuple[list[str], bool]:
     if len(found["video"]) > 1:
         raise SampleError(f"{len(found['video'])} videos, 1 allowed")
     return found["video"] or found["image"], bool(found["video"])
+
+
+def is_url(name: str) -> bool:
+    """Return whether a name is a URL (of any scheme, or data:...) and not a file's."""
+    return _URL.match(name) is not None
 
 
 def ignored_keys(record: Mapping[str, Any], names: list[str]) -> tuple[list[str], str]:
@@ -239,8 +244,6 @@ def _checked_names(names: list[Any], kind: str) -> list[str]:
     for name in names:
         if not isinstance(name, str):
             raise SampleError(f"{kind} of a part is no file name")
-        if _URL.match(name):
-            raise SampleError(f"{kind} named by a URL; only files are read, so fetch it first: {name[:80]}")
     return names
 
 
@@ -282,7 +285,7 @@ def _file_in_text(record: Mapping[str, Any], names: list[str]) -> str:
     for role, text in map(_message, _raw_messages(record)):
         for found in _TAGGED.finditer(text) if role == "user" else ():
             name = found[2].strip()
-            if name not in names and (_URL.match(name) or _MEDIA_FILE.fullmatch(name)):
+            if name not in names and (is_url(name) or _MEDIA_FILE.fullmatch(name)):
                 return found[0]
     return ""
 
@@ -295,5 +298,5 @@ def _is_lost_file(key: str, texts: list[str], names: list[str]) -> bool:
     if not names:
         return bool(files) or (sounds_like_media and any(texts))
     known = {name.rpartition("/")[2] for name in names}
-    lost = any(not _URL.match(file) and file.rpartition("/")[2] not in known for file in files)
+    lost = any(not is_url(file) and file.rpartition("/")[2] not in known for file in files)
     return sounds_like_media and lost
