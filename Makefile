@@ -111,9 +111,9 @@ $(DEV_STAMP): $(STAMP)
 	@touch $@
 
 $(BIN)/python:
-	@for python in $(or $(PYTHON),python3 python3.12 python3.11); do \
-	  $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null || continue; \
+	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+	  $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || continue; \
 	  echo "Making $(VENV) with $$($$python --version)"; \
 	  exec $$python -m venv --clear $(VENV); \
 	done; \
-	echo 'Python 3.11 or 3.12 is needed: PYTHON=/path/to/python names one' >&2; exit 2
+	echo 'Python 3.11, 3.12 or 3.13 is needed: PYTHON=/path/to/python names one' >&2; exit 2

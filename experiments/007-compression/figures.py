@@ -166,7 +166,11 @@ def against_tokens(analysis: Analysis) -> None:
                 points = [(place(c.tokens), c) for c in chosen(analysis, compressor, layers)]
                 curve(panel, points, group, style, f"{NAMES[compressor]}, N_fusion={layers}")
         for layers, style in ((4, "-"), (0, "--")):
-            curve(panel, [(-1.0, c) for c in chosen(analysis, "zero", layers)], group, style, "")
+            points = [(-1.0, c) for c in chosen(analysis, "zero", layers)]
+            curve(panel, points, group, style, "")
+            for x, c in points:
+                beside = (x + 0.12, 100 * c.scores[group].mean.value)
+                panel.annotate(f"no token,\nN={layers}", beside, fontsize=8, color=COLORS["zero"], va="center")
         panel.set_xticks([-1, 0, 1, 2, 3], ["0", "1", "4", "16", "64"])
         panel.set_xlabel("vision tokens")
     finish(figure, axes, "tokens.png")
