@@ -28,7 +28,7 @@ def latest(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         asked.append((uri, server))
         return ADDRESSES
 
-    monkeypatch.setattr("llava_mini.tracking.tracker.latest_sweep", latest_sweep)
+    monkeypatch.setattr("llava_mini.commands.mlflow.latest_sweep", latest_sweep)
     return asked
 
 
@@ -62,7 +62,7 @@ def test_without_a_sweep_it_says_so(
     became: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.setattr("llava_mini.tracking.tracker.latest_sweep", lambda uri, server: [])
+    monkeypatch.setattr("llava_mini.commands.mlflow.latest_sweep", lambda uri, server: [])
     assert main(["mlflow"]) == 0
     assert capsys.readouterr().out.splitlines() == ["no sweep was found", "all runs: http://127.0.0.1:5000"]
     assert len(became) == 1

@@ -14,7 +14,7 @@ from llava_mini.config.reference import GROUPS, Key, help_text, keys, page
 from llava_mini.files import CONFIG_DIR
 
 ROOT = Path(__file__).parents[2]
-OF_CLASSES = {"choices", "compressor", "stage", "launcher", "inputs"}  # checked by signatures
+OF_CLASSES = {"choices", "compressor", "stage", "launcher", "tracker", "inputs"}  # checked by signatures
 
 
 @pytest.fixture(scope="module")

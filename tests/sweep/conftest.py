@@ -13,6 +13,7 @@ from llava_mini.sweep.folder import Sweep, record_failure, run_folder, write_swe
 from llava_mini.sweep.grid import Run, expand
 from llava_mini.sweep.launcher import LocalLauncher
 from llava_mini.sweep.runner import run_sweep
+from llava_mini.tracking.mlflow import MLflow
 
 Accuracy = float | dict[str, float]
 Training = dict[str, Any]
@@ -58,6 +59,7 @@ def sweep(standin: ModuleType, tmp_path: Path) -> Callable[..., tuple[int, list[
             command=[sys.executable, str(STANDIN)],
             code_version=code_version,
             commit="c0ffee",
+            service=None if tracker_uri is None else MLflow(),
             tracker_uri=tracker_uri,
             experiment="sweeps",
             say=lines.append,

@@ -14,6 +14,7 @@ from llava_mini.sweep.findings import headline
 from llava_mini.sweep.grid import expand
 from llava_mini.sweep.report import compare
 from llava_mini.sweep.tracked import summary, track_report, view
+from llava_mini.tracking.mlflow import MLflow
 from llava_mini.tracking.spool import DataInput, Origin, Spool
 from llava_mini.tracking.tracker import Tracker, flush_spools
 
@@ -140,7 +141,7 @@ def test_a_report_becomes_part_of_the_sweeps_run(sweep_folder: Callable[..., Pat
     assert flush_spools(folder.glob("runs/*"), lanes=("reports",)) == 0
     assert [Spool(child).pending() for child in folder.glob("runs/*")] == [2, 2]
     compare(folder, say=lambda _: None)
-    track_report(folder)
+    track_report(folder, MLflow())
     assert [Spool(each).pending() for each in (folder, *folder.glob("runs/*"))] == [0, 0, 0]
     client, run_id = MlflowClient(uri), Spool(folder).run_id()
     assert run_id is not None
@@ -162,7 +163,7 @@ def test_a_report_waits_for_a_tracker_that_is_down(sweep_folder: Callable[..., P
     Tracker(folder, uri=f"sqlite:///{tmp_path}/file/mlflow.db").finish(wait=10)
     compare(folder, say=lambda _: None)
     before = Spool(folder).pending("extras")
-    track_report(folder)
+    track_report(folder, MLflow())
     files = [name for name in folder.iterdir() if name.suffix in (".html", ".csv", ".png")]
     assert before == 0
     assert Spool(folder).pending("extras") == len(files) + 2  # results.json and the view besides

@@ -7,7 +7,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, INTERNAL_ERROR, PERMISSION_DENIED
 from mlflow.tracking import MlflowClient
 
-from llava_mini.tracking.mlflow_calls import sqlite_path
+from llava_mini.tracking.mlflow import sqlite_path
 from llava_mini.tracking.saved_view import View
 from llava_mini.tracking.spool import DataInput, Spool
 from llava_mini.tracking.tracker import Tracker

@@ -17,6 +17,7 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from llava_mini.tracking.mlflow import MLflow, latest_sweep
 from llava_mini.tracking.saved_view import KIND_TAG, MODEL_TRAINING, View, tag_key
 from llava_mini.tracking.spool import DataInput, Spool, close_run
 from llava_mini.tracking.tracker import (
@@ -25,8 +26,6 @@ from llava_mini.tracking.tracker import (
     flatten,
     flush_spools,
     init_tracking,
-    latest_sweep,
-    tracking_uri,
 )
 
 # What stands behind it is done by several processes at once, forked so that MLflow is imported once for all.
@@ -404,10 +403,10 @@ def test_spools_without_a_parent_get_one_later(down: str, uri: str, tmp_path: Pa
 def test_the_uri_is_the_argument_the_variable_or_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert tracking_uri() == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+    assert MLflow().address(None) == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
-    assert tracking_uri() == "http://tracker:5000"
-    assert tracking_uri("sqlite:///a.db") == f"sqlite:///{tmp_path}/a.db"
+    assert MLflow().address(None) == "http://tracker:5000"
+    assert MLflow().address("sqlite:///a.db") == f"sqlite:///{tmp_path}/a.db"
 
 
 def test_flatten() -> None:

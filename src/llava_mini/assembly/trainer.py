@@ -37,7 +37,6 @@ from llava_mini.stages.checkpointing import AtomicCheckpointIO
 from llava_mini.stages.metrics import word_marks
 from llava_mini.stages.optimizers import check_optimizer
 from llava_mini.stages.sharding import Gathered
-from llava_mini.tracking.spool import check_tracker
 
 
 def seed_run(config: Config) -> None:
@@ -65,7 +64,7 @@ def check_training(config: Config) -> None:
         UserError: a package is not installed, or devices do not exist or cannot be used by torch.
     """
     if config.tracking.enabled:
-        check_tracker("tracking.enabled=true", "tracking.enabled=false")
+        instantiate(config.tracker, "tracker")  # which checks that it is installed
     finetune.check_packages(config.finetune)
     check_optimizer(config.memory.optimizer, "cuda" if uses_gpu(config) else "cpu")
     _check_hardware(config.trainer, on_gpu=uses_gpu(config))

@@ -11,7 +11,7 @@ from pathlib import Path
 from llava_mini.commands.numbers import at_least
 from llava_mini.errors import UserError
 from llava_mini.run.provenance import git_commit
-from llava_mini.tracking.spool import check_tracker
+from llava_mini.tracking.mlflow import check_installed
 
 _DATA = """\
 Makes JPEGs and conversations, and measures reading them as a run does against the usual loader (JSON in memory, a file
@@ -74,7 +74,7 @@ def _data(options: argparse.Namespace) -> int:
 
 def _memory(options: argparse.Namespace) -> int:
     if options.mlflow:
-        check_tracker("bench memory", _UNTRACKED)
+        check_installed("bench memory", _UNTRACKED)
     from llava_mini.bench.memory import all_session_plans, visual_states
     from llava_mini.bench.memory_report import metrics, write_memory
     from llava_mini.bench.peak_memory import measure
@@ -90,7 +90,7 @@ def _memory(options: argparse.Namespace) -> int:
 
 def _flops(options: argparse.Namespace) -> int:
     if options.mlflow and not options.json:
-        check_tracker("bench flops", _UNTRACKED)
+        check_installed("bench flops", _UNTRACKED)
     from llava_mini.bench.flop_rows import rows, table
     from llava_mini.bench.flops_plot import draw
     from llava_mini.bench.record import circumstances, circumstances_text, track, write
@@ -116,7 +116,7 @@ def _flops(options: argparse.Namespace) -> int:
 
 def _latency(options: argparse.Namespace) -> int:
     if options.mlflow:
-        check_tracker("bench latency", _UNTRACKED)
+        check_installed("bench latency", _UNTRACKED)
     import torch
 
     from llava_mini.bench.latency import Setting, mid_size, run
@@ -137,7 +137,7 @@ def _latency(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     if options.mlflow:
-        check_tracker("bench train", _UNTRACKED)
+        check_installed("bench train", _UNTRACKED)
     import torch
 
     from llava_mini.bench.record import circumstances, circumstances_text, track, write

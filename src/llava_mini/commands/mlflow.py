@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from llava_mini.tracking.spool import check_tracker
+from llava_mini.tracking.mlflow import MLflow, check_installed, latest_sweep
 
 
 def mlflow(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
@@ -18,10 +18,8 @@ def mlflow(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     parser = argparse.ArgumentParser(prog="llava-mini mlflow", description=__doc__)
     parser.add_argument("--port", type=int, default=5000, help="of the server on this machine (default 5000)")
     given = parser.parse_args(arguments)
-    check_tracker("llava-mini mlflow", "read report.html of a sweep")
-    from llava_mini.tracking.tracker import latest_sweep, tracking_uri
-
-    uri = tracking_uri()
+    check_installed("llava-mini mlflow", "read report.html of a sweep")
+    uri = MLflow().address(None)
     elsewhere = uri.startswith(("http://", "https://"))
     server = uri.rstrip("/") if elsewhere else f"http://127.0.0.1:{given.port}"
     addresses = latest_sweep(uri, server)

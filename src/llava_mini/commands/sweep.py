@@ -17,7 +17,7 @@ from llava_mini.sweep.folder import outcome, run_folder
 from llava_mini.sweep.grid import expand
 from llava_mini.sweep.launcher import Launcher
 from llava_mini.sweep.runner import INTERRUPTED, run_sweep
-from llava_mini.tracking.spool import check_tracker
+from llava_mini.tracking.service import Service
 
 log = logging.getLogger("llava_mini")
 
@@ -41,8 +41,8 @@ def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
     known = functools.cache(lambda overrides: resolve(list(overrides), config_dirs))
     runs = expand(own, lambda overrides: known(tuple(overrides)))
     configs = [known(tuple(run.overrides)) for run in runs]
-    if any(config.tracking.enabled for config in configs):
-        check_tracker("tracking.enabled=true", "tracking.enabled=false")
+    tracking = configs[0].tracking
+    service: Service | None = instantiate(configs[0].tracker, "tracker") if tracking.enabled else None
     _check(configs)
     devices = max(config.trainer.devices for config in configs)
     launcher: Launcher = instantiate(configs[0].launcher, "launcher", devices=devices)
@@ -50,34 +50,28 @@ def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
     folders = [run_folder(sweep_dir, run, version) for run in runs]
     states = [outcome(folder, run, version).state for folder, run in zip(folders, runs, strict=True)]
     share_features([config for config, state in zip(configs, states, strict=True) if state != "finished"])
-    tracking = configs[0].tracking
     status = run_sweep(
         runs,
         arguments=arguments,
         sweep_dir=sweep_dir,
         launcher=launcher,
         command=train_command(config_dirs),
-        imports=(*_TRAINING, *_TRACKING) if tracking.enabled else _TRAINING,
+        imports=_TRAINING if service is None else (*_TRAINING, *_TRACKING),
         code_version=version,
         commit=git_commit(),
-        tracker_uri=_tracker_uri(tracking.uri) if tracking.enabled else None,
+        service=service,
+        tracker_uri=tracking.uri,
         experiment=tracking.experiment,
     )
     if status != INTERRUPTED:
         from llava_mini.sweep.report import compare
 
         compare(sweep_dir)
-        if tracking.enabled:
+        if service is not None:
             from llava_mini.sweep.tracked import track_report
 
-            track_report(sweep_dir)
+            track_report(sweep_dir, service)
     return status
-
-
-def _tracker_uri(given: str | None) -> str:
-    from llava_mini.tracking.tracker import tracking_uri
-
-    return tracking_uri(given)
 
 
 def _check(configs: list[Config]) -> None:

@@ -36,7 +36,7 @@ def train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
         from llava_mini.run.tracked import send_waiting
 
         if config.tracking.enabled:
-            send_waiting(run_dir)
+            send_waiting(config)
         return 0
     if strict and not rank:
         from llava_mini.plan.run_memory import check_fits

@@ -64,7 +64,8 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> Config:
             resolved = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
         raise _refused(error, overrides) from error
-    chosen = {group: name for group, name in choices.items() if group != "launcher" and not group.startswith("hydra/")}
+    hidden = ("launcher", "tracker")  # which change no result
+    chosen = {group: name for group, name in choices.items() if group not in hidden and not group.startswith("hydra/")}
     assert isinstance(resolved, dict)
     for key in resolved:
         if not isinstance(key, str) or key in ("choices", "inputs"):
@@ -72,7 +73,8 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> Config:
     values: dict[str, Any] = {"choices": chosen, **resolved}  # type: ignore[dict-item]  # a mapping at the top gives a dict
     _expand_homes(values)
     config = Config.read(values)
-    import_own(config.compressor.target, config_dirs)
+    for component in (config.compressor, config.stage, config.launcher, config.tracker):
+        import_own(component.target, config_dirs)
     return replace(config, inputs=_inputs(config, config_dirs))
 
 
@@ -88,10 +90,10 @@ def _expand_homes(values: dict[str, Any]) -> None:
 
 
 def import_own(target: str, config_dirs: tuple[str, ...]) -> None:
-    """Import a compressor's module if it is in a folder that the user named. A model never imports code by itself.
+    """Import a class's module if it is in a folder that the user named. A model never imports code by itself.
 
     Args:
-        target: Full name of the compressor's class.
+        target: Full name of the class.
         config_dirs: Folders that the user named.
     """
     module = target.rpartition(".")[0]

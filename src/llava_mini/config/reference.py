@@ -26,6 +26,7 @@ GROUPS = {
     "finetune": "full training, adapters, 4 bits",
     "hardware": "card, and its precision",
     "launcher": "how a sweep starts its runs",
+    "tracker": "the service that runs are reported to",
     "experiment": "recipe of a run: values of all other groups",
 }
 _NAMES = {int: "int", float: "float", bool: "true | false", str: "text", dict: "{...}", list: "[...]", Any: "any"}
@@ -60,7 +61,7 @@ def help_text() -> str:
     """Return groups and keys for `--help`."""
     lines = ["groups (group=option; * is the default):"]
     config = resolve([])
-    chosen = config.choices | {"launcher": "local"}
+    chosen = config.choices | {"launcher": "local", "tracker": "mlflow"}
     for group, text in GROUPS.items():
         listed = ", ".join(f"{name}*" if name == chosen[group] else name for name in options(group))
         lines += [f"  {group:<11} {text}", f"              {listed}"]

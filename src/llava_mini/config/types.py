@@ -278,13 +278,16 @@ class Trainer:
 
 @dataclass(frozen=True, config=_STRICT)
 class Tracking:
-    """Reporting to MLflow."""
+    """Reporting to the service that the group `tracker` names."""
 
-    enabled: Annotated[Flag, _doc("whether the run is reported to MLflow")]
-    uri: Annotated[Name | None, _doc("MLflow's address; null: MLFLOW_TRACKING_URI, else a file in mlruns/")]
-    experiment: Annotated[Name, _doc("name of MLflow's experiment")]
-    log_model: Annotated[Flag, _doc("store the model folder as an artifact")]
-    parent_run_id: Annotated[Name | None, _doc("MLflow's id of the run that this one belongs to")]
+    enabled: Annotated[Flag, _doc("whether the run is reported to the tracker")]
+    uri: Annotated[
+        Name | None,
+        _doc("the tracker's address; null: MLFLOW_TRACKING_URI, else a file in mlruns/ (TensorBoard: tensorboard/)"),
+    ]
+    experiment: Annotated[Name, _doc("name of the experiment in the tracker")]
+    log_model: Annotated[Flag, _doc("store the model folder as an artifact of MLflow")]
+    parent_run_id: Annotated[Name | None, _doc("the tracker's id of the run that this one belongs to")]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -324,6 +327,7 @@ class Config:
     trainer: Trainer
     tracking: Tracking
     launcher: ComponentSpec
+    tracker: ComponentSpec
     world: World
     inputs: dict[str, str] = Field(default_factory=dict)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_mini.config import Config
+from llava_mini.config import Config, instantiate
 from llava_mini.run.provenance import code_version, git_commit, source_tags
 from llava_mini.tracking.spool import DataInput, Spool, Status
 
@@ -62,10 +62,13 @@ def tracked(config: Config, splits: Mapping[str, Mix]) -> Iterator[tuple[Tracker
     from llava_mini.tracking.lightning_logger import TrackerLogger
     from llava_mini.tracking.tracker import Tracker, init_tracking
 
+    service = instantiate(config.tracker, "tracker")
     if spec.parent_run_id is None:
-        init_tracking(spec.uri, spec.experiment)
+        init_tracking(spec.uri, spec.experiment, service)
     run_dir = Path(config.run_dir)
-    tracker = Tracker(run_dir, uri=spec.uri, experiment=spec.experiment, parent_run_id=spec.parent_run_id)
+    tracker = Tracker(
+        run_dir, uri=spec.uri, experiment=spec.experiment, parent_run_id=spec.parent_run_id, service=service
+    )
     tracker.log_params(short_params(config))
     tracker.log_params({key: value for key, value in config.to_dict().items() if key != "tracking"})
     commit = git_commit()
@@ -95,12 +98,13 @@ def track_result(tracker: Tracker, config: Config, result: Mapping[str, Any]) ->
         tracker.log_file("model")
 
 
-def send_waiting(run_dir: Path) -> None:
+def send_waiting(config: Config) -> None:
     """Send the reports that a finished run could not send."""
+    run_dir = Path(config.run_dir)
     if Spool(run_dir).pending():
         from llava_mini.tracking.tracker import flush_spools
 
-        _say_waiting(flush_spools([run_dir]), run_dir)
+        _say_waiting(flush_spools([run_dir], service=instantiate(config.tracker, "tracker")), run_dir)
 
 
 def short_params(config: Config) -> dict[str, Any]:
@@ -136,4 +140,4 @@ def _finish(tracker: Tracker, run_dir: Path, status: Status) -> None:
 
 def _say_waiting(count: int, run_dir: Path) -> None:
     if count:
-        log.info("%d reports for MLflow wait in %s; the same command sends them", count, run_dir)
+        log.info("%d reports wait in %s; the same command sends them", count, run_dir)

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llava_mini.config.overrides import literal
 from llava_mini.errors import UserError
@@ -34,10 +33,9 @@ from llava_mini.sweep.grid import Run
 from llava_mini.sweep.launcher import LOG_HEADER, Ended, Job, Launcher, Started
 from llava_mini.sweep.progress import Progress, Say, print_now
 from llava_mini.sweep.tracked import view
+from llava_mini.tracking.service import Service
 from llava_mini.tracking.spool import Status, close_run
-
-if TYPE_CHECKING:
-    from llava_mini.tracking.tracker import Tracker
+from llava_mini.tracking.tracker import Tracker, flush_spools, init_tracking
 
 INTERRUPTED = 130  # the exit status that a shell reports for Ctrl-C
 _SECONDS_FOR_PARENT = 15.0
@@ -53,6 +51,7 @@ def run_sweep(
     imports: Sequence[str] = (),
     code_version: str,
     commit: str,
+    service: Service | None,
     tracker_uri: str | None,
     experiment: str,
     say: Say = print_now,
@@ -69,8 +68,9 @@ def run_sweep(
         imports: Modules that this command will import.
         code_version: Hash of the code, see `provenance.code_version`; results of another version are not used.
         commit: Commit of the code, for the record.
-        tracker_uri: URI of MLflow; None tracks nothing.
-        experiment: Name of MLflow's experiment.
+        service: Service that the sweep and its runs are reported to; None tracks nothing.
+        tracker_uri: Address of the service; None is its default.
+        experiment: Name of the experiment in the service.
         say: Function that takes each line of progress.
 
     Returns:
@@ -86,7 +86,7 @@ def run_sweep(
         for line in _changed(sweep_dir, sweep):
             say(line)
         write_sweep(sweep_dir, sweep)
-        tracking = _Tracking(sweep_dir, tracker_uri, experiment)
+        tracking = _Tracking(sweep_dir, service, tracker_uri, experiment)
         try:
             tracking.start(sweep)
             _run_missing(sweep, sweep_dir, launcher, command, imports, tracking, say)
@@ -120,25 +120,17 @@ def _by_key(arguments: Sequence[str]) -> dict[str, str]:
 
 
 class _Tracking:
-    """The sweep's own MLflow run; it also sends what the sweep's runs could not send.
+    """The sweep's own run in the tracker; it also sends what the sweep's runs could not send."""
 
-    MLflow is imported where it is used, so a sweep that tracks nothing does not need it.
-    """
-
-    def __init__(self, sweep_dir: Path, uri: str | None, experiment: str) -> None:
-        self._sweep_dir, self._experiment, self._uri = sweep_dir, experiment, uri
+    def __init__(self, sweep_dir: Path, service: Service | None, uri: str | None, experiment: str) -> None:
+        self._sweep_dir, self._experiment, self._service = sweep_dir, experiment, service
         self._tracker: Tracker | None = None
-        if uri is not None:
-            from llava_mini.tracking.tracker import init_tracking
-
-            self._uri = init_tracking(uri, experiment)
+        self._address = "" if service is None else init_tracking(uri, experiment, service)
 
     def start(self, sweep: Sweep) -> None:
-        if self._uri is None:
+        if self._service is None:
             return
-        from llava_mini.tracking.tracker import Tracker
-
-        self._tracker = Tracker(self._sweep_dir, uri=self._uri, experiment=self._experiment)
+        self._tracker = Tracker(self._sweep_dir, uri=self._address, experiment=self._experiment, service=self._service)
         arguments = shlex.join(untracked(sweep.arguments))
         self._tracker.set_tags({"arguments": arguments, "commit": sweep.commit, "code_version": sweep.code_version})
         self._tracker.set_tags(source_tags(sweep.commit))
@@ -150,22 +142,20 @@ class _Tracking:
         parent = None if self._tracker is None else self._tracker.run_id()
         return [] if parent is None else [f"tracking.parent_run_id={parent}"]
 
-    def environment(self) -> dict[str, str]:
-        return {} if self._uri is None else {"MLFLOW_TRACKING_URI": self._uri}
-
     def finish(self, status: Status, say: Say) -> None:
         if self._tracker is None:
             return
         self._tracker.finish(status)
         if waiting := self._flush():
-            say(f"MLflow at {self._uri} did not take {waiting} reports: they are sent when this command is given again")
+            name = "" if self._service is None else self._service.name
+            missed = f"{name} at {self._address} did not take {waiting} reports"
+            say(f"{missed}: they are sent when this command is given again")
 
     def _flush(self) -> int:
-        from llava_mini.tracking.tracker import flush_spools
-
         parent = None if self._tracker is None else self._tracker.run_id()
         folders = [self._sweep_dir, *sorted(self._sweep_dir.glob("runs/*"))]
-        return flush_spools(folders, self._uri, parent, lanes=("reports",))  # files are sent once the report exists
+        # files are sent once the report exists
+        return flush_spools(folders, self._address, parent, lanes=("reports",), service=self._service)
 
 
 def _run_missing(
@@ -183,7 +173,7 @@ def _run_missing(
         if outcome(folder, run, sweep.code_version).state != "finished":
             own = [f"run_dir={literal(str(folder))}", *tracking.overrides()]
             line = (*command, *run.overrides, *own)
-            jobs.append(Job(folder.name, line, folder, tracking.environment(), tuple(imports)))
+            jobs.append(Job(folder.name, line, folder, imports=tuple(imports)))
             runs[folder.name] = run
     progress = Progress(len(sweep.runs), len(jobs), launcher.parallel, say)
     running: dict[str, Job] = {}

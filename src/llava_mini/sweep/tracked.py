@@ -17,6 +17,7 @@ from llava_mini.sweep.findings import headline
 from llava_mini.sweep.folder import outcome, read_sweep, run_folder
 from llava_mini.sweep.grid import Run
 from llava_mini.tracking.saved_view import View
+from llava_mini.tracking.service import Service
 from llava_mini.tracking.spool import Spool
 
 Result = Mapping[str, Any]
@@ -49,10 +50,14 @@ class _Configuration:
         return {key: fmean(figures[key] for figures in chosen) for key in known}
 
 
-def track_report(sweep_dir: Path) -> None:
+def track_report(sweep_dir: Path, service: Service) -> None:
     """Add what `compare` wrote in a sweep's folder to the sweep's MLflow run, and send the files of its runs.
 
-    What MLflow does not accept waits in the folders.
+    What the service does not accept waits in the folders.
+
+    Args:
+        sweep_dir: Folder of the sweep.
+        service: Service that the sweep is reported to.
 
     Args:
         sweep_dir: Folder of a sweep that was tracked.
@@ -67,7 +72,7 @@ def track_report(sweep_dir: Path) -> None:
         spool.append("file", {"path": name})
     from llava_mini.tracking.tracker import flush_spools  # MLflow takes seconds to import
 
-    flush_spools([sweep_dir, *sorted(sweep_dir.glob("runs/*"))])
+    flush_spools([sweep_dir, *sorted(sweep_dir.glob("runs/*"))], service=service)
 
 
 def view(name: str, results: Sequence[Result] = ()) -> View:

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini.files import locked
+from llava_mini.tracking.mlflow import sqlite_path
 from llava_mini.tracking.saved_view import KIND_TAG, MODEL_TRAINING, View, created_ms, parent_of, tag_key, tag_value
+from llava_mini.tracking.service import short
 from llava_mini.tracking.spool import DataInput, Kind, Line, Origin
 
 # mlflow reads these when it is imported. Each call is one quick attempt, because the spool does the retries.
@@ -58,12 +60,6 @@ def connect(uri: str) -> MlflowClient:
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
         return client
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """Return the file of an SQLite tracker; None for any other tracker."""
-    match = re.fullmatch(r"sqlite:///([^?:]+)", uri)
-    return None if match is None else Path(match[1])
 
 
 def experiment_id(uri: str, client: MlflowClient, name: str) -> str:
@@ -191,8 +187,3 @@ def _send_view(client: MlflowClient, run_id: str, _: Path, line: Line) -> None:
 def _key(name: str) -> str:
     """Replace characters that MLflow does not allow in a name."""
     return re.sub(r"[^\w\-. :/]", "_", name)
-
-
-def short(error: Exception) -> str:
-    """Return an exception as one line of at most 300 characters."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,20 +34,6 @@ LANES: tuple[Lane, Lane] = ("reports", "extras")
 
 _EXTRAS = ("inputs", "file", "view")
 _TOGETHER = ("params", "metrics", "tags")  # one call can send many of these
-
-
-def check_tracker(key: str, otherwise: str) -> None:
-    """Check that MLflow is installed, without the seconds that importing it takes.
-
-    Args:
-        key: Name of the option that needs MLflow, for the message.
-        otherwise: Advice on how to work without MLflow, for the message.
-
-    Raises:
-        UserError: MLflow is not installed.
-    """
-    if find_spec("mlflow") is None:
-        raise UserError(f"{key}: mlflow is not installed: pip install mlflow; or {otherwise}")
 
 
 @dataclass(frozen=True)
@@ -197,9 +182,9 @@ class Spool:
         try:
             return Origin(**read_json(self._origin_file))
         except UserError as error:
-            self._say(f"{error}; reports to MLflow begin again")
+            self._say(f"{error}; its reports begin again")
         except TypeError:
-            self._say(f"{self._origin_file} is of another version; reports to MLflow begin again")
+            self._say(f"{self._origin_file} is of another version; its reports begin again")
         return None
 
     def run_id(self) -> str | None:
@@ -240,7 +225,7 @@ class Spool:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _warn(self, error: OSError) -> None:
-        self._say(f"{self.journal} cannot be written ({error.strerror}); reports to MLflow are lost")
+        self._say(f"{self.journal} cannot be written ({error.strerror}); reports are lost")
 
     def _say(self, trouble: str) -> None:
         """Log a warning, only once, because a run reports many times a second."""

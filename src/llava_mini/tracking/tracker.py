@@ -1,15 +1,14 @@
-"""Reporting to MLflow that can neither end nor slow a run.
+"""Reporting to a service, MLflow by default, that can neither end nor slow a run.
 
-A `Tracker` only writes lines into the spool of its run's folder, and a background thread sends them to MLflow. Lines
-that could not be sent (the tracker is down, the run was killed) wait there for `flush_spools`. A line that is sent
-twice is stored once: lines carry their time, and MLflow stores one metric per time, step and value. A file is reported
-as a line that names it, and is read when it is sent.
+A `Tracker` only writes lines into the spool of its run's folder, and a background thread sends them. Lines that could
+not be sent (the service is down, the run was killed) wait there for `flush_spools`. A line that is sent twice is stored
+once: lines carry their time, and MLflow stores one metric per time, step and value. A file is reported as a line that
+names it, and is read when it is sent.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -17,63 +16,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llava_mini.tracking.mlflow_calls import (
-    connect,
-    experiment_id,
-    find_or_create_run,
-    latest_view,
-    send,
-    short,
-    sqlite_path,
-)
-from llava_mini.tracking.saved_view import View, charts_address, runs_address
+from llava_mini.tracking.mlflow import MLflow
+from llava_mini.tracking.saved_view import View
+from llava_mini.tracking.service import Service, short
 from llava_mini.tracking.spool import LANES, DataInput, Lane, Origin, Spool, Status
 
 log = logging.getLogger("llava_mini.tracking.tracker")
 
-DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 EXPERIMENT = "llava-mini"
 _WAITS = {"reports": "is not available; values wait in", "extras": "does not take inputs, files or views; they wait in"}
 
 
-def tracking_uri(uri: str | None = None) -> str:
-    """Return `uri`, else MLFLOW_TRACKING_URI, else the default. A relative SQLite path is made absolute."""
-    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    path = sqlite_path(chosen)
-    return chosen if path is None else f"sqlite:///{path.absolute()}"
-
-
-def init_tracking(uri: str | None = None, experiment: str = EXPERIMENT) -> str:
-    """Create the database and the experiment, so that any number of runs can then start at once.
+def init_tracking(uri: str | None = None, experiment: str = EXPERIMENT, service: Service | None = None) -> str:
+    """Prepare the service, MLflow by default, so that any number of runs can then start at once.
 
     Returns:
-        The URI in use (see `tracking_uri`). A tracker that is down is a warning, never an exception.
+        The address in use (see `Service.address`). A service that is down is a warning, never an exception.
     """
-    resolved = tracking_uri(uri)
+    service = service or MLflow()
+    address = service.address(uri)
     try:
-        experiment_id(resolved, connect(resolved), experiment)
-    except Exception as error:  # noqa: BLE001  whatever a tracker raises, work continues without it
-        log.warning("MLflow at %s is not available; values are spooled and sent later (%s)", resolved, short(error))
-    return resolved
-
-
-def latest_sweep(uri: str, server: str) -> list[str]:
-    """Return the URLs of the newest sweep's pages.
-
-    Args:
-        uri: URI of the tracker.
-        server: URL at which MLflow serves its pages.
-
-    Returns:
-        The URL of its charts and of all runs of its experiment; an empty list if there is no sweep, or if the tracker
-        is down, which is a warning.
-    """
-    try:
-        found = latest_view(uri)
-    except Exception as error:  # noqa: BLE001  whatever a tracker raises
-        log.warning("MLflow at %s is not available (%s)", uri, short(error))
-        return []
-    return [] if found is None else [charts_address(server, *found), runs_address(server, found[0])]
+        service.prepare(address, experiment)
+    except Exception as error:  # noqa: BLE001  whatever a service raises, work continues without it
+        text = "%s at %s is not available; values are spooled and sent later (%s)"
+        log.warning(text, service.name, address, short(error))
+    return address
 
 
 def flush_spools(
@@ -81,35 +48,38 @@ def flush_spools(
     uri: str | None = None,
     parent_run_id: str | None = None,
     lanes: Sequence[Lane] = LANES,
+    service: Service | None = None,
 ) -> int:
     """Send what earlier runs could not send. Stops at the first failure and never raises.
 
     Args:
         folders: Run folders; those without a spool are skipped.
-        uri: URI of the tracker; default is the one that each run has recorded.
+        uri: Address of the service; default is the one that each run has recorded.
         parent_run_id: Id of the parent of runs that were started when no parent could be created.
         lanes: Kinds of lines to send, see `Spool.deliver`; "extras" take long if they are models.
+        service: Service that takes them; default is MLflow.
 
     Returns:
         The number of these lines that still wait.
     """
-    spools = [spool for spool in map(Spool, folders) if spool.pending()]
+    spools, service = [spool for spool in map(Spool, folders) if spool.pending()], service or MLflow()
     for lane in lanes:
-        if not all(_deliver(spool, lane, uri=uri, parent_run_id=parent_run_id) for spool in spools):
+        if not all(_deliver(service, spool, lane, uri=uri, parent_run_id=parent_run_id) for spool in spools):
             break
     return sum(spool.pending(*lanes) for spool in spools)
 
 
 class Tracker:
-    """One MLflow run, reported through the spool in `folder`. No method raises or waits because of the tracker.
+    """One run in a service, reported through the spool in `folder`. No method raises or waits because of the service.
 
     Args:
         folder: Folder of the spool; an existing spool continues its MLflow run.
-        name: Name of the MLflow run; default is the folder's name.
-        uri: URI of the tracker, see `tracking_uri`.
-        experiment: Name of the MLflow experiment.
-        parent_run_id: Id of the MLflow run under which this run is shown.
-        interval: Seconds between two attempts to send; grows to a minute while the tracker is down.
+        name: Name of the run; default is the folder's name.
+        uri: Address of the service, see `Service.address`.
+        experiment: Name of the experiment.
+        parent_run_id: Id of the run under which this run is shown.
+        interval: Seconds between two attempts to send; grows to a minute while the service is down.
+        service: Service that takes the reports; default is MLflow.
     """
 
     def __init__(
@@ -121,19 +91,21 @@ class Tracker:
         experiment: str = EXPERIMENT,
         parent_run_id: str | None = None,
         interval: float = 2.0,
+        service: Service | None = None,
     ) -> None:
         self.name = name or Path(folder).name
         self._spool = Spool(folder)
-        self._spool.create(Origin(tracking_uri(uri), experiment, self.name, parent_run_id))
+        self._service = service or MLflow()
+        self._spool.create(Origin(self._service.address(uri), experiment, self.name, parent_run_id))
         self._spool.append("status", {"status": "RUNNING"})
         self._interval = interval
         self._stop = threading.Event()
         self._first_attempt = threading.Event()
-        self._thread = threading.Thread(target=self._deliver_until_stopped, name="mlflow-spool", daemon=True)
+        self._thread = threading.Thread(target=self._deliver_until_stopped, name="tracker", daemon=True)
         self._thread.start()
 
     def run_id(self, wait: float = 0.0) -> str | None:
-        """Return the MLflow run's id, waiting at most `wait` seconds for the first attempt; None: not created yet."""
+        """Return the run's id in the service, after at most `wait` seconds for the first attempt; None: not created."""
         self._first_attempt.wait(wait)
         return self._spool.run_id()
 
@@ -166,7 +138,7 @@ class Tracker:
         self._spool.append("view", asdict(view))
 
     def finish(self, status: Status = "FINISHED", wait: float = 10.0) -> int:
-        """Close the MLflow run. Waits at most `wait` seconds for unsent lines; the rest stays in the spool.
+        """Close the run. Waits at most `wait` seconds for unsent lines; the rest stays in the spool.
 
         Returns:
             The number of lines that still wait.
@@ -181,7 +153,7 @@ class Tracker:
         while True:
             stopping = self._stop.is_set()
             level = logging.WARNING if up else logging.DEBUG  # one warning per outage
-            up = all(_deliver(self._spool, lane, level) for lane in LANES)
+            up = all(_deliver(self._service, self._spool, lane, level) for lane in LANES)
             self._first_attempt.set()
             if stopping:
                 return
@@ -198,6 +170,7 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _deliver(
+    service: Service,
     spool: Spool,
     lane: Lane,
     log_level: int = logging.WARNING,
@@ -205,15 +178,15 @@ def _deliver(
     uri: str | None = None,
     parent_run_id: str | None = None,
 ) -> bool:
-    """Send the unsent lines to their recorded tracker, or to `uri` if given. Return False if that fails."""
+    """Send the unsent lines to their recorded address, or to `uri` if given. Return False if that fails."""
     try:
         if uri is not None or parent_run_id is not None:
-            spool.redirect(None if uri is None else tracking_uri(uri), parent_run_id)
+            spool.redirect(None if uri is None else service.address(uri), parent_run_id)
         if spool.pending(lane):
-            spool.deliver(lane, find_or_create_run, partial(send, spool.folder))
+            spool.deliver(lane, service.create_run, partial(service.send, spool.folder))
     except BlockingIOError:
         log.debug("%s is being sent by another process", spool.journal)
-    except Exception as error:  # noqa: BLE001  whatever a tracker raises, work continues without it
-        log.log(log_level, "MLflow %s %s (%s)", _WAITS[lane], spool.journal, short(error))
+    except Exception as error:  # noqa: BLE001  whatever a service raises, work continues without it
+        log.log(log_level, "%s %s %s (%s)", service.name, _WAITS[lane], spool.journal, short(error))
         return False
     return True
