@@ -1,1 +1,1 @@
-"""Reporting to a service (MLflow, TensorBoard) that can neither end nor slow a run: a journal, and a thread that sends it."""
+"""Reporting (to MLflow, TensorBoard) that can neither end nor slow a run: a journal, and a thread that sends it."""
