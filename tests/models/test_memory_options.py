@@ -177,14 +177,18 @@ def test_a_tower_that_trains_has_gradients_with_and_without_small_batches(make_m
     same(step(model, batch), plain)
 
 
-def test_the_towers_weights_come_for_the_features_and_go_back(make_model) -> None:
-    """The other device is `meta`, which has shapes and types and no numbers."""
-    model = make_model()
+def offloaded(model: LlavaMiniForConditionalGeneration) -> LlavaMiniForConditionalGeneration:
     model.vision_tower.requires_grad_(False)
     apply_memory_options(model, offload_vision=True)
     for module in model.vision_tower.modules():  # buffers stay on the device
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to("meta"))
+    return model
+
+
+def test_the_towers_weights_come_for_the_features_and_go_back(make_model) -> None:
+    """The other device is `meta`, which has shapes and types and no numbers."""
+    model = offloaded(make_model())
     before = {name: (p, p.data_ptr()) for name, p in model.vision_tower.named_parameters()}
     places: list[str] = []
     layer = model.vision_tower.encoder.layers[0]
@@ -198,17 +202,14 @@ def test_the_towers_weights_come_for_the_features_and_go_back(make_model) -> Non
     assert places == ["meta", "meta"]
 
 
-def test_after_an_error_the_towers_weights_are_back_and_whole(make_model) -> None:
-    model = make_model()
-    model.vision_tower.requires_grad_(False)
-    apply_memory_options(model, offload_vision=True)
-    layers = len(model.vision_tower.encoder.layers)
+def test_after_an_error_the_towers_weights_are_back(make_model) -> None:
+    model, pixels = offloaded(make_model()), torch.zeros(1, 1, 3, 24, 24, device="meta")
     handle = model.vision_tower.encoder.layers[0].register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        model.encode(torch.zeros(1, 1, 3, 24, 24))
+        model.encode(pixels)
     handle.remove()
-    assert len(model.vision_tower.encoder.layers) == layers
-    assert model.encode(torch.zeros(1, 1, 3, 24, 24)).isfinite().all()
+    assert {weight.device.type for weight in model.vision_tower.parameters()} == {"cpu"}
+    assert model.encode(pixels).shape == (1, 1, 16, 32)
 
 
 def test_a_tower_in_half_precision_feeds_trained_parts_in_full_precision(make_model, make_sample, collate) -> None:

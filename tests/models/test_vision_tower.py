@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from llava_mini.models.vision_tower import (
     build_vision_tower,
@@ -13,6 +13,7 @@ from llava_mini.models.vision_tower import (
     merge_crops,
     patches_per_side,
     prefusion_patches,
+    readable,
 )
 
 FIELDS = dict(
@@ -20,8 +21,8 @@ FIELDS = dict(
 )
 
 
-@pytest.mark.parametrize("family", ["clip_vision_model", "siglip_vision_model"])
-@pytest.mark.parametrize("layer", [-2, -1, 1])
+@pytest.mark.parametrize("family", ["clip_vision_model", "siglip_vision_model", "dinov2"])
+@pytest.mark.parametrize("layer", [-2, -1, 0, 1])
 def test_features_are_the_patches_of_one_layer(family: str, layer: int) -> None:
     config = AutoConfig.for_model(family, **FIELDS)
     assert patches_per_side(config) == 4
@@ -30,7 +31,7 @@ def test_features_are_the_patches_of_one_layer(family: str, layer: int) -> None:
     with torch.no_grad():
         features = encode_views(tower, pixels, layer, 16)
         states = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
-    class_tokens = 1 if family == "clip_vision_model" else 0
+    class_tokens = 0 if family == "siglip_vision_model" else 1
     assert torch.equal(features, states[layer][:, class_tokens:])
 
 
@@ -50,6 +51,64 @@ def test_weights_have_the_dtype_in_force_whatever_the_config_remembers() -> None
     assert (
         build_vision_tower(AutoConfig.for_model("clip_vision_model", dtype="bfloat16", **FIELDS)).dtype == torch.float32
     )
+
+
+def run_layers(tower: PreTrainedModel, path: str) -> list[int]:
+    """The numbers of the tower's layers, added as they run."""
+    run: list[int] = []
+    for number in range(3):
+        layer = tower.get_submodule(f"{path}.{number}")
+        layer.register_forward_pre_hook(lambda *_, number=number: run.append(number))
+    return run
+
+
+@pytest.mark.parametrize(("layer", "expected"), [(0, []), (1, [0]), (-2, [0, 1]), (-1, [0, 1, 2])])
+def test_no_layer_runs_after_the_one_that_is_read(layer: int, expected: list[int]) -> None:
+    tower = build_vision_tower(AutoConfig.for_model("clip_vision_model", **FIELDS)).eval()
+    run = run_layers(tower, "encoder.layers")
+    stopped = encode_views(tower, torch.ones(1, 3, 24, 24), layer, 16)
+    assert run == expected
+    run.clear()
+    assert torch.equal(encode_views(tower, torch.ones(1, 3, 24, 24), layer, 16, stop=False), stopped)
+    assert run == [0, 1, 2]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["clip_vision_model", "siglip_vision_model", "dinov2"])
+def test_a_tower_called_by_itself_is_that_of_transformers(family: str) -> None:
+    """Also after it was read, and after reading it failed: outputs and names of weights, as files have them."""
+    config = AutoConfig.for_model(family, **FIELDS)
+    plain, pixels = AutoModel.from_config(config).eval(), torch.randn(2, 3, 24, 24)
+    tower = build_vision_tower(config).eval()
+    tower.load_state_dict(plain.state_dict())
+    encode_views(tower, pixels, 1, 16)
+    handle = tower.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        encode_views(tower, pixels, 1, 16)
+    handle.remove()
+    assert list(tower.state_dict()) == list(plain.state_dict())
+    assert torch.equal(tower(pixel_values=pixels).pooler_output, plain(pixel_values=pixels).pooler_output)
+
+
+@torch.no_grad()
+def test_a_compiled_tower_is_read_and_called_by_itself() -> None:
+    """The compiler traces one of the two; what it keeps must not be taken for the other."""
+    tower = build_vision_tower(AutoConfig.for_model("clip_vision_model", **FIELDS)).eval()
+    pixels = torch.randn(1, 3, 24, 24)
+    expected = [encode_views(tower, pixels, -2, 16), tower(pixel_values=pixels).pooler_output]
+    tower.compile(backend="eager")
+    for _ in range(2):
+        assert torch.equal(encode_views(tower, pixels, -2, 16), expected[0])
+        assert torch.equal(tower(pixel_values=pixels).pooler_output, expected[1])
+
+
+def test_towers_that_cannot_be_read_are_refused() -> None:
+    with pytest.raises(ValueError, match="^SwinModel: no single list of its 2 layers"):
+        build_vision_tower(AutoConfig.for_model("swin", image_size=24, patch_size=6, depths=[1, 1], num_heads=[1, 1]))
+    raw = AutoModel.from_config(AutoConfig.for_model("clip_vision_model", **FIELDS))
+    with pytest.raises(ValueError, match="^CLIPVisionModel: .*`readable`"):
+        encode_views(raw, torch.zeros(1, 3, 24, 24), -2, 16)
+    assert encode_views(readable(raw), torch.zeros(1, 3, 24, 24), -2, 16).shape == (1, 16, 32)
 
 
 def labelled_views() -> torch.Tensor:
@@ -78,16 +137,34 @@ def test_frames_stay_apart() -> None:
     assert torch.equal(merge_crops(views)[1], merge_crops(views)[0] + 100)
 
 
-def test_threads_may_share_a_tower() -> None:
+@torch.no_grad()
+def test_threads_may_share_a_tower_that_they_read_at_different_layers() -> None:
     tower = build_vision_tower(AutoConfig.for_model("clip_vision_model", **FIELDS)).eval()
     pixels = torch.randn(8, 1, 3, 24, 24)
-    with torch.no_grad():
-        expected = [encode_views(tower, each, -2, 16) for each in pixels]
+    calls = [(number % 8, number % 3 - 2, number % 5 > 0) for number in range(120)]  # image, layer, whether it stops
+    states = [tower(pixel_values=each, output_hidden_states=True).hidden_states for each in pixels]
 
-    def encoded(number: int) -> torch.Tensor:
-        with torch.no_grad():
-            return encode_views(tower, pixels[number % 8], -2, 16)
+    @torch.no_grad()
+    def encoded(call: tuple[int, int, bool]) -> torch.Tensor:
+        image, layer, stop = call
+        return encode_views(tower, pixels[image], layer, 16, stop=stop)
 
     with ThreadPoolExecutor(4) as threads:
-        for number, features in enumerate(threads.map(encoded, range(80))):
-            assert torch.equal(features, expected[number % 8])
+        for (image, layer, _), features in zip(calls, threads.map(encoded, calls), strict=True):
+            assert torch.equal(features, states[image][layer][:, 1:])
+
+
+def test_threads_may_share_a_tower_that_waits_in_host_memory() -> None:
+    """Each call puts copies on its device in the weights' place; the last one to end must not leave them there."""
+    tower = build_vision_tower(AutoConfig.for_model("clip_vision_model", **FIELDS)).eval().requires_grad_(False)
+    for module in tower.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to("meta"))
+    before = {name: weight.data_ptr() for name, weight in tower.named_parameters()}
+
+    def encoded(_: int) -> str:
+        return encode_views(tower, torch.zeros(1, 3, 24, 24, device="meta"), -2, 16, offload=True).device.type
+
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(encoded, range(80))) == {"meta"}
+    assert {name: weight.data_ptr() for name, weight in tower.named_parameters()} == before

@@ -1,6 +1,7 @@
 """LLaVA-Mini: images, HD images, videos and text through vision tower, compressor, pre-fusion and language model.
 
-The forward pass follows the paper's Figure 6: embed, encode, compress, project, fuse, splice, decode.
+The forward pass follows the paper's Figure 6: embed, encode, compress, project, fuse, splice, decode. The four
+between embed and splice are in `fuse_frames`, as frames go through them part by part.
 
 Shapes: B samples, T tokens, F frames of the whole batch, V views of a frame, N patches of a view, K compressed tokens
 of a frame, D width of the language model, Dv of the vision tower.

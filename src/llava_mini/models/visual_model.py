@@ -129,7 +129,8 @@ class VisualModel(PreTrainedModel):
         for rows_F, part in self.parts(frames):
             features_FVND = self.encode_frames(part)
             visual = self.compress_and_project(features_FVND, part.num_views)
-            fused.add(rows_F, visual, *self.fuse(visual, fused.instruction_of(rows_F)))
+            compressed_FKD, text_FSD = self.fuse(visual, fused.instruction_of(rows_F))
+            fused.add(rows_F, visual, compressed_FKD, text_FSD)
         return fused.tokens(), fused.text() if self.config.num_fusion_layers > 0 else text_BTD
 
     def parts(self, frames: Frames) -> Iterator[tuple[Tensor, Frames]]:
@@ -158,10 +159,18 @@ class VisualModel(PreTrainedModel):
         """Features of all real views, in the vision tower's type: [F, V, 3, H, W] -> [F, V, N, Dv]; zeros elsewhere."""
         check_pixels(pixel_values, num_views)
         frames, views = pixel_values.shape[:2]
-        if num_views is None:
-            return self._encode_views(pixel_values.flatten(0, 1)).unflatten(0, (frames, views))
-        real_FV = torch.arange(views, device=num_views.device) < num_views[:, None]
-        features = self._encode_views(pixel_values[real_FV])
+        real_FV = None if num_views is None else torch.arange(views, device=num_views.device) < num_views[:, None]
+        features = encode_views(
+            self.vision_tower,
+            pixel_values.flatten(0, 1) if real_FV is None else pixel_values[real_FV],
+            layer=self.config.vision_feature_layer,
+            num_patches=self.side**2,
+            batch=self.vision_batch,
+            offload=self.offload_vision,
+            stop=self.optimizations.stop_tower,
+        )
+        if real_FV is None:
+            return features.unflatten(0, (frames, views))
         padded = features.new_zeros(frames, views, *features.shape[1:])
         padded[real_FV] = features
         return padded
@@ -198,19 +207,14 @@ class VisualModel(PreTrainedModel):
                 return self._seen_with(visual, text_FSD)[:2]
             compressed_FKD, seen = self.prefill_visual(visual)
             return compressed_FKD, self.prefusion.attend_text(text_FSD, seen, visible_FS, turn_ids_FS)
-        fuses, patches = self.config.fuse_compressed_tokens, visual.patches_FPD.shape[1]
-        seen_FLD = torch.cat([visual.patches_FPD, visual.compressed_FKD], dim=1) if fuses else visual.patches_FPD
-        length = seen_FLD.shape[1]
-        masks = [visual.patch_mask_FP, visual.compressed_mask_FK] if fuses else [visual.patch_mask_FP]
-        visible_FL = torch.cat([*masks, visible_FS], dim=1)
-        turn_ids_FL = None if turn_ids_FS is None else nn.functional.pad(turn_ids_FS, (length, 0))
-        first = patches if fuses else length
-        trim = (
-            self.optimizations.trim_last_layer and not self.runs_all_layers
-        )  # sharded weights need a call of each whole layer
-        fused_FRD = self.prefusion(torch.cat([seen_FLD, text_FSD], dim=1), visible_FL, turn_ids_FL, first, trim)
-        tokens = length - first
-        return fused_FRD[:, :tokens] if fuses else visual.compressed_FKD, fused_FRD[:, tokens:]
+        hidden_FLD, patches = self._sequence(visual, text_FSD), visual.patches_FPD.shape[1]
+        compressed_mask = [visual.compressed_mask_FK] if self.config.fuse_compressed_tokens else []
+        visible_FL = torch.cat([visual.patch_mask_FP, *compressed_mask, visible_FS], dim=1)
+        before_text = hidden_FLD.shape[1] - text_FSD.shape[1]
+        turn_ids_FL = None if turn_ids_FS is None else nn.functional.pad(turn_ids_FS, (before_text, 0))
+        # sharded weights need a call of each whole layer
+        trim = self.optimizations.trim_last_layer and not self.runs_all_layers
+        return self._split_rows(visual, self.prefusion(hidden_FLD, visible_FL, turn_ids_FL, patches, trim))
 
     def prefill_visual(self, visual: VisualTokens) -> tuple[Tensor, VisualKV]:
         """Run the part of pre-fusion that needs no question.
@@ -221,19 +225,27 @@ class VisualModel(PreTrainedModel):
         Returns:
             Compressed tokens [F, K, D] as the language model reads them, and what `prefusion.attend_text` needs.
         """
-        nothing = visual.patches_FPD[:, :0]
-        compressed_FKD, _, seen = self._seen_with(visual, nothing)
+        compressed_FKD, _, seen = self._seen_with(visual, visual.patches_FPD[:, :0])
         return compressed_FKD, seen
 
     def _seen_with(self, visual: VisualTokens, text_FSD: Tensor) -> tuple[Tensor, Tensor, VisualKV]:
         """Like `prefill_visual`, with a text after it: compressed tokens, fused text, and keys and values of all."""
-        fuses, patches = self.config.fuse_compressed_tokens, visual.patches_FPD.shape[1]
-        parts = [visual.patches_FPD, *([visual.compressed_FKD] if fuses else []), text_FSD]
         rows_FRD, seen = self.prefusion.prefill_visual(
-            torch.cat(parts, dim=1), patches, self.optimizations.trim_last_layer
+            self._sequence(visual, text_FSD), visual.patches_FPD.shape[1], self.optimizations.trim_last_layer
         )
-        tokens = visual.compressed_FKD.shape[1] if fuses else 0
-        return rows_FRD[:, :tokens] if fuses else visual.compressed_FKD, rows_FRD[:, tokens:], seen
+        return *self._split_rows(visual, rows_FRD), seen
+
+    def _sequence(self, visual: VisualTokens, text_FSD: Tensor) -> Tensor:
+        """Sequence that pre-fusion reads, [F, L, D]: patches, in the release's order compressed tokens, then text."""
+        compressed = [visual.compressed_FKD] if self.config.fuse_compressed_tokens else []
+        return torch.cat([visual.patches_FPD, *compressed, text_FSD], dim=1)
+
+    def _split_rows(self, visual: VisualTokens, rows_FRD: Tensor) -> tuple[Tensor, Tensor]:
+        """Compressed tokens [F, K, D] and text [F, S, D] of what pre-fusion makes of the rows after the patches."""
+        if not self.config.fuse_compressed_tokens:
+            return visual.compressed_FKD, rows_FRD
+        tokens = visual.compressed_FKD.shape[1]
+        return rows_FRD[:, :tokens], rows_FRD[:, tokens:]
 
     def _splits_prefusion(self) -> bool:
         """Whether pre-fusion is split: frames are then of one kind, without padding.
@@ -244,17 +256,6 @@ class VisualModel(PreTrainedModel):
             self.optimizations.split_prefusion
             and not (torch.is_grad_enabled() or self.runs_all_layers or self.prefusion.training)
             and self.prefusion.config._attn_implementation == "sdpa"
-        )
-
-    def _encode_views(self, views_3HW: Tensor) -> Tensor:
-        return encode_views(
-            self.vision_tower,
-            views_3HW,
-            layer=self.config.vision_feature_layer,
-            num_patches=self.side**2,
-            batch=self.vision_batch,
-            offload=self.offload_vision,
-            stop=self.optimizations.stop_tower,
         )
 
     def _nothing_seen(self) -> Tensor:

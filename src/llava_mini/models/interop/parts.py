@@ -32,6 +32,7 @@ from llava_mini.models.configuration import CLIP_VIT_L_336
 from llava_mini.models.interop.checkpoint import Checkpoint, Shape, check_shapes, is_finite, some
 from llava_mini.models.interop.json_config import check_plain, check_sizes, config_trusted, read_config
 from llava_mini.models.language_model import check_family
+from llava_mini.models.vision_tower import readable
 
 _TOWERS: dict[str, tuple[type[PreTrainedModel], bool]] = {  # by model_type: class, whether it is half of a checkpoint
     "clip": (CLIPVisionModel, True),
@@ -117,7 +118,7 @@ def load_vision_tower(place: str, dtype: torch.dtype) -> PreTrainedModel:
     with config_trusted(f"vision tower {place}"), torch.device("meta"):
         shaped = tower_class(config)
     _check_stored(place, "vision tower", shaped, ours)
-    return _load(tower_class.from_pretrained, place, "vision tower", config, dtype)
+    return readable(_load(tower_class.from_pretrained, place, "vision tower", config, dtype))
 
 
 def load_language_model(place: str, dtype: torch.dtype) -> PreTrainedModel:
