@@ -52,9 +52,6 @@ def track_report(sweep_dir: Path) -> None:
     """Add what `compare` wrote in a sweep's folder to the sweep's MLflow run, and send the files of its runs.
 
     What MLflow does not accept waits in the folders.
-
-    Args:
-        sweep_dir: Folder of a sweep that was tracked.
     """
     spool, analysis = Spool(sweep_dir), analyse(sweep_dir)
     finished = analysis.of_state("finished")
@@ -87,9 +84,6 @@ def view(name: str, results: Sequence[Result] = ()) -> View:
 
 def summary(finished: Iterable[tuple[Run, Result]]) -> dict[str, float]:
     """Return summary figures of a sweep.
-
-    Args:
-        finished: Run and result of each finished run.
 
     Returns:
         Figures by name. `best.KEY` is of the configuration with the highest word accuracy on dense answers (accuracy,

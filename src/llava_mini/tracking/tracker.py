@@ -60,10 +60,6 @@ def init_tracking(uri: str | None = None, experiment: str = EXPERIMENT) -> str:
 def latest_sweep(uri: str, server: str) -> list[str]:
     """Return the URLs of the newest sweep's pages.
 
-    Args:
-        uri: URI of the tracker.
-        server: URL at which MLflow serves its pages.
-
     Returns:
         The URL of its charts and of all runs of its experiment; an empty list if there is no sweep, or if the tracker
         is down, which is a warning.
