@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from llava_mini.data.building.media import Media, stored_image
-from llava_mini.data.errors import SampleError
+from llava_mini.errors import SampleError
 from llava_mini.media.images import decode_image
 
 MakePicture = Callable[..., bytes]

@@ -15,7 +15,7 @@ from llava_mini.data.building.media import Media
 from llava_mini.data.building.plan import Options, Plan, describe_sources, frozen_plan
 from llava_mini.data.building.records import Entry
 from llava_mini.data.building.shard_task import Progress, build_shard, sample_of
-from llava_mini.data.errors import SampleError
+from llava_mini.errors import SampleError
 from llava_mini.files import atomic_path, shard_lock
 
 

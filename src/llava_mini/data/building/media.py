@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.text.conversation import media_names
+from llava_mini.errors import SampleError
 from llava_mini.media.images import decode_image, encode_jpeg, shrunk, verify_image
 from llava_mini.media.video import frames_at
 

@@ -25,11 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llava_mini.data.building.records import Entry, read_records
-from llava_mini.data.errors import SampleError
 from llava_mini.data.format.index import is_count, read_sidecar
 from llava_mini.data.inspection.counts import printable
 from llava_mini.data.text.conversation import conversation_of, media_names
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 from llava_mini.files import atomic_path, read_json, reading, write_json, writing
 
 log = logging.getLogger("llava_mini")

@@ -13,11 +13,10 @@ from llava_mini.data.building.media import MOST_BYTES, Media
 from llava_mini.data.building.plan import Plan
 from llava_mini.data.building.records import Entry
 from llava_mini.data.building.workers import Report
-from llava_mini.data.errors import SampleError
 from llava_mini.data.format.shards import Members, is_written, write_shard
 from llava_mini.data.inspection.counts import printable
 from llava_mini.data.text.conversation import IMAGE_PLACEHOLDER, parse_record
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 from llava_mini.files import shard_lock
 
 _REPORT_SECONDS = 1.0

@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.features.codec import FeatureType, StorageError, packed, unpacked
 from llava_mini.data.format.index import Modality
 from llava_mini.data.format.shards import Members, ShardSet, picture_names, write_shard
 from llava_mini.data.stream.loading import made_in_order
 from llava_mini.data.stream.pixels import PixelTransform
+from llava_mini.errors import SampleError
 
 EncodePictures = Callable[[Tensor], Tensor]  # from views of a transform, [n, 1, 3, H, W], to [n, 1, N, Dv]
 

@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.format.ustar import BLOCK
 from llava_mini.data.text.forms import media_names, texts_of
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 from llava_mini.files import atomic_path
 
 FORMAT_VERSION = 2

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.format.index import (
     INDEX_FILE,
     SET_FILE,
@@ -28,7 +27,7 @@ from llava_mini.data.format.index import (
 from llava_mini.data.format.remote import RemoteStorage
 from llava_mini.data.format.storage import LocalStorage, Storage
 from llava_mini.data.format.ustar import BLOCK, parse_members
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 from llava_mini.files import MOUNT_GONE
 
 

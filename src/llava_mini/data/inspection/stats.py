@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llava_mini.data.building.workers import Report, run_tasks
-from llava_mini.data.errors import SampleError
 from llava_mini.data.format.shards import Modality, ShardSet
 from llava_mini.data.inspection.counts import aligned, count_lines, total_bytes
 from llava_mini.data.text.conversation import parse_record
+from llava_mini.errors import SampleError
 from llava_mini.units import size_text
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llava_mini.data.errors import SampleError
+from llava_mini.errors import SampleError
 
 IMAGE_PLACEHOLDER = "<image>"  # in LLaVA records, whatever the tokenizer's own image token is
 VIDEO_PLACEHOLDER = "<video>"
