@@ -39,23 +39,17 @@ def build_shard(plan: Plan, out: Path, shard: int, report: Report) -> None:
     """Write a shard of the set in `out`, unless another build already has; report `Progress` about once a second."""
     with shard_lock(out, shard):
         if not is_written(out, shard):  # once all shards are written, the plan may be deleted
-            _write(plan, out, shard, report)
+            rejected, ignored = list[tuple[str, str]](), Counter[str]()
+            samples = _samples(plan, shard, rejected, ignored, report)
+            write_shard(out, shard, samples, rejected, {"plan": plan.made_from, "ignored": ignored})
     report(Progress(shards=1))
 
 
-def _write(plan: Plan, out: Path, shard: int, report: Report) -> None:
-    options = plan.options
-    media = Media(options.images, options.videos, options.resize, options.fps, options.follow_links)
-    rejected: list[tuple[str, str]] = []
-    ignored: Counter[str] = Counter()
-    samples = _samples(plan, shard, media, rejected, ignored, report)
-    write_shard(out, shard, samples, rejected, {"plan": plan.made_from, "ignored": ignored})
-
-
 def _samples(
-    plan: Plan, shard: int, media: Media, rejected: list[tuple[str, str]], ignored: Counter[str], report: Report
+    plan: Plan, shard: int, rejected: list[tuple[str, str]], ignored: Counter[str], report: Report
 ) -> Iterator[tuple[str, Members]]:
     """Yield the usable samples; add their unread keys to `ignored`, and unusable records with reasons to `rejected`."""
+    media = Media(plan.options)
     samples = size = before = 0
     last = time.monotonic()
     for key, entry in plan.entries(shard):
