@@ -11,10 +11,9 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,9 +73,8 @@ def picture_names(members: Iterable[str]) -> list[str]:
     return names
 
 
-@dataclass(frozen=True)
-class Facts:
-    """Facts about a sample's content in the index."""
+class Facts(NamedTuple):
+    """Facts about a sample's content, as they follow its key, offset and size in a sidecar."""
 
     record_bytes: int
     modality: Modality
@@ -114,12 +112,6 @@ def _source(record: dict[str, Any]) -> str:
     """Return the name of a record's dataset; a number is returned as its digits."""
     source = record.get("source")
     return str(source) if isinstance(source, str) or type(source) is int else ""
-
-
-def sidecar_row(key: str, offset: int, size: int, facts: Facts) -> list[Any]:
-    """Return the entry of a sample in its sidecar."""
-    numbers = (facts.record_bytes, int(facts.modality), facts.frames, facts.text_length)
-    return [key, offset, size, *numbers, facts.source]
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:

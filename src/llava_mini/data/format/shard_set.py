@@ -43,13 +43,12 @@ class ShardSet:
         plan: Description of what the set was built from, if its builder gave one.
     """
 
-    def __init__(self, folder: Path | str, *, cache_dir: Path | None = None, max_open: int = 16) -> None:
+    def __init__(self, folder: Path | str, *, cache_dir: Path | None = None) -> None:
         """Open the set; contents are not read here, `verify` does that.
 
         Args:
             folder: Folder of the set, or an s3://, http:// or https:// URL of one.
             cache_dir: Folder for files fetched from a URL, shared by processes and kept for later runs.
-            max_open: Number of files that stay open.
 
         Raises:
             UserError: The folder is not a shard set or cannot be reached, a file is missing or malformed, or a tar or
@@ -58,11 +57,11 @@ class ShardSet:
         self._storage: Storage
         self.folder: Path | str
         if "://" in str(folder):
-            self._storage = RemoteStorage(str(folder), cache_dir, max_open)
+            self._storage = RemoteStorage(str(folder), cache_dir)
             self.folder = self._storage.where("").rstrip("/")
         else:
             self.folder = Path(folder)
-            self._storage = LocalStorage(self.folder, max_open)
+            self._storage = LocalStorage(self.folder)
         listing = self._listing()
         shards = listing["shards"]
         self._tars: list[str] = [shard["name"] for shard in shards]
