@@ -64,9 +64,8 @@ def statistics(shards: ShardSet, workers: int = 1) -> Statistics:
     modality, index = shards.index["modality"], shards.index
     turns: Counter[int] = Counter()
     run_tasks(functools.partial(_count_turns, shards), range(shards.num_shards), workers, turns.update)
-    ordered = sorted(turns)
     return Statistics(
-        turns=Distribution(np.array(ordered, np.int64), np.array([turns[value] for value in ordered], np.int64)),
+        turns=Distribution.of(np.fromiter(turns.elements(), np.int64)),
         text={
             kind: Distribution.of(index["text_length"][modality == kind])
             for kind in Modality
