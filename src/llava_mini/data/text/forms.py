@@ -34,6 +34,7 @@ FILE_KEYS = ("image", "images", "video", "videos")
 _COMMON_KEYS = {"id", "source", "kinds", "system", *FILE_KEYS}
 _PART_KEYS = {"type", "text", "url", "path", *_MEDIA_PARTS}
 _LOSS_KEYS = ("loss", "weight")  # of a message, in ms-swift's and OpenAI's data: 0 or false is not to be learned
+_EMPTY = (None, "", [], {})
 _FUNCTION_KEYS = {"tools", "functions", "tool_calls", "function_call"}
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
@@ -252,16 +253,14 @@ def _unread(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _others(fields: Mapping[str, Any], read: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    return ((prefix + key, value) for key, value in fields.items() if key not in read and not _is_empty(value))
+    return (
+        (prefix + key, value) for key, value in fields.items() if key not in read and value not in (None, "", [], {})
+    )
 
 
 def _pair_keys(record: Mapping[str, Any]) -> set[str]:
     """Return the keys of the first form of pairs that a record has."""
     return {"history", *next((keys for keys in _PAIRS if record.get(keys[0]) or record.get(keys[2])), ())}
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or value == "" or value == [] or value == {}
 
 
 def _texts(value: Any) -> Iterator[str]:

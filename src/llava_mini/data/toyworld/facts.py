@@ -45,14 +45,10 @@ def scene_facts(rng: np.random.Generator, scene: Scene, per_kind: int = FACTS_PE
         "digit": [Fact("digit", box.color, "", NUMBER_WORDS[box.digit or 0]) for box in scene.unique_boxes],
         "where": [Fact("where", "", thing.kind, thing.quadrant or "") for thing in scene.placed_shapes],
     }
-    facts = [_pick(rng, candidates, per_kind) for candidates in everything.values()]
+    facts = [[found[i] for i in rng.permutation(len(found))[:per_kind]] for found in everything.values()]
     facts += [_counts(rng, scene, per_kind), _existences(rng, scene, per_kind)]
     flat = [fact for group in facts for fact in group]
     return [flat[i] for i in rng.permutation(len(flat))]
-
-
-def _pick(rng: np.random.Generator, candidates: list[Fact], count: int) -> list[Fact]:
-    return [candidates[i] for i in rng.permutation(len(candidates))[:count]]
 
 
 def _counts(rng: np.random.Generator, scene: Scene, count: int) -> list[Fact]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +92,6 @@ def toy_sample(name: str, seed: int, index: int) -> tuple[str, dict[str, bytes]]
     return key, {"json": json.dumps(record).encode(), "png": png.getvalue()}
 
 
-def _samples(name: str, seed: int, count: int) -> Iterator[tuple[str, dict[str, bytes]]]:
-    return (toy_sample(name, seed, index) for index in range(count))
-
-
 def _existing_world(root: Path, seed: int) -> dict[str, Any]:
     """Return the checked content of `world.json`, or start a new world; a set is listed only once it is complete."""
     path = root / _WORLD_FILE
@@ -130,6 +126,6 @@ def _make_set(root: Path, world: dict[str, Any], name: str, count: int) -> None:
     if name in BUILT_SETS:
         shards = build_from_files(root / name, name, world["seed"], count)
     else:
-        shards = write_shards(_samples(name, world["seed"], count), root / name)
+        shards = write_shards((toy_sample(name, world["seed"], index) for index in range(count)), root / name)
     world["sets"][name] = {"samples": count, "fingerprint": shards.fingerprint}
     write_json(root / _WORLD_FILE, world)
