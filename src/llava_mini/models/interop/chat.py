@@ -11,8 +11,7 @@ from pathlib import Path
 from jinja2 import TemplateError
 
 from llava_mini.errors import UserError
-from llava_mini.files import reading
-from llava_mini.models.interop.json_config import read_json
+from llava_mini.files import read_json, reading
 from llava_mini.models.processor import LlavaMiniProcessor
 
 _QUESTION = "What is it?"

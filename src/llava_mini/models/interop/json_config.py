@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 from llava_mini.errors import UserError
+from llava_mini.files import read_json
 
 _SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -26,7 +26,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return config.json of a folder.
 
     Raises:
-        UserError: there is no folder or no config, or the config is not a JSON object.
+        UserError: there is no folder, or no config that can be read.
     """
     if not os.path.isdir(folder):  # False for an invalid name, for which Path.is_dir raises
         raise UserError(f"{folder}: no such folder")
@@ -78,22 +78,3 @@ def check_sizes(where: Path | str, config: Mapping[str, Any]) -> None:
             if isinstance(fields.get(key), int) and fields[key] < 1:
                 name = f"{part}.{key}" if part else key
                 raise UserError(f"{where}: config.json: {name}={fields[key]}: allowed are whole numbers above 0")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Raises:
-        UserError: the file contains none, is missing, or cannot be read.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path.parent}: has no {path.name}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: no JSON object")
-    return value
