@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from llava_mini.data.building.workers import cores
 from llava_mini.errors import UserError
 from llava_mini.files import writing
 from llava_mini.run import child
@@ -89,7 +90,7 @@ class LocalLauncher(Launcher):
         self._gpus = [",".join(gpus[first : first + devices]) for first in range(0, len(gpus) - devices + 1, devices)]
         if gpus and not self._gpus:
             self._gpus = [",".join(gpus)]  # too few GPUs: a job that needs more reports it
-        self._parallel = max_parallel or len(self._gpus) or max(_cores() // devices, 1)
+        self._parallel = max_parallel or len(self._gpus) or max(cores() // devices, 1)
 
     @property
     def parallel(self) -> int:
@@ -166,11 +167,6 @@ def _end(processes: Sequence[_Process]) -> None:
     finally:
         for process in processes:
             process.signal(signal.SIGKILL)
-
-
-def _cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _gpus() -> list[str]:

@@ -100,8 +100,7 @@ class Tracker:
     """One MLflow run, reported through the spool in `folder`. No method raises or waits because of the tracker.
 
     Args:
-        folder: Folder of the spool; an existing spool continues its MLflow run.
-        name: Name of the MLflow run; default is the folder's name.
+        folder: Folder of the spool, which gives the MLflow run its name; an existing spool continues its run.
         uri: URI of the tracker, see `tracking_uri`.
         experiment: Name of the MLflow experiment.
         parent_run_id: Id of the MLflow run under which this run is shown.
@@ -112,13 +111,12 @@ class Tracker:
         self,
         folder: Path,
         *,
-        name: str | None = None,
         uri: str | None = None,
         experiment: str = EXPERIMENT,
         parent_run_id: str | None = None,
         interval: float = 2.0,
     ) -> None:
-        self.name = name or Path(folder).name
+        self.name = Path(folder).name
         self._spool = Spool(folder)
         self._spool.create(Origin(tracking_uri(uri), experiment, self.name, parent_run_id))
         self._spool.append("status", {"status": "RUNNING"})
