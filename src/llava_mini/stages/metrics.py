@@ -168,11 +168,7 @@ class Answer(NamedTuple):
 
 @dataclass
 class Answers:
-    """Answers of a pass over a split, in the order given.
-
-    Attributes:
-        rows: One entry for each question.
-    """
+    """Answers of a pass over a split: a row for each question, in the order given."""
 
     rows: list[Answer] = field(default_factory=list)
 
