@@ -34,7 +34,7 @@ FILE_KEYS = ("image", "images", "video", "videos")
 _COMMON_KEYS = {"id", "source", "kinds", "system", *FILE_KEYS}
 _PART_KEYS = {"type", "text", "url", "path", *_MEDIA_PARTS}
 _LOSS_KEYS = ("loss", "weight")  # of a message, in ms-swift's and OpenAI's data: 0 or false is not to be learned
-_EMPTY = (None, "", [], {})
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
 _FUNCTION_KEYS = {"tools", "functions", "tool_calls", "function_call"}
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
