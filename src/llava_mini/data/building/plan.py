@@ -168,12 +168,9 @@ def describe_sources(sources: Sequence[Path]) -> list[dict[str, Any]]:
     for path in sources:
         if path.exists() and not path.is_file():  # a source is read twice, which is impossible with a pipe
             raise UserError(f"source {path} is no regular file; allowed are files of JSON or JSON Lines")
-        try:
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                described.append({"name": path.name, "bytes": file.tell(), "sha256": digest})
-        except OSError as error:
-            raise UserError(f"source {path} cannot be read ({error.strerror})") from None
+        with reading(path), open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            described.append({"name": path.name, "bytes": file.tell(), "sha256": digest})
     return described
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from llava_mini.data.format.ustar import BLOCK
 from llava_mini.data.text.forms import media_names, texts_of
 from llava_mini.errors import SampleError, UserError
-from llava_mini.files import atomic_path
+from llava_mini.files import atomic_path, reading
 
 FORMAT_VERSION = 2
 INDEX_FILE, SET_FILE = "index.npy", "shards.json"
@@ -120,10 +120,8 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The sidecar is missing or malformed, or describes another tar.
     """
-    try:
+    with reading(path):
         raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
     return parse_sidecar(raw, str(path), path.with_suffix(".tar").name)
 
 
