@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,12 @@ def uses_gpu(config: Config) -> bool:
 def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, loggers: list[Logger]) -> Trainer:
     """Build Lightning's Trainer for one run: one pass over the planned stream, checkpoints in `run_dir`/checkpoints."""
     spec, run_dir = config.trainer, Path(config.run_dir)
+    checkpoint = partial(
+        ModelCheckpoint,
+        dirpath=run_dir / "checkpoints",
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
     callbacks: list[Callback] = [
         clock,
         StreamPosition(datamodule),
@@ -146,21 +153,8 @@ def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, logge
         History(run_dir / "history.jsonl"),
         Progress(),
         Validations(run_dir),
-        ModelCheckpoint(
-            dirpath=run_dir / "checkpoints",
-            filename="best",
-            monitor="val/accuracy",
-            mode="max",
-            enable_version_counter=False,
-            save_on_train_epoch_end=False,
-        ),
-        ModelCheckpoint(
-            dirpath=run_dir / "checkpoints",
-            filename="last",
-            every_n_train_steps=spec.checkpoint_every,
-            enable_version_counter=False,
-            save_on_train_epoch_end=False,
-        ),
+        checkpoint(filename="best", monitor="val/accuracy", mode="max"),
+        checkpoint(filename="last", every_n_train_steps=spec.checkpoint_every),
     ]
     if spec.strategy == "fsdp":
         callbacks.append(Gathered())
