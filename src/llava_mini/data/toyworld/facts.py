@@ -1,8 +1,8 @@
 """Facts about a scene, which can be asked or stated: six kinds, each with a one-word answer.
 
-A fact is neither a question nor a statement; `questions.py` and `captions.py` put it into words. Color and position
-facts name a shape that occurs once. Shape facts name a color that occurs once among the shapes. Half of the existence
-facts are false. Most false facts are hard: both the color and the shape are in the scene, but not on one object.
+A fact is neither a question nor a statement; `questions.py` puts it into words. Color and position facts name a shape
+that occurs once. Shape facts name a color that occurs once among the shapes. Half of the existence facts are false.
+Most false facts are hard: both the color and the shape are in the scene, but not on one object.
 """
 
 from __future__ import annotations

@@ -26,9 +26,8 @@ from PIL import Image
 from llava_mini.data.format.shards import ShardSet, write_shards
 from llava_mini.data.toyworld.board_questions import EVALUATED, TRAINED, board_questions
 from llava_mini.data.toyworld.boards import BOARD_SETS, drawn_at
-from llava_mini.data.toyworld.captions import caption
 from llava_mini.data.toyworld.facts import scene_facts
-from llava_mini.data.toyworld.questions import Asked, question
+from llava_mini.data.toyworld.questions import Asked, caption, question
 from llava_mini.data.toyworld.scenes import stream_rng, stream_split
 from llava_mini.data.toyworld.source_files import build_from_files, llava_record
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
