@@ -25,7 +25,7 @@ from PIL import Image
 
 from llava_mini.config.overrides import quoted, text_keys, unquoted
 from llava_mini.data.building.media import Media, stored_image
-from llava_mini.data.building.plan import _line
+from llava_mini.data.building.plan import Options, _line
 from llava_mini.data.building.records import Entry, read_records
 from llava_mini.data.building.shard_task import sample_of
 from llava_mini.data.format.shards import ShardSet, write_shards
@@ -74,7 +74,7 @@ def fuzz_records(scratch: Path, _: argparse.Namespace) -> tuple[st.SearchStrateg
     """Sources of `data build`, and requests of `batch`."""
     path = scratch / "records.json"
     Image.new("RGB", (4, 4)).save(scratch / "a.png")
-    media = Media(scratch, scratch, None, 1.0)
+    media = Media(Options(scratch, scratch))
     lines = "\n".join(map(json.dumps, RECORDS)).encode()
     files = [lines, json.dumps(RECORDS, indent=1).encode(), b"\xef\xbb\xbf" + lines, lines.replace(b"\n", b"\r\n")]
     made = st.builds(lambda value: json.dumps(value).encode(), values | st.lists(values))

@@ -126,7 +126,7 @@ def test_mistakes_are_one_line_and_leave_no_file(
     answers, twice = tmp_path / "answers.jsonl", tmp_path / "twice.jsonl"
     twice.write_text('{"id": 1, "question": "?"}\n' * 2)
     for model, given, output, reason in [
-        (model_folder, tmp_path / "none.jsonl", answers, "none.jsonl: No such file"),
+        (model_folder, tmp_path / "none.jsonl", answers, "none.jsonl: cannot be read: No such file"),
         (model_folder, twice, answers, "lines 1 and 2 have the same id 1"),
         (model_folder, requests, requests, "name another"),
         (model_folder, requests, tmp_path / "no" / "a.jsonl", "cannot be written"),

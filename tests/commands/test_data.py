@@ -153,7 +153,7 @@ def test_tokens_that_do_not_fit_fail_the_check(place: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["build", "nothing.json", "--out", "set"], "source nothing.json cannot be read (No such file or directory)"),
+        (["build", "nothing.json", "--out", "set"], "nothing.json: cannot be read: No such file or directory"),
         (["build", "mix.json", "--out", "set", "--images", "none"], "--images none: no such folder"),
         (["build", "mix.json", "--out", "set", "--task", "1"], "--task and --of go together, as in --task 0 --of 16"),
         (

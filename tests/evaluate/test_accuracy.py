@@ -127,12 +127,12 @@ def test_exact_match_is_what_generate_says(trained: LlavaMiniForConditionalGener
     halves = evaluate(trained, [packed(trained, samples[:2]), packed(trained, samples[2:])])
     alone = evaluate(trained, [separate(trained, samples)])
     for answers in (whole, halves, alone):
-        assert [score.exact_match == 1 for score in answers.score] == expected
+        assert [row.exact_match == 1 for row in answers.rows] == expected
     assert whole.predictions().accuracy() == pytest.approx(np.mean(expected))
-    np.testing.assert_allclose([s.nll for s in whole.score], [s.nll for s in alone.score], rtol=1e-4, atol=1e-5)
-    assert whole.key == [f"sample-{number}" for number in range(6) for _ in range(TURNS)] == alone.key
-    assert whole.turn == [0, 1, 2] * 6
-    assert whole.kind == KINDS * 6 == alone.kind
+    np.testing.assert_allclose([row.nll for row in whole.rows], [row.nll for row in alone.rows], rtol=1e-4, atol=1e-5)
+    asked = [(f"sample-{number}", turn, KINDS[turn]) for number in range(6) for turn in range(TURNS)]
+    assert [row[:3] for row in whole.rows] == asked
+    assert [(row.key, row.kind) for row in alone.rows] == [(key, kind) for key, _, kind in asked]
 
 
 def test_an_untrained_model_is_wrong(make_model: Callable):
@@ -148,6 +148,6 @@ def test_evaluation_leaves_the_model_as_it_was_and_passes_over_unusable_samples(
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     unusable = [placeholder("a", 0), placeholder("b", 0)]
     predictions = evaluate(model, [collate_samples(unusable, 0), packed(model, conversations()[:1])])
-    assert predictions.key == ["sample-0"] * TURNS
+    assert [row.key for row in predictions.rows] == ["sample-0"] * TURNS
     assert modes == {name: module.training for name, module in model.named_modules()} and not frozen.training
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())

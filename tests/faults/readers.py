@@ -246,7 +246,7 @@ READERS = [
         lambda folder: torch.save(TENSORS, folder / "pytorch_model.bin"), checkpoint.Checkpoint.of,
     ),
     Reader(
-        ("models.interop.checkpoint:_indexed", "models.interop.json_config:read_json"), "model.safetensors.index.json",
+        ("models.interop.checkpoint:_indexed",), "model.safetensors.index.json",
         _indexed, checkpoint.Checkpoint.of, {"directory": _anything},  # no index: all files are read
     ),
     Reader(

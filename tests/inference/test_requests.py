@@ -113,7 +113,7 @@ def test_a_byte_order_mark_of_utf_8_is_passed_over(path: Path) -> None:
 
 
 def test_no_requests(path: Path) -> None:
-    with pytest.raises(UserError, match=r"requests\.jsonl: No such file"):
+    with pytest.raises(UserError, match=r"requests\.jsonl: cannot be read: No such file"):
         read_requests(path)
 
 

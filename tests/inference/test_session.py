@@ -297,7 +297,8 @@ def test_a_saved_session_answers_as_before(asked: Any, tmp_path: Path, name: str
     session.save(tmp_path / "seen.safetensors")
     with torch.enable_grad():
         loaded = Session.load(tmp_path / "seen.safetensors", *asked, keep=KEEPS[name])
-    kept = [held.values for chunk in loaded.store.chunks for pair in chunk.kv or () for held in pair]
+    pairs = [pair for chunk in loaded.store.chunks for pair in chunk.kv or ()]
+    kept = [part for pair in pairs for held in pair for part in held.parts.values()]
     assert not any(each.requires_grad for each in kept), "a graph would hold what made them"
     assert loaded.media == session.media
     assert [loaded.ask(question, max_new_tokens=LENGTH) for question in QUESTIONS] == answers

@@ -31,12 +31,12 @@ def result(dense: float | None, accuracy: float = 0.5, tokens: int = 1, **change
 
 
 @pytest.fixture
-def finished(standin: ModuleType) -> Callable[..., list[tuple[Path, Any, dict[str, Any]]]]:
+def finished(standin: ModuleType) -> Callable[..., list[tuple[Any, dict[str, Any]]]]:
     """finished({label: result}, "key=value,value", ...): those of a sweep's runs that have a result."""
 
-    def make(results: dict[str, dict[str, Any]], *arguments: str) -> list[tuple[Path, Any, dict[str, Any]]]:
+    def make(results: dict[str, dict[str, Any]], *arguments: str) -> list[tuple[Any, dict[str, Any]]]:
         runs = {run.label: run for run in expand(arguments, standin.resolve)}
-        return [(Path(label), runs[label], given) for label, given in results.items()]
+        return [(runs[label], given) for label, given in results.items()]
 
     return make
 
@@ -107,7 +107,7 @@ def test_a_sweep_that_leaves_the_test_split_unread_is_summed_up_on_validation(fi
     results = {"none-N0-s0": tuned(0.8), "query-C1-N4-s0": tuned(0.6)}
     metrics = summary(finished(results))
     assert (metrics["best.accuracy"], metrics["best.word_accuracy.dense"]) == (0.6, 0.3)
-    shown = view("tuning", [given for _, _, given in finished(results)])
+    shown = view("tuning", [given for _, given in finished(results)])
     assert ("tokens", "word_accuracy.val.dense") in shown.charts
     assert "accuracy.val" in shown.metrics
 

@@ -12,7 +12,7 @@ from llava_mini.batch import VLMBatch
 from llava_mini.config import resolve
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.errors import UserError
-from llava_mini.stages.metrics import Answers, AnswerScore
+from llava_mini.stages.metrics import Answer, Answers
 from llava_mini.training import results
 from llava_mini.training.results import measured, one_question, weights_of
 from llava_mini.training.run import assemble
@@ -89,7 +89,7 @@ def test_a_run_is_measured_with_the_views_that_it_trained_on(
 
 
 def test_scores_that_are_no_numbers_are_no_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    tokenizer, ruined = build_tokenizer(), Answers(["a"], [0], ["color"], [AnswerScore(1, 0.0, 0.0, float("nan"))])
+    tokenizer, ruined = build_tokenizer(), Answers([Answer("a", 0, "color", 1, 0.0, 0.0, float("nan"))])
     monkeypatch.setattr(results, "evaluate", lambda *_: ruined)
     model = SimpleNamespace(
         device="cpu", config=SimpleNamespace(text_config=SimpleNamespace(vocab_size=len(tokenizer)))

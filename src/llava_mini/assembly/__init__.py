@@ -5,7 +5,7 @@ config repeats them.
 """
 
 from llava_mini.assembly.base import frozen_dtype
-from llava_mini.assembly.data import build_datamodule, prepare_data, store_features, tower_fingerprint
+from llava_mini.assembly.data import build_datamodule, store_features, tower_fingerprint
 from llava_mini.assembly.model import build_model, build_processor, build_vision_model, check_model
 from llava_mini.assembly.template import build_template
 from llava_mini.assembly.tokenizer import build_tokenizer
@@ -36,7 +36,6 @@ __all__ = [
     "frozen_dtype",
     "make_trainer",
     "num_ranks",
-    "prepare_data",
     "seed_run",
     "store_features",
     "tower_fingerprint",

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from llava_mini.config import Config
 from llava_mini.models import LlavaMiniForConditionalGeneration
-from llava_mini.models.interop.checkpoint import Checkpoint, check_shapes
+from llava_mini.models.interop.checkpoint import COMPUTED, Checkpoint, check_shapes
 from llava_mini.models.lazy_linear import LazyLinear
 
 log = logging.getLogger("llava_mini")
 
 _PREFIX = "language_model."
 _HEAD = "lm_head.weight"
-_COMPUTED = "rotary_emb.inv_freq"  # which checkpoints of old versions contain
 
 
 def is_kept_small(config: Config) -> bool:
@@ -60,7 +59,7 @@ class Base:
         """
         places: dict[str, tuple[Checkpoint, str]] = {}
         for checkpoint in map(Checkpoint.of, folders):
-            names = [name for name in checkpoint.shapes if name.startswith(prefix) and not name.endswith(_COMPUTED)]
+            names = [name for name in checkpoint.shapes if name.startswith(prefix) and not name.endswith(COMPUTED)]
             places |= {name.removeprefix(prefix): (checkpoint, name) for name in names}
         return cls(places, prefix)
 

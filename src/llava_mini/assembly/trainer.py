@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,12 @@ def uses_gpu(config: Config) -> bool:
 def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, loggers: list[Logger]) -> Trainer:
     """Build Lightning's Trainer for one run: one pass over the planned stream, checkpoints in `run_dir`/checkpoints."""
     spec, run_dir = config.trainer, Path(config.run_dir)
+    checkpoint = partial(
+        ModelCheckpoint,
+        dirpath=run_dir / "checkpoints",
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
     callbacks: list[Callback] = [
         clock,
         StreamPosition(datamodule),
@@ -145,21 +152,8 @@ def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, logge
         History(run_dir / "history.jsonl"),
         Progress(),
         Validations(run_dir),
-        ModelCheckpoint(
-            dirpath=run_dir / "checkpoints",
-            filename="best",
-            monitor="val/accuracy",
-            mode="max",
-            enable_version_counter=False,
-            save_on_train_epoch_end=False,
-        ),
-        ModelCheckpoint(
-            dirpath=run_dir / "checkpoints",
-            filename="last",
-            every_n_train_steps=spec.checkpoint_every,
-            enable_version_counter=False,
-            save_on_train_epoch_end=False,
-        ),
+        checkpoint(filename="best", monitor="val/accuracy", mode="max"),
+        checkpoint(filename="last", every_n_train_steps=spec.checkpoint_every),
     ]
     if spec.strategy == "fsdp":
         callbacks.append(Gathered())
@@ -178,21 +172,13 @@ def validation_interval(spec: TrainerConfig) -> int:
     """Return the optimizer steps between validations; by default a third of the run, which `convergence` uses.
 
     A third is rounded to the nearest: rounded up, the second validation of 100 steps would come after two thirds.
-
-    Args:
-        spec: Section `trainer` of the config.
     """
     every = spec.val_every or max(round(spec.max_steps / 3), 1)
     return min(every, spec.max_steps)
 
 
 def make_trainer(config: Config, **options: Any) -> Trainer:
-    """Build Lightning's Trainer with what all training here has in common.
-
-    Args:
-        config: Config, of which `trainer` is read.
-        **options: Options that only this training has.
-    """
+    """Build Lightning's Trainer with what all training here has in common."""
     # Lightning sets its loggers to INFO when it is imported; its messages there do not help a user of this program.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

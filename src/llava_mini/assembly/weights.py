@@ -15,6 +15,7 @@ from llava_mini.files import read_json, reading
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.initialization import default_dtype, initialize
 from llava_mini.models.interop.checkpoint import Checkpoint, some
+from llava_mini.models.interop.folders import stored_shapes
 from llava_mini.models.interop.parts import load_language_model, load_vision_tower
 
 log = logging.getLogger("llava_mini")
@@ -22,12 +23,6 @@ log = logging.getLogger("llava_mini")
 
 def load_parts(model: LlavaMiniForConditionalGeneration, hub: Hub, device: torch.device, dtype: torch.dtype) -> None:
     """Load vision tower and language model of `spec.hub` into a model on meta, and initialize its other parts.
-
-    Args:
-        model: Model on the meta device, in the shape that the parts' configs say; changed in place.
-        hub: Places of the parts.
-        device: Device of the loaded weights.
-        dtype: Type of the loaded weights.
 
     Raises:
         UserError: a part cannot be found or loaded.
@@ -84,7 +79,7 @@ def load_weights(
                 raise UserError(f"{checkpoint.folder}: {name} has shape {shape}, the model has {has}")
         wanted_names |= wanted.keys()
     parts = {_part(name) for name in wanted_names}
-    missing = [name for name in _needed(model) if _part(name) in parts and name not in wanted_names]
+    missing = [name for name in stored_shapes(model) if _part(name) in parts and name not in wanted_names]
     if missing:
         named = some(f"{name} {list(own[name].shape)}" for name in missing)
         where = ", ".join(map(str, folders))
@@ -120,12 +115,6 @@ def _checkpoint_of(folder: Path) -> Checkpoint:
 
 def _part(name: str) -> str:
     return name.split(".")[0]
-
-
-def _needed(model: LlavaMiniForConditionalGeneration) -> list[str]:
-    """Return the names of the tensors in a checkpoint of the model; a tied head is not among them."""
-    tied = {"language_model.lm_head.weight"} if model.config.text_config.tie_word_embeddings else set()
-    return [name for name in model.state_dict() if name not in tied]
 
 
 def _check_hash(path: Path) -> None:

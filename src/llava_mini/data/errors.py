@@ -1,4 +1,4 @@
-"""Exceptions of the data: an unusable sample, which costs only that sample; a stopped worker, which ends the run."""
+"""Error of a stopped worker that makes batches, which ends the run; an unusable sample is a `SampleError`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from llava_mini.errors import SampleError
-
 TIMED_OUT = "DataLoader timed out"  # beginning of torch's message
 _OF_A_LOADER = ("DataLoader worker (pid", TIMED_OUT, "Pin memory thread", "Too many open files. Comm")
 _SIGNAL = re.compile(r"is killed by signal: ([^.]+)\.")
-
-__all__ = ["LoaderError", "SampleError", "loader_failures_reported"]
 
 
 class LoaderError(RuntimeError):

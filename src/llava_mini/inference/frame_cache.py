@@ -75,45 +75,33 @@ class FrameCacheConfig:
 
 @dataclass(frozen=True)
 class _Held:
-    """A tensor in the type in which it is stored."""
+    """A tensor as it is stored: `features` in a floating type, or the fields of `Quantized` in 8 bits."""
 
-    values: Tensor | Quantized
+    parts: dict[str, Tensor]
 
     @classmethod
     def of(cls, values: Tensor, dtype: torch.dtype, device: torch.device) -> _Held:
         if dtype == INT8:
-            return cls(Quantized(*(part.to(device) for part in quantize(values, 8))))
-        return cls(values.to(device, dtype, copy=True))  # a view would keep the whole of its tensor in memory
+            return cls({name: part.to(device) for name, part in quantize(values, 8)._asdict().items()})
+        return cls({"features": values.to(device, dtype, copy=True)})  # a view would keep the whole tensor in memory
 
     def get(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        if isinstance(self.values, Tensor):
-            return self.values.to(device, dtype)
-        parts = Quantized(*(part.to(device) for part in self.values))
-        out = torch.empty(parts.codes.shape, dtype=dtype, device=device)
-        dequantize(parts, 8, out)
+        if "features" in self.parts:
+            return self.parts["features"].to(device, dtype)
+        out = torch.empty(self.shape, dtype=dtype, device=device)
+        dequantize(Quantized(**{name: part.to(device) for name, part in self.parts.items()}), 8, out)
         return out
 
     def joined(self, other: _Held) -> _Held:
-        if isinstance(self.values, Tensor):
-            return _Held(torch.cat([self.values, other.values]))  # type: ignore[list-item]
-        return _Held(Quantized(*(torch.cat(pair) for pair in zip(self.values, other.values, strict=True))))
-
-    def parts(self) -> dict[str, Tensor]:
-        """Return the tensors by name."""
-        return {"features": self.values} if isinstance(self.values, Tensor) else self.values._asdict()
-
-    @classmethod
-    def of_parts(cls, parts: dict[str, Tensor]) -> _Held:
-        """Build the object from the result of `parts`."""
-        return cls(parts["features"] if set(parts) == {"features"} else Quantized(**parts))
+        return _Held({name: torch.cat([part, other.parts[name]]) for name, part in self.parts.items()})
 
     @property
     def shape(self) -> torch.Size:
-        return self.values.shape if isinstance(self.values, Tensor) else self.values.codes.shape
+        return self.parts["features" if "features" in self.parts else "codes"].shape
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in ((self.values,) if isinstance(self.values, Tensor) else self.values))
+        return sum(part.nbytes for part in self.parts.values())
 
 
 @dataclass(frozen=True)
@@ -189,7 +177,7 @@ class FrameCache:
 
     @torch.no_grad()
     def restore(self, item: int, tokens_FKD: Tensor, parts: dict[str, Tensor]) -> None:
-        """Add frames stored by another cache of the same model: its `Chunk.tokens` and `features.parts()`.
+        """Add frames stored by another cache of the same model: its `Chunk.tokens` and `features.parts`.
 
         Raises:
             ValueError: the frames do not fit this model.
@@ -199,7 +187,9 @@ class FrameCache:
         if tokens_FKD.dim() != 3 or not len(tokens_FKD) or tokens_FKD.shape[2] != model.config.text_config.hidden_size:
             raise ValueError(f"tokens of shape {list(tokens_FKD.shape)}")
         if model.config.num_fusion_layers:
-            features = _Held.of_parts(parts)
+            if set(parts) not in ({"features"}, set(Quantized._fields)):
+                raise ValueError(f"features in the parts {sorted(parts)}")
+            features = _Held(parts)
             expected = (len(tokens_FKD), model.side**2, model.config.vision_config.hidden_size)
             if (features.shape[0], *features.shape[2:]) != expected:
                 raise ValueError(f"features of shape {list(features.shape)}")

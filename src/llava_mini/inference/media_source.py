@@ -125,11 +125,8 @@ def picture_of(frame: Any, name: str) -> NDArray[np.uint8]:
     Raises:
         UserError: the frame is no image, or an unusable one; the message begins with `name`.
     """
-    if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3:
-        frame_HW3: NDArray[np.uint8] = frame
-        if frame_HW3.size:
-            return frame_HW3
-    return rgb_of(frame, name=name)
+    is_rgb = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
+    return frame if is_rgb and frame.size else rgb_of(frame, name=name)
 
 
 @contextmanager

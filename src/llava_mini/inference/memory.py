@@ -10,6 +10,7 @@ and values of four layers (18.6 MiB in 8 bits), or 1.1 MiB as features, from whi
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -116,16 +117,7 @@ class FrameShape:
 
 def largest_frames(need: Callable[[int], int], budget: int) -> int:
     """Return the largest number of frames whose `need` in bytes is within the budget; `need` grows with the number."""
-    if need(1) > budget:
-        return 0
-    fits = 1
-    while need(2 * fits) <= budget:
-        fits *= 2
-    too_many = 2 * fits
-    while too_many - fits > 1:
-        middle = (fits + too_many) // 2
-        fits, too_many = (middle, too_many) if need(middle) <= budget else (fits, middle)
-    return fits
+    return bisect_right(range(1, 2**40), budget, key=need)
 
 
 def check_frames(frames: int, need: Callable[[int], int], budget: int, where: str, earlier: int = 0) -> None:

@@ -69,18 +69,15 @@ def read_requests(path: Path) -> list[Request]:
     """
     requests: list[Request | _Nameless] = []
     lines: dict[Id, int] = {}
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if number == 1 and (line.startswith(_UTF_16) or b"\0" in line):
-                    raise UserError(f"{path}: UTF-16, UTF-32 or no text at all; allowed is UTF-8")
-                if line.strip():
-                    request = _request(line, number, path.parent)
-                    if isinstance(request, Request) and (first := lines.setdefault(request.id, number)) != number:
-                        raise UserError(f"{path}: lines {first} and {number} have the same id {request.id!r}")
-                    requests.append(request)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+    with reading(path), path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if number == 1 and (line.startswith(_UTF_16) or b"\0" in line):
+                raise UserError(f"{path}: UTF-16, UTF-32 or no text at all; allowed is UTF-8")
+            if line.strip():
+                request = _request(line, number, path.parent)
+                if isinstance(request, Request) and (first := lines.setdefault(request.id, number)) != number:
+                    raise UserError(f"{path}: lines {first} and {number} have the same id {request.id!r}")
+                requests.append(request)
     names = set(lines)
     return [each if isinstance(each, Request) else each.named(names) for each in requests]
 

@@ -30,6 +30,7 @@ from llava_mini.inference.frame_cache import Chunk
 from llava_mini.inference.media_source import Media
 from llava_mini.inference.quantize import quantize
 from llava_mini.media.named import check_file
+from llava_mini.models.interop.checkpoint import is_finite
 from llava_mini.models.tensor_files import open_tensors, save_tensors
 from llava_mini.token_layout import HD_VIEWS, SINGLE_VIEW
 
@@ -85,7 +86,7 @@ def save(session: Session, path: Path) -> None:
     for number, chunk in enumerate(session.store.chunks):
         tensors[f"{number}.tokens"] = chunk.tokens.cpu().contiguous()
         if chunk.features is not None:
-            tensors |= {f"{number}.{name}": part for name, part in chunk.features.parts().items()}
+            tensors |= {f"{number}.{name}": part for name, part in chunk.features.parts.items()}
     items = [chunk.item for chunk in session.store.chunks]
     facts = json.dumps(asdict(_Facts(items, session.media, _Model.of(session))))
     metadata = {"format": _FORMAT, "facts": facts, "crc32": checksum(facts, tensors)}
@@ -205,18 +206,13 @@ def _check_tokens(session: Session, chunk: Chunk) -> None:
     allowed = [session.model.layout.frame(count) for count in views]
     if chunk.tokens.shape[1] not in allowed:
         raise ValueError(f"{chunk.tokens.shape[1]} tokens of a frame, the model makes {allowed[0]}")
-    parts = {} if chunk.features is None else chunk.features.parts()
-    if not all(_finite(part) for part in (chunk.tokens, *parts.values())):
+    parts = {} if chunk.features is None else chunk.features.parts
+    if not all(is_finite(part) for part in (chunk.tokens, *parts.values())):
         raise ValueError("values of frames that are no finite numbers")
     if chunk.features is not None and "codes" in parts:
         expected = quantize(torch.zeros(chunk.features.shape), 8)._asdict()
         if any((parts[name].shape, parts[name].dtype) != (each.shape, each.dtype) for name, each in expected.items()):
             raise ValueError("features in 8 bits whose scales do not fit them")
-
-
-def _finite(values: Tensor) -> bool:
-    """Whether all values are finite; the extremes are checked, which takes no memory."""
-    return not values.is_floating_point() or bool(torch.stack(torch.aminmax(values)).isfinite().all())
 
 
 def _facts(path: Path, raw: str) -> _Facts:

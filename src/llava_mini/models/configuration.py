@@ -72,7 +72,9 @@ class LlavaMiniConfig(PreTrainedConfig):
                 f"projector_hidden_act={self.projector_hidden_act!r}: allowed are {', '.join(sorted(ACT2FN))}"
             )
         check_scaling(self.context_scaling, self.text_config)
-        _check_dtype(self.dtype or kwargs.get("torch_dtype"))
+        dtype = self.dtype or kwargs.get("torch_dtype")
+        if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise UserError(f"dtype={dtype!r}: allowed are float32, bfloat16, float16 and auto")
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         super().__post_init__(**kwargs)
 
@@ -101,11 +103,6 @@ CLIP_VIT_L_336 = {
     "image_size": 336,
     "projection_dim": 768,
 }
-
-
-def _check_dtype(dtype: Any) -> None:
-    if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise UserError(f"dtype={dtype!r}: allowed are float32, bfloat16, float16 and auto")
 
 
 def _sub_config(given: Any, default_type: str, default_fields: dict[str, Any]) -> PreTrainedConfig:

@@ -7,6 +7,7 @@ import torch
 from llava_mini.hardware import free_bytes
 from llava_mini.models.configuration import LlavaMiniConfig
 from llava_mini.models.language_model import head_dim
+from llava_mini.models.vision_tower import patches_per_side
 
 # Patches that are processed together. More bring no gain: the matrices are large enough. On a CPU more cost time: the
 # output of a layer is no longer in the caches for the next layer, and large tensors are returned to the system each
@@ -38,5 +39,4 @@ def frame_bytes(config: LlavaMiniConfig, views: int, dtype: torch.dtype) -> int:
 
 
 def _patches(config: LlavaMiniConfig, views: int) -> int:
-    vision = config.vision_config
-    return views * int(vision.image_size // vision.patch_size) ** 2
+    return views * patches_per_side(config.vision_config) ** 2

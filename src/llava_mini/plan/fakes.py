@@ -25,17 +25,13 @@ _BLOCK, _SCALES = 64, 256  # weights per scale, scales per second-level scale
 def linear_4bit(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     """Return a layer on meta with the memory of bitsandbytes' NF4 with double quantization.
 
-    Args:
-        linear: Linear layer on meta.
-        compute_dtype: Type in which products are computed.
-
     Raises:
         UserError: without bitsandbytes, by whose class PEFT recognizes a 4-bit layer.
     """
     base = require("bitsandbytes", "finetune.quantize=nf4").nn.Linear4bit
 
     class PackedLinear(base):  # type: ignore[misc, valid-type]
-        """Layer that PEFT and the model take for a bitsandbytes layer; its forward pass is the one below.
+        """Layer that PEFT and the model take for a bitsandbytes layer.
 
         DoRA reads the weights themselves. PEFT unpacks them with bitsandbytes, from a weight's numbers. A layer with
         `W_q` (HQQ's) is asked to unpack them itself, which takes the same memory.
@@ -44,7 +40,11 @@ def linear_4bit(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
         W_q = property(lambda self: self.weight)
 
         def forward(self, x: Tensor) -> Tensor:
-            return packed_product(self, x)
+            """Cast, multiply by weights that are unpacked for it, cast back, as in bitsandbytes' Linear4bit."""
+            shape = (self.out_features, self.in_features)
+            given = x.to(self.compute_dtype)
+            product: Tensor = _PackedProduct.apply(given, self.weight, self.packed_scales, self.bias, shape)
+            return product.to(x.dtype)
 
         def dequantize(self) -> Tensor:
             """Return all weights, [out_features, in_features], in their original type."""
@@ -74,14 +74,6 @@ def linear_4bit(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
 def is_packed(module: nn.Module) -> bool:
     """Whether a module is a layer made by `linear_4bit`."""
     return type(module).__name__ == "PackedLinear"
-
-
-def packed_product(layer: Any, x: Tensor) -> Tensor:
-    """Forward pass as in bitsandbytes' Linear4bit: cast, multiply by weights that are unpacked for it, cast back."""
-    dtype = layer.compute_dtype
-    shape = (layer.out_features, layer.in_features)
-    product: Tensor = _PackedProduct.apply(x.to(dtype), layer.weight, layer.packed_scales, layer.bias, shape)
-    return product.to(x.dtype)
 
 
 class _PackedProduct(torch.autograd.Function):

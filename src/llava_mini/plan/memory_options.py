@@ -16,6 +16,7 @@ from torch import nn
 from llava_mini.config.types import Config, Lora
 from llava_mini.files import CONFIG_DIR
 from llava_mini.finetune import is_adapter, num_parameters
+from llava_mini.models.memory_options import decoder_layers
 from llava_mini.stages.base import VLMStage
 
 
@@ -76,12 +77,7 @@ def memory_changes(config: Config) -> list[Change]:
 
 
 def smaller_batch(config: Config, fits: int) -> Change | None:
-    """Change to the largest part of the batch that fits, accumulated to the same step; None if there is none.
-
-    Args:
-        config: Whole config.
-        fits: Largest batch that fits.
-    """
+    """Change to the largest part of the batch that fits, accumulated to the same step; None if there is none."""
     now, accumulate = config.data.batch_size, config.trainer.accumulate_grad_batches
     size = next((size for size in range(min(fits, now - 1), 0, -1) if now % size == 0), None)
     if size is None:
@@ -133,22 +129,10 @@ def shares(stage: VLMStage) -> dict[str, float]:
 
     `layers` is for the decoder layers, `head` for the language model's head, through which half of the tokens go.
     """
-    products = _products(stage)
-    return {
-        "layers": _size(_decoder(stage)) / products,
-        "head": _size([stage.model.get_output_embeddings()]) / 2 / products,
-    }
-
-
-def _decoder(stage: VLMStage) -> list[nn.Module]:
-    return [*stage.model.prefusion.layers, *stage.model.get_decoder().layers]
-
-
-def _products(stage: VLMStage) -> float:
-    """Products of a step: one each for forward pass, gradients of activations, gradients of trained weights."""
-    modules = [*_decoder(stage), stage.model.get_output_embeddings()]
-    trained = sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
-    return 2 * _size(modules) + trained
+    layers, head = decoder_layers(stage.model), stage.model.get_output_embeddings()
+    trained = sum(p.numel() for module in (*layers, head) for p in module.parameters() if p.requires_grad)
+    products = 2 * _size([*layers, head]) + trained  # forward pass and gradients of activations; gradients of weights
+    return {"layers": _size(layers) / products, "head": _size([head]) / 2 / products}
 
 
 def _size(modules: list[nn.Module]) -> int:

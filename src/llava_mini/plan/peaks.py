@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from llava_mini import assembly
 from llava_mini.config import Config
 from llava_mini.finetune import compute_dtype
+from llava_mini.models.memory_options import decoder_layers
 from llava_mini.plan.fakes import linear_4bit
 from llava_mini.plan.ledger import FROZEN, GRADIENTS, OPTIMIZER, QUANTIZED, TRAINED, WORKSPACE
 from llava_mini.plan.planner import Peak, Planner
@@ -22,7 +23,6 @@ from llava_mini.views import NUM_VIEWS
 _SHARDED = (FROZEN, TRAINED, QUANTIZED, GRADIENTS, OPTIMIZER)
 
 
-@dataclass
 class Peaks:
     """Peak memory by number of samples. Up to `largest_planned` a step is simulated once; above, it is estimated.
 
@@ -33,19 +33,18 @@ class Peaks:
         tokenizer: Tokenizer of the config, if it is already loaded.
     """
 
-    config: Config
-    sample: Sample
-    new_tokens: int | None = None
-    tokenizer: PreTrainedTokenizerBase | None = None
-    planner: Planner = field(init=False)
-    largest_planned: int = field(init=False)
-    _known: dict[int, Peak] = field(init=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.tokenizer is None:
-            self.tokenizer = assembly.build_tokenizer(as_planned(self.config))
-        self.planner = planner_of(self.config, self.sample, self.tokenizer)
-        self.largest_planned = largest_planned(self.planner.model, self.sample)
+    def __init__(
+        self,
+        config: Config,
+        sample: Sample,
+        new_tokens: int | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.config, self.sample, self.new_tokens = config, sample, new_tokens
+        self.tokenizer = assembly.build_tokenizer(as_planned(config)) if tokenizer is None else tokenizer
+        self.planner = planner_of(config, sample, self.tokenizer)
+        self.largest_planned = largest_planned(self.planner.model, sample)
+        self._known: dict[int, Peak] = {}
 
     def of(self, config: Config) -> Peaks:
         """Return the peaks of another config with the same tokenizer."""
@@ -134,7 +133,7 @@ def _on_card(peak: Peak, config: Config, planner: Planner | None = None) -> Peak
     if ranks > 1 and config.trainer.strategy == "fsdp" and planner is not None:
         for part in _SHARDED:
             parts[part] = -(-parts[part] // ranks)
-        layers = [*planner.model.prefusion.layers, *planner.model.get_decoder().layers]
+        layers = decoder_layers(planner.model)
         parts[WORKSPACE] += 2 * max(sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in layers)
     elif ranks > 1:
         parts[GRADIENTS] *= 2

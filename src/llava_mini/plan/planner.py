@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,7 +35,6 @@ class Peak:
     host_bytes: int = 0
 
 
-@dataclass
 class Planner:
     """Runs steps of one model on fake tensors.
 
@@ -45,19 +44,13 @@ class Planner:
         sample: Description of the batch's samples.
     """
 
-    stage: VLMStage
-    mode: Mode
-    sample: Sample
-    ledger: Ledger = field(init=False)
-    _on: FakeTensors = field(init=False)
-    _optimizer: torch.optim.Optimizer | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        model = self.model
-        self.ledger = Ledger(model.config.text_config.vocab_size)
+    def __init__(self, stage: VLMStage, mode: Mode, sample: Sample) -> None:
+        self.stage, self.mode, self.sample = stage, mode, sample
+        self.ledger = Ledger(self.model.config.text_config.vocab_size)
         self._on = FakeTensors(self.ledger)
-        replace_weights(self.stage, self._on, _parts(self.stage))
-        self._tower = _OffloadedTower(model, self.ledger)
+        self._optimizer: torch.optim.Optimizer | None = None
+        replace_weights(stage, self._on, _parts(stage))
+        self._tower = _OffloadedTower(self.model, self.ledger)
 
     @property
     def model(self) -> LlavaMiniForConditionalGeneration:

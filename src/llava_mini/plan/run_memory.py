@@ -12,10 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_mini import assembly
 from llava_mini.config import Config
-from llava_mini.data.errors import SampleError
 from llava_mini.data.stream.collate import collate
 from llava_mini.data.stream.datamodule import Mix, VLMDataModule
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 from llava_mini.hardware import CUDA_CONTEXT
 from llava_mini.plan.advice import Advice
 from llava_mini.plan.memory_options import Change, finetunings, memory_changes
@@ -37,11 +36,7 @@ _FAILED = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeErr
 
 
 class Memory:
-    """Planned and measured peak memory of a run on one device.
-
-    Args:
-        config: Config of the run.
-    """
+    """Planned and measured peak memory of a run on one device."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -59,12 +54,6 @@ class Memory:
         strict: bool = False,
     ) -> None:
         """Plan the run and log the planned peak. Without `strict`, a failure of the planning does not stop the run.
-
-        Args:
-            datamodule: Data of the run, with the training samples.
-            tokenizer: Tokenizer of the run.
-            image_token_id: Token id of the image placeholder.
-            strict: Whether a run that does not fit is refused.
 
         Raises:
             UserError: with `strict`, the run does not fit or cannot be planned.

@@ -10,6 +10,8 @@ Shapes: B samples, T tokens, S supervised tokens of the batch, V entries of the 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +30,7 @@ _CONTINUES = "##"  # WordPiece's mark of a token that continues a word
 _TEXT, _BEFORE, _BEHIND = 1, 2, 4  # flags that `word_marks` adds up
 
 
-@dataclass(frozen=True)
-class AnswerScore:
+class AnswerScore(NamedTuple):
     """Scores of one answer; see `llava_mini.predictions.Predictions` for their definition."""
 
     words: int
@@ -153,64 +154,53 @@ def _count(number_S: Tensor) -> int:
     return int(number_S[-1]) + 1 if len(number_S) else 0
 
 
-def check_kinds(kinds: list[str], answers: int) -> None:
-    """Refuse kinds that cannot be assigned to answers; an empty list is accepted, since data may have no kinds.
+class Answer(NamedTuple):
+    """Sample key, turn from 0, and kind of a question ("" if the data names none), and the scores of its answer."""
 
-    Raises:
-        ValueError: if the number of kinds differs from the number of answers.
-    """
-    if kinds and len(kinds) != answers:
-        raise ValueError(f"{len(kinds)} kinds for {answers} answers: one for each answer is needed, or none at all")
+    key: str
+    turn: int
+    kind: str
+    words: int
+    exact_match: float
+    word_accuracy: float
+    nll: float
 
 
 @dataclass
 class Answers:
-    """Scores of all answers of a pass over a split, one row for each question, in the order given.
+    """Answers of a pass over a split: a row for each question, in the order given."""
 
-    Attributes:
-        key: Sample key of each answer.
-        turn: Number of each answer's turn in its sample, from 0.
-        kind: Kind of each question, "" if the data names none.
-        score: Scores of each answer.
-    """
-
-    key: list[str] = field(default_factory=list)
-    turn: list[int] = field(default_factory=list)
-    kind: list[str] = field(default_factory=list)
-    score: list[AnswerScore] = field(default_factory=list)
+    rows: list[Answer] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.key)
+        return len(self.rows)
 
     def add(self, batch: VLMBatch, scores: list[list[AnswerScore]]) -> None:
         """Append the answers of a batch.
 
         Args:
-            batch: Batch that was answered.
+            batch: Batch that was answered; a sample names a kind for each of its answers, or none at all.
             scores: Scores as returned by `answer_scores`.
 
         Raises:
             ValueError: if there are more or fewer rows than samples, or kinds than answers; then nothing is appended.
         """
-        for kinds, row in zip(batch.kinds, scores, strict=True):
-            check_kinds(kinds, len(row))
+        added = []
         for key, kinds, row in zip(batch.keys, batch.kinds, scores, strict=True):
-            for turn, score in enumerate(row):
-                self.key.append(key)
-                self.turn.append(turn)
-                self.kind.append(kinds[turn] if kinds else "")
-                self.score.append(score)
+            if kinds and len(kinds) != len(row):
+                raise ValueError(
+                    f"{len(kinds)} kinds for {len(row)} answers: one for each answer is needed, or none at all"
+                )
+            added += [Answer(key, turn, kinds[turn] if kinds else "", *score) for turn, score in enumerate(row)]
+        self.rows += added
 
     def check(self, allowed: list[str]) -> None:
         """Refuse kinds that the config does not name.
 
-        Args:
-            allowed: Kinds that the config names, `data.kinds`.
-
         Raises:
             UserError: naming the first kind that is not allowed.
         """
-        if foreign := sorted(set(self.kind) - {"", *allowed}):
+        if foreign := sorted({row.kind for row in self.rows} - {"", *allowed}):
             raise UserError(
                 f"data.kinds: the data has a question of kind {foreign[0]!r}; named are {', '.join(allowed)}"
             )
@@ -219,27 +209,12 @@ class Answers:
         """Answers of all ranks of a distributed run, the same on each rank; this object if nothing is distributed."""
         if not torch.distributed.is_initialized():
             return self
-        parts: list[Answers | None] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, self)
-        whole = Answers()
-        for part in parts:
-            assert part is not None  # all_gather_object has filled it
-            whole.key += part.key
-            whole.turn += part.turn
-            whole.kind += part.kind
-            whole.score += part.score
-        return whole
+        parts: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, self.rows)
+        return Answers(list(chain.from_iterable(parts)))
 
     def predictions(self) -> Predictions:
         """Return the answers as arrays, sorted by sample key and turn."""
-        order = sorted(range(len(self)), key=lambda row: (self.key[row], self.turn[row]))
-        chosen = [self.score[row] for row in order]
-        return Predictions(
-            key=np.array([self.key[row] for row in order], dtype=str),
-            turn=np.array([self.turn[row] for row in order], dtype=np.int64),
-            kind=np.array([self.kind[row] for row in order], dtype=str),
-            words=np.array([score.words for score in chosen], dtype=np.int64),
-            exact_match=np.array([score.exact_match for score in chosen], dtype=np.float32),
-            word_accuracy=np.array([score.word_accuracy for score in chosen], dtype=np.float32),
-            nll=np.array([score.nll for score in chosen], dtype=np.float32),
-        )
+        rows = sorted(self.rows, key=lambda row: (row.key, row.turn))
+        types = (str, np.int64, str, np.int64, np.float32, np.float32, np.float32)  # of the fields, in their order
+        return Predictions(*(np.array([row[place] for row in rows], of) for place, of in enumerate(types)))

@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from transformers import PreTrainedModel
 
 from llava_mini.limits import Rate, Share
-from llava_mini.models.vision_tower import encode_views
+from llava_mini.models.vision_tower import encode_views, patches_per_side
 
 IGNORE = -100
 
@@ -48,7 +48,7 @@ class VisionPretrainingStage(LightningModule):
         self.vision_tower, self.feature_layer = vision_tower, feature_layer
         self.learning_rate, self.weight_decay, self.warmup_ratio = learning_rate, weight_decay, warmup_ratio
         width = vision_tower.config.hidden_size
-        self.num_patches = (vision_tower.config.image_size // vision_tower.config.patch_size) ** 2
+        self.num_patches = patches_per_side(vision_tower.config) ** 2
         self.heads = nn.ModuleDict({name: nn.Linear(width, count) for name, count in target_classes.items()})
         self.accuracy = MetricCollection(
             {

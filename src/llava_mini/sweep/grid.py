@@ -138,7 +138,9 @@ def _make_run(overrides: list[str], config: Config, varied: Iterable[str], refer
     seed = config.seed
     if not isinstance(seed, int):
         raise UserError(f"seed={seed}: a seed is a whole number")
-    compressor, c = _compressor_name(given, config), config.compressor.get("C")
+    # The chosen option, or else the module of the class: `...compressors.query.QueryCompressor` -> `query`.
+    compressor = given.get("compressor") or config.compressor.target.split(".")[-2]
+    c = config.compressor.get("C")
     n_fusion = config.fusion.num_layers
     known = ("compressor", "compressor.C", "fusion.num_layers", "seed")
     values = {key: _value(key, given, config) for key in varied if key not in known}
@@ -146,11 +148,6 @@ def _make_run(overrides: list[str], config: Config, varied: Iterable[str], refer
     parts += [f"{key.rpartition('.')[2]}={value}" for key, value in values.items() if value is not None]
     label = re.sub(r"[^\w.=+-]+", "_", "-".join([*parts, f"s{seed}"]))[:100]
     return Run(label, overrides, config_hash(config), seed, compressor, c, n_fusion, reference, values)
-
-
-def _compressor_name(given: Mapping[str, str], config: Config) -> str:
-    """Chosen option, or else the module of the class: `...compressors.query.QueryCompressor` -> `query`."""
-    return given.get("compressor") or config.compressor.target.split(".")[-2]
 
 
 def _value(key: str, given: Mapping[str, str], config: Config) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from llava_mini.data.building.workers import cores
 from llava_mini.errors import UserError
 from llava_mini.files import writing
 from llava_mini.run.starter import Request, Starter
@@ -97,7 +97,7 @@ class LocalLauncher(Launcher):
         self._gpus = [",".join(gpus[first : first + devices]) for first in range(0, len(gpus) - devices + 1, devices)]
         if gpus and not self._gpus:
             self._gpus = [",".join(gpus)]  # too few GPUs: a job that needs more reports it
-        self._parallel = max_parallel or len(self._gpus) or max(_cores() // devices, 1)
+        self._parallel = max_parallel or len(self._gpus) or max(cores() // devices, 1)
 
     @property
     def parallel(self) -> int:
@@ -162,11 +162,6 @@ def _signal(groups: Iterable[int], number: signal.Signals) -> None:
     for group in groups:
         with suppress(ProcessLookupError):  # no process is left in it
             os.killpg(group, number)
-
-
-def _cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _gpus() -> list[str]:

@@ -10,15 +10,7 @@ from markupsafe import Markup
 
 from llava_mini.sweep.analysis import Analysis
 from llava_mini.sweep.statistics import FEWEST_SEEDS, Difference
-from llava_mini.sweep.text import (
-    duration,
-    group_head,
-    operations,
-    percent,
-    percent_range,
-    points,
-    points_range,
-)
+from llava_mini.sweep.text import duration, group_head, operations, percent, percent_range, points, points_range
 from llava_mini.units import size_text
 
 # Wider than a difference that matters between good configurations, narrower than the loss of a useless one.
@@ -26,15 +18,8 @@ _SCALE_POINTS = 0.15
 TEMPLATES = Environment(
     loader=PackageLoader("llava_mini.sweep"), autoescape=True, undefined=StrictUndefined, trim_blocks=False
 )
-TEMPLATES.globals.update(
-    duration=duration,
-    operations=operations,
-    percent=percent,
-    percent_range=percent_range,
-    points=points,
-    points_range=points_range,
-    size_text=size_text,
-)
+for _as_text in (duration, operations, percent, percent_range, points, points_range, size_text):
+    TEMPLATES.globals[_as_text.__name__] = _as_text
 
 
 def configurations_table(analysis: Analysis) -> Markup:
@@ -91,11 +76,7 @@ class Bar:
 
 
 class Bars:
-    """Differences as bars on one scale that includes 0.
-
-    Args:
-        differences: All differences that are to be shown.
-    """
+    """Differences as bars on one scale that includes 0."""
 
     def __init__(self, differences: Iterable[Difference]) -> None:
         intervals = [difference.interval for difference in differences if difference.interval is not None]

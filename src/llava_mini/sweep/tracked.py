@@ -14,7 +14,6 @@ from typing import Any
 
 from llava_mini.sweep.analysis import analyse
 from llava_mini.sweep.findings import headline
-from llava_mini.sweep.folder import outcome, read_sweep, run_folder
 from llava_mini.sweep.grid import Run
 from llava_mini.tracking.saved_view import View
 from llava_mini.tracking.service import Service
@@ -56,18 +55,16 @@ def track_report(sweep_dir: Path, service: Service) -> None:
     What the service does not accept waits in the folders.
 
     Args:
-        sweep_dir: Folder of the sweep.
-        service: Service that the sweep is reported to.
-
-    Args:
         sweep_dir: Folder of a sweep that was tracked.
+        service: Service that the sweep is reported to.
     """
-    spool, finished = Spool(sweep_dir), _finished(sweep_dir)
-    spool.append("tags", {"mlflow.note.content": "\n\n".join(headline(analyse(sweep_dir)))})
-    spool.append("metrics", summary(finished))
-    if inputs := dict.fromkeys(each for folder, _, _ in finished for each in Spool(folder).inputs()):
+    spool, analysis = Spool(sweep_dir), analyse(sweep_dir)
+    finished = analysis.of_state("finished")
+    spool.append("tags", {"mlflow.note.content": "\n\n".join(headline(analysis))})
+    spool.append("metrics", summary((measured.run, measured.result) for measured in finished))
+    if inputs := dict.fromkeys(each for measured in finished for each in Spool(measured.folder).inputs()):
         spool.append("inputs", {"datasets": [asdict(each) for each in inputs]})
-    spool.append("view", asdict(view(sweep_dir.resolve().name, [result for _, _, result in finished])))
+    spool.append("view", asdict(view(sweep_dir.resolve().name, [measured.result for measured in finished])))
     for name in (*_FILES, *sorted(path.name for path in sweep_dir.glob("*.png"))):
         spool.append("file", {"path": name})
     from llava_mini.tracking.tracker import flush_spools  # MLflow takes seconds to import
@@ -90,11 +87,8 @@ def view(name: str, results: Sequence[Result] = ()) -> View:
     return View(f"sweep {name}", charts, _PARAMS, metrics, order_by="tokens")
 
 
-def summary(finished: Iterable[tuple[Path, Run, Result]]) -> dict[str, float]:
+def summary(finished: Iterable[tuple[Run, Result]]) -> dict[str, float]:
     """Return summary figures of a sweep.
-
-    Args:
-        finished: Folder, run and result of each finished run.
 
     Returns:
         Figures by name. `best.KEY` is of the configuration with the highest word accuracy on dense answers (accuracy,
@@ -122,16 +116,9 @@ def summary(finished: Iterable[tuple[Path, Run, Result]]) -> dict[str, float]:
     return metrics if highest is None else highest[1] | metrics
 
 
-def _finished(sweep_dir: Path) -> list[tuple[Path, Run, Result]]:
-    sweep = read_sweep(sweep_dir)
-    folders = {run_folder(sweep_dir, run, sweep.code_version): run for run in sweep.runs}
-    results = {folder: outcome(folder, run, sweep.code_version).result for folder, run in folders.items()}
-    return [(folder, folders[folder], result) for folder, result in results.items() if result is not None]
-
-
-def _configurations(finished: Iterable[tuple[Path, Run, Result]]) -> list[_Configuration]:
+def _configurations(finished: Iterable[tuple[Run, Result]]) -> list[_Configuration]:
     found: dict[str, _Configuration] = {}
-    for _, run, result in finished:
+    for run, result in finished:
         values = [f"{key.rpartition('.')[2]}={value}" for key, value in run.values.items() if value is not None]
         grid = [] if run.C is None else [f"C{run.C}"]
         name = "-".join([run.compressor, *grid, f"N{run.n_fusion}", *values])

@@ -73,8 +73,7 @@ class Tracker:
     """One run in a service, reported through the spool in `folder`. No method raises or waits because of the service.
 
     Args:
-        folder: Folder of the spool; an existing spool continues its MLflow run.
-        name: Name of the run; default is the folder's name.
+        folder: Folder of the spool, which gives the run its name; an existing spool continues its run.
         uri: Address of the service, see `Service.address`.
         experiment: Name of the experiment.
         parent_run_id: Id of the run under which this run is shown.
@@ -86,14 +85,13 @@ class Tracker:
         self,
         folder: Path,
         *,
-        name: str | None = None,
         uri: str | None = None,
         experiment: str = EXPERIMENT,
         parent_run_id: str | None = None,
         interval: float = 2.0,
         service: Service | None = None,
     ) -> None:
-        self.name = name or Path(folder).name
+        self.name = Path(folder).name
         self._spool = Spool(folder)
         self._service = service or MLflow()
         self._spool.create(Origin(self._service.address(uri), experiment, self.name, parent_run_id))

@@ -13,12 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_mini.batch import BadSample, VLMBatch
 from llava_mini.config.types import Config, Model
-from llava_mini.data.errors import SampleError
 from llava_mini.data.stream.collate import collate
 from llava_mini.data.stream.datamodule import Mix, VLMDataModule
 from llava_mini.data.stream.quarantine import FILE as QUARANTINE
 from llava_mini.data.stream.samples import SampleReader
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 from llava_mini.evaluate.accuracy import evaluate
 from llava_mini.evaluate.convergence import convergence
 from llava_mini.evaluate.flops import prefill_flops
@@ -41,13 +40,6 @@ def measured(
 
     The scores of every answer are saved. A run without a test split (`data.splits.test=null`, for tuning) is measured
     on validation only.
-
-    Args:
-        model: Trained model.
-        tokenizer: Tokenizer of the model.
-        datamodule: Data of the run.
-        run_dir: Folder of the run, with its validations.
-        steps: Number of optimizer steps of the run.
 
     Returns:
         `accuracy` {split: share of exact matches}; `word_accuracy` and `nll` {split: {group: mean over its kinds}};
@@ -149,13 +141,7 @@ def save_run(
     """Write what a run has trained into its `model` folder.
 
     This is the whole model. For a run with adapters or a 4-bit base it is only the trained weights and a description of
-    the base.
-
-    Args:
-        model: Trained model.
-        processor: Processor of the model.
-        config: Config of the run.
-        base: Fingerprints of the model's parts as they were loaded.
+    the base, with the fingerprints `base` of its parts as they were loaded.
     """
     folder, finetune = Path(config.run_dir) / "model", config.finetune
     if is_adapted(finetune):
@@ -172,9 +158,6 @@ def save_run(
 
 def weights_of(spec: Model) -> dict[str, Any]:
     """Return where a base's weights come from, for people and for PEFT.
-
-    Args:
-        spec: Section `model` of the config.
 
     Returns:
         `weights`, the list of all sources; `language_model`, the sources of the language model as one text.

@@ -16,8 +16,8 @@ import pytest
 from llava_mini.cli import main
 from llava_mini.data.building import downloads
 from llava_mini.data.building.downloads import Downloads, is_public
-from llava_mini.data.errors import SampleError
 from llava_mini.data.format.shards import ShardSet
+from llava_mini.errors import SampleError
 
 
 class Server(ThreadingHTTPServer):

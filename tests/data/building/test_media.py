@@ -15,7 +15,8 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from llava_mini.data.building.media import Media, stored_image
-from llava_mini.data.errors import SampleError
+from llava_mini.data.building.plan import Options
+from llava_mini.errors import SampleError
 from llava_mini.media.images import decode_image
 
 MakePicture = Callable[..., bytes]
@@ -29,7 +30,7 @@ def media(tmp_path: Path) -> Callable[..., Media]:
 
     def make(**changes: Any) -> Media:
         folders = {"images": tmp_path / "images", "videos": tmp_path / "videos"}
-        return Media(**{**folders, "resize": None, "fps": 1.0, **changes})
+        return Media(Options(**{**folders, **changes}))
 
     return make
 

@@ -176,7 +176,7 @@ def test_a_source_that_can_be_read_only_once_is_refused(tmp_path: Path) -> None:
 def test_sources_must_be_there_and_different(source: Path) -> None:
     with pytest.raises(UserError, match="no source"):
         describe_sources([])
-    with pytest.raises(UserError, match=r"source nothing\.json cannot be read \(No such file"):
+    with pytest.raises(UserError, match=r"nothing\.json: cannot be read: No such file"):
         describe_sources([Path("nothing.json")])
     with pytest.raises(UserError, match="given twice"):
         describe_sources([source, source.parent / "." / source.name])

@@ -197,7 +197,7 @@ def test_a_file_whose_name_is_no_utf_8_has_places_that_are_text(tmp_path: Path, 
 
 
 def test_a_missing_file_and_an_endless_line_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"nothing\.json cannot be read \(No such file or directory\)"):
+    with pytest.raises(UserError, match=r"nothing\.json: cannot be read: No such file or directory"):
         list(read_records(tmp_path / "nothing.json"))
     monkeypatch.setattr("llava_mini.data.building.records._LONGEST_LINE", 100)
     with pytest.raises(UserError, match="line 2 is longer than 100 bytes"):

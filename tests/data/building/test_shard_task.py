@@ -15,7 +15,7 @@ from llava_mini.data.building.media import Media
 from llava_mini.data.building.plan import Options, Plan, describe_sources, frozen_plan
 from llava_mini.data.building.records import Entry
 from llava_mini.data.building.shard_task import Progress, build_shard, sample_of
-from llava_mini.data.errors import SampleError
+from llava_mini.errors import SampleError
 from llava_mini.files import atomic_path, shard_lock
 
 
@@ -117,7 +117,7 @@ def talk(*messages: tuple[str, str]) -> list[dict[str, str]]:
     ],
 )
 def test_an_unusable_record_is_rejected_with_its_reason(world: Path, record: dict[str, Any], reason: str) -> None:
-    media = Media(world / "images", world / "videos", None, 1.0)
+    media = Media(Options(world / "images", world / "videos"))
     with pytest.raises(SampleError, match=f"^{reason}"):
         sample_of(Entry("mix.json record 1", record), media)
 
@@ -132,7 +132,7 @@ def test_an_unusable_record_is_rejected_with_its_reason(world: Path, record: dic
 )
 def test_unusual_conversations_are_kept_as_they_are(world: Path, conversations: list[Any]) -> None:
     record = {"id": "x", "conversations": conversations, "source": "own"}
-    members, ignored = sample_of(Entry("mix.json record 1", record), Media(None, None, None, 1.0))
+    members, ignored = sample_of(Entry("mix.json record 1", record), Media(Options()))
     assert json.loads(members["json"]) == record and list(members) == ["json"] and ignored == ()
 
 
@@ -140,7 +140,7 @@ def test_a_sample_that_would_fill_the_memory_is_refused(world: Path, monkeypatch
     monkeypatch.setattr("llava_mini.data.building.shard_task.MOST_BYTES", 1000)
     record = {"conversations": talk(("human", "hi"), ("gpt", "a" * 1000))}
     with pytest.raises(SampleError, match=r"sample of \d+ bytes, 1000 allowed"):
-        sample_of(Entry("", record), Media(None, None, None, 1.0))
+        sample_of(Entry("", record), Media(Options()))
 
 
 def test_an_error_in_the_middle_leaves_nothing(plan: Plan, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

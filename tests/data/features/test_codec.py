@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.features.codec import FeatureType, StorageError, packed, unpacked
+from llava_mini.errors import SampleError
 
 
 def features(frames: int = 2, views: int = 1, patches: int = 9, width: int = 8) -> NDArray[np.float32]:

@@ -12,13 +12,12 @@ import torch
 import webdataset
 from torch import Tensor
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.features.codec import FeatureType
 from llava_mini.data.features.store import FeatureStore
 from llava_mini.data.features.work import FeatureRecipe
 from llava_mini.data.format.shards import ShardSet, write_shards
 from llava_mini.data.stream.pixels import PixelTransform
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 
 MakeShards = Callable[..., ShardSet]
 MakeMembers = Callable[..., dict[str, bytes]]

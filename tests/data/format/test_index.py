@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.format.index import INDEX_DTYPE, Modality, facts_of, picture_names, write_index
 from llava_mini.data.format.shards import ShardSet, finish_set, write_shard
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 
 
 def record(**fields: Any) -> bytes:

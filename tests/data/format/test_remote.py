@@ -17,10 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.format import remote
 from llava_mini.data.format.shards import ShardSet, write_shards
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 
 # 20 samples of 5 KB in two tars; with blocks of 4 KiB most samples lie in two or three of them
 SAMPLES = [

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import webdataset
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.format.index import INDEX_DTYPE
 from llava_mini.data.format.shards import (
     Modality,
@@ -23,7 +22,7 @@ from llava_mini.data.format.shards import (
     write_shard,
     write_shards,
 )
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 
 SAMPLES = [(f"k{i:03d}", {"json": b'{"id": %d}' % i, "bin": bytes([i]) * (i * 97)}) for i in range(11)]
 

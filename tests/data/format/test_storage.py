@@ -12,10 +12,11 @@ from llava_mini.errors import UserError
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> LocalStorage:
+def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalStorage:
+    monkeypatch.setattr("llava_mini.data.format.storage.MOST_OPEN", 2)
     for number in range(5):
         (tmp_path / f"f{number}").write_bytes(bytes(range(number, number + 10)))
-    return LocalStorage(tmp_path, max_open=2)
+    return LocalStorage(tmp_path)
 
 
 def test_stretches_are_read(storage: LocalStorage) -> None:
@@ -48,7 +49,7 @@ def test_open_files_do_not_travel(storage: LocalStorage) -> None:
 
 def test_a_listing_may_be_absent(storage: LocalStorage) -> None:
     assert storage.listing("nothing") is None
-    assert LocalStorage(storage.folder / "f0", 2).listing("nothing") is None
+    assert LocalStorage(storage.folder / "f0").listing("nothing") is None
     assert storage.listing("f0") == bytes(range(10))
     (storage.folder / "folder").mkdir()
     with pytest.raises(UserError, match=r"folder cannot be read \(Is a directory\)"):

@@ -5,8 +5,8 @@ import tarfile
 
 import pytest
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.format.ustar import parse_members, write_tar
+from llava_mini.errors import SampleError
 
 MEMBERS = {"json": b"{}", "000000.jpg": b"x" * 512, "000001.jpg": b"", "scale.npy": b"y" * 513}
 

@@ -16,9 +16,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.stream.pixels import CLIP_GRAY, PixelTransform, normalized
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 from llava_mini.views import NUM_VIEWS, ViewMode
 
 Pixels = NDArray[np.uint8]

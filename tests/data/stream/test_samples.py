@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.features.store import FeatureStore
 from llava_mini.data.features.work import FeatureRecipe
 from llava_mini.data.format.shards import ShardSet
@@ -16,7 +15,7 @@ from llava_mini.data.stream.pixels import PixelTransform
 from llava_mini.data.stream.samples import SampleReader, placeholder
 from llava_mini.data.text.conversation import parse_record
 from llava_mini.data.text.labels import ConversationTokenizer
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 
 MakeShards = Callable[..., ShardSet]
 MakeMembers = Callable[..., dict[str, bytes]]

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.text.conversation import (
     Conversation,
     Turn,
@@ -14,6 +13,7 @@ from llava_mini.data.text.conversation import (
     media_names,
     parse_record,
 )
+from llava_mini.errors import SampleError
 
 
 def parse(*messages: tuple[str, Any], **fields: Any) -> Conversation:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.text.conversation import Conversation, Turn, parse_record
 from llava_mini.data.text.forms import media_names, texts_of
+from llava_mini.errors import SampleError
 
 TALK = [{"from": "human", "value": "what is it"}, {"from": "gpt", "value": "a ring"}]
 ANSWER = {"role": "assistant", "content": "a ring"}

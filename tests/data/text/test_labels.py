@@ -12,12 +12,11 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.format.shards import ShardSet
 from llava_mini.data.text.conversation import Conversation, Turn, parse_record
 from llava_mini.data.text.labels import ConversationTokenizer, TokenizedSample, Turns
 from llava_mini.data.text.templates import CHATML, LLAMA3, MISTRAL, PLAIN, TINY, VICUNA, ConversationTemplate
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 from llava_mini.token_layout import TokenLayout
 
 TALK = Conversation(

@@ -24,7 +24,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote
 
 import llava_mini
-from llava_mini.data.errors import SampleError
+from llava_mini.errors import SampleError
 from llava_mini.files import atomic_path
 
 MOST_BYTES = 2**30  # of a file

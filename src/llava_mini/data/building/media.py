@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from llava_mini.data.building.downloads import Downloads
-from llava_mini.data.errors import SampleError
-from llava_mini.data.text.conversation import media_names
-from llava_mini.data.text.forms import is_url
+from llava_mini.data.building.plan import Options
+from llava_mini.data.text.forms import is_url, media_names
+from llava_mini.errors import SampleError
 from llava_mini.media.images import decode_image, encode_jpeg, shrunk, verify_image
 from llava_mini.media.video import frames_at
 
@@ -31,24 +31,9 @@ MOST_BYTES = 2**30  # limit for one image file and for all images of a sample to
 
 @dataclass(frozen=True)
 class Media:
-    """Find and prepare the image and video files of records.
+    """Find and prepare the image and video files of records, as the options of a build say."""
 
-    Attributes:
-        images: Folder of the images; None if no record may name an image.
-        videos: Folder of the videos; None if no record may name a video.
-        resize: Maximum pixels of the shorter side of a stored image or frame; None leaves images at their size and
-            limits frames to 336.
-        fps: Frames to store per second of video.
-        follow_links: Whether symbolic links in the folders may lead out of them.
-        downloads: Files that records name by URL; None if no record may name one.
-    """
-
-    images: Path | None
-    videos: Path | None
-    resize: int | None
-    fps: float
-    follow_links: bool = False
-    downloads: Downloads | None = None
+    options: Options
 
     def pictures(self, record: Mapping[str, Any]) -> dict[str, bytes]:
         """Return the images or frames of a record by member name in a shard: none, one, or several, which are numbered.
@@ -63,20 +48,20 @@ class Media:
         return dict(pictures) if len(names) == 1 else _numbered(pictures)
 
     def _image(self, name: str) -> tuple[str, bytes]:
-        path = self._inside(self.images, name, "image")
+        path = self._inside(self.options.images, name, "image")
         try:
             raw = path.read_bytes()
         except OSError as error:
             raise SampleError(f"unreadable image ({error.strerror}): {name}") from None
         try:
-            return stored_image(raw, self.resize)
+            return stored_image(raw, self.options.resize)
         except SampleError as error:
             raise SampleError(f"{error} ({name})") from None
 
     def _frames(self, name: str) -> Iterable[tuple[str, bytes]]:
-        path = self._inside(self.videos, name, "video")
+        path = self._inside(self.options.videos, name, "video")
         try:
-            for frame in frames_at(path, self.fps, short_side=self.resize or FRAME_SIDE):
+            for frame in frames_at(path, self.options.fps, short_side=self.options.resize or FRAME_SIDE):
                 yield "jpg", _encoded(frame, "jpg")
         except SampleError as error:
             raise SampleError(f"{error} ({name})") from None
@@ -89,7 +74,7 @@ class Media:
             path = (
                 self._downloaded(name, what)
                 if folder is None or is_url(name)
-                else _path_inside(folder, name, what, self.follow_links)
+                else _path_inside(folder, name, what, self.options.follow_links)
             )
             found = path.stat()
         except OSError as error:
@@ -105,10 +90,10 @@ class Media:
         return path
 
     def _downloaded(self, url: str, what: str) -> Path:
-        if self.downloads is None:
+        if self.options.fetch is None:
             raise SampleError(f"{what} named by a URL; --fetch DIR downloads it: {url[:80]}")
         try:
-            return self.downloads.file(url)
+            return Downloads(self.options.fetch).file(url)
         except SampleError as error:
             raise SampleError(f"{what} that cannot be downloaded ({error}): {url[:80]}") from None
 

@@ -25,12 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llava_mini.data.building.records import Entry, read_records
-from llava_mini.data.errors import SampleError
 from llava_mini.data.format.index import is_count, read_sidecar
 from llava_mini.data.inspection.counts import printable
-from llava_mini.data.text.conversation import conversation_of, media_names
-from llava_mini.data.text.forms import is_url
-from llava_mini.errors import UserError
+from llava_mini.data.text.conversation import conversation_of
+from llava_mini.data.text.forms import is_url, media_names
+from llava_mini.errors import SampleError, UserError
 from llava_mini.files import atomic_path, read_json, reading, write_json, writing
 
 log = logging.getLogger("llava_mini")
@@ -175,12 +174,9 @@ def describe_sources(sources: Sequence[Path]) -> list[dict[str, Any]]:
     for path in sources:
         if path.exists() and not path.is_file():  # a source is read twice, which is impossible with a pipe
             raise UserError(f"source {path} is no regular file; allowed are files of JSON or JSON Lines")
-        try:
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                described.append({"name": path.name, "bytes": file.tell(), "sha256": digest})
-        except OSError as error:
-            raise UserError(f"source {path} cannot be read ({error.strerror})") from None
+        with reading(path), open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            described.append({"name": path.name, "bytes": file.tell(), "sha256": digest})
     return described
 
 
@@ -193,12 +189,6 @@ def frozen_plan(out: Path, sources: Sequence[Path], described: list[dict[str, An
     """Return the plan in `out`, which is made if it does not exist; the caller holds the folder's lock.
 
     Shards whose plan and manifest were lost are kept if they were made from the same sources and options.
-
-    Args:
-        out: Folder of the set.
-        sources: Files of records.
-        described: Result of `describe_sources` for the sources.
-        options: Options of the build.
 
     Raises:
         UserError: `out` contains a plan or shards made from something else, a source cannot be used, a record names a

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from llava_mini.errors import UserError
+from llava_mini.files import reading
 
 _BOM = b"\xef\xbb\xbf"
 _OTHER_CONTENT = {
@@ -61,22 +62,18 @@ def read_records(path: Path) -> Iterator[Entry]:
     Raises:
         UserError: The file cannot be read, is not JSON or JSON Lines in UTF-8, or contains a broken array.
     """
-    try:
-        with open(path, "rb") as file:
-            start = _check_content(path, file)
-            file.seek(start)
-            is_array = file.read(4096).lstrip()[:1] == b"["
-            file.seek(start)
-            if not is_array and (key := _wrapping_key(file.read(_HEAD))):
-                raise UserError(
-                    f"{path} is one object that contains the records as its {key}: save that value alone;"
-                    " allowed: a JSON array of records or JSON Lines"
-                )
-            file.seek(start)
-            values = _array(path, file) if is_array else _lines(path, file)
-            yield from values
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    with reading(path), open(path, "rb") as file:
+        start = _check_content(path, file)
+        file.seek(start)
+        is_array = file.read(4096).lstrip()[:1] == b"["
+        file.seek(start)
+        if not is_array and (key := _wrapping_key(file.read(_HEAD))):
+            raise UserError(
+                f"{path} is one object that contains the records as its {key}: save that value alone;"
+                " allowed: a JSON array of records or JSON Lines"
+            )
+        file.seek(start)
+        yield from _array(path, file) if is_array else _lines(path, file)
 
 
 def _check_content(path: Path, file: BinaryIO) -> int:

@@ -9,16 +9,14 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from llava_mini.data.building.downloads import Downloads
 from llava_mini.data.building.media import MOST_BYTES, Media
 from llava_mini.data.building.plan import Plan
 from llava_mini.data.building.records import Entry
 from llava_mini.data.building.workers import Report
-from llava_mini.data.errors import SampleError
 from llava_mini.data.format.shards import Members, is_written, write_shard
 from llava_mini.data.inspection.counts import printable
 from llava_mini.data.text.conversation import IMAGE_PLACEHOLDER, parse_record
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 from llava_mini.files import shard_lock
 
 _REPORT_SECONDS = 1.0
@@ -41,24 +39,17 @@ def build_shard(plan: Plan, out: Path, shard: int, report: Report) -> None:
     """Write a shard of the set in `out`, unless another build already has; report `Progress` about once a second."""
     with shard_lock(out, shard):
         if not is_written(out, shard):  # once all shards are written, the plan may be deleted
-            _write(plan, out, shard, report)
+            rejected, ignored = list[tuple[str, str]](), Counter[str]()
+            samples = _samples(plan, shard, rejected, ignored, report)
+            write_shard(out, shard, samples, rejected, {"plan": plan.made_from, "ignored": ignored})
     report(Progress(shards=1))
 
 
-def _write(plan: Plan, out: Path, shard: int, report: Report) -> None:
-    options = plan.options
-    downloads = None if options.fetch is None else Downloads(options.fetch)
-    media = Media(options.images, options.videos, options.resize, options.fps, options.follow_links, downloads)
-    rejected: list[tuple[str, str]] = []
-    ignored: Counter[str] = Counter()
-    samples = _samples(plan, shard, media, rejected, ignored, report)
-    write_shard(out, shard, samples, rejected, {"plan": plan.made_from, "ignored": ignored})
-
-
 def _samples(
-    plan: Plan, shard: int, media: Media, rejected: list[tuple[str, str]], ignored: Counter[str], report: Report
+    plan: Plan, shard: int, rejected: list[tuple[str, str]], ignored: Counter[str], report: Report
 ) -> Iterator[tuple[str, Members]]:
     """Yield the usable samples; add their unread keys to `ignored`, and unusable records with reasons to `rejected`."""
+    media = Media(plan.options)
     samples = size = before = 0
     last = time.monotonic()
     for key, entry in plan.entries(shard):

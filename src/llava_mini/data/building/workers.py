@@ -14,7 +14,6 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -96,22 +95,11 @@ def run_tasks(work: Work, tasks: Sequence[int], workers: int, report: Report) ->
             worker.end()
 
 
-@dataclass(frozen=True)
-class _Reported:
-    value: Any
-
-
-@dataclass(frozen=True)
-class _Failed:
-    error: Exception
-
-
-class _Finished:
-    pass
-
-
 class _Worker:
-    """A worker process and the connection to it."""
+    """A worker process and the connection to it.
+
+    Its messages are pairs: "reported" and what the work reports, "failed" and an exception, "finished" and None.
+    """
 
     def __init__(self, work: Work) -> None:
         context = get_context("spawn")
@@ -129,15 +117,15 @@ class _Worker:
     def has_finished(self, report: Report) -> bool:
         """Receive the message that has come, and return whether it finishes the task."""
         try:
-            message = self.connection.recv()
+            kind, value = self.connection.recv()
         except (EOFError, ConnectionResetError):
             self.process.join()
             raise WorkerDiedError(self.task, self.process.exitcode or 0) from None
-        if isinstance(message, _Failed):
-            raise message.error
-        if isinstance(message, _Reported):
-            report(message.value)
-        return isinstance(message, _Finished)
+        if kind == "failed":
+            raise value
+        if kind == "reported":
+            report(value)
+        return kind == "finished"
 
     def end(self) -> None:
         self.process.kill()
@@ -165,9 +153,9 @@ def _main(work: Work, connection: Connection, parent_pid: int) -> None:
         except EOFError:
             return
         try:
-            work(task, lambda value: connection.send(_Reported(value)))
+            work(task, lambda value: connection.send(("reported", value)))
         except Exception as error:  # noqa: BLE001 - raised again in the parent
             error.add_note(f"In the process of task {task}:\n{traceback.format_exc()}")
-            connection.send(_Failed(error))
+            connection.send(("failed", error))
         else:
-            connection.send(_Finished())
+            connection.send(("finished", None))

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from llava_mini.data.errors import SampleError
+from llava_mini.errors import SampleError
 
 FeatureType = Literal["float32", "float16", "int8"]
 FEATURE_TYPES: tuple[FeatureType, ...] = ("float32", "float16", "int8")

@@ -20,13 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.features.codec import FeatureType, StorageError, unpacked
 from llava_mini.data.features.work import EncodePictures, FeatureRecipe, FeatureWork
 from llava_mini.data.format.index import read_sidecar
 from llava_mini.data.format.shards import ShardSet, finish_set, is_complete, is_written, sidecar_path
 from llava_mini.data.stream.pixels import PixelTransform
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 from llava_mini.files import folder_lock, read_json, remove_leftovers, write_json
 
 # Increase it with any change of the code that gives other features for the same images and vision tower.

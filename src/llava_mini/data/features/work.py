@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.features.codec import FeatureType, StorageError, packed, unpacked
 from llava_mini.data.format.index import Modality
 from llava_mini.data.format.shards import Members, ShardSet, picture_names, write_shard
 from llava_mini.data.stream.loading import made_in_order
 from llava_mini.data.stream.pixels import PixelTransform
+from llava_mini.errors import SampleError
 
 EncodePictures = Callable[[Tensor], Tensor]  # from views of a transform, [n, 1, 3, H, W], to [n, 1, N, Dv]
 
@@ -76,6 +76,7 @@ class _Decoded:
             return str(error)
 
 
+@dataclass(frozen=True)
 class FeatureWork:
     """Computes and writes shards of features.
 
@@ -88,18 +89,12 @@ class FeatureWork:
         num_workers: Number of worker processes that decode; 0 decodes in this process.
     """
 
-    def __init__(
-        self,
-        shards: ShardSet,
-        encode: EncodePictures,
-        recipe: FeatureRecipe,
-        transform: PixelTransform,
-        batch_size: int,
-        num_workers: int,
-    ) -> None:
-        self.shards, self.encode, self.recipe = shards, encode, recipe
-        self.decoded = _Decoded(shards, transform)
-        self.batch_size, self.num_workers = batch_size, num_workers
+    shards: ShardSet
+    encode: EncodePictures
+    recipe: FeatureRecipe
+    transform: PixelTransform
+    batch_size: int
+    num_workers: int
 
     def write(self, folder: Path, shard: int) -> None:
         """Write the features of a shard's samples; its sidecar contains counts, computing time and storage error."""
@@ -123,7 +118,8 @@ class FeatureWork:
 
     def _features(self, indices: range) -> Iterator[tuple[int, NDArray[np.float32] | str]]:
         """Yield features of samples in order, or why they have none; frames of several samples are encoded together."""
-        decoded = made_in_order(self.decoded, indices, num_workers=self.num_workers, setting="--workers")
+        decode = _Decoded(self.shards, self.transform)
+        decoded = made_in_order(decode, indices, num_workers=self.num_workers, setting="--workers")
         waiting: list[tuple[int, Tensor | str]] = []
         views = 0
         for index, found in zip(indices, decoded, strict=True):

@@ -11,19 +11,17 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.format.ustar import BLOCK
 from llava_mini.data.text.forms import media_names, texts_of
-from llava_mini.errors import UserError
-from llava_mini.files import atomic_path
+from llava_mini.errors import SampleError, UserError
+from llava_mini.files import atomic_path, reading
 
 FORMAT_VERSION = 2
 INDEX_FILE, SET_FILE = "index.npy", "shards.json"
@@ -75,9 +73,8 @@ def picture_names(members: Iterable[str]) -> list[str]:
     return names
 
 
-@dataclass(frozen=True)
-class Facts:
-    """Facts about a sample's content in the index."""
+class Facts(NamedTuple):
+    """Facts about a sample's content, as they follow its key, offset and size in a sidecar."""
 
     record_bytes: int
     modality: Modality
@@ -117,22 +114,14 @@ def _source(record: dict[str, Any]) -> str:
     return str(source) if isinstance(source, str) or type(source) is int else ""
 
 
-def sidecar_row(key: str, offset: int, size: int, facts: Facts) -> list[Any]:
-    """Return the entry of a sample in its sidecar."""
-    numbers = (facts.record_bytes, int(facts.modality), facts.frames, facts.text_length)
-    return [key, offset, size, *numbers, facts.source]
-
-
 def read_sidecar(path: Path) -> dict[str, Any]:
     """Read and check the sidecar of a tar.
 
     Raises:
         UserError: The sidecar is missing or malformed, or describes another tar.
     """
-    try:
+    with reading(path):
         raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
     return parse_sidecar(raw, str(path), path.with_suffix(".tar").name)
 
 

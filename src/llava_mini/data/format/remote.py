@@ -47,13 +47,12 @@ class RemoteStorage(Storage):
         url: URL of the folder.
         cache_dir: Folder for fetched files, which later runs and other processes use too; it may become as large as
             the set. None stores blocks in memory and the index in a temporary folder.
-        max_open: Number of cache files that stay open.
 
     Raises:
         UserError: The URL has another scheme or a query, or the packages for it are not installed.
     """
 
-    def __init__(self, url: str, cache_dir: Path | None, max_open: int) -> None:
+    def __init__(self, url: str, cache_dir: Path | None) -> None:
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES:
             raise UserError(f"{parts.scheme}://: allowed are a folder and URLs of {', '.join(SCHEMES)}")
@@ -61,7 +60,7 @@ class RemoteStorage(Storage):
         if parts.query or parts.fragment:
             raise UserError(f"{self._shown}?...: allowed are URLs of a folder, to which names of files can be added")
         self._url, self._scheme = url.rstrip("/"), parts.scheme
-        self._cache_dir, self._max_open, self._block_bytes = cache_dir, max_open, BLOCK_BYTES
+        self._cache_dir, self._block_bytes = cache_dir, BLOCK_BYTES
         self._files: LocalStorage | None = None  # fetched files; known with the listing
         self._sizes: dict[str, int] = {}
         self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
@@ -82,7 +81,7 @@ class RemoteStorage(Storage):
         else:
             folder = self._cache_dir / f"{hashlib.sha256(content).hexdigest()[:32]}-{self._block_bytes}"
             remove_leftovers(folder)
-        self._files = LocalStorage(folder, self._max_open)
+        self._files = LocalStorage(folder)
         return content
 
     def content(self, name: str) -> bytes | None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.format.index import (
     INDEX_FILE,
     SET_FILE,
@@ -28,7 +27,7 @@ from llava_mini.data.format.index import (
 from llava_mini.data.format.remote import RemoteStorage
 from llava_mini.data.format.storage import LocalStorage, Storage
 from llava_mini.data.format.ustar import BLOCK, parse_members
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 from llava_mini.files import MOUNT_GONE
 
 
@@ -44,13 +43,12 @@ class ShardSet:
         plan: Description of what the set was built from, if its builder gave one.
     """
 
-    def __init__(self, folder: Path | str, *, cache_dir: Path | None = None, max_open: int = 16) -> None:
+    def __init__(self, folder: Path | str, *, cache_dir: Path | None = None) -> None:
         """Open the set; contents are not read here, `verify` does that.
 
         Args:
             folder: Folder of the set, or an s3://, http:// or https:// URL of one.
             cache_dir: Folder for files fetched from a URL, shared by processes and kept for later runs.
-            max_open: Number of files that stay open.
 
         Raises:
             UserError: The folder is not a shard set or cannot be reached, a file is missing or malformed, or a tar or
@@ -59,11 +57,11 @@ class ShardSet:
         self._storage: Storage
         self.folder: Path | str
         if "://" in str(folder):
-            self._storage = RemoteStorage(str(folder), cache_dir, max_open)
+            self._storage = RemoteStorage(str(folder), cache_dir)
             self.folder = self._storage.where("").rstrip("/")
         else:
             self.folder = Path(folder)
-            self._storage = LocalStorage(self.folder, max_open)
+            self._storage = LocalStorage(self.folder)
         listing = self._listing()
         shards = listing["shards"]
         self._tars: list[str] = [shard["name"] for shard in shards]

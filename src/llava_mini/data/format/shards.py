@@ -34,7 +34,6 @@ from llava_mini.data.format.index import (
     index_rows,
     picture_names,
     read_sidecar,
-    sidecar_row,
     write_index,
 )
 from llava_mini.data.format.shard_set import ShardSet
@@ -85,7 +84,7 @@ def write_shard(
     seen: dict[str, Facts] = {}
     with atomic_path(tar) as temporary:
         with open(temporary, "wb") as file:
-            rows = [sidecar_row(*place, seen[place[0]]) for place in write_tar(file, _noted(samples, seen))]
+            rows = [[*place, *seen[place[0]]] for place in write_tar(file, _noted(samples, seen))]
         with open(temporary, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
@@ -119,11 +118,6 @@ def is_complete(folder: Path) -> bool:
 def finish_set(folder: Path, num_shards: int, plan: dict[str, Any] | None = None) -> ShardSet:
     """Make a complete set of shards 0 to `num_shards` - 1, which are all written.
 
-    Args:
-        folder: Folder of the set.
-        num_shards: Number of shards of the set.
-        plan: Description of what the set was made from, for `ShardSet.plan`.
-
     Raises:
         UserError: A shard is missing, damaged or of another size than its sidecar says, a key is repeated, or there
             is no sample at all.
@@ -135,7 +129,7 @@ def finish_set(folder: Path, num_shards: int, plan: dict[str, Any] | None = None
     parts: list[NDArray[np.void]] = []
     shards: list[dict[str, Any]] = []
     sources: dict[str, int] = {}
-    storage = LocalStorage(folder, max_open=1)
+    storage = LocalStorage(folder)
     for number in range(num_shards):
         sidecar = read_sidecar(sidecar_path(folder, number))
         storage.check(_tar_path(folder, number).name, sidecar["bytes"])

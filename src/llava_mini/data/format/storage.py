@@ -14,6 +14,8 @@ from typing import Any
 
 from llava_mini.errors import UserError
 
+MOST_OPEN = 16  # files of a set, which may have thousands of shards; a process may open about a thousand files
+
 
 class Storage(ABC):
     """The files of one shard set; the storage can be pickled, and used in a forked process."""
@@ -76,16 +78,10 @@ class Storage(ABC):
 
 
 class LocalStorage(Storage):
-    """Files of a local folder; the most recently used ones stay open.
+    """Files of a local folder; the most recently used ones stay open."""
 
-    Args:
-        folder: Folder of the files.
-        max_open: Number of files that stay open; a set may have thousands of shards, a process may open about a
-            thousand files.
-    """
-
-    def __init__(self, folder: Path, max_open: int) -> None:
-        self.folder, self.max_open = folder, max_open
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._open: OrderedDict[str, int] = OrderedDict()
 
     def where(self, name: str) -> str:
@@ -124,7 +120,7 @@ class LocalStorage(Storage):
     def _descriptor(self, name: str) -> int:
         """Return the descriptor of an open file; the least recently used one is closed when there are too many."""
         if name not in self._open:
-            if len(self._open) >= self.max_open:
+            if len(self._open) >= MOST_OPEN:
                 os.close(self._open.popitem(last=False)[1])
             self._open[name] = os.open(self.folder / name, os.O_RDONLY)
         self._open.move_to_end(name)

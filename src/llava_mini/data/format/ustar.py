@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from typing import BinaryIO
 
-from llava_mini.data.errors import SampleError
+from llava_mini.errors import SampleError
 
 BLOCK = tarfile.BLOCKSIZE
 # What follows `<key>.`; no part is empty, so no name contains `..`, and there is no slash.

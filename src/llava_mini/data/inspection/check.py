@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_mini.data.building.workers import Report, run_tasks
-from llava_mini.data.errors import SampleError
 from llava_mini.data.format.shards import ShardSet, picture_names
 from llava_mini.data.inspection.counts import ignored_lines, printable
 from llava_mini.data.text.conversation import IMAGE_PLACEHOLDER, parse_record
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 from llava_mini.files import writing
 from llava_mini.media.images import verify_image
 

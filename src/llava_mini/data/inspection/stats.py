@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llava_mini.data.building.workers import Report, run_tasks
-from llava_mini.data.errors import SampleError
 from llava_mini.data.format.shards import Modality, ShardSet
 from llava_mini.data.inspection.counts import aligned, count_lines, total_bytes
 from llava_mini.data.text.conversation import parse_record
+from llava_mini.errors import SampleError
 from llava_mini.units import size_text
 
 
@@ -60,18 +60,12 @@ class Statistics:
 
 
 def statistics(shards: ShardSet, workers: int = 1) -> Statistics:
-    """Compute the statistics of a set from its index and records.
-
-    Args:
-        shards: Shard set to read.
-        workers: Number of processes that read records.
-    """
+    """Compute the statistics of a set from its index and records."""
     modality, index = shards.index["modality"], shards.index
     turns: Counter[int] = Counter()
     run_tasks(functools.partial(_count_turns, shards), range(shards.num_shards), workers, turns.update)
-    ordered = sorted(turns)
     return Statistics(
-        turns=Distribution(np.array(ordered, np.int64), np.array([turns[value] for value in ordered], np.int64)),
+        turns=Distribution.of(np.fromiter(turns.elements(), np.int64)),
         text={
             kind: Distribution.of(index["text_length"][modality == kind])
             for kind in Modality

@@ -28,9 +28,12 @@ def draw(shards: ShardSet, found: Statistics, path: Path) -> None:
     figure = Figure(figsize=(11, 7), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
     sources, turns, text, pictures = figure.subplots(2, 2).flat
     _draw_sources(sources, shards)
-    _draw_turns(turns, found.turns)
+    _draw_counts(turns, "Turns of a sample", found.turns, _GRAY)
     _draw_text(text, found.text)
-    _draw_pictures(pictures, found)
+    if len(found.frames):  # else images: most samples of a mix have one, which says little
+        _draw_counts(pictures, "Frames of a video", found.frames, _COLORS[Modality.VIDEO])
+    else:
+        _draw_counts(pictures, "Images of a sample", found.images, _COLORS[Modality.IMAGE])
     handles = [
         Patch(color=_COLORS[kind], label=f"{kind.name.lower()} ({len(lengths):,})")
         for kind, lengths in found.text.items()
@@ -65,10 +68,16 @@ def _draw_sources(axes: Axes, shards: ShardSet) -> None:
     axes.xaxis.set_major_formatter(_thousands)
 
 
-def _draw_turns(axes: Axes, turns: Distribution) -> None:
-    _clean(axes, "Turns of a sample", "y")
-    if len(turns):
-        axes.hist(turns.values, _whole_edges(turns), weights=turns.counts, color=_GRAY, rwidth=0.9)
+def _draw_counts(axes: Axes, title: str, found: Distribution, color: str) -> None:
+    """Draw bars that each cover the same number of integers."""
+    _clean(axes, title, "y")
+    if len(found):
+        first, last = int(found.values[0]), int(found.values[-1])
+        width = -(-(last - first + 1) // _MOST_BARS)
+        edges = np.arange(first, last + width + 1, width) - 0.5
+        axes.hist(found.values, edges.tolist(), weights=found.counts, color=color, rwidth=0.9)
+    else:
+        axes.annotate("none", (0.5, 0.5), xycoords="axes fraction", ha="center", color=_GRAY)
     _count_axes(axes)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
 
@@ -91,25 +100,6 @@ def _draw_text(axes: Axes, text: dict[Modality, Distribution]) -> None:
     axes.xaxis.set_major_formatter(_thousands)
     axes.xaxis.set_minor_locator(NullLocator())
     _count_axes(axes)
-
-
-def _draw_pictures(axes: Axes, found: Statistics) -> None:
-    """Draw frames of videos if there are any, else images: most samples of a mix have one image, which says little."""
-    kind, pictures = (Modality.VIDEO, found.frames) if len(found.frames) else (Modality.IMAGE, found.images)
-    _clean(axes, "Frames of a video" if kind == Modality.VIDEO else "Images of a sample", "y")
-    if len(pictures):
-        axes.hist(pictures.values, _whole_edges(pictures), weights=pictures.counts, color=_COLORS[kind], rwidth=0.9)
-    else:
-        axes.annotate("none", (0.5, 0.5), xycoords="axes fraction", ha="center", color=_GRAY)
-    _count_axes(axes)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-
-
-def _whole_edges(values: Distribution) -> list[float]:
-    """Return the edges of bars that each cover the same number of integers."""
-    first, last = int(values.values[0]), int(values.values[-1])
-    width = -(-(last - first + 1) // _MOST_BARS)
-    return (np.arange(first, last + width + 1, width) - 0.5).tolist()
 
 
 def _clean(axes: Axes, title: str, grid: Literal["x", "y"]) -> None:

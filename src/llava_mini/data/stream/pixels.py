@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from llava_mini.data.errors import SampleError
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 from llava_mini.media.images import decode_image
 from llava_mini.views import NUM_VIEWS, Color, ViewMode, check_mode, mean_color, resized_longer, views_of
 

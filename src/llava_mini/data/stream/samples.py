@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.features.store import FeatureStore
 from llava_mini.data.format.shards import ShardSet, picture_names
 from llava_mini.data.stream.order import permutation
 from llava_mini.data.stream.pixels import PixelTransform
 from llava_mini.data.text.conversation import parse_record
 from llava_mini.data.text.labels import IGNORE, ConversationTokenizer, TokenizedSample
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 
 
 @dataclass(frozen=True)

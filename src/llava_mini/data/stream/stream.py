@@ -21,12 +21,11 @@ from dataclasses import replace
 from typing import TypeVar
 
 from llava_mini.batch import BadSample, VLMBatch
-from llava_mini.data.errors import SampleError
 from llava_mini.data.stream.collate import collate
 from llava_mini.data.stream.loading import StartMethod, made_in_order
 from llava_mini.data.stream.order import Order
 from llava_mini.data.stream.samples import Sample, SampleReader, placeholder
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 
 logger = logging.getLogger("llava_mini.data")
 

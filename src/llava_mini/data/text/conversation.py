@@ -10,7 +10,6 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.text.forms import (
     FILE_KEYS,
     IMAGE_PLACEHOLDER,
@@ -19,6 +18,7 @@ from llava_mini.data.text.forms import (
     media_names,
     messages_of,
 )
+from llava_mini.errors import SampleError
 
 __all__ = [
     "IMAGE_PLACEHOLDER",

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llava_mini.data.errors import SampleError
+from llava_mini.errors import SampleError
 
 IMAGE_PLACEHOLDER = "<image>"  # in LLaVA records, whatever the tokenizer's own image token is
 VIDEO_PLACEHOLDER = "<video>"
@@ -34,6 +34,7 @@ FILE_KEYS = ("image", "images", "video", "videos")
 _COMMON_KEYS = {"id", "source", "kinds", "system", *FILE_KEYS}
 _PART_KEYS = {"type", "text", "url", "path", *_MEDIA_PARTS}
 _LOSS_KEYS = ("loss", "weight")  # of a message, in ms-swift's and OpenAI's data: 0 or false is not to be learned
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
 _FUNCTION_KEYS = {"tools", "functions", "tool_calls", "function_call"}
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
@@ -102,10 +103,6 @@ def ignored_keys(record: Mapping[str, Any], names: list[str]) -> tuple[list[str]
     Keys of messages are reported as `messages[].weight`. A key that repeats a file that is read, or gives its origin,
     does not count. If a question names a file that is not read within its text, as in Qwen-VL's data, the second value
     is that tag as written in the text.
-
-    Args:
-        record: Record whose messages can be read.
-        names: Names of the files that are read.
 
     Raises:
         SampleError: A key that is not read contains functions.
@@ -259,16 +256,14 @@ def _unread(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _others(fields: Mapping[str, Any], read: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    return ((prefix + key, value) for key, value in fields.items() if key not in read and not _is_empty(value))
+    return (
+        (prefix + key, value) for key, value in fields.items() if key not in read and value not in (None, "", [], {})
+    )
 
 
 def _pair_keys(record: Mapping[str, Any]) -> set[str]:
     """Return the keys of the first form of pairs that a record has."""
     return {"history", *next((keys for keys in _PAIRS if record.get(keys[0]) or record.get(keys[2])), ())}
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or value == "" or value == [] or value == {}
 
 
 def _texts(value: Any) -> Iterator[str]:

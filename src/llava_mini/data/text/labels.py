@@ -26,10 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from llava_mini.data.errors import SampleError
 from llava_mini.data.text.conversation import IMAGE_PLACEHOLDER, Conversation, independent_conversations
 from llava_mini.data.text.templates import ConversationTemplate, Rendered, Span
-from llava_mini.errors import UserError
+from llava_mini.errors import SampleError, UserError
 from llava_mini.token_layout import TokenLayout
 
 IGNORE = -100

@@ -38,7 +38,8 @@ def board_at(stream: str, seed: int, index: int) -> Scene:
     rng, digits = stream_rng(stream, seed, index, 0), digit_bank(stream_split(stream))
     count = NUM_ROWS**2
     boxed = set(rng.permutation(count)[:NUM_BOXES].tolist())
-    sizes = [BOX_SIZE if i in boxed else int(size) for i, size in enumerate(rng.integers(*_sizes(), count))]
+    drawn = rng.integers(SHAPE_SIZES[0], SHAPE_SIZES[1] + 1, count).tolist()
+    sizes = [BOX_SIZE if i in boxed else size for i, size in enumerate(drawn)]
     colors = [COLOR_NAMES[i] for i in rng.integers(len(COLOR_NAMES), size=count)]
     shapes = [SHAPES[i] for i in rng.integers(len(SHAPES), size=count)]
     samples = rng.integers(len(digits.labels), size=NUM_BOXES).tolist()
@@ -48,10 +49,6 @@ def board_at(stream: str, seed: int, index: int) -> Scene:
         for i, (shape, color, (x, y), size) in enumerate(zip(shapes, colors, _corners(rng, sizes), sizes, strict=True))
     )
     return Scene(draw(rng, objects, [digits.images[sample] for sample in samples]), objects)
-
-
-def _sizes() -> tuple[int, int]:
-    return SHAPE_SIZES[0], SHAPE_SIZES[1] + 1
 
 
 def _corners(rng: np.random.Generator, sizes: list[int]) -> list[tuple[float, float]]:

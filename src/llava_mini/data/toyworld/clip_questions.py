@@ -13,7 +13,6 @@ from itertools import pairwise
 import numpy as np
 
 from llava_mini.data.toyworld.clips import LAMP, Clip
-from llava_mini.data.toyworld.drawing import IMAGE_SIZE
 from llava_mini.data.toyworld.facts import NUMBER_WORDS
 from llava_mini.data.toyworld.questions import Asked
 from llava_mini.data.toyworld.scenes import SceneObject
@@ -48,7 +47,7 @@ def clip_questions(rng: np.random.Generator, clip: Clip) -> list[Asked]:
         Asked("clip_changes", "how many changes", NUMBER_WORDS[changes]),
         Asked("clip_color", f"what color is the {known}", first[known].color),
         Asked("clip_story", f"what color is the {LAMP}", " ".join(lamp)),
-        Asked("clip_path", f"where is the {followed}", " ".join(_side(state[followed]) for state in states)),
+        Asked("clip_path", f"where is the {followed}", " ".join(state[followed].quarter for state in states)),
     ]
     return [asked[i] for i in rng.permutation(len(asked))]
 
@@ -58,12 +57,6 @@ def _direction(start: SceneObject, end: SceneObject) -> str:
     if abs(right) > abs(down):
         return "east" if right > 0 else "west"
     return "south" if down > 0 else "north"
-
-
-def _side(thing: SceneObject) -> str:
-    """Return the quarter of the image that contains the object's center."""
-    x, y = thing.center
-    return ("north" if y < IMAGE_SIZE / 2 else "south") + ("west" if x < IMAGE_SIZE / 2 else "east")
 
 
 def _any(rng: np.random.Generator, names: list[str]) -> str:

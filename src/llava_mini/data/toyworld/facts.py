@@ -1,8 +1,8 @@
 """Facts about a scene, which can be asked or stated: six kinds, each with a one-word answer.
 
-A fact is neither a question nor a statement; `questions.py` and `captions.py` put it into words. Color and position
-facts name a shape that occurs once. Shape facts name a color that occurs once among the shapes. Half of the existence
-facts are false. Most false facts are hard: both the color and the shape are in the scene, but not on one object.
+A fact is neither a question nor a statement; `questions.py` puts it into words. Color and position facts name a shape
+that occurs once. Shape facts name a color that occurs once among the shapes. Half of the existence facts are false.
+Most false facts are hard: both the color and the shape are in the scene, but not on one object.
 """
 
 from __future__ import annotations
@@ -45,14 +45,10 @@ def scene_facts(rng: np.random.Generator, scene: Scene, per_kind: int = FACTS_PE
         "digit": [Fact("digit", box.color, "", NUMBER_WORDS[box.digit or 0]) for box in scene.unique_boxes],
         "where": [Fact("where", "", thing.kind, thing.quadrant or "") for thing in scene.placed_shapes],
     }
-    facts = [_pick(rng, candidates, per_kind) for candidates in everything.values()]
+    facts = [[found[i] for i in rng.permutation(len(found))[:per_kind]] for found in everything.values()]
     facts += [_counts(rng, scene, per_kind), _existences(rng, scene, per_kind)]
     flat = [fact for group in facts for fact in group]
     return [flat[i] for i in rng.permutation(len(flat))]
-
-
-def _pick(rng: np.random.Generator, candidates: list[Fact], count: int) -> list[Fact]:
-    return [candidates[i] for i in rng.permutation(len(candidates))[:count]]
 
 
 def _counts(rng: np.random.Generator, scene: Scene, count: int) -> list[Fact]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,8 @@ from PIL import Image
 from llava_mini.data.format.shards import ShardSet, write_shards
 from llava_mini.data.toyworld.board_questions import EVALUATED, TRAINED, board_questions
 from llava_mini.data.toyworld.boards import BOARD_SETS, drawn_at
-from llava_mini.data.toyworld.captions import caption
 from llava_mini.data.toyworld.facts import scene_facts
-from llava_mini.data.toyworld.questions import Asked, question
+from llava_mini.data.toyworld.questions import Asked, caption, question
 from llava_mini.data.toyworld.scenes import stream_rng, stream_split
 from llava_mini.data.toyworld.source_files import build_from_files, llava_record
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
@@ -92,10 +91,6 @@ def toy_sample(name: str, seed: int, index: int) -> tuple[str, dict[str, bytes]]
     return key, {"json": json.dumps(record).encode(), "png": png.getvalue()}
 
 
-def _samples(name: str, seed: int, count: int) -> Iterator[tuple[str, dict[str, bytes]]]:
-    return (toy_sample(name, seed, index) for index in range(count))
-
-
 def _existing_world(root: Path, seed: int) -> dict[str, Any]:
     """Return the checked content of `world.json`, or start a new world; a set is listed only once it is complete."""
     path = root / _WORLD_FILE
@@ -130,6 +125,6 @@ def _make_set(root: Path, world: dict[str, Any], name: str, count: int) -> None:
     if name in BUILT_SETS:
         shards = build_from_files(root / name, name, world["seed"], count)
     else:
-        shards = write_shards(_samples(name, world["seed"], count), root / name)
+        shards = write_shards((toy_sample(name, world["seed"], index) for index in range(count)), root / name)
     world["sets"][name] = {"samples": count, "fingerprint": shards.fingerprint}
     write_json(root / _WORLD_FILE, world)

@@ -1,10 +1,23 @@
-"""Questions of the toy world and their answers, in lower-case words only."""
+"""Facts of the toy world in words, lower-case ones only: as questions with their answers, and as captions.
+
+Stage 1 learns from captions what the words mean in an image. No caption has the form of a question, so the model learns
+to answer in stage 2 only.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from llava_mini.data.toyworld.facts import Fact
+
+_WORDS = {  # question and caption of each kind
+    "color": ("what color is the {shape}", "the {shape} is {answer}"),
+    "shape": ("what shape is the {color} object", "the {color} object is a {answer}"),
+    "digit": ("what is in the {color} box", "the {color} box holds {answer}"),
+    "count": ("how many {shape} objects", "{answer} {shape} objects"),
+    "exist": ("is there a {color} {shape}", "{article} {color} {shape} is here"),
+    "where": ("where is the {shape}", "the {shape} is {answer}"),
+}
 
 
 @dataclass(frozen=True)
@@ -18,11 +31,9 @@ class Asked:
 
 def question(fact: Fact) -> str:
     """Return the question whose answer is `fact.answer`."""
-    return {
-        "color": f"what color is the {fact.shape}",
-        "shape": f"what shape is the {fact.color} object",
-        "digit": f"what is in the {fact.color} box",
-        "count": f"how many {fact.shape} objects",
-        "exist": f"is there a {fact.color} {fact.shape}",
-        "where": f"where is the {fact.shape}",
-    }[fact.kind]
+    return _WORDS[fact.kind][0].format(**vars(fact))
+
+
+def caption(fact: Fact) -> str:
+    """Return `fact` as a statement."""
+    return _WORDS[fact.kind][1].format(**vars(fact), article="a" if fact.answer == "yes" else "no")

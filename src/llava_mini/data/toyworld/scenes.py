@@ -76,13 +76,16 @@ class SceneObject:
         return self.x + self.size / 2, self.y + self.size / 2
 
     @property
-    def quadrant(self) -> str | None:
-        """Quadrant `northwest`, `northeast`, `southwest` or `southeast`; None if too close to a middle line."""
+    def quarter(self) -> str:
+        """Quarter of the image with the center: `northwest`, `northeast`, `southwest` or `southeast`."""
         x, y = self.center
-        middle = IMAGE_SIZE / 2
-        if min(abs(x - middle), abs(y - middle)) < _UNCLEAR:
-            return None
-        return ("north" if y < middle else "south") + ("west" if x < middle else "east")
+        return ("north" if y < IMAGE_SIZE / 2 else "south") + ("west" if x < IMAGE_SIZE / 2 else "east")
+
+    @property
+    def quadrant(self) -> str | None:
+        """The quarter, or None if the center is too close to a middle line."""
+        unclear = min(abs(place - IMAGE_SIZE / 2) for place in self.center) < _UNCLEAR
+        return None if unclear else self.quarter
 
 
 @dataclass(frozen=True)

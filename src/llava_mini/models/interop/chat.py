@@ -11,8 +11,7 @@ from pathlib import Path
 from jinja2 import TemplateError
 
 from llava_mini.errors import UserError
-from llava_mini.files import reading
-from llava_mini.models.interop.json_config import read_json
+from llava_mini.files import read_json, reading
 from llava_mini.models.processor import LlavaMiniProcessor
 
 _QUESTION = "What is it?"
@@ -21,10 +20,6 @@ _ASKED = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text
 
 def own_chat_template(source: Path, processor: LlavaMiniProcessor) -> str | None:
     """Return the template of a folder that writes an image as the processor's image token; None if there is none.
-
-    Args:
-        source: Folder of a checkpoint.
-        processor: Processor made for the checkpoint.
 
     Raises:
         UserError: a file that should contain a template is not a JSON object.

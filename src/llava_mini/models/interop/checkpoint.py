@@ -22,11 +22,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from llava_mini.errors import UserError
-from llava_mini.models.interop.json_config import read_json
+from llava_mini.files import read_json
 from llava_mini.models.tensor_files import open_tensors
 
 Shape = list[int]
 
+# Ends of names of tensors that models compute; checkpoints of old versions contain them.
+COMPUTED = ("rotary_emb.inv_freq", "embeddings.position_ids")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _FLOATS = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
 _UNREADABLE = (  # errors that reading arbitrary bytes as a pickle may raise
@@ -87,9 +89,6 @@ class Checkpoint:
 
     def check_floats(self, names: Iterable[str]) -> None:
         """Refuse weights that are not stored as floating-point numbers; a quantized checkpoint has such weights.
-
-        Args:
-            names: Names of the tensors that must be floating-point.
 
         Raises:
             UserError: naming the first tensor that is not floating-point, and its file.

@@ -20,7 +20,7 @@ from llava_mini.models.image_processor import build_image_processor
 from llava_mini.models.initialization import initialize
 from llava_mini.models.interop import llava, official
 from llava_mini.models.interop.chat import own_chat_template
-from llava_mini.models.interop.checkpoint import Checkpoint, check_shapes, some
+from llava_mini.models.interop.checkpoint import COMPUTED, Checkpoint, check_shapes, some
 from llava_mini.models.interop.folders import (
     OWN_HEAD,
     PROCESSOR_FILE,
@@ -43,7 +43,6 @@ from llava_mini.views import ViewMode
 log = logging.getLogger("llava_mini")
 
 _TOWER = "vision_tower."
-_BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")  # computed; checkpoints of old versions contain them
 
 
 def convert_official(
@@ -134,7 +133,7 @@ class _Conversion:
         self.checkpoint = Checkpoint.of(source)
         self.model = on_meta(source, config)
         self.needed, floats = stored_shapes(self.model), floating(self.model)
-        self.names = {name: layout.ours(name) for name in self.checkpoint.shapes if not name.endswith(_BUFFERS)}
+        self.names = {name: layout.ours(name) for name in self.checkpoint.shapes if not name.endswith(COMPUTED)}
         if init is not None:
             self.names = {name: ours for name, ours in self.names.items() if not name.endswith(llava.LEFT_OUT)}
         if config.text_config.tie_word_embeddings:

@@ -7,12 +7,12 @@ import logging
 from pathlib import Path
 
 from llava_mini.errors import UserError
-from llava_mini.files import copy_file
+from llava_mini.files import copy_file, read_json
 from llava_mini.models.configuration import CLIP_VIT_L_336, LlavaMiniConfig
 from llava_mini.models.interop import official
 from llava_mini.models.interop.checkpoint import Checkpoint, check_shapes
 from llava_mini.models.interop.folders import PROCESSOR_FILE, floating, on_meta, source_config, stored_shapes, written
-from llava_mini.models.interop.json_config import config_trusted, read_json
+from llava_mini.models.interop.json_config import config_trusted
 from llava_mini.models.interop.parts import CLIP_ID, vision_config_of
 from llava_mini.models.interop.shards import ShardWriter
 from llava_mini.views import check_mode

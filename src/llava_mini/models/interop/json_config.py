@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 from llava_mini.errors import UserError
+from llava_mini.files import read_json
 
 _SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -26,7 +26,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return config.json of a folder.
 
     Raises:
-        UserError: there is no folder or no config, or the config is not a JSON object.
+        UserError: there is no folder, or no config that can be read.
     """
     if not os.path.isdir(folder):  # False for an invalid name, for which Path.is_dir raises
         raise UserError(f"{folder}: no such folder")
@@ -35,10 +35,6 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def check_plain(where: Path | str, config: Mapping[str, Any]) -> None:
     """Refuse a checkpoint whose config.json says that it is quantized: its tensors are codes, not weights.
-
-    Args:
-        where: Name of the checkpoint, for the message.
-        config: Content of its config.json.
 
     Raises:
         UserError: the checkpoint is quantized, or its language model is.
@@ -55,13 +51,10 @@ def check_plain(where: Path | str, config: Mapping[str, Any]) -> None:
 
 @contextmanager
 def config_trusted(where: Path | str) -> Iterator[None]:
-    """Report what transformers, torch or this package raises for impossible values in a config.json as one line.
-
-    Args:
-        where: Name of the checkpoint, with which the line begins.
+    """Report what transformers, torch or this package raises for impossible values in a config.json.
 
     Raises:
-        UserError: instead of the original error.
+        UserError: instead of the original error; one line that begins with `where`.
     """
     try:
         yield
@@ -76,10 +69,6 @@ def config_trusted(where: Path | str) -> Iterator[None]:
 def check_sizes(where: Path | str, config: Mapping[str, Any]) -> None:
     """Refuse sizes that are zero or less, by which transformers divides, before a config is built from them.
 
-    Args:
-        where: Name of the checkpoint, for the message.
-        config: Content of its config.json.
-
     Raises:
         UserError: naming the first such size.
     """
@@ -89,22 +78,3 @@ def check_sizes(where: Path | str, config: Mapping[str, Any]) -> None:
             if isinstance(fields.get(key), int) and fields[key] < 1:
                 name = f"{part}.{key}" if part else key
                 raise UserError(f"{where}: config.json: {name}={fields[key]}: allowed are whole numbers above 0")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Raises:
-        UserError: the file contains none, is missing, or cannot be read.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path.parent}: has no {path.name}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: no JSON object")
-    return value

@@ -58,7 +58,10 @@ def from_official(
     """
     check_config(config)
     model = LlavaMiniForConditionalGeneration(our_config(config, CLIPVisionConfig(**vision_config)))
-    _load(model, state_dict)
+    ours = {LAYOUT.ours(name): tensor for name, tensor in state_dict.items()}
+    found, needed = ({name: list(each.shape) for name, each in state.items()} for state in (ours, model.state_dict()))
+    check_shapes("official checkpoint", found, needed, LAYOUT.theirs)
+    model.load_state_dict(ours)
     return model
 
 
@@ -78,12 +81,7 @@ def check_config(config: dict[str, Any]) -> None:
 
 
 def our_config(config: dict[str, Any], vision_config: PreTrainedConfig) -> LlavaMiniConfig:
-    """Convert the release's config to ours.
-
-    Args:
-        config: Config of the release, checked by `check_config`.
-        vision_config: Config of its vision tower.
-    """
+    """Convert the release's config, checked by `check_config`, to ours."""
     text_fields = {key: value for key, value in config.items() if not key.startswith("mm_") and key not in _OURS}
     for unfit in ("model_type", "architectures"):
         text_fields.pop(unfit, None)
@@ -195,11 +193,3 @@ def official_batch(
     }
     num_frames = torch.tensor([len(frame) for frame in kept])
     return {**batch, "pixel_values": torch.cat(kept), "num_frames": num_frames}
-
-
-def _load(model: LlavaMiniForConditionalGeneration, state_dict: dict[str, Tensor]) -> None:
-    """Load tensors that have the release's names."""
-    ours = {LAYOUT.ours(name): tensor for name, tensor in state_dict.items()}
-    found, needed = ({name: list(each.shape) for name, each in state.items()} for state in (ours, model.state_dict()))
-    check_shapes("official checkpoint", found, needed, LAYOUT.theirs)
-    model.load_state_dict(ours)

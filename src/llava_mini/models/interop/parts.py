@@ -29,7 +29,7 @@ from transformers import (
 from llava_mini.errors import UserError
 from llava_mini.files import why_unreadable
 from llava_mini.models.configuration import CLIP_VIT_L_336
-from llava_mini.models.interop.checkpoint import Checkpoint, Shape, check_shapes, is_finite, some
+from llava_mini.models.interop.checkpoint import COMPUTED, Checkpoint, Shape, check_shapes, is_finite, some
 from llava_mini.models.interop.json_config import check_plain, check_sizes, config_trusted, read_config
 from llava_mini.models.language_model import check_family
 from llava_mini.models.vision_tower import readable
@@ -42,7 +42,6 @@ _TOWERS: dict[str, tuple[type[PreTrainedModel], bool]] = {  # by model_type: cla
 }
 CLIP_ID = "openai/clip-vit-large-patch14-336"
 _HALF = "vision_model."  # prefix of a tower's names in a full checkpoint, and in one of old versions
-_COMPUTED = ("rotary_emb.inv_freq", "embeddings.position_ids")  # which checkpoints of old versions contain
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LOAD_ERRORS = (
     OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, StrictDataclassError, HFValidationError,
@@ -161,12 +160,6 @@ def _folder_of(place: str, part: str) -> Path:
 def check_same(given: dict[str, Any], own: PreTrainedConfig, key: str, place: str) -> None:
     """Compare what a preset says about a part with the part's own config; the part defines what the preset omits.
 
-    Args:
-        given: Fields of the preset, as transformers writes them.
-        own: Config of the part.
-        key: Config key of the fields, for the message.
-        place: Folder or Hub id of the part, for the message.
-
     Raises:
         UserError: naming the first field that differs, with both values.
     """
@@ -204,7 +197,7 @@ def _check_stored(place: str, part: str, shaped: PreTrainedModel, ours: Callable
     folder = _folder_of(place, part)
     try:
         checkpoint = Checkpoint.of(folder)
-        names = {name: ours(name) for name in checkpoint.shapes if not name.endswith(_COMPUTED)}
+        names = {name: ours(name) for name in checkpoint.shapes if not name.endswith(COMPUTED)}
         checkpoint.check_floats(name for name, own in names.items() if own is not None)
     except UserError as error:
         raise UserError(f"{part} {error}") from error
