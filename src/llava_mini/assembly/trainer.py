@@ -172,13 +172,21 @@ def validation_interval(spec: TrainerConfig) -> int:
     """Return the optimizer steps between validations; by default a third of the run, which `convergence` uses.
 
     A third is rounded to the nearest: rounded up, the second validation of 100 steps would come after two thirds.
+
+    Args:
+        spec: Section `trainer` of the config.
     """
     every = spec.val_every or max(round(spec.max_steps / 3), 1)
     return min(every, spec.max_steps)
 
 
 def make_trainer(config: Config, **options: Any) -> Trainer:
-    """Build Lightning's Trainer with what all training here has in common."""
+    """Build Lightning's Trainer with what all training here has in common.
+
+    Args:
+        config: Config, of which `trainer` is read.
+        **options: Options that only this training has.
+    """
     # Lightning sets its loggers to INFO when it is imported; its messages there do not help a user of this program.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -24,6 +24,12 @@ log = logging.getLogger("llava_mini")
 def load_parts(model: LlavaMiniForConditionalGeneration, hub: Hub, device: torch.device, dtype: torch.dtype) -> None:
     """Load vision tower and language model of `spec.hub` into a model on meta, and initialize its other parts.
 
+    Args:
+        model: Model on the meta device, in the shape that the parts' configs say; changed in place.
+        hub: Places of the parts.
+        device: Device of the loaded weights.
+        dtype: Type of the loaded weights.
+
     Raises:
         UserError: a part cannot be found or loaded.
     """

@@ -53,6 +53,9 @@ def trains(name: str, part: str, finetune: Finetune) -> bool:
 def check_packages(finetune: Finetune) -> None:
     """Check before anything is built that the packages that a run's fine-tuning needs are installed.
 
+    Args:
+        finetune: The config's `finetune` group.
+
     Raises:
         UserError: PEFT or bitsandbytes is needed and missing.
     """
@@ -64,6 +67,10 @@ def check_packages(finetune: Finetune) -> None:
 
 def add_adapters(part: nn.Module, lora: Lora) -> None:
     """Add new adapters to a part's decoder layers; what they add is zero until they have been trained.
+
+    Args:
+        part: Language model or pre-fusion; may be on the meta device.
+        lora: Settings of the adapters.
 
     Raises:
         UserError: PEFT is missing.

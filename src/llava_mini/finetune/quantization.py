@@ -44,7 +44,13 @@ def nf4_linear(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
 
 
 def empty_like(linear: nn.Linear, kind: type[nn.Module], compute_dtype: torch.dtype) -> Any:
-    """Return a bitsandbytes layer of a linear layer's shape, on the meta device, without its weight and bias."""
+    """Return a bitsandbytes layer of a linear layer's shape, on the meta device, without its weight and bias.
+
+    Args:
+        linear: Linear layer whose shape is used.
+        kind: Class `bitsandbytes.nn.Linear4bit`, or one of that kind.
+        compute_dtype: Type in which products are computed.
+    """
     shape = (linear.in_features, linear.out_features)
     return kind(*shape, bias=False, compute_dtype=compute_dtype, quant_type="nf4", device="meta")
 

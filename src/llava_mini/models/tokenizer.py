@@ -27,6 +27,10 @@ def has_tokenizer(folder: Path) -> bool:
 def load_tokenizer(place: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     """Load the tokenizer in a folder or at a Hub id; one without a padding token pads with its end token.
 
+    Args:
+        place: Folder or Hub id.
+        **kwargs: Keywords of transformers' `from_pretrained`.
+
     Raises:
         UserError: there is no tokenizer, or it needs a library that is not installed.
     """

@@ -62,7 +62,11 @@ class FakeTensor(Tensor):
 
 
 class FakeTensors(TorchDispatchMode):
-    """Mode in which no floating-point tensor is allocated; what would be allocated is recorded in the ledger."""
+    """Mode in which no floating-point tensor is allocated; what would be allocated is recorded in the ledger.
+
+    Args:
+        ledger: Ledger that records every storage.
+    """
 
     def __init__(self, ledger: Ledger):
         super().__init__()

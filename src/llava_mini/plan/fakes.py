@@ -25,6 +25,10 @@ _BLOCK, _SCALES = 64, 256  # weights per scale, scales per second-level scale
 def linear_4bit(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     """Return a layer on meta with the memory of bitsandbytes' NF4 with double quantization.
 
+    Args:
+        linear: Linear layer on meta.
+        compute_dtype: Type in which products are computed.
+
     Raises:
         UserError: without bitsandbytes, by whose class PEFT recognizes a 4-bit layer.
     """

@@ -76,6 +76,9 @@ class Validations(Callback):
     """Saves the scores of every validation: `validation/step-000200.npz` in the run's folder, as `Predictions`.
 
     A run's convergence is computed from them (`llava_mini.evaluate.convergence`).
+
+    Args:
+        run_dir: Folder of the run.
     """
 
     def __init__(self, run_dir: Path):

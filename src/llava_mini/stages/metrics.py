@@ -197,6 +197,9 @@ class Answers:
     def check(self, allowed: list[str]) -> None:
         """Refuse kinds that the config does not name.
 
+        Args:
+            allowed: Kinds that the config names, `data.kinds`.
+
         Raises:
             UserError: naming the first kind that is not allowed.
         """

@@ -19,7 +19,15 @@ def print_now(line: str) -> None:
 
 
 class Progress:
-    """Reports the progress of a sweep of `total` runs: `missing` of them are run now, `parallel` at the same time."""
+    """Reports the progress of a sweep.
+
+    Args:
+        total: Number of runs of the sweep.
+        missing: Number of runs that are to be run now.
+        parallel: Number of runs at the same time.
+        say: Function that takes each line.
+        clock: Function that returns the time in seconds.
+    """
 
     def __init__(
         self, total: int, missing: int, parallel: int, say: Say, clock: Callable[[], float] = time.monotonic

@@ -26,6 +26,10 @@ class LostRankError(RuntimeError):
 def lost_rank_as_error(config: Config, step: Callable[[], int]) -> Iterator[None]:
     """Turn torch's error when another rank does not answer or has ended into one line.
 
+    Args:
+        config: Config of the run.
+        step: Function that returns the number of optimizer steps done.
+
     Raises:
         LostRankError: another rank does not answer or has ended; it replaces torch's own error.
     """

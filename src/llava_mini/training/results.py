@@ -41,6 +41,13 @@ def measured(
     The scores of every answer are saved. A run without a test split (`data.splits.test=null`, for tuning) is measured
     on validation only.
 
+    Args:
+        model: Trained model.
+        tokenizer: Tokenizer of the model.
+        datamodule: Data of the run.
+        run_dir: Folder of the run, with its validations.
+        steps: Number of optimizer steps of the run.
+
     Returns:
         `accuracy` {split: share of exact matches}; `word_accuracy` and `nll` {split: {group: mean over its kinds}};
         `accuracy_by_kind`, `word_accuracy_by_kind`, `nll_by_kind` {split: {kind: mean}}; the keys of `convergence`;
@@ -141,7 +148,13 @@ def save_run(
     """Write what a run has trained into its `model` folder.
 
     This is the whole model. For a run with adapters or a 4-bit base it is only the trained weights and a description of
-    the base, with the fingerprints `base` of its parts as they were loaded.
+    the base.
+
+    Args:
+        model: Trained model.
+        processor: Processor of the model.
+        config: Config of the run.
+        base: Fingerprints of the model's parts as they were loaded.
     """
     folder, finetune = Path(config.run_dir) / "model", config.finetune
     if is_adapted(finetune):
@@ -158,6 +171,9 @@ def save_run(
 
 def weights_of(spec: Model) -> dict[str, Any]:
     """Return where a base's weights come from, for people and for PEFT.
+
+    Args:
+        spec: Section `model` of the config.
 
     Returns:
         `weights`, the list of all sources; `language_model`, the sources of the language model as one text.

@@ -190,6 +190,12 @@ def frozen_plan(out: Path, sources: Sequence[Path], described: list[dict[str, An
 
     Shards whose plan and manifest were lost are kept if they were made from the same sources and options.
 
+    Args:
+        out: Folder of the set.
+        sources: Files of records.
+        described: Result of `describe_sources` for the sources.
+        options: Options of the build.
+
     Raises:
         UserError: `out` contains a plan or shards made from something else, a source cannot be used, a record names a
             file whose folder is not among the options, or, if strict, a record cannot be used. A plan whose making

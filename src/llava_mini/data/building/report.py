@@ -24,7 +24,13 @@ _MOST_REASONS = 20
 
 
 class ProgressLog:
-    """Log the progress of a build, at most every five seconds."""
+    """Log the progress of a build, at most every five seconds.
+
+    Args:
+        num_shards: Number of shards to build.
+        samples_per_shard: Number of records per shard, used to estimate the remaining time.
+        clock: Function that returns the time in seconds.
+    """
 
     def __init__(self, num_shards: int, samples_per_shard: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.total = Progress()

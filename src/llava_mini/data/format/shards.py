@@ -118,6 +118,11 @@ def is_complete(folder: Path) -> bool:
 def finish_set(folder: Path, num_shards: int, plan: dict[str, Any] | None = None) -> ShardSet:
     """Make a complete set of shards 0 to `num_shards` - 1, which are all written.
 
+    Args:
+        folder: Folder of the set.
+        num_shards: Number of shards of the set.
+        plan: Description of what the set was made from, for `ShardSet.plan`.
+
     Raises:
         UserError: A shard is missing, damaged or of another size than its sidecar says, a key is repeated, or there
             is no sample at all.

@@ -60,7 +60,12 @@ class Statistics:
 
 
 def statistics(shards: ShardSet, workers: int = 1) -> Statistics:
-    """Compute the statistics of a set from its index and records."""
+    """Compute the statistics of a set from its index and records.
+
+    Args:
+        shards: Shard set to read.
+        workers: Number of processes that read records.
+    """
     modality, index = shards.index["modality"], shards.index
     turns: Counter[int] = Counter()
     run_tasks(functools.partial(_count_turns, shards), range(shards.num_shards), workers, turns.update)

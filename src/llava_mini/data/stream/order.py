@@ -67,6 +67,10 @@ class SequentialOrder:
 class ShuffledOrder:
     """Order of endless epochs over one set, or over several pooled sets; each epoch has every sample once.
 
+    Args:
+        sets: Sets that are shuffled as if they were one set.
+        seed: Seed of the order.
+
     Raises:
         UserError: All sets are empty.
     """

@@ -23,6 +23,9 @@ class StreamPosition(Callback):
     The position is that of the last optimizer step; batches accumulated since then are repeated. A resumed run may
     distribute the batches of a step differently, over more or fewer ranks, if a step has as many samples as before.
     Lightning's own counters, which are in batches of a rank, are then corrected.
+
+    Args:
+        datamodule: Data module that the run trains on.
     """
 
     def __init__(self, datamodule: VLMDataModule) -> None:

@@ -104,6 +104,10 @@ def ignored_keys(record: Mapping[str, Any], names: list[str]) -> tuple[list[str]
     does not count. If a question names a file that is not read within its text, as in Qwen-VL's data, the second value
     is that tag as written in the text.
 
+    Args:
+        record: Record whose messages can be read.
+        names: Names of the files that are read.
+
     Raises:
         SampleError: A key that is not read contains functions.
     """

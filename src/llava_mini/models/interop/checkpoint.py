@@ -90,6 +90,9 @@ class Checkpoint:
     def check_floats(self, names: Iterable[str]) -> None:
         """Refuse weights that are not stored as floating-point numbers; a quantized checkpoint has such weights.
 
+        Args:
+            names: Names of the tensors that must be floating-point.
+
         Raises:
             UserError: naming the first tensor that is not floating-point, and its file.
         """

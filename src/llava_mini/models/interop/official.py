@@ -81,7 +81,12 @@ def check_config(config: dict[str, Any]) -> None:
 
 
 def our_config(config: dict[str, Any], vision_config: PreTrainedConfig) -> LlavaMiniConfig:
-    """Convert the release's config, checked by `check_config`, to ours."""
+    """Convert the release's config to ours.
+
+    Args:
+        config: Config of the release, checked by `check_config`.
+        vision_config: Config of its vision tower.
+    """
     text_fields = {key: value for key, value in config.items() if not key.startswith("mm_") and key not in _OURS}
     for unfit in ("model_type", "architectures"):
         text_fields.pop(unfit, None)

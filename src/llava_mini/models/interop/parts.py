@@ -160,6 +160,12 @@ def _folder_of(place: str, part: str) -> Path:
 def check_same(given: dict[str, Any], own: PreTrainedConfig, key: str, place: str) -> None:
     """Compare what a preset says about a part with the part's own config; the part defines what the preset omits.
 
+    Args:
+        given: Fields of the preset, as transformers writes them.
+        own: Config of the part.
+        key: Config key of the fields, for the message.
+        place: Folder or Hub id of the part, for the message.
+
     Raises:
         UserError: naming the first field that differs, with both values.
     """
