@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_mini.commands.numbers import at_least
-from llava_mini.data.building.workers import WorkerDiedError, cores
+from llava_mini.data.building.workers import WorkerDiedError
 from llava_mini.data.format.shards import ShardSet, is_complete
 from llava_mini.errors import UserError
+from llava_mini.processes import cores
 from llava_mini.token_layout import TokenLayout
 
 if TYPE_CHECKING:

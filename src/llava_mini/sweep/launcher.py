@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
@@ -22,7 +21,7 @@ import torch
 
 from llava_mini.errors import UserError
 from llava_mini.files import writing
-from llava_mini.run import child
+from llava_mini.processes import cores, ending_with_this
 
 LOG_HEADER = "=== "  # begins the line that separates attempts in log.txt
 _POLL_SECONDS = 0.05
@@ -89,7 +88,7 @@ class LocalLauncher(Launcher):
         self._gpus = [",".join(gpus[first : first + devices]) for first in range(0, len(gpus) - devices + 1, devices)]
         if gpus and not self._gpus:
             self._gpus = [",".join(gpus)]  # too few GPUs: a job that needs more reports it
-        self._parallel = max_parallel or len(self._gpus) or max(_cores() // devices, 1)
+        self._parallel = max_parallel or len(self._gpus) or max(cores() // devices, 1)
 
     @property
     def parallel(self) -> int:
@@ -132,7 +131,7 @@ class _Process:
             with writing(path):
                 log.write(f"{LOG_HEADER}{datetime.now().astimezone().isoformat(timespec='seconds')}\n".encode())
             self._popen = subprocess.Popen(
-                [sys.executable, "-IS", child.__file__, str(os.getpid()), *job.command],
+                ending_with_this(job.command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -166,11 +165,6 @@ def _end(processes: Sequence[_Process]) -> None:
     finally:
         for process in processes:
             process.signal(signal.SIGKILL)
-
-
-def _cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _gpus() -> list[str]:
