@@ -21,6 +21,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import lock_descriptor
+
 from llava_mini.errors import SampleError, UserError, WriteError
 
 _PACKAGED = Path(__file__).parent / "conf"
@@ -204,8 +206,8 @@ def remove_leftovers(folder: Path) -> None:
         with suppress(OSError):  # it is in use, already gone, or on a file system without locks
             if _PLACE.fullmatch(place.name) and not place.is_symlink():
                 with open(place / _LOCK, "a") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(place)
+                    if lock_descriptor(lock.fileno(), blocking=False):
+                        shutil.rmtree(place)
         _remove_empty(place)
     _remove_empty(area)
 
@@ -252,9 +254,8 @@ def _locked_place(area: Path) -> tuple[Path, IO[str]]:
 def _lock_alone(lock: IO[str], path: Path) -> bool:
     """Lock a new file. Return False if another writer mistook its folder for a leftover."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        if not lock_descriptor(lock.fileno(), blocking=False):
+            return False
     except OSError:  # no locks on this file system, so no writer can mistake another's folder for a leftover
         return True
     try:
@@ -382,7 +383,12 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         WriteError: the file cannot be created, or its file system has no locks.
         BlockingIOError: another process holds the lock, and `wait` is false.
     """
-    with _lock_file(path, lambda file: fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)):
+
+    def take(file: IO[str]) -> None:
+        if not lock_descriptor(file.fileno(), blocking=wait):
+            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK), str(path))
+
+    with _lock_file(path, take):
         yield
 
 
