@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +21,8 @@ if TYPE_CHECKING:
     from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 
     Source = tuple[Path, Image.Image] | VideoSource
+
+LESS_MEMORY = "fewer frames, --keep-gib 0 or --kv-bits 8 need less"
 
 
 def parser_for(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -173,23 +173,6 @@ def add_source(session: Session, source: Source, given: argparse.Namespace, rese
     return session.add_media(
         source.path, fps=given.fps, count=given.frames, reserve=reserve, progress=sys.stderr.isatty()
     )
-
-
-@contextmanager
-def oom_as_user_error(advice: str = "fewer frames, --keep-gib 0 or --kv-bits 8 need less") -> Iterator[None]:
-    """Turn an out-of-memory error into one line that ends with advice.
-
-    Raises:
-        UserError: torch or Python ran out of memory; it replaces their own error.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:  # torch's own error on a GPU is a RuntimeError too
-        from llava_mini.hardware import is_out_of_memory, reason_of
-
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(f"out of memory ({reason_of(error)}): {advice}") from error
 
 
 def _of_kind(kind: str, path: str) -> tuple[str, str]:
