@@ -24,6 +24,7 @@ from typing import IO, Any
 from filelock import lock_descriptor
 
 from llava_mini.errors import SampleError, UserError, WriteError
+from llava_mini.units import size_text
 
 _PACKAGED = Path(__file__).parent / "conf"
 CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
@@ -160,12 +161,12 @@ def _system_errors(error: BaseException) -> Iterator[tuple[int, str | None]]:
 
 
 def _room(path: Path, number: int) -> str:
-    """Return ` (disk of runs/a: 3 MiB free of 6)` if the disk is full, else an empty string."""
+    """Return ` (disk of runs/a: 3.00 MiB free of 1.50 GiB)` if the disk is full, else an empty string."""
     if number != errno.ENOSPC:
         return ""
     folder = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
     usage = shutil.disk_usage(folder)
-    return f" (disk of {folder}: {usage.free / 2**20:,.0f} MiB free of {usage.total / 2**20:,.0f})"
+    return f" (disk of {folder}: {size_text(usage.free)} free of {size_text(usage.total)})"
 
 
 @contextmanager
@@ -314,21 +315,30 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file that this program wrote.
+    """Return the JSON object in a file.
 
     Raises:
         UserError: the file cannot be read, is empty or incomplete, or contains something else.
     """
     with reading(path):
         raw = path.read_bytes()
+    return parse_object(raw, str(path))
+
+
+def parse_object(raw: bytes, where: str) -> dict[str, Any]:
+    """Parse the content of the file `where` as a JSON object.
+
+    Raises:
+        UserError: the content is empty, incomplete, or something else.
+    """
     if not raw.strip(b"\0 \n"):  # a crash of the machine may leave such a file
-        raise UserError(f"{path}: is empty")
+        raise UserError(f"{where} is empty")
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is torn or no JSON ({error})") from error
+        raise UserError(f"{where} is not valid JSON ({error})") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path}: contains no JSON object")
+        raise UserError(f"{where} does not contain a JSON object")
     return value
 
 

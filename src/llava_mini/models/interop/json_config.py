@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from llava_mini import files
 from llava_mini.errors import UserError
 
 _SIZES = (
@@ -97,14 +97,6 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file contains none, is missing, or cannot be read.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path.parent}: has no {path.name}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: no JSON object")
-    return value
+    if not os.path.exists(path):
+        raise UserError(f"{path.parent}: has no {path.name}")
+    return files.read_json(path)
