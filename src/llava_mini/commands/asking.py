@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_mini.commands.numbers import at_least, gibibytes, rate
+from llava_mini.commands.parser import Parser
 from llava_mini.errors import UserError
 from llava_mini.files import is_url
 
@@ -27,7 +28,7 @@ LESS_MEMORY = "fewer frames, --keep-gib 0 or --kv-bits 8 need less"
 
 def parser_for(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """Return a parser with MODEL and the flags of every question-answering command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"llava-mini {command}",
         description=description,
         epilog=epilog,

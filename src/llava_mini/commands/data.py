@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_mini.commands.numbers import at_least
+from llava_mini.commands.parser import Parser
 from llava_mini.data.building.workers import WorkerDiedError
 from llava_mini.data.format.shards import ShardSet, is_complete
 from llava_mini.errors import UserError
@@ -154,7 +155,7 @@ def _stats(options: argparse.Namespace) -> int:
 
 
 def _parser() -> ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llava-mini data", description="Shard sets: make them, check them, count.")
+    parser = Parser(prog="llava-mini data", description="Shard sets: make them, check them, count.")
     commands = parser.add_subparsers(required=True, metavar="command", title="commands")
 
     def add(

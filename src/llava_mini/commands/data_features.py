@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llava_mini.commands.numbers import at_least
+from llava_mini.commands.parser import Parser
 from llava_mini.config import resolve
 from llava_mini.data.features.codec import FEATURE_TYPES
 from llava_mini.data.format.shards import ShardSet
@@ -92,7 +93,7 @@ def _progress(num_shards: int) -> Callable[[int], None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llava-mini data features",
         description=_ABOUT,
         epilog=_EXAMPLES,

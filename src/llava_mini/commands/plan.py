@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 
 from llava_mini import assembly
 from llava_mini.commands.numbers import at_least
+from llava_mini.commands.parser import Parser
 from llava_mini.config import Config, resolve
 from llava_mini.errors import UserError
 from llava_mini.inference.session_plan import TEXT, session_plans, table
@@ -92,7 +93,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llava-mini plan",
         description="The memory of a run's step by parts, whether it fits the card (hardware=...), the largest batch "
         "that does, and what to turn on if it does not. Needs neither a GPU nor weights.",
