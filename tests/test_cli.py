@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llava_mini.cli import main
-from llava_mini.commands.table import COMMANDS
+from llava_mini.commands.table import COMMANDS, WITH_FLAGS
 from llava_mini.config import resolve
 
 ROOT = Path(__file__).parents[1]
@@ -81,6 +81,11 @@ def test_a_worker_that_dies_in_the_midst_of_a_run_is_one_line(
     [
         (["train", "compressor.C=0"], ["compressor.C=0", "at least 1"]),
         (["train", "compressor.C=two"], ["compressor.C='two'"]),
+        (["train", "seed=1", "seed=2"], ["seed is given twice: seed=1 and seed=2"]),
+        (["plan", "seed=1", "seed=2"], ["seed is given twice"]),
+        (["config", "seed=1", "seed=2"], ["seed is given twice"]),
+        (["world", "seed=1", "seed=2"], ["seed is given twice"]),
+        (["data", "features", "no/set", "--out", "no/folder", "seed=1", "seed=2"], ["seed is given twice"]),
         (["train", "compressor.C=1.5"], ["compressor.C=1.5"]),
         (["train", "compressor=nosuch"], ["compressor=nosuch", "avg_pool"]),
         (["train", "fusion.num_layers=99"], ["fusion.num_layers=99", "copy", "8"]),
@@ -125,6 +130,37 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     for part in parts:
         assert part in error
     assert not list(elsewhere.glob("runs*")) and not list(elsewhere.glob("sweeps*"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["compressor.C=abc", "compressor.D=1", "stage.weight_decay=heavy", "stage.nope=1", "launcher.max_parallel=abc"],
+)
+def test_config_refuses_an_argument_of_a_class_as_train_does(
+    override: str, elsewhere: Path, capsys: pytest.CaptureFixture, places: list[str]
+):
+    said = []
+    for command in ("config", "train"):
+        assert main([command, *places, override]) == 2
+        said.append(capsys.readouterr().err)
+    assert said[0] == said[1] and override.partition("=")[0] in said[0] and said[0].count("\n") == 1
+
+
+def test_config_prints_a_stage_that_only_world_completes(capsys: pytest.CaptureFixture):
+    assert main(["config", "experiment=tiny_stage0"]) == 0
+    assert "VisionPretrainingStage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in WITH_FLAGS), ["data", "build"], ["data", "features"]])
+def test_a_mistake_in_flags_is_one_line_that_says_where_help_is(
+    command: list[str], elsewhere: Path, capsys: pytest.CaptureFixture
+):
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--no-such-flag"])
+    out, error = capsys.readouterr()
+    program = " ".join(["llava-mini", *command])
+    assert caught.value.code == 2 and out == ""
+    assert error.startswith(f"{program}: ") and error.endswith(f" (see {program} --help)\n") and error.count("\n") == 1
 
 
 def test_a_home_in_a_flag_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):

@@ -85,7 +85,7 @@ def test_a_full_disk_says_how_much_is_free(tmp_path: Path):
 
     with pytest.raises(WriteError) as told:
         fill()
-    free = r" \(disk of (.*): [\d,]+ MiB free of [\d,]+\)"
+    free = r" \(disk of (.*): [\d.,]+ [KMG]iB free of [\d.,]+ [KMG]iB\)"
     match = re.fullmatch(r"(.*): cannot be written: No space left on device" + free, str(told.value))
     assert match and match.groups() == (f"{tmp_path}/a/b.txt", str(tmp_path))
     assert told.value.errno == errno.ENOSPC

@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 from llava_mini.commands.output import output_ends
+from llava_mini.commands.parser import Parser
 from llava_mini.commands.table import COMMANDS, CONFIGURED, HEADINGS, STRICT, VALUES, WITH_FLAGS
 from llava_mini.data.errors import LoaderError, loader_failures_reported
 from llava_mini.errors import UserError
@@ -104,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         "\n".join([f" {heading}", *(f"  {name:<10} {COMMANDS[name]}" for name in names)])
         for heading, names in HEADINGS.items()
     )
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llava-mini",
         description="Train, compare and ask LLaVA-Mini models.",
         epilog=f"commands (each has its own --help):\n{listing}\n\n{VALUES}",

@@ -21,7 +21,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import lock_descriptor
+
 from llava_mini.errors import SampleError, UserError, WriteError
+from llava_mini.units import size_text
 
 _PACKAGED = Path(__file__).parent / "conf"
 CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
@@ -158,12 +161,12 @@ def _system_errors(error: BaseException) -> Iterator[tuple[int, str | None]]:
 
 
 def _room(path: Path, number: int) -> str:
-    """Return ` (disk of runs/a: 3 MiB free of 6)` if the disk is full, else an empty string."""
+    """Return ` (disk of runs/a: 3.00 MiB free of 1.50 GiB)` if the disk is full, else an empty string."""
     if number != errno.ENOSPC:
         return ""
     folder = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
     usage = shutil.disk_usage(folder)
-    return f" (disk of {folder}: {usage.free / 2**20:,.0f} MiB free of {usage.total / 2**20:,.0f})"
+    return f" (disk of {folder}: {size_text(usage.free)} free of {size_text(usage.total)})"
 
 
 @contextmanager
@@ -204,8 +207,8 @@ def remove_leftovers(folder: Path) -> None:
         with suppress(OSError):  # it is in use, already gone, or on a file system without locks
             if _PLACE.fullmatch(place.name) and not place.is_symlink():
                 with open(place / _LOCK, "a") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(place)
+                    if lock_descriptor(lock.fileno(), blocking=False):
+                        shutil.rmtree(place)
         _remove_empty(place)
     _remove_empty(area)
 
@@ -252,9 +255,8 @@ def _locked_place(area: Path) -> tuple[Path, IO[str]]:
 def _lock_alone(lock: IO[str], path: Path) -> bool:
     """Lock a new file. Return False if another writer mistook its folder for a leftover."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        if not lock_descriptor(lock.fileno(), blocking=False):
+            return False
     except OSError:  # no locks on this file system, so no writer can mistake another's folder for a leftover
         return True
     try:
@@ -313,21 +315,30 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file that this program wrote.
+    """Return the JSON object in a file.
 
     Raises:
         UserError: the file cannot be read, is empty or incomplete, or contains something else.
     """
     with reading(path):
         raw = path.read_bytes()
+    return parse_object(raw, str(path))
+
+
+def parse_object(raw: bytes, where: str) -> dict[str, Any]:
+    """Parse the content of the file `where` as a JSON object.
+
+    Raises:
+        UserError: the content is empty, incomplete, or something else.
+    """
     if not raw.strip(b"\0 \n"):  # a crash of the machine may leave such a file
-        raise UserError(f"{path}: is empty")
+        raise UserError(f"{where} is empty")
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is torn or no JSON ({error})") from error
+        raise UserError(f"{where} is not valid JSON ({error})") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path}: contains no JSON object")
+        raise UserError(f"{where} does not contain a JSON object")
     return value
 
 
@@ -382,7 +393,12 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         WriteError: the file cannot be created, or its file system has no locks.
         BlockingIOError: another process holds the lock, and `wait` is false.
     """
-    with _lock_file(path, lambda file: fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)):
+
+    def take(file: IO[str]) -> None:
+        if not lock_descriptor(file.fileno(), blocking=wait):
+            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK), str(path))
+
+    with _lock_file(path, take):
         yield
 
 

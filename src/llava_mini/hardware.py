@@ -1,4 +1,4 @@
-"""Which GPU this machine has, whether the installed torch supports it, how much memory is free, what ran out of memory.
+"""Which GPU this machine has, whether the installed torch supports it, and how much memory is free.
 
 A build of torch contains kernels for some architectures only (`torch.cuda.get_arch_list()`). A newer torch may have
 dropped an old GPU, and an older torch does not know a new GPU. The sources are PyTorch's release notes: Volta (V100) is
@@ -32,7 +32,6 @@ _GROUP_FILES = {
     "": ("memory.max", "memory.current", "inactive_file"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-_NO_HOST_MEMORY = ("DefaultCPUAllocator", "not enough memory", "std::bad_alloc")  # in torch's out-of-memory messages
 _BF16_SINCE = (8, 0)  # Ampere; before it torch emulates bfloat16, which is slower than float32
 
 
@@ -117,18 +116,6 @@ def _free_in_host() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
     return int(lines["MemAvailable"].split()[0]) * 1024
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that a device or the host is out of memory."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_HOST_MEMORY)
-
-
-def reason_of(error: BaseException) -> str:
-    """Return the first line of an error's message, at most 160 characters; without a message its type's name."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:160]
 
 
 def parse_cards(answer: str) -> list[Card]:

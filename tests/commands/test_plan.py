@@ -88,10 +88,15 @@ def test_inference_counts_the_cache(planned: Callable) -> None:
     assert json.loads(out)["breakdown"]["optimizer_state"] == 0
 
 
-@pytest.mark.parametrize("flag", ["--frames=0", "--text-tokens=many"])
-def test_flags_are_checked(flag: str) -> None:
+@pytest.mark.parametrize(
+    "flag", ["--frames=0", "--text-tokens=many", f"--session={2**40 + 1}", f"--session={'9' * 5000}"]
+)
+def test_flags_are_checked(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["plan", flag])
+    name, _, value = flag.partition("=")
+    told = f"llava-mini plan: argument {name}: {value}: allowed are whole numbers from 1 to {2**40} (see "
+    assert capsys.readouterr().err.startswith(told)
 
 
 @pytest.mark.parametrize("model", [name for name in options("model") if name != "tiny"])

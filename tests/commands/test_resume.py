@@ -33,7 +33,7 @@ from tests.several_ranks import (
 
 from llava_mini.cli import main
 from llava_mini.files import rank_paths
-from llava_mini.run import child
+from llava_mini.processes import ending_with_this
 
 TWO_RANKS = ["trainer.devices=2", "trainer.accumulate_grad_batches=2", "data.num_workers=2"]
 STEPS, SAMPLES = MIXED_STEPS, MIXED_STEPS * 8  # two samples a batch
@@ -181,6 +181,5 @@ def test_a_rank_that_is_killed_and_ctrl_c_end_all_and_the_same_command_goes_on(
         137, f"llava-mini: rank 1 of 2 was killed by SIGKILL; see {run_dir / 'log.rank1.txt'}",
     )  # fmt: skip
     assert ended_by(signal.SIGINT, in_group) == (130, "interrupted; repeat the command to continue")
-    from_a_sweep = [sys.executable, "-IS", child.__file__, str(os.getpid()), *command]
-    assert subprocess.run(from_a_sweep, cwd=ROOT, check=False).returncode == 0
+    assert subprocess.run(ending_with_this(command), cwd=ROOT, check=False).returncode == 0
     assert history(run_dir) == history(whole)

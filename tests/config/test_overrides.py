@@ -7,7 +7,17 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from llava_mini.config import Config, resolve
-from llava_mini.config.overrides import PLACES, at_home, literal, quote, quoted, split, text_keys, unquoted
+from llava_mini.config.overrides import (
+    PLACES,
+    at_home,
+    check_each_once,
+    literal,
+    quote,
+    quoted,
+    split,
+    text_keys,
+    unquoted,
+)
 from llava_mini.errors import UserError
 
 NAMES = {"data.template", "data.kinds", "tracking.experiment", "tracking.parent_run_id", "experiment_name"}
@@ -107,6 +117,17 @@ def test_a_value_that_cannot_be_read_says_how_to_quote(override: str, message: s
     with pytest.raises(UserError, match=message) as error:
         resolve(["experiment=smoke", override])
     assert "\n" not in str(error.value)
+
+
+def test_a_key_that_is_given_twice_is_named() -> None:
+    check_each_once(["compressor=query", "compressor.C=2", "seed=1"])
+    with pytest.raises(UserError, match="^seed is given twice: seed=1 and seed=1=2; give it once$") as error:
+        check_each_once(["seed=1", "compressor.C=2", "seed=1=2"])
+    assert error.value.key == "seed"
+
+
+def test_the_text_that_a_message_advises_is_read_as_it_says() -> None:
+    assert resolve(["run_dir=a\\${b"]).run_dir == "a${b"
 
 
 TEXTS = [

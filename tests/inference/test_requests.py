@@ -1,5 +1,6 @@
 """Requests are read or refused one by one; answers are gone on with, and are nobody else's."""
 
+import errno
 import json
 import os
 import resource
@@ -289,4 +290,17 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     ):
         pass
     with pytest.raises(UserError, match="cannot be written"), open_answers(tmp_path, REQUESTS):
+        pass
+
+
+def test_answers_on_a_file_system_without_locks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    path = tmp_path / "answers.jsonl"
+    with (
+        pytest.raises(UserError, match=rf"^{path}: cannot be locked \(No locks available\)$"),
+        open_answers(path, REQUESTS),
+    ):
         pass

@@ -102,5 +102,5 @@ def test_a_damaged_result_is_none(tmp_path: Path, damaged: str, caplog: pytest.L
     (tmp_path / "result.json").write_text(damaged)
     with caplog.at_level(logging.WARNING):
         assert not claim(tmp_path, CONFIG)
-    assert f"{tmp_path}/result.json: " in caplog.text
+    assert f"{tmp_path}/result.json " in caplog.text
     assert "continues from its last checkpoint" in caplog.text

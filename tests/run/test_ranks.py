@@ -76,12 +76,25 @@ def test_when_one_fails_all_end_and_it_is_told(tmp_path: Path, capfd, code: str,
         assert said.endswith("log.rank1.txt ends with: RuntimeError: no memory\n")
 
 
-@pytest.mark.parametrize("ranks", ["{0, 1}", "{1}"])
-def test_a_mistake_that_ranks_find_is_one_line_on_the_terminal(tmp_path: Path, capfd, ranks: str):
-    mistake = f"rank in {ranks} and (print('llava-mini: no weights', file=sys.stderr), sys.exit(2))"
-    slower = "time.sleep(0.5 * (rank == 0)); "
-    assert run_ranks(python(f"{slower}{mistake}; time.sleep(600)"), 2, tmp_path) == 2
+@pytest.mark.parametrize(("ranks", "before", "after"), [("{0, 1}", 0.5, 0), ("{0, 1}", 0, 1), ("{1}", 0, 0)])
+def test_a_mistake_that_ranks_find_is_one_line_on_the_terminal(
+    tmp_path: Path, capfd, ranks: str, before: float, after: float
+):
+    """However long rank 0 takes before it prints the line, or to shut down after it."""
+    said = (
+        f"print('llava-mini: no weights', file=sys.stderr, flush=True), time.sleep({after} * (rank == 0)), sys.exit(2)"
+    )
+    code = f"time.sleep({before} * (rank == 0)); rank in {ranks} and ({said}); time.sleep(600)"
+    assert run_ranks(python(code), 2, tmp_path) == 2
     assert capfd.readouterr().err == "llava-mini: no weights\n"
+
+
+def test_a_rank_that_ignores_signals_ends_at_once_with_the_others(tmp_path: Path, capfd):
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    begin = time.monotonic()
+    assert run_ranks(python(f"{deaf}; rank == 1 and (time.sleep(0.5), sys.exit(3)); time.sleep(600)"), 2, tmp_path) == 3
+    assert time.monotonic() - begin < 20
+    assert capfd.readouterr().err.startswith("llava-mini: rank 1 of 2 ended with status 3; ")
 
 
 START = """

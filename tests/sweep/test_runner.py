@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +15,9 @@ from mlflow.tracking import MlflowClient
 
 from llava_mini.errors import UserError
 from llava_mini.sweep.folder import Sweep, only_sweep, read_sweep, write_sweep
-from llava_mini.sweep.runner import _changed
+from llava_mini.sweep.grid import expand
+from llava_mini.sweep.launcher import Ended, Job, Launcher, Started
+from llava_mini.sweep.runner import _changed, run_sweep
 from llava_mini.tracking.mlflow import latest_sweep
 from llava_mini.tracking.spool import Spool
 
@@ -68,6 +70,29 @@ def wait_for_attempts(runs_of: Callable[[], dict[str, Path]], count: int) -> lis
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return pids
+
+
+class Noting(Launcher):
+    """Keeps the commands of its jobs and runs none."""
+
+    commands: tuple[tuple[str, ...], ...] = ()
+    parallel = 1
+
+    def run(self, jobs: Sequence[Job]) -> Generator[Started | Ended, None, None]:
+        self.commands = tuple(job.command for job in jobs)
+        yield from ()
+
+
+def test_a_run_is_given_its_folder_once_whatever_the_sweep_is_given(standin: ModuleType, tmp_path: Path) -> None:
+    arguments, launcher = ["compressor.C=1", "run_dir=elsewhere"], Noting()
+    run_sweep(
+        expand(arguments, standin.resolve), arguments=arguments, sweep_dir=tmp_path, launcher=launcher,
+        command=["train"], code_version="code", commit="c0ffee", service=None, tracker_uri=None, experiment="sweeps", say=str,
+    )  # fmt: skip
+    assert len(launcher.commands) == 2
+    for command in launcher.commands:
+        (folder,) = [part for part in command if part.startswith("run_dir=")]
+        assert folder.startswith(f"run_dir={tmp_path}/runs/")
 
 
 def test_all_runs_finish(sweep: Sweeper, runs_of: Callable[[], dict[str, Path]], tmp_path: Path) -> None:

@@ -193,13 +193,19 @@ def _part_configs(
     return vision_config, {**from_tokenizer, **text_config}
 
 
-def check_model(config: Config) -> None:
+def check_model(config: Config, *, complete: bool = True) -> None:
     """Find the mistakes in a config that need no weights and no data, before anything is made for it.
 
+    Args:
+        config: The resolved config.
+        complete: Whether the stage has to be one that a run can train: the toy world's stage 0 needs more arguments.
+
     Raises:
-        UserError: the stage, compressor or fusion is impossible.
+        UserError: the stage, launcher, compressor or fusion is impossible.
     """
-    check_component(config.stage, "stage", {"model", "kinds", "report_dir", "finetune", "optimizer", "seed"})
+    given = {"model", "kinds", "report_dir", "finetune", "optimizer", "seed"}
+    check_component(config.stage, "stage", given, complete=complete)
+    check_component(config.launcher, "launcher", {"devices"})
     spec, fusion = config.model, config.fusion
     before = config.order.compress_before_projection
     width = (spec.vision_config if before else spec.text_config).get("hidden_size")

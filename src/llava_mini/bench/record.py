@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from llava_mini.data.building.workers import cores
 from llava_mini.files import write_json, write_text
+from llava_mini.processes import cores
 
 _RUNS = Path("runs/bench")  # reports to MLflow wait here while the tracker is down
 

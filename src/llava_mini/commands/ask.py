@@ -7,17 +7,18 @@ import time
 from typing import Any
 
 from llava_mini.commands.asking import (
+    LESS_MEMORY,
     add_media,
     add_session,
     add_source,
     checked_questions,
     load_model,
-    oom_as_user_error,
     open_session,
     opened,
     parser_for,
 )
 from llava_mini.commands.output import json_line
+from llava_mini.out_of_memory import oom_as_user_error
 
 _DESCRIPTION = """\
 Shows the model images and videos and asks it about them. All of them are encoded once, then every question is asked
@@ -31,7 +32,7 @@ examples:
   llava-mini ask runs/mine/model --video film.mp4 --frames 64 --question "Who comes in?" --question "Why?" --json"""
 
 
-@oom_as_user_error()
+@oom_as_user_error(LESS_MEMORY)
 def ask(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """Run the command.
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_mini.commands.numbers import at_least, gibibytes, rate
+from llava_mini.commands.parser import Parser
 from llava_mini.errors import UserError
 from llava_mini.files import is_url
 
@@ -24,10 +23,12 @@ if TYPE_CHECKING:
 
     Source = tuple[Path, Image.Image] | VideoSource
 
+LESS_MEMORY = "fewer frames, --keep-gib 0 or --kv-bits 8 need less"
+
 
 def parser_for(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """Return a parser with MODEL and the flags of every question-answering command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"llava-mini {command}",
         description=description,
         epilog=epilog,
@@ -173,23 +174,6 @@ def add_source(session: Session, source: Source, given: argparse.Namespace, rese
     return session.add_media(
         source.path, fps=given.fps, count=given.frames, reserve=reserve, progress=sys.stderr.isatty()
     )
-
-
-@contextmanager
-def oom_as_user_error(advice: str = "fewer frames, --keep-gib 0 or --kv-bits 8 need less") -> Iterator[None]:
-    """Turn an out-of-memory error into one line that ends with advice.
-
-    Raises:
-        UserError: torch or Python ran out of memory; it replaces their own error.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:  # torch's own error on a GPU is a RuntimeError too
-        from llava_mini.hardware import is_out_of_memory, reason_of
-
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(f"out of memory ({reason_of(error)}): {advice}") from error
 
 
 def _of_kind(kind: str, path: str) -> tuple[str, str]:

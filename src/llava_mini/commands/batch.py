@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llava_mini.commands.asking import load_model, oom_as_user_error, parser_for
+from llava_mini.commands.asking import load_model, parser_for
 from llava_mini.commands.numbers import at_least
 from llava_mini.errors import UserError
+from llava_mini.out_of_memory import oom_as_user_error
 
 _DESCRIPTION = """\
 Answers the requests of a file, those of about the same length together. A request is a JSON object on a line:

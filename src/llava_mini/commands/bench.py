@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from llava_mini.commands.numbers import at_least
+from llava_mini.commands.parser import Parser
 from llava_mini.errors import UserError
 from llava_mini.run.provenance import git_commit
 from llava_mini.tracking.mlflow import check_installed
@@ -159,7 +160,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llava-mini bench", description="Measures this program on this machine.")
+    parser = Parser(prog="llava-mini bench", description="Measures this program on this machine.")
     commands = parser.add_subparsers(required=True, metavar="command", title="commands")
     data = commands.add_parser("data", help="the data path against the usual ways", description=_DATA)
     data.set_defaults(run=_data)

@@ -10,17 +10,18 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from llava_mini.commands.asking import (
+    LESS_MEMORY,
     add_media,
     add_session,
     add_source,
     load_model,
-    oom_as_user_error,
     open_session,
     opened,
     opened_one,
     parser_for,
 )
 from llava_mini.errors import UserError
+from llava_mini.out_of_memory import oom_as_user_error
 
 if TYPE_CHECKING:
     from llava_mini.inference.media_source import Media
@@ -34,7 +35,7 @@ Ctrl-C ends an answer, Ctrl-D the chat. Answers go to standard output, all else 
 piped; a mistake is one line, and the chat continues."""
 
 
-@oom_as_user_error()
+@oom_as_user_error(LESS_MEMORY)
 def chat(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """Run the command.
 
@@ -60,7 +61,7 @@ def chat(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
         try:
             if line == "/quit":
                 break
-            with oom_as_user_error():
+            with oom_as_user_error(LESS_MEMORY):
                 _turn(session, line, given)
         except UserError as error:
             _say(" ".join(str(error).split()))

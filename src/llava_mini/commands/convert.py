@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini.commands.numbers import at_least
+from llava_mini.commands.parser import Parser
 
 _OFFICIAL = """\
 Reads a folder of the official LLaVA-Mini release (config.json; safetensors or pytorch_model*.bin, whole or in shards)
@@ -71,7 +72,7 @@ def _llava(source: Path, target: Path, vision_tower: str | None, **chosen: Any) 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llava-mini convert",
         description="Weights in and out. Nothing is written unless all of SRC fits.",
         epilog=_EXAMPLES,

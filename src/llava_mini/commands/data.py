@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_mini.commands.numbers import at_least
-from llava_mini.data.building.workers import WorkerDiedError, cores
+from llava_mini.commands.parser import Parser
+from llava_mini.data.building.workers import WorkerDiedError
 from llava_mini.data.format.shards import ShardSet, is_complete
 from llava_mini.errors import UserError
+from llava_mini.processes import cores
 from llava_mini.token_layout import TokenLayout
 
 if TYPE_CHECKING:
@@ -153,7 +155,7 @@ def _stats(options: argparse.Namespace) -> int:
 
 
 def _parser() -> ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llava-mini data", description="Shard sets: make them, check them, count.")
+    parser = Parser(prog="llava-mini data", description="Shard sets: make them, check them, count.")
     commands = parser.add_subparsers(required=True, metavar="command", title="commands")
 
     def add(

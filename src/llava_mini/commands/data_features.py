@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llava_mini.commands.numbers import at_least
-from llava_mini.config import resolve
+from llava_mini.commands.parser import Parser
+from llava_mini.config import check_each_once, resolve
 from llava_mini.data.features.codec import FEATURE_TYPES
 from llava_mini.data.format.shards import ShardSet
 from llava_mini.errors import UserError
@@ -45,6 +46,7 @@ def features(arguments: list[str]) -> int:
         UserError: a mistake in the arguments or in what they name.
     """
     options = _parser().parse_intermixed_args(arguments)
+    check_each_once(options.overrides)
     config = resolve(options.overrides, tuple(options.config_dir))
     cache_dir = config.data.cache_dir
     shards = ShardSet(options.folder, cache_dir=None if cache_dir is None else Path(cache_dir))
@@ -92,7 +94,7 @@ def _progress(num_shards: int) -> Callable[[int], None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llava-mini data features",
         description=_ABOUT,
         epilog=_EXAMPLES,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from llava_mini.commands.parser import Parser
 from llava_mini.errors import UserError
 from llava_mini.finetune.packages import require
 from llava_mini.hardware import build_for, drives, find_cards, has_bf16, install_command
@@ -35,7 +35,7 @@ def doctor(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     Returns:
         0 if the installed torch supports all GPUs found (or there is none), else 1.
     """
-    parser = argparse.ArgumentParser(prog="llava-mini doctor", description=__doc__)
+    parser = Parser(prog="llava-mini doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object in place of text")
     given = parser.parse_args(arguments)
     report = diagnosis()

@@ -6,7 +6,6 @@ quantized values, so the plain model answers as the trained one did.
 
 from __future__ import annotations
 
-import argparse
 import logging
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from llava_mini import assembly
+from llava_mini.commands.parser import Parser
 from llava_mini.config import Config, import_own, load
 from llava_mini.errors import UserError
 from llava_mini.evaluate.accuracy import evaluate
@@ -33,7 +33,7 @@ def merge(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     Returns:
         The exit status: 1 when `--check` finds answers that differ.
     """
-    parser = argparse.ArgumentParser(prog="llava-mini merge", description=__doc__.splitlines()[0])
+    parser = Parser(prog="llava-mini merge", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument("destination", type=Path, metavar="DST", help="folder that is made")
     parser.add_argument("--check", action="store_true", help="compare the plain model's answers with the run's")

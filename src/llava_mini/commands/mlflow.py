@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 
+from llava_mini.commands.parser import Parser
 from llava_mini.tracking.mlflow import MLflow, check_installed, latest_sweep
 
 
@@ -15,7 +15,7 @@ def mlflow(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     Returns:
         Exit status 0.
     """
-    parser = argparse.ArgumentParser(prog="llava-mini mlflow", description=__doc__)
+    parser = Parser(prog="llava-mini mlflow", description=__doc__)
     parser.add_argument("--port", type=int, default=5000, help="of the server on this machine (default 5000)")
     given = parser.parse_args(arguments)
     check_installed("llava-mini mlflow", "read report.html of a sweep")

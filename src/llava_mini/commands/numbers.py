@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from llava_mini.limits import MOST
+
 MOST_GIB = 2**20  # of memory, more than any machine has
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """Return a type for whole numbers of at least `least`."""
+    """Return a type for whole numbers of at least `least`, and no more than what is no mistake."""
 
     def count(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers of {least} and above")
+        if not text.isdecimal() or len(text) > len(str(MOST)) or not least <= int(text) <= MOST:
+            raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers from {least} to {MOST}")
         return int(text)
 
     return count

@@ -11,7 +11,8 @@ from contextlib import contextmanager, nullcontext
 
 from llava_mini import assembly
 from llava_mini.commands.numbers import at_least
-from llava_mini.config import Config, resolve
+from llava_mini.commands.parser import Parser
+from llava_mini.config import Config, check_each_once, resolve
 from llava_mini.errors import UserError
 from llava_mini.inference.session_plan import TEXT, session_plans, table
 from llava_mini.plan.peaks import as_planned, sample_of
@@ -36,6 +37,7 @@ def plan(arguments: list[str], config_dirs: tuple[str, ...]) -> int:
         parser.error("--new-tokens: only with --inference, which plans an answer")
     if options.session and (options.inference or options.text_tokens or options.frames):
         parser.error("--session: plans a session of so many frames, without --inference, --text-tokens and --frames")
+    check_each_once(options.overrides)
     config = resolve(["trainer.max_steps=1", *options.overrides], (*config_dirs, *options.config_dir))
     if options.strict:
         check_card_is_named(config)
@@ -92,7 +94,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llava-mini plan",
         description="The memory of a run's step by parts, whether it fits the card (hardware=...), the largest batch "
         "that does, and what to turn on if it does not. Needs neither a GPU nor weights.",

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from llava_mini.commands.table import STRICT
-from llava_mini.config import resolve
+from llava_mini.config import check_each_once, resolve
 from llava_mini.errors import UserError
 from llava_mini.run.folder import claim
 from llava_mini.run.ranks import OWN_MESSAGE, own_rank, run_ranks, train_command
@@ -27,6 +27,7 @@ def train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
         UserError: the config is impossible here, or the folder contains another run.
     """
     strict, overrides = STRICT in overrides, [override for override in overrides if override != STRICT]
+    check_each_once(overrides)
     config = resolve(overrides, config_dirs)
     count, num_nodes, rank = config.trainer.devices, config.trainer.num_nodes, own_rank()
     run_dir = Path(config.run_dir)

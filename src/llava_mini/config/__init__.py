@@ -5,12 +5,14 @@
 
 from llava_mini.config.components import check_component, instantiate
 from llava_mini.config.compose import import_own, load, load_values, options, resolve, save
+from llava_mini.config.overrides import check_each_once
 from llava_mini.config.types import Component, Config
 
 __all__ = [
     "Component",
     "Config",
     "check_component",
+    "check_each_once",
     "import_own",
     "instantiate",
     "load",

@@ -27,21 +27,24 @@ def instantiate(component: Component, key: str, **given: Any) -> Any:
     return target(**arguments, **given)
 
 
-def check_component(component: Component, key: str, given: set[str]) -> None:
+def check_component(component: Component, key: str, given: set[str], *, complete: bool = True) -> None:
     """Check what `instantiate` would refuse, without calling the class.
 
     Args:
         component: Class and arguments.
         key: Key of the component in the config, for messages.
         given: Names of the arguments that are not in the config.
+        complete: Whether arguments may not be missing.
 
     Raises:
         UserError: `instantiate` would raise it.
     """
-    _checked_call(component, key, given)
+    _checked_call(component, key, given, complete=complete)
 
 
-def _checked_call(component: Component, key: str, given: set[str]) -> tuple[Any, dict[str, Any]]:
+def _checked_call(
+    component: Component, key: str, given: set[str], *, complete: bool = True
+) -> tuple[Any, dict[str, Any]]:
     """Return a component's class and its checked arguments."""
     arguments = dict(component.arguments)
     try:
@@ -61,7 +64,7 @@ def _checked_call(component: Component, key: str, given: set[str]) -> tuple[Any,
             )
         arguments[name] = _checked(f"{key}.{name}", value, parameters[name].annotation)
     missing = [n for n in allowed if parameters[n].default is inspect.Parameter.empty and n not in arguments]
-    if missing:
+    if missing and complete:
         raise UserError(f"missing key {key}.{missing[0]}: {target.__name__} needs it", key=f"{key}.{missing[0]}")
     return target, arguments
 

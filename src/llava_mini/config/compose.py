@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from llava_mini.config.overrides import PLACES, at_home, literal, quoted
 from llava_mini.config.types import Config
@@ -174,8 +174,10 @@ def _refused(error: Exception, overrides: list[str]) -> UserError:
     """Return Hydra's or OmegaConf's error as ours."""
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(match[1])
-    if match := re.search(r"Could not find '([^/']+)/([^']+)'", text):
+        return _unknown_key(_within(match[1], error.__cause__))
+    if match := re.fullmatch(r"Error merging override (.*)", text, re.DOTALL):
+        return _not_merged(match[1], error.__cause__, overrides)
+    if match := re.search(r"Could not (?:find|load) '([^/']+)/([^']+)'", text):
         group, name, allowed = match[1], match[2], ", ".join(options(match[1]))
         return UserError(
             f"{group}={name}: no such {group}; allowed are {allowed}", key=group, value=name, allowed=allowed
@@ -190,6 +192,23 @@ def _refused(error: Exception, overrides: list[str]) -> UserError:
             key, _, value = override.partition("=")
             return UserError(f"{override}: {reason}", key=key, value=value, allowed=reason)
     return UserError(" ".join(text.split()))
+
+
+def _within(key: str, cause: BaseException | None) -> str:
+    """Return the key within the value of `key` that OmegaConf does not know, if that is what it reports, else `key`."""
+    full_key = cause.full_key if isinstance(cause, OmegaConfBaseException) else None
+    return full_key if full_key is not None and full_key.startswith(f"{key}.") else key
+
+
+def _not_merged(parsed: str, cause: BaseException | None, overrides: list[str]) -> UserError:
+    """Return why the override that Hydra has read as `parsed` fits no config."""
+    override = next((each for each in overrides if quoted(each) == parsed), parsed)
+    key, _, value = override.partition("=")
+    if isinstance(cause, GrammarParseError):
+        allowed = "${ begins the name of another key, as in ${seed}; \\${ is the text ${ itself"
+    else:
+        allowed = next(iter(str(cause).splitlines()), "not a value of this key")
+    return UserError(f"{override}: {allowed}", key=key, value=value, allowed=allowed)
 
 
 def _unreadable(override: str) -> str | None:

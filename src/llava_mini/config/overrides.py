@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from llava_mini.config.types import Component, Config
+from llava_mini.errors import UserError
 
 # Keys with a path or URI, in which `~` is a home folder. The other text keys are names.
 PLACES = (
@@ -45,6 +46,20 @@ class TextKey:
 def text_keys() -> dict[str, TextKey]:
     """Return the config keys that accept free text, not one of a few fixed words, by the types of the config."""
     return dict(_text_keys("", get_type_hints(Config, include_extras=True)))
+
+
+def check_each_once(overrides: Sequence[str]) -> None:
+    """Refuse a key that is given twice on the command line, where the last value would win without a word.
+
+    Raises:
+        UserError: naming the key.
+    """
+    seen: dict[str, str] = {}
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in seen:
+            raise UserError(f"{key} is given twice: {seen[key]} and {override}; give it once", key=key)
+        seen[key] = override
 
 
 def quoted(override: str) -> str:

@@ -43,6 +43,13 @@ def _only(allowed: str) -> WrapValidator:
     return WrapValidator(validate)
 
 
+def _different(stages: Any) -> Any:
+    """Refuse a list of stages with one twice, or with true and false, which Python takes for 1 and 0."""
+    if isinstance(stages, list) and any(isinstance(each, bool) or stages.count(each) > 1 for each in stages):
+        raise PydanticCustomError("allowed", "allowed are 0, 1 and 2, each once")
+    return stages
+
+
 def _doc(text: str) -> Any:
     """Return what a key is for, one line of `--help` and of the reference."""
     return Field(description=text)
@@ -59,6 +66,7 @@ Template = Annotated[Name | dict[str, str | bool], _only("the name of a template
 # Folders whose tensors are loaded in this order (all other weights stay random), or the parts that model.hub names.
 Weights = Annotated[Literal["random", "hub"] | list[Name], _only("random, hub and [folder, ...]")]
 Features = Annotated[Flag | Name, _only("true, false and a folder")]
+Stages = Annotated[list[Literal[0, 1, 2]], Field(min_length=1), BeforeValidator(_different)]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
 
 
@@ -295,7 +303,7 @@ class World:
     """Training of the toy world's pretrained parts."""
 
     out: Annotated[Name, _doc("folder of the three checkpoints")]
-    stages: Annotated[Annotated[list[Literal[0, 1, 2]], Field(min_length=1)], _doc("stages that are trained")]
+    stages: Annotated[Stages, _doc("stages that are trained")]
     vision_scenes: Annotated[Positive, _doc("scenes of stage 0")]
     vision_boards: Annotated[Positive, _doc("boards of stage 0")]
     vision_val_scenes: Annotated[Positive, _doc("scenes that stage 0 is validated on")]

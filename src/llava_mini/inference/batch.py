@@ -8,7 +8,6 @@ rounding: the arithmetic is the same, on rows that are padded on the left. A lon
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from llava_mini.errors import UserError
-from llava_mini.hardware import is_out_of_memory, reason_of
 from llava_mini.inference.long_context import check_length
 from llava_mini.inference.media_source import Media
 from llava_mini.inference.prompts import check_question, has_bos, prompt_of, user_message
@@ -26,6 +24,7 @@ from llava_mini.inference.requests import Answers, Record, Request
 from llava_mini.inference.session import Session
 from llava_mini.media.named import VideoSource, check_file, open_image, open_video
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
+from llava_mini.out_of_memory import oom_as_user_error
 from llava_mini.token_layout import SINGLE_VIEW
 from llava_mini.views import NUM_VIEWS
 
@@ -55,17 +54,6 @@ class Prepared:
 
 
 _Read = tuple[Prepared, list[Image.Image], list[_Frames]]
-
-
-@contextmanager
-def _oom_as_sample_error() -> Iterator[None]:
-    """Turn any out-of-memory error into an error of the request: another request may need less memory."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:  # torch's own error on a GPU is a RuntimeError too
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(f"out of memory ({reason_of(error)})") from error
 
 
 @dataclass(frozen=True)
@@ -118,7 +106,7 @@ class Batcher:
         for batch in _batches(prepared, self.batch_size):
             yield self._records(batch)
 
-    @_oom_as_sample_error()
+    @oom_as_user_error()
     def prepare(self, request: Request) -> Prepared:
         """Check a request as far as possible without decoding, and return it with its prompt.
 
@@ -176,7 +164,7 @@ class Batcher:
         """Answer a request with more frames than are in memory at once."""
         session = Session(self.model, self.processor, kv_bits=self.kv_bits)
         try:
-            with _oom_as_sample_error():
+            with oom_as_user_error():
                 for path in one.request.images:
                     session.add_media(open_image(path))
                 for video in one.videos:
@@ -186,7 +174,7 @@ class Batcher:
             return _failed(one.request, error)
         return _answer(one, text, session.media[len(one.request.images) :])
 
-    @_oom_as_sample_error()
+    @oom_as_user_error()
     @torch.no_grad()
     def generate(self, prompts: list[str], images: list[Image.Image], videos: list[_Frames]) -> list[str]:
         """Return the answers to prompts, whose images and videos are in the order of their placeholders.
@@ -206,7 +194,7 @@ class Batcher:
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
 
 
-@_oom_as_sample_error()
+@oom_as_user_error()
 def _read(one: Prepared) -> _Read:
     """Decode the images and videos of a request."""
     images = [open_image(path) for path in one.request.images]

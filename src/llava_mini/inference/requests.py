@@ -8,7 +8,6 @@ its request is answered again. Two processes cannot write the same answers.
 from __future__ import annotations
 
 import codecs
-import fcntl
 import json
 import os
 import stat
@@ -17,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from filelock import lock_descriptor
 
 from llava_mini.data.building.records import single_keys
 from llava_mini.errors import UserError
@@ -238,9 +239,11 @@ def open_answers(path: Path, requests: Sequence[Request]) -> Iterator[Answers]:
                 f"{path}: cannot be written (no file, answers must be kept, or the file cannot be continued)"
             )
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{path}: another process is writing to it") from None
+            alone = lock_descriptor(file.fileno(), blocking=False)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be locked ({error.strerror})") from error
+        if not alone:
+            raise UserError(f"{path}: another process is writing to it")
         try:
             with reading(path):
                 answers = Answers(path, file, requests)

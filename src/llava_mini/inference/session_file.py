@@ -25,13 +25,13 @@ from torch import Tensor
 from llava_mini.errors import UserError, WriteError
 from llava_mini.files import atomic_path
 from llava_mini.finetune import fingerprints
-from llava_mini.hardware import is_out_of_memory
 from llava_mini.inference.frame_cache import Chunk
 from llava_mini.inference.media_source import Media
 from llava_mini.inference.quantize import quantize
 from llava_mini.media.named import check_file
 from llava_mini.models.interop.checkpoint import is_finite
 from llava_mini.models.tensor_files import open_tensors, save_tensors
+from llava_mini.out_of_memory import is_out_of_memory
 from llava_mini.token_layout import HD_VIEWS, SINGLE_VIEW
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from llava_mini.config import Config
-from llava_mini.hardware import is_out_of_memory, reason_of
+from llava_mini.out_of_memory import oom_as
 from llava_mini.plan.memory_options import Change
 from llava_mini.run.folder import kept_of
 from llava_mini.run.identity import config_hash
@@ -30,17 +30,13 @@ def oom_as_run_error(config: Config, step: Callable[[], int], advice: Callable[[
     Raises:
         RunOutOfMemoryError: torch or Python ran out of memory; it replaces their own error.
     """
-    try:
+    with oom_as(lambda reason: RunOutOfMemoryError(message(config, step(), reason, advice()))):
         yield
-    except (RuntimeError, MemoryError) as error:  # torch's own error on a GPU is a RuntimeError too
-        if not is_out_of_memory(error):
-            raise
-        raise RunOutOfMemoryError(message(config, step(), error, advice())) from error
 
 
-def message(config: Config, step: int, error: BaseException, advice: list[Change]) -> str:
+def message(config: Config, step: int, reason: str, advice: list[Change]) -> str:
     """Return the line for the user."""
-    start = f"out of memory at step {step} ({reason_of(error)}); {kept_of(config)}; "
+    start = f"out of memory at step {step} ({reason}); {kept_of(config)}; "
     if not advice:
         return f"{start}nothing is left to turn on: shorten data.max_length, or take a smaller model or a larger card"
     named = _named(config, advice)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from llava_mini.errors import UserError
 from llava_mini.files import reading, writing
-from llava_mini.run import child
+from llava_mini.processes import ending_with_this
 
 OWN_MESSAGE = "llava-mini: "  # start of the line that says why a command stopped itself
 INTERRUPTED = 130
@@ -59,7 +59,7 @@ def run_ranks(command: Sequence[str], count: int, folder: Path) -> int:
     ended: queue.Queue[int] = queue.Queue()
     ranks: list[subprocess.Popen[bytes]] = []
     environment = _environment(count)
-    before = signal.signal(signal.SIGTERM, _terminated)
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         for number in range(count):
             ranks.append(_start(command, number, folder, environment))
@@ -70,7 +70,8 @@ def run_ranks(command: Sequence[str], count: int, folder: Path) -> int:
                 return _failure(ranks, number, folder)
         return 0
     except KeyboardInterrupt:
-        _interrupt(ranks[:1])
+        if ranks:
+            _interrupt(ranks[0])
         raise
     finally:
         for rank in ranks:
@@ -93,7 +94,7 @@ def _start(
     command: Sequence[str], number: int, folder: Path, environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
     """Start a rank, which ends with this process."""
-    wrapped = [sys.executable, "-IS", child.__file__, str(os.getpid()), *command]
+    wrapped = ending_with_this(command)
     own = {**environment, "LOCAL_RANK": str(number)}
     if number == 0:
         return subprocess.Popen(wrapped, env=own)
@@ -149,18 +150,13 @@ def _last_line(path: Path) -> str:
     return next((line for line in reversed(lines) if line), "")
 
 
-def _interrupt(rank_0: Sequence[subprocess.Popen[bytes]]) -> None:
+def _interrupt(rank_0: subprocess.Popen[bytes]) -> None:
     """Give rank 0 time to shut down cleanly. A terminal interrupts it too, so it is signaled only if it still runs."""
-    for process in rank_0:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(1.0)
-        process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_SECONDS_AFTER_CTRL_C)
-
-
-def _terminated(number: int, _frame: object) -> None:
-    sys.exit(128 + number)
+    with suppress(subprocess.TimeoutExpired):
+        rank_0.wait(1.0)
+    rank_0.send_signal(signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        rank_0.wait(_SECONDS_AFTER_CTRL_C)
 
 
 def _free_port() -> int:

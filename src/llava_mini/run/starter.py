@@ -20,8 +20,8 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from llava_mini.data.building.workers import end_with_parent
 from llava_mini.errors import UserError
+from llava_mini.processes import end_with_parent
 
 _SECONDS_BETWEEN_LOOKS = 0.05
 

@@ -67,7 +67,7 @@ def page(name: str, analysis: Analysis, plots: Mapping[str, Path]) -> str:
         captions=_CAPTIONS,
         configurations=configurations_table(analysis) if analysis.configurations else "",
         changes=changes_tables(analysis) if analysis.changes else "",
-        kinds=kinds_tables(analysis),
+        kinds=kinds_tables(analysis) if "accuracy_by_kind" in plots else "",
         meaning=_meaning(analysis),
         runs=runs_table(analysis),
         commit=commit,

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from llava_mini.data.building.workers import cores
 from llava_mini.errors import UserError
 from llava_mini.files import writing
+from llava_mini.processes import cores
 from llava_mini.run.starter import Request, Starter
 
 LOG_HEADER = "=== "  # begins the line that separates attempts in log.txt

@@ -172,8 +172,9 @@ def _run_missing(
         folder = run_folder(sweep_dir, run, sweep.code_version)
         if outcome(folder, run, sweep.code_version).state != "finished":
             own = [f"run_dir={literal(str(folder))}", *tracking.overrides()]
-            line = (*command, *run.overrides, *own)
-            jobs.append(Job(folder.name, line, folder, imports=tuple(imports)))
+            keys = {override.partition("=")[0] for override in own}
+            kept = [override for override in run.overrides if override.partition("=")[0] not in keys]
+            jobs.append(Job(folder.name, (*command, *kept, *own), folder, imports=tuple(imports)))
             runs[folder.name] = run
     progress = Progress(len(sweep.runs), len(jobs), launcher.parallel, say)
     running: dict[str, Job] = {}

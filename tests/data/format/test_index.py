@@ -6,10 +6,11 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from tests.data.format.json_files import put
 
-from llava_mini.data.format.index import INDEX_DTYPE, Modality, facts_of, picture_names, write_index
+from llava_mini.bench.large_set import make_large_set
+from llava_mini.data.format.index import INDEX_DTYPE, Modality, facts_of, picture_names
 from llava_mini.data.format.shards import ShardSet, finish_set, write_shard
 from llava_mini.errors import SampleError, UserError
 
@@ -73,19 +74,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def change(folder: Path, places: list[str | int], value: object) -> None:
-    """Write `value` at the end of a path of keys and numbers through the second sidecar; ... stands for removing it."""
-    path = folder / "shard-000001.json"
-    content = inner = json.loads(path.read_text())
-    for place in places[:-1]:
-        inner = inner[place]
-    if value is ...:
-        del inner[places[-1]]
-    else:
-        inner[places[-1]] = value
-    path.write_text(json.dumps(content))
-
-
 def test_sidecars_become_one_index(folder: Path) -> None:
     shards = finish_set(folder, 2)
     assert shards.index.dtype == INDEX_DTYPE
@@ -127,7 +115,7 @@ def test_sidecars_become_one_index(folder: Path) -> None:
     ],
 )
 def test_a_malformed_sidecar_is_named(folder: Path, places: list[str | int], value: object) -> None:
-    change(folder, places, value)
+    put(folder / "shard-000001.json", places, value)
     with pytest.raises(UserError, match=r"shard-000001\.(json|tar) is malformed"):
         finish_set(folder, 2)
     assert not (folder / "shards.json").exists()
@@ -155,28 +143,9 @@ def test_more_sources_than_can_be_numbered_are_refused(folder: Path) -> None:
         finish_set(folder, 2)
 
 
-def synthetic_set(folder: Path, num_samples: int, samples_per_shard: int = 1000) -> Path:
-    """A set of empty (sparse) tars with a full index, which opens like any other."""
-    index = np.zeros(num_samples, INDEX_DTYPE)
-    numbers = np.arange(num_samples)
-    index["key"] = np.char.zfill(numbers.astype("S12"), 12)
-    index["shard"], index["offset"] = numbers // samples_per_shard, numbers % samples_per_shard * 1024
-    index["size"] = 1024
-    folder.mkdir()
-    shards: list[dict[str, Any]] = []
-    for start in range(0, num_samples, samples_per_shard):
-        count = min(samples_per_shard, num_samples - start)
-        name = f"shard-{len(shards):06d}.tar"
-        (folder / name).touch()
-        os.truncate(folder / name, count * 1024)
-        shards.append({"name": name, "bytes": count * 1024, "sha256": "0" * 64, "samples": count, "rejected": 0})
-    listing = {"version": 2, "shards": shards, "sources": [""], "index": write_index(folder, [index]), "plan": None}
-    (folder / "shards.json").write_text(json.dumps(listing))
-    return folder
-
-
 def test_opening_a_large_set_makes_nothing_for_every_sample(tmp_path: Path) -> None:
-    folder = synthetic_set(tmp_path / "large", 300_000)
+    folder = tmp_path / "large"
+    make_large_set(folder, 300_000)
     ShardSet(folder)  # imports and caches that are made once
     tracemalloc.start()
     shards = ShardSet(folder)
@@ -184,7 +153,7 @@ def test_opening_a_large_set_makes_nothing_for_every_sample(tmp_path: Path) -> N
     tracemalloc.stop()
     assert (len(shards), shards.key(299_999), shards.shard_name(299_999)) == (
         300_000,
-        "000000299999",
+        "000299999",
         "shard-000299.tar",
     )
     assert memory < 300_000  # less than one byte a sample

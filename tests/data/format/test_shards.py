@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from tests.data.format.json_files import put
 
 from llava_mini.data.format.index import INDEX_DTYPE
 from llava_mini.data.format.shards import (
@@ -34,18 +35,6 @@ def shards(tmp_path: Path) -> ShardSet:
 
 def hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-
-
-def put(path: Path, places: list[str | int], value: object) -> None:
-    """Write `value` at the end of a path of keys and numbers through a JSON file; ... stands for removing it."""
-    content = inner = json.loads(path.read_text())
-    for place in places[:-1]:
-        inner = inner[place]
-    if value is ...:
-        del inner[places[-1]]
-    else:
-        inner[places[-1]] = value
-    path.write_text(json.dumps(content))
 
 
 def test_samples_come_back_by_number(shards: ShardSet) -> None:

@@ -158,7 +158,7 @@ def test_damage_that_leaves_the_size_as_it_was_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], ": contains no JSON object"),
+        ([], "does not contain a JSON object"),
         ({"version": make.RECIPE_VERSION, "seed": 0}, "does not describe a toy world"),
         ({"version": make.RECIPE_VERSION, "seed": 0, "sets": []}, "does not describe a toy world"),
         (

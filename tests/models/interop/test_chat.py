@@ -51,6 +51,6 @@ def test_the_sources_own_template_or_the_one_given(
 def test_a_template_file_that_is_no_json_is_named(make_llava: Callable[..., Any], tmp_path: Path) -> None:
     _, source = make_llava()
     (source / "chat_template.json").write_text("{")
-    with pytest.raises(UserError, match=r"chat_template\.json: is torn or no JSON"):
+    with pytest.raises(UserError, match=r"chat_template\.json is not valid JSON"):
         convert_llava(source, tmp_path / "ours", compressor=QUERY, num_fusion_layers=1, init="copy")
     assert not (tmp_path / "ours").exists()

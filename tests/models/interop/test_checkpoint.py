@@ -119,7 +119,7 @@ def truncated(folder: Path) -> None:
         (lambda f: index(f, "bin", {"a": "passwd"}), "names the file 'passwd'; allowed are weight files of its own"),
         (lambda f: index(f, "safetensors", {"a": "x.safetensors"}), r"names the file x\.safetensors, which is missing"),
         (lambda f: index(f, "safetensors", ["a"]), "has no weight_map"),
-        (lambda f: (f / "model.safetensors.index.json").write_text("{"), "no JSON"),
+        (lambda f: (f / "model.safetensors.index.json").write_text("{"), "not valid JSON"),
         (
             indexed_too_much,
             "the index names tensors that no file contains: z",
@@ -213,7 +213,7 @@ def test_config_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         read_config(tmp_path / ("n" * 300))
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(UserError, match="no JSON object"):
+    with pytest.raises(UserError, match="does not contain a JSON object"):
         read_config(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         read_config(tmp_path / "config.json")

@@ -6,10 +6,8 @@ Ctrl-C reaches only the process that distributes the tasks, which then ends the 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+from llava_mini.processes import end_with_parent
 
 Report = Callable[[Any], None]
 Work = Callable[[int, Report], None]
@@ -37,23 +35,6 @@ class WorkerDiedError(RuntimeError):
         self.task = task
         self.cause = f"killed by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"exit status {exitcode}"
         super().__init__(f"the process of task {task} died: {self.cause}")
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def end_with_parent(parent_pid: int) -> None:
-    """Make the kernel kill this process when its parent dies, on Linux; end it at once if the parent is already dead.
-
-    Args:
-        parent_pid: Process id of the parent, as given by the parent.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(1)
 
 
 def run_tasks(work: Work, tasks: Sequence[int], workers: int, report: Report) -> None:

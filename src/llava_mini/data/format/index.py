@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from llava_mini.data.format.ustar import BLOCK
 from llava_mini.data.text.forms import media_names, texts_of
 from llava_mini.errors import SampleError, UserError
-from llava_mini.files import atomic_path, reading
+from llava_mini.files import atomic_path, parse_object, reading
 
 FORMAT_VERSION = 2
 INDEX_FILE, SET_FILE = "index.npy", "shards.json"
@@ -227,18 +227,3 @@ def check_version(content: dict[str, Any], where: str) -> None:
         raise UserError(
             f"{where} has format version {version}, allowed is {FORMAT_VERSION}: delete the folder and build it again"
         )
-
-
-def parse_object(raw: bytes, where: str) -> dict[str, Any]:
-    """Parse the content of the file `where` as a JSON object.
-
-    Raises:
-        UserError: The content is not a JSON object.
-    """
-    try:
-        content = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not valid JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{where} does not contain a JSON object")
-    return content

@@ -21,14 +21,13 @@ from llava_mini.data.format.index import (
     index_rows,
     is_count,
     map_index,
-    parse_object,
     parse_sidecar,
 )
 from llava_mini.data.format.remote import RemoteStorage
 from llava_mini.data.format.storage import LocalStorage, Storage
 from llava_mini.data.format.ustar import BLOCK, parse_members
 from llava_mini.errors import SampleError, UserError
-from llava_mini.files import MOUNT_GONE
+from llava_mini.files import MOUNT_GONE, parse_object
 
 
 class ShardSet:

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from llava_mini.batch import VLMBatch
-from llava_mini.data.building.workers import end_with_parent
 from llava_mini.data.errors import TIMED_OUT, loader_failures_reported
 from llava_mini.errors import UserError
+from llava_mini.processes import end_with_parent
 from llava_mini.units import size_text
 
 StartMethod = Literal["fork", "spawn"]
