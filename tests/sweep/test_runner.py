@@ -87,7 +87,8 @@ def test_a_run_is_given_its_folder_once_whatever_the_sweep_is_given(standin: Mod
     arguments, launcher = ["compressor.C=1", "run_dir=elsewhere"], Noting()
     run_sweep(
         expand(arguments, standin.resolve), arguments=arguments, sweep_dir=tmp_path, launcher=launcher,
-        command=["train"], code_version="code", commit="c0ffee", service=None, tracker_uri=None, experiment="sweeps", say=str,
+        command=["train"], code_version="code", commit="c0ffee", service=None, tracker_uri=None,
+        experiment="sweeps", say=str,
     )  # fmt: skip
     assert len(launcher.commands) == 2
     for command in launcher.commands:
