@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def test_steps_are_of_presets_and_build_on_meta() -> None:
 
 
 def test_settings_are_read_as_the_config_reads_them() -> None:
-    assert resolve(["finetune=qlora"]).finetune == QLORA
+    assert asdict(resolve(["finetune=qlora"]).finetune) == asdict(QLORA)
     v100 = replace(TINY[0], card="v100_32gb")
     config = resolve(["hardware=v100_32gb"])
     assert (v100.limit, v100.half) == (config.hardware.memory_gib, torch.float16)

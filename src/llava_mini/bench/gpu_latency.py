@@ -22,7 +22,7 @@ from transformers import CompileConfig
 
 from llava_mini.bench.flop_count import Work
 from llava_mini.bench.latency import FURTHER, IMAGE, VIDEO, first, further, later, rate
-from llava_mini.bench.processes import Measuring, status_of
+from llava_mini.bench.processes import NOT_RUN, Measuring, status_of
 from llava_mini.bench.report import Report, markdown
 from llava_mini.bench.subjects import OURS, RELEASED, TRANSFORMERS, WAYS, Models, card_gib, model_config
 from llava_mini.bench.timing import Trial, clock, elapsed, matmul_peak, measure
@@ -37,7 +37,6 @@ log = logging.getLogger("llava_mini")
 Row = dict[str, Any]
 
 LONG_VIDEO = "long video"
-NO_TIME = "not run: no time left"
 
 _CARD = "rtx4090_24gb"  # whose memory the long video must fit
 _CHUNK = 512  # tokens that the language model reads in one forward pass
@@ -112,7 +111,7 @@ def latency(size: Size, device: torch.device, end: float) -> Iterator[Row]:
     models = size.models(device)
     for name, make in _tasks(models, size).items():
         if time.monotonic() >= end:
-            yield {"task": name, "status": NO_TIME}
+            yield {"task": name, "status": NOT_RUN}
             continue
         try:
             with torch.no_grad():
@@ -200,7 +199,7 @@ def decoding(size: Size, device: torch.device, end: float) -> Iterator[Row]:
     for name, options in (("not compiled", {"disable_compile": True}), ("compiled", compiled)):
         task = f"{FURTHER}, static cache, {name}"
         if time.monotonic() >= end:
-            yield {"task": task, "status": NO_TIME}
+            yield {"task": task, "status": NOT_RUN}
             continue
 
         def generate(tokens: int, options: dict[str, Any] = options) -> None:

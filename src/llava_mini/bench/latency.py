@@ -140,13 +140,8 @@ def _trials(models: Models, setting: Setting) -> list[Trial]:
     video = replace(image, frames=setting.frames)
     trials = [first(models, way, IMAGE, image, batch) for batch in (1, *setting.batches) for way in WAYS]
     trials += [first(models, way, VIDEO, video) for way in (RELEASED, OURS)]
-    for task, work, shared in (
-        (LATER_IMAGE, image, 0),
-        (SHARED_IMAGE, image, 1),
-        (LATER_VIDEO, video, 0),
-        (SHARED_VIDEO, video, 1),
-    ):
-        trials.append(later(models, task, work, shared * setting.shared_tokens))
+    for alone, shared, work in ((LATER_IMAGE, SHARED_IMAGE, image), (LATER_VIDEO, SHARED_VIDEO, video)):
+        trials += [later(models, alone, work), later(models, shared, work, setting.shared_tokens)]
     return trials + [further(models, way, image, _FURTHER) for way in WAYS]
 
 

@@ -22,6 +22,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 CONTEXT = multiprocessing.get_context("spawn")
+NOT_RUN = "not run: no time left"  # status of what was not started
 
 
 class Measuring:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from llava_mini import finetune
 from llava_mini.batch import VLMBatch
-from llava_mini.bench.processes import Measuring, status_of
+from llava_mini.bench.processes import NOT_RUN, Measuring, status_of
 from llava_mini.bench.report import Report, markdown
 from llava_mini.bench.subjects import card_gib, conf, model_config
 from llava_mini.bench.timing import elapsed
@@ -39,7 +39,7 @@ log = logging.getLogger("llava_mini")
 
 Result = dict[str, Any]
 
-PARTS_IN_FULL = ("projector", "compressor")  # whatever the fine-tuning
+_IN_FULL = ("projector", "compressor")  # whatever the fine-tuning
 CLIP: float = conf("config")["trainer"]["gradient_clip_val"]
 _MODEL_OPTIONS = ("activation_checkpointing", "loss_chunk", "vision_batch", "offload_vision")
 _DEFAULTS = {name: conf("config")["memory"][name] for name in _MODEL_OPTIONS}
@@ -138,7 +138,7 @@ def study(seconds: float, tiny: bool) -> Iterator[Report]:
 def _both(steps: Steps, end: float, tiny: bool) -> Result:
     """Measure and plan in parallel processes: the plan needs no GPU."""
     if time.monotonic() >= end:
-        return {"status": "not run: no time left"}
+        return {"status": NOT_RUN}
     running = (Measuring(measured, steps, "cpu" if tiny else "cuda"), Measuring(planned, steps, not tiny))
     (measurement, failed), (plan, why) = (each.results(max(end - time.monotonic(), 1)) for each in running)
     result = {"status": status_of(failed)} if failed else measurement[0]
@@ -180,7 +180,7 @@ def build_stage(steps: Steps, device: torch.device | str, linear_4bit: Linear4bi
     half, how = steps.half, steps.finetune
     with torch.device(device), default_dtype(half):  # in float32 a 7B model alone would not fit
         model = LlavaMiniForConditionalGeneration(model_config(steps.model, steps.compressor, steps.fusion_layers))
-    for part in (*PARTS_IN_FULL, *(p for p in ("language_model", "prefusion") if how.of(p) == "full")):
+    for part in (*_IN_FULL, *(p for p in ("language_model", "prefusion") if how.of(p) == "full")):
         model.get_submodule(part).float()
     finetune.apply(model, how, compute_dtype=half, frozen_dtype=half, linear_4bit=linear_4bit)
     apply_memory_options(model, **(_SAVING if steps.memory is None else steps.memory))
