@@ -83,11 +83,11 @@ qlora: $(STAMP) ## Fine-tune the toy world over NF4 by LoRA, merge, compare answ
 	$(BIN)/llava-mini train experiment=tiny_scenes trainer.max_steps=450 run_dir=runs/tiny_full $(ARGS)
 	$(BIN)/python experiments/004-memory/qlora_against_full.py runs/tiny_qlora runs/tiny_full
 
-gpu-check: ## Train real shapes on the GPU here against their plan, into experiments/005-gpu (PYTHON=..., ARGS=--tiny)
-	PYTHONPATH=src $(or $(PYTHON),python3) -m llava_mini.gpu_check $(ARGS)
+gpu-check: ## Train real shapes on the GPU here against their plan (bench memory --device cuda), into experiments/005-gpu (PYTHON=..., ARGS=--tiny)
+	PYTHONPATH=src $(or $(PYTHON),python3) -m llava_mini bench memory --device cuda $(ARGS)
 
-gpu-bench: ## Measure first tokens, HD, videos, 10,000 frames on the GPU here, into experiments/006-efficiency (PYTHON=..., ARGS=--tiny)
-	PYTHONPATH=src $(or $(PYTHON),python3) -m llava_mini.gpu_bench $(ARGS)
+gpu-bench: ## Measure first tokens, videos, 10,000 frames on the GPU here (bench latency --device cuda), into experiments/006-efficiency (PYTHON=..., ARGS=--tiny)
+	PYTHONPATH=src $(or $(PYTHON),python3) -m llava_mini bench latency --device cuda $(ARGS)
 
 mlflow: $(STAMP) ## Show the runs in a browser, the latest sweep's charts first, on PORT=5000 (MLFLOW_TRACKING_URI is respected)
 	$(BIN)/llava-mini mlflow --port $(PORT)

@@ -8,8 +8,6 @@ Measured are the storages that torch makes (`tracked`), and the growth of the pr
 from __future__ import annotations
 
 import json
-import multiprocessing
-import platform
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +16,9 @@ from typing import Any
 import torch
 
 from llava_mini import finetune
-from llava_mini.files import write_json, write_text
+from llava_mini.bench.processes import fresh, resident_memory, settled_memory
+from llava_mini.bench.report import Report, circumstances, markdown
+from llava_mini.bench.subjects import conf
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
 from llava_mini.models.memory_options import apply_memory_options
 from llava_mini.plan.fakes import linear_4bit
@@ -26,7 +26,6 @@ from llava_mini.plan.ledger import FROZEN, QUANTIZED, TRAINED, Ledger, Watching
 from llava_mini.plan.planner import Planner
 from llava_mini.plan.sample import Sample, batch_of
 from llava_mini.plan.step import Mode, settle, training_step
-from llava_mini.run.provenance import git_commit
 from llava_mini.settings import FULL, Finetune, Lora
 from llava_mini.stages.instruction import InstructionStage
 from llava_mini.stages.optimizers import build_optimizer
@@ -61,7 +60,7 @@ def stage_of(trial: dict[str, Any], *, meta: bool) -> InstructionStage:
         },
         image_token_id=VOCAB,
         num_fusion_layers=2,
-        compressor={"_target_": "llava_mini.models.compressors.query.QueryCompressor", "C": trial["C"]},
+        compressor={**conf("compressor/query"), "C": trial["C"]},
     )  # fmt: skip
     with torch.device("meta" if meta else "cpu"):
         model = LlavaMiniForConditionalGeneration(config)
@@ -82,8 +81,8 @@ def planned(trial: dict[str, Any]) -> dict[str, Any]:
 
 def measured(trial: dict[str, Any]) -> dict[str, int]:
     """Peaks of a real step."""
-    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is what is held now
-    before = status("VmRSS")
+    torch.set_num_threads(1)
+    before = settled_memory()
     stage = stage_of(trial, meta=False)
     mode, ledger = Mode(clip=1.0), Ledger(VOCAB)
     for weight in (*stage.parameters(), *stage.buffers()):
@@ -107,42 +106,26 @@ def measured(trial: dict[str, Any]) -> dict[str, int]:
         batch = batch_of(stage.model, SAMPLE, trial["batch"])
         ledger.begin()
         training_step(stage, optimizer, batch, mode, ledger)
-    return {"tracked": ledger.peak, "process": status("VmHWM") - before}
+    return {"tracked": ledger.peak, "process": resident_memory()[1] - before}
 
 
-def status(name: str) -> int:
-    """Bytes of a line in this process' status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
-
-
-def table(found: list[dict[str, Any]], about: dict[str, Any]) -> str:
-    """Markdown, a row a config."""
-    lines = [
-        "| finetune | checkpointing | batch | C | planned MiB | tracked MiB | error | process MiB | ratio |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in found:
-        error = row["planned"] / row["tracked"] - 1
-        sizes = [f"{row[name] / 2**20:.1f}" for name in ("planned", "tracked", "process")]
-        flag = "yes" if row["checkpointing"] else "no"
-        lines.append(
-            f"| {row['finetune']} | {flag} | {row['batch']} | {row['C']} | {sizes[0]} | {sizes[1]} | {error:+.2%} "
-            f"| {sizes[2]} | {row['planned'] / row['process']:.2f} |"
-        )
-    return "\n".join([*lines, "", f"commit {about['commit']}, torch {about['torch']}, {about['machine']}", ""])
+def cells(row: dict[str, Any]) -> list[object]:
+    """A row of the table."""
+    sizes = [f"{row[name] / 2**20:.1f}" for name in ("planned", "tracked", "process")]
+    error, ratio = row["planned"] / row["tracked"] - 1, row["planned"] / row["process"]
+    flag = "yes" if row["checkpointing"] else "no"
+    return [row["finetune"], flag, row["batch"], row["C"], *sizes[:2], f"{error:+.2%}", sizes[2], f"{ratio:.2f}"]
 
 
 def main() -> None:
     """Run all trials and write results.json and table.md."""
     found = []
     for trial in TRIALS:
-        with multiprocessing.get_context("fork").Pool(1) as pool:
-            found.append({**trial, **pool.apply(measured, (trial,)), **pool.apply(planned, (trial,))})
+        found.append({**trial, **fresh(measured, trial), **fresh(planned, trial)})
         print(json.dumps({key: value for key, value in found[-1].items() if key != "breakdown"}), flush=True)
-    about = {"commit": git_commit(), "torch": torch.__version__, "machine": platform.machine()}
-    write_json(FOLDER / "results.json", {**about, "sample": vars(SAMPLE), "trials": found})
-    write_text(FOLDER / "table.md", table(found, about))
+    head = ("finetune", "checkpointing", "batch", "C", "planned MiB", "tracked MiB", "error", "process MiB", "ratio")
+    report = Report(markdown(head, map(cells, found)), {"sample": vars(SAMPLE), "trials": found})
+    report.write(FOLDER, ("table.md", "results.json"), circumstances())
 
 
 if __name__ == "__main__":

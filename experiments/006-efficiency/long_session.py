@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llava_mini.bench.process_memory import fresh, resident_memory, settled_memory
+from llava_mini.bench.processes import fresh, resident_memory, settled_memory
 from llava_mini.data.toyworld.films import write_mp4
 from llava_mini.data.toyworld.scenes import scene_at
 from llava_mini.files import write_text

@@ -19,20 +19,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_HOST_MEMORY)
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an error's message, at most 160 characters; without a message its type's name."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:160]
+
+
 @contextmanager
 def oom_as(error_of: Callable[[str], Exception]) -> Iterator[None]:
     """Replace an out-of-memory error of torch or Python within the block by another one.
 
     Args:
-        error_of: Function that makes the other error from the reason: the first line of the message, at most 160
-            characters, or the type's name for an error without a message.
+        error_of: Function that makes the other error from the reason, see `reason_of`.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch's own error on a GPU is a RuntimeError too
         if not is_out_of_memory(error):
             raise
-        raise error_of(next(iter(str(error).splitlines()), type(error).__name__)[:160]) from error
+        raise error_of(reason_of(error)) from error
 
 
 @contextmanager

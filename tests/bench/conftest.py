@@ -1,4 +1,10 @@
-"""A small set of made data, and findings as a bench would have them."""
+"""A small set of made data, findings as a study would have them, and commands as they run on a machine with a GPU."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +14,10 @@ from llava_mini.bench.made_data import MadeData, make_data
 from llava_mini.bench.trials import Build, Cost, Memory
 
 CPU = {USUAL: 9.0, USUAL_OUR_LABELS: 8.5, USUAL_SMALL: 4.5, WDS_SHUFFLED: 3.5, WDS: 3.2, OWN: 2.8, OWN_SMALL: 1.4}
+ABSENT = (
+    "lightning", "torchmetrics", "hydra", "omegaconf", "mlflow", "webdataset", "pydantic", "sklearn", "av",
+    "matplotlib", "simplejpeg",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +39,18 @@ def findings() -> Findings:
         verify_ms=[1.0, 1.2],
         differences={OWN: (2.0, 0.1), OWN_SMALL: (60.0, 1.6)},
     )
+
+
+@pytest.fixture
+def on_gpu_machine(tmp_path: Path) -> Callable[..., None]:
+    """on_gpu_machine(code, "peft"): run code in a process that finds no packages but those that such a machine has."""
+
+    def run(code: str, *absent: str) -> None:
+        without = f"import sys; sys.modules.update(dict.fromkeys({(*ABSENT, *absent)!r}))"
+        (tmp_path / "sitecustomize.py").write_text(without)  # the processes that measure begin with it too
+        paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+        command, found = [sys.executable, "-c", code], os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        done = subprocess.run(command, env=found, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return run

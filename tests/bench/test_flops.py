@@ -2,16 +2,14 @@
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
-from llava_mini.bench.flop_rows import ABLATIONS, BASE, MINI, PAPER, TERA, Row, find, row, rows, table
-from llava_mini.bench.flops import Work, count
-from llava_mini.bench.flops_plot import draw
+from llava_mini.bench import flops
+from llava_mini.bench.flop_count import Work, count
+from llava_mini.bench.flops import ABLATIONS, BASE, MINI, PAPER, TERA, Row, find, row, rows
 from llava_mini.errors import UserError
 from llava_mini.models.inference_optimizations import RELEASE, InferenceOptimizations
 
@@ -36,8 +34,8 @@ def found() -> list[Row]:
 
 @pytest.mark.parametrize(("model", "resolution"), PAPER)
 def test_the_papers_totals(model: str, resolution: str) -> None:
-    flops = counted(model, resolution=resolution, frames=1)["flops"]
-    assert flops / TERA == pytest.approx(PAPER[model, resolution], rel=0.02)
+    total = counted(model, resolution=resolution, frames=1)["flops"]
+    assert total / TERA == pytest.approx(PAPER[model, resolution], rel=0.02)
 
 
 def test_with_attention(found: list[Row]) -> None:
@@ -97,13 +95,16 @@ def test_later_question_by_hand(make_model: Callable) -> None:
         count(model, Work(cached=True), RELEASE)
 
 
-def test_the_table_and_the_picture(found: list[Row], tmp_path: Path) -> None:
-    shown = table(found)
-    assert "| llava-mini-7b | hd | 7.19 | 7.3" in shown
-    assert shown.count("\n| llava") == len(found) + len(PAPER)
-    draw(found, tmp_path / "flops.png")
-    with Image.open(tmp_path / "flops.png") as image:
-        assert image.size[0] > 1000
+def test_the_report(found: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flops, "rows", lambda text_tokens: found)
+    [report] = flops.study(text_tokens=40)
+    assert "| llava-mini-7b | hd | 7.19 | 7.3" in report.text
+    assert report.text.count("\n| llava") == len(found) + len(PAPER)
+    assert report.figures == {"text_tokens": 40, "rows": found} and len(report.metrics) == len(found)
+    assert report.metrics["llava-v1.5-7b.standard.1.release"] == pytest.approx(8.55e12, rel=0.02)
+    assert report.draw is not None
+    shown = [[text.get_text() for text in axes.texts] for axes in report.draw().axes]
+    assert [totals[:2] for totals in shown] == [["8.55", "1.95"], ["40.62", "7.31"], ["128.81", "23.26"]]
 
 
 def test_no_text_is_refused() -> None:

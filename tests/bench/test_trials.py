@@ -1,7 +1,6 @@
 """A trial measures what it says: time that is spent, memory that is held, a build that is whole."""
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +9,9 @@ from typing import Any
 import pytest
 
 from llava_mini.bench.made_data import MadeData
-from llava_mini.bench.process_memory import fresh
+from llava_mini.bench.processes import fresh
 from llava_mini.bench.trials import build, bytes_of_records, cost, memory, verification
 from llava_mini.data.format.shards import ShardSet
-
-
-def test_each_trial_is_a_process_of_its_own() -> None:
-    assert len({fresh(os.getpid), fresh(os.getpid), os.getpid()}) == 3
 
 
 def test_cpu_time_and_waiting_are_told_apart(data: MadeData) -> None:

@@ -10,7 +10,7 @@ from tests.faults.readers import OTHER_READERS, READERS
 from tests.faults.writers import OTHER_WRITERS, WRITERS
 
 # Measurements of this package's own, of which no file is read again.
-NO_RUNS = ("bench.", "gpu_bench.", "gpu_check.")
+NO_RUNS = ("bench.",)
 
 
 def test_every_function_that_opens_a_file_is_listed() -> None:

@@ -1,1 +1,1 @@
-"""Benchmarks of this package against common alternatives: data path, latency, training steps, memory and FLOPs."""
+"""Benchmarks: studies of data path, FLOPs, latency, memory and training steps on a CPU or a GPU, one file a study."""

@@ -1,252 +1,181 @@
-"""FLOPs of a first token by part, counted by torch while the code of `models` runs on meta tensors at real sizes.
-
-Code that depends on data (where placeholders are, how many frames fit in memory) cannot run on meta. So the parts are
-called one after the other, in the order of the forward pass. A multiply-add is two FLOPs. Attention products are
-counted separately: the paper counts all of the encoder, but in decoder layers only products with weights (REFERENCE
-section 4).
-"""
+"""Study of FLOPs: LLaVA and LLaVA-Mini at real sizes on images, HD images and videos, by part."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
-from transformers import DynamicCache
-
-from llava_mini.inference.memory import KVShape
+from llava_mini.bench.flop_count import PARTS, Work, count, is_plain
+from llava_mini.bench.report import Report, markdown
+from llava_mini.bench.subjects import model_config, on_meta
+from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniForConditionalGeneration
-from llava_mini.models.inference_optimizations import InferenceOptimizations
-from llava_mini.models.vision_tower import encode_views, prefusion_patches
-from llava_mini.token_layout import SINGLE_VIEW
+from llava_mini.models.inference_optimizations import RELEASE, InferenceOptimizations
+from llava_mini.token_layout import HD_VIEWS, SINGLE_VIEW
 
-PARTS = ("vision_tower", "compressor", "projector", "prefusion", "language_model")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
+Row = dict[str, Any]
 
-@dataclass(frozen=True)
-class Work:
-    """Workload of one prompt.
+RESOLUTIONS = {"standard": SINGLE_VIEW, "hd": HD_VIEWS}
+ORDERS = {"release": RELEASE, "exact": InferenceOptimizations()}
+BASE, MINI, BASE_8B = "llava-v1.5-7b", "llava-mini-7b", "llava-llama31-8b"
+TERA = 1e12
+_ASKED = (("standard", 1), ("standard", 16), ("hd", 1))
+_7B, _8B = {"preset": "llava_mini_vicuna_7b"}, {"preset": "llava_mini_llama31_8b"}
+_PLAIN: dict[str, Any] = {"compressor": "none", "fusion_layers": 0}
 
-    Attributes:
-        views: Number of views per frame.
-        frames: Number of frames in the prompt.
-        text_tokens: Number of text tokens in the prompt; all are after the frames.
-        cached: Whether this is a later question about frames whose reusable results are all cached.
-        last_logits: Whether logits are computed only for the last position.
-    """
+MODELS: dict[str, dict[str, Any]] = {
+    BASE: {**_7B, **_PLAIN},
+    MINI: _7B,
+    BASE_8B: {**_8B, **_PLAIN},
+    "llava-mini-llama31-8b": _8B,
+}
+"""Arguments of `model_config` for every model."""
 
-    views: int = SINGLE_VIEW
-    frames: int = 1
-    text_tokens: int = 40
-    cached: bool = False
-    last_logits: bool = True
+ABLATIONS: dict[str, dict[str, Any]] = {
+    **{f"{MINI}-{side**2}-tokens": {**_7B, "C": side, "fuse_compressed_tokens": False} for side in (2, 4, 8)},
+    **{f"{MINI}-{side**2}-tokens-no-prefusion": {**_7B, "C": side, "fusion_layers": 0} for side in (1, 4, 8, 12)},
+}
+"""Of the paper. Several compressed tokens go past pre-fusion there, and its totals only fit if they do."""
 
+PAPER = {
+    (BASE, "standard"): 8.55,
+    (MINI, "standard"): 1.96,
+    (MINI, "hd"): 7.19,
+    **{(f"{MINI}-{tokens}-tokens", "standard"): total for tokens, total in ((4, 2.01), (16, 2.16), (64, 2.79))},
+    **{
+        (f"{MINI}-{tokens}-tokens-no-prefusion", "standard"): total
+        for tokens, total in ((1, 0.96), (16, 1.16), (64, 1.79), (144, 2.85))
+    },
+}
+"""The paper's totals in T (REFERENCE section 4): in the release's order, first question."""
 
-@dataclass(frozen=True)
-class Count:
-    """FLOPs by part, separately for products with weights and for attention products."""
-
-    weights: Mapping[str, int]
-    attention: Mapping[str, int]
-
-    @property
-    def parts(self) -> dict[str, int]:
-        """FLOPs by part as the paper counts them: attention products only in the vision tower."""
-        return {part: self.weights[part] + (self.attention[part] if part == "vision_tower" else 0) for part in PARTS}
-
-    @property
-    def parts_with_attention(self) -> dict[str, int]:
-        return {part: self.weights[part] + self.attention[part] for part in PARTS}
-
-    @property
-    def flops(self) -> int:
-        """Total FLOPs as the paper counts them."""
-        return sum(self.parts.values())
-
-    @property
-    def flops_with_attention(self) -> int:
-        """Total FLOPs including all attention products."""
-        return sum(self.parts_with_attention.values())
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the totals and the parts as a dict."""
-        return {
-            "flops": self.flops,
-            "flops_with_attention": self.flops_with_attention,
-            "parts": self.parts,
-            "parts_with_attention": self.parts_with_attention,
-        }
+_NAMED = ("model", "resolution", "frames", "order")  # fields that name a row's metric
+_SHOWN: dict[str, tuple[str, dict[str, Any]]] = {
+    "LLaVA-v1.5": (BASE, {}),
+    "LLaVA-Mini, release's order": (MINI, {}),
+    "LLaVA-Mini, ours": (MINI, {"order": "exact"}),
+    "ours, later question": (MINI, {"order": "exact", "cached": True}),
+}
 
 
-def count(model: LlavaMiniForConditionalGeneration, work: Work, optimizations: InferenceOptimizations) -> Count:
-    """Count the FLOPs up to the first token.
-
-    Args:
-        model: Model on the meta device. Without compression and pre-fusion it is LLaVA-v1.5, whose language model reads
-            all patches of all views.
-        work: Workload of the prompt.
-        optimizations: Computation that is skipped; the number of frames per call makes no difference.
+def rows(text_tokens: int) -> list[Row]:
+    """Return rows of every model. The paper's ablations are only at standard resolution in the release's order.
 
     Raises:
-        ValueError: it is a later question, but pre-fusion is not split, so none of its results can be cached.
+        UserError: there is no text token.
     """
-    if work.cached and not optimizations.split_prefusion:
-        raise ValueError("a later question costs as much as the first where pre-fusion is not split")
-    meter = _Meter()
-    hooks = (
-        model.compressor.register_forward_pre_hook(lambda *_: meter.enter("compressor")),
-        model.compressor.register_forward_hook(lambda *_: meter.leave()),
+    if text_tokens < 1:
+        raise UserError(f"text tokens: {text_tokens}; allowed are 1 and above")
+    found = [
+        row(name, text_tokens, resolution, frames, order, cached)
+        for name in MODELS
+        for resolution, frames in _ASKED
+        for order, cached in (("release", False), ("exact", False), ("exact", True))
+    ]
+    return found + [row(name, text_tokens) for name in ABLATIONS]
+
+
+def row(
+    name: str,
+    text_tokens: int,
+    resolution: str = "standard",
+    frames: int = 1,
+    order: str = "release",
+    cached: bool = False,
+) -> Row:
+    """Return the row of one model and workload.
+
+    Args:
+        name: Name of the model in `MODELS` or `ABLATIONS`.
+        text_tokens: Number of text tokens in the prompt.
+        resolution: Name of the resolution in `RESOLUTIONS`.
+        frames: Number of frames in the prompt.
+        order: Name of the order of work in `ORDERS`.
+        cached: Whether this is a later question about cached frames.
+    """
+    model = _model(name)
+    views = RESOLUTIONS[resolution]
+    # Like the paper's totals, the release computes logits for the whole prompt.
+    work = Work(views, frames, text_tokens, cached, last_logits=order != "release")
+    per_frame = views * model.side**2 if is_plain(model) else model.layout.frame(views)
+    return {
+        "model": name,
+        "resolution": resolution,
+        "frames": frames,
+        "order": order,
+        "cached": cached,
+        "text_tokens": text_tokens,
+        "image_tokens": frames * per_frame,
+        **count(model, work, ORDERS[order]).as_dict(),
+    }
+
+
+@cache
+def _model(name: str) -> LlavaMiniForConditionalGeneration:
+    return on_meta(model_config(**{**MODELS, **ABLATIONS}[name]))
+
+
+def find(found: list[Row], model: str, resolution: str = "standard", frames: int = 1, **which: Any) -> Row:
+    """Return the row of a model, by default of the first question in the release's order."""
+    wanted = {"model": model, "resolution": resolution, "frames": frames, "order": "release", "cached": False, **which}
+    return next(row for row in found if wanted.items() <= row.items())
+
+
+def study(text_tokens: int) -> Iterator[Report]:
+    """Count all rows."""
+    found = rows(text_tokens)
+    named = {
+        ".".join([*(str(row[name]) for name in _NAMED), *(["later"] if row["cached"] else [])]): row for row in found
+    }
+    yield Report(
+        f"T = {text_tokens} text tokens.\n\n{table(found)}",
+        {"text_tokens": text_tokens, "rows": found},
+        {name: row["flops"] for name, row in named.items()},
+        lambda: draw(found),
     )
-    try:
-        with torch.no_grad(), meter:
-            tokens = _look(model, work, optimizations, meter)
-            _answer(model, tokens, work, meter)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return Count(meter.weights, meter.attention)
 
 
-def is_plain(model: LlavaMiniForConditionalGeneration) -> bool:
-    """Whether the model is LLaVA-v1.5: neither compression nor pre-fusion."""
-    return model.config.num_fusion_layers == 0 and model.layout.frame() == model.side**2
+def table(found: list[Row]) -> str:
+    """Return all rows, and the paper's totals next to ours, as Markdown."""
+    against = []
+    for (model, resolution), paper in PAPER.items():
+        here = find(found, model, resolution)["flops"] / TERA
+        against.append((model, resolution, f"{paper:.2f}", f"{here:.3f}", f"{100 * (here / paper - 1):+.1f} %"))
+    head = ("model", "resolution", "frames", "work", "image tokens", "T", "less than LLaVA", *PARTS, "T with attention")
+    compared = markdown(("model", "resolution", "paper, T", "here, T", "differs"), against)
+    return f"{compared}\n\n{markdown(head, [_cells(found, row) for row in found])}"
 
 
-def _look(
-    model: LlavaMiniForConditionalGeneration, work: Work, optimizations: InferenceOptimizations, meter: _Meter
-) -> int:
-    """Run the frames through all parts before the language model and return the number of vision tokens."""
-    size = model.config.vision_config.image_size
-    pixels = torch.empty(work.frames * work.views, 3, size, size, device="meta")
-    with meter.part("vision_tower", counted=not work.cached):
-        features = encode_views(
-            model.vision_tower,
-            pixels,
-            layer=model.config.vision_feature_layer,
-            num_patches=model.side**2,
-            stop=optimizations.stop_tower,
-        ).unflatten(0, (work.frames, work.views))
-    with meter.part("projector", counted=not work.cached):
-        if is_plain(model):
-            return model.projector(prefusion_patches(features, work.views)).shape[:2].numel()
-        visual = model.compress_and_project(features)
-    if model.config.num_fusion_layers:
-        _fuse(model, visual.patches_FPD, visual.compressed_FKD, work, optimizations, meter)
-    return visual.compressed_FKD.shape[:2].numel()
+def _cells(found: list[Row], row: Row) -> list[object]:
+    work = "release" if row["order"] == "release" else "exact, later question" if row["cached"] else "exact"
+    # Saved against the uncompressed model with the same language model, on the same frames.
+    plain = find(found, BASE_8B if "8b" in row["model"] else BASE, row["resolution"], row["frames"])
+    less = "" if row is plain else f"{100 * (1 - row['flops'] / plain['flops']):.1f} %"
+    flops = [row["flops"], *(row["parts"][part] for part in PARTS), row["flops_with_attention"]]
+    total, *parts = (f"{each / TERA:.3f}" for each in flops)
+    return [row["model"], row["resolution"], row["frames"], work, row["image_tokens"], total, less, *parts]
 
 
-def _fuse(
-    model: LlavaMiniForConditionalGeneration,
-    patches_FPD: Tensor,
-    compressed_FKD: Tensor,
-    work: Work,
-    optimizations: InferenceOptimizations,
-    meter: _Meter,
-) -> None:
-    """Run pre-fusion of every frame with the text."""
-    seen_FLD = torch.cat([patches_FPD, compressed_FKD], dim=1) if model.config.fuse_compressed_tokens else patches_FPD
-    text_FSD = _rows(model, work.frames, work.text_tokens)
-    if not optimizations.split_prefusion:
-        whole_FLD = torch.cat([seen_FLD, text_FSD], dim=1)
-        with meter.part("prefusion"):
-            model.prefusion(whole_FLD, _visible(whole_FLD), None)
-        return
-    with meter.part("prefusion", counted=not work.cached):
-        _, seen = model.prefusion.prefill_visual(
-            seen_FLD, first=patches_FPD.shape[1], trim=optimizations.trim_last_layer
-        )
-    with meter.part("prefusion"):
-        model.prefusion.attend_text(text_FSD, seen, _visible(text_FSD))
+def draw(found: list[Row]) -> Figure:
+    """Draw the share of each part for an image, an HD image and a video."""
+    from matplotlib.figure import Figure
 
+    from llava_mini.bench.plots import BLUE, PALE, Bar, draw_bars
 
-def _answer(model: LlavaMiniForConditionalGeneration, tokens: int, work: Work, meter: _Meter) -> None:
-    """Run the language model up to the first token."""
-    cache = DynamicCache(config=model.config.text_config)
-    if work.cached:
-        shape = KVShape.of(model.config.text_config)
-        held = torch.empty(1, shape.heads, tokens, shape.head_dim, device="meta")
-        for layer in range(shape.layers):
-            cache.update(held, held, layer)
-    rows = work.text_tokens + (0 if work.cached else tokens)
-    with meter.part("language_model"):
-        model.language_model(
-            inputs_embeds=_rows(model, 1, rows), past_key_values=cache, logits_to_keep=int(work.last_logits)
-        )
-
-
-def _rows(model: LlavaMiniForConditionalGeneration, sequences: int, length: int) -> Tensor:
-    return torch.empty(sequences, length, model.config.text_config.hidden_size, device="meta")
-
-
-def _visible(rows_FLD: Tensor) -> Tensor:
-    return torch.ones(rows_FLD.shape[:2], dtype=torch.bool, device="meta")
-
-
-class _Meter(TorchDispatchMode):
-    """Add torch's FLOP count of each operation to the part that is running, with attention counted separately."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights, self.attention = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
-        self._attended = _Attended(self)
-        self._parts: list[str | None] = [None]
-
-    def __enter__(self) -> Self:
-        self._attended.__enter__()
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._attended.__exit__(*error)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.credit(self.weights, flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result))
-        return result
-
-    @contextmanager
-    def part(self, name: str, counted: bool = True) -> Iterator[None]:
-        """Attribute the block's operations to one part. Work that is not counted was done for an earlier question."""
-        self.enter(name if counted else None)
-        yield
-        self.leave()
-
-    def enter(self, name: str | None) -> None:
-        """Enter a part, possibly within another part. Within a part that is not counted, it is not counted either."""
-        self._parts.append(name if len(self._parts) == 1 or self._parts[-1] else None)
-
-    def leave(self) -> None:
-        self._parts.pop()
-
-    def credit(self, counts: dict[str, int], flops: int) -> None:
-        part = self._parts[-1]
-        if part is not None:
-            counts[part] += flops
-
-
-class _Attended(TorchFunctionMode):
-    """Count attention products without the kernel, which torch's counter does not know on CPU and meta.
-
-    The result is an empty tensor.
-    """
-
-    def __init__(self, meter: _Meter):
-        super().__init__()
-        self._meter = meter
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        queries, keys, values = (given.shape for given in args[:3])
-        heads = torch.Size([*queries[:2]])
-        self._meter.credit(self._meter.attention, sdpa_flop_count(queries, (*heads, *keys[2:]), (*heads, *values[2:])))
-        return torch.empty(*queries[:3], values[3], dtype=args[0].dtype, device="meta")
+    colors = (BLUE, "#CC79A7", "#F0E442", "#009E73", PALE)  # Okabe and Ito's, gray for the language model
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    asked = {"image": ("standard", 1), "HD image": ("hd", 1), "video of 16 frames": ("standard", 16)}
+    parts = [part.replace("_", " ") for part in PARTS]
+    for axes, (title, (resolution, frames)) in zip(figure.subplots(1, 3, sharey=True), asked.items(), strict=True):
+        bars = []
+        for name, (model, which) in _SHOWN.items():
+            widths = [flops / TERA for flops in find(found, model, resolution, frames, **which)["parts"].values()]
+            bars.append(Bar(name, widths, colors, f"{sum(widths):.2f}"))
+        draw_bars(axes, f"{title}, TFLOP", bars, parts)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower right", ncols=len(PARTS), frameon=False, fontsize=8.5)
+    return figure

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
 
-from llava_mini.bench.process_memory import private_memory
+from llava_mini.bench.processes import CONTEXT, Measuring, private_memory
 from llava_mini.data.format.index import FORMAT_VERSION, INDEX_DTYPE, INDEX_FILE, Modality
 from llava_mini.data.format.shards import ShardSet
 from llava_mini.data.stream.order import ShuffledOrder
@@ -57,18 +55,17 @@ def make_large_set(folder: Path, samples: int) -> None:
 
 def open_large_set(folder: Path, workers: int) -> list[Opening]:
     """Return the measurements of `workers` processes that open and look up the same shard set at the same time."""
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(workers, timeout=300)  # so that no worker waits forever for one that died
-    connections = []
-    for _ in range(workers):
-        ours, theirs = context.Pipe(duplex=False)
-        context.Process(target=_open_set, args=(folder, barrier, theirs), daemon=True).start()
-        theirs.close()
-        connections.append(ours)
-    return [ours.recv() for ours in connections]
+    barrier = CONTEXT.Barrier(workers, timeout=300)  # so that no worker waits forever for one that died
+    openings = []
+    for process in [Measuring(_open_set, folder, barrier) for _ in range(workers)]:
+        found, error = process.results()
+        if error is not None:
+            raise error
+        openings += found
+    return openings
 
 
-def _open_set(folder: Path, barrier: Barrier, connection: Connection) -> None:
+def _open_set(folder: Path, barrier: Barrier) -> Opening:
     before = private_memory()
     start = time.perf_counter()
     shards = ShardSet(folder)
@@ -81,4 +78,4 @@ def _open_set(folder: Path, barrier: Barrier, connection: Connection) -> None:
     barrier.wait()
     after = private_memory()
     barrier.wait()
-    connection.send(Opening(seconds, after - before))
+    return Opening(seconds, after - before)

@@ -2,6 +2,10 @@
 
 All turn the same images into 336x336 pixels and tokenize the same conversations with the same tokenizer. All run in
 the calling process, so that its CPU time is the cost of a batch.
+
+The usual loader is what LLaVA-style training code does for every sample. A map-style data set stores the whole JSON in
+memory. An image is a file that Pillow opens and CLIP's processor turns into floats. Labels come from tokenizing every
+round and every question again and counting the tokens.
 """
 
 from __future__ import annotations
@@ -13,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import webdataset as wds
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+from transformers import AutoTokenizer, CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from llava_mini.batch import VLMBatch
-from llava_mini.bench.llava_loader import CountedLabels, Labelled, clip_processor, usual_batches
 from llava_mini.bench.made_data import RESIZED, MadeData
 from llava_mini.data.format.shards import ShardSet
 from llava_mini.data.stream.collate import collate
@@ -27,8 +33,8 @@ from llava_mini.data.stream.order import ShuffledOrder
 from llava_mini.data.stream.pixels import PixelTransform
 from llava_mini.data.stream.samples import Sample, SampleReader
 from llava_mini.data.stream.stream import BatchLoader, PlannedStream
-from llava_mini.data.text.conversation import Conversation, parse_record
-from llava_mini.data.text.labels import ConversationTokenizer
+from llava_mini.data.text.conversation import IMAGE_PLACEHOLDER, Conversation, conversation_of, parse_record
+from llava_mini.data.text.labels import IGNORE, ConversationTokenizer
 from llava_mini.data.text.templates import VICUNA
 from llava_mini.token_layout import TokenLayout
 
@@ -38,6 +44,8 @@ _ENDLESS = 10**9  # batches
 
 Batches = Iterator[Any]
 Loader = Callable[[MadeData], Batches]
+Labelled = tuple[Tensor, Tensor]  # input_ids [T], labels [T]
+Label = Callable[[Conversation], Labelled]
 
 
 def own(shards: Path, data: MadeData) -> Iterator[VLMBatch]:
@@ -69,7 +77,7 @@ def plain_webdataset(shuffle: int, data: MadeData) -> Batches:
 def usual(images: Path, data: MadeData) -> Iterator[dict[str, Tensor]]:
     """Return batches of the usual loader over the files in `images`."""
     label = CountedLabels(AutoTokenizer.from_pretrained(str(data.tokenizer)))
-    return usual_batches(data, images, label, BATCH_SIZE)
+    return _usual_batches(data, images, label)
 
 
 def usual_with_our_labels(images: Path, data: MadeData) -> Iterator[dict[str, Tensor]]:
@@ -80,7 +88,7 @@ def usual_with_our_labels(images: Path, data: MadeData) -> Iterator[dict[str, Te
         tokens = tokenize(conversation, [1])
         return tokens.input_ids, tokens.labels
 
-    return usual_batches(data, images, label, BATCH_SIZE)
+    return _usual_batches(data, images, label)
 
 
 def pixel_difference(data: MadeData, shards: Path, samples: int) -> tuple[float, float]:
@@ -110,3 +118,79 @@ def pixel_difference(data: MadeData, shards: Path, samples: int) -> tuple[float,
 def _tokenize(data: MadeData) -> ConversationTokenizer:
     tokenizer = AutoTokenizer.from_pretrained(str(data.tokenizer))
     return ConversationTokenizer(tokenizer, VICUNA, layout=TokenLayout(1, 1), max_length=2048)
+
+
+def _usual_batches(data: MadeData, images: Path, label: Label) -> Iterator[dict[str, Tensor]]:
+    """Yield batches of the generated data in random order, endlessly.
+
+    Args:
+        data: Generated data to read.
+        images: Folder of the images.
+        label: Function that turns a conversation into token ids and labels.
+    """
+    dataset = _UsualDataset(data.records, images, label)
+    pad = AutoTokenizer.from_pretrained(str(data.tokenizer)).pad_token_id
+
+    def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        ids = pad_sequence([sample["input_ids"] for sample in samples], batch_first=True, padding_value=pad)
+        return {
+            "input_ids": ids,
+            "attention_mask": ids.ne(pad),
+            "labels": pad_sequence([sample["labels"] for sample in samples], batch_first=True, padding_value=IGNORE),
+            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+        }
+
+    loader = DataLoader(dataset, BATCH_SIZE, shuffle=True, drop_last=True, collate_fn=collate)
+    while True:
+        yield from loader
+
+
+class _UsualDataset(Dataset[dict[str, Tensor]]):
+    def __init__(self, records: Path, images: Path, label: Label) -> None:
+        self.records: list[dict[str, Any]] = json.loads(records.read_text())
+        self.images, self.label, self.processor = images, label, clip_processor()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        record = self.records[index]
+        with Image.open(self.images / record["image"]) as image:
+            pixels = self.processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        ids, labels = self.label(conversation_of(record))
+        return {"input_ids": ids, "labels": labels, "pixel_values": pixels}
+
+
+class CountedLabels:
+    """Labels from counting the tokens of pieces, for the Vicuna template and conversations that begin with an image.
+
+    They are right as long as a piece alone has as many tokens as within the whole text. This is true for the generated
+    data (tested).
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.image_id: int = tokenizer.get_vocab()[VICUNA.image_token]
+
+    def __call__(self, conversation: Conversation) -> Labelled:
+        text = VICUNA.render(conversation).text
+        ids = torch.tensor(self._ids(text))
+        labels = ids.clone()
+        labels[0] = IGNORE
+        place = 1
+        for dialogue in text.split(VICUNA.assistant_suffix)[:-1]:
+            question = dialogue[: dialogue.index(VICUNA.assistant_prefix) + len(VICUNA.assistant_prefix)]
+            # The count also includes the first token, and the space that is a separate token only at a text's end.
+            labels[place : place + len(self._ids(question)) - 2] = IGNORE
+            place += len(self._ids(dialogue))  # the first token counts for the end token
+        return ids, labels
+
+    def _ids(self, text: str) -> list[int]:
+        """Return the tokens of the pieces between images, joined by the image token."""
+        first, *others = (self.tokenizer(piece)["input_ids"] for piece in text.split(IMAGE_PLACEHOLDER))
+        return [*first, *(token for piece in others for token in [self.image_id, *piece[1:]])]
+
+
+def clip_processor() -> CLIPImageProcessorPil:
+    """Return CLIP's own preprocessing for images of 336 pixels."""
+    return CLIPImageProcessorPil(size={"shortest_edge": RESIZED}, crop_size={"height": RESIZED, "width": RESIZED})

@@ -8,7 +8,6 @@ Zipf's law.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,45 +30,20 @@ _SPECIAL = ["<s>", "</s>", "<image>", "<pad>"]
 _SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]
 
 
-@dataclass(frozen=True)
 class MadeData:
     """Paths of the generated data, in the forms that the loaders need.
 
-    Attributes:
-        folder: Folder that contains all of the paths below.
-        records: LLaVA JSON file with one array.
-        images: Folder of the original images.
-        small_images: Folder of the same images with a shorter side of 336 pixels.
-        shards: Shard set of the originals.
-        small_shards: Shard set built with `resize=336`.
-        tokenizer: Folder of the tokenizer.
+    Args:
+        folder: Folder that contains all of it.
     """
 
-    folder: Path
-
-    @property
-    def records(self) -> Path:
-        return self.folder / "records.json"
-
-    @property
-    def images(self) -> Path:
-        return self.folder / "images"
-
-    @property
-    def small_images(self) -> Path:
-        return self.folder / "images-336"
-
-    @property
-    def shards(self) -> Path:
-        return self.folder / "shards"
-
-    @property
-    def small_shards(self) -> Path:
-        return self.folder / "shards-336"
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.folder / "tokenizer"
+    def __init__(self, folder: Path):
+        self.records = folder / "records.json"  # one array, as in LLaVA's files
+        self.images = folder / "images"
+        self.small_images = folder / "images-336"  # the same images with a shorter side of 336 pixels
+        self.shards = folder / "shards"
+        self.small_shards = folder / "shards-336"  # built with `resize=336`
+        self.tokenizer = folder / "tokenizer"
 
 
 def make_data(folder: Path, count: int) -> MadeData:

@@ -1,134 +1,135 @@
-"""Results of the data path benchmark as a table and as JSON. Machine data is limited to what explains the numbers."""
+"""Report of a study: Markdown, JSON and a plot, with the circumstances that explain the numbers, and an MLflow run."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llava_mini.bench.data_path import (
-    LARGE_SET,
-    OWN,
-    OWN_SMALL,
-    USUAL,
-    USUAL_OUR_LABELS,
-    USUAL_SMALL,
-    WDS,
-    WDS_SHUFFLED,
-    WORKERS,
-    Findings,
-)
-from llava_mini.bench.stopwatch import Spread
-from llava_mini.files import write_json, write_text
+import torch
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "simplejpeg", "webdataset", "numpy")
-ORDER = (USUAL, USUAL_OUR_LABELS, USUAL_SMALL, WDS_SHUFFLED, WDS, OWN, OWN_SMALL)
+from llava_mini.errors import UserError
+from llava_mini.files import atomic_path, write_json, write_text
+from llava_mini.processes import cores
+from llava_mini.run.provenance import git_commit
+
+if TYPE_CHECKING:  # a machine with a GPU may have no matplotlib
+    from matplotlib.figure import Figure
+
+_RUNS = Path("runs/bench")  # reports to MLflow wait here while the tracker is down
 
 
 @dataclass(frozen=True)
-class Target:
-    """A requirement and its measured value. `comparison` says how `value` compares with `limit`."""
+class Report:
+    """Results of a study.
+
+    Attributes:
+        text: All results as Markdown.
+        figures: All results for programs, ready for JSON.
+        metrics: MLflow metrics.
+        draw: Function that draws the plot; None: there is no plot.
+        complete: Whether everything was measured.
+    """
 
     text: str
-    comparison: str
-    limit: float
-    value: float
-    shown: str
+    figures: Mapping[str, Any]
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    draw: Callable[[], Figure] | None = None
+    complete: bool = True
 
-    @property
-    def met(self) -> bool:
-        return self.value >= self.limit if self.comparison == "at least" else self.value < self.limit
+    def write(self, folder: Path, names: Sequence[str], about: Mapping[str, Any]) -> str:
+        """Write the files of the report and return its text.
 
-
-def targets(found: Findings) -> list[Target]:
-    """Return the requirements in their order, with the measured values."""
-    seconds = [each.seconds for each in found.openings]
-    private = [each.private for each in found.openings]
-    builds = Spread.of([1000 / each.cpu for each in found.builds])
-    lines = [
-        _ratio("CPU of the usual loader over ours, 640x480 JPEGs", 3, found.ratio(USUAL, OWN)),
-        _ratio("the same, ours from 336-pixel shards", 6, found.ratio(USUAL, OWN_SMALL)),
-        _ratio(f"CPU of {WDS_SHUFFLED}, over ours", 1, found.ratio(WDS_SHUFFLED, OWN)),
-        _ratio(f"CPU of {WDS}, over ours", 1, found.ratio(WDS, OWN)),
-    ]
-    for other in (WDS_SHUFFLED, WDS):
-        most, ours = found.loading(other), found.loading(OWN)
-        lines.append(Target(f"memory of our loader, MiB; {other}: {most:.0f}", "below", most, ours, f"{ours:.0f}"))
-    lines += [
-        Target(f"seconds to open {LARGE_SET:,} samples", "below", 1, max(seconds), Spread.of(seconds).shown(2)),
-        Target("private MiB of a worker for it", "below", 50, max(private), Spread.of(private).shown(1)),
-        Target("samples built and verified a CPU-second", "at least", 400, builds.median, builds.shown(0)),
-    ]
-    return lines
+        Args:
+            folder: Folder of the files.
+            names: Names of the Markdown file, the JSON file and, if there is one, the plot.
+            about: Circumstances of the study.
+        """
+        text = f"{circumstances_text(about)}\n\n{self.text}\n"
+        write_text(folder / names[0], text)
+        write_json(folder / names[1], {"about": about, **self.figures})
+        if self.draw is not None:
+            with atomic_path(folder / names[2]) as path:
+                self.draw().savefig(path, format="png", dpi=150, metadata={"Software": None})
+        return text
 
 
-def _ratio(text: str, limit: float, found: Spread) -> Target:
-    return Target(text, "at least", limit, found.median, found.shown(2))
+def circumstances(packages: Sequence[str] = ("torch", "transformers"), card: str | None = None) -> dict[str, Any]:
+    """Return commit, processor or GPU, and versions; for a CPU also cores, torch's threads and the load of a minute.
+
+    Args:
+        packages: Names of the packages whose versions matter.
+        card: Description of the GPU that is measured; None: the CPU is measured.
+
+    Raises:
+        PackageNotFoundError: a package is missing.
+    """
+    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    if card is not None:
+        return {"commit": git_commit(), "device": card, "cuda": torch.version.cuda, **versions}
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
+    counts = {"cores": cores(), "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 1)}
+    return {"commit": git_commit(), "cpu": model, **counts, **versions}
 
 
-def write_report(found: Findings, folder: Path, about: dict[str, Any]) -> None:
-    """Write table.md and results.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    summary = [{**asdict(target), "met": target.met} for target in targets(found)]
-    write_json(folder / "results.json", {"about": about, "targets": summary, "findings": asdict(found)})
-    write_text(folder / "table.md", table(found, about))
+def circumstances_text(about: Mapping[str, Any]) -> str:
+    """Return the circumstances as one or two sentences."""
+    named = dict(about)
+    commit = named.pop("commit")
+    if "device" in named:
+        where, load = f"{named.pop('device')}; CUDA {named.pop('cuda') or 'none'}", ""
+    else:
+        threads = named.pop("threads")
+        where = f"{threads} thread{'s' if threads > 1 else ''} on {named.pop('cpu')}"
+        load = (
+            f" Processes that ran or waited on the {named.pop('cores')} cores when it began: {named.pop('load')} on"
+            " average."
+        )
+    versions = ", ".join(f"{name} {number}" for name, number in named.items())
+    return f"Commit `{commit[:12]}{commit[40:]}`; {where}; {versions}.{load}"
 
 
-def table(found: Findings, about: dict[str, Any]) -> str:
-    """Return all results as Markdown."""
-    parts = (_conditions(found, about), _targets(found), _loaders(found), _about_loaders(found), _about_build(found))
-    return "\n\n".join(parts) + "\n"
+def check_folder(out: Path) -> None:
+    """Check before any measurement that the report can be written. The folder is created if it does not exist.
+
+    Raises:
+        UserError: the folder cannot be created or written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UserError(f"--out {out}: no folder that can be written ({error.strerror})") from error
 
 
-def _conditions(found: Findings, about: dict[str, Any]) -> str:
-    commit = about["commit"]
-    libraries = ", ".join(f"{name} {about[name]}" for name in ("python", *LIBRARIES))
-    size = found.builds[0].picture_bytes / 1000
-    return (
-        f"Commit `{commit[:12]}{commit[40:]}`; {about['cores']} cores of {about['cpu']}; {libraries}.\n"
-        f"{found.samples} samples with JPEGs of {size:.0f} KB on average, read from memory; one thread. Medians of"
-        f" {len(found.builds)} rounds (smallest to largest); ratios are taken within a round."
-    )
+def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a Markdown table."""
+    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
-def _targets(found: Findings) -> str:
-    rows = [
-        f"| {target.text} | {target.comparison} {target.limit:.4g} | {target.shown} | {'yes' if target.met else 'no'} |"
-        for target in targets(found)
-    ]
-    return "\n".join(["| what | required | measured | met |", "|---|---|---|---|", *rows])
+def metric_name(text: str) -> str:
+    """Return `text` in a form that MLflow allows in names."""
+    return "_".join(text.replace("'", "").replace(",", "").replace(":", "").replace("=", "").split())
 
 
-def _loaders(found: Findings) -> str:
-    rows = []
-    for name in ORDER:
-        cpu = Spread.of([cost.cpu for cost in found.costs[name]])
-        wall = Spread.of([cost.wall for cost in found.costs[name]])
-        rows.append(f"| {name} | {cpu.shown(2)} | {wall.shown(2)} | {found.loading(name):.0f} |")
-    head = ["| loader | CPU-ms a sample | wall-ms a sample | MiB while loading |", "|---|---|---|---|"]
-    return "\n".join([*head, *rows])
+def track(name: str, about: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    """Report one MLflow run. A tracker that is down does not end the benchmark."""
+    from llava_mini.tracking.tracker import Tracker, init_tracking  # takes seconds to import
 
-
-def _about_loaders(found: Findings) -> str:
-    records = found.record_bytes
-    (largest, mean), (largest_small, mean_small) = found.differences[OWN], found.differences[OWN_SMALL]
-    return (
-        "MiB are private memory beyond what the process had before, at their most. The usual loader's list takes"
-        f" {records / 1000:.1f} KB a record, so {records * LARGE_SET / 1e9:.1f} GB for {LARGE_SET:,} records in every"
-        f" process; our index is mapped, and {WORKERS} workers that opened it at the same time shared it.\n"
-        f"Our pixels differ from the usual loader's by {largest:.1f}/255 at most and {mean:.2f}/255 on average; those"
-        f" of 336-pixel shards, compressed a second time, by {largest_small:.0f}/255 and {mean_small:.1f}/255."
-        " Ours are bytes that the device normalizes, the usual loader's are normalized floats."
-    )
-
-
-def _about_build(found: Findings) -> str:
-    cpu = Spread.of([each.cpu for each in found.builds])
-    verify = Spread.of(found.verify_ms)
-    rate = found.builds[0].picture_bytes / 1000 / cpu.median
-    return (
-        f"`data build` takes {cpu.shown(2)} CPU-ms a sample, its start included. Verifying the picture is"
-        f" {verify.shown(2)} of that, {100 * verify.median / cpu.median:.0f} %; the rest is reading, packing, hashing"
-        f" and writing. A core then reads {rate:.0f} MB/s and writes as much: a disk that gives less is the limit, else"
-        " the decoder."
-    )
+    init_tracking()
+    run = f"bench-{name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
+    tracker = Tracker(_RUNS / run)
+    tracker.log_params(about)
+    tracker.set_tags({"bench": name, "commit": about["commit"]})
+    tracker.log_metrics(metrics)
+    tracker.finish()

@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from llava_mini.batch import VLMBatch
-from llava_mini.bench.baselines import OURS, TRANSFORMERS, UNCOMPRESSED, Models
-from llava_mini.bench.latency import mid_size
 from llava_mini.bench.made_data import make_data
-from llava_mini.bench.stopwatch import Trial
+from llava_mini.bench.subjects import OURS, TRANSFORMERS, UNCOMPRESSED, Models, changed, mid_size, on_meta
+from llava_mini.bench.timing import Trial
 from llava_mini.config import resolve
 from llava_mini.data.features.store import FeatureStore
 from llava_mini.data.features.work import FeatureRecipe
@@ -200,17 +198,12 @@ def build_steps(shape: Shape, folder: Path) -> list[Step]:
 def _another(mini: LlavaMiniForConditionalGeneration, side: int) -> LlavaMiniForConditionalGeneration:
     """Return a model with another C that shares everything but the compressor."""
     spec = {**mini.config.compressor, "C": side}
-    with torch.device("meta"):
-        model = LlavaMiniForConditionalGeneration(type(mini.config)(**{**_fields(mini.config), "compressor": spec}))
+    model = on_meta(changed(mini.config, compressor=spec))
     for part in ("vision_tower", "projector", "prefusion", "language_model"):
         setattr(model, part, mini.get_submodule(part))
     dim = mini.config.vision_config if mini.config.compress_before_projection else mini.config.text_config
     model.compressor = build_compressor(spec, dim.hidden_size, mini.side)
     return model
-
-
-def _fields(config: LlavaMiniConfig) -> dict[str, Any]:
-    return {name: value for name, value in config.to_dict().items() if name != "model_type"}
 
 
 def _trained(*models: nn.Module) -> list[nn.Parameter]:

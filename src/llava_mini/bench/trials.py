@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ import torch
 
 from llava_mini.bench.loaders import BATCH_SIZE, Loader
 from llava_mini.bench.made_data import MadeData
-from llava_mini.bench.process_memory import private_memory
+from llava_mini.bench.processes import private_memory
+from llava_mini.bench.timing import elapsed
 from llava_mini.media.images import verify_image
+from llava_mini.units import MIB
 
+_CPU = torch.device("cpu")
 _WARM_UP = 4  # batches
-_MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,9 @@ def cost(loader: Loader, data: MadeData, samples: int) -> Cost:
     batches = loader(data)
     _consume(batches, _WARM_UP)
     count = -(-samples // BATCH_SIZE)
-    wall, cpu = time.perf_counter(), time.process_time()
-    _consume(batches, count)
+    wall, cpu = elapsed(partial(_consume, batches, count), _CPU)
     scale = 1000 / (count * BATCH_SIZE)
-    return Cost((time.process_time() - cpu) * scale, (time.perf_counter() - wall) * scale)
+    return Cost(cpu * scale, wall * scale)
 
 
 def memory(loader: Loader, data: MadeData, samples: int) -> Memory:
@@ -76,7 +78,7 @@ def bytes_of_records(data: MadeData) -> float:
     """Return the bytes that a record takes in a process that stores the whole JSON as objects."""
     before = private_memory()
     records = json.loads(data.records.read_text())
-    return (private_memory() - before) * _MIB / len(records)
+    return (private_memory() - before) * MIB / len(records)
 
 
 def build(data: MadeData, out: Path) -> Build:
@@ -96,10 +98,13 @@ def build(data: MadeData, out: Path) -> Build:
 def verification(data: MadeData) -> float:
     """Return the CPU milliseconds to verify one image, the part of a build that cannot be reduced."""
     raws = [path.read_bytes() for path in sorted(data.images.iterdir())[:500]]
-    start = time.process_time()
-    for raw in raws:
-        verify_image(raw)
-    return (time.process_time() - start) * 1000 / len(raws)
+
+    def verify() -> None:
+        for raw in raws:
+            verify_image(raw)
+
+    _, cpu = elapsed(verify, _CPU)
+    return cpu * 1000 / len(raws)
 
 
 def _consume(batches: Any, count: int) -> None:

@@ -106,11 +106,17 @@ def clock(trials: Sequence[Trial], rounds: int, device: torch.device) -> list[Se
     found = [Seconds([], []) for _ in trials]
     for number in range(rounds + 1):
         for trial, seconds in zip(trials, found, strict=True):
-            began, worked = time.perf_counter(), time.process_time()
-            trial.run()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            wall, cpu = elapsed(trial.run, device)
             if number:
-                seconds.wall.append((time.perf_counter() - began) / trial.times)
-                seconds.cpu.append((time.process_time() - worked) / trial.times)
+                seconds.wall.append(wall / trial.times)
+                seconds.cpu.append(cpu / trial.times)
     return found
+
+
+def elapsed(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Run a function once and return its seconds: wall time, and CPU time of all cores. A GPU's work is waited for."""
+    began, worked = time.perf_counter(), time.process_time()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began, time.process_time() - worked

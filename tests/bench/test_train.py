@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from transformers import CLIPVisionConfig
 
-from llava_mini.bench.baselines import TRANSFORMERS, UNCOMPRESSED
-from llava_mini.bench.stopwatch import Seconds
-from llava_mini.bench.training import Findings, StepTimes, measure_shape
-from llava_mini.bench.training_report import draw, figures, metrics, table
+from llava_mini.bench import train
+from llava_mini.bench.subjects import TRANSFORMERS, UNCOMPRESSED
+from llava_mini.bench.timing import Seconds
+from llava_mini.bench.train import Findings, StepTimes, measure_shape
 from llava_mini.bench.training_steps import (
     BACKWARD,
     DATA,
@@ -136,18 +135,21 @@ def test_parts_add_up_and_ratios_are_of_a_round() -> None:
     assert found.ratio(TRANSFORMERS).median == 1.0
 
 
-def test_the_report(tmp_path: Path) -> None:
-    found = [example(), example()]
-    [first, _] = json.loads(json.dumps(figures(found)))
+def test_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(work: Path, rounds: int) -> list[Findings]:
+        assert work.is_dir() and not list(work.iterdir())
+        return [example()] * rounds
+
+    monkeypatch.setattr(train, "run", run)
+    [report] = train.study(rounds=2)
+    [first, _] = json.loads(json.dumps(report.figures))["shapes"]
     assert first["shape"] == "small" and first["ways"][1]["times_transformers"]["cpu"]["median"] == 2.5
     assert first["ways"][1]["parts"][BACKWARD] == {"wall": [2.0, 6.0], "cpu": [2.0, 4.0]}
-    line = next(line for line in table(found).splitlines() if line.startswith(f"| {QUERY[1]} |"))
+    line = next(line for line in report.text.splitlines() if line.startswith(f"| {QUERY[1]} |"))
     assert line.split("|")[2:] == [
         " 10 ", " 0.75 (0.50 to 1.00) ", " 2.50 (2.50 to 2.50) ", " 6000 ", " 8000 ",
         " 750.0 (12 %) ", " 1500.0 (25 %) ", " 3000.0 (50 %) ", " 750.0 (12 %) ", "",
     ]  # fmt: skip
-    assert metrics(found)["times_transformers.small.ours_query_C1"] == 2.5
-    assert len(metrics(found)) == 4
-    draw(found, tmp_path / "train.png")
-    with Image.open(tmp_path / "train.png") as image:
-        assert image.size[0] > 1000
+    assert report.metrics["times_transformers.small.ours_query_C1"] == 2.5 and len(report.metrics) == 4
+    assert report.draw is not None
+    assert [each.get_text() for each in report.draw().axes[0].texts] == ["3.75e+03  (1.00x)", "1.5e+03  (2.50x)"]

@@ -1,6 +1,7 @@
-"""Compared ways to a first token, all with the same weights: transformers' LLaVA and our model in several variants.
+"""What is measured: models with random weights at the shapes of conf/, their inputs, and ways to a first token.
 
-This module needs only torch and transformers, so that a machine with a GPU needs nothing else.
+All ways work with the same weights: transformers' LLaVA, and our model in several variants. This module needs only
+torch and transformers (which brings PyYAML), so that a machine with a GPU needs nothing else.
 
 Shapes: B prompts, F frames per prompt, V views, T text tokens.
 """
@@ -11,10 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from llava_mini.bench.flops import Work, count
+from llava_mini.bench.flop_count import Count, Work, count
+from llava_mini.files import CONFIG_DIR
 from llava_mini.inference.cache import SessionCache
 from llava_mini.inference.frame_cache import FrameCache, FrameCacheConfig
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
@@ -22,10 +25,89 @@ from llava_mini.models.frame_batch import frames_at_once
 from llava_mini.models.inference_optimizations import RELEASE, InferenceOptimizations
 from llava_mini.models.initialization import default_dtype
 from llava_mini.models.prepacked import prepack
+from llava_mini.units import GIB
 
 TRANSFORMERS, UNCOMPRESSED = "transformers' LLaVA", "ours, no compression"
 RELEASED, OURS = "LLaVA-Mini, release's order", "LLaVA-Mini, ours"
 WAYS = (TRANSFORMERS, UNCOMPRESSED, RELEASED, OURS)
+
+_TINY_VOCABULARY = 64  # tokens; the toy world's preset has as many as its tokenizer
+
+
+def conf(path: str) -> dict[str, Any]:
+    """Return one file of conf/ as it is written, without the package that composes configs.
+
+    Args:
+        path: Path in conf/ without its ending, such as `model/tiny`.
+    """
+    content: dict[str, Any] = yaml.safe_load((CONFIG_DIR / f"{path}.yaml").read_text())
+    return content
+
+
+def card_gib(hardware: str) -> float:
+    """Return the GiB of memory of a card in conf/hardware."""
+    return float(conf(f"hardware/{hardware}")["hardware"]["memory_gib"])
+
+
+def card_bytes(hardware: str) -> int:
+    """Return the bytes of memory of a card in conf/hardware."""
+    return int(card_gib(hardware) * GIB)
+
+
+def model_config(preset: str, compressor: str = "query", fusion_layers: int | None = None, **fields: Any) -> Any:
+    """Return the LlavaMiniConfig of a preset, whose last token is the placeholder.
+
+    Args:
+        preset: Name of a file in conf/model.
+        compressor: Name of a file in conf/compressor.
+        fusion_layers: Number of pre-fusion layers, N_fusion; None: as many as in conf/config.yaml.
+        fields: Further fields of the config; `C` is the compressor's.
+    """
+    parts, spec = conf(f"model/{preset}"), conf(f"compressor/{compressor}")
+    if "C" in fields:
+        spec["C"] = fields.pop("C")
+    text = {"vocab_size": _TINY_VOCABULARY, **parts["text_config"]}
+    return LlavaMiniConfig(
+        vision_config=parts["vision_config"],
+        text_config=text,
+        image_token_id=text["vocab_size"] - 1,
+        vision_feature_layer=parts["vision_feature_layer"],
+        compressor=spec,
+        num_fusion_layers=conf("config")["fusion"]["num_layers"] if fusion_layers is None else fusion_layers,
+        **fields,
+    )
+
+
+def mid_size() -> LlavaMiniConfig:
+    """Return the mid-size config for CPUs: 331 GFLOPs for an image without compression, 64 with it.
+
+    It keeps the real proportions: nearly all work of the uncompressed model is in the language model.
+    """
+    vision = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6}
+    text = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 32, "num_attention_heads": 12}
+    return LlavaMiniConfig(
+        vision_config={**vision, "patch_size": 14, "image_size": 336, "projection_dim": 384},
+        text_config={**text, "vocab_size": 32000, "max_position_embeddings": 4096},
+        image_token_id=31999,
+        num_fusion_layers=4,
+    )
+
+
+def on_meta(config: LlavaMiniConfig) -> LlavaMiniForConditionalGeneration:
+    """Return a model on the meta device, in evaluation mode and without gradients."""
+    with torch.device("meta"):
+        return LlavaMiniForConditionalGeneration(config).eval().requires_grad_(False)
+
+
+def changed(config: LlavaMiniConfig, **fields: Any) -> LlavaMiniConfig:
+    """Return the config with other values of some fields."""
+    kept = {name: value for name, value in config.to_dict().items() if name != "model_type"}
+    return LlavaMiniConfig(**{**kept, **fields})
+
+
+def plain_config(config: LlavaMiniConfig) -> LlavaMiniConfig:
+    """Return the config without compression and pre-fusion."""
+    return changed(config, compressor=conf("compressor/none"), num_fusion_layers=0)
 
 
 class Models:
@@ -45,8 +127,8 @@ class Models:
             self.mini = LlavaMiniForConditionalGeneration(config).eval().requires_grad_(False)
         if prepacked:
             prepack(self.mini)
+        self.plain = on_meta(plain_config(config))
         with torch.device("meta"):
-            self.plain = LlavaMiniForConditionalGeneration(plain_config(config)).eval()
             self.llava = LlavaForConditionalGeneration(_llava_config(config)).eval()
         mini, llava = self.mini, self.llava.model
         self.plain.vision_tower, self.plain.projector = mini.vision_tower, mini.projector
@@ -80,30 +162,23 @@ class Models:
 
     def flops(self, way: str, work: Work) -> int:
         """Return the FLOPs up to the first token of one prompt, including attention."""
-        plain = way in (TRANSFORMERS, UNCOMPRESSED)
-        with torch.device("meta"):
-            model = LlavaMiniForConditionalGeneration(plain_config(self.config) if plain else self.config).eval()
+        config = plain_config(self.config) if way in (TRANSFORMERS, UNCOMPRESSED) else self.config
         optimizations = RELEASE if way == RELEASED else InferenceOptimizations(stop_tower=way != TRANSFORMERS)
-        return count(model, work, optimizations).flops_with_attention
+        return sum(count(on_meta(config), work, optimizations).parts_with_attention.values())
 
     def later_flops(self, work: Work, shared: int) -> int:
         """Return the FLOPs of a later question about cached frames.
 
         The language model has already read the first `shared` tokens of its text.
         """
-        with torch.device("meta"):
-            model = LlavaMiniForConditionalGeneration(self.config).eval()
-        whole = count(model, replace(work, cached=True), InferenceOptimizations()).parts_with_attention
-        asked = replace(work, cached=True, text_tokens=work.text_tokens - shared)
-        few = count(model, asked, InferenceOptimizations()).parts_with_attention
+
+        def counted(text_tokens: int) -> Count:
+            later = replace(work, cached=True, text_tokens=text_tokens)
+            return count(on_meta(self.config), later, InferenceOptimizations())
+
+        whole = counted(work.text_tokens).parts_with_attention
+        few = counted(work.text_tokens - shared).parts_with_attention
         return sum(whole.values()) - whole["language_model"] + few["language_model"]
-
-
-def plain_config(config: LlavaMiniConfig) -> LlavaMiniConfig:
-    """Return the config without compression and pre-fusion."""
-    fields = {name: value for name, value in config.to_dict().items() if name not in ("compressor", "model_type")}
-    compressor = {"_target_": "llava_mini.models.compressors.none.NoCompressor"}
-    return LlavaMiniConfig(**{**fields, "compressor": compressor, "num_fusion_layers": 0})
 
 
 def _llava_config(config: LlavaMiniConfig) -> LlavaConfig:
