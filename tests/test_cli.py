@@ -186,7 +186,7 @@ def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture):
     assert "train" in capsys.readouterr().err
 
 
-def test_what_this_machine_lacks_is_told_once_before_ranks_begin(
+def test_what_this_machine_lacks_is_reported_once_before_ranks_begin(
     elsewhere: Path, places: list[str], capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -145,7 +145,7 @@ def test_what_is_not_the_written_files_is_not_called_so(tmp_path: Path, error: E
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EISDIR])
 @pytest.mark.parametrize("name", ["a", "a/b.txt", ".", "{area}/0/a"])
-def test_what_is_refused_of_the_file_itself_is_told(tmp_path: Path, number: int, name: str):
+def test_what_is_refused_of_the_file_itself_is_reported(tmp_path: Path, number: int, name: str):
     place = tmp_path / name.format(area=f".llava-mini-{os.getuid()}.tmp")
     with pytest.raises(WriteError, match=f"^{tmp_path}/a: cannot be written: {os.strerror(number)}$"):  # noqa: SIM117
         with writing(tmp_path / "a"):

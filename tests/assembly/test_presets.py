@@ -127,7 +127,7 @@ def test_a_tokenizer_that_has_more_tokens_than_rows_is_refused(tokenizer_dir: An
         assembly.build_tokenizer(resolve(["model=llava_mini_vicuna_7b", *changes]))
 
 
-def test_without_random_weights_a_missing_tokenizer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_random_weights_a_missing_tokenizer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"model\.tokenizer: tokenizer no/such: cannot be loaded") as caught:
         assembly.build_tokenizer(resolve(["model=llava_mini_vicuna_7b", "model.tokenizer=no/such"]))

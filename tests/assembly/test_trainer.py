@@ -97,7 +97,7 @@ def test_another_number_of_processes_than_the_config_says_is_one_line(
     assert trainer_of("trainer.accelerator=cpu", "trainer.devices=2", "trainer.num_nodes=2").world_size == 4
 
 
-def test_what_this_machine_lacks_is_told_before_anything_is_made(
+def test_what_this_machine_lacks_is_reported_before_anything_is_made(
     config_of: Resolve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assembly.check_training(config_of("finetune=qlora", "memory.optimizer=adamw_8bit"))

@@ -69,7 +69,7 @@ def test_all_loaders_make_the_same_samples(data: MadeData) -> None:
                 assert difference.max() <= 2.01 / 255 / min(STD)
 
 
-def test_every_loader_goes_on_for_ever_with_full_batches(data: MadeData) -> None:
+def test_every_loader_continues_for_ever_with_full_batches(data: MadeData) -> None:
     for loader in contestants(data).values():
         sizes = [len(rows(batch)) for batch in islice(loader(data), 6)]
         assert sizes == [BATCH_SIZE] * 6

@@ -75,7 +75,7 @@ def test_a_later_question_gives_what_the_whole_prompt_gives(models: Models) -> N
 
 
 @torch.no_grad()
-def test_a_shared_system_text_stands_before_the_frames(models: Models) -> None:
+def test_a_shared_system_text_comes_before_the_frames(models: Models) -> None:
     torch.manual_seed(1)
     later = FollowUp(models, Work(frames=3, text_tokens=5), shared=2)
     torch.manual_seed(1)

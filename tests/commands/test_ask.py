@@ -133,7 +133,7 @@ def test_a_picture_that_cannot_be_resized_is_named(
     ("words", "answer", "culprit"), [(3000, 8, "the question is too long"), (1, 3000, "max_new_tokens is too large")]
 )
 @pytest.mark.parametrize("shown", [False, True])
-def test_a_question_that_is_too_long_is_told_so_whatever_is_shown(
+def test_a_question_that_is_too_long_is_reported_so_whatever_is_shown(
     model_folder: Path, pictures: Path, capsys: Captured, words: int, answer: int, culprit: str, shown: bool
 ) -> None:
     flags = ["--image", str(pictures / "0.png")] * shown + ["--max-new-tokens", str(answer)]

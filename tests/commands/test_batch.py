@@ -42,7 +42,7 @@ def records(path: Path) -> dict[str, Any]:
     return {record["id"]: record for record in found}
 
 
-def test_a_run_that_is_killed_goes_on_and_answers_as_one_that_was_not(
+def test_a_run_that_is_killed_continues_and_answers_as_one_that_was_not(
     model_folder: Path, requests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"

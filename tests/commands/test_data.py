@@ -217,7 +217,7 @@ def test_help_explains_every_flag(command: str, capsys: pytest.CaptureFixture[st
     assert caught.value.code == 0 and "--workers N" in out and ("SLURM" in out) == (command == "build")
 
 
-def test_a_process_that_died_is_told_in_one_line(
+def test_a_process_that_died_is_reported_in_one_line(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def died(*arguments: Any, **options: Any) -> None:

@@ -36,7 +36,7 @@ def test_a_card_that_this_torch_cannot_drive(monkeypatch, capsys) -> None:
     assert "--index-url https://download.pytorch.org/whl/cu126" in told
 
 
-def test_bitsandbytes_that_does_not_work_is_told(monkeypatch) -> None:
+def test_bitsandbytes_that_does_not_work_is_reported(monkeypatch) -> None:
     def broken(*_args, **_options):
         raise RuntimeError("no kernels\nsecond line")
 

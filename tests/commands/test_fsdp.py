@@ -66,7 +66,7 @@ def accuracy(run_dir: Path) -> dict:
     return found
 
 
-def test_dealt_weights_are_trained_as_whole_ones(dealt: Path, finished: Finished):
+def test_sharded_weights_are_trained_as_whole_ones(dealt: Path, finished: Finished):
     whole = finished(*TWO, "trainer.checkpoint_every=2")
     lines = [history(folder) for folder in (dealt, whole)]
     assert [line["keys"] for line in lines[0]] == [line["keys"] for line in lines[1]]

@@ -12,7 +12,7 @@ from llava_mini.cli import main
 LARGEST = 64 * 2**10  # bytes; more than a run's small files have, and less than a checkpoint
 
 
-def test_a_run_ends_in_one_line_and_goes_on_later(smoke_in: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_run_ends_in_one_line_and_continues_later(smoke_in: Callable[..., list[str]], tmp_path: Path) -> None:
     assert main(["train", *smoke_in(tmp_path / "makes-the-data")]) == 0
     command = [sys.executable, "-m", "llava_mini", "train", *smoke_in(tmp_path / "run")]
 

@@ -53,7 +53,7 @@ def run_dir(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def test_a_killed_run_goes_on_with_the_same_dropout(
+def test_a_killed_run_continues_with_the_same_dropout(
     overrides: list[str], run_dir: Path, nursery: Nursery, tmp_path: Path
 ):
     killed = [*overrides, f"run_dir={tmp_path / 'run'}"]

@@ -42,7 +42,7 @@ def test_json_is_one_object_with_what_is_promised(planned: Callable) -> None:
     assert found["seconds"] < 20
 
 
-def test_what_a_tiny_model_takes_is_told_in_units_that_show_it(planned: Callable) -> None:
+def test_what_a_tiny_model_takes_is_reported_in_units_that_show_it(planned: Callable) -> None:
     _, out, _ = planned("data.batch_size=1", "--text-tokens", "20", *THIN)
     sizes = [line.split()[-2:] for line in out.splitlines() if line.endswith("iB")]
     assert {unit for _, unit in sizes} >= {"MiB"} and len(sizes) > 5
@@ -183,7 +183,7 @@ def test_new_tokens_need_an_answer() -> None:
         main(["plan", "--new-tokens", "9"])
 
 
-def test_a_tokenizer_that_is_not_here_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tokenizer_that_is_not_here_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     elsewhere = ["model=llava_mini_qwen25_0_5b", "model.weights=random", "data.features=false", "finetune=frozen_llm"]
     with caplog.at_level("INFO", "llava_mini"):
         assert main(["plan", "--text-tokens", "8", "data.batch_size=2", *elsewhere, *SMALL_CARD]) == 0

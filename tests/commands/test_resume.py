@@ -141,7 +141,7 @@ def test_another_batch_and_other_data_are_refused(
     assert state() == before
 
 
-def test_too_many_bad_samples_stop_all_ranks_and_the_run_goes_on_when_they_are_allowed(
+def test_too_many_bad_samples_stop_all_ranks_and_the_run_continues_when_they_are_allowed(
     nursery: Nursery, arguments: Callable, whole: Path, tmp_path: Path
 ):
     run_dir = tmp_path / "run"

@@ -58,7 +58,7 @@ def _too_long(*_: object) -> None:
     raise AssertionError("the lock of a dead process is waited for")
 
 
-def test_a_living_sweep_is_told(tmp_path: Path) -> None:
+def test_a_living_sweep_is_reported(tmp_path: Path) -> None:
     with only_sweep(tmp_path), pytest.raises(UserError, match="another sweep is running in this folder"):  # noqa: SIM117
         with only_sweep(tmp_path):
             pass
@@ -66,7 +66,7 @@ def test_a_living_sweep_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ESTALE, errno.EIO])
 @locks
-def test_a_file_system_without_locks_is_told(
+def test_a_file_system_without_locks_is_reported(
     lock: Lock, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: Any) -> None:

@@ -46,7 +46,7 @@ def test_as_the_cache_of_transformers(
     assert torch.equal(parts(model, ours, second, 18, 1, 1), parts(model, theirs, second, 18, 1, 1))
 
 
-def test_generate_goes_on_behind_what_is_held(make_model: Factory, make_sample: Factory, collate: Factory) -> None:
+def test_generate_continues_after_what_is_stored(make_model: Factory, make_sample: Factory, collate: Factory) -> None:
     """Our model from the start, and its language model alone behind a prompt that our model read."""
     model = make_model()
     batch = collate(model, [make_sample(1, frames=3)], answers=False)

@@ -47,7 +47,7 @@ def test_frames_that_leave_no_room_for_question_and_answer_are_refused_unseen(ma
 
 
 @torch.no_grad()
-def test_a_stream_that_is_too_long_is_told_in_all_its_frames(
+def test_a_stream_that_is_too_long_is_reported_in_all_its_frames(
     make_asked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session(*make_asked(), frame_batch=20)

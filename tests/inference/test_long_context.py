@@ -118,7 +118,7 @@ def test_prefill_in_parts_is_prefill_at_once(make_model: Factory, kind: str, chu
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_prefill_freezes_behind_every_part(make_model: Factory, bits: int) -> None:
+def test_prefill_freezes_after_every_part(make_model: Factory, bits: int) -> None:
     model = make_model()
     cache = SessionCache(model.config, bits)
     held: list[int] = []

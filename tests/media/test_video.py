@@ -157,7 +157,7 @@ def test_a_frame_that_is_shown_for_long_is_made_pixels_once(clip: MakeClip, monk
     assert made == [100]
 
 
-def test_a_clip_that_was_trimmed_without_coding_anew_begins_where_it_is_shown(clip: MakeClip) -> None:
+def test_a_clip_that_was_trimmed_without_coding_again_begins_where_it_is_shown(clip: MakeClip) -> None:
     path = clip(40)
     raw = path.read_bytes()
     place = raw.index(b"elst") + 12
@@ -186,7 +186,7 @@ def test_a_missing_length_is_found(clip: MakeClip) -> None:
     assert numbers(path) == [5, 15, 25]
 
 
-def test_audio_that_goes_on_longer_does_not_count(clip: MakeClip) -> None:
+def test_audio_that_continues_longer_does_not_count(clip: MakeClip) -> None:
     path = clip(20, seconds_of_audio=5)
     with av.open(str(path)) as container:
         assert container.duration > 4.9e6

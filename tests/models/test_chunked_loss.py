@@ -118,7 +118,7 @@ class Largest(TorchDispatchMode):
         return made
 
 
-def test_no_more_logits_than_a_chunks_are_ever_held() -> None:
+def test_no_more_logits_than_a_chunks_are_ever_in_memory() -> None:
     head, hidden, targets = head_and_hidden(tokens=400)
     head.requires_grad_(False)
     sizes = []

@@ -99,7 +99,7 @@ def test_caches_change_no_word(model: Any, batch: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_an_answer_goes_on_behind_its_cache(model: Any, batch: dict[str, Any], static: bool) -> None:
+def test_an_answer_continues_after_its_cache(model: Any, batch: dict[str, Any], static: bool) -> None:
     cache = StaticCache(config=model.config, max_cache_len=40) if static else None
     options = {"do_sample": False, "max_new_tokens": 3}
     first = model.generate(**batch, **options, past_key_values=cache, return_dict_in_generate=True)
@@ -118,9 +118,7 @@ def cached(model: Any, batch: dict[str, Any], length: int) -> DynamicCache:
 
 
 @pytest.mark.parametrize("compressor", ["query", "zero"])
-def test_a_next_question_behind_a_cache(
-    make_model: Factory, compressors: Any, make_sample, collate, compressor
-) -> None:
+def test_a_next_question_after_a_cache(make_model: Factory, compressors: Any, make_sample, collate, compressor) -> None:
     """Given the frames and an instruction_mask, pre-fusion reads the new question as it would without a cache."""
     model = make_model(compressor=compressors[compressor])
     batch = collate(model, [make_sample(2, frames=2)], answers=False)
@@ -132,7 +130,7 @@ def test_a_next_question_behind_a_cache(
         model.generate(**batch, **GREEDY, past_key_values=cached(model, batch, held))
 
 
-def test_a_new_image_behind_a_cache(model: Any, make_sample: Factory, collate: Factory) -> None:
+def test_a_new_image_after_a_cache(model: Any, make_sample: Factory, collate: Factory) -> None:
     """Without pre-fusion's own text before it: only what is new goes with the new image."""
     first = collate(model, [make_sample(4, frames=0)], answers=False)
     second = collate(model, [make_sample(1)], answers=False)

@@ -68,7 +68,7 @@ def test_peft_wraps_it_for_any_task(train: Train, plain, make_sample, collate, t
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_loss_is_the_sum_over_the_items_that_are_told(make_model, make_sample, collate, training: bool) -> None:
+def test_the_loss_is_the_sum_over_the_items_that_are_reported(make_model, make_sample, collate, training: bool) -> None:
     model = make_model().train(training)
     batch = collate(model, [make_sample(1, answer=2), make_sample(2, answer=5)])
     mean = model(**batch).loss

@@ -52,7 +52,7 @@ def test_tokens_are_counted_that_something_predicts() -> None:
 
 
 @pytest.mark.parametrize("items", [10, torch.tensor(10)])
-def test_the_sum_of_losses_is_divided_by_what_is_told(items: int | torch.Tensor) -> None:
+def test_the_sum_of_losses_is_divided_by_what_is_reported(items: int | torch.Tensor) -> None:
     torch.manual_seed(0)
     labels = torch.randint(0, 9, (2, 4)).masked_fill(torch.tensor([[True, False, False, True]]), -100)
     logits = torch.randn(2, 4, 9)

@@ -112,7 +112,7 @@ def test_a_layer_that_is_moved_becomes_a_plain_one() -> None:
 
 
 @torch.no_grad()
-def test_what_does_not_fit_is_told_as_of_a_plain_layer() -> None:
+def test_what_does_not_fit_is_reported_as_of_a_plain_layer() -> None:
     linear, rows = nn.Linear(8, 5), torch.randn(2, 8)
     packed = PrepackedLinear(linear)
     for wrong in (torch.randn(2, 7), rows.double()):
@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_told_as_of_a_plain_layer() -> None:
         assert torch.equal(packed(rows), linear(rows))
 
 
-def test_one_layer_is_held_twice_and_no_more(make_model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_layer_is_in_memory_twice_and_no_more(make_model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each plain weight is gone before the next layer is packed."""
     model = make_model()
     plain = [weakref.ref(module.weight) for module in model.language_model.modules() if type(module) is nn.Linear]

@@ -167,7 +167,7 @@ def test_transformers_pipeline_in_batches(
         assert answer["generated_text"].split() == processor.batch_decode(ids)[0].split() != []
 
 
-def test_the_mask_of_answers_is_theirs_behind_images_too(make_processor: Factory) -> None:
+def test_the_mask_of_answers_is_theirs_after_images_too(make_processor: Factory) -> None:
     """As TRL's `assistant_only_loss` asks for it: placeholders move what stands behind them."""
     template = (
         "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'text' %}"

@@ -99,7 +99,7 @@ def test_dtype_and_attention_reach_every_part(
     assert reload(tmp_path / "half", dtype="auto")[0].dtype == torch.bfloat16
 
 
-def test_positions_are_kept_or_made_anew(make_model: Factory, tmp_path: Path) -> None:
+def test_positions_are_kept_or_made_again(make_model: Factory, tmp_path: Path) -> None:
     """Tables that are computed and not trained: saved with the compressor, made anew for rotary embeddings."""
     model = make_model()
     model.save_pretrained(tmp_path)
@@ -109,7 +109,7 @@ def test_positions_are_kept_or_made_anew(make_model: Factory, tmp_path: Path) ->
         assert torch.equal(again.get_submodule(module).inv_freq, model.get_submodule(module).inv_freq)
 
 
-def test_a_missing_tensor_is_told_and_starts_fresh(make_model: Factory, tmp_path: Path) -> None:
+def test_a_missing_tensor_is_reported_and_starts_fresh(make_model: Factory, tmp_path: Path) -> None:
     """Stage 1 leaves checkpoints without a trained compressor: what is missing is initialized as in a new model."""
     model = make_model()
     model.save_pretrained(tmp_path)

@@ -40,7 +40,7 @@ def ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 @pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize("rows", [265, 300])
-def test_placeholder_lies_behind_the_vocabulary(kind: str, rows: int, tmp_path: Path) -> None:
+def test_placeholder_is_beyond_the_vocabulary(kind: str, rows: int, tmp_path: Path) -> None:
     """Also where the table has rows that the tokenizer has no tokens for, and after a round trip through files."""
     tokenizer = MAKERS[kind]()
     before = ids(tokenizer, "wha wh")

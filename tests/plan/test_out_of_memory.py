@@ -71,7 +71,7 @@ def test_with_nothing_to_turn_on_it_says_what_is_left() -> None:
     assert "nothing is left to turn on: shorten data.max_length" in message(resolve([]), 3, CUDA, [])
 
 
-def test_the_command_ends_with_status_1_and_the_same_run_goes_on_with_what_saves_memory(
+def test_the_command_ends_with_status_1_and_the_same_run_continues_with_what_saves_memory(
     smoke: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     step = VLMStage.training_step

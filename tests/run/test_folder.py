@@ -90,7 +90,7 @@ def test_what_changes_no_result_may_differ(tmp_path: Path, changed: dict[str, ob
     assert not claim(tmp_path, _with(**{"trainer__accumulate_grad_batches": 4, **changed}))
 
 
-def test_other_code_is_told_by_its_commits(tmp_path: Path) -> None:
+def test_other_code_is_reported_by_its_commits(tmp_path: Path) -> None:
     (tmp_path / "code.json").write_text(json.dumps({"code_version": "old", "commit": "abc123"}))
     with pytest.raises(UserError, match=r"begun with other code \(commit abc123, now \w+"):
         claim(tmp_path, CONFIG)

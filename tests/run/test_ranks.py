@@ -65,7 +65,7 @@ WAIT = "open(sys.argv[1] + str(rank), 'w').write(str(os.getpid())); time.sleep(6
         ("rank == 0 and sys.exit(3)", 3, ""),  # rank 0 speaks for itself
     ],
 )
-def test_when_one_fails_all_end_and_it_is_told(tmp_path: Path, capfd, code: str, status: int, told: str):
+def test_when_one_fails_all_end_and_it_is_reported(tmp_path: Path, capfd, code: str, status: int, told: str):
     begin = time.monotonic()
     assert run_ranks(python(f"{code}; time.sleep(600)"), 3, tmp_path) == status
     assert time.monotonic() - begin < 20

@@ -141,7 +141,7 @@ def test_without_a_supervised_token_a_step_is_one_of_zeros(step: Factory):
     assert gradients and not any(gradient.any() for gradient in gradients.values())
 
 
-def test_a_later_step_starts_anew(make_stage: Factory, make_batch: Factory, fit: Factory):
+def test_a_later_step_starts_again(make_stage: Factory, make_batch: Factory, fit: Factory):
     def last(steps: list[list[list[int]]]) -> dict[str, torch.Tensor]:
         stage, gradients = make_stage(dict.fromkeys(ALL_RATES, 0.0)), Gradients()  # weights stay as they are
         batches = [make_batch(stage.model, seeds, answers=ANSWERS) for each in steps for seeds in each]

@@ -117,7 +117,7 @@ def test_peak_memory_is_in_bytes():
     assert 50e6 < peak_memory_bytes(torch.device("cpu")) < 100e9
 
 
-def test_a_clock_goes_on_where_the_checkpoint_was(fit: Callable, tmp_path: Path):
+def test_a_clock_continues_where_the_checkpoint_was(fit: Callable, tmp_path: Path):
     class Slow(Number):
         def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
             time.sleep(0.05)

@@ -125,7 +125,7 @@ SENTENCEPIECE = ["\u2581red", "dish", "\u2581", "<0x0A>", "\u2581a", "2", "</s>"
         (BYTE_LEVEL, ["a", "\u010a\u010a", "2", "\u010a", "</s>"], [[0, 1], [2, 3, 4]]),  # a line's end is no word
     ],
 )
-def test_words_are_what_stands_between_white_space_however_it_is_marked(
+def test_words_are_what_is_between_white_space_however_it_is_marked(
     vocabulary: list[str], answer: list[str], right_words: list[list[int]]
 ):
     model = models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="</s>")

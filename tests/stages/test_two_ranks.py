@@ -59,7 +59,7 @@ def test_a_rank_may_see_no_image(train: Callable, first: list[str], second: list
     assert "language_model" in seen
 
 
-def test_the_loss_that_is_told_is_the_mean_of_both(train: Callable):
+def test_the_loss_that_is_reported_is_the_mean_of_both(train: Callable):
     def told(first: str, second: str) -> float:
         _, ranks = train([first], [second])
         assert ranks[0]["losses"] == ranks[1]["losses"]

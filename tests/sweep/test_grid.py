@@ -148,7 +148,7 @@ def test_the_hash_is_of_what_changes_results(standin: ModuleType) -> None:
     assert len({of(), of("seed=1"), of("trainer.max_steps=1"), of("compressor.C=2")}) == 4
 
 
-def test_the_hash_is_of_the_samples_of_a_step_and_not_of_how_they_are_dealt_or_read() -> None:
+def test_the_hash_is_of_the_samples_of_a_step_and_not_of_how_they_are_distributed_or_read() -> None:
     def of(devices: int = 1, accumulate: int = 1, batch_size: int = 4, machines: int = 1, **data: Any) -> str:
         trainer = {"max_steps": 3, "devices": devices, "num_nodes": machines, "accumulate_grad_batches": accumulate}
         kept = decisive({"data": {"batch_size": batch_size, "num_workers": 0, **data}, "trainer": trainer})

@@ -51,7 +51,7 @@ def test_jobs_run_side_by_side_but_no_more_than_allowed(job: Callable[..., Job])
     assert all(sum(a <= start < b for a, b in spans) <= 2 for start, _ in spans)
 
 
-def test_how_a_process_ends_is_told_and_touches_no_other(job: Callable[..., Job]) -> None:
+def test_how_a_process_ends_is_reported_and_touches_no_other(job: Callable[..., Job]) -> None:
     jobs = [
         job("good", "import time; time.sleep(0.5); print('done')"),
         job("bad", "import sys; print('out'); print('err', file=sys.stderr); sys.exit(7)"),

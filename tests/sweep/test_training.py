@@ -47,7 +47,7 @@ def test_each_group_of_kinds_has_its_own_mark() -> None:
     assert found.mark() == "still improving: +5.0 points on one-word answers in the last third"
 
 
-def test_what_improves_is_told_before_what_is_not_known() -> None:
+def test_what_improves_is_reported_before_what_is_not_known() -> None:
     noisy = {"gained": 0.001, "noise": 0.02, "improving": False, "converged": False}
     rising = {"gained": 0.05, "noise": 0.004, "improving": True, "converged": False}
     found = Training.of([result(False, gains={"dense": noisy, "one_word": rising})])

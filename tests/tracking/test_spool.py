@@ -53,7 +53,7 @@ def test_lines_arrive_once_and_in_order(tmp_path: Path) -> None:
     assert spool.pending() == 0
 
 
-def test_delivery_goes_on_where_it_broke(tmp_path: Path) -> None:
+def test_delivery_continues_where_it_broke(tmp_path: Path) -> None:
     spool, receiver = new_spool(tmp_path), Receiver(break_at=LINES_A_CALL + 5)
     for step in range(LINES_A_CALL + 10):
         spool.append("metrics", {"loss": 0.0}, step)

@@ -293,7 +293,7 @@ def test_a_hanging_server_does_not_slow_a_run(hanging: str, tmp_path: Path) -> N
     assert time.monotonic() - start < 2
 
 
-def test_a_run_that_comes_back_goes_on_in_its_mlflow_run(uri: str, tmp_path: Path) -> None:
+def test_a_run_that_comes_back_continues_in_its_mlflow_run(uri: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     report(folder, uri).finish("FAILED", wait=20)
     first = stored(uri, folder)

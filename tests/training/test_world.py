@@ -100,7 +100,7 @@ def test_a_seed_makes_the_same_bytes_again_in_any_folder(made: Path, recipe: Cal
         assert told[0] == told[1]
 
 
-def test_a_finished_world_is_made_anew_and_not_continued(made: Path, recipe: Callable[..., list[str]], tmp_path: Path):
+def test_a_finished_world_is_made_again_and_not_continued(made: Path, recipe: Callable[..., list[str]], tmp_path: Path):
     def stage1(*overrides: str) -> str:
         make_tiny_world(recipe(tmp_path, "world.stages=[1]", *overrides))
         return read_recipe(tmp_path / "tiny" / "stage1")["sha256"]

@@ -70,7 +70,7 @@ def test_a_frozen_plan_is_taken_up_and_not_made_again(freeze: Freeze, tmp_path: 
     assert {path: path.stat().st_mtime_ns for path in files} == files
 
 
-def test_a_plan_whose_making_was_interrupted_is_made_anew(freeze: Freeze, tmp_path: Path) -> None:
+def test_a_plan_whose_making_was_interrupted_is_made_again(freeze: Freeze, tmp_path: Path) -> None:
     expected = ids(freeze())
     plan = tmp_path / "out" / "plan"
     (plan / "plan.json").unlink()
@@ -80,7 +80,7 @@ def test_a_plan_whose_making_was_interrupted_is_made_anew(freeze: Freeze, tmp_pa
     assert not list(plan.glob(".*"))
 
 
-def test_sources_are_one_behind_the_other(freeze: Freeze, source: Path, tmp_path: Path) -> None:
+def test_sources_are_one_after_the_other(freeze: Freeze, source: Path, tmp_path: Path) -> None:
     lines = tmp_path / "more.jsonl"
     lines.write_text('{"id": "x"}\n{"id": \n{"id": "\\ud83d"}\n{"score": 1e999}\n')
     plan = freeze([source, lines])
@@ -157,7 +157,7 @@ def test_a_source_without_records_is_refused(freeze: Freeze, source: Path, conte
         freeze()
 
 
-def test_an_empty_source_beside_others_is_told(
+def test_an_empty_source_beside_others_is_reported(
     freeze: Freeze, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

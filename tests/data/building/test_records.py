@@ -184,7 +184,7 @@ def test_a_first_line_that_holds_lists_of_objects_is_a_record(tmp_path: Path, re
 
 @pytest.mark.parametrize("record", ['{"image": "a.jpg", "image": "b.jpg"}', '{"x": [{"image": 1, "image": 1}]}'])
 @pytest.mark.parametrize("whole", ["%s", "[%s, {}]"])
-def test_a_key_that_stands_twice_costs_its_record(tmp_path: Path, record: str, whole: str) -> None:
+def test_a_key_that_occurs_twice_costs_its_record(tmp_path: Path, record: str, whole: str) -> None:
     first = next(read_records(written(tmp_path, whole % record)))
     assert first.record is None and first.reason == 'not valid JSON ("image" is twice in an object)'
 
@@ -205,7 +205,7 @@ def test_a_missing_file_and_an_endless_line_are_named(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("as_lines", [True, False])
-def test_a_file_is_never_held_in_memory(tmp_path: Path, as_lines: bool) -> None:
+def test_a_file_is_never_whole_in_memory(tmp_path: Path, as_lines: bool) -> None:
     records = [{"id": str(number), "conversations": ["x" * 1000]} for number in range(4000)]
     path = written(tmp_path, lines(records) if as_lines else json.dumps(records))
     del records

@@ -73,7 +73,7 @@ def test_many_kinds_of_reasons_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert LeftOut().lines() == ["rejected  0"]
 
 
-def test_keys_that_are_not_read_are_told_once_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_that_are_not_read_are_reported_once_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for shard, ignored in enumerate([{"score": 2, "model": 1}, {}, {"score": 1}]):
         write_shard(tmp_path, shard, [], notes={"plan": {}, "ignored": ignored})
     assert LeftOut.of(tmp_path, [0, 1]).lines()[1:] == ["ignored keys: score (2 records), model (1 records)"]

@@ -155,7 +155,7 @@ def test_a_folder_that_cannot_be_written_is_named(world: Path) -> None:
         build(world, "out/deeper")
 
 
-def test_when_every_record_is_rejected_the_first_reason_is_told(world: Path) -> None:
+def test_when_every_record_is_rejected_the_first_reason_is_reported(world: Path) -> None:
     records = [{"id": f"i{n}", "image": f"{n}.jpg", "conversations": []} for n in range(7)]
     (world / "mix.json").write_text(json.dumps(records))
     with pytest.raises(
@@ -326,7 +326,7 @@ def test_ctrl_c_ends_all_processes_and_leaves_nothing_half_written(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
-def test_a_worker_that_is_killed_is_told_and_the_rest_can_be_continued(slow: Path) -> None:
+def test_a_worker_that_is_killed_is_reported_and_the_rest_can_be_continued(slow: Path) -> None:
     process = start(slow, "out", "--workers", "2")
     await_work(slow / "out", process, 1)
     os.kill(children(process.pid)[0], signal.SIGKILL)
@@ -417,7 +417,7 @@ def test_a_strict_build_ends_at_a_record_that_cannot_be_used_before_its_first_sh
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_strict_build_ends_at_a_file_that_cannot_be_used_and_goes_on_when_it_can(world: Path, workers: int) -> None:
+def test_a_strict_build_ends_at_a_file_that_cannot_be_used_and_continues_when_it_can(world: Path, workers: int) -> None:
     build(world, "whole")
     (world / "images" / "coco" / "7.jpg").rename(world / "7.jpg")
     with pytest.raises(UserError, match=r"^--strict: i7 \(mix\.json record 8\): missing image .*coco/7\.jpg"):

@@ -184,7 +184,7 @@ def test_several_processes_may_fill_a_cache_at_once(server: WebServer, tmp_path:
     assert_reads(shards)
 
 
-def test_a_set_that_was_built_anew_is_not_read_from_old_blocks(server: WebServer, tmp_path: Path) -> None:
+def test_a_set_that_was_built_again_is_not_read_from_old_blocks(server: WebServer, tmp_path: Path) -> None:
     ShardSet(server.url, cache_dir=tmp_path / "cache").read(3)
     changed = [(key, {**members, "jpg": members["jpg"][::-1]}) for key, members in SAMPLES]
     for path in server.folder.iterdir():

@@ -44,7 +44,7 @@ def test_a_member_of_another_name_is_refused_and_named(name: str) -> None:
         parse_members(tar_of("a.png", name), "a")
 
 
-def test_a_member_that_stands_twice_is_refused() -> None:
+def test_a_member_that_occurs_twice_is_refused() -> None:
     with pytest.raises(SampleError, match="occurs twice"):
         parse_members(tar_of("a.json", "a.json"), "a")
 

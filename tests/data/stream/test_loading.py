@@ -207,7 +207,7 @@ def test_a_slow_worker_is_waited_for() -> None:
 
 
 @pytest.mark.usefixtures("no_workers_left")
-def test_a_mistake_of_the_user_that_a_worker_finds_is_told_as_it_is() -> None:
+def test_a_mistake_of_the_user_that_a_worker_finds_is_reported_as_it_is() -> None:
     def mistaken(number: int) -> Tensor:
         if in_worker_2(number):
             raise UserError("the cache /x cannot be written (No space left on device)")

@@ -134,7 +134,7 @@ def position_in(checkpoint: Path) -> int:
 
 
 @pytest.mark.parametrize(("stop_at", "workers"), [(2, 0), (3, 0), (6, 0), (11, 0), (5, 2), (8, 2)])
-def test_a_run_stopped_at_any_batch_goes_on_as_if_nothing_had_happened(
+def test_a_run_stopped_at_any_batch_continues_as_if_nothing_had_happened(
     texts: MakeModule, train: Fit, tmp_path: Path, whole: tuple[Recorder, Losses], stop_at: int, workers: int
 ) -> None:
     stopped, resumed, losses = Recorder(stop_at), Recorder(), Losses()
@@ -160,7 +160,7 @@ def test_a_checkpoint_from_within_a_step_is_of_the_step_before(
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
-def test_a_checkpoint_of_a_validation_goes_on_behind_it(
+def test_a_checkpoint_of_a_validation_continues_after_it(
     texts: MakeModule, train: Fit, tmp_path: Path, whole: tuple[Recorder, Losses]
 ) -> None:
     class Score(Callback):
@@ -178,7 +178,7 @@ def test_a_checkpoint_of_a_validation_goes_on_behind_it(
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(4, 1), (1, 4)])
-def test_a_step_may_be_dealt_out_differently(
+def test_a_step_may_be_distributed_differently(
     texts: MakeModule, train: Fit, tmp_path: Path, whole: tuple[Recorder, Losses], batch_size: int, accumulate: int
 ) -> None:
     recorder, losses = Recorder(), Losses()

@@ -101,7 +101,7 @@ def test_each_sample_comes_once_an_epoch_over_all_ranks(shuffled: Shuffled) -> N
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_pass_can_begin_behind_any_batch(shuffled: Shuffled, workers: int) -> None:
+def test_a_pass_can_begin_after_any_batch(shuffled: Shuffled, workers: int) -> None:
     stream = shuffled(num_batches=4, rank=1, world_size=2)
     whole = list(BatchLoader(stream))
     for behind, batch in enumerate(whole, 1):
@@ -197,7 +197,7 @@ def test_bad_samples_are_rows_without_labels_and_move_no_other(
     assert messages == [f"skipped {each.key} in {each.shard}: {each.reason}" for each in skipped]
 
 
-def test_of_a_tar_that_was_cut_the_samples_behind_the_cut_are_bad(read: MakeReader) -> None:
+def test_of_a_tar_that_was_cut_the_samples_after_the_cut_are_bad(read: MakeReader) -> None:
     reader = read(8)  # four in each of two tars
     shards = reader.shards
     tar = Path(shards.folder) / shards.shard_name(5)

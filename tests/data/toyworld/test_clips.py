@@ -119,7 +119,7 @@ def test_frames_show_the_colors_of_the_states(made: list[Clip]) -> None:
                     assert near == thing.color, thing
 
 
-def test_the_background_stands_still(made: list[Clip]) -> None:
+def test_the_background_is_still(made: list[Clip]) -> None:
     for clip in made[:20]:
         empty = np.ones((64, 64), bool)
         for thing in (thing for state in clip.states for thing in state):

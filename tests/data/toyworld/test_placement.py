@@ -23,7 +23,7 @@ def test_areas_have_the_sizes_asked_for_and_stay_apart() -> None:
         assert sum(covered(area, gap=0.9).astype(int) for area in areas).max() == 1
 
 
-def test_nothing_stands_in_the_way_of_another() -> None:
+def test_nothing_is_in_the_way_of_another() -> None:
     rng = np.random.default_rng(0)
     ways = [(24.0, 0.0), (0.0, 30.0), (0.0, 0.0), (0.0, 0.0)]
     for _ in range(100):
@@ -36,6 +36,6 @@ def test_nothing_stands_in_the_way_of_another() -> None:
             assert not any((covered(reach) & covered(area)).any() for area in others)
 
 
-def test_what_does_not_fit_at_first_begins_anew() -> None:
+def test_what_does_not_fit_at_first_begins_again() -> None:
     """With one try an area fails often; the answer is still complete."""
     assert len(free_areas(np.random.default_rng(0), [30] * 3, tries=1)) == 3

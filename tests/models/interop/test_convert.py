@@ -193,7 +193,7 @@ def test_a_tower_that_is_named_and_not_there_is_asked_for(official: tuple[Any, P
         convert_official(folder, tmp_path / "back")
 
 
-def test_another_tower_than_the_releases_is_told(
+def test_another_tower_than_the_releases_is_reported(
     make_model: Factory, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_model(vision_feature_layer=-2, compressor={**QUERY, "num_heads": 8}).save_pretrained(tmp_path / "ours")
@@ -229,7 +229,7 @@ def test_a_vision_tower_for_a_folder_that_has_its_own(make_llava: Factory, tower
     assert not (tmp_path / "ours").exists()
 
 
-def test_the_types_that_are_written_are_told(
+def test_the_types_that_are_written_are_reported(
     make_llava: Factory, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, source = make_llava()
@@ -264,7 +264,7 @@ def test_views_survive_without_a_tokenizer(
 
 
 @pytest.mark.usefixtures("official")
-def test_a_folder_that_does_not_say_how_pictures_are_cut_is_told(
+def test_a_folder_that_does_not_say_how_pictures_are_cut_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     convert_to_official(tmp_path / "ours", tmp_path / "other")
