@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from llava_mini import assembly
 from llava_mini.batch import VLMBatch
+from llava_mini.config import load
 from llava_mini.files import write_text
 from llava_mini.inference.cache import SessionCache
 from llava_mini.inference.long_context import prefill
@@ -96,8 +96,7 @@ def answer(
 @torch.no_grad()
 def ask(run: Path, count: int) -> tuple[Asked, float]:
     """The questions, and the mean length of a prompt."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["data"]["features"] = False  # pictures, as a user has them
+    config = load(run / "config.yaml").changed({"data": {"features": False}})  # images, as a user has them
     model = LlavaMiniForConditionalGeneration.from_pretrained(run / "model").eval()
     processor = LlavaMiniProcessor.from_pretrained(run / "model")
     datamodule = assembly.build_datamodule(config, model, processor)
