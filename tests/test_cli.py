@@ -205,14 +205,14 @@ def test_a_tracker_that_is_not_installed_is_one_line_before_anything_is_made(
     chosen = ["tracking.enabled=true", "trainer.accelerator=cpu", f"trainer.devices={devices}"]
     assert main(["train", *places, *chosen]) == 2
     told = capfd.readouterr().err
-    assert told.startswith("llava-mini: tracking.enabled=true: mlflow is not installed: ") and told.count("\n") == 1
+    assert told.startswith("llava-mini: tracker=mlflow: mlflow is not installed: ") and told.count("\n") == 1
     assert not list(elsewhere.iterdir())
 
 
 @pytest.mark.parametrize(
     ("arguments", "asked", "otherwise"),
     [
-        (["sweep", "experiment=smoke"], "tracking.enabled=true", "tracking.enabled=false"),
+        (["sweep", "experiment=smoke"], "tracker=mlflow", "tracking.enabled=false"),
         (["bench", "flops"], "bench flops", "--no-mlflow"),
         (["bench", "latency"], "bench latency", "--no-mlflow"),
         (["bench", "memory"], "bench memory", "--no-mlflow"),

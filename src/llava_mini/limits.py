@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-MOST = 2**40  # beyond it a number is a mistake
+from llava_mini.units import MOST
+
 Positive = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 Count = Annotated[int, Field(ge=0, le=MOST, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]

@@ -1,8 +1,9 @@
-"""Sizes as text, in binary units: everywhere the same, in memory and on disk."""
+"""Sizes as text, in binary units: everywhere the same, in memory and on disk; and the largest number of anything."""
 
 from __future__ import annotations
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
+MOST = 2**40  # of anything that is counted; beyond it a number is a mistake
 
 
 def size_text(size: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from llava_mini.limits import MOST
+from llava_mini.units import MOST
 
 MOST_GIB = 2**20  # of memory, more than any machine has
 
