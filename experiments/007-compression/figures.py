@@ -201,27 +201,33 @@ def against_layers(analysis: Analysis) -> None:
 
 
 def budgets(analyses: Sequence[Analysis]) -> None:
-    """Accuracy of the configurations that all sweeps have, against the steps of their runs."""
-    common = set.intersection(*({_key(c) for c in analysis.configurations} for analysis in analyses))
-    first = [c for c in ordered(analyses[0]) if _key(c) in common]
+    """Accuracy of the configurations that any longer sweep has, against the steps of their runs."""
+    longer = set.union(*({_key(c) for c in analysis.configurations} for analysis in analyses[1:]))
+    first = [c for c in ordered(analyses[0]) if _key(c) in longer]
     steps = [analysis.configurations[0].training.steps[0] for analysis in analyses]
     heads = ["compressor | C | tokens | N_fusion", *(f"{n} steps, {g}" for n in steps for g in ("dense", "one word"))]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * (len(heads) + 3)]
     figure, axes = panels("Where longer training ends; hollow: still improving")
     shades = dict(zip((0, 1, 4, 16, 64), plt.get_cmap("viridis")(np.linspace(0.85, 0.1, 5)), strict=True))
     for c in first:
-        same = [next(o for o in analysis.configurations if _key(o) == _key(c)) for analysis in analyses]
-        cells = [f"{percent(o.scores[g].mean)}{'' if o.training.converged else ' *'}" for o in same for g in GROUPS]
+        same = [next((o for o in a.configurations if _key(o) == _key(c)), None) for a in analyses]
+        cells = [
+            "" if o is None else f"{percent(o.scores[g].mean)}{'' if o.training.converged else ' *'}"
+            for o in same
+            for g in GROUPS
+        ]
         lines.append(f"| {label(c)} | {' | '.join(cells)} |")
         if c.compressor == "avg_pool":
             continue
         style = "-" if c.n_fusion else "--"
         shade = COLORS["none"] if c.reference else shades[c.tokens]
+        run = [(np.log2(n), o) for n, o in zip(steps, same, strict=True) if o is not None]
         for panel, group in zip(axes, GROUPS, strict=True):
-            values = [100 * o.scores[group].mean.value for o in same]
-            panel.plot(np.log2(steps), values, f"o{style}", color=shade, markersize=4, label=_short(c))
-            hollow = [i for i, o in enumerate(same) if not o.training.converged]
-            panel.plot(np.log2(steps)[hollow], np.array(values)[hollow], "o", color=shade, markerfacecolor="white")
+            places, values = [x for x, _ in run], [100 * o.scores[group].mean.value for _, o in run]
+            panel.plot(places, values, f"o{style}", color=shade, markersize=4, label=_short(c))
+            hollow = [i for i, (_, o) in enumerate(run) if not o.training.converged]
+            still = {"color": shade, "markerfacecolor": "white", "linestyle": "none", "marker": "o"}
+            panel.plot([places[i] for i in hollow], [values[i] for i in hollow], **still)
     for panel in axes:
         panel.set_xticks(np.log2(steps), [str(n) for n in steps])
         panel.set_xlabel("steps")
