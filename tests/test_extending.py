@@ -35,6 +35,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_recipe(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = resolve(["experiment=boards_c2"], MINE)
     assert (config.compressor.get("C"), config.trainer.max_steps, config.run_dir) == (2, 600, "runs/boards_c2")
+    tiny = resolve([])
+    assert (config.data, config.stage) == (tiny.data, tiny.stage), "it builds on the default recipe"
     assert main(["--config-dir", "mine", "config", "experiment=boards_c2"]) == 0
     assert "boards_c2" in capsys.readouterr().out
     assert main(["config", "experiment=boards_c2"]) == 2, "it is known with its folder alone"
@@ -63,3 +65,27 @@ def test_the_tracker(mine: Path) -> None:
     lines = (mine / "reports" / "run.txt").read_text().splitlines()
     assert {"params 0 {'compressor.C': 1}", "metrics 3 {'loss': 0.5}"} <= set(lines)
     assert [line.split()[0] for line in lines].count("status") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "reason"),
+    [
+        (
+            "lacking",
+            "    def run(self, jobs):",
+            "    def runs(self, jobs):",
+            "TypeError: Can't instantiate abstract class",
+        ),
+        ("raising", "        self.prefix = prefix", "        raise OSError('no cluster')", "OSError: no cluster"),
+    ],
+)
+def test_a_class_that_cannot_be_made_is_one_line(
+    mine: Path, capsys: pytest.CaptureFixture[str], name: str, old: str, new: str, reason: str
+) -> None:
+    code = (mine / "mine" / "by_command.py").read_text()
+    (mine / "mine" / f"{name}.py").write_text(code.replace(old, new))
+    (mine / "mine" / "launcher" / f"{name}.yaml").write_text(f"_target_: {name}.ByCommand\nprefix: [nice]\n")
+    assert main(["--config-dir", "mine", "sweep", "experiment=smoke", f"launcher={name}"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"llava-mini: launcher: {name}.ByCommand cannot be made ({reason}")
+    assert printed.count("\n") == 1

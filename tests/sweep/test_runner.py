@@ -306,3 +306,16 @@ def test_a_tracker_that_is_down_does_not_stop_a_sweep(sweep: Sweeper, tmp_path: 
     status, lines = sweep(tracker_uri=f"sqlite:///{tmp_path}/file/mlflow.db")
     assert status == 0
     assert "sent when this command is given again" in lines[-1]
+
+
+def test_a_launcher_that_starts_nothing_is_no_success(standin: ModuleType, tmp_path: Path) -> None:
+    lines: list[str] = []
+    status = run_sweep(
+        expand(["compressor.C=1"], standin.resolve), arguments=["compressor.C=1"], sweep_dir=tmp_path,
+        launcher=Noting(), command=["train"], code_version="code", commit="c0ffee", service=None, tracker_uri=None,
+        experiment="sweeps", say=lines.append,
+    )  # fmt: skip
+    assert status == 1 and lines[-2:] == [
+        "0 of 2 runs are finished, 0 failed",
+        "Give the same command again to run what is missing; finished runs are kept.",
+    ]

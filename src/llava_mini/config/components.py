@@ -21,10 +21,17 @@ def instantiate(component: Component, key: str, **given: Any) -> Any:
         **given: Arguments that are not in the config.
 
     Raises:
-        UserError: the class does not exist, a key is unknown or missing, or a value has the wrong type.
+        UserError: the class does not exist, a key is unknown or missing, a value has the wrong type, or a class of the
+            user's own lacks a method or raises an error.
     """
     target, arguments = _checked_call(component, key, set(given))
-    return target(**arguments, **given)
+    try:
+        return target(**arguments, **given)
+    except Exception as error:
+        if isinstance(error, UserError) or component.target.startswith("llava_mini."):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"{key}: {component.target} cannot be made ({reason})", key=key) from error
 
 
 def check_component(component: Component, key: str, given: set[str], *, complete: bool = True) -> None:

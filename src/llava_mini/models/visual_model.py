@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from llava_mini.errors import UserError
 from llava_mini.models.compressors import build_compressor
 from llava_mini.models.configuration import LlavaMiniConfig
 from llava_mini.models.frame_batch import frames_at_once
@@ -273,5 +274,10 @@ class VisualModel(PreTrainedModel):
         side = self.side * (2 if views == HD_VIEWS else 1)
         patches = self.projector(prefusion_patches(features_FVND, views))
         if self.config.compress_before_projection:
-            return patches, self.projector(self.compressor(grid, side, side))
-        return patches, self.compressor(self.projector(grid), side, side)
+            tokens = self.projector(self.compressor(grid, side, side))
+        else:
+            tokens = self.compressor(self.projector(grid), side, side)
+        if tokens.shape[1] != (count := self.compressor.num_tokens(side, side)):
+            name = type(self.compressor).__name__
+            raise UserError(f"compressor {name}: forward returns {tokens.shape[1]} tokens, and num_tokens says {count}")
+        return patches, tokens

@@ -74,7 +74,7 @@ def run_sweep(
         say: Function that takes each line of progress.
 
     Returns:
-        Exit status: 0 if all runs are finished, 1 if some failed, 130 if interrupted by Ctrl-C.
+        Exit status: 0 if all runs are finished, 1 if some are not, 130 if interrupted by Ctrl-C.
 
     Raises:
         UserError: if the folder cannot be written or another sweep is running in it.
@@ -93,9 +93,9 @@ def run_sweep(
             interrupted = False
         except KeyboardInterrupt:
             interrupted = True
-        failed = _summarise(sweep, sweep_dir, interrupted, say)
-        tracking.finish("KILLED" if interrupted else "FAILED" if failed else "FINISHED", say)
-    return INTERRUPTED if interrupted else int(failed > 0)
+        missing = _summarise(sweep, sweep_dir, interrupted, say)
+        tracking.finish("KILLED" if interrupted else "FAILED" if missing else "FINISHED", say)
+    return INTERRUPTED if interrupted else int(missing > 0)
 
 
 def _changed(sweep_dir: Path, sweep: Sweep) -> Iterator[str]:
@@ -229,7 +229,7 @@ def _why(folder: Path, returncode: int) -> str:
 
 
 def _summarise(sweep: Sweep, sweep_dir: Path, interrupted: bool, say: Say) -> int:
-    """Report the state of all runs and return the number of failed runs."""
+    """Report the state of all runs and return the number of those that are not finished."""
     folders = [run_folder(sweep_dir, run, sweep.code_version) for run in sweep.runs]
     outcomes = [outcome(folder, run, sweep.code_version) for folder, run in zip(folders, sweep.runs, strict=True)]
     finished = sum(state.state == "finished" for state in outcomes)
@@ -237,6 +237,6 @@ def _summarise(sweep: Sweep, sweep_dir: Path, interrupted: bool, say: Say) -> in
     say(f"{'interrupted: ' if interrupted else ''}{finished} of {len(folders)} runs are finished, {len(failed)} failed")
     for folder, error in failed:
         say(f"  failed: {folder.name}: {error} (see {folder / 'log.txt'})")
-    if interrupted or failed:
+    if finished < len(folders):
         say("Give the same command again to run what is missing; finished runs are kept.")
-    return len(failed)
+    return len(folders) - finished

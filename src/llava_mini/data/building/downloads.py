@@ -53,13 +53,18 @@ class Downloads:
                 file is too large or takes too long.
             UserError: the folder cannot be written.
         """
-        if not _WEB.match(url):
+        if not is_downloaded(url):
             raise SampleError("only http:// and https:// are downloaded")
         path = self.folder / hashlib.sha256(url.encode()).hexdigest()
         if not path.is_file():
             with atomic_path(path) as temporary:
                 _download(url, temporary)
         return path
+
+
+def is_downloaded(url: str) -> bool:
+    """Return whether a URL is one of http or https."""
+    return _WEB.match(url) is not None
 
 
 def _download(url: str, path: Path) -> None:
@@ -118,15 +123,15 @@ def _copy(answer: HTTPResponse, path: Path, end: float) -> None:
 
 
 def _public_socket(host: str, port: int, timeout: float | None) -> socket.socket:
-    """Connect, and check the address that was connected to, so that no second look-up of the name can differ."""
-    connection = socket.create_connection((host, port), timeout)
-    address = ipaddress.ip_address(connection.getpeername()[0].partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    if not is_public(address):
-        connection.close()
-        raise _PrivateAddressError(f"{host} is not a public address")
-    return connection
+    """Check a server's addresses and connect to the first, so that no second look-up of the name can differ."""
+    found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    for text in found:
+        address = ipaddress.ip_address(text.partition("%")[0])
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        if not is_public(address):
+            raise _PrivateAddressError(f"{host} is not a public address")
+    return socket.create_connection((found[0], port), timeout)
 
 
 def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from llava_mini.data.building.downloads import Downloads
+from llava_mini.data.building.downloads import Downloads, is_downloaded
 from llava_mini.data.building.plan import Options
 from llava_mini.data.text.forms import is_url, media_names
 from llava_mini.errors import SampleError
@@ -68,14 +68,12 @@ class Media:
 
     def _inside(self, folder: Path | None, name: str, what: str) -> Path:
         """Return the path of the regular file called `name` in a folder, or downloaded."""
-        if folder is None and not is_url(name):
+        if is_url(name):
+            return self._downloaded(name, what)
+        if folder is None:
             raise SampleError(f"no --{what}s folder was given: {name}")
         try:
-            path = (
-                self._downloaded(name, what)
-                if folder is None or is_url(name)
-                else _path_inside(folder, name, what, self.options.follow_links)
-            )
+            path = _path_inside(folder, name, what, self.options.follow_links)
             found = path.stat()
         except OSError as error:
             raise SampleError(f"missing {what} ({error.strerror}): {name}") from None
@@ -90,6 +88,8 @@ class Media:
         return path
 
     def _downloaded(self, url: str, what: str) -> Path:
+        if not is_downloaded(url):
+            raise SampleError(f"{what} named by a URL; of these only http:// and https:// are downloaded: {url[:80]}")
         if self.options.fetch is None:
             raise SampleError(f"{what} named by a URL; --fetch DIR downloads it: {url[:80]}")
         try:
