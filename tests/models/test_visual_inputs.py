@@ -3,6 +3,7 @@
 import base64
 import io
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def test_what_is_no_image(image: Any) -> None:
         ("empty.png", "the file is empty"),
         ("text.png", "image cannot be decoded: none of JPEG, PNG"),
         ("", "no file"),
-        ("a\0b.png", "embedded null byte"),
+        ("a\0b.png", "(stat: )?embedded null"),
     ],
 )
 def test_a_file_that_is_no_image_is_named_in_one_line(
@@ -112,7 +113,8 @@ def test_a_file_that_is_no_image_is_named_in_one_line(
     for given in (name, Path(name)):
         with pytest.raises(UserError) as error:
             rgb_of(given)
-        assert str(error.value).startswith(f"{given or Path(given)}: {reason}") and "\n" not in str(error.value)
+        line = str(error.value)
+        assert re.match(f"{re.escape(str(given or Path(given)))}: {reason}", line) and "\n" not in line
 
 
 def test_other_addresses_are_refused_by_name() -> None:

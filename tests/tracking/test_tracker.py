@@ -30,7 +30,8 @@ from llava_mini.tracking.tracker import (
 
 # What stands behind it is done by several processes at once, forked so that MLflow is imported once for all.
 AT_ONCE = """
-import os, sys
+import os, sys, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside a thread of pyarrow's
 import mlflow.store.tracking.sqlalchemy_store, llava_mini.tracking.tracker
 count = int(sys.argv.pop())
 number = next((number for number in range(count) if os.fork() == 0), None)
