@@ -18,6 +18,7 @@ from llava_mini.errors import UserError
 from llava_mini.files import atomic_path, write_json, write_text
 from llava_mini.processes import cores
 from llava_mini.run.provenance import git_commit
+from llava_mini.tracking.tracker import Tracker, init_tracking
 
 if TYPE_CHECKING:  # a machine with a GPU may have no matplotlib
     from matplotlib.figure import Figure
@@ -124,8 +125,6 @@ def metric_name(text: str) -> str:
 
 def track(name: str, about: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
     """Report one MLflow run. A tracker that is down does not end the benchmark."""
-    from llava_mini.tracking.tracker import Tracker, init_tracking  # takes seconds to import
-
     init_tracking()
     run = f"bench-{name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
     tracker = Tracker(_RUNS / run)

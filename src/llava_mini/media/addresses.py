@@ -12,6 +12,7 @@ from llava_mini.errors import UserError
 
 MOST_BYTES = 2**30  # of an image or a video, which is stored in memory
 _SECONDS = 60.0  # without a response
+AGENT = {"User-Agent": f"llava-mini-lab/{llava_mini.__version__}"}  # some servers refuse Python's default
 _WEB = ("http://", "https://")
 
 
@@ -46,9 +47,8 @@ def shortened(name: str) -> str:
 
 
 def _downloaded(address: str) -> bytes:
-    agent = {"User-Agent": f"llava-mini-lab/{llava_mini.__version__}"}  # some servers refuse Python's default
     try:
-        request = urllib.request.Request(address, headers=agent)
+        request = urllib.request.Request(address, headers=AGENT)
         with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
             raw: bytes = answer.read(MOST_BYTES + 1)
     except (OSError, HTTPException, ValueError) as error:  # ValueError: a malformed URL

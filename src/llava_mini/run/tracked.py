@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from llava_mini.config import Config, instantiate
 from llava_mini.run.provenance import code_version, git_commit, source_tags
 from llava_mini.tracking.spool import DataInput, Spool, Status
+from llava_mini.tracking.tracker import Tracker, flush_spools, init_tracking
 
 if TYPE_CHECKING:  # so that a command whose run is already finished imports none of them
     from lightning.pytorch.loggers import Logger
 
     from llava_mini.data.stream.datamodule import Mix
-    from llava_mini.tracking.tracker import Tracker
 
 log = logging.getLogger("llava_mini")
 
@@ -49,8 +49,6 @@ _CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
 def tracked(config: Config, splits: Mapping[str, Mix]) -> Iterator[tuple[Tracker | None, list[Logger]]]:
     """Yield the run's tracker and its Lightning loggers, and report how the block ended. Nothing if tracking is off.
 
-    MLflow takes seconds to import, which runs without a tracker and other ranks do not spend.
-
     Args:
         config: Config of the run.
         splits: Data of the run by split.
@@ -60,7 +58,6 @@ def tracked(config: Config, splits: Mapping[str, Mix]) -> Iterator[tuple[Tracker
         yield None, []
         return
     from llava_mini.tracking.lightning_logger import TrackerLogger
-    from llava_mini.tracking.tracker import Tracker, init_tracking
 
     service = instantiate(config.tracker, "tracker")
     if spec.parent_run_id is None:
@@ -102,8 +99,6 @@ def send_waiting(config: Config) -> None:
     """Send the reports that a finished run could not send."""
     run_dir = Path(config.run_dir)
     if Spool(run_dir).pending():
-        from llava_mini.tracking.tracker import flush_spools
-
         _say_waiting(flush_spools([run_dir], service=instantiate(config.tracker, "tracker")), run_dir)
 
 

@@ -147,8 +147,7 @@ class _Tracking:
             return
         self._tracker.finish(status)
         if waiting := self._flush():
-            name = "" if self._service is None else self._service.name
-            missed = f"{name} at {self._address} did not take {waiting} reports"
+            missed = f"{self._tracker.service.name} at {self._address} did not take {waiting} reports"
             say(f"{missed}: they are sent when this command is given again")
 
     def _flush(self) -> int:

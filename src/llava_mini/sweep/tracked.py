@@ -18,6 +18,7 @@ from llava_mini.sweep.grid import Run
 from llava_mini.tracking.saved_view import View
 from llava_mini.tracking.service import Service
 from llava_mini.tracking.spool import Spool
+from llava_mini.tracking.tracker import flush_spools
 
 Result = Mapping[str, Any]
 
@@ -67,8 +68,6 @@ def track_report(sweep_dir: Path, service: Service) -> None:
     spool.append("view", asdict(view(sweep_dir.resolve().name, [measured.result for measured in finished])))
     for name in (*_FILES, *sorted(path.name for path in sweep_dir.glob("*.png"))):
         spool.append("file", {"path": name})
-    from llava_mini.tracking.tracker import flush_spools  # MLflow takes seconds to import
-
     flush_spools([sweep_dir, *sorted(sweep_dir.glob("runs/*"))], service=service)
 
 

@@ -13,7 +13,8 @@ class Service(ABC):
     """Takes the reports of runs.
 
     A `Tracker` calls it from a thread of its own, and again later if a call raises an error of any kind: so a service
-    may be slow or absent. A call that failed may still have arrived, so each may be repeated without harm.
+    may be slow or absent. A call that failed may still have arrived, so each may be repeated without harm. One is made
+    before a run, to find out what is missing, and one for the run: so its constructor only checks.
 
     Attributes:
         name: Name for messages.

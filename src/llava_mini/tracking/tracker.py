@@ -93,8 +93,8 @@ class Tracker:
     ) -> None:
         self.name = Path(folder).name
         self._spool = Spool(folder)
-        self._service = service or MLflow()
-        self._spool.create(Origin(self._service.address(uri), experiment, self.name, parent_run_id))
+        self.service = service or MLflow()
+        self._spool.create(Origin(self.service.address(uri), experiment, self.name, parent_run_id))
         self._spool.append("status", {"status": "RUNNING"})
         self._interval = interval
         self._stop = threading.Event()
@@ -151,7 +151,7 @@ class Tracker:
         while True:
             stopping = self._stop.is_set()
             level = logging.WARNING if up else logging.DEBUG  # one warning per outage
-            up = all(_deliver(self._service, self._spool, lane, level) for lane in LANES)
+            up = all(_deliver(self.service, self._spool, lane, level) for lane in LANES)
             self._first_attempt.set()
             if stopping:
                 return

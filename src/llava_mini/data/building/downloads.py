@@ -23,11 +23,10 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote
 
-import llava_mini
 from llava_mini.errors import SampleError
 from llava_mini.files import atomic_path
+from llava_mini.media.addresses import AGENT, MOST_BYTES
 
-MOST_BYTES = 2**30  # of a file
 _SECONDS_SILENT = 30.0  # that a server may send nothing
 _SECONDS = 600.0  # that a file may take
 _PAUSES = (1.0, 5.0)  # seconds before a second and a third try
@@ -91,9 +90,7 @@ class _PrivateAddressError(OSError):
 def _download_once(url: str, path: Path) -> None:
     end = time.monotonic() + _SECONDS
     try:
-        request = urllib.request.Request(
-            quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={"User-Agent": f"llava-mini-lab/{llava_mini.__version__}"}
-        )
+        request = urllib.request.Request(quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers=AGENT)
         with _opener().open(request, timeout=_SECONDS_SILENT) as answer:
             _copy(answer, path, end)
     except HTTPError as error:

@@ -260,9 +260,7 @@ def _unread(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _others(fields: Mapping[str, Any], read: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    return (
-        (prefix + key, value) for key, value in fields.items() if key not in read and value not in (None, "", [], {})
-    )
+    return ((prefix + key, value) for key, value in fields.items() if key not in read and value not in _EMPTY)
 
 
 def _pair_keys(record: Mapping[str, Any]) -> set[str]:
