@@ -119,6 +119,54 @@ def test_own_folder_adds_options(tmp_path: Path):
         resolve(["compressor=mine"])
 
 
+GLOBAL, NAMED = "# @package _global_\n", "experiment_name: mine\ntrainer: {max_steps: 3}\n"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "allowed"),
+    [
+        (NAMED, "experiment", "needed is a first line `# @package _global_`"),
+        (f"{GLOBAL}trainer: {{max_steps: 3}}\n", "experiment_name", "the name of the run's folder"),
+        (
+            f"{GLOBAL}experiment_name: mine\ntrainer: {{max_step: 3}}\n",
+            "trainer.max_step",
+            "did you mean trainer.max_steps?",
+        ),
+        (f"{GLOBAL}{NAMED}memry: {{}}\n", "memry", "did you mean memory?"),
+        (f"{GLOBAL}defaults: [/compressor: zero]\n{NAMED}", None, "needed is `override /compressor: zero`"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_is_said_with_its_file(tmp_path: Path, recipe: str, key: str | None, allowed: str):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(recipe)
+    with pytest.raises(UserError) as caught:
+        resolve(["experiment=mine"], (str(tmp_path),))
+    assert caught.value.key == key
+    assert str(caught.value).startswith(f"{tmp_path}/experiment/mine.yaml: ")
+    assert allowed in str(caught.value)
+
+
+def test_a_wrong_override_is_not_blamed_on_a_right_recipe(tmp_path: Path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"{GLOBAL}defaults: [override /compressor: zero]\n{NAMED}")
+    with pytest.raises(UserError) as caught:
+        resolve(["experiment=mine", "fusion.layers=3"], (str(tmp_path),))
+    assert str(caught.value).startswith("unknown key fusion.layers")
+
+
+def test_own_code_of_a_tracker_is_no_part_of_a_run(tmp_path: Path):
+    """A repaired tracker resends the reports of a run; a changed compressor is another run."""
+    (tmp_path / "tracker").mkdir()
+    (tmp_path / "tracker" / "mine.yaml").write_text("_target_: own_tracker_of_a_test.Mine\n")
+    for name in ("own_tracker_of_a_test.py", "own_compressor_of_a_test.py"):
+        (tmp_path / name).write_text("class Mine: pass\n")
+    before = resolve(["tracker=mine"], (str(tmp_path),)).inputs["own_code"]
+    (tmp_path / "own_tracker_of_a_test.py").write_text("class Mine: repaired = True\n")
+    assert resolve(["tracker=mine"], (str(tmp_path),)).inputs["own_code"] == before
+    (tmp_path / "own_compressor_of_a_test.py").write_text("class Mine: changed = True\n")
+    assert resolve(["tracker=mine"], (str(tmp_path),)).inputs["own_code"] != before
+
+
 class Thing:
     """A class to instantiate."""
 

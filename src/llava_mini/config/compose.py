@@ -42,6 +42,36 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> Config:
         UserError: a key or group option is unknown, or a value does not parse, is not allowed or cannot be combined
             with another; the message is one line.
     """
+    _check_keys(overrides)
+    search = [f"hydra.searchpath=[{','.join(literal('file://' + str(Path(d).resolve())) for d in config_dirs)}]"]
+    typed = [quoted(override) for override in overrides]
+    try:
+        with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+            composed = compose("config", [*typed, *(search if config_dirs else [])], return_hydra_config=True)
+            choices = dict(composed.hydra.runtime.choices)
+            names: list[Any] = [key for key in composed if key != "hydra"]
+            own = OmegaConf.masked_copy(composed, names)
+            resolved = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
+        raise _recipe_fault(overrides, config_dirs) or _refused(error, overrides, config_dirs) from error
+    hidden = ("launcher", "tracker")  # which change no result
+    chosen = {group: name for group, name in choices.items() if group not in hidden and not group.startswith("hydra/")}
+    assert isinstance(resolved, dict)
+    for key in resolved:
+        if not isinstance(key, str) or key in ("choices", "inputs"):
+            raise UserError(f"{key!s}: no key that a config file may have at its top", key=str(key))
+    values: dict[str, Any] = {"choices": chosen, **resolved}  # type: ignore[dict-item]  # a mapping at the top gives a dict
+    _expand_homes(values)
+    try:
+        config = Config.read(values)
+    except UserError as error:
+        raise _recipe_fault(overrides, config_dirs) or error from error
+    for component in (config.compressor, config.stage, config.launcher, config.tracker):
+        import_own(component.target, config_dirs)
+    return replace(config, inputs=_inputs(config, config_dirs))
+
+
+def _check_keys(overrides: list[str]) -> None:
     for override in overrides:
         if override.startswith(("+", "~")):
             raise UserError(
@@ -53,29 +83,6 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> Config:
             raise UserError(f"{override}: Hydra's own settings are fixed here", key=override.partition("=")[0])
         if override.encode(errors="replace") != override.encode(errors="surrogatepass"):
             raise UserError(f"{override!r}: contains bytes that are not UTF-8")
-    search = [f"hydra.searchpath=[{','.join(literal('file://' + str(Path(d).resolve())) for d in config_dirs)}]"]
-    typed = [quoted(override) for override in overrides]
-    try:
-        with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
-            composed = compose("config", [*typed, *(search if config_dirs else [])], return_hydra_config=True)
-            choices = dict(composed.hydra.runtime.choices)
-            names: list[Any] = [key for key in composed if key != "hydra"]
-            own = OmegaConf.masked_copy(composed, names)
-            resolved = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
-        raise _refused(error, overrides) from error
-    hidden = ("launcher", "tracker")  # which change no result
-    chosen = {group: name for group, name in choices.items() if group not in hidden and not group.startswith("hydra/")}
-    assert isinstance(resolved, dict)
-    for key in resolved:
-        if not isinstance(key, str) or key in ("choices", "inputs"):
-            raise UserError(f"{key!s}: no key that a config file may have at its top", key=str(key))
-    values: dict[str, Any] = {"choices": chosen, **resolved}  # type: ignore[dict-item]  # a mapping at the top gives a dict
-    _expand_homes(values)
-    config = Config.read(values)
-    for component in (config.compressor, config.stage, config.launcher, config.tracker):
-        import_own(component.target, config_dirs)
-    return replace(config, inputs=_inputs(config, config_dirs))
 
 
 def _expand_homes(values: dict[str, Any]) -> None:
@@ -98,7 +105,7 @@ def import_own(target: str, config_dirs: tuple[str, ...]) -> None:
     """
     module = target.rpartition(".")[0]
     for folder in config_dirs:
-        if module and (Path(folder) / (module.replace(".", "/") + ".py")).is_file():
+        if module and (Path(folder) / _module(target)).is_file():
             if str(Path(folder).resolve()) not in sys.path:
                 sys.path.insert(0, str(Path(folder).resolve()))
             try:
@@ -108,12 +115,23 @@ def import_own(target: str, config_dirs: tuple[str, ...]) -> None:
                 raise UserError(f"{folder}: {module} cannot be imported ({reason})", key="--config-dir") from error
 
 
+def _module(target: str) -> Path:
+    """Return the file of a class's module, relative to the folder it is imported from."""
+    return Path(target.rpartition(".")[0].replace(".", "/") + ".py")
+
+
 def _inputs(config: Config, config_dirs: tuple[str, ...]) -> dict[str, str]:
     """Return hashes of the files that a run starts from, so that a changed file with equal values is another run."""
     names = ("model.safetensors", "model.safetensors.index.json")
     weights = [folder / name for folder in config.model.folders for name in names]
     tokenizer = Path(config.model.tokenizer) / "tokenizer.json"
-    own = [path for folder in config_dirs for path in sorted(Path(folder).rglob("*.py"))]
+    hidden = [_module(each.target) for each in (config.launcher, config.tracker)]  # which change no result
+    own = [
+        path
+        for each in config_dirs
+        for path in sorted(Path(each).rglob("*.py"))
+        if path.relative_to(each) not in hidden
+    ]
     groups = {"weights": weights, "tokenizer": [tokenizer], "own_code": own}
     return {name: _digest([path for path in paths if path.is_file()]) for name, paths in groups.items()}
 
@@ -170,7 +188,34 @@ def load_values(path: Path) -> dict[str, Any]:
     return values
 
 
-def _refused(error: Exception, overrides: list[str]) -> UserError:
+def _recipe_fault(overrides: list[str], config_dirs: tuple[str, ...]) -> UserError | None:
+    """Return what is wrong with the form of a user's own recipe, if anything: Hydra does not name its file."""
+    name = next((each.partition("=")[2] for each in reversed(overrides) if each.startswith("experiment=")), None)
+    path = next((path for each in config_dirs if (path := Path(each) / "experiment" / f"{name}.yaml").is_file()), None)
+    recipe = load_values(path) if path else {}
+    if path and not re.search(r"^# *@package +_global_ *$", path.read_text(encoding="utf-8"), re.MULTILINE):
+        return UserError(f"{path}: needed is a first line `# @package _global_`", key="experiment", value=name)
+    defaults = recipe.pop("defaults", None)
+    for entry in defaults if isinstance(defaults, list) else []:
+        for group, option in entry.items() if isinstance(entry, dict) else ():
+            if group.removeprefix("/") in _groups():
+                allowed = f"override /{group.removeprefix('/')}: {option}"
+                return UserError(f"{path}: defaults: {group} is chosen already; needed is `{allowed}`", allowed=allowed)
+    with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+        known = compose("config")
+    unknown = [key for key in recipe if key not in known and key != "experiment_name"]
+    for key, value in recipe.items():
+        if isinstance(value, dict) and key in known and key not in _groups():
+            unknown += [f"{key}.{name}" for name in value if name not in known[key]]
+    for key in unknown:
+        error = _unknown_key(str(key))
+        return UserError(f"{path}: {error}", key=error.key, allowed=error.allowed, hint=error.hint)
+    if path and "experiment_name" not in recipe and not defaults:
+        return UserError(f"{path}: needed is experiment_name, the name of the run's folder", key="experiment_name")
+    return None
+
+
+def _refused(error: Exception, overrides: list[str], config_dirs: tuple[str, ...]) -> UserError:
     """Return Hydra's or OmegaConf's error as ours."""
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
@@ -178,7 +223,7 @@ def _refused(error: Exception, overrides: list[str]) -> UserError:
     if match := re.fullmatch(r"Error merging override (.*)", text, re.DOTALL):
         return _not_merged(match[1], error.__cause__, overrides)
     if match := re.search(r"Could not (?:find|load) '([^/']+)/([^']+)'", text):
-        group, name, allowed = match[1], match[2], ", ".join(options(match[1]))
+        group, name, allowed = match[1], match[2], ", ".join(options(match[1], config_dirs))
         return UserError(
             f"{group}={name}: no such {group}; allowed are {allowed}", key=group, value=name, allowed=allowed
         )
