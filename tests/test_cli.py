@@ -163,6 +163,13 @@ def test_a_mistake_in_flags_is_one_line_that_says_where_help_is(
     assert error.startswith(f"{program}: ") and error.endswith(f" (see {program} --help)\n") and error.count("\n") == 1
 
 
+def test_config_dir_before_a_command_without_a_config_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as caught:
+        main(["--config-dir", str(tmp_path), "ask", "model", "image.png", "--question", "?"])
+    assert caught.value.code == 2
+    assert "ask comes first and takes no --config-dir" in capsys.readouterr().err
+
+
 def test_a_home_in_a_flag_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     """A shell finds it at the beginning of a word only."""
     monkeypatch.setenv("HOME", "/home/me")

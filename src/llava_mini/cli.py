@@ -78,7 +78,11 @@ def _at_home(argument: str) -> str:
 
 def _read(given: list[str]) -> argparse.Namespace:
     parser = _parser()
-    arguments = parser.parse_intermixed_args(given)
+    arguments, unread = parser.parse_known_intermixed_args(given)
+    if arguments.command in WITH_FLAGS:
+        parser.error(f"{arguments.command} comes first and takes no --config-dir or --strict")
+    if unread:
+        parser.error(f"unrecognized arguments: {' '.join(unread)}")
     if arguments.strict and arguments.command != "train":
         parser.error(f"{arguments.command} takes no --strict; allowed are train and plan")
     if arguments.strict:

@@ -23,6 +23,9 @@ class OneWeight(lightning.LightningModule):
         self.log("train/loss", loss)
         return loss
 
+    def validation_step(self, batch: list[Tensor], index: int) -> None:
+        self.log("val/loss", self.layer(batch[0]).square().mean())
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
@@ -33,14 +36,15 @@ def test_what_stages_log_is_spooled(tmp_path: Path) -> None:
     logger = TrackerLogger(tracker)
     trainer = lightning.Trainer(
         max_steps=4, logger=logger, log_every_n_steps=2, accelerator="cpu", enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
-    trainer.fit(OneWeight(rate=0.5), DataLoader(TensorDataset(torch.ones(8, 1)), batch_size=2))
+    batches = DataLoader(TensorDataset(torch.ones(8, 1)), batch_size=2)
+    trainer.fit(OneWeight(rate=0.5), batches, batches)
     tracker.finish(wait=5)
 
     lines = [json.loads(line) for line in (tmp_path / "run" / "spool.jsonl").read_text().splitlines()]
     assert (logger.name, logger.version) == ("run", None)
     assert [line["values"] for line in lines if line["kind"] == "params"] == [{"rate": 0.5}]
     metrics = [line for line in lines if line["kind"] == "metrics"]
-    assert [line["step"] for line in metrics] == [1, 3]
-    assert all(list(line["values"]) == ["train/loss"] for line in metrics)
+    steps = [(line["step"], *line["values"]) for line in metrics]
+    assert steps == [(2, "train/loss"), (4, "train/loss"), (4, "val/loss")]  # steps done

@@ -42,5 +42,11 @@ class TrackerLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log metrics at a step, without Lightning's own counter `epoch`."""
-        self._tracker.log_metrics({key: value for key, value in metrics.items() if key != "epoch"}, step or 0)
+        """Log metrics, without Lightning's own counter `epoch`.
+
+        Args:
+            metrics: Values by name.
+            step: Index from 0 of the last step done. Reported is the number of steps done, as validation files have it.
+        """
+        values = {key: value for key, value in metrics.items() if key != "epoch"}
+        self._tracker.log_metrics(values, 0 if step is None else step + 1)

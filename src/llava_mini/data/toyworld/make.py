@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,8 @@ from llava_mini.data.toyworld.source_files import build_from_files, llava_record
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.errors import UserError
 from llava_mini.files import folder_lock, read_json, remove_leftovers, write_json, writing
+
+log = logging.getLogger("llava_mini")
 
 # Increase it with any change that makes different images or texts from the same seed, or changes the folder's layout.
 # The name of the default folder ends in it (conf/data/toyworld.yaml), so worlds of two versions do not collide.
@@ -121,6 +124,7 @@ def _existing_world(root: Path, seed: int) -> dict[str, Any]:
 
 
 def _make_set(root: Path, world: dict[str, Any], name: str, count: int) -> None:
+    log.info("making %s samples of %s in %s", f"{count:,}", name, root)
     shutil.rmtree(root / name, ignore_errors=True)  # left by a build that was interrupted
     if name in BUILT_SETS:
         shards = build_from_files(root / name, name, world["seed"], count)
