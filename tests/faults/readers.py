@@ -387,6 +387,7 @@ OTHER_READERS = {
     "commands.data:_tokenize": "a tokenizer's folder: tests/commands/test_data.py",
     "commands.merge:same_answers": "reads what the command has just written",
     "commands.output:_Ending._end": "opens the null device",
+    "config.compose:_recipe_fault": "load_values has read the same file before it",
     "data.building.media:Media._image": "a user's picture, rejected with its reason: tests/data/building",
     "data.building.downloads:_download_once": "opens a URL: tests/data/building/test_downloads.py",
     "files:why_unreadable": "it is what finds the cause",

@@ -217,7 +217,7 @@ def test_ctrl_c_ends_all_and_leaves_all_resumable(
     running.send_signal(signal.SIGINT)
     output, _ = running.communicate(timeout=120)
     assert time.monotonic() - start < 8
-    assert running.returncode == 130
+    assert running.returncode == 130, output
     assert not any(map(is_running, pids))
     assert "interrupted: " in output
     assert "Traceback" not in output
