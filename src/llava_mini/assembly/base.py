@@ -40,15 +40,10 @@ def frozen_dtype(config: Config) -> torch.dtype | None:
 
 @dataclass(frozen=True)
 class Base:
-    """Location of the language model's tensors in checkpoints.
+    """Location of the language model's tensors in checkpoints."""
 
-    Args:
-        places: Checkpoint and name there for each of the language model's own names; of a tensor in two, the later one.
-        prefix: Prefix of the names in the checkpoints.
-    """
-
-    places: dict[str, tuple[Checkpoint, str]]
-    prefix: str
+    places: dict[str, tuple[Checkpoint, str]]  # by the language model's own name; of two the later
+    prefix: str  # of the names in the checkpoints
 
     @classmethod
     def of(cls, folders: list[Path], prefix: str = _PREFIX) -> Base:

@@ -30,21 +30,13 @@ PARTS = ("vision_tower", "compressor", "projector", "prefusion", "language_model
 
 @dataclass(frozen=True)
 class Work:
-    """Workload of one prompt.
+    """Workload of one prompt."""
 
-    Attributes:
-        views: Number of views per frame.
-        frames: Number of frames in the prompt.
-        text_tokens: Number of text tokens in the prompt; all are after the frames.
-        cached: Whether this is a later question about frames whose reusable results are all cached.
-        last_logits: Whether logits are computed only for the last position.
-    """
-
-    views: int = SINGLE_VIEW
+    views: int = SINGLE_VIEW  # of a frame
     frames: int = 1
-    text_tokens: int = 40
-    cached: bool = False
-    last_logits: bool = True
+    text_tokens: int = 40  # all after the frames
+    cached: bool = False  # a later question about frames whose reusable results are all cached
+    last_logits: bool = True  # logits of the last position alone
 
 
 @dataclass(frozen=True)

@@ -28,21 +28,13 @@ _RUNS = Path("runs/bench")  # reports to MLflow wait here while the tracker is d
 
 @dataclass(frozen=True)
 class Report:
-    """Results of a study.
+    """Results of a study."""
 
-    Attributes:
-        text: All results as Markdown.
-        figures: All results for programs, ready for JSON.
-        metrics: MLflow metrics.
-        draw: Function that draws the plot; None: there is no plot.
-        complete: Whether everything was measured.
-    """
-
-    text: str
-    figures: Mapping[str, Any]
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    draw: Callable[[], Figure] | None = None
-    complete: bool = True
+    text: str  # all results as Markdown
+    figures: Mapping[str, Any]  # all results for programs, ready for JSON
+    metrics: Mapping[str, Any] = field(default_factory=dict)  # for MLflow
+    draw: Callable[[], Figure] | None = None  # draws the plot; None: there is none
+    complete: bool = True  # whether everything was measured
 
     def write(self, folder: Path, names: Sequence[str], about: Mapping[str, Any]) -> str:
         """Write the files of the report and return its text.

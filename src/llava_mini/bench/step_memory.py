@@ -57,34 +57,19 @@ FULL, LORA, QLORA, FROZEN = map(_finetune, ("full", "lora", "qlora", "frozen_llm
 
 @dataclass(frozen=True)
 class Steps:
-    """Training steps of one config.
+    """Training steps of one config."""
 
-    Attributes:
-        name: Name shown in the report.
-        model: Name of a preset of conf/model.
-        finetune: Settings of fine-tuning.
-        batch_size: Number of samples per step.
-        card: Name of a file in conf/hardware, for the memory that the process may use and the type of mixed precision
-            and of frozen weights; None: the memory of `limit_gib`, in bfloat16.
-        limit_gib: Memory in GiB that the process may use where there is no card; None: all that there is.
-        optimizer: Name of the optimizer, as in the config's `memory.optimizer`.
-        memory: Memory options of the model, as in the config's `memory`.
-        compressor: Name of a file in conf/compressor.
-        fusion_layers: Number of pre-fusion layers, N_fusion; None: the config's.
-        text_tokens: Number of text tokens per sample, without placeholders.
-    """
-
-    name: str
-    model: str
+    name: str  # in the report
+    model: str  # preset of conf/model
     finetune: Finetune
     batch_size: int
-    card: str | None = "rtx5090_32gb"
-    limit_gib: float | None = None
-    optimizer: str = "adamw_8bit"
-    memory: Mapping[str, Any] | None = None
-    compressor: str = "query"
-    fusion_layers: int | None = None
-    text_tokens: int = 300
+    card: str | None = "rtx5090_32gb"  # of conf/hardware: memory and half precision; None: `limit_gib`, bfloat16
+    limit_gib: float | None = None  # memory for the process where there is no card; None: all that there is
+    optimizer: str = "adamw_8bit"  # as the config's `memory.optimizer`
+    memory: Mapping[str, Any] | None = None  # the model's options, as the config's `memory`
+    compressor: str = "query"  # file of conf/compressor
+    fusion_layers: int | None = None  # N_fusion; None: the config's
+    text_tokens: int = 300  # of a sample, without placeholders
 
     @property
     def limit(self) -> float | None:

@@ -50,24 +50,14 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Shape:
-    """Model and samples of the training steps.
+    """Model and samples of the training steps."""
 
-    Attributes:
-        name: Name of the shape in tables.
-        config: Config of the model with query compression, C=1, and pre-fusion; the placeholder id is in the
-            vocabulary.
-        shards: Shard set with as many samples as a batch, so that every step reads the same ones.
-        tokenizer: Tokenizer of the conversations.
-        template: Template in which conversations are written.
-        turns: How turns are treated; transformers' LLaVA always reads one conversation.
-    """
-
-    name: str
-    config: LlavaMiniConfig
-    shards: ShardSet
+    name: str  # in tables
+    config: LlavaMiniConfig  # with query compression, C=1, and pre-fusion; the placeholder id is in the vocabulary
+    shards: ShardSet  # as many samples as a batch, so that every step reads the same ones
     tokenizer: PreTrainedTokenizerBase
     template: ConversationTemplate
-    turns: Turns
+    turns: Turns  # transformers' LLaVA always reads one conversation
 
 
 def tiny(folder: Path, samples: int | None = None) -> Shape:

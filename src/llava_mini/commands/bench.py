@@ -65,25 +65,17 @@ _ON_GPU: dict[str, dict[str, Any]] = {
 class Study:
     """A study: `llava_mini.bench.MODULE.study` yields its report, again after everything that takes long.
 
-    Attributes:
-        module: Name of the module.
-        help: The study in a few words.
-        description: The study in some sentences.
-        out: Default folder of the report.
-        files: Names of the Markdown file, the JSON file and the plot, if there is one.
-        flags: Flags, with what argparse must know about them. `study` gets all values but torch's threads and `json`.
-        packages: Packages that are needed and whose versions are noted, besides torch and transformers.
-        tracked: Whether MLflow gets the metrics.
+    `study` gets the values of its flags, but for torch's threads and `json`.
     """
 
     module: str
-    help: str
-    description: str
-    out: str
-    files: tuple[str, ...]
-    flags: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    packages: tuple[str, ...] = ()
-    tracked: bool = True
+    help: str  # the study in a few words
+    description: str  # the study in some sentences
+    out: str  # default folder of the report
+    files: tuple[str, ...]  # Markdown, JSON and, if there is one, the plot
+    flags: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # for argparse
+    packages: tuple[str, ...] = ()  # needed and noted besides torch and transformers
+    tracked: bool = True  # whether MLflow gets the metrics
 
 
 def _files(name: str) -> tuple[str, ...]:

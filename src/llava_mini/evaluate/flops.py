@@ -26,19 +26,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Counted(Generic[Result]):
-    """A call and its FLOPs.
-
-    Attributes:
-        result: What the call returned.
-        total: FLOPs of all products.
-        attention: Those of attention's products: queries with keys, and their shares with values.
-        modules: FLOPs of every module by its path, which begins with the class of the outermost module that was called.
-    """
+    """A call and its FLOPs."""
 
     result: Result
-    total: int
-    attention: int
-    modules: Mapping[str, int]
+    total: int  # FLOPs of all products
+    attention: int  # of these, queries with keys, and their shares with values
+    modules: Mapping[str, int]  # FLOPs by path, which begins with the class of the outermost module called
 
 
 @torch.no_grad()

@@ -17,17 +17,11 @@ from llava_mini.models.visual_tokens import VisualTokens
 
 @dataclass(frozen=True)
 class Instruction:
-    """Instruction that each of F frames is fused with.
+    """Instruction that each of F frames is fused with."""
 
-    Attributes:
-        text_FSD: Embeddings, without gradients: none flow back into text embeddings through pre-fusion (release).
-        visible_FS: Mask of the real entries.
-        turn_ids_FS: Turn of every entry, 0 for shared text; None: one conversation.
-    """
-
-    text_FSD: Tensor
-    visible_FS: Tensor
-    turn_ids_FS: Tensor | None
+    text_FSD: Tensor  # without gradients: none flow back into text embeddings through pre-fusion (release)
+    visible_FS: Tensor  # True: a real entry
+    turn_ids_FS: Tensor | None  # 0 for shared text; None: one conversation
 
 
 class FusedFrames:

@@ -16,16 +16,9 @@ from torch import Tensor
 
 @dataclass
 class VisualTokens:
-    """Projected patches and compressed tokens; masks are True for entries that are real.
+    """Projected patches and compressed tokens; masks are True for entries that are real."""
 
-    Attributes:
-        patches_FPD: Projected patches for pre-fusion.
-        patch_mask_FP: Mask of the real patches.
-        compressed_FKD: Projected compressed tokens.
-        compressed_mask_FK: Mask of the real compressed tokens.
-    """
-
-    patches_FPD: Tensor
+    patches_FPD: Tensor  # for pre-fusion
     patch_mask_FP: Tensor
     compressed_FKD: Tensor
     compressed_mask_FK: Tensor

@@ -36,21 +36,13 @@ _UNIT = 512
 
 @dataclass(eq=False, slots=True)
 class Block:
-    """Storage in the ledger.
+    """Storage in the ledger."""
 
-    Attributes:
-        size: Size in bytes, rounded.
-        part: Name of what it is used for, from PARTS.
-        phase: Phase in which it was allocated.
-        born: Clock of the ledger when it was allocated.
-        died: Clock of the ledger when it was freed; None while it exists.
-    """
-
-    size: int
-    part: str
-    phase: str
-    born: int
-    died: int | None = None
+    size: int  # bytes, rounded
+    part: str  # what it is used for, from PARTS
+    phase: str  # in which it was allocated
+    born: int  # clock of the ledger when it was allocated
+    died: int | None = None  # clock when it was freed; None while it exists
 
 
 class Ledger:

@@ -22,17 +22,11 @@ from llava_mini.stages.base import VLMStage
 
 @dataclass(frozen=True)
 class Change:
-    """Change of a config.
+    """Change of a config."""
 
-    Attributes:
-        text: Text of the change as typed on the command line.
-        values: Changed values, by group of the config.
-        cost: Cost in time, in words; `{head}` and `{layers}` are the values returned by `shares`.
-    """
-
-    text: str
-    values: Mapping[str, Mapping[str, Any]]
-    cost: str
+    text: str  # as typed on the command line
+    values: Mapping[str, Mapping[str, Any]]  # by group of the config
+    cost: str  # in time; `{head}` and `{layers}` are the values of `shares`
 
     def of(self, config: Config) -> Config:
         """Return the config with this change."""

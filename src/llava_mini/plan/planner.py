@@ -22,17 +22,11 @@ if TYPE_CHECKING:  # a plan also works without Lightning installed
 
 @dataclass(frozen=True)
 class Peak:
-    """Peak memory of a step.
+    """Peak memory of a step."""
 
-    Attributes:
-        bytes: Bytes used on the device at the peak.
-        breakdown: Bytes used on the device at the peak, by part.
-        host_bytes: Bytes used in host memory in addition.
-    """
-
-    bytes: int
-    breakdown: dict[str, int]
-    host_bytes: int = 0
+    bytes: int  # on the device
+    breakdown: dict[str, int]  # of these bytes, by part
+    host_bytes: int = 0  # in host memory in addition
 
 
 class Planner:

@@ -30,21 +30,13 @@ _GRACE_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Job:
-    """Command to run.
-
-    Attributes:
-        name: Name of the job.
-        command: Command line.
-        folder: Folder for the job's output, which goes to `log.txt` there.
-        environment: What is added to this process's environment.
-        imports: Modules that the command will import; a launcher may import them once for all jobs.
-    """
+    """Command to run."""
 
     name: str
     command: tuple[str, ...]
-    folder: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
-    imports: tuple[str, ...] = ()
+    folder: Path  # for the job's output, which goes to `log.txt` there
+    environment: Mapping[str, str] = field(default_factory=dict)  # added to this process's
+    imports: tuple[str, ...] = ()  # modules that the command will import; a launcher may import them once for all jobs
 
 
 @dataclass(frozen=True)

@@ -42,17 +42,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """Paired difference of two scores.
+    """Paired difference of two scores."""
 
-    Attributes:
-        by_seed: Difference for each common seed.
-        p: Two-sided p-value of no difference; None where there is no interval.
-        corrected_p: Two-sided p-value after `corrected`.
-    """
-
-    by_seed: dict[int, float] = field(default_factory=dict)
-    p: float | None = None
-    corrected_p: float | None = None
+    by_seed: dict[int, float] = field(default_factory=dict)  # of the common seeds
+    p: float | None = None  # two-sided, of no difference; None where there is no interval
+    corrected_p: float | None = None  # after `corrected`
 
     @property
     def clear(self) -> bool:

@@ -40,19 +40,12 @@ _SHOWN = 4  # number of tensors that a message names
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors of a folder, with their shapes, files and types.
-
-    Args:
-        folder: Folder that contains the tensors.
-        shapes: Shape of each tensor, by name.
-        files: Names of the tensors in each file.
-        types: Stored type of each tensor, by name, such as float16 or int8.
-    """
+    """Tensors of a folder, with their shapes, files and types."""
 
     folder: Path
-    shapes: dict[str, Shape]
-    files: dict[Path, list[str]]
-    types: dict[str, str]
+    shapes: dict[str, Shape]  # by name
+    files: dict[Path, list[str]]  # names of the tensors in each file
+    types: dict[str, str]  # as stored, by name: float16, int8
 
     @classmethod
     def of(cls, folder: Path) -> Checkpoint:

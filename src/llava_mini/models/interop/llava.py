@@ -50,27 +50,16 @@ LEFT_OUT = "image_newline"
 
 @dataclass(frozen=True)
 class Source:
-    """Properties of a LLaVA checkpoint.
+    """Properties of a LLaVA checkpoint."""
 
-    Args:
-        layout: Mapping of its tensor names.
-        text_config: Config of its language model.
-        vision_config: Config of its vision tower; None where only `vision_tower` names it.
-        vision_tower: Hub id or folder that the config names.
-        vision_feature_layer: Index of the hidden states that are read.
-        projector_hidden_act: Activation of the projector.
-        image_token_id: Id of the placeholder in its vocabulary, if it has one.
-        views: View mode, that is, how it makes views of an image.
-    """
-
-    layout: Layout
+    layout: Layout  # of its tensor names
     text_config: PreTrainedConfig
-    vision_config: PreTrainedConfig | None
-    vision_tower: str | None
-    vision_feature_layer: int
+    vision_config: PreTrainedConfig | None  # None where only `vision_tower` names it
+    vision_tower: str | None  # Hub id or folder that the config names
+    vision_feature_layer: int  # index of the hidden states that are read
     projector_hidden_act: str
-    image_token_id: int | None
-    views: ViewMode
+    image_token_id: int | None  # of the placeholder in its vocabulary, if it has one
+    views: ViewMode  # how it makes views of an image
 
 
 def source_of(config: dict[str, Any], names: Iterable[str]) -> Source:
