@@ -87,12 +87,7 @@ def load_base(
 ) -> None:
     """Load a frozen language model into a model that has it on the meta device.
 
-    Args:
-        model: Model, changed in place.
-        base: Location of the language model's tensors.
-        device: Device of the loaded weights.
-        dtype: Type of the loaded weights.
-        packed: Whether linear layers of the decoder will be packed, and so stay in their files until then.
+    If it will be `packed`, linear layers of the decoder stay in their files until then.
     """
     language_model = model.language_model
     decoder = language_model.get_decoder()

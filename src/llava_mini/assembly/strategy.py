@@ -15,15 +15,11 @@ from llava_mini.config.types import Trainer
 
 
 def build_strategy(trainer: Trainer, ranks: int) -> Strategy | str:
-    """Return Lightning's strategy for a run.
+    """Return Lightning's strategy for a run of so many ranks.
 
     With FSDP a checkpoint is one file as without: the ranks' shards are gathered in rank 0's host memory, and what does
     not train is left out. So a run may resume with another number of ranks, and everything reads its checkpoints like
     any others.
-
-    Args:
-        trainer: Section `trainer` of the config.
-        ranks: Number of processes that train together.
     """
     timeout = timedelta(seconds=trainer.rank_timeout)
     if trainer.strategy == "fsdp":

@@ -72,12 +72,10 @@ def check_training(config: Config) -> None:
 
 
 def fine_tune(config: Config, model: LlavaMiniForConditionalGeneration, **options: Any) -> None:
-    """Quantize, adapt and freeze a model as the config says; its weights are those that the run starts from.
+    """Quantize, adapt and freeze a model in place; its weights are those that the run starts from.
 
-    Args:
-        config: Config, of which `seed`, `finetune`, `trainer.precision` and `memory.frozen_dtype` are read.
-        model: Model, changed in place.
-        **options: Options of `llava_mini.finetune.apply`.
+    Of the config `seed`, `finetune`, `trainer.precision` and `memory.frozen_dtype` are read. The options are those of
+    `llava_mini.finetune.apply`.
 
     Raises:
         UserError: a package that this needs is missing.
@@ -96,11 +94,8 @@ def build_stage(
 ) -> VLMStage:
     """Build the LightningModule of the stage, with a model that saves memory as the config says.
 
-    Args:
-        config: The whole config.
-        model: Model with the weights that the run starts from.
-        tokenizer: The model's tokenizer, by which validation separates words; None if nothing is validated.
-        **options: Options of `llava_mini.finetune.apply`.
+    The model has the weights that the run starts from. Validation separates words by the tokenizer. The options are
+    those of `llava_mini.finetune.apply`.
     """
     memory = config.memory
     apply_memory_options(
@@ -172,21 +167,13 @@ def validation_interval(spec: TrainerConfig) -> int:
     """Return the optimizer steps between validations; by default a third of the run, which `convergence` uses.
 
     A third is rounded to the nearest: rounded up, the second validation of 100 steps would come after two thirds.
-
-    Args:
-        spec: Section `trainer` of the config.
     """
     every = spec.val_every or max(round(spec.max_steps / 3), 1)
     return min(every, spec.max_steps)
 
 
 def make_trainer(config: Config, **options: Any) -> Trainer:
-    """Build Lightning's Trainer with what all training here has in common.
-
-    Args:
-        config: Config, of which `trainer` is read.
-        **options: Options that only this training has.
-    """
+    """Build Lightning's Trainer with what all training here has in common, and with options of one training."""
     # Lightning sets its loggers to INFO when it is imported; its messages there do not help a user of this program.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

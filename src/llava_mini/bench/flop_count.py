@@ -67,13 +67,10 @@ class Count:
 
 
 def count(model: LlavaMiniForConditionalGeneration, work: Work, optimizations: InferenceOptimizations) -> Count:
-    """Count the FLOPs up to the first token.
+    """Count the FLOPs up to the first token of a model on the meta device.
 
-    Args:
-        model: Model on the meta device. Without compression and pre-fusion it is LLaVA-v1.5, whose language model reads
-            all patches of all views.
-        work: Workload of the prompt.
-        optimizations: Computation that is skipped; the number of frames per call makes no difference.
+    Without compression and pre-fusion it is LLaVA-v1.5, whose language model reads all patches of all views. The number
+    of frames that `optimizations` puts into a call makes no difference.
 
     Raises:
         ValueError: it is a later question, but pre-fusion is not split, so none of its results can be cached.
@@ -91,13 +88,7 @@ def is_plain(model: LlavaMiniForConditionalGeneration) -> bool:
 
 
 class _Run:
-    """One prefill, part by part.
-
-    Args:
-        model: Model on the meta device.
-        work: Workload of the prompt. Work on cached frames was done for an earlier question and is not counted.
-        optimizations: Computation that is skipped.
-    """
+    """One prefill on meta, part by part; work on cached frames was done for an earlier question and is not counted."""
 
     def __init__(
         self, model: LlavaMiniForConditionalGeneration, work: Work, optimizations: InferenceOptimizations

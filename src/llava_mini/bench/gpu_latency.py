@@ -66,11 +66,9 @@ TINY = Size("tiny", torch.float32, 2, 3, 5, 3, 40, 64, 2)
 
 
 def study(seconds: float, tiny: bool) -> Iterator[Report]:
-    """Run all parts, with a report after each.
+    """Run all parts, with a report after each; `tiny` shapes run on the CPU.
 
-    Args:
-        seconds: Time limit; after it, the running part is ended. Each part gets its share of the remaining time.
-        tiny: Whether tiny shapes run on the CPU.
+    After `seconds` the running part is ended. Each part gets its share of the remaining time.
     """
     end, rows = time.monotonic() + seconds, list[Row]()
     shares = [share for _, share in PARTS.values()]

@@ -37,13 +37,7 @@ class Report:
     complete: bool = True  # whether everything was measured
 
     def write(self, folder: Path, names: Sequence[str], about: Mapping[str, Any]) -> str:
-        """Write the files of the report and return its text.
-
-        Args:
-            folder: Folder of the files.
-            names: Names of the Markdown file, the JSON file and, if there is one, the plot.
-            about: Circumstances of the study.
-        """
+        """Write the files of the report (Markdown, JSON and, if there is one, the plot) and return its text."""
         text = f"{circumstances_text(about)}\n\n{self.text}\n"
         write_text(folder / names[0], text)
         write_json(folder / names[1], {"about": about, **self.figures})
@@ -54,11 +48,7 @@ class Report:
 
 
 def circumstances(packages: Sequence[str] = ("torch", "transformers"), card: str | None = None) -> dict[str, Any]:
-    """Return commit, processor or GPU, and versions; for a CPU also cores, torch's threads and the load of a minute.
-
-    Args:
-        packages: Names of the packages whose versions matter.
-        card: Description of the GPU that is measured; None: the CPU is measured.
+    """Return commit, processor or `card`, and versions; for a CPU also cores, torch's threads and the load of a minute.
 
     Raises:
         PackageNotFoundError: a package is missing.

@@ -107,11 +107,9 @@ TINY = (
 
 
 def study(seconds: float, tiny: bool) -> Iterator[Report]:
-    """Measure and plan training steps, with a report after each.
+    """Measure and plan training steps, with a report after each; `tiny` shapes run on the CPU.
 
-    Args:
-        seconds: Time limit; after it, nothing is started, and what runs is ended.
-        tiny: Whether tiny shapes run on the CPU.
+    After `seconds` nothing is started, and what runs is ended.
     """
     end, results = time.monotonic() + seconds, list[Result]()
     for steps in TINY if tiny else REAL:
@@ -133,9 +131,7 @@ def _both(steps: Steps, end: float, tiny: bool) -> Result:
 class PlainStage(nn.Module):
     """Stage 2 without Lightning: the part of the interface of `VLMStage` that a plan and a step need.
 
-    Args:
-        model: Model with its adapters and 4-bit layers in place.
-        optimizer: Name of the optimizer, as in the config's `memory.optimizer`.
+    Its model has its adapters and 4-bit layers in place.
     """
 
     betas = (0.9, 0.999)
@@ -155,13 +151,7 @@ class PlainStage(nn.Module):
 
 
 def build_stage(steps: Steps, device: torch.device | str, linear_4bit: Linear4bit = nf4_linear) -> PlainStage:
-    """Build a stage with random weights: trainable weights in float32, frozen weights in half precision or 4 bits.
-
-    Args:
-        steps: Training steps whose model is built.
-        device: Device of the weights; "meta" for a plan.
-        linear_4bit: Function that makes a 4-bit layer, as in `llava_mini.finetune.apply`.
-    """
+    """Build a stage with random weights: trainable weights in float32, frozen weights in half precision or 4 bits."""
     half, how = steps.half, steps.finetune
     with torch.device(device), default_dtype(half):  # in float32 a 7B model alone would not fit
         model = LlavaMiniForConditionalGeneration(model_config(steps.model, steps.compressor, steps.fusion_layers))

@@ -86,13 +86,7 @@ def run(work: Path, rounds: int) -> list[Findings]:
 
 
 def measure_shape(shape: Shape, features: Path, rounds: int) -> Findings:
-    """Measure the training step of every way.
-
-    Args:
-        shape: Model and samples of the steps.
-        features: Folder for the vision tower's features.
-        rounds: Number of rounds after the warm-up round.
-    """
+    """Measure the training step of every way; `features` is a folder for the vision tower's features."""
     torch.manual_seed(0)
     steps = build_steps(shape, features)
     log.info("%s: %d ways, %d rounds and one to warm up", shape.name, len(steps), rounds)

@@ -36,9 +36,6 @@ examples:
 def ask(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """Run the command.
 
-    Returns:
-        Exit status 0.
-
     Raises:
         UserError: a file, the model or a question cannot be used, or the device or host is out of memory.
     """

@@ -32,10 +32,7 @@ does; --kv-bits is for those alone."""
 
 
 def batch(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
-    """Run the command.
-
-    Returns:
-        Exit status 0, even if requests failed; the last printed line counts them.
+    """Run the command; it returns 0 even if requests failed, which the last printed line counts.
 
     Raises:
         UserError: there is no model, no memory for it or no request, or the answers belong to other requests or cannot

@@ -123,10 +123,7 @@ _LONGEST = 24 * 3600  # seconds
 
 
 def bench(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
-    """Run a benchmark.
-
-    Returns:
-        0 if everything was measured, 1 if something was not.
+    """Run a benchmark, and return 1 if something was not measured.
 
     Raises:
         UserError: a mistake in the arguments, a package is missing, or there is no GPU that can be measured.

@@ -32,9 +32,6 @@ examples:
 def convert(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """Run a subcommand.
 
-    Returns:
-        The exit status.
-
     Raises:
         UserError: SRC is not such a checkpoint, or DST exists; then nothing is written.
     """

@@ -49,10 +49,7 @@ Counts samples by modality and source, turns, characters and frames, and draws t
 
 
 def data(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
-    """Run a subcommand.
-
-    Returns:
-        The exit status: 1 if a shard set does not pass its check or a process was killed, else 0.
+    """Run a subcommand, and return 1 if a shard set does not pass its check or a process was killed.
 
     Raises:
         UserError: a mistake in the arguments or in what they name.

@@ -39,9 +39,6 @@ _LOG_SECONDS = 10.0
 def features(arguments: list[str]) -> int:
     """Run the command.
 
-    Returns:
-        The exit status.
-
     Raises:
         UserError: a mistake in the arguments or in what they name.
     """

@@ -25,9 +25,6 @@ NEW_TOKENS, TEXT_TOKENS = 256, 300  # default lengths of an answer and of a samp
 def plan(arguments: list[str], config_dirs: tuple[str, ...]) -> int:
     """Print a plan.
 
-    Returns:
-        The exit status.
-
     Raises:
         UserError: the arguments have a mistake; or, with --strict, the run does not fit.
     """

@@ -14,14 +14,7 @@ from llava_mini.run.ranks import OWN_MESSAGE, own_rank, run_ranks, train_command
 
 
 def train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
-    """Train one run in this process, or start the ranks that train it.
-
-    Args:
-        overrides: Overrides `key=value`, and `--strict`.
-        config_dirs: Further folders with config groups and code.
-
-    Returns:
-        The exit status: 1 when training ended without a result.
+    """Train one run in this process, or start the ranks that train it; returns 1 when training ended without a result.
 
     Raises:
         UserError: the config is impossible here, or the folder contains another run.

@@ -19,10 +19,7 @@ def evaluate(
 ) -> Answers:
     """Score every answered turn; `llava_mini.stages.metrics` says why one forward pass is enough.
 
-    Args:
-        model: Model; afterwards its modules are in the same mode as before.
-        batches: Batches of the split.
-        marks_V: Word marks, [V] uint8, see `llava_mini.stages.metrics.word_marks`; None: every token is a word.
+    `marks_V` are the tokenizer's `word_marks`; None: every token is a word. The model keeps its modes.
     """
     answers = Answers()
     with evaluation_mode(model):

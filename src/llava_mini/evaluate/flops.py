@@ -36,12 +36,7 @@ class Counted(Generic[Result]):
 
 @torch.no_grad()
 def count_flops(model: nn.Module, run: Callable[[], Result]) -> Counted[Result]:
-    """Call a function and count its FLOPs, on any device, also on meta.
-
-    Args:
-        model: Model that runs.
-        run: Function that runs it, or parts of it.
-    """
+    """Call a function that runs a model, or parts of it, and count its FLOPs, on any device, also on meta."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:  # the counter hooks the gradients that are required, and there are none here
         parameter.requires_grad_(False)

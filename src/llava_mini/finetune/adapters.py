@@ -41,10 +41,7 @@ def is_adapter(name: str) -> bool:
 def trains(name: str, part: str, finetune: Finetune) -> bool:
     """Whether a parameter trains, if it belongs to a part that the stage trains.
 
-    Args:
-        name: Name of the parameter.
-        part: Part of the model; parts that `finetune` does not name train in full.
-        finetune: The config's `finetune` group.
+    Parts that `finetune` does not name train in full.
     """
     how = finetune.of(part)
     return how == "full" or (how == "lora" and is_adapter(name))
@@ -52,9 +49,6 @@ def trains(name: str, part: str, finetune: Finetune) -> bool:
 
 def check_packages(finetune: Finetune) -> None:
     """Check before anything is built that the packages that a run's fine-tuning needs are installed.
-
-    Args:
-        finetune: The config's `finetune` group.
 
     Raises:
         UserError: PEFT or bitsandbytes is needed and missing.
@@ -66,11 +60,7 @@ def check_packages(finetune: Finetune) -> None:
 
 
 def add_adapters(part: nn.Module, lora: Lora) -> None:
-    """Add new adapters to a part's decoder layers; what they add is zero until they have been trained.
-
-    Args:
-        part: Language model or pre-fusion; may be on the meta device.
-        lora: Settings of the adapters.
+    """Add new adapters to a part's decoder layers, also on meta; what they add is zero until they have been trained.
 
     Raises:
         UserError: PEFT is missing.

@@ -15,10 +15,8 @@ from llava_mini.settings import Finetune
 def merge_adapters(model: LlavaMiniForConditionalGeneration, finetune: Finetune) -> None:
     """Merge adapters in place, in the precision of the weights; layers, names and classes are then a plain model's.
 
-    Args:
-        model: Model with plain linear layers under its adapters (`rounded_linear` for a base in 4 bits), which PEFT
-            would otherwise round to 4 bits again.
-        finetune: The config's `finetune` group that the adapters were made with.
+    Under its adapters the model has plain linear layers (`rounded_linear` for a base in 4 bits), which PEFT would
+    otherwise round to 4 bits again.
 
     Raises:
         UserError: PEFT is missing.

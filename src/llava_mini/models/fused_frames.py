@@ -51,11 +51,7 @@ class FusedFrames:
         self._frame_of_token: list[Tensor] = []
 
     def instruction_of(self, rows_F: Tensor) -> Instruction:
-        """Return the instruction of the samples that frames belong to.
-
-        Args:
-            rows_F: Indices of the frames in the batch.
-        """
+        """Return the instruction of the samples that frames at these indices of the batch belong to."""
         owner_F = self._owner_F[rows_F]
         turn_ids_BS = self._turn_ids_BS
         return Instruction(
@@ -65,13 +61,9 @@ class FusedFrames:
         )
 
     def add(self, rows_F: Tensor, visual: VisualTokens, compressed_FKD: Tensor, fused_FSD: Tensor) -> None:
-        """Add frames.
+        """Add the frames at indices `rows_F`: their compressed tokens, and the instruction after each of them.
 
-        Args:
-            rows_F: Indices of the frames in the batch.
-            visual: Their tokens before pre-fusion, which say which tokens are real.
-            compressed_FKD: Their compressed tokens.
-            fused_FSD: The instruction after each of them.
+        `visual` are their tokens before pre-fusion, which say which tokens are real.
         """
         owner_F, real_FK = self._owner_F[rows_F], visual.compressed_mask_FK
         self._sum_BSD = self._sum_BSD.index_add(0, owner_F, fused_FSD.to(self._sum_BSD.dtype))

@@ -12,9 +12,6 @@ class HiddenStates:
     """Callable that returns the last hidden states of a model.
 
     It is not a module: no part of the model could be called alone, because placeholders must be replaced first.
-
-    Args:
-        model: Model whose forward pass takes `output_hidden_states` and `logits_to_keep`.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -25,10 +22,7 @@ class HiddenStates:
     def __call__(self, *args: Any, output_hidden_states: bool | None = None, **kwargs: Any) -> BaseModelOutputWithPast:
         """Return the hidden states after the last norm; the head is applied to one position only.
 
-        Args:
-            *args: Positional arguments of the model.
-            output_hidden_states: Whether to return the hidden states of all layers too. Default: the config's value.
-            **kwargs: Keyword arguments of the model, without labels.
+        The arguments are the model's, without labels.
 
         Returns:
             last_hidden_state [B, T, D]; hidden_states if requested; attentions and past_key_values as the model's.

@@ -62,11 +62,7 @@ class FakeTensor(Tensor):
 
 
 class FakeTensors(TorchDispatchMode):
-    """Mode in which no floating-point tensor is allocated; what would be allocated is recorded in the ledger.
-
-    Args:
-        ledger: Ledger that records every storage.
-    """
+    """Mode in which no floating-point tensor is allocated; what would be allocated is recorded in the ledger."""
 
     def __init__(self, ledger: Ledger):
         super().__init__()
@@ -172,10 +168,7 @@ def _whole_numbers(indices: list[Tensor | None]) -> list[Tensor | None]:
 def replace_weights(module: nn.Module, mode: FakeTensors, part_of: dict[int, str]) -> None:
     """Replace weights and buffers of a module that was built on meta with fake tensors; tied weights stay tied.
 
-    Args:
-        module: Module that is changed in place.
-        mode: Mode of fake tensors, not active.
-        part_of: Part of the ledger, by id of a weight, if it is not one of trained or frozen weights as usual.
+    `part_of` has the part of the ledger, by id of a weight, if it is not one of trained or frozen weights as usual.
     """
     made: dict[int, Tensor] = {}
     for each in module.modules():

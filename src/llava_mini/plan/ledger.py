@@ -46,11 +46,7 @@ class Block:
 
 
 class Ledger:
-    """Records storages by what they are used for.
-
-    Args:
-        vocab_size: Size of the vocabulary; a tensor whose last dimension is this long is counted as logits.
-    """
+    """Records storages by what they are used for; a tensor whose last dimension is `vocab_size` long is logits."""
 
     def __init__(self, vocab_size: int | None = None):
         self.vocab_size = vocab_size
@@ -72,11 +68,9 @@ class Ledger:
         self.phase = phase
 
     def note(self, tensor: Tensor, part: str | None = None) -> Block:
-        """Return the block of the tensor's storage, which is counted from now on if it was not.
+        """Return the block of a real or meta tensor's storage, counted from now on if it was not.
 
-        Args:
-            tensor: Tensor with the storage: a real one, or one on meta.
-            part: Part that the storage is used for; None: the part that the phase suggests, if the storage is new.
+        `part` None: the part that the phase suggests, if the storage is new.
         """
         storage = tensor.untyped_storage()
         key = storage._cdata

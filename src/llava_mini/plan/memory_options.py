@@ -71,12 +71,7 @@ def memory_changes(config: Config) -> list[Change]:
 
 
 def smaller_batch(config: Config, fits: int) -> Change | None:
-    """Change to the largest part of the batch that fits, accumulated to the same step; None if there is none.
-
-    Args:
-        config: Whole config.
-        fits: Largest batch that fits.
-    """
+    """Change to the largest part of the batch that fits, accumulated to the same step; None if there is none."""
     now, accumulate = config.data.batch_size, config.trainer.accumulate_grad_batches
     size = next((size for size in range(min(fits, now - 1), 0, -1) if now % size == 0), None)
     if size is None:

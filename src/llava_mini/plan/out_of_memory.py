@@ -22,10 +22,8 @@ class RunOutOfMemoryError(RuntimeError):
 def oom_as_run_error(config: Config, step: Callable[[], int], advice: Callable[[], list[Change]]) -> Iterator[None]:
     """Turn an out-of-memory error into one line.
 
-    Args:
-        config: Config of the run.
-        step: Function that returns the number of optimizer steps done.
-        advice: Function that returns config changes that save memory, in order; called only when out of memory.
+    `step` returns the number of optimizer steps done; `advice`, called only when out of memory, config changes that
+    save memory, in order.
 
     Raises:
         RunOutOfMemoryError: torch or Python ran out of memory; it replaces their own error.

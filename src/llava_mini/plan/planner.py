@@ -32,10 +32,7 @@ class Peak:
 class Planner:
     """Runs steps of one model on fake tensors.
 
-    Args:
-        stage: Stage with a model that was built on meta; afterwards it cannot be used for anything else.
-        mode: Settings of a training step.
-        sample: Description of the batch's samples.
+    The stage's model was built on meta; afterwards the stage cannot be used for anything else.
     """
 
     def __init__(self, stage: VLMStage, mode: Mode, sample: Sample) -> None:

@@ -36,11 +36,7 @@ _FAILED = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeErr
 
 
 class Memory:
-    """Planned and measured peak memory of a run on one device.
-
-    Args:
-        config: Config of the run.
-    """
+    """Planned and measured peak memory of a run on one device."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -57,13 +53,9 @@ class Memory:
         *,
         strict: bool = False,
     ) -> None:
-        """Plan the run and log the planned peak. Without `strict`, a failure of the planning does not stop the run.
+        """Plan the run and log the planned peak.
 
-        Args:
-            datamodule: Data of the run, with the training samples.
-            tokenizer: Tokenizer of the run.
-            image_token_id: Token id of the image placeholder.
-            strict: Whether a run that does not fit is refused.
+        With `strict` a run that does not fit is refused; without, not even a failure of the planning stops it.
 
         Raises:
             UserError: with `strict`, the run does not fit or cannot be planned.

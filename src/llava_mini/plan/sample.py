@@ -47,13 +47,7 @@ def largest_planned(model: LlavaMiniForConditionalGeneration, sample: Sample) ->
 
 
 def batch_of(model: LlavaMiniForConditionalGeneration, sample: Sample, size: int) -> VLMBatch:
-    """Return a batch of `size` samples; the last of several is a token shorter, so that there is padding as usual.
-
-    Args:
-        model: Model that determines the shape of the frames.
-        sample: Description of each sample.
-        size: Batch size B.
-    """
+    """Return a batch of `size` samples; the last of several is a token shorter, so that there is padding as usual."""
     placeholders = sample.frames * model.layout.frame(sample.views)
     length = placeholders + sample.text_tokens
     ids = torch.ones(size, length, dtype=torch.long)

@@ -44,9 +44,8 @@ class Training:
     def mark(self, group: str | None = None) -> str:
         """Text such as `still improving: +3.1 points in the last third`; empty if all runs had converged.
 
-        Args:
-            group: Group of question kinds to report on. None: the first group that was still improving, or else was
-                not shown to have converged; it is named if there are several groups.
+        It is about one group of question kinds. None: the first group that was still improving, or else was not shown
+        to have converged; it is named if there are several groups.
         """
         if group is not None:
             return self._mark(group, "")

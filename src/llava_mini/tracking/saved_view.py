@@ -42,13 +42,7 @@ def parent_of(tag: str) -> str | None:
 
 
 def tag_value(view: View, parent_run_id: str, time_ms: int) -> str:
-    """Return the view as JSON.
-
-    Args:
-        view: View to encode.
-        parent_run_id: Id of the parent of the shown runs.
-        time_ms: Time of the view's creation, in milliseconds since 1970.
-    """
+    """Return the view of a parent's runs as JSON; `time_ms`, since 1970, is when it was created."""
     state = {
         "searchFilter": f"tags.`mlflow.parentRunId` = '{parent_run_id}'",
         "orderByKey": f"metrics.`{view.order_by}`",  # when sorted by start time, MLflow would show the parent too

@@ -81,10 +81,7 @@ class Checkpoint:
         return _FLOATS[counted.most_common(1)[0][0]] if counted else torch.float32
 
     def check_floats(self, names: Iterable[str]) -> None:
-        """Refuse weights that are not stored as floating-point numbers; a quantized checkpoint has such weights.
-
-        Args:
-            names: Names of the tensors that must be floating-point.
+        """Refuse weights of these names that are not floating-point numbers; a quantized checkpoint has such weights.
 
         Raises:
             UserError: naming the first tensor that is not floating-point, and its file.
@@ -99,10 +96,7 @@ class Checkpoint:
                     )
 
     def stream(self, wanted: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yield tensors with their names, from one file after another.
-
-        Args:
-            wanted: Names of the tensors to read; None: all.
+        """Yield the `wanted` tensors (None: all) with their names, from one file after another.
 
         Raises:
             UserError: a tensor contains a number that is not finite, when the tensor is reached.
@@ -122,13 +116,10 @@ class Checkpoint:
 def check_shapes(
     where: Path | str, found: Mapping[str, Shape], needed: Mapping[str, Shape], theirs: Callable[[str], str]
 ) -> None:
-    """Compare the tensors of a checkpoint with those of the model that its config describes.
+    """Compare the tensors of a checkpoint with those of the model that its config describes, by our names.
 
-    Args:
-        where: Name of the checkpoint, for the message.
-        found: Shapes by our names; a tensor without a name of ours keeps its own name.
-        needed: Shapes that the model needs, by our names.
-        theirs: Function from our name to the checkpoint's.
+    A tensor without a name of ours keeps its own. `where` names the checkpoint in the message; `theirs` makes the
+    checkpoint's name of ours.
 
     Raises:
         UserError: naming missing, unexpected and misshapen tensors, a few of each with their shapes.

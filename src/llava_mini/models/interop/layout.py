@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layout:
-    """Mapping between a checkpoint's tensor names and ours.
+    """Mapping between a checkpoint's tensor names and ours, by pairs of prefixes: theirs, ours.
 
-    Args:
-        pairs: Pairs (their prefix, our prefix); of two that begin alike, the longer comes first.
+    Of two that begin alike, the longer comes first.
     """
 
     pairs: tuple[tuple[str, str], ...]

@@ -63,11 +63,7 @@ class Source:
 
 
 def source_of(config: dict[str, Any], names: Iterable[str]) -> Source:
-    """Find out which of LLaVA's layouts a checkpoint has.
-
-    Args:
-        config: Content of its config.json.
-        names: Names of its tensors.
+    """Find out by its config.json and the names of its tensors which of LLaVA's layouts a checkpoint has.
 
     Raises:
         UserError: the checkpoint has none of the layouts, or is a variant that has no counterpart here.

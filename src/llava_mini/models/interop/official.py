@@ -51,12 +51,7 @@ def check_config(config: dict[str, Any]) -> None:
 
 
 def our_config(config: dict[str, Any], vision_config: PreTrainedConfig) -> LlavaMiniConfig:
-    """Convert the release's config to ours.
-
-    Args:
-        config: Config of the release, checked by `check_config`.
-        vision_config: Config of its vision tower.
-    """
+    """Convert the release's config, checked by `check_config`, to ours."""
     text_fields = {key: value for key, value in config.items() if not key.startswith("mm_") and key not in _OURS}
     for unfit in ("model_type", "architectures"):
         text_fields.pop(unfit, None)
@@ -74,12 +69,9 @@ def our_config(config: dict[str, Any], vision_config: PreTrainedConfig) -> Llava
 
 
 def official_config(ours: LlavaMiniConfig, views: str, vision_tower: str) -> dict[str, Any]:
-    """Convert our config to the release's.
+    """Convert a config of the release's order, query compression with 8 heads and Llama to the release's config.
 
-    Args:
-        ours: Config that the release can express: its order of operations, query compression with 8 heads, Llama.
-        views: View mode of the processor.
-        vision_tower: Hub id or folder from which the release reads the vision tower's config.
+    `vision_tower` is the Hub id or folder from which the release reads the vision tower's config.
 
     Raises:
         UserError: naming the first value that the release does not have.
