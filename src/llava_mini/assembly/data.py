@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_mini.assembly.template import build_template
+from llava_mini.assembly.tokenizer import build_template
 from llava_mini.assembly.trainer import uses_gpu
 from llava_mini.config import Config
 from llava_mini.config.rules import names_a_place, set_names

@@ -14,8 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from llava_mini.assembly.base import Base, copy_to_prefusion, frozen_dtype, is_kept_small, load_base
-from llava_mini.assembly.template import build_template
-from llava_mini.assembly.tokenizer import image_token
+from llava_mini.assembly.tokenizer import build_template, image_token
 from llava_mini.assembly.weights import holds, load_parts, load_tower, load_weights
 from llava_mini.config import Config, check_component
 from llava_mini.config.types import Model

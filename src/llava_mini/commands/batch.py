@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llava_mini.commands.asking import load_model, parser_for
-from llava_mini.commands.numbers import at_least
+from llava_mini.commands.parser import at_least
 from llava_mini.errors import UserError
 from llava_mini.out_of_memory import oom_as_user_error
 

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_mini.commands.numbers import at_least
-from llava_mini.commands.parser import Parser
+from llava_mini.commands.parser import Parser, at_least
 from llava_mini.data.building.workers import WorkerDiedError
 from llava_mini.data.format.shards import ShardSet, is_complete
 from llava_mini.errors import UserError

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from llava_mini import assembly
-from llava_mini.commands.numbers import at_least
-from llava_mini.commands.parser import Parser
+from llava_mini.commands.parser import Parser, at_least
 from llava_mini.config import Config, check_each_once, resolve
 from llava_mini.errors import UserError
 from llava_mini.inference.session_plan import TEXT, session_plans, table

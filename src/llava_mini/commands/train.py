@@ -43,7 +43,7 @@ def train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
         return run_ranks([*train_command(config_dirs), *overrides], count, run_dir)
     if rank:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 shuts down cleanly, and then all ranks are stopped
-    from llava_mini.plan.out_of_memory import RunOutOfMemoryError
+    from llava_mini.plan.run_memory import RunOutOfMemoryError
     from llava_mini.stages.base import NonFiniteLossError
     from llava_mini.training.lost_rank import LostRankError
     from llava_mini.training.run import train_run

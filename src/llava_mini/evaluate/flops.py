@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from llava_mini.batch import VLMBatch
-from llava_mini.evaluate.mode import evaluation_mode
+from llava_mini.evaluate.accuracy import evaluation_mode
 from llava_mini.models import LlavaMiniForConditionalGeneration
 
 Result = TypeVar("Result")

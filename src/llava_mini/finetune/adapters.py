@@ -7,6 +7,7 @@ PEFT injects them in place: `q_proj` becomes a layer that contains the old one (
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -92,3 +93,29 @@ def load_adapter_state(part: nn.Module, tensors: Mapping[str, torch.Tensor]) -> 
     peft = require("peft", "finetune.lora")
     plain = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
     peft.set_peft_model_state_dict(part, plain, adapter_name=ADAPTER)
+
+
+def merge_adapters(model: LlavaMiniForConditionalGeneration, finetune: Finetune) -> None:
+    """Merge adapters in place, in the precision of the weights; layers, names and classes are then a plain model's.
+
+    Under its adapters the model has plain linear layers (`rounded_linear` for a base in 4 bits), which PEFT would
+    otherwise round to 4 bits again.
+
+    Raises:
+        UserError: PEFT is missing.
+    """
+    for part in adapted_parts(model, finetune):
+        _merge(model.get_submodule(part))
+    model.language_model.is_loaded_in_4bit = model.is_loaded_in_4bit = False
+
+
+def _merge(part: Any) -> None:
+    layer_class = require("peft.tuners.lora", "finetune.lora").LoraLayer
+    for parent in list(part.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, layer_class):
+                merged: Any = child
+                merged.merge(adapter_names=[ADAPTER])
+                plain: nn.Module = merged.get_base_layer()
+                setattr(parent, name, plain)
+    del part.peft_config

@@ -19,8 +19,7 @@ from llava_mini.data.stream.datamodule import VLMDataModule
 from llava_mini.files import write_json
 from llava_mini.finetune import fingerprints, num_parameters
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
-from llava_mini.plan.out_of_memory import oom_as_run_error
-from llava_mini.plan.run_memory import Memory
+from llava_mini.plan.run_memory import Memory, oom_as_run_error
 from llava_mini.run.folder import claim, last_checkpoint
 from llava_mini.run.identity import config_hash
 from llava_mini.run.provenance import code_version, git_commit

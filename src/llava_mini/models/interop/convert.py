@@ -20,7 +20,7 @@ from llava_mini.models.image_processor import build_image_processor
 from llava_mini.models.initialization import initialize
 from llava_mini.models.interop import llava, official
 from llava_mini.models.interop.chat import own_chat_template
-from llava_mini.models.interop.checkpoint import COMPUTED, Checkpoint, check_shapes, some
+from llava_mini.models.interop.checkpoint import COMPUTED, Checkpoint, Layout, check_shapes, some
 from llava_mini.models.interop.folders import (
     OWN_HEAD,
     PROCESSOR_FILE,
@@ -31,7 +31,6 @@ from llava_mini.models.interop.folders import (
     written,
 )
 from llava_mini.models.interop.json_config import config_trusted
-from llava_mini.models.interop.layout import Layout
 from llava_mini.models.interop.parts import Tower, load_vision_tower
 from llava_mini.models.interop.shards import ShardWriter
 from llava_mini.models.llava_mini import LlavaMiniForConditionalGeneration

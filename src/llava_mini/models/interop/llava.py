@@ -13,7 +13,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from llava_mini.errors import UserError
-from llava_mini.models.interop.layout import Layout
+from llava_mini.models.interop.checkpoint import Layout
 from llava_mini.views import ViewMode
 
 _OLD = Layout(  # names that transformers writes

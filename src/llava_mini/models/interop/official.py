@@ -11,7 +11,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 
 from llava_mini.errors import UserError
 from llava_mini.models.configuration import LlavaMiniConfig
-from llava_mini.models.interop.layout import Layout
+from llava_mini.models.interop.checkpoint import Layout
 
 LAYOUT = Layout(
     (
