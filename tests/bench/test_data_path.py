@@ -8,8 +8,9 @@ import pytest
 
 from llava_mini.bench import data_path
 from llava_mini.bench.data_path import OWN, OWN_SMALL, USUAL, WDS, Findings, targets
+from llava_mini.bench.large_set import Opening
 from llava_mini.bench.timing import Spread
-from llava_mini.bench.trials import Build, Cost, Memory, Opening
+from llava_mini.bench.trials import Build, Cost, Memory
 
 
 def test_a_ratio_compares_trials_of_the_same_round(findings: Findings) -> None:

@@ -40,7 +40,7 @@ def frozen_dtype(config: Config) -> torch.dtype | None:
 
 @dataclass(frozen=True)
 class Base:
-    """Location of the language model's tensors in checkpoints."""
+    """Location of the language model's tensors: the checkpoint of each, and its name there."""
 
     places: dict[str, tuple[Checkpoint, str]]  # by the language model's own name; of two the later
     prefix: str  # of the names in the checkpoints

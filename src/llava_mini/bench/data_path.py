@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_mini.bench.large_set import Opening, make_large_set, open_large_set
 from llava_mini.bench.loaders import (
     SHUFFLE_BUFFER,
     Loader,
@@ -28,19 +29,7 @@ from llava_mini.bench.made_data import MadeData, make_data
 from llava_mini.bench.processes import fresh
 from llava_mini.bench.report import Report, markdown
 from llava_mini.bench.timing import Spread
-from llava_mini.bench.trials import (
-    Build,
-    Cost,
-    Memory,
-    Opening,
-    build,
-    bytes_of_records,
-    cost,
-    make_large_set,
-    memory,
-    open_large_set,
-    verification,
-)
+from llava_mini.bench.trials import Build, Cost, Memory, build, bytes_of_records, cost, memory, verification
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

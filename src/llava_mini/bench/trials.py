@@ -1,4 +1,4 @@
-"""Measurements of one process: CPU and wall time of batches, memory of a loader, a build, opening of a large set.
+"""Measurements of one process: CPU and wall time of batches, memory of a loader, a build.
 
 Each is called in a new process (`fresh`), so that nothing is warmed up or allocated from the previous trial.
 """
@@ -13,30 +13,20 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from llava_mini.bench.loaders import BATCH_SIZE, Loader
 from llava_mini.bench.made_data import MadeData
-from llava_mini.bench.processes import CONTEXT, Measuring, private_memory
+from llava_mini.bench.processes import private_memory
 from llava_mini.bench.timing import elapsed
-from llava_mini.data.format.index import FORMAT_VERSION, INDEX_DTYPE, INDEX_FILE, Modality
-from llava_mini.data.format.shards import ShardSet
-from llava_mini.data.stream.order import ShuffledOrder
-from llava_mini.files import write_json
 from llava_mini.media.images import verify_image
 from llava_mini.units import MIB
 
 _CPU = torch.device("cpu")
 _WARM_UP = 4  # batches
-# of the large set
-_SAMPLES_PER_SHARD = 1000
-_SAMPLE_BYTES = 2**17
-_LOOKED_UP = 20_000  # samples
 
 
 @dataclass(frozen=True)
@@ -120,59 +110,3 @@ def verification(data: MadeData) -> float:
 def _consume(batches: Any, count: int) -> None:
     for _batch in islice(batches, count):
         pass
-
-
-@dataclass(frozen=True)
-class Opening:
-    """Cost of opening a large shard set in one worker."""
-
-    seconds: float  # from the start to the key of the first sample
-    private: float  # MiB that the worker shares with no other, after all workers have looked up 20,000 samples
-
-
-def make_large_set(folder: Path, samples: int) -> None:
-    """Create a shard set of `samples` samples that can be opened but not read: its tar files are sparse and empty."""
-    folder.mkdir()
-    index = np.zeros(samples, INDEX_DTYPE)
-    shard, place = np.divmod(np.arange(samples), _SAMPLES_PER_SHARD)
-    index["shard"], index["offset"], index["size"] = shard, place * _SAMPLE_BYTES, _SAMPLE_BYTES
-    index["record_bytes"], index["modality"], index["frames"] = 1024, Modality.IMAGE, 1
-    index["key"] = np.char.mod("%09d", np.arange(samples))
-    np.save(folder / INDEX_FILE, index)
-    shards = []
-    for number, count in enumerate(np.bincount(shard).tolist()):
-        name, size = f"shard-{number:06d}.tar", count * _SAMPLE_BYTES
-        with open(folder / name, "wb") as file:
-            file.truncate(size)
-        shards.append({"name": name, "bytes": size, "sha256": f"{number:064x}", "samples": count, "rejected": 0})
-    facts = {"bytes": (folder / INDEX_FILE).stat().st_size, "sha256": "0" * 64}
-    listing = {"version": FORMAT_VERSION, "shards": shards, "sources": [""], "index": facts, "plan": None}
-    write_json(folder / "shards.json", listing)
-
-
-def open_large_set(folder: Path, workers: int) -> list[Opening]:
-    """Return the measurements of `workers` processes that open and look up the same shard set at the same time."""
-    barrier = CONTEXT.Barrier(workers, timeout=300)  # so that no worker waits forever for one that died
-    openings = []
-    for process in [Measuring(_open_set, folder, barrier) for _ in range(workers)]:
-        found, error = process.results()
-        if error is not None:
-            raise error
-        openings += found
-    return openings
-
-
-def _open_set(folder: Path, barrier: Barrier) -> Opening:
-    before = private_memory()
-    start = time.perf_counter()
-    shards = ShardSet(folder)
-    order = ShuffledOrder([shards], seed=0)
-    shards.key(order(0)[1])
-    seconds = time.perf_counter() - start
-    for position in range(_LOOKED_UP):
-        number = order(position)[1]
-        shards.key(number), shards.frames(number)
-    barrier.wait()
-    after = private_memory()
-    barrier.wait()
-    return Opening(seconds, after - before)

@@ -25,6 +25,11 @@ from torch.utils._pytree import tree_leaves
 
 from llava_mini.plan.ledger import CASTS, FROZEN, TRAINED, Ledger, is_cast
 
+# Number of values in the largest real tensor that a model reads: the entries of all samples of a planned batch.
+LARGEST_REAL = 2**22
+
+_aten = torch.ops.aten
+_INDEXED = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
 _Made = list[tuple[tuple[int, ...], tuple[int, ...], torch.dtype]]
 
 
@@ -88,12 +93,7 @@ def _made(out: Any, given: list[Tensor]) -> _Made | None:
     return [(tuple(each.size()), tuple(each.stride()), each.dtype) for each in tensors]
 
 
-# Number of values in the largest real tensor that a model reads: the entries of all samples of a planned batch.
-LARGEST_REAL = 2**22
-
-_aten = torch.ops.aten
 _OUTCOMES = Outcomes()  # shared by all plans of this process, which run the same layers
-_INDEXED = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
 
 
 class FakeTensor(Tensor):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.data.format.json_files import put
 
-from llava_mini.bench.trials import make_large_set
+from llava_mini.bench.large_set import make_large_set
 from llava_mini.data.format.index import INDEX_DTYPE, Modality, facts_of, picture_names
 from llava_mini.data.format.shards import ShardSet, finish_set, write_shard
 from llava_mini.errors import SampleError, UserError

@@ -25,31 +25,6 @@ from llava_mini.errors import UserError
 from llava_mini.files import read_json
 from llava_mini.models.tensor_files import open_tensors
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Mapping between a checkpoint's tensor names and ours, by pairs of prefixes: theirs, ours.
-
-    Of two that begin alike, the longer comes first.
-    """
-
-    pairs: tuple[tuple[str, str], ...]
-
-    def ours(self, name: str) -> str:
-        """Convert their name to ours; a name without one of ours gets a mark that no name of ours has."""
-        for theirs, ours in self.pairs:
-            if name.startswith(theirs):
-                return ours + name[len(theirs) :]
-        return f"?{name}"
-
-    def theirs(self, name: str) -> str:
-        """Convert our name to theirs."""
-        for theirs, ours in self.pairs:
-            if name.startswith(ours):
-                return theirs + name[len(ours) :]
-        return name.removeprefix("?")
-
-
 Shape = list[int]
 
 # Ends of names of tensors that models compute; checkpoints of old versions contain them.
@@ -267,3 +242,27 @@ def _mistaken(path: Path) -> str | None:
     if text and all(each.isprintable() or each.isspace() for each in text) and "\ufffd" not in text:
         return f"is a text and no weights ({' '.join(text.split())[:60]!r}): fetch the file itself"
     return None if start else "is empty"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Mapping between a checkpoint's tensor names and ours, by pairs of prefixes: theirs, ours.
+
+    Of two that begin alike, the longer comes first.
+    """
+
+    pairs: tuple[tuple[str, str], ...]
+
+    def ours(self, name: str) -> str:
+        """Convert their name to ours; a name without one of ours gets a mark that no name of ours has."""
+        for theirs, ours in self.pairs:
+            if name.startswith(theirs):
+                return ours + name[len(theirs) :]
+        return f"?{name}"
+
+    def theirs(self, name: str) -> str:
+        """Convert our name to theirs."""
+        for theirs, ours in self.pairs:
+            if name.startswith(ours):
+                return theirs + name[len(ours) :]
+        return name.removeprefix("?")
