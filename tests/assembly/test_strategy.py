@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from llava_mini import assembly
-from llava_mini.assembly.strategy import build_strategy
+from llava_mini.assembly.trainer import build_strategy
 from llava_mini.config import Config
 from llava_mini.data.stream.datamodule import VLMDataModule
 from llava_mini.stages.callbacks import Clock

@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from llava_mini.evaluate.mode import evaluation_mode
+from llava_mini.evaluate.accuracy import evaluation_mode
 
 
 def test_every_module_gets_its_own_mode_back():

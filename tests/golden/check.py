@@ -18,15 +18,15 @@ CASES = sorted(path.stem for path in FOLDER.glob("*.json"))
 ATOL = 2e-4  # of logits and loss; eager and fused attention in the release itself differ by up to 1.1e-5
 RTOL_GRADIENT = 1e-3  # of a part's gradient norm
 NEW_TOKENS = 8
+IMAGE_ID = -200  # the release marks an image with it, and splices tokens in at run time
+PAD_ID = 0  # the release hides this id from pre-fusion everywhere, a real token or not
 
 
 def check_case(name: str) -> list[str]:
     """What differs from the recording of a case, a line each; an empty list when everything agrees."""
-    from llava_mini.models import interop  # here, so that `main` can first say which clone it is read from
-
     spec = json.loads((FOLDER / f"{name}.json").read_text())
     inputs, expected = (load_file(FOLDER / f"{name}.{kind}.safetensors") for kind in ("inputs", "outputs"))
-    model = interop.from_official({**spec["llm"], **spec["mini"]}, load_weights(spec["weights"]), spec["clip"])
+    model = from_official({**spec["llm"], **spec["mini"]}, load_weights(spec["weights"]), spec["clip"])
     model = model.float().eval()
     wrong = check_logits(model, inputs, expected) + check_generation(model, inputs, expected)
     if "grad_norm_by_group" in spec and has_image(inputs).all():
@@ -97,10 +97,74 @@ def batch_of(
     model: Any, inputs: dict[str, Tensor], labels: Tensor | None, images: Tensor | list[Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Keyword arguments for our model from the release's own inputs; `images`: instead of the recorded ones."""
-    from llava_mini.models import interop
-
     images = images_of(inputs) if images is None else images
-    return interop.official_batch(model, inputs["input_ids"], inputs["attention_mask"], images, labels)
+    return official_batch(model, inputs["input_ids"], inputs["attention_mask"], images, labels)
+
+
+def from_official(config: dict[str, Any], state_dict: dict[str, Tensor], vision_config: dict[str, Any]) -> Any:
+    """Our model with the release's weights.
+
+    Args:
+        config: Content of the release's config.json: Llama's fields, mm_*, compressor_size, prefusion_layer_num.
+        state_dict: Tensors under the release's names, vision tower included.
+        vision_config: Vision config of CLIP.
+    """
+    from transformers import CLIPVisionConfig
+
+    # here, so that `main` can first say which clone they are read from
+    from llava_mini.models import LlavaMiniForConditionalGeneration
+    from llava_mini.models.interop import official
+
+    model = LlavaMiniForConditionalGeneration(official.our_config(config, CLIPVisionConfig(**vision_config)))
+    model.load_state_dict({official.LAYOUT.ours(name): tensor for name, tensor in state_dict.items()})
+    return model
+
+
+def official_batch(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    images: Tensor | list[Tensor],
+    labels: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The release's inputs as keyword arguments of our model: it has one placeholder for every compressed token.
+
+    Args:
+        model: Model that defines how many placeholders a frame takes.
+        input_ids: Token ids, [B, T], with -200 at the place of the image.
+        attention_mask: Mask of the tokens, [B, T].
+        images: Pixels [B, V, 3, H, W] (images), [B, F, V, 3, H, W] (videos), or a list of [V, 3, H, W] and
+            [F, V, 3, H, W]. The image of a row without -200 is dropped (the release needs a dummy there).
+        labels: Token ids to predict, [B, T].
+
+    Returns:
+        input_ids, attention_mask, instruction_mask, pixel_values [F, V, 3, H, W], num_frames, and labels; right-padded.
+    """
+    frames = [image if image.dim() == 5 else image[None] for image in images]
+    rows, kept = [], []
+    for i in range(len(input_ids)):
+        real = attention_mask[i].bool()
+        ids = input_ids[i][real]
+        num_images = int((ids == IMAGE_ID).sum())
+        if num_images > 1:
+            raise ValueError(f"input_ids: row {i} has {num_images} images, the release's inputs contain at most 1")
+        kept.append(frames[i][: num_images * len(frames[i])])
+        repeat = len(kept[-1]) * model.layout.frame(frames[i].shape[1])
+        times = torch.where(ids == IMAGE_ID, repeat, 1)
+        row = {"input_ids": ids.masked_fill(ids == IMAGE_ID, model.config.image_token_id)}
+        row["attention_mask"] = torch.ones_like(ids)
+        row["instruction_mask"] = ids != PAD_ID
+        if labels is not None:
+            row["labels"] = labels[i][real].masked_fill(ids == IMAGE_ID, -100)
+            row["instruction_mask"] &= row["labels"] == -100
+        rows.append({name: tensor.repeat_interleave(times) for name, tensor in row.items()})
+    fill = {"input_ids": 0, "attention_mask": 0, "instruction_mask": False, "labels": -100}
+    batch = {
+        name: torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True, padding_value=fill[name])
+        for name in rows[0]
+    }
+    num_frames = torch.tensor([len(frame) for frame in kept])
+    return {**batch, "pixel_values": torch.cat(kept), "num_frames": num_frames}
 
 
 def images_of(inputs: dict[str, Tensor]) -> Tensor | list[Tensor]:
@@ -112,7 +176,7 @@ def images_of(inputs: dict[str, Tensor]) -> Tensor | list[Tensor]:
 
 def has_image(inputs: dict[str, Tensor]) -> Tensor:
     """[B] bool. A row of text alone reads an image of zeros in the release, which is not compared."""
-    return (inputs["input_ids"] == -200).any(dim=1)
+    return (inputs["input_ids"] == IMAGE_ID).any(dim=1)
 
 
 def differences(what: str, got: Tensor, want: Tensor) -> list[str]:

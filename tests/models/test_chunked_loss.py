@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llava_mini.models.chunked_loss import linear_cross_entropy
+from llava_mini.models.loss import linear_cross_entropy
 
 TOKENS, WIDTH, VOCAB = 23, 16, 41
 

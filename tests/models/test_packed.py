@@ -2,8 +2,8 @@
 
 import torch
 
+from llava_mini.models.fused_frames import Packed
 from llava_mini.models.inference_optimizations import InferenceOptimizations
-from llava_mini.models.packed import Packed
 
 
 def test_the_example_of_the_docstring() -> None:

@@ -14,8 +14,7 @@ from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.plan import run_memory
 from llava_mini.plan.advice import Advice
 from llava_mini.plan.memory_options import finetunings, memory_changes
-from llava_mini.plan.out_of_memory import RunOutOfMemoryError, message, oom_as_run_error
-from llava_mini.plan.run_memory import Memory
+from llava_mini.plan.run_memory import Memory, RunOutOfMemoryError, message, oom_as_run_error
 from llava_mini.stages.base import VLMStage
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 31.4 GiB")

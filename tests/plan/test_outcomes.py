@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from llava_mini.plan.outcomes import Outcomes
+from llava_mini.plan.fake_tensors import Outcomes
 
 aten = torch.ops.aten
 META = torch.empty(4, 6, device="meta")

@@ -7,8 +7,7 @@ config repeats them.
 from llava_mini.assembly.base import frozen_dtype
 from llava_mini.assembly.data import build_datamodule, store_features, tower_fingerprint
 from llava_mini.assembly.model import build_model, build_processor, build_vision_model, check_model
-from llava_mini.assembly.template import build_template
-from llava_mini.assembly.tokenizer import build_tokenizer
+from llava_mini.assembly.tokenizer import build_template, build_tokenizer
 from llava_mini.assembly.trainer import (
     build_base,
     build_stage,

@@ -40,15 +40,10 @@ def frozen_dtype(config: Config) -> torch.dtype | None:
 
 @dataclass(frozen=True)
 class Base:
-    """Location of the language model's tensors in checkpoints.
+    """Location of the language model's tensors: the checkpoint of each, and its name there."""
 
-    Args:
-        places: Checkpoint and name there for each of the language model's own names; of a tensor in two, the later one.
-        prefix: Prefix of the names in the checkpoints.
-    """
-
-    places: dict[str, tuple[Checkpoint, str]]
-    prefix: str
+    places: dict[str, tuple[Checkpoint, str]]  # by the language model's own name; of two the later
+    prefix: str  # of the names in the checkpoints
 
     @classmethod
     def of(cls, folders: list[Path], prefix: str = _PREFIX) -> Base:
@@ -92,12 +87,7 @@ def load_base(
 ) -> None:
     """Load a frozen language model into a model that has it on the meta device.
 
-    Args:
-        model: Model, changed in place.
-        base: Location of the language model's tensors.
-        device: Device of the loaded weights.
-        dtype: Type of the loaded weights.
-        packed: Whether linear layers of the decoder will be packed, and so stay in their files until then.
+    If it will be `packed`, linear layers of the decoder stay in their files until then.
     """
     language_model = model.language_model
     decoder = language_model.get_decoder()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_mini.assembly.template import build_template
+from llava_mini.assembly.tokenizer import build_template
 from llava_mini.assembly.trainer import uses_gpu
 from llava_mini.config import Config
 from llava_mini.config.rules import names_a_place, set_names
@@ -150,14 +150,7 @@ def store_features(
 ) -> FeatureStore:
     """Return the features of a shard set, in their own folder in `root`; computed as `dtype` if they do not exist.
 
-    Args:
-        config: Config whose `data.views` and vision tower are used.
-        model: Model whose vision tower encodes.
-        processor: Processor whose pixels the vision tower reads.
-        shards: Shard set with the samples.
-        root: Folder with the features of any number of sets and vision towers.
-        dtype: Type in which the features are stored.
-        **options: Options of `FeatureStore.build`.
+    `root` may have features of any number of sets and vision towers. The options are those of `FeatureStore.build`.
     """
     shape = (NUM_VIEWS[config.data.views], model.side**2, model.config.vision_config.hidden_size)
     recipe = FeatureRecipe(tower_fingerprint(config, model), shape, dtype)

@@ -14,8 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from llava_mini.assembly.base import Base, copy_to_prefusion, frozen_dtype, is_kept_small, load_base
-from llava_mini.assembly.template import build_template
-from llava_mini.assembly.tokenizer import image_token
+from llava_mini.assembly.tokenizer import build_template, image_token
 from llava_mini.assembly.weights import holds, load_parts, load_tower, load_weights
 from llava_mini.config import Config, check_component
 from llava_mini.config.types import Model
@@ -41,12 +40,9 @@ def build_model(
 ) -> LlavaMiniForConditionalGeneration:
     """Build the model with its weights loaded and pre-fusion initialized.
 
-    Args:
-        config: The resolved config.
-        tokenizer: Tokenizer from `build_tokenizer`.
-        device: Device on which the model is built; "meta" gives shapes alone, and no weights are looked for.
-        dtype: Type of the weights; a language model that the run freezes has the type in which it is kept, and linear
-            layers that will be packed into 4 bits wait in their files (`LazyLinear`) for `fine_tune`.
+    On the device "meta" it has shapes alone, and no weights are looked for. A language model that the run freezes has
+    the type in which it is kept, and linear layers that will be packed into 4 bits wait in their files (`LazyLinear`)
+    for `fine_tune`.
 
     Raises:
         UserError: weights are missing or do not fit, or the fusion is impossible.
@@ -196,9 +192,7 @@ def _part_configs(
 def check_model(config: Config, *, complete: bool = True) -> None:
     """Find the mistakes in a config that need no weights and no data, before anything is made for it.
 
-    Args:
-        config: The resolved config.
-        complete: Whether the stage has to be one that a run can train: the toy world's stage 0 needs more arguments.
+    A stage that is not `complete` need not be one that a run can train: the toy world's stage 0 needs more arguments.
 
     Raises:
         UserError: the stage, launcher, compressor or fusion is impossible.

@@ -1,4 +1,4 @@
-"""Build a tokenizer: from a folder or the Hub, with the placeholder of an image, or a stand-in for random weights."""
+"""Build a tokenizer (from a folder or the Hub, with the placeholder of an image, or a stand-in), and the template."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from llava_mini.config.types import Config, Model
+from llava_mini.config import Component, Config, instantiate
+from llava_mini.config.types import Model
+from llava_mini.data.text.templates import ConversationTemplate, template_named
 from llava_mini.data.toyworld import tokenizer as toyworld
 from llava_mini.errors import UserError
 from llava_mini.models.interop.parts import is_place, text_config_of
@@ -67,3 +69,17 @@ def _load(place: str, *, local_files_only: bool) -> PreTrainedTokenizerBase:
         return load_tokenizer(place, local_files_only=local_files_only)
     except UserError as error:
         raise UserError(f"model.tokenizer: {error}") from error
+
+
+def build_template(config: Config) -> ConversationTemplate:
+    """Return the template that conversations are written out with: one of this package by its name, or a user's own.
+
+    Raises:
+        UserError: a name or field is unknown.
+    """
+    spec = config.data.template
+    if isinstance(spec, str):
+        return template_named(spec)
+    path = f"{ConversationTemplate.__module__}.{ConversationTemplate.__qualname__}"
+    template: ConversationTemplate = instantiate(Component(path, spec), "data.template")
+    return template

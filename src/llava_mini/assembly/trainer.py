@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from transformers import PreTrainedTokenizerBase
 
 from llava_mini import finetune
 from llava_mini.assembly.base import frozen_dtype
 from llava_mini.assembly.model import build_model, check_model
-from llava_mini.assembly.strategy import build_strategy
 from llava_mini.assembly.tokenizer import build_tokenizer
 from llava_mini.config import Config, instantiate
 from llava_mini.config.types import Trainer as TrainerConfig
@@ -72,12 +73,10 @@ def check_training(config: Config) -> None:
 
 
 def fine_tune(config: Config, model: LlavaMiniForConditionalGeneration, **options: Any) -> None:
-    """Quantize, adapt and freeze a model as the config says; its weights are those that the run starts from.
+    """Quantize, adapt and freeze a model in place; its weights are those that the run starts from.
 
-    Args:
-        config: Config, of which `seed`, `finetune`, `trainer.precision` and `memory.frozen_dtype` are read.
-        model: Model, changed in place.
-        **options: Options of `llava_mini.finetune.apply`.
+    Of the config `seed`, `finetune`, `trainer.precision` and `memory.frozen_dtype` are read. The options are those of
+    `llava_mini.finetune.apply`.
 
     Raises:
         UserError: a package that this needs is missing.
@@ -96,11 +95,8 @@ def build_stage(
 ) -> VLMStage:
     """Build the LightningModule of the stage, with a model that saves memory as the config says.
 
-    Args:
-        config: The whole config.
-        model: Model with the weights that the run starts from.
-        tokenizer: The model's tokenizer, by which validation separates words; None if nothing is validated.
-        **options: Options of `llava_mini.finetune.apply`.
+    The model has the weights that the run starts from. Validation separates words by the tokenizer. The options are
+    those of `llava_mini.finetune.apply`.
     """
     memory = config.memory
     apply_memory_options(
@@ -172,21 +168,13 @@ def validation_interval(spec: TrainerConfig) -> int:
     """Return the optimizer steps between validations; by default a third of the run, which `convergence` uses.
 
     A third is rounded to the nearest: rounded up, the second validation of 100 steps would come after two thirds.
-
-    Args:
-        spec: Section `trainer` of the config.
     """
     every = spec.val_every or max(round(spec.max_steps / 3), 1)
     return min(every, spec.max_steps)
 
 
 def make_trainer(config: Config, **options: Any) -> Trainer:
-    """Build Lightning's Trainer with what all training here has in common.
-
-    Args:
-        config: Config, of which `trainer` is read.
-        **options: Options that only this training has.
-    """
+    """Build Lightning's Trainer with what all training here has in common, and with options of one training."""
     # Lightning sets its loggers to INFO when it is imported; its messages there do not help a user of this program.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -245,3 +233,23 @@ def _environment(config: Config) -> list[ClusterEnvironment]:
     if (begun := int(os.environ.get("WORLD_SIZE", ranks))) != ranks:
         raise UserError(f"trainer.devices x trainer.num_nodes are {ranks} processes, but {begun} were begun")
     return [LightningEnvironment()] if ranks > 1 and "TORCHELASTIC_RUN_ID" not in os.environ else []
+
+
+def build_strategy(trainer: TrainerConfig, ranks: int) -> Strategy | str:
+    """Return Lightning's strategy for a run of so many ranks.
+
+    Each rank has the whole model (DDP), or a shard of every weight (FSDP2, by Lightning's ModelParallelStrategy). That
+    shards each parameter by itself, so frozen weights in half precision may be next to trained ones in full precision,
+    and gradients are clipped by their norm as usual; Lightning's FSDPStrategy refuses both.
+
+    With FSDP a checkpoint is one file as without: the ranks' shards are gathered in rank 0's host memory, and what does
+    not train is left out. So a run may resume with another number of ranks, and everything reads its checkpoints like
+    any others.
+    """
+    timeout = timedelta(seconds=trainer.rank_timeout)
+    if trainer.strategy == "fsdp":
+        return ModelParallelStrategy(
+            data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timeout
+        )
+    # A rank whose batch contains no image leaves the projector and all that is read through it unused.
+    return DDPStrategy(find_unused_parameters=True, timeout=timeout) if ranks > 1 else "auto"

@@ -22,13 +22,7 @@ log = logging.getLogger("llava_mini")
 
 
 def load_parts(model: LlavaMiniForConditionalGeneration, hub: Hub, device: torch.device, dtype: torch.dtype) -> None:
-    """Load vision tower and language model of `spec.hub` into a model on meta, and initialize its other parts.
-
-    Args:
-        model: Model on the meta device, in the shape that the parts' configs say; changed in place.
-        hub: Places of the parts.
-        device: Device of the loaded weights.
-        dtype: Type of the loaded weights.
+    """Load vision tower and language model of `hub` into a model of their shape on meta; initialize its other parts.
 
     Raises:
         UserError: a part cannot be found or loaded.
@@ -56,18 +50,10 @@ def load_tower(model: LlavaMiniForConditionalGeneration, hub: Hub, device: torch
 def load_weights(
     model: LlavaMiniForConditionalGeneration, folders: Sequence[Path], without: Container[str] = ()
 ) -> set[str]:
-    """Load the parts of a model that the checkpoints of folders contain; file by file, if there are several.
+    """Load the parts that the checkpoints of folders contain, file by file, and return them; others are unchanged.
 
-    The checkpoints contain a part completely or not at all. So no part trains with a random tensor that its checkpoint
-    has lost.
-
-    Args:
-        model: Model, changed in place.
-        folders: Folders with safetensors files; of a tensor in two of them, the later one is used.
-        without: Parts that are not loaded.
-
-    Returns:
-        The parts that were loaded; the others are unchanged.
+    Of a tensor in two folders the later one is used. A checkpoint has a part completely or not at all. So no part
+    trains with a random tensor that its checkpoint has lost.
 
     Raises:
         UserError: a file is missing, empty or unreadable, tensors of a part are missing, or a tensor is not in the

@@ -49,28 +49,16 @@ _COMPARED = 100  # images whose pixels are compared
 
 @dataclass(frozen=True)
 class Findings:
-    """Results of all measurements.
+    """Results of all measurements."""
 
-    Attributes:
-        samples: Number of generated samples.
-        costs: Time per sample of every loader, one value per round.
-        memories: Memory of every loader.
-        record_bytes: Bytes of a record in the usual loader's list.
-        openings: Cost of opening the large set, for each worker of each round.
-        builds: Cost of `data build`, one value per round.
-        verify_ms: CPU milliseconds to verify an image, one value per round.
-        differences: Largest and mean difference of our pixels from the usual loader's in 1/255, for each of our
-            loaders.
-    """
-
-    samples: int
-    costs: Mapping[str, Sequence[Cost]]
-    memories: Mapping[str, Memory]
-    record_bytes: float
-    openings: Sequence[Opening]
-    builds: Sequence[Build]
-    verify_ms: Sequence[float]
-    differences: Mapping[str, tuple[float, float]]
+    samples: int  # that were made
+    costs: Mapping[str, Sequence[Cost]]  # of every loader, one a round
+    memories: Mapping[str, Memory]  # of every loader
+    record_bytes: float  # of a record in the usual loader's list
+    openings: Sequence[Opening]  # of the large set, one for each worker of each round
+    builds: Sequence[Build]  # one a round
+    verify_ms: Sequence[float]  # CPU milliseconds for an image, one a round
+    differences: Mapping[str, tuple[float, float]]  # ours from the usual loader's, largest and mean, in 1/255
 
     def ratio(self, other: str, ours: str) -> Spread:
         """Return the CPU time of another loader divided by that of ours, over the rounds."""

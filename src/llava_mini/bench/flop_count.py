@@ -30,21 +30,13 @@ PARTS = ("vision_tower", "compressor", "projector", "prefusion", "language_model
 
 @dataclass(frozen=True)
 class Work:
-    """Workload of one prompt.
+    """Workload of one prompt."""
 
-    Attributes:
-        views: Number of views per frame.
-        frames: Number of frames in the prompt.
-        text_tokens: Number of text tokens in the prompt; all are after the frames.
-        cached: Whether this is a later question about frames whose reusable results are all cached.
-        last_logits: Whether logits are computed only for the last position.
-    """
-
-    views: int = SINGLE_VIEW
+    views: int = SINGLE_VIEW  # of a frame
     frames: int = 1
-    text_tokens: int = 40
-    cached: bool = False
-    last_logits: bool = True
+    text_tokens: int = 40  # all after the frames
+    cached: bool = False  # a later question about frames whose reusable results are all cached
+    last_logits: bool = True  # logits of the last position alone
 
 
 @dataclass(frozen=True)
@@ -75,13 +67,10 @@ class Count:
 
 
 def count(model: LlavaMiniForConditionalGeneration, work: Work, optimizations: InferenceOptimizations) -> Count:
-    """Count the FLOPs up to the first token.
+    """Count the FLOPs up to the first token of a model on the meta device.
 
-    Args:
-        model: Model on the meta device. Without compression and pre-fusion it is LLaVA-v1.5, whose language model reads
-            all patches of all views.
-        work: Workload of the prompt.
-        optimizations: Computation that is skipped; the number of frames per call makes no difference.
+    Without compression and pre-fusion it is LLaVA-v1.5, whose language model reads all patches of all views. The number
+    of frames that `optimizations` puts into a call makes no difference.
 
     Raises:
         ValueError: it is a later question, but pre-fusion is not split, so none of its results can be cached.
@@ -99,13 +88,7 @@ def is_plain(model: LlavaMiniForConditionalGeneration) -> bool:
 
 
 class _Run:
-    """One prefill, part by part.
-
-    Args:
-        model: Model on the meta device.
-        work: Workload of the prompt. Work on cached frames was done for an earlier question and is not counted.
-        optimizations: Computation that is skipped.
-    """
+    """One prefill on meta, part by part; work on cached frames was done for an earlier question and is not counted."""
 
     def __init__(
         self, model: LlavaMiniForConditionalGeneration, work: Work, optimizations: InferenceOptimizations

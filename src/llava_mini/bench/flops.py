@@ -87,16 +87,7 @@ def row(
     order: str = "release",
     cached: bool = False,
 ) -> Row:
-    """Return the row of one model and workload.
-
-    Args:
-        name: Name of the model in `MODELS` or `ABLATIONS`.
-        text_tokens: Number of text tokens in the prompt.
-        resolution: Name of the resolution in `RESOLUTIONS`.
-        frames: Number of frames in the prompt.
-        order: Name of the order of work in `ORDERS`.
-        cached: Whether this is a later question about cached frames.
-    """
+    """Return the row of a model of `MODELS` or `ABLATIONS`; `cached`: of a later question about cached frames."""
     model = _model(name)
     views = RESOLUTIONS[resolution]
     # Like the paper's totals, the release computes logits for the whole prompt.

@@ -44,28 +44,16 @@ _CHUNK = 512  # tokens that the language model reads in one forward pass
 
 @dataclass(frozen=True)
 class Size:
-    """Shapes and counts of the measurements.
+    """Shapes and counts of the measurements."""
 
-    Attributes:
-        preset: Name of a preset of conf/model.
-        dtype: Type of weights and states.
-        batch: Number of images per batch.
-        frames: Number of frames per video.
-        text_tokens: Number of text tokens per prompt.
-        further: Number of further tokens that are decoded.
-        long_frames: Number of frames of the long video.
-        matmul: Number of rows of the square matrices whose product gives the matmul peak.
-        rounds: Number of rounds per measurement.
-    """
-
-    preset: str
-    dtype: torch.dtype
-    batch: int
-    frames: int
-    text_tokens: int
-    further: int
-    long_frames: int
-    matmul: int
+    preset: str  # of conf/model
+    dtype: torch.dtype  # of weights and states
+    batch: int  # images
+    frames: int  # of a video
+    text_tokens: int  # of a prompt
+    further: int  # tokens that are decoded
+    long_frames: int  # of the long video
+    matmul: int  # rows of the square matrices whose product gives the matmul peak
     rounds: int
 
     def models(self, device: torch.device) -> Models:
@@ -78,11 +66,9 @@ TINY = Size("tiny", torch.float32, 2, 3, 5, 3, 40, 64, 2)
 
 
 def study(seconds: float, tiny: bool) -> Iterator[Report]:
-    """Run all parts, with a report after each.
+    """Run all parts, with a report after each; `tiny` shapes run on the CPU.
 
-    Args:
-        seconds: Time limit; after it, the running part is ended. Each part gets its share of the remaining time.
-        tiny: Whether tiny shapes run on the CPU.
+    After `seconds` the running part is ended. Each part gets its share of the remaining time.
     """
     end, rows = time.monotonic() + seconds, list[Row]()
     shares = [share for _, share in PARTS.values()]

@@ -22,15 +22,10 @@ _LOOKED_UP = 20_000  # samples
 
 @dataclass(frozen=True)
 class Opening:
-    """Cost of opening a large shard set in one worker.
+    """Cost of opening a large shard set in one worker."""
 
-    Attributes:
-        seconds: Seconds from the start to the key of the first sample.
-        private: MiB that the worker shares with no other, after all workers have looked up 20,000 samples.
-    """
-
-    seconds: float
-    private: float
+    seconds: float  # from the start to the key of the first sample
+    private: float  # MiB that the worker shares with no other, after all workers have looked up 20,000 samples
 
 
 def make_large_set(folder: Path, samples: int) -> None:

@@ -45,20 +45,12 @@ _MATMUL = 2048
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes of what is measured.
+    """Sizes of what is measured."""
 
-    Attributes:
-        frames: Number of frames in a video.
-        text_tokens: Number of text tokens in a prompt.
-        shared_tokens: Number of these text tokens that are a system text before the image (35 for vicuna_v1 with
-            Llama's tokenizer).
-        batches: Batch sizes for images, in addition to 1.
-    """
-
-    frames: int = 16
-    text_tokens: int = 40
-    shared_tokens: int = 35
-    batches: tuple[int, ...] = (4,)
+    frames: int = 16  # of a video
+    text_tokens: int = 40  # of a prompt
+    shared_tokens: int = 35  # of these, a system text before the image (vicuna_v1 has 35 with Llama's tokenizer)
+    batches: tuple[int, ...] = (4,)  # of images, in addition to 1
 
 
 @dataclass(frozen=True)
@@ -87,18 +79,11 @@ REQUIREMENTS = (
 
 @dataclass(frozen=True)
 class Findings:
-    """Results of all measurements.
-
-    Attributes:
-        rounds: Number of rounds.
-        setting: Sizes of what was measured.
-        peak: Timing of large matrix products, by the faster of two libraries.
-        timings: Timings of all trials.
-    """
+    """Results of all measurements."""
 
     rounds: int
     setting: Setting
-    peak: Timing
+    peak: Timing  # large matrix products, by the faster of two libraries
     timings: list[Timing]
 
     def find(self, way: str, task: str, batch: int = 1) -> Timing:

@@ -92,16 +92,7 @@ def usual_with_our_labels(images: Path, data: MadeData) -> Iterator[dict[str, Te
 
 
 def pixel_difference(data: MadeData, shards: Path, samples: int) -> tuple[float, float]:
-    """Return how far our pixels are from the usual loader's, in units of 1/255.
-
-    Args:
-        data: Generated data with the original images, which the usual loader reads.
-        shards: Shard set from which our pixels are read.
-        samples: Number of samples that are compared.
-
-    Returns:
-        The largest difference, and the mean.
-    """
+    """Return how far our pixels are from the usual loader's at most and on average, in units of 1/255."""
     processor, transform, read = clip_processor(), PixelTransform(RESIZED), ShardSet(shards)
     scale = 255 * np.array(processor.image_std)[:, None, None]
     shift = 255 * np.array(processor.image_mean)[:, None, None]
@@ -121,13 +112,7 @@ def _tokenize(data: MadeData) -> ConversationTokenizer:
 
 
 def _usual_batches(data: MadeData, images: Path, label: Label) -> Iterator[dict[str, Tensor]]:
-    """Yield batches of the generated data in random order, endlessly.
-
-    Args:
-        data: Generated data to read.
-        images: Folder of the images.
-        label: Function that turns a conversation into token ids and labels.
-    """
+    """Yield batches of the generated data in random order, endlessly."""
     dataset = _UsualDataset(data.records, images, label)
     pad = AutoTokenizer.from_pretrained(str(data.tokenizer)).pad_token_id
 

@@ -31,11 +31,7 @@ _SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "ae
 
 
 class MadeData:
-    """Paths of the generated data, in the forms that the loaders need.
-
-    Args:
-        folder: Folder that contains all of it.
-    """
+    """Paths of the generated data in a folder, in the forms that the loaders need."""
 
     def __init__(self, folder: Path):
         self.records = folder / "records.json"  # one array, as in LLaVA's files

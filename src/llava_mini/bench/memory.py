@@ -48,36 +48,22 @@ _QUESTION = "what is here"
 
 @dataclass(frozen=True)
 class VisualState:
-    """What the language model stores of an image.
-
-    Attributes:
-        model: Name of the model.
-        views: Number of views of the image.
-        tokens: Numbers of vision tokens of LLaVA-v1.5 (all patches) and of LLaVA-Mini.
-        bytes: Sizes of their keys and values in half precision, in the order of `tokens`.
-    """
+    """What the language model stores of an image."""
 
     model: str
-    views: int
-    tokens: tuple[int, int]
-    bytes: tuple[int, int]
+    views: int  # of the image
+    tokens: tuple[int, int]  # of LLaVA-v1.5 (all patches) and of LLaVA-Mini
+    bytes: tuple[int, int]  # of their keys and values in half precision
 
 
 @dataclass(frozen=True)
 class Point:
-    """Measured memory of one session.
+    """Measured memory of one session."""
 
-    Attributes:
-        way: Variant of the session: `LLAVA`, `OURS_KV` or `OURS`.
-        frames: Number of encoded frames.
-        peak_bytes: Growth of the resident memory in bytes.
-        cache_bytes: Bytes of it that are the language model's KV cache.
-    """
-
-    way: str
-    frames: int
-    peak_bytes: int
-    cache_bytes: int
+    way: str  # `LLAVA`, `OURS_KV` or `OURS`
+    frames: int  # that were encoded
+    peak_bytes: int  # growth of the resident memory
+    cache_bytes: int  # of it the language model's KV cache
 
 
 def study() -> Iterator[Report]:

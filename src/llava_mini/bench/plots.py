@@ -25,14 +25,9 @@ class Bar(NamedTuple):
 
 
 def draw_bars(axes: Axes, title: str, bars: Sequence[Bar], parts: Sequence[str] = (), room: float = 1.2) -> None:
-    """Draw bars from top to bottom.
+    """Draw bars with equally many parts from top to bottom, on axes `room` times as wide as the longest bar.
 
-    Args:
-        axes: Axes to draw on.
-        title: Title, with the unit.
-        bars: Bars with equally many parts.
-        parts: Names of the parts, for a legend.
-        room: Width of the axes, in lengths of the longest bar.
+    `parts` are the names of the parts, for a legend.
     """
     rows, ends = range(len(bars)), [0.0] * len(bars)
     for number in range(len(bars[0].parts)):

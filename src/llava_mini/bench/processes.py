@@ -28,9 +28,7 @@ NOT_RUN = "not run: no time left"  # status of what was not started
 class Measuring:
     """A process that measures; nothing of it stays in memory or on a device when it has ended.
 
-    Args:
-        function: Function that is called in the process and returns one result, or an iterator over several.
-        arguments: Its arguments.
+    It calls a function that returns one result, or an iterator over several.
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: Any):
@@ -40,13 +38,9 @@ class Measuring:
         theirs.close()
 
     def results(self, seconds: float = float("inf")) -> tuple[list[Any], Exception | None]:
-        """Wait for the process.
+        """Wait for the process, which is killed after `seconds`.
 
-        Args:
-            seconds: Time limit; after it the process is killed.
-
-        Returns:
-            All results, also those before a failure or timeout, and why there are no more; None: there are none.
+        Return all results, also those before a failure or timeout, and why there are no more; None: there are none.
         """
         found: list[Any] = []
         end = time.monotonic() + seconds

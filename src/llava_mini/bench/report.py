@@ -28,30 +28,16 @@ _RUNS = Path("runs/bench")  # reports to MLflow wait here while the tracker is d
 
 @dataclass(frozen=True)
 class Report:
-    """Results of a study.
+    """Results of a study."""
 
-    Attributes:
-        text: All results as Markdown.
-        figures: All results for programs, ready for JSON.
-        metrics: MLflow metrics.
-        draw: Function that draws the plot; None: there is no plot.
-        complete: Whether everything was measured.
-    """
-
-    text: str
-    figures: Mapping[str, Any]
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    draw: Callable[[], Figure] | None = None
-    complete: bool = True
+    text: str  # all results as Markdown
+    figures: Mapping[str, Any]  # all results for programs, ready for JSON
+    metrics: Mapping[str, Any] = field(default_factory=dict)  # for MLflow
+    draw: Callable[[], Figure] | None = None  # draws the plot; None: there is none
+    complete: bool = True  # whether everything was measured
 
     def write(self, folder: Path, names: Sequence[str], about: Mapping[str, Any]) -> str:
-        """Write the files of the report and return its text.
-
-        Args:
-            folder: Folder of the files.
-            names: Names of the Markdown file, the JSON file and, if there is one, the plot.
-            about: Circumstances of the study.
-        """
+        """Write the files of the report (Markdown, JSON and, if there is one, the plot) and return its text."""
         text = f"{circumstances_text(about)}\n\n{self.text}\n"
         write_text(folder / names[0], text)
         write_json(folder / names[1], {"about": about, **self.figures})
@@ -62,11 +48,7 @@ class Report:
 
 
 def circumstances(packages: Sequence[str] = ("torch", "transformers"), card: str | None = None) -> dict[str, Any]:
-    """Return commit, processor or GPU, and versions; for a CPU also cores, torch's threads and the load of a minute.
-
-    Args:
-        packages: Names of the packages whose versions matter.
-        card: Description of the GPU that is measured; None: the CPU is measured.
+    """Return commit, processor or `card`, and versions; for a CPU also cores, torch's threads and the load of a minute.
 
     Raises:
         PackageNotFoundError: a package is missing.

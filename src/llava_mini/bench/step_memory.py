@@ -57,34 +57,19 @@ FULL, LORA, QLORA, FROZEN = map(_finetune, ("full", "lora", "qlora", "frozen_llm
 
 @dataclass(frozen=True)
 class Steps:
-    """Training steps of one config.
+    """Training steps of one config."""
 
-    Attributes:
-        name: Name shown in the report.
-        model: Name of a preset of conf/model.
-        finetune: Settings of fine-tuning.
-        batch_size: Number of samples per step.
-        card: Name of a file in conf/hardware, for the memory that the process may use and the type of mixed precision
-            and of frozen weights; None: the memory of `limit_gib`, in bfloat16.
-        limit_gib: Memory in GiB that the process may use where there is no card; None: all that there is.
-        optimizer: Name of the optimizer, as in the config's `memory.optimizer`.
-        memory: Memory options of the model, as in the config's `memory`.
-        compressor: Name of a file in conf/compressor.
-        fusion_layers: Number of pre-fusion layers, N_fusion; None: the config's.
-        text_tokens: Number of text tokens per sample, without placeholders.
-    """
-
-    name: str
-    model: str
+    name: str  # in the report
+    model: str  # preset of conf/model
     finetune: Finetune
     batch_size: int
-    card: str | None = "rtx5090_32gb"
-    limit_gib: float | None = None
-    optimizer: str = "adamw_8bit"
-    memory: Mapping[str, Any] | None = None
-    compressor: str = "query"
-    fusion_layers: int | None = None
-    text_tokens: int = 300
+    card: str | None = "rtx5090_32gb"  # of conf/hardware: memory and half precision; None: `limit_gib`, bfloat16
+    limit_gib: float | None = None  # memory for the process where there is no card; None: all that there is
+    optimizer: str = "adamw_8bit"  # as the config's `memory.optimizer`
+    memory: Mapping[str, Any] | None = None  # the model's options, as the config's `memory`
+    compressor: str = "query"  # file of conf/compressor
+    fusion_layers: int | None = None  # N_fusion; None: the config's
+    text_tokens: int = 300  # of a sample, without placeholders
 
     @property
     def limit(self) -> float | None:
@@ -122,11 +107,9 @@ TINY = (
 
 
 def study(seconds: float, tiny: bool) -> Iterator[Report]:
-    """Measure and plan training steps, with a report after each.
+    """Measure and plan training steps, with a report after each; `tiny` shapes run on the CPU.
 
-    Args:
-        seconds: Time limit; after it, nothing is started, and what runs is ended.
-        tiny: Whether tiny shapes run on the CPU.
+    After `seconds` nothing is started, and what runs is ended.
     """
     end, results = time.monotonic() + seconds, list[Result]()
     for steps in TINY if tiny else REAL:
@@ -148,9 +131,7 @@ def _both(steps: Steps, end: float, tiny: bool) -> Result:
 class PlainStage(nn.Module):
     """Stage 2 without Lightning: the part of the interface of `VLMStage` that a plan and a step need.
 
-    Args:
-        model: Model with its adapters and 4-bit layers in place.
-        optimizer: Name of the optimizer, as in the config's `memory.optimizer`.
+    Its model has its adapters and 4-bit layers in place.
     """
 
     betas = (0.9, 0.999)
@@ -170,13 +151,7 @@ class PlainStage(nn.Module):
 
 
 def build_stage(steps: Steps, device: torch.device | str, linear_4bit: Linear4bit = nf4_linear) -> PlainStage:
-    """Build a stage with random weights: trainable weights in float32, frozen weights in half precision or 4 bits.
-
-    Args:
-        steps: Training steps whose model is built.
-        device: Device of the weights; "meta" for a plan.
-        linear_4bit: Function that makes a 4-bit layer, as in `llava_mini.finetune.apply`.
-    """
+    """Build a stage with random weights: trainable weights in float32, frozen weights in half precision or 4 bits."""
     half, how = steps.half, steps.finetune
     with torch.device(device), default_dtype(half):  # in float32 a 7B model alone would not fit
         model = LlavaMiniForConditionalGeneration(model_config(steps.model, steps.compressor, steps.fusion_layers))

@@ -35,11 +35,7 @@ _TINY_VOCABULARY = 64  # tokens; the toy world's preset has as many as its token
 
 
 def conf(path: str) -> dict[str, Any]:
-    """Return one file of conf/ as it is written, without the package that composes configs.
-
-    Args:
-        path: Path in conf/ without its ending, such as `model/tiny`.
-    """
+    """Return a file of conf/ (`model/tiny`) as it is written, without the package that composes configs."""
     content: dict[str, Any] = yaml.safe_load((CONFIG_DIR / f"{path}.yaml").read_text())
     return content
 
@@ -57,11 +53,8 @@ def card_bytes(hardware: str) -> int:
 def model_config(preset: str, compressor: str = "query", fusion_layers: int | None = None, **fields: Any) -> Any:
     """Return the LlavaMiniConfig of a preset, whose last token is the placeholder.
 
-    Args:
-        preset: Name of a file in conf/model.
-        compressor: Name of a file in conf/compressor.
-        fusion_layers: Number of pre-fusion layers, N_fusion; None: as many as in conf/config.yaml.
-        fields: Further fields of the config; `C` is the compressor's.
+    `fusion_layers`: None for as many as in conf/config.yaml. `fields` are further fields of the config; `C` is the
+    compressor's.
     """
     parts, spec = conf(f"model/{preset}"), conf(f"compressor/{compressor}")
     if "C" in fields:
@@ -113,12 +106,8 @@ def plain_config(config: LlavaMiniConfig) -> LlavaMiniConfig:
 class Models:
     """All compared models, which share one vision tower, projector and language model. Weights are random.
 
-    Args:
-        config: Config of LLaVA-Mini; its placeholder id is in the vocabulary, as transformers' LLaVA needs.
-        device: Device of the models.
-        dtype: Type of the weights.
-        prepacked: Whether linear layers are prepacked, as `inference.loading.load` does on a CPU. It applies to all
-            models, as they share the layers.
+    The config's placeholder id is in the vocabulary, as transformers' LLaVA needs. With `prepacked` linear layers are
+    prepacked as `inference.loading.load` does on a CPU, for all models, as they share the layers.
     """
 
     def __init__(self, config: LlavaMiniConfig, device: torch.device, dtype: torch.dtype, prepacked: bool = False):
@@ -208,11 +197,8 @@ def further_tokens(model: Any, cache: Any, tokens: int) -> None:
 class FollowUp:
     """Frames that are encoded and stored as `Session` stores them, ready for a later question.
 
-    Args:
-        models: All compared models.
-        work: Frames and text of a question.
-        shared: Number of text tokens before the frames, such as a system text, that are the same in every question.
-            Pre-fusion reads them with the question; the language model has already read them.
+    `shared` text tokens before the frames, such as a system text, are the same in every question. Pre-fusion reads them
+    with the question; the language model has already read them.
     """
 
     def __init__(self, models: Models, work: Work, shared: int = 0):

@@ -16,25 +16,15 @@ from llava_mini.models.prepacked import PrepackedLinear
 
 @dataclass(frozen=True)
 class Trial:
-    """A task that is run repeatedly to measure its time.
+    """A task that is run repeatedly to measure its time."""
 
-    Attributes:
-        way: Name of the model or method that does the task.
-        task: Name of the task.
-        run: Function that makes one run.
-        batch: Number of prompts that are processed together.
-        frames: Number of frames in each prompt.
-        flops: FLOPs of one run; 0: not given.
-        times: How often one run does the task.
-    """
-
-    way: str
+    way: str  # model or method that does the task
     task: str
-    run: Callable[[], object]
-    batch: int = 1
-    frames: int = 1
-    flops: int = 0
-    times: int = 1
+    run: Callable[[], object]  # makes one run
+    batch: int = 1  # prompts that are processed together
+    frames: int = 1  # of each prompt
+    flops: int = 0  # of one run; 0: not given
+    times: int = 1  # how often one run does the task
 
 
 @dataclass(frozen=True)

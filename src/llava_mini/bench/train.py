@@ -31,19 +31,12 @@ _MS = 1000
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Time of the training steps of one way.
-
-    Attributes:
-        way: Name of the way.
-        samples: Number of samples in a batch.
-        tokens: Length of the language model's sequences, including padding and image placeholders.
-        parts: Seconds of each part in each round.
-    """
+    """Time of the training steps of one way."""
 
     way: str
-    samples: int
-    tokens: int
-    parts: Mapping[str, Seconds]
+    samples: int  # of a batch
+    tokens: int  # of the language model's sequences, with padding and placeholders
+    parts: Mapping[str, Seconds]  # of each round
 
     def steps(self, of: str = "cpu") -> list[float]:
         """Return the seconds of the whole step in each round; `of` is "wall" or "cpu"."""
@@ -64,15 +57,9 @@ class StepTimes:
 
 @dataclass(frozen=True)
 class Findings:
-    """Results of one shape.
+    """Results of one shape."""
 
-    Attributes:
-        shape: Name of the shape.
-        rounds: Number of rounds.
-        ways: Times of every way that was measured.
-    """
-
-    shape: str
+    shape: str  # its name
     rounds: int
     ways: list[StepTimes]
 
@@ -99,13 +86,7 @@ def run(work: Path, rounds: int) -> list[Findings]:
 
 
 def measure_shape(shape: Shape, features: Path, rounds: int) -> Findings:
-    """Measure the training step of every way.
-
-    Args:
-        shape: Model and samples of the steps.
-        features: Folder for the vision tower's features.
-        rounds: Number of rounds after the warm-up round.
-    """
+    """Measure the training step of every way; `features` is a folder for the vision tower's features."""
     torch.manual_seed(0)
     steps = build_steps(shape, features)
     log.info("%s: %d ways, %d rounds and one to warm up", shape.name, len(steps), rounds)

@@ -50,33 +50,18 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Shape:
-    """Model and samples of the training steps.
+    """Model and samples of the training steps."""
 
-    Attributes:
-        name: Name of the shape in tables.
-        config: Config of the model with query compression, C=1, and pre-fusion; the placeholder id is in the
-            vocabulary.
-        shards: Shard set with as many samples as a batch, so that every step reads the same ones.
-        tokenizer: Tokenizer of the conversations.
-        template: Template in which conversations are written.
-        turns: How turns are treated; transformers' LLaVA always reads one conversation.
-    """
-
-    name: str
-    config: LlavaMiniConfig
-    shards: ShardSet
+    name: str  # in tables
+    config: LlavaMiniConfig  # with query compression, C=1, and pre-fusion; the placeholder id is in the vocabulary
+    shards: ShardSet  # as many samples as a batch, so that every step reads the same ones
     tokenizer: PreTrainedTokenizerBase
     template: ConversationTemplate
-    turns: Turns
+    turns: Turns  # transformers' LLaVA always reads one conversation
 
 
 def tiny(folder: Path, samples: int | None = None) -> Shape:
-    """Return the toy world as `make sweep` trains it: its model, and one batch of its samples.
-
-    Args:
-        folder: Folder for the samples.
-        samples: Number of samples in a batch; None: as many as the toy world's config says.
-    """
+    """Return the toy world as `make sweep` trains it: its model, and one batch of its samples, put into a folder."""
     spec = resolve(["experiment=tiny"])
     model, data, tokenizer = spec.model, spec.data, build_tokenizer()
     assert isinstance(data.template, str)
@@ -96,13 +81,7 @@ def tiny(folder: Path, samples: int | None = None) -> Shape:
 
 
 def mid(folder: Path, config: LlavaMiniConfig | None = None, samples: int = 2) -> Shape:
-    """Return the shape of `bench latency`, with generated JPEGs and conversations like LLaVA's instruction mix.
-
-    Args:
-        folder: Folder for the data.
-        config: Config of another model for images of 336 pixels; None: the shape of `bench latency`.
-        samples: Number of samples in a batch.
-    """
+    """Return the shape of `bench latency`, with generated JPEGs and conversations like LLaVA's instruction mix."""
     data = make_data(folder, samples)
     tokenizer = load_tokenizer(str(data.tokenizer))
     config = mid_size() if config is None else config
@@ -113,13 +92,8 @@ def mid(folder: Path, config: LlavaMiniConfig | None = None, samples: int = 2) -
 class Step:
     """A training step of one way, in parts that are called in turn.
 
-    Args:
-        way: Name of the way.
-        model: Model in training mode, which returns a loss.
-        optimizer: Optimizer of all trained parameters of the model; it skips those of other ways, which have no
-            gradient.
-        batches: Endless batches.
-        inputs: Function that makes the model's arguments from a batch.
+    The optimizer may have parameters of other ways too: it skips them, as they have no gradient. `batches` never end,
+    and `inputs` makes the model's arguments of a batch.
     """
 
     def __init__(
@@ -170,12 +144,7 @@ class Step:
 
 
 def build_steps(shape: Shape, folder: Path) -> list[Step]:
-    """Return a step for each of `WAYS`, with random weights.
-
-    Args:
-        shape: Model and samples of the steps.
-        folder: Folder in which features are stored.
-    """
+    """Return a step for each of `WAYS`, with random weights; features are stored in a folder."""
     models = Models(shape.config, _CPU, torch.float32)
     wider = _another(models.mini, SIDES[1])
     for model in (models.mini, wider, models.plain, models.llava):

@@ -11,13 +11,13 @@ from llava_mini.commands.asking import (
     add_media,
     add_session,
     add_source,
-    checked_questions,
     load_model,
     open_session,
     opened,
     parser_for,
 )
 from llava_mini.commands.output import json_line
+from llava_mini.errors import UserError
 from llava_mini.out_of_memory import oom_as_user_error
 
 _DESCRIPTION = """\
@@ -36,9 +36,6 @@ examples:
 def ask(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """Run the command.
 
-    Returns:
-        Exit status 0.
-
     Raises:
         UserError: a file, the model or a question cannot be used, or the device or host is out of memory.
     """
@@ -50,14 +47,16 @@ def ask(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a question")
     given = parser.parse_args(arguments)
-    questions, shown = checked_questions(given.question), opened(given)
+    if not all(question.strip() for question in given.question):
+        raise UserError("--question: the question is empty")
+    shown = opened(given)
 
     model, processor = load_model(given)
     from llava_mini.inference.conversation import question_tokens
     from llava_mini.inference.long_context import check_length
     from llava_mini.inference.prompts import check_question
 
-    asked = [check_question(question, processor) for question in questions]
+    asked = [check_question(question, processor) for question in given.question]
     session = open_session(given, model, processor)
     kinds = [look.kind for look in session.media] + [kind for kind, _ in given.shown]
     longest = max(question_tokens(processor, question, kinds) for question in asked)
@@ -70,7 +69,7 @@ def ask(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     if notes := [look.stopped for look in session.media if look.stopped]:
         about["note"] = "; ".join(notes)
         print(f"answers are about what could be read: {about['note']}", file=sys.stderr)
-    for question in questions:
+    for question in given.question:
         begun = time.perf_counter()
         answer = session.ask(question, follow_up=False, max_new_tokens=given.max_new_tokens)
         seconds = round(time.perf_counter() - begun, 4)

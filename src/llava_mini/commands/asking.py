@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_mini.commands.numbers import at_least, gibibytes, rate
-from llava_mini.commands.parser import Parser
+from llava_mini.commands.parser import Parser, at_least, gibibytes, rate
 from llava_mini.errors import UserError
 from llava_mini.files import is_url
 
@@ -178,14 +177,3 @@ def add_source(session: Session, source: Source, given: argparse.Namespace, rese
 
 def _of_kind(kind: str, path: str) -> tuple[str, str]:
     return kind, path
-
-
-def checked_questions(questions: list[str]) -> list[str]:
-    """Return the questions after checking that none is empty.
-
-    Raises:
-        UserError: a question is empty.
-    """
-    if not all(question.strip() for question in questions):
-        raise UserError("--question: the question is empty")
-    return questions

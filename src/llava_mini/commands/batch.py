@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llava_mini.commands.asking import load_model, parser_for
-from llava_mini.commands.numbers import at_least
+from llava_mini.commands.parser import at_least
 from llava_mini.errors import UserError
 from llava_mini.out_of_memory import oom_as_user_error
 
@@ -32,10 +32,7 @@ does; --kv-bits is for those alone."""
 
 
 def batch(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
-    """Run the command.
-
-    Returns:
-        Exit status 0, even if requests failed; the last printed line counts them.
+    """Run the command; it returns 0 even if requests failed, which the last printed line counts.
 
     Raises:
         UserError: there is no model, no memory for it or no request, or the answers belong to other requests or cannot

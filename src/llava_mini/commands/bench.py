@@ -12,8 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from llava_mini.commands.numbers import at_least
-from llava_mini.commands.parser import Parser
+from llava_mini.commands.parser import Parser, at_least
 from llava_mini.errors import UserError
 from llava_mini.tracking.mlflow import check_installed
 
@@ -65,25 +64,17 @@ _ON_GPU: dict[str, dict[str, Any]] = {
 class Study:
     """A study: `llava_mini.bench.MODULE.study` yields its report, again after everything that takes long.
 
-    Attributes:
-        module: Name of the module.
-        help: The study in a few words.
-        description: The study in some sentences.
-        out: Default folder of the report.
-        files: Names of the Markdown file, the JSON file and the plot, if there is one.
-        flags: Flags, with what argparse must know about them. `study` gets all values but torch's threads and `json`.
-        packages: Packages that are needed and whose versions are noted, besides torch and transformers.
-        tracked: Whether MLflow gets the metrics.
+    `study` gets the values of its flags, but for torch's threads and `json`.
     """
 
     module: str
-    help: str
-    description: str
-    out: str
-    files: tuple[str, ...]
-    flags: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    packages: tuple[str, ...] = ()
-    tracked: bool = True
+    help: str  # the study in a few words
+    description: str  # the study in some sentences
+    out: str  # default folder of the report
+    files: tuple[str, ...]  # Markdown, JSON and, if there is one, the plot
+    flags: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # for argparse
+    packages: tuple[str, ...] = ()  # needed and noted besides torch and transformers
+    tracked: bool = True  # whether MLflow gets the metrics
 
 
 def _files(name: str) -> tuple[str, ...]:
@@ -131,10 +122,7 @@ _LONGEST = 24 * 3600  # seconds
 
 
 def bench(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
-    """Run a benchmark.
-
-    Returns:
-        0 if everything was measured, 1 if something was not.
+    """Run a benchmark, and return 1 if something was not measured.
 
     Raises:
         UserError: a mistake in the arguments, a package is missing, or there is no GPU that can be measured.

@@ -39,9 +39,6 @@ piped; a mistake is one line, and the chat continues."""
 def chat(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """Run the command.
 
-    Returns:
-        Exit status 0.
-
     Raises:
         UserError: the model or a file of the command line cannot be used, or they need more memory than is available.
     """

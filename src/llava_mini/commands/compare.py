@@ -9,13 +9,7 @@ from llava_mini.errors import UserError
 
 
 def compare(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
-    """Compare the runs of a sweep.
-
-    Args:
-        arguments: The folder of a sweep; the default sweep's if it is left out.
-
-    Returns:
-        The exit status.
+    """Compare the runs of the named folder's sweep, or else of the default one's.
 
     Raises:
         UserError: more than one folder is named, or it is not the folder of a sweep.

@@ -31,10 +31,7 @@ complete -o default -F _llava_mini llava-mini
 
 
 def completion(arguments: Sequence[str], _config_dirs: tuple[str, ...] = ()) -> int:
-    """Print the script for a shell.
-
-    Args:
-        arguments: The shell's name alone.
+    """Print the script for the shell that is named.
 
     Raises:
         UserError: It is not one of the shells that are supported.

@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from llava_mini.commands.numbers import at_least
-from llava_mini.commands.parser import Parser
+from llava_mini.commands.parser import Parser, at_least
 
 _OFFICIAL = """\
 Reads a folder of the official LLaVA-Mini release (config.json; safetensors or pytorch_model*.bin, whole or in shards)
@@ -31,9 +30,6 @@ examples:
 
 def convert(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """Run a subcommand.
-
-    Returns:
-        The exit status.
 
     Raises:
         UserError: SRC is not such a checkpoint, or DST exists; then nothing is written.

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_mini.commands.numbers import at_least
-from llava_mini.commands.parser import Parser
+from llava_mini.commands.parser import Parser, at_least
 from llava_mini.data.building.workers import WorkerDiedError
 from llava_mini.data.format.shards import ShardSet, is_complete
 from llava_mini.errors import UserError
@@ -49,10 +48,7 @@ Counts samples by modality and source, turns, characters and frames, and draws t
 
 
 def data(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
-    """Run a subcommand.
-
-    Returns:
-        The exit status: 1 if a shard set does not pass its check or a process was killed, else 0.
+    """Run a subcommand, and return 1 if a shard set does not pass its check or a process was killed.
 
     Raises:
         UserError: a mistake in the arguments or in what they name.

@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from llava_mini.commands.numbers import at_least
-from llava_mini.commands.parser import Parser
+from llava_mini.commands.parser import Parser, at_least
 from llava_mini.config import check_each_once, resolve
 from llava_mini.data.features.codec import FEATURE_TYPES
 from llava_mini.data.format.shards import ShardSet
@@ -38,9 +37,6 @@ _LOG_SECONDS = 10.0
 
 def features(arguments: list[str]) -> int:
     """Run the command.
-
-    Returns:
-        The exit status.
 
     Raises:
         UserError: a mistake in the arguments or in what they name.

@@ -30,11 +30,7 @@ _EXTRAS = {"peft": "finetune", "bitsandbytes": "finetune", "av": "data", "simple
 
 
 def doctor(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
-    """Print the diagnosis.
-
-    Returns:
-        0 if the installed torch supports all GPUs found (or there is none), else 1.
-    """
+    """Print the diagnosis, and return 1 if the installed torch does not support a GPU that was found."""
     parser = Parser(prog="llava-mini doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object in place of text")
     given = parser.parse_args(arguments)

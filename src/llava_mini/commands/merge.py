@@ -28,11 +28,7 @@ log = logging.getLogger("llava_mini")
 
 
 def merge(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
-    """Run the command.
-
-    Returns:
-        The exit status: 1 when `--check` finds answers that differ.
-    """
+    """Run the command, and return 1 when `--check` finds answers that differ."""
     parser = Parser(prog="llava-mini merge", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument("destination", type=Path, metavar="DST", help="folder that is made")
@@ -76,11 +72,7 @@ def _merged(run_dir: Path, config: Config) -> tuple[LlavaMiniForConditionalGener
 
 
 def same_answers(run_dir: Path, config: Config, folder: Path) -> bool:
-    """Ask the plain model the run's questions, and log both accuracies and how many answers are judged alike.
-
-    Returns:
-        Whether exactly those answers are right that were right in the run.
-    """
+    """Whether the plain model is right in exactly the questions in which the run was; logs both accuracies."""
     model = LlavaMiniForConditionalGeneration.from_pretrained(folder).eval()
     processor = LlavaMiniProcessor.from_pretrained(folder)
     datamodule = assembly.build_datamodule(config, model, processor)

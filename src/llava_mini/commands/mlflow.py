@@ -10,11 +10,7 @@ from llava_mini.tracking.mlflow import MLflow, check_installed, latest_sweep
 
 
 def mlflow(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
-    """Print the URLs and start MLflow's server in this process. For a remote server (MLFLOW_TRACKING_URI) only print.
-
-    Returns:
-        Exit status 0.
-    """
+    """Print the URLs and start MLflow's server here; for a remote one (MLFLOW_TRACKING_URI) only print."""
     parser = Parser(prog="llava-mini mlflow", description=__doc__)
     parser.add_argument("--port", type=int, default=5000, help="of the server on this machine (default 5000)")
     given = parser.parse_args(arguments)

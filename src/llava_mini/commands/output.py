@@ -20,11 +20,7 @@ NOBODY_READS = 128 + signal.SIGPIPE  # the status a shell reports for a program 
 
 
 def json_line(value: Any) -> str:
-    """Return a value as one line of JSON, with non-ASCII text unescaped if the output encoding is a Unicode one.
-
-    Args:
-        value: Any value that JSON can represent.
-    """
+    """Return a value as one line of JSON, with non-ASCII text unescaped if the output encoding is a Unicode one."""
     return json.dumps(value, ensure_ascii=not writes_any_text())
 
 

@@ -1,9 +1,14 @@
-"""Parser of a command's flags: a mistake is one line on standard error and exit status 2."""
+"""Parser of a command's flags, and types of numbers: a mistake is one line on standard error and exit status 2."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import NoReturn
+
+from llava_mini.units import MOST
+
+MOST_GIB = 2**20  # of memory, more than any machine has
 
 
 class Parser(argparse.ArgumentParser):
@@ -11,3 +16,39 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return a type for whole numbers of at least `least`, and no more than what is no mistake."""
+
+    def count(text: str) -> int:
+        if not text.isdecimal() or len(text) > len(str(MOST)) or not least <= int(text) <= MOST:
+            raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers from {least} to {MOST}")
+        return int(text)
+
+    return count
+
+
+def rate(text: str) -> float:
+    """Parse a number above 0."""
+    if (value := amount(text)) == 0:
+        raise argparse.ArgumentTypeError(f"{text}: allowed are numbers above 0")
+    return value
+
+
+def amount(text: str) -> float:
+    """Parse a number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: allowed are numbers from 0")
+    return value
+
+
+def gibibytes(text: str) -> float:
+    """Parse an amount of memory in GiB, at most what a machine may have."""
+    if (value := amount(text)) > MOST_GIB:
+        raise argparse.ArgumentTypeError(f"{text}: allowed are numbers from 0 to {MOST_GIB}")
+    return value

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from llava_mini import assembly
-from llava_mini.commands.numbers import at_least
-from llava_mini.commands.parser import Parser
+from llava_mini.commands.parser import Parser, at_least
 from llava_mini.config import Config, check_each_once, resolve
 from llava_mini.errors import UserError
 from llava_mini.inference.session_plan import TEXT, session_plans, table
@@ -24,9 +23,6 @@ NEW_TOKENS, TEXT_TOKENS = 256, 300  # default lengths of an answer and of a samp
 
 def plan(arguments: list[str], config_dirs: tuple[str, ...]) -> int:
     """Print a plan.
-
-    Returns:
-        The exit status.
 
     Raises:
         UserError: the arguments have a mistake; or, with --strict, the run does not fit.

@@ -28,15 +28,7 @@ _TRACKING = ("llava_mini.tracking.mlflow_calls", "llava_mini.tracking.lightning_
 
 
 def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
-    """Run all configs that `arguments` ask for, then compare the runs.
-
-    Args:
-        arguments: Arguments `key=value,value,...` for any config key, and `sweep_dir=`.
-        config_dirs: Further folders with config groups and code.
-
-    Returns:
-        The exit status: 0 if all finished, 1 if some failed, 130 if interrupted.
-    """
+    """Run all configs that `key=value,value,...` ask for, then compare them; 1 if some failed, 130 if interrupted."""
     sweep_dir, own = split_folder(arguments)
     known = functools.cache(lambda overrides: resolve(list(overrides), config_dirs))
     runs = expand(own, lambda overrides: known(tuple(overrides)))
@@ -96,11 +88,7 @@ def split_folder(arguments: list[str]) -> tuple[Path, list[str]]:
 
 
 def share_features(configs: list[Config]) -> None:
-    """Compute the frozen vision tower's features once for all runs that read the same data with the same tower.
-
-    Args:
-        configs: Configs of the runs that are not finished.
-    """
+    """Compute the frozen vision tower's features once for all unfinished runs with the same data and tower."""
     shared: dict[str, list[Config]] = {}
     for config in configs:
         if config.data.features:

@@ -14,14 +14,7 @@ from llava_mini.run.ranks import OWN_MESSAGE, own_rank, run_ranks, train_command
 
 
 def train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
-    """Train one run in this process, or start the ranks that train it.
-
-    Args:
-        overrides: Overrides `key=value`, and `--strict`.
-        config_dirs: Further folders with config groups and code.
-
-    Returns:
-        The exit status: 1 when training ended without a result.
+    """Train one run in this process, or start the ranks that train it; returns 1 when training ended without a result.
 
     Raises:
         UserError: the config is impossible here, or the folder contains another run.
@@ -50,7 +43,7 @@ def train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
         return run_ranks([*train_command(config_dirs), *overrides], count, run_dir)
     if rank:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 shuts down cleanly, and then all ranks are stopped
-    from llava_mini.plan.out_of_memory import RunOutOfMemoryError
+    from llava_mini.plan.run_memory import RunOutOfMemoryError
     from llava_mini.stages.base import NonFiniteLossError
     from llava_mini.training.lost_rank import LostRankError
     from llava_mini.training.run import train_run

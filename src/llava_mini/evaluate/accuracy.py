@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llava_mini.batch import VLMBatch
-from llava_mini.evaluate.mode import evaluation_mode
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.stages.metrics import Answers, answer_scores
 
@@ -19,10 +19,7 @@ def evaluate(
 ) -> Answers:
     """Score every answered turn; `llava_mini.stages.metrics` says why one forward pass is enough.
 
-    Args:
-        model: Model; afterwards its modules are in the same mode as before.
-        batches: Batches of the split.
-        marks_V: Word marks, [V] uint8, see `llava_mini.stages.metrics.word_marks`; None: every token is a word.
+    `marks_V` are the tokenizer's `word_marks`; None: every token is a word. The model keeps its modes.
     """
     answers = Answers()
     with evaluation_mode(model):
@@ -31,3 +28,15 @@ def evaluate(
             logits = model(**batch.model_inputs()).logits
             answers.add(batch, answer_scores(logits, batch.labels, batch.turn_ids, marks_V))
     return answers
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode within the block, and back in its own mode after it."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

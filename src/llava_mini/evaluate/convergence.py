@@ -26,19 +26,12 @@ _STANDARD_ERRORS = 2.0
 
 @dataclass(frozen=True)
 class Gain:
-    """Gain of one group of question kinds in the last third of a run.
+    """Gain of one group of question kinds in the last third of a run."""
 
-    Attributes:
-        gained: Difference of the group's mean word accuracy, from -1 to 1.
-        noise: Standard error of `gained` over scenes, each paired with itself; infinite for a single scene.
-        nll_fell: Fall of the group's mean negative log-likelihood, in nats per word.
-        nll_noise: Standard error of `nll_fell`.
-    """
-
-    gained: float
-    noise: float
-    nll_fell: float = 0.0
-    nll_noise: float = 0.0
+    gained: float  # of the group's mean word accuracy, from -1 to 1
+    noise: float  # standard error of `gained` over scenes, each paired with itself; infinite for a single scene
+    nll_fell: float = 0.0  # fall of the group's mean negative log-likelihood, in nats per word
+    nll_noise: float = 0.0  # standard error of `nll_fell`
 
     @property
     def improving(self) -> bool:

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from llava_mini.batch import VLMBatch
-from llava_mini.evaluate.mode import evaluation_mode
+from llava_mini.evaluate.accuracy import evaluation_mode
 from llava_mini.models import LlavaMiniForConditionalGeneration
 
 Result = TypeVar("Result")
@@ -26,29 +26,17 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Counted(Generic[Result]):
-    """A call and its FLOPs.
-
-    Attributes:
-        result: What the call returned.
-        total: FLOPs of all products.
-        attention: Those of attention's products: queries with keys, and their shares with values.
-        modules: FLOPs of every module by its path, which begins with the class of the outermost module that was called.
-    """
+    """A call and its FLOPs."""
 
     result: Result
-    total: int
-    attention: int
-    modules: Mapping[str, int]
+    total: int  # FLOPs of all products
+    attention: int  # of these, queries with keys, and their shares with values
+    modules: Mapping[str, int]  # FLOPs by path, which begins with the class of the outermost module called
 
 
 @torch.no_grad()
 def count_flops(model: nn.Module, run: Callable[[], Result]) -> Counted[Result]:
-    """Call a function and count its FLOPs, on any device, also on meta.
-
-    Args:
-        model: Model that runs.
-        run: Function that runs it, or parts of it.
-    """
+    """Call a function that runs a model, or parts of it, and count its FLOPs, on any device, also on meta."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:  # the counter hooks the gradients that are required, and there are none here
         parameter.requires_grad_(False)

@@ -4,9 +4,8 @@ The model's own classes stay: adapters and 4-bit layers replace linear layers in
 if requested, pre-fusion. The vision tower, the embeddings and the head never get either.
 """
 
-from llava_mini.finetune.adapters import adapted_parts, check_packages, is_adapted, is_adapter, trains
+from llava_mini.finetune.adapters import adapted_parts, check_packages, is_adapted, is_adapter, merge_adapters, trains
 from llava_mini.finetune.apply import apply, cast_frozen, compute_dtype, num_parameters
-from llava_mini.finetune.merging import merge_adapters
 from llava_mini.finetune.saved import fingerprints, load_trained, save_trained
 
 __all__ = [

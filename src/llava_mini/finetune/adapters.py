@@ -7,6 +7,7 @@ PEFT injects them in place: `q_proj` becomes a layer that contains the old one (
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,10 +42,7 @@ def is_adapter(name: str) -> bool:
 def trains(name: str, part: str, finetune: Finetune) -> bool:
     """Whether a parameter trains, if it belongs to a part that the stage trains.
 
-    Args:
-        name: Name of the parameter.
-        part: Part of the model; parts that `finetune` does not name train in full.
-        finetune: The config's `finetune` group.
+    Parts that `finetune` does not name train in full.
     """
     how = finetune.of(part)
     return how == "full" or (how == "lora" and is_adapter(name))
@@ -52,9 +50,6 @@ def trains(name: str, part: str, finetune: Finetune) -> bool:
 
 def check_packages(finetune: Finetune) -> None:
     """Check before anything is built that the packages that a run's fine-tuning needs are installed.
-
-    Args:
-        finetune: The config's `finetune` group.
 
     Raises:
         UserError: PEFT or bitsandbytes is needed and missing.
@@ -66,11 +61,7 @@ def check_packages(finetune: Finetune) -> None:
 
 
 def add_adapters(part: nn.Module, lora: Lora) -> None:
-    """Add new adapters to a part's decoder layers; what they add is zero until they have been trained.
-
-    Args:
-        part: Language model or pre-fusion; may be on the meta device.
-        lora: Settings of the adapters.
+    """Add new adapters to a part's decoder layers, also on meta; what they add is zero until they have been trained.
 
     Raises:
         UserError: PEFT is missing.
@@ -102,3 +93,29 @@ def load_adapter_state(part: nn.Module, tensors: Mapping[str, torch.Tensor]) -> 
     peft = require("peft", "finetune.lora")
     plain = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
     peft.set_peft_model_state_dict(part, plain, adapter_name=ADAPTER)
+
+
+def merge_adapters(model: LlavaMiniForConditionalGeneration, finetune: Finetune) -> None:
+    """Merge adapters in place, in the precision of the weights; layers, names and classes are then a plain model's.
+
+    Under its adapters the model has plain linear layers (`rounded_linear` for a base in 4 bits), which PEFT would
+    otherwise round to 4 bits again.
+
+    Raises:
+        UserError: PEFT is missing.
+    """
+    for part in adapted_parts(model, finetune):
+        _merge(model.get_submodule(part))
+    model.language_model.is_loaded_in_4bit = model.is_loaded_in_4bit = False
+
+
+def _merge(part: Any) -> None:
+    layer_class = require("peft.tuners.lora", "finetune.lora").LoraLayer
+    for parent in list(part.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, layer_class):
+                merged: Any = child
+                merged.merge(adapter_names=[ADAPTER])
+                plain: nn.Module = merged.get_base_layer()
+                setattr(parent, name, plain)
+    del part.peft_config

@@ -21,11 +21,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_wanted)
 
 
 def require(name: str, key: str) -> Any:
-    """Import an optional package, or a module of it.
-
-    Args:
-        name: Name of the package or module.
-        key: Config value that needs the package, for the message.
+    """Import an optional package, or a module of it; `key`, for the message, is the config value that needs it.
 
     Raises:
         UserError: the package is not installed or cannot be loaded.

@@ -21,11 +21,9 @@ _KEY = "finetune.quantize=nf4"
 
 
 def nf4_linear(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
-    """Return a bitsandbytes layer with the linear layer's weight in NF4.
+    """Return a bitsandbytes layer with the weight of a linear layer on a real device, which is not changed, in NF4.
 
-    Args:
-        linear: Linear layer on a real device; its weight is not changed.
-        compute_dtype: Type in which products are computed and the bias is stored.
+    `compute_dtype` is that of products and of the bias.
 
     Raises:
         UserError: bitsandbytes is missing.
@@ -44,13 +42,7 @@ def nf4_linear(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
 
 
 def empty_like(linear: nn.Linear, kind: type[nn.Module], compute_dtype: torch.dtype) -> Any:
-    """Return a bitsandbytes layer of a linear layer's shape, on the meta device, without its weight and bias.
-
-    Args:
-        linear: Linear layer whose shape is used.
-        kind: Class `bitsandbytes.nn.Linear4bit`, or one of that kind.
-        compute_dtype: Type in which products are computed.
-    """
+    """Return a layer of a `kind` of Linear4bit and of a linear layer's shape on meta, without weight and bias."""
     shape = (linear.in_features, linear.out_features)
     return kind(*shape, bias=False, compute_dtype=compute_dtype, quant_type="nf4", device="meta")
 

@@ -13,17 +13,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames of a batch: pixels [F, V, 3, H, W], or features [F, V, N, Dv] that `encode` computed from them earlier.
+    """Frames of a batch: pixels [F, V, 3, H, W], or features [F, V, N, Dv] that `encode` computed from them earlier."""
 
-    Attributes:
-        pixel_values: Pixels [F, V, 3, H, W], or None.
-        features: Features [F, V, N, Dv], or None.
-        num_views: Number of real views of every frame, [F]; None: all V.
-    """
-
-    pixel_values: Tensor | None
-    features: Tensor | None
-    num_views: Tensor | None
+    pixel_values: Tensor | None  # [F, V, 3, H, W], or None
+    features: Tensor | None  # [F, V, N, Dv], or None
+    num_views: Tensor | None  # real views of every frame, [F]; None: all V
 
     def __len__(self) -> int:
         return len(self._given)

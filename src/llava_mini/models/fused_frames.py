@@ -11,23 +11,50 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llava_mini.models.packed import Packed
 from llava_mini.models.visual_tokens import VisualTokens
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """Instruction that each of F frames is fused with.
+    """Instruction that each of F frames is fused with."""
+
+    text_FSD: Tensor  # without gradients: none flow back into text embeddings through pre-fusion (release)
+    visible_FS: Tensor  # True: a real entry
+    turn_ids_FS: Tensor | None  # 0 for shared text; None: one conversation
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Indices of the chosen entries of [B, T], in order, in S columns (S: the largest count in a sequence).
+
+    So later work does not pay for the others.
+
+    Example (x: chosen):
+        a b c d e f       b d e
+        . x . x x .       x x x
+        x . . . . x       a f .
 
     Attributes:
-        text_FSD: Embeddings, without gradients: none flow back into text embeddings through pre-fusion (release).
-        visible_FS: Mask of the real entries.
-        turn_ids_FS: Turn of every entry, 0 for shared text; None: one conversation.
+        index_BS: Index in T of every chosen entry, [B, S] int64; 0 where there is none.
+        mask_BS: Mask of the columns that have an entry, [B, S] bool.
     """
 
-    text_FSD: Tensor
-    visible_FS: Tensor
-    turn_ids_FS: Tensor | None
+    index_BS: Tensor
+    mask_BS: Tensor
+
+    @classmethod
+    def of(cls, chosen_BT: Tensor) -> Packed:
+        """Pack the entries of [B, T] bool that are True."""
+        count_B = chosen_BT.sum(1)
+        longest = int(count_B.max()) if len(count_B) else 0
+        index_BS = torch.argsort(~chosen_BT, dim=1, stable=True)[:, :longest]
+        mask_BS = torch.arange(longest, device=chosen_BT.device) < count_B[:, None]
+        return cls(index_BS.masked_fill(~mask_BS, 0), mask_BS)
+
+    def take(self, values: Tensor) -> Tensor:
+        """Take the chosen entries: [B, T] or [B, T, D] -> [B, S] or [B, S, D]; an arbitrary one where there is none."""
+        index = self.index_BS if values.dim() == 2 else self.index_BS[..., None].expand(-1, -1, values.shape[2])
+        return values.gather(1, index)
 
 
 class FusedFrames:
@@ -57,11 +84,7 @@ class FusedFrames:
         self._frame_of_token: list[Tensor] = []
 
     def instruction_of(self, rows_F: Tensor) -> Instruction:
-        """Return the instruction of the samples that frames belong to.
-
-        Args:
-            rows_F: Indices of the frames in the batch.
-        """
+        """Return the instruction of the samples that frames at these indices of the batch belong to."""
         owner_F = self._owner_F[rows_F]
         turn_ids_BS = self._turn_ids_BS
         return Instruction(
@@ -71,13 +94,9 @@ class FusedFrames:
         )
 
     def add(self, rows_F: Tensor, visual: VisualTokens, compressed_FKD: Tensor, fused_FSD: Tensor) -> None:
-        """Add frames.
+        """Add the frames at indices `rows_F`: their compressed tokens, and the instruction after each of them.
 
-        Args:
-            rows_F: Indices of the frames in the batch.
-            visual: Their tokens before pre-fusion, which say which tokens are real.
-            compressed_FKD: Their compressed tokens.
-            fused_FSD: The instruction after each of them.
+        `visual` are their tokens before pre-fusion, which say which tokens are real.
         """
         owner_F, real_FK = self._owner_F[rows_F], visual.compressed_mask_FK
         self._sum_BSD = self._sum_BSD.index_add(0, owner_F, fused_FSD.to(self._sum_BSD.dtype))

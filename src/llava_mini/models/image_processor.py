@@ -20,9 +20,7 @@ SIGLIP = "siglip_vision_model"
 def build_image_processor(vision_config: PreTrainedConfig, given: Mapping[str, Any] | None = None) -> Any:
     """Return the vision tower's image processor, which is one of transformers and needs no torchvision.
 
-    Args:
-        vision_config: Config of the vision tower, of which the model type and `image_size` are read.
-        given: Fields of the image processor that replace the defaults (`model.image_processor`).
+    `given` are fields that replace the defaults (`model.image_processor`).
 
     Raises:
         UserError: if `given` cuts images, for a vision tower whose images are not cut.

@@ -23,13 +23,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def initialize(
     model: LlavaMiniForConditionalGeneration, parts: tuple[str, ...], device: torch.device | str = "cpu"
 ) -> None:
-    """Initialize parts of a model on meta with the weights that a new model has.
-
-    Args:
-        model: Model to change in place.
-        parts: Names of the parts, out of "compressor", "projector" and "prefusion".
-        device: Device of their weights.
-    """
+    """Initialize parts (compressor, projector, prefusion) of a model on meta in place with a new model's weights."""
     for part in parts:
         if part == "compressor":  # built again: a user's compressor may set values only in its constructor
             config = model.config

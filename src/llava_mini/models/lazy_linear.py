@@ -10,9 +10,8 @@ from torch import Tensor, nn
 class LazyLinear(nn.Linear):
     """Substitute for a linear layer of a model until the layer is quantized; it computes nothing.
 
-    Args:
-        linear: Layer that it replaces, on meta. A bias is taken over unchanged.
-        read: Function that reads the weight, [out, in], from its file again at every call.
+    A bias of the layer, which is on meta, is taken over unchanged. `read` reads the weight, [out, in], from its file
+    again at every call.
     """
 
     def __init__(self, linear: nn.Linear, read: Callable[[], Tensor]):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from llava_mini.errors import UserError
@@ -25,7 +25,6 @@ from llava_mini.models.attention import mask_for, packed_positions
 from llava_mini.models.compressors import Compressor
 from llava_mini.models.configuration import LlavaMiniConfig
 from llava_mini.models.generation import FramesGenerationMixin
-from llava_mini.models.hidden_states import HiddenStates
 from llava_mini.models.inputs import (
     NoPromptTuning,
     check_answers_are_known,
@@ -244,3 +243,31 @@ class LlavaMiniForConditionalGeneration(VisualModel, FramesGenerationMixin):
         outputs = self.language_model(**kwargs, logits_to_keep=logits_to_keep)
         loss = next_token_loss(outputs.logits, labels_BT, turn_ids_BT, num_items)
         return CausalLMOutputWithPast(**{**outputs, "loss": loss})  # the loss comes first, also in a tuple
+
+
+class HiddenStates:
+    """Callable that returns the last hidden states of a model.
+
+    It is not a module: no part of the model could be called alone, because placeholders must be replaced first.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self._forward = model.forward
+        self._asked = bool(model.config.output_hidden_states)
+        self._tp_plan, self._pp_plan = model._tp_plan, model._pp_plan  # transformers reads both from base models
+
+    def __call__(self, *args: Any, output_hidden_states: bool | None = None, **kwargs: Any) -> BaseModelOutputWithPast:
+        """Return the hidden states after the last norm; the head is applied to one position only.
+
+        The arguments are the model's, without labels.
+
+        Returns:
+            last_hidden_state [B, T, D]; hidden_states if requested; attentions and past_key_values as the model's.
+        """
+        made = self._forward(*args, **kwargs, output_hidden_states=True, logits_to_keep=1, return_dict=True)
+        return BaseModelOutputWithPast(
+            last_hidden_state=made.hidden_states[-1],
+            past_key_values=made.past_key_values,
+            hidden_states=made.hidden_states if (output_hidden_states or self._asked) else None,
+            attentions=made.attentions,
+        )

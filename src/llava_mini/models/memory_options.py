@@ -22,12 +22,9 @@ def apply_memory_options(
 ) -> None:
     """Set the memory options that the model itself implements; optimizer and type of frozen weights are set elsewhere.
 
-    Args:
-        model: Model to change in place.
-        activation_checkpointing: Whether decoder layers compute their activations again in the backward pass.
-        loss_chunk: Number of tokens whose logits are computed at once; None: all.
-        vision_batch: Number of views that the vision tower encodes at once; None: all.
-        offload_vision: Whether the frozen vision tower waits in host memory.
+    Decoder layers may compute their activations again in the backward pass, `loss_chunk` tokens may have logits at once
+    and the vision tower may encode `vision_batch` views at once (None: all), and a frozen vision tower may wait in host
+    memory.
     """
     model.loss_chunk, model.vision_batch, model.offload_vision = loss_chunk, vision_batch, offload_vision
     if activation_checkpointing:

@@ -40,12 +40,7 @@ class VisualKV:
 
 
 class Prefusion(nn.Module):
-    """Stack of decoder layers of the language model's class.
-
-    Args:
-        text_config: Config of the language model.
-        num_layers: Number of layers, N_fusion; 0 makes a module that is never called.
-    """
+    """Stack of decoder layers of the language model's class; with 0 layers a module that is never called."""
 
     def __init__(self, *, text_config: PreTrainedConfig, num_layers: int):
         super().__init__()

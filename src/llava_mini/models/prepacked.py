@@ -85,9 +85,6 @@ def prepack(model: nn.Module) -> None:
     Layers are packed one at a time, so that only one is in memory twice. A weight that another layer reads too (the
     embedding's, where they are tied) is not packed, and neither are compressors, which may be a user's code. No
     parameter requires gradients afterwards.
-
-    Args:
-        model: LLaVA-Mini model for inference; changed in place.
     """
     if not torch.backends.mkldnn.is_available():
         return

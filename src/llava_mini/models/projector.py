@@ -5,13 +5,7 @@ from transformers.activations import ACT2FN
 
 
 class Projector(nn.Module):
-    """Linear, activation, linear.
-
-    Args:
-        vision_dim: Width of the vision tower.
-        text_dim: Width of the language model.
-        activation: Name of an activation of transformers.
-    """
+    """Linear, activation (by its name in transformers), linear."""
 
     def __init__(self, *, vision_dim: int, text_dim: int, activation: str = "gelu"):
         super().__init__()

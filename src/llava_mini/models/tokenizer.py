@@ -27,9 +27,7 @@ def has_tokenizer(folder: Path) -> bool:
 def load_tokenizer(place: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     """Load the tokenizer in a folder or at a Hub id; one without a padding token pads with its end token.
 
-    Args:
-        place: Folder or Hub id.
-        **kwargs: Keywords of transformers' `from_pretrained`.
+    The keywords are those of transformers' `from_pretrained`.
 
     Raises:
         UserError: there is no tokenizer, or it needs a library that is not installed.
@@ -47,18 +45,11 @@ def load_tokenizer(place: str, **kwargs: Any) -> PreTrainedTokenizerBase:
 
 
 def add_placeholder(tokenizer: PreTrainedTokenizerBase, vocab_size: int, token: str = IMAGE_TOKEN) -> int:
-    """Make `token` a single token; its id is beyond the vocabulary if the tokenizer did not have it.
+    """Make `token` a single token and return its id: beyond the vocabulary if the tokenizer did not have it.
 
-    A tokenizer numbers new tokens from its own last token. But a table may have more rows than that (Qwen2.5: 151,936
-    rows for 151,665 tokens), and the placeholder would take one of them. So its id is written into the tokenizer.
-
-    Args:
-        tokenizer: Tokenizer to change in place.
-        vocab_size: Number of rows of the language model's embedding.
-        token: Text of the placeholder.
-
-    Returns:
-        Id of the placeholder.
+    A tokenizer numbers new tokens from its own last token. But a table may have more rows than that (`vocab_size`;
+    Qwen2.5: 151,936 rows for 151,665 tokens), and the placeholder would take one of them. So its id is written into the
+    tokenizer.
 
     Raises:
         UserError: the tokenizer is not a fast one, or has tokens that the vocabulary has no row for.
@@ -76,12 +67,7 @@ def add_placeholder(tokenizer: PreTrainedTokenizerBase, vocab_size: int, token: 
 
 
 def place_token(tokenizer: PreTrainedTokenizerBase, token: str, token_id: int) -> None:
-    """Give a token a specific id, as a special token.
-
-    Args:
-        tokenizer: Tokenizer to change in place.
-        token: Text of the token, which is new or has another id so far.
-        token_id: Id that no other token has.
+    """Give a token, new or with another id so far, an id that no other token has, as a special token.
 
     Raises:
         UserError: the tokenizer is not a fast one.

@@ -156,15 +156,7 @@ def merge_crops(features_FVND: Tensor) -> Tensor:
 
 
 def compression_grid(features_FVND: Tensor, views: int) -> Tensor:
-    """Return what the compressor reads of frames with `views` views: the whole image, or the 2x2 crops as one grid.
-
-    Args:
-        features_FVND: Features, [F, V, N, D], V >= views.
-        views: Number of views, 1 or 5.
-
-    Returns:
-        Features, [F, N, D] or [F, 4N, D].
-    """
+    """Return what the compressor reads: the whole image [F, N, D], or the 2x2 crops as one grid [F, 4N, D]."""
     if views == SINGLE_VIEW:
         return features_FVND[:, 0]
     return merge_crops(features_FVND)

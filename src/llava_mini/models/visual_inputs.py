@@ -82,11 +82,8 @@ def flat_videos(videos: Any, depth: int = 0) -> list[Any]:
 def counts_by_text(media: Any, texts: int, *, videos: bool) -> list[int] | None:
     """Return the number of images or videos given for each text, or None where one list is given for all texts.
 
-    Args:
-        media: Images or videos in any form that the processor takes. They are given by text where `media` is a list
-            with an item for each text, and an item is a list of images (or of videos).
-        texts: Number of texts.
-        videos: Whether `media` are videos, of which a list of frames is one.
+    They are given by text where `media` is a list with an item for each text, and an item is a list of images (or of
+    videos, of which a list of frames is one).
     """
     if not isinstance(media, (list, tuple)) or len(media) != texts:
         return None

@@ -218,13 +218,9 @@ class VisualModel(PreTrainedModel):
         return self._split_rows(visual, self.prefusion(hidden_FLD, visible_FL, turn_ids_FL, patches, trim))
 
     def prefill_visual(self, visual: VisualTokens) -> tuple[Tensor, VisualKV]:
-        """Run the part of pre-fusion that needs no question.
+        """Run the part of pre-fusion that needs no question, on frames of one kind.
 
-        Args:
-            visual: Patches and compressed tokens of frames of one kind.
-
-        Returns:
-            Compressed tokens [F, K, D] as the language model reads them, and what `prefusion.attend_text` needs.
+        Return compressed tokens [F, K, D] as the language model reads them, and what `prefusion.attend_text` needs.
         """
         compressed_FKD, _, seen = self._seen_with(visual, visual.patches_FPD[:, :0])
         return compressed_FKD, seen

@@ -16,16 +16,9 @@ from torch import Tensor
 
 @dataclass
 class VisualTokens:
-    """Projected patches and compressed tokens; masks are True for entries that are real.
+    """Projected patches and compressed tokens; masks are True for entries that are real."""
 
-    Attributes:
-        patches_FPD: Projected patches for pre-fusion.
-        patch_mask_FP: Mask of the real patches.
-        compressed_FKD: Projected compressed tokens.
-        compressed_mask_FK: Mask of the real compressed tokens.
-    """
-
-    patches_FPD: Tensor
+    patches_FPD: Tensor  # for pre-fusion
     patch_mask_FP: Tensor
     compressed_FKD: Tensor
     compressed_mask_FK: Tensor
@@ -37,11 +30,7 @@ class VisualTokens:
 
     @classmethod
     def of_kinds(cls, groups: list[tuple[Tensor, Tensor, Tensor]]) -> VisualTokens:
-        """Make from frames of several kinds.
-
-        Args:
-            groups: Triples, one for each kind: which frames [F] bool, their patches, their compressed tokens.
-        """
+        """Make from frames of several kinds, of each: which frames [F] bool, their patches, their compressed tokens."""
         patches = merge_groups([(chosen, patches) for chosen, patches, _ in groups])
         return cls(*patches, *merge_groups([(chosen, compressed) for chosen, _, compressed in groups]))
 
@@ -57,13 +46,9 @@ def splice(text_BTD: Tensor, placeholder_BT: Tensor, tokens_ND: Tensor) -> Tenso
 
 
 def merge_groups(groups: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Merge rows of several lengths into one padded tensor; also return the mask of what is real.
+    """Merge rows of several lengths into one padded tensor [F, max K, D]; also return the mask of what is real.
 
-    Args:
-        groups: Pairs of chosen rows [F] bool and tokens [rows chosen, K of the group, D].
-
-    Returns:
-        Tokens [F, max K, D] and mask [F, max K].
+    A group is the chosen rows [F] bool and their tokens [rows chosen, K of the group, D].
     """
     longest = max(tokens.shape[1] for _, tokens in groups)
     first = groups[0][1]

@@ -65,11 +65,7 @@ class Advice:
             self._take(ways.pop(0))
 
     def _take_all(self, changes: list[Change]) -> list[Change]:
-        """Take changes that save memory until the config fits.
-
-        Returns:
-            The changes that save nothing.
-        """
+        """Take changes that save memory until the config fits, and return those that save nothing."""
         left = []
         for change in changes:
             if self._fits:

@@ -24,14 +24,76 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from llava_mini.plan.ledger import CASTS, FROZEN, TRAINED, Ledger, is_cast
-from llava_mini.plan.outcomes import Outcomes
 
 # Number of values in the largest real tensor that a model reads: the entries of all samples of a planned batch.
 LARGEST_REAL = 2**22
 
 _aten = torch.ops.aten
-_OUTCOMES = Outcomes()  # shared by all plans of this process, which run the same layers
 _INDEXED = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
+_Made = list[tuple[tuple[int, ...], tuple[int, ...], torch.dtype]]
+
+
+class Outcomes:
+    """Cache of new tensors that operators make on meta, by their arguments; not of views and changes in place.
+
+    The layers of a model repeat the same calls again and again. torch computes the shapes of most results in Python; a
+    step of a 7B model needs tens of thousands of them, and only hundreds differ. So a plan takes half the time.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Any, _Made | None] = {}
+
+    def of(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Return `func(*args, **kwargs)`, whose tensors are all on meta."""
+        if not _makes_new(func):
+            return func(*args, **kwargs)
+        given: list[Tensor] = []
+        try:
+            key = (func, _key(args, given), _key(tuple(kwargs.items()), given))
+            known = self._known.get(key)
+        except TypeError:  # an argument that has no hash
+            return func(*args, **kwargs)
+        if known is None:
+            out = func(*args, **kwargs)
+            self._known[key] = _made(out, given)
+            return out
+        made = tuple(torch.empty_strided(size, stride, dtype=dtype, device="meta") for size, stride, dtype in known)
+        return made if len(func._schema.returns) > 1 else made[0]
+
+
+@cache
+def _makes_new(func: Any) -> bool:
+    """Whether, by its schema, an operator returns tensors and none of those that it was given."""
+    returns = func._schema.returns
+    return bool(returns) and all(each.alias_info is None and str(each.type) == "Tensor" for each in returns)
+
+
+def _key(arg: Any, given: list[Tensor]) -> Any:
+    """Key of what in an argument decides the result; tensors are added to `given`."""
+    if isinstance(arg, Tensor):
+        given.append(arg)
+        return arg.dtype, arg.size(), arg.stride(), arg.storage_offset()
+    if isinstance(arg, (list, tuple)):
+        return tuple([_key(each, given) for each in arg])
+    return type(arg), arg  # 1, 1.0 and True are equal but not the same
+
+
+def _made(out: Any, given: list[Tensor]) -> _Made | None:
+    """Size, stride and type of each result; None if one shares memory (`_unsafe_view`) or has more than it needs."""
+    tensors = out if isinstance(out, tuple) else (out,)
+    if not all(isinstance(each, Tensor) for each in tensors):
+        return None
+    taken = {each.untyped_storage()._cdata for each in given}
+    for each in tensors:
+        storage = each.untyped_storage()
+        again = torch.empty_strided(each.size(), each.stride(), dtype=each.dtype, device="meta")
+        if storage._cdata in taken or storage.nbytes() != again.untyped_storage().nbytes():
+            return None
+        taken.add(storage._cdata)
+    return [(tuple(each.size()), tuple(each.stride()), each.dtype) for each in tensors]
+
+
+_OUTCOMES = Outcomes()  # shared by all plans of this process, which run the same layers
 
 
 class FakeTensor(Tensor):
@@ -62,11 +124,7 @@ class FakeTensor(Tensor):
 
 
 class FakeTensors(TorchDispatchMode):
-    """Mode in which no floating-point tensor is allocated; what would be allocated is recorded in the ledger.
-
-    Args:
-        ledger: Ledger that records every storage.
-    """
+    """Mode in which no floating-point tensor is allocated; what would be allocated is recorded in the ledger."""
 
     def __init__(self, ledger: Ledger):
         super().__init__()
@@ -172,10 +230,7 @@ def _whole_numbers(indices: list[Tensor | None]) -> list[Tensor | None]:
 def replace_weights(module: nn.Module, mode: FakeTensors, part_of: dict[int, str]) -> None:
     """Replace weights and buffers of a module that was built on meta with fake tensors; tied weights stay tied.
 
-    Args:
-        module: Module that is changed in place.
-        mode: Mode of fake tensors, not active.
-        part_of: Part of the ledger, by id of a weight, if it is not one of trained or frozen weights as usual.
+    `part_of` has the part of the ledger, by id of a weight, if it is not one of trained or frozen weights as usual.
     """
     made: dict[int, Tensor] = {}
     for each in module.modules():

@@ -25,10 +25,6 @@ _BLOCK, _SCALES = 64, 256  # weights per scale, scales per second-level scale
 def linear_4bit(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     """Return a layer on meta with the memory of bitsandbytes' NF4 with double quantization.
 
-    Args:
-        linear: Linear layer on meta.
-        compute_dtype: Type in which products are computed.
-
     Raises:
         UserError: without bitsandbytes, by whose class PEFT recognizes a 4-bit layer.
     """
@@ -110,9 +106,7 @@ def _unpacked(scales: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Ten
 class AdamW8bit(torch.optim.Optimizer):
     """State of bitsandbytes' AdamW8bit: two moments of 8 bits, one scale per 256 values; small tensors in 32 bits.
 
-    Args:
-        groups: Parameter groups, as for every optimizer.
-        paged: Whether moments of large tensors are in host memory, where a GPU reads them page by page.
+    If `paged`, moments of large tensors are in host memory, where a GPU reads them page by page.
     """
 
     def __init__(self, groups: Iterable[Any], *, paged: bool = False):

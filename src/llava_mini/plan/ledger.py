@@ -36,29 +36,17 @@ _UNIT = 512
 
 @dataclass(eq=False, slots=True)
 class Block:
-    """Storage in the ledger.
+    """Storage in the ledger."""
 
-    Attributes:
-        size: Size in bytes, rounded.
-        part: Name of what it is used for, from PARTS.
-        phase: Phase in which it was allocated.
-        born: Clock of the ledger when it was allocated.
-        died: Clock of the ledger when it was freed; None while it exists.
-    """
-
-    size: int
-    part: str
-    phase: str
-    born: int
-    died: int | None = None
+    size: int  # bytes, rounded
+    part: str  # what it is used for, from PARTS
+    phase: str  # in which it was allocated
+    born: int  # clock of the ledger when it was allocated
+    died: int | None = None  # clock when it was freed; None while it exists
 
 
 class Ledger:
-    """Records storages by what they are used for.
-
-    Args:
-        vocab_size: Size of the vocabulary; a tensor whose last dimension is this long is counted as logits.
-    """
+    """Records storages by what they are used for; a tensor whose last dimension is `vocab_size` long is logits."""
 
     def __init__(self, vocab_size: int | None = None):
         self.vocab_size = vocab_size
@@ -80,11 +68,9 @@ class Ledger:
         self.phase = phase
 
     def note(self, tensor: Tensor, part: str | None = None) -> Block:
-        """Return the block of the tensor's storage, which is counted from now on if it was not.
+        """Return the block of a real or meta tensor's storage, counted from now on if it was not.
 
-        Args:
-            tensor: Tensor with the storage: a real one, or one on meta.
-            part: Part that the storage is used for; None: the part that the phase suggests, if the storage is new.
+        `part` None: the part that the phase suggests, if the storage is new.
         """
         storage = tensor.untyped_storage()
         key = storage._cdata

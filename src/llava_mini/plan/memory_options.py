@@ -22,17 +22,11 @@ from llava_mini.stages.base import VLMStage
 
 @dataclass(frozen=True)
 class Change:
-    """Change of a config.
+    """Change of a config."""
 
-    Attributes:
-        text: Text of the change as typed on the command line.
-        values: Changed values, by group of the config.
-        cost: Cost in time, in words; `{head}` and `{layers}` are the values returned by `shares`.
-    """
-
-    text: str
-    values: Mapping[str, Mapping[str, Any]]
-    cost: str
+    text: str  # as typed on the command line
+    values: Mapping[str, Mapping[str, Any]]  # by group of the config
+    cost: str  # in time; `{head}` and `{layers}` are the values of `shares`
 
     def of(self, config: Config) -> Config:
         """Return the config with this change."""
@@ -77,12 +71,7 @@ def memory_changes(config: Config) -> list[Change]:
 
 
 def smaller_batch(config: Config, fits: int) -> Change | None:
-    """Change to the largest part of the batch that fits, accumulated to the same step; None if there is none.
-
-    Args:
-        config: Whole config.
-        fits: Largest batch that fits.
-    """
+    """Change to the largest part of the batch that fits, accumulated to the same step; None if there is none."""
     now, accumulate = config.data.batch_size, config.trainer.accumulate_grad_batches
     size = next((size for size in range(min(fits, now - 1), 0, -1) if now % size == 0), None)
     if size is None:

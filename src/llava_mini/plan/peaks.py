@@ -26,11 +26,7 @@ _SHARDED = (FROZEN, TRAINED, QUANTIZED, GRADIENTS, OPTIMIZER)
 class Peaks:
     """Peak memory by number of samples. Up to `largest_planned` a step is simulated once; above, it is estimated.
 
-    Args:
-        config: Config of the run.
-        sample: Assumed sample.
-        new_tokens: Number of tokens in an answer; None: a training step is planned.
-        tokenizer: Tokenizer of the config, if it is already loaded.
+    `new_tokens` are those of an answer; None: a training step is planned.
     """
 
     def __init__(

@@ -22,26 +22,17 @@ if TYPE_CHECKING:  # a plan also works without Lightning installed
 
 @dataclass(frozen=True)
 class Peak:
-    """Peak memory of a step.
+    """Peak memory of a step."""
 
-    Attributes:
-        bytes: Bytes used on the device at the peak.
-        breakdown: Bytes used on the device at the peak, by part.
-        host_bytes: Bytes used in host memory in addition.
-    """
-
-    bytes: int
-    breakdown: dict[str, int]
-    host_bytes: int = 0
+    bytes: int  # on the device
+    breakdown: dict[str, int]  # of these bytes, by part
+    host_bytes: int = 0  # in host memory in addition
 
 
 class Planner:
     """Runs steps of one model on fake tensors.
 
-    Args:
-        stage: Stage with a model that was built on meta; afterwards it cannot be used for anything else.
-        mode: Settings of a training step.
-        sample: Description of the batch's samples.
+    The stage's model was built on meta; afterwards the stage cannot be used for anything else.
     """
 
     def __init__(self, stage: VLMStage, mode: Mode, sample: Sample) -> None:

@@ -27,14 +27,7 @@ def check_card_is_named(config: Config) -> None:
 def training_plan(
     config: Config, sample: Sample, *, search: bool = True, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Report:
-    """Plan a training step.
-
-    Args:
-        config: Config of the run.
-        sample: Assumed sample.
-        search: Whether to search for the largest batch, and for changes if the run does not fit.
-        tokenizer: Tokenizer of the config, if it is already loaded.
-    """
+    """Plan a training step; `search` also for the largest batch, and for changes if the run does not fit."""
     start = time.monotonic()
     peaks = Peaks(config, sample, tokenizer=tokenizer)
     report = _report(peaks)

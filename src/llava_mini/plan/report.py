@@ -30,46 +30,27 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class MemoryChange:
-    """Change that saves memory.
+    """Change that saves memory."""
 
-    Attributes:
-        change: Text of the change as typed on the command line.
-        cost: Cost in time.
-        peak_bytes: Peak with this change and all changes before it.
-    """
-
-    change: str
-    cost: str
-    peak_bytes: int
+    change: str  # as typed on the command line
+    cost: str  # in time
+    peak_bytes: int  # with this change and all before it
 
 
 @dataclass
 class Report:
-    """Result of a plan.
+    """Result of a plan."""
 
-    Attributes:
-        peak: Peak of the config's own batch.
-        batch_size: Batch size of the config.
-        sample: Assumptions about a sample.
-        memory_bytes: Memory of the card; None when no card is planned for.
-        outside_bytes: Memory of the card that torch's allocator does not count; part of neither peak nor breakdown.
-        largest_batch: Largest batch that fits; None without a card.
-        changes: Changes to make, cheapest first, until it fits.
-        batch_with_changes: Largest batch with all changes; None without any.
-        notes: Notes on what the figures leave out.
-        seconds: Time that planning took, in seconds.
-    """
-
-    peak: Peak
-    batch_size: int
-    sample: Sample
-    memory_bytes: int | None
-    outside_bytes: int
-    largest_batch: int | None = None
-    changes: list[MemoryChange] = field(default_factory=list)
-    batch_with_changes: int | None = None
-    notes: list[str] = field(default_factory=list)
-    seconds: float = 0.0
+    peak: Peak  # of the config's own batch
+    batch_size: int  # of the config
+    sample: Sample  # as assumed
+    memory_bytes: int | None  # of the card; None when no card is planned for
+    outside_bytes: int  # of the card, not counted by torch's allocator; part of neither peak nor breakdown
+    largest_batch: int | None = None  # that fits; None without a card
+    changes: list[MemoryChange] = field(default_factory=list)  # to make, cheapest first, until it fits
+    batch_with_changes: int | None = None  # largest with all changes; None without any
+    notes: list[str] = field(default_factory=list)  # on what the figures leave out
+    seconds: float = 0.0  # that planning took
 
     @property
     def fits(self) -> bool | None:

@@ -1,9 +1,11 @@
-"""Planned peak memory before a run starts and measured peak after it, so that the plan's error is always known."""
+"""Planned peak memory before a run starts, measured peak after it, and the message of a run that is out of memory."""
 
 from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,18 +18,21 @@ from llava_mini.data.stream.collate import collate
 from llava_mini.data.stream.datamodule import Mix, VLMDataModule
 from llava_mini.errors import SampleError, UserError
 from llava_mini.hardware import CUDA_CONTEXT
+from llava_mini.out_of_memory import oom_as
 from llava_mini.plan.advice import Advice
 from llava_mini.plan.memory_options import Change, finetunings, memory_changes
 from llava_mini.plan.peaks import Peaks, as_planned, on_gpu, sample_of
 from llava_mini.plan.plans import check_card_is_named, training_plan
 from llava_mini.plan.sample import Sample
+from llava_mini.run.folder import kept_of
+from llava_mini.run.identity import config_hash
 from llava_mini.stages.callbacks import peak_memory_bytes
 from llava_mini.units import GIB, size_text
 
 log = logging.getLogger("llava_mini")
 
 _LOOKED_AT = 32  # samples of each set; the plan assumes the longest of them
-
+ANOTHER_RUN = "*"  # marks a change of the run's result, so that the run cannot continue in its folder
 
 # Meaning of a measured peak.
 ALLOCATED = "the highest that torch's allocator held on the GPU"
@@ -36,11 +41,7 @@ _FAILED = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeErr
 
 
 class Memory:
-    """Planned and measured peak memory of a run on one device.
-
-    Args:
-        config: Config of the run.
-    """
+    """Planned and measured peak memory of a run on one device."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -57,13 +58,9 @@ class Memory:
         *,
         strict: bool = False,
     ) -> None:
-        """Plan the run and log the planned peak. Without `strict`, a failure of the planning does not stop the run.
+        """Plan the run and log the planned peak.
 
-        Args:
-            datamodule: Data of the run, with the training samples.
-            tokenizer: Tokenizer of the run.
-            image_token_id: Token id of the image placeholder.
-            strict: Whether a run that does not fit is refused.
+        With `strict` a run that does not fit is refused; without, not even a failure of the planning stops it.
 
         Raises:
             UserError: with `strict`, the run does not fit or cannot be planned.
@@ -154,3 +151,39 @@ def longest_sample(config: Config, mix: Mix, image_token_id: int) -> Sample:
         stored_features=bool(config.data.features),
         independent_turns=batch.turn_ids is not None,
     )
+
+
+class RunOutOfMemoryError(RuntimeError):
+    """Error that training is out of memory. The message is for the user."""
+
+
+@contextmanager
+def oom_as_run_error(config: Config, step: Callable[[], int], advice: Callable[[], list[Change]]) -> Iterator[None]:
+    """Turn an out-of-memory error into one line.
+
+    `step` returns the number of optimizer steps done; `advice`, called only when out of memory, config changes that
+    save memory, in order.
+
+    Raises:
+        RunOutOfMemoryError: torch or Python ran out of memory; it replaces their own error.
+    """
+    with oom_as(lambda reason: RunOutOfMemoryError(message(config, step(), reason, advice()))):
+        yield
+
+
+def message(config: Config, step: int, reason: str, advice: list[Change]) -> str:
+    """Return the line for the user."""
+    start = f"out of memory at step {step} ({reason}); {kept_of(config)}; "
+    if not advice:
+        return f"{start}nothing is left to turn on: shorten data.max_length, or take a smaller model or a larger card"
+    named = _named(config, advice)
+    marked = any(item.endswith(ANOTHER_RUN) for item in named)
+    return f"{start}try, one after another, cheapest first: {'; '.join(named)}" + (
+        f" ({ANOTHER_RUN} in another run_dir)" if marked else ""
+    )
+
+
+def _named(config: Config, advice: list[Change]) -> list[str]:
+    """Return the changes as text, each marked if its run cannot continue in the folder of this one."""
+    here = config_hash(config)
+    return [f"{change.text}{'' if config_hash(change.of(config)) == here else ANOTHER_RUN}" for change in advice]

@@ -16,21 +16,13 @@ _MOST = 1024  # samples; planning a step of more takes longer than seconds
 
 @dataclass(frozen=True)
 class Sample:
-    """Description of every sample of the batch.
+    """Description of every sample of the batch."""
 
-    Attributes:
-        text_tokens: Number of text tokens besides the placeholders; the second half of them is supervised.
-        frames: Number of frames: one for an image, several for a video.
-        views: Number of views of each frame: 1, or 5 in high resolution.
-        stored_features: Whether features are read, so that the vision tower has nothing to do.
-        independent_turns: Whether the text consists of turns that do not attend to each other, so that a mask is made.
-    """
-
-    text_tokens: int = 300
-    frames: int = 1
-    views: int = 1
-    stored_features: bool = False
-    independent_turns: bool = False
+    text_tokens: int = 300  # without placeholders; the second half of them is supervised
+    frames: int = 1  # one for an image, several for a video
+    views: int = 1  # of each frame: 1, or 5 in high resolution
+    stored_features: bool = False  # read, so that the vision tower has nothing to do
+    independent_turns: bool = False  # turns that do not attend to each other, so that a mask is made
 
     @property
     def supervised_tokens(self) -> int:
@@ -55,13 +47,7 @@ def largest_planned(model: LlavaMiniForConditionalGeneration, sample: Sample) ->
 
 
 def batch_of(model: LlavaMiniForConditionalGeneration, sample: Sample, size: int) -> VLMBatch:
-    """Return a batch of `size` samples; the last of several is a token shorter, so that there is padding as usual.
-
-    Args:
-        model: Model that determines the shape of the frames.
-        sample: Description of each sample.
-        size: Batch size B.
-    """
+    """Return a batch of `size` samples; the last of several is a token shorter, so that there is padding as usual."""
     placeholders = sample.frames * model.layout.frame(sample.views)
     length = placeholders + sample.text_tokens
     ids = torch.ones(size, length, dtype=torch.long)

@@ -26,19 +26,12 @@ if TYPE_CHECKING:  # a plan also works without Lightning installed
 
 @dataclass(frozen=True)
 class Mode:
-    """Settings of a training step.
+    """Settings of a training step."""
 
-    Attributes:
-        autocast: Type of mixed precision; None: no mixed precision.
-        on_gpu: Whether operators store what they store on CUDA.
-        clip: Largest norm of the gradients; None: any norm.
-        accumulate: Number of batches in an optimizer step.
-    """
-
-    autocast: torch.dtype | None = None
-    on_gpu: bool = False
-    clip: float | None = None
-    accumulate: int = 1
+    autocast: torch.dtype | None = None  # type of mixed precision; None: none
+    on_gpu: bool = False  # whether operators store what they store on CUDA
+    clip: float | None = None  # largest norm of the gradients; None: any
+    accumulate: int = 1  # batches in an optimizer step
 
     def kernels(self) -> AbstractContextManager[None]:
         """Context in which operators use memory as on the device."""

@@ -19,10 +19,6 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[s
     """Keys whose values differ, as `key=value, now value`: those that make another run, and those that do not.
 
     Where another option of a config group was chosen, only the option is named.
-
-    Args:
-        before: Resolved config that was used before.
-        now: Resolved config that is given now.
     """
     old, new = dict(_flat(before)), dict(_flat(now))
     another = set(_differ(dict(_flat(decisive(before))), dict(_flat(decisive(now)))))

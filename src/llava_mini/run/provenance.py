@@ -41,11 +41,7 @@ def commits_text(before: str, now: str) -> str:
 
 
 def source_tags(commit: str) -> dict[str, str]:
-    """Return MLflow's source tags: the commit and the command of this process.
-
-    Args:
-        commit: Commit as returned by `git_commit`.
-    """
+    """Return MLflow's source tags: the commit (`git_commit`) and the command of this process."""
     # For any other source type MLflow's pages show only the part of the name after its last slash.
     tags = {"mlflow.source.type": "JOB", "mlflow.source.name": shlex.join(["llava-mini", *untracked(sys.argv[1:])])}
     if commit != UNKNOWN:

@@ -43,13 +43,8 @@ def train_command(config_dirs: Sequence[str]) -> list[str]:
 def run_ranks(command: Sequence[str], count: int, folder: Path) -> int:
     """Run `command` in `count` processes that find each other as torch's distributed processes do.
 
-    Args:
-        command: Command line of each process.
-        count: Number of processes.
-        folder: Folder for the logs of all ranks but rank 0.
-
-    Returns:
-        0, or the exit status of the rank that failed first, 128 + n if signal n killed it.
+    Return 0, or the exit status of the rank that failed first, 128 + n if signal n killed it. The logs of all ranks but
+    rank 0 go to `folder`.
 
     Raises:
         KeyboardInterrupt: the run was interrupted; all ranks have then ended.

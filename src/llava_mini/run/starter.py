@@ -48,8 +48,7 @@ class Request:
 class Starter:
     """The starter, as seen by the process that wants jobs started.
 
-    Args:
-        environment: Environment of the starter, such as the number of threads, which is read when torch is imported.
+    Its environment has what is read when torch is imported, such as the number of threads.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -109,8 +108,7 @@ class Starter:
 def _serve(connection: Connection) -> Request | None:
     """Fork for each request and report jobs that ended.
 
-    Returns:
-        In a fork, its request; None in the starter, when nobody can request anything any more.
+    Return the request in a fork; None in the starter, when nobody can request anything any more.
     """
     children: set[int] = set()
     while True:

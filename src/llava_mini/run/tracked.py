@@ -47,12 +47,7 @@ _CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
 
 @contextmanager
 def tracked(config: Config, splits: Mapping[str, Mix]) -> Iterator[tuple[Tracker | None, list[Logger]]]:
-    """Yield the run's tracker and its Lightning loggers, and report how the block ended. Nothing if tracking is off.
-
-    Args:
-        config: Config of the run.
-        splits: Data of the run by split.
-    """
+    """Yield the run's tracker and its Lightning loggers, and report how the block ended. Nothing if tracking is off."""
     spec = config.tracking
     if not spec.enabled:
         yield None, []
@@ -81,13 +76,7 @@ def tracked(config: Config, splits: Mapping[str, Mix]) -> Iterator[tuple[Tracker
 
 
 def track_result(tracker: Tracker, config: Config, result: Mapping[str, Any]) -> None:
-    """Log a run's measurements, and its model if the config asks for it.
-
-    Args:
-        tracker: Tracker of the run.
-        config: Config of the run.
-        result: Content of the run's result.json.
-    """
+    """Log a run's measurements (its result.json), and its model if the config asks for it."""
     tracker.log_params({"tokens": result["tokens"]})
     tracker.set_tags({"measured_peak_is": result["measured_peak_is"]})
     tracker.log_metrics({key: result[key] for key in _MEASURED if result.get(key) is not None})

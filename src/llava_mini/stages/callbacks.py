@@ -30,11 +30,8 @@ VALIDATIONS = "validation"  # subfolder of a run's folder
 class History(Callback):
     """Appends {"step", "position", "loss", "keys"} to a JSONL file after every batch.
 
-    Each rank writes a separate file (`llava_mini.files.rank_path`). A resumed run, with any number of ranks, drops the
-    lines of batches that it will repeat. The loss of a batch without a usable sample is null.
-
-    Args:
-        path: File of rank 0.
+    Each rank writes a separate file (`llava_mini.files.rank_path`); `path` is rank 0's. A resumed run, with any number
+    of ranks, drops the lines of batches that it will repeat. The loss of a batch without a usable sample is null.
     """
 
     def __init__(self, path: Path):
@@ -76,9 +73,6 @@ class Validations(Callback):
     """Saves the scores of every validation: `validation/step-000200.npz` in the run's folder, as `Predictions`.
 
     A run's convergence is computed from them (`llava_mini.evaluate.convergence`).
-
-    Args:
-        run_dir: Folder of the run.
     """
 
     def __init__(self, run_dir: Path):
@@ -145,11 +139,7 @@ def _cpu_seconds() -> float:
 
 
 class Progress(Callback):
-    """Reports loss, samples/s and memory: in the progress bar, and as a line every few seconds without a terminal.
-
-    Args:
-        every_seconds: Time between lines, in seconds.
-    """
+    """Reports loss, samples/s and memory: in the progress bar, and as a line every few seconds without a terminal."""
 
     def __init__(self, every_seconds: float = 15.0):
         self.every_seconds = every_seconds

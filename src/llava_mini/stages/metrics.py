@@ -125,11 +125,7 @@ def _word_begins(marks_S: Tensor, answer_S: Tensor) -> Tensor:
     """Whether each token is the first of a word, [S] bool; a word is the text between white space.
 
     The first token of an answer always begins a word. White space alone belongs to the word before it, so a newline
-    after an answer is not a word.
-
-    Args:
-        marks_S: Word marks of the tokens, [S] uint8, see `word_marks`.
-        answer_S: Answer that each token belongs to, [S] int64.
+    after an answer is not a word. `marks_S` are the tokens' `word_marks`, `answer_S` numbers their answers.
     """
     first_S, text_S = _changes(answer_S), (marks_S & _TEXT) > 0
     white_S = (marks_S & _BEFORE) > 0
@@ -176,11 +172,7 @@ class Answers:
         return len(self.rows)
 
     def add(self, batch: VLMBatch, scores: list[list[AnswerScore]]) -> None:
-        """Append the answers of a batch.
-
-        Args:
-            batch: Batch that was answered; a sample names a kind for each of its answers, or none at all.
-            scores: Scores as returned by `answer_scores`.
+        """Append a batch's answers, as `answer_scores` scored them; a sample names a kind for each of them, or none.
 
         Raises:
             ValueError: if there are more or fewer rows than samples, or kinds than answers; then nothing is appended.
@@ -195,10 +187,7 @@ class Answers:
         self.rows += added
 
     def check(self, allowed: list[str]) -> None:
-        """Refuse kinds that the config does not name.
-
-        Args:
-            allowed: Kinds that the config names, `data.kinds`.
+        """Refuse kinds that the config (`data.kinds`) does not name.
 
         Raises:
             UserError: naming the first kind that is not allowed.

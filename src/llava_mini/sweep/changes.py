@@ -13,20 +13,13 @@ from llava_mini.sweep.statistics import Difference, Scores, corrected
 
 @dataclass(frozen=True)
 class Change:
-    """Effect of changing one value, with all other values as in `at`.
-
-    Attributes:
-        key: Name of the value.
-        lower, upper: Configurations before and after the change.
-        at: Label of the values that the two configurations have in common.
-        differences: Score of `upper` minus score of `lower`, by group of question kinds.
-    """
+    """Effect of changing one value, with all other values as in `at`."""
 
     key: str
     lower: Configuration
     upper: Configuration
-    at: str
-    differences: dict[str, Difference]
+    at: str  # label of what the two have in common
+    differences: dict[str, Difference]  # score of `upper` minus that of `lower`, by group of question kinds
 
     @property
     def before(self) -> str:

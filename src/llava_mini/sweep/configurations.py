@@ -17,18 +17,11 @@ from llava_mini.sweep.training import Training
 
 @dataclass(frozen=True)
 class Score:
-    """Word accuracy on one group of question kinds.
+    """Word accuracy on one group of question kinds."""
 
-    Attributes:
-        mean: Mean over seeds.
-        by_seed: Word accuracy of each seed.
-        difference: Difference to the reference over common seeds of one test set; None for the reference itself or
-            without a reference.
-    """
-
-    mean: Estimate
+    mean: Estimate  # over seeds
     by_seed: dict[int, float]
-    difference: Difference | None = None
+    difference: Difference | None = None  # to the reference, over common seeds of one test set; None without one
 
 
 @dataclass(frozen=True)

@@ -26,21 +26,13 @@ State = Literal["finished", "failed", "interrupted"]
 
 @dataclass(frozen=True)
 class Sweep:
-    """Content of `sweep.json`.
+    """Content of `sweep.json`."""
 
-    Attributes:
-        arguments: Arguments of the sweep command.
-        commit: Commit of the code, with "+changes" when the working tree differs from it.
-        code_version: Hash of the package's source.
-        started: Time when the command was last started, ISO 8601.
-        runs: All runs that the command requests.
-    """
-
-    arguments: list[str]
-    commit: str
-    code_version: str
-    started: str
-    runs: list[Run]
+    arguments: list[str]  # of the command
+    commit: str  # "+changes" when the working tree differs from it
+    code_version: str  # hash of the package's source
+    started: str  # last time, ISO 8601
+    runs: list[Run]  # all that the command requests
 
 
 @dataclass(frozen=True)

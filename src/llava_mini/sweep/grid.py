@@ -30,29 +30,17 @@ _FUNCTIONS = ("range(", "choice(", "interval(")  # of Hydra's grammar, each seve
 
 @dataclass(frozen=True)
 class Run:
-    """One training run of a sweep.
+    """One training run of a sweep."""
 
-    Attributes:
-        label: Short readable name: compressor, C, N_fusion, other varied values, seed.
-        overrides: Overrides of the config.
-        config_hash: Hash of the resolved config; see `config_hash`.
-        seed: Seed of the run.
-        compressor: Name of the compressor.
-        C: Side of the grid of compressed tokens; None if the compressor has none.
-        n_fusion: Number of pre-fusion layers.
-        reference: Whether this is the uncompressed reference.
-        values: Value of every other key that the sweep varies; None where it does not apply.
-    """
-
-    label: str
-    overrides: list[str]
-    config_hash: str
+    label: str  # compressor, C, N_fusion, other varied values, seed
+    overrides: list[str]  # of the config
+    config_hash: str  # of the resolved config; see `config_hash`
     seed: int
-    compressor: str
-    C: int | None
+    compressor: str  # its name
+    C: int | None  # side of the grid of compressed tokens; None if the compressor has none
     n_fusion: int
-    reference: bool
-    values: dict[str, Any] = field(default_factory=dict)
+    reference: bool  # whether this is the uncompressed reference
+    values: dict[str, Any] = field(default_factory=dict)  # of every other key that varies; None: does not apply
 
     def setting(self) -> dict[str, Any]:
         """Varied values that the reference has too; runs are compared with the reference of their own setting."""

@@ -48,13 +48,7 @@ _CONVERGED = (
 
 
 def page(name: str, analysis: Analysis, plots: Mapping[str, Path]) -> str:
-    """Return the whole HTML page.
-
-    Args:
-        name: Name of the sweep.
-        analysis: Analysis that the page shows.
-        plots: PNG files by name, as returned by `plots.draw_all`; empty if there is nothing to draw.
-    """
+    """Return the whole HTML page of a sweep; `plots` are PNG files by name (`plots.draw_all`), or none."""
     commit, _, changed = analysis.sweep.commit.partition("+")
     return TEMPLATES.get_template("report.html.jinja").render(
         name=name,

@@ -30,21 +30,13 @@ _GRACE_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Job:
-    """Command to run.
-
-    Attributes:
-        name: Name of the job.
-        command: Command line.
-        folder: Folder for the job's output, which goes to `log.txt` there.
-        environment: What is added to this process's environment.
-        imports: Modules that the command will import; a launcher may import them once for all jobs.
-    """
+    """Command to run."""
 
     name: str
     command: tuple[str, ...]
-    folder: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
-    imports: tuple[str, ...] = ()
+    folder: Path  # for the job's output, which goes to `log.txt` there
+    environment: Mapping[str, str] = field(default_factory=dict)  # added to this process's
+    imports: tuple[str, ...] = ()  # modules that the command will import; a launcher may import them once for all jobs
 
 
 @dataclass(frozen=True)
@@ -82,12 +74,8 @@ class Launcher(ABC):
 class LocalLauncher(Launcher):
     """Runs jobs on this machine: as many at the same time as there are GPUs, or CPU cores if there is no GPU.
 
-    Each process gets its own GPUs. On CPU it gets one thread, since small models run slower with two under load.
-
-    Args:
-        max_parallel: Number of jobs that run at the same time. If there are too few GPUs for them, they share the
-            GPUs in turn. Default: as many as the GPUs, or else the cores, suffice for.
-        devices: Number of devices of one job.
+    Each process gets its own GPUs (`devices` of them), or shares them in turn if there are too few for `max_parallel`
+    jobs. On CPU it gets one thread, since small models run slower with two under load.
     """
 
     def __init__(self, max_parallel: int | None = None, *, devices: int = 1) -> None:

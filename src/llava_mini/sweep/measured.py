@@ -27,23 +27,15 @@ _NEEDED = (
 
 @dataclass(frozen=True)
 class Measured:
-    """Run with its outcome and scores.
-
-    Attributes:
-        run, folder, outcome: Requested run, its folder and its state.
-        predictions: Scores on the test split if the run is finished; on validation for a run without a test split.
-        accuracy: Share of exact matches among these answers, with an interval over scenes.
-        test_set: Name of these questions; equal for runs that can be compared in pairs.
-        split: "test" or "validation".
-    """
+    """Run with its outcome and scores: on the test split if it is finished, on validation without a test split."""
 
     run: Run
     folder: Path
     outcome: Outcome
     predictions: Predictions | None = None
-    test_set: str = ""
-    split: str = "test"
-    accuracy: Estimate | None = None
+    test_set: str = ""  # name of these questions; equal for runs that can be compared in pairs
+    split: str = "test"  # or "validation"
+    accuracy: Estimate | None = None  # share of exact matches, with an interval over scenes
 
     @property
     def result(self) -> dict[str, Any]:

@@ -19,15 +19,7 @@ def print_now(line: str) -> None:
 
 
 class Progress:
-    """Reports the progress of a sweep.
-
-    Args:
-        total: Number of runs of the sweep.
-        missing: Number of runs that are to be run now.
-        parallel: Number of runs at the same time.
-        say: Function that takes each line.
-        clock: Function that returns the time in seconds.
-    """
+    """Reports the progress of a sweep, of which `missing` runs are to be run now, line by line."""
 
     def __init__(
         self, total: int, missing: int, parallel: int, say: Say, clock: Callable[[], float] = time.monotonic

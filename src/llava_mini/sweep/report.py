@@ -24,14 +24,7 @@ from llava_mini.sweep.text import duration, group_head, operations, percent, per
 
 
 def compare(sweep_dir: Path, say: Say = print_now) -> Path:
-    """Write report.html, the plots, results.csv and results.json; print the tables and, last, the report's path.
-
-    Args:
-        sweep_dir: Folder of the sweep, which may still be running.
-        say: Function that takes each line.
-
-    Returns:
-        Path of the report.
+    """Write the plots, results.csv, results.json and report.html; print the tables and the report's path; return it.
 
     Raises:
         UserError: if the folder is not a sweep's folder.

@@ -56,25 +56,11 @@ def run_sweep(
     experiment: str,
     say: Say = print_now,
 ) -> int:
-    """Run every run that is not finished.
+    """Run every run that is not finished; return 0 if all are finished then, 1 if some are not, 130 after Ctrl-C.
 
-    Args:
-        runs: Runs of the sweep; see `grid.expand`.
-        arguments: Arguments of the sweep command, for the record.
-        sweep_dir: Folder of the sweep; finished runs in it are kept.
-        launcher: Launcher of the processes.
-        command: Command to which a run's overrides, `run_dir=` and `tracking.parent_run_id=` are appended, such as
-            `python -m llava_mini train`.
-        imports: Modules that this command will import.
-        code_version: Hash of the code, see `provenance.code_version`; results of another version are not used.
-        commit: Commit of the code, for the record.
-        service: Service that the sweep and its runs are reported to; None tracks nothing.
-        tracker_uri: Address of the service; None is its default.
-        experiment: Name of the experiment in the service.
-        say: Function that takes each line of progress.
-
-    Returns:
-        Exit status: 0 if all runs are finished, 1 if some are not, 130 if interrupted by Ctrl-C.
+    To `command` (`python -m llava_mini train`), which will import `imports`, a run's overrides, `run_dir=` and
+    `tracking.parent_run_id=` are appended. Results of another `code_version` are not used. Without a `service` nothing
+    is tracked; without a `tracker_uri` the service's default is used.
 
     Raises:
         UserError: if the folder cannot be written or another sweep is running in it.

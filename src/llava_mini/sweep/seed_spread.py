@@ -19,13 +19,7 @@ SPREAD_POINTS: Mapping[str, float] = MappingProxyType({"dense": 4.0, "one_word":
 
 
 def few_seeds(seeds: int, groups: Sequence[str], in_common: bool = False) -> str:
-    """Sentence on what one or two seeds cannot show.
-
-    Args:
-        seeds: Number of common seeds, below `FEWEST_SEEDS`.
-        groups: Groups of question kinds that are reported.
-        in_common: Whether configurations have more seeds, but no more in common.
-    """
+    """Sentence on what one or two seeds cannot show; `in_common` if configurations have more, but no more in common."""
     named = {1: "One seed", 2: "Two seeds"}[seeds] + " in common" * in_common
     limits = [f"{SPREAD_POINTS[group]:g} points{on_group(group, groups)}" for group in groups]
     return (

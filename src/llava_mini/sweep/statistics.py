@@ -42,17 +42,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """Paired difference of two scores.
+    """Paired difference of two scores."""
 
-    Attributes:
-        by_seed: Difference for each common seed.
-        p: Two-sided p-value of no difference; None where there is no interval.
-        corrected_p: Two-sided p-value after `corrected`.
-    """
-
-    by_seed: dict[int, float] = field(default_factory=dict)
-    p: float | None = None
-    corrected_p: float | None = None
+    by_seed: dict[int, float] = field(default_factory=dict)  # of the common seeds
+    p: float | None = None  # two-sided, of no difference; None where there is no interval
+    corrected_p: float | None = None  # after `corrected`
 
     @property
     def clear(self) -> bool:
@@ -86,11 +80,7 @@ class Scores:
         return Estimate(value, _within_shares(value, margin))
 
     def mean(self, runs_by_seed: Mapping[int, int]) -> Estimate:
-        """Mean of the score over seeds.
-
-        Args:
-            runs_by_seed: Column of the run for each seed; at least one.
-        """
+        """Mean of the score over seeds, at least one."""
         columns = list(runs_by_seed.values())
         value = float(self._value_R[columns].mean())
         margin, _ = _margin_and_p(self._value_R[columns], self._influence_SR[:, columns], self._scenes(columns))
@@ -114,11 +104,7 @@ class Scores:
 
 
 class Answers:
-    """Answers of all runs of a comparison, matched by scene.
-
-    Args:
-        predictions: Predictions of every run; keys of different test sets must differ.
-    """
+    """Answers of all runs of a comparison, matched by scene; keys of different test sets must differ."""
 
     def __init__(self, predictions: Sequence[Predictions]) -> None:
         self._predictions = predictions
@@ -129,9 +115,7 @@ class Answers:
     def scores(self, score: str, kinds: Sequence[Collection[str]] | None = None) -> Scores:
         """Return a score as the mean over kinds of their means, as `Predictions.group_means` defines it.
 
-        Args:
-            score: Name of the score, from `predictions.SCORES`.
-            kinds: Kinds to take for each run; None takes all questions of a run as one kind.
+        `kinds` are those of each run; None takes all questions of a run as one kind.
         """
         runs = len(self._predictions)
         value_R, influence_SR = np.full(runs, np.nan), np.zeros((self._scenes, runs))

@@ -76,11 +76,7 @@ class Bar:
 
 
 class Bars:
-    """Differences as bars on one scale that includes 0.
-
-    Args:
-        differences: All differences that are to be shown.
-    """
+    """Differences as bars on one scale that includes 0."""
 
     def __init__(self, differences: Iterable[Difference]) -> None:
         intervals = [difference.interval for difference in differences if difference.interval is not None]

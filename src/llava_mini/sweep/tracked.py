@@ -54,10 +54,6 @@ def track_report(sweep_dir: Path, service: Service) -> None:
     """Add what `compare` wrote in a sweep's folder to the sweep's MLflow run, and send the files of its runs.
 
     What the service does not accept waits in the folders.
-
-    Args:
-        sweep_dir: Folder of a sweep that was tracked.
-        service: Service that the sweep is reported to.
     """
     spool, analysis = Spool(sweep_dir), analyse(sweep_dir)
     finished = analysis.of_state("finished")
@@ -74,9 +70,7 @@ def track_report(sweep_dir: Path, service: Service) -> None:
 def view(name: str, results: Sequence[Result] = ()) -> View:
     """View of a sweep's runs on MLflow's pages.
 
-    Args:
-        name: Name of the sweep.
-        results: Results of its finished runs. Only figures in these get charts, since MLflow also draws empty charts.
+    Only figures in `results` get charts, since MLflow also draws empty charts.
     """
     split = _split(results[0]) if results else "test"
     measured = {key for result in results for key in _figures(result)}

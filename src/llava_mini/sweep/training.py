@@ -15,20 +15,12 @@ from llava_mini.sweep.text import on_group, points
 
 @dataclass(frozen=True)
 class Training:
-    """Training of one or more runs.
+    """Training of one or more runs."""
 
-    Attributes:
-        gains: Gains of each run's groups of question kinds in the last third of its steps, as returned by
-            `evaluate.convergence`; a group that was not measured is left out.
-        ends: Whether each run had converged.
-        steps: All different numbers of steps, ascending.
-        starts: All different starts.
-    """
-
-    gains: tuple[Mapping[str, Mapping[str, Any]], ...]
-    ends: tuple[bool, ...]
-    steps: tuple[int, ...]
-    starts: tuple[str, ...]
+    gains: tuple[Mapping[str, Mapping[str, Any]], ...]  # of each run by group that was measured: `evaluate.convergence`
+    ends: tuple[bool, ...]  # whether each run had converged
+    steps: tuple[int, ...]  # all different numbers, ascending
+    starts: tuple[str, ...]  # all different ones
 
     @classmethod
     def of(cls, results: Sequence[Mapping[str, Any]]) -> Training:
@@ -52,9 +44,8 @@ class Training:
     def mark(self, group: str | None = None) -> str:
         """Text such as `still improving: +3.1 points in the last third`; empty if all runs had converged.
 
-        Args:
-            group: Group of question kinds to report on. None: the first group that was still improving, or else was
-                not shown to have converged; it is named if there are several groups.
+        It is about one group of question kinds. None: the first group that was still improving, or else was not shown
+        to have converged; it is named if there are several groups.
         """
         if group is not None:
             return self._mark(group, "")

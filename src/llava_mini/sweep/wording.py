@@ -62,11 +62,8 @@ def where(
 ) -> str:
     """Phrase like `with max_steps=300, after 300 steps from a common start, on dense answers`, in the parts that apply.
 
-    Args:
-        analysis: Analysis that the names come from.
-        group: Group of question kinds.
-        reference: Reference whose setting is named, if any.
-        configurations: Configurations that the sentence is about. The budget is named unless all had converged.
+    The setting is the reference's, if there is one. The budget is named unless all `configurations`, which the sentence
+    is about, had converged.
     """
     setting = "" if reference is None else label_of(reference.setting)
     parts = [f"with {setting}"] if setting else []

@@ -55,9 +55,7 @@ class MLflow(Service):
 def check_installed(key: str, otherwise: str) -> None:
     """Check that MLflow is installed, without the seconds that importing it takes.
 
-    Args:
-        key: Name of the option that needs MLflow, for the message.
-        otherwise: Advice on how to work without MLflow, for the message.
+    The message names the option (`key`) that needs it, and how to work without it (`otherwise`).
 
     Raises:
         UserError: MLflow is not installed.
@@ -73,15 +71,9 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def latest_sweep(uri: str, server: str) -> list[str]:
-    """Return the URLs of the newest sweep's pages.
+    """Return the URLs on `server` of the newest sweep's charts and of all runs of its experiment.
 
-    Args:
-        uri: URI of the tracker.
-        server: URL at which MLflow serves its pages.
-
-    Returns:
-        The URL of its charts and of all runs of its experiment; an empty list if there is no sweep, or if the tracker
-        is down, which is a warning.
+    The list is empty if there is no sweep, or if the tracker is down, which is a warning.
     """
     from llava_mini.tracking.mlflow_calls import latest_view
 

@@ -93,10 +93,7 @@ def find_or_create_run(origin: Origin) -> str:
 def send(folder: Path, origin: Origin, lines: list[Line]) -> None:
     """Send lines that fit in one call, see `Spool.deliver`. What MLflow rejects for good is dropped with a warning.
 
-    Args:
-        folder: Folder of the spool, which contains the files.
-        origin: Origin of the lines, whose run exists already.
-        lines: Lines to send, grouped as `Spool.deliver` says.
+    `folder` is the spool's, which contains the files; the origin's run exists already.
     """
     client, run_id, first = connect(origin.uri), str(origin.run_id), lines[0]
     dropped = _REJECTED
@@ -119,11 +116,7 @@ def send(folder: Path, origin: Origin, lines: list[Line]) -> None:
 
 
 def latest_view(uri: str) -> tuple[str, str] | None:
-    """Return the newest view whose parent run is not deleted.
-
-    Returns:
-        The ids of its experiment and of its parent run; None if there is no view.
-    """
+    """Return the ids of experiment and parent run of the newest view whose parent is not deleted; None: no view."""
     client = connect(uri)
     found = [
         (created_ms(value), str(experiment.experiment_id), parent)

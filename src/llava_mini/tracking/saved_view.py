@@ -21,21 +21,13 @@ _OWN = "llava-mini."  # views that users save have no such key
 
 @dataclass(frozen=True)
 class View:
-    """What MLflow shows of the child runs of a parent run.
-
-    Attributes:
-        name: Name of the view.
-        charts: Metrics of each chart, first along x, then along y.
-        params: Parameter columns of the table, left to right.
-        metrics: Metric columns of the table, left to right, after those of `params`.
-        order_by: Metric by which the runs are sorted, smallest first.
-    """
+    """What MLflow shows of the child runs of a parent run."""
 
     name: str
-    charts: Sequence[Sequence[str]]
-    params: Sequence[str]
-    metrics: Sequence[str]
-    order_by: str
+    charts: Sequence[Sequence[str]]  # metrics of each: along x, along y
+    params: Sequence[str]  # columns of the table, left to right
+    metrics: Sequence[str]  # columns after those of `params`
+    order_by: str  # metric by which the runs are sorted, smallest first
 
 
 def tag_key(parent_run_id: str) -> str:
@@ -50,13 +42,7 @@ def parent_of(tag: str) -> str | None:
 
 
 def tag_value(view: View, parent_run_id: str, time_ms: int) -> str:
-    """Return the view as JSON.
-
-    Args:
-        view: View to encode.
-        parent_run_id: Id of the parent of the shown runs.
-        time_ms: Time of the view's creation, in milliseconds since 1970.
-    """
+    """Return the view of a parent's runs as JSON; `time_ms`, since 1970, is when it was created."""
     state = {
         "searchFilter": f"tags.`mlflow.parentRunId` = '{parent_run_id}'",
         "orderByKey": f"metrics.`{view.order_by}`",  # when sorted by start time, MLflow would show the parent too

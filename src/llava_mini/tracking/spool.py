@@ -48,46 +48,27 @@ class Line:
 
 @dataclass(frozen=True)
 class DataInput:
-    """A data set that a run reads.
-
-    Attributes:
-        name: Name of the data set.
-        fingerprint: Hexadecimal hash of the data set's content.
-        source: Path or URL of the data set.
-        samples: Number of samples.
-        context: Purpose for which the run reads it: training, validation or test.
-    """
+    """A data set that a run reads."""
 
     name: str
-    fingerprint: str
-    source: str
+    fingerprint: str  # hexadecimal hash of the content
+    source: str  # path or URL
     samples: int
-    context: str
+    context: str  # training, validation or test
 
 
 @dataclass
 class Origin:
-    """Content of `tracking.json`.
+    """Content of `tracking.json`."""
 
-    Attributes:
-        uri: URI of the tracker.
-        experiment: Name of the experiment in the tracker.
-        name: Name of the run in the tracker.
-        parent_run_id: Id of the parent run under which this run is shown.
-        token: Unique name of this spool, which finds its run again if the reply to "create it" was lost.
-        run_id: Id of the run in the tracker; None until it is created.
-        sent_bytes: Offset in `spool.jsonl` up to which the reports are sent.
-        sent_extras_bytes: Offset in `spool.jsonl` up to which inputs, files and views are sent.
-    """
-
-    uri: str
+    uri: str  # of the tracker
     experiment: str
-    name: str
-    parent_run_id: str | None = None
-    token: str = field(default_factory=lambda: uuid.uuid4().hex)
-    run_id: str | None = None
-    sent_bytes: int = 0
-    sent_extras_bytes: int = 0
+    name: str  # of the run
+    parent_run_id: str | None = None  # under which this run is shown
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)  # finds the run if no reply came
+    run_id: str | None = None  # None until it is created
+    sent_bytes: int = 0  # offset in `spool.jsonl` up to which the reports are sent
+    sent_extras_bytes: int = 0  # the same for inputs, files and views
 
 
 class Spool:

@@ -28,10 +28,9 @@ _WAITS = {"reports": "is not available; values wait in", "extras": "does not tak
 
 
 def init_tracking(uri: str | None = None, experiment: str = EXPERIMENT, service: Service | None = None) -> str:
-    """Prepare the service, MLflow by default, so that any number of runs can then start at once.
+    """Prepare the service, MLflow by default, so that any number of runs can then start at once; return its address.
 
-    Returns:
-        The address in use (see `Service.address`). A service that is down is a warning, never an exception.
+    A service that is down is a warning, never an exception.
     """
     service = service or MLflow()
     address = service.address(uri)
@@ -50,17 +49,11 @@ def flush_spools(
     lanes: Sequence[Lane] = LANES,
     service: Service | None = None,
 ) -> int:
-    """Send what earlier runs could not send. Stops at the first failure and never raises.
+    """Send what earlier runs could not send, and return how many lines still wait.
 
-    Args:
-        folders: Run folders; those without a spool are skipped.
-        uri: Address of the service; default is the one that each run has recorded.
-        parent_run_id: Id of the parent of runs that were started when no parent could be created.
-        lanes: Kinds of lines to send, see `Spool.deliver`; "extras" take long if they are models.
-        service: Service that takes them; default is MLflow.
-
-    Returns:
-        The number of these lines that still wait.
+    It stops at the first failure and never raises. Folders without a spool are skipped. Without `uri` a run's lines go
+    to the address that it has recorded. `parent_run_id` is for runs that were started when no parent could be created.
+    `lanes` are those of `Spool.deliver`; "extras" take long if they are models.
     """
     spools, service = [spool for spool in map(Spool, folders) if spool.pending()], service or MLflow()
     for lane in lanes:
@@ -72,13 +65,8 @@ def flush_spools(
 class Tracker:
     """One run in a service, reported through the spool in `folder`. No method raises or waits because of the service.
 
-    Args:
-        folder: Folder of the spool, which gives the run its name; an existing spool continues its run.
-        uri: Address of the service, see `Service.address`.
-        experiment: Name of the experiment.
-        parent_run_id: Id of the run under which this run is shown.
-        interval: Seconds between two attempts to send; grows to a minute while the service is down.
-        service: Service that takes the reports; default is MLflow.
+    The folder gives the run its name; an existing spool continues its run. `interval` is the time in seconds between
+    two attempts to send; it grows to a minute while the service is down.
     """
 
     def __init__(
@@ -124,11 +112,7 @@ class Tracker:
         self._spool.append("inputs", {"datasets": [asdict(each) for each in inputs]})
 
     def log_file(self, path: str) -> None:
-        """Log a file, or a folder with all its contents.
-
-        Args:
-            path: Path relative to the spool's folder, which must contain the file until it is sent.
-        """
+        """Log a file, or a folder with all its contents, by its path in the spool's folder, which it stays in."""
         self._spool.append("file", {"path": path})
 
     def show(self, view: View) -> None:
@@ -136,11 +120,7 @@ class Tracker:
         self._spool.append("view", asdict(view))
 
     def finish(self, status: Status = "FINISHED", wait: float = 10.0) -> int:
-        """Close the run. Waits at most `wait` seconds for unsent lines; the rest stays in the spool.
-
-        Returns:
-            The number of lines that still wait.
-        """
+        """Close the run, and return how many lines still wait in the spool after at most `wait` seconds."""
         self._spool.append("status", {"status": status})
         self._stop.set()
         self._thread.join(wait)

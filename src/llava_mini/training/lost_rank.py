@@ -24,11 +24,7 @@ class LostRankError(RuntimeError):
 
 @contextmanager
 def lost_rank_as_error(config: Config, step: Callable[[], int]) -> Iterator[None]:
-    """Turn torch's error when another rank does not answer or has ended into one line.
-
-    Args:
-        config: Config of the run.
-        step: Function that returns the number of optimizer steps done.
+    """Turn torch's error when another rank does not answer or has ended into one line; `step` counts optimizer steps.
 
     Raises:
         LostRankError: another rank does not answer or has ended; it replaces torch's own error.

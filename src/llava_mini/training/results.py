@@ -38,15 +38,8 @@ def measured(
 ) -> dict[str, Any]:
     """Return scores on validation and (once) test, convergence, and tokens and FLOPs of a question.
 
-    The scores of every answer are saved. A run without a test split (`data.splits.test=null`, for tuning) is measured
-    on validation only.
-
-    Args:
-        model: Trained model.
-        tokenizer: Tokenizer of the model.
-        datamodule: Data of the run.
-        run_dir: Folder of the run, with its validations.
-        steps: Number of optimizer steps of the run.
+    The scores of every answer are saved in `run_dir`, which has the run's validations. A run without a test split
+    (`data.splits.test=null`, for tuning) is measured on validation only.
 
     Returns:
         `accuracy` {split: share of exact matches}; `word_accuracy` and `nll` {split: {group: mean over its kinds}};
@@ -148,13 +141,7 @@ def save_run(
     """Write what a run has trained into its `model` folder.
 
     This is the whole model. For a run with adapters or a 4-bit base it is only the trained weights and a description of
-    the base.
-
-    Args:
-        model: Trained model.
-        processor: Processor of the model.
-        config: Config of the run.
-        base: Fingerprints of the model's parts as they were loaded.
+    the base, which `base` gives the fingerprints of as it was loaded.
     """
     folder, finetune = Path(config.run_dir) / "model", config.finetune
     if is_adapted(finetune):
@@ -170,14 +157,7 @@ def save_run(
 
 
 def weights_of(spec: Model) -> dict[str, Any]:
-    """Return where a base's weights come from, for people and for PEFT.
-
-    Args:
-        spec: Section `model` of the config.
-
-    Returns:
-        `weights`, the list of all sources; `language_model`, the sources of the language model as one text.
-    """
+    """Return where a base's weights come from: the list `weights`, and as one text, for PEFT, `language_model`."""
     if hub := spec.hub_parts:
         return {"weights": [hub.vision_tower, hub.language_model], "language_model": hub.language_model}
     places = [str(folder) for folder in spec.folders] or ["random weights"]

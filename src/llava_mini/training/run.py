@@ -19,8 +19,7 @@ from llava_mini.data.stream.datamodule import VLMDataModule
 from llava_mini.files import write_json
 from llava_mini.finetune import fingerprints, num_parameters
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
-from llava_mini.plan.out_of_memory import oom_as_run_error
-from llava_mini.plan.run_memory import Memory
+from llava_mini.plan.run_memory import Memory, oom_as_run_error
 from llava_mini.run.folder import claim, last_checkpoint
 from llava_mini.run.identity import config_hash
 from llava_mini.run.provenance import code_version, git_commit
@@ -66,17 +65,7 @@ def interruptible() -> Iterator[None]:
 
 
 def fit(run: Run, config: Config, clock: Clock, loggers: list[Logger], memory: Memory | None = None) -> Trainer:
-    """Train from the last checkpoint in the run's folder, or from the start.
-
-    Args:
-        run: Objects to train.
-        config: Config of the run.
-        clock: Clock that measures the time of training.
-        loggers: Lightning loggers.
-        memory: Memory plan of the run, if there is one.
-
-    Returns:
-        The trainer, with the last metrics.
+    """Train from the last checkpoint in the run's folder, or from the start; the trainer has the last metrics.
 
     Raises:
         KeyboardInterrupt: the run was interrupted; Lightning has then shut down cleanly.
@@ -115,15 +104,9 @@ def _make_whole(run: Run, config: Config, trainer: Trainer) -> None:
 
 
 def train_run(config: Config) -> Path:
-    """Train, evaluate on validation and test, and write the run's result.
+    """Train, evaluate on validation and test, write the run's result, and return the run's folder.
 
     With several ranks, all train and only rank 0 does the rest.
-
-    Args:
-        config: Config of the run.
-
-    Returns:
-        The run's folder.
 
     Raises:
         UserError: the folder contains another run, or the config is impossible.
@@ -164,11 +147,7 @@ def train_run(config: Config) -> Path:
 
 
 def scores_text(result: dict[str, Any]) -> str:
-    """Return `exact match val 0.81, test 0.80; word accuracy of dense kinds val 0.92, test 0.91; ...`.
-
-    Args:
-        result: Content of result.json.
-    """
+    """Return `exact match val 0.81, test 0.80; word accuracy of dense kinds val 0.92, test 0.91; ...` of a result."""
     texts = ["exact match " + ", ".join(f"{split} {share:.4f}" for split, share in result["accuracy"].items())]
     groups = dict.fromkeys(group for means in result["word_accuracy"].values() for group in means)
     for group in groups:

@@ -39,14 +39,9 @@ log = logging.getLogger("llava_mini")
 
 
 def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> Path:
-    """Train the stages of the toy world that `world.stages` names.
+    """Train the stages that `world.stages` names, and return the folder with `stage0`, `stage1` and `uncompressed`.
 
-    Args:
-        overrides: Overrides for the configs of all stages; `world.out` says where the checkpoints go.
-        config_dirs: Further folders with config groups.
-
-    Returns:
-        The folder with `stage0`, `stage1` and `uncompressed`.
+    The overrides are for the configs of all stages; `world.out` says where the checkpoints go.
     """
     stage0 = resolve(["experiment=tiny_stage0", *overrides], config_dirs)
     if (ranks := assembly.num_ranks(stage0)) > 1:

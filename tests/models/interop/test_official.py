@@ -16,8 +16,7 @@ from tests.golden import check
 from transformers import CLIPVisionConfig
 
 from llava_mini.errors import UserError
-from llava_mini.models import LlavaMiniForConditionalGeneration, interop
-from llava_mini.models.interop import from_official, official_batch
+from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.interop.convert import convert_official
 from llava_mini.models.interop.export import convert_to_official
 from llava_mini.models.interop.parts import CLIP_ID
@@ -85,7 +84,7 @@ def test_converted_folders_agree_with_the_official_release(
         assert again["rope_theta"] == config["rope_theta"]
         return LlavaMiniForConditionalGeneration.from_pretrained(tmp_path / "ours")
 
-    monkeypatch.setattr(interop, "from_official", through_folders)
+    monkeypatch.setattr(check, "from_official", through_folders)
     assert check.check_case(case) == []
 
 
@@ -95,12 +94,13 @@ def test_no_recorded_case_is_left_out() -> None:
 
 def test_the_comparison_names_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that are not the recorded ones: logits, loss, generated tokens and gradients are all said to differ."""
+    original = check.from_official
 
     def scaled(config: dict[str, Any], state: dict[str, Any], clip: dict[str, Any]) -> Any:
         state["model.mm_projector.2.weight"] *= 2
-        return from_official(config, state, clip)
+        return original(config, state, clip)
 
-    monkeypatch.setattr(interop, "from_official", scaled)
+    monkeypatch.setattr(check, "from_official", scaled)
     wrong = check.check_case("b_image_c2_batch2")
     assert [line.partition(":")[0] for line in wrong] == [
         "infer logits", "train logits", "loss", "row 0", "row 1",
@@ -146,7 +146,7 @@ def official(make_model: Factory, make_text_config: Factory) -> tuple[Any, dict[
 @torch.no_grad()
 def test_names_and_config_are_translated(official: Any, make_sample: Factory, collate: Factory) -> None:
     model, config, state, clip = official
-    again = from_official(config, state, clip).eval()
+    again = check.from_official(config, state, clip).eval()
     batch = collate(model, [make_sample(1)])
     assert torch.equal(again(**batch).logits, model(**batch).logits)
     assert again.config.image_token_id == again.config.text_config.vocab_size  # beyond the vocabulary: never embedded
@@ -158,39 +158,46 @@ def test_half_precision_checkpoint_makes_one_working_dtype(
     """The published config says bfloat16, which must not leave parts in different dtypes."""
     _, config, state, clip = official
     half = {name: tensor.bfloat16() for name, tensor in state.items()}
-    again = from_official({**config, "torch_dtype": "bfloat16"}, half, clip)
+    again = check.from_official({**config, "torch_dtype": "bfloat16"}, half, clip)
     assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
     assert torch.isfinite(again(**collate(again, [make_sample(1)])).loss)
 
 
-def test_missing_and_unexpected_tensors_are_named(official: Any) -> None:
+def converted(official: Any, folder: Path) -> None:
     _, config, state, clip = official
+    for name in ("release", "tower"):
+        (folder / name).mkdir()
+    (folder / "release" / "config.json").write_text(json.dumps(config))
+    save_file(state, folder / "release" / "model.safetensors")
+    CLIPVisionConfig(**clip).save_pretrained(folder / "tower")
+    convert_official(folder / "release", folder / "ours", str(folder / "tower"))
+
+
+def test_missing_and_unexpected_tensors_are_named(official: Any, tmp_path: Path) -> None:
+    state = official[2]
     del state["model.mm_projector.2.bias"]
     state["model.layers.9.mlp.up_proj.weight"] = torch.zeros(1)
     with pytest.raises(UserError, match=r"missing.*model\.mm_projector\.2\.bias.*unexpected.*layers\.9"):
-        from_official(config, state, clip)
+        converted(official, tmp_path)
 
 
-def test_misshapen_tensor_is_named_with_both_shapes(official: Any) -> None:
-    _, config, state, clip = official
-    state["model.mm_projector.0.weight"] = torch.zeros(48, 31)
+def test_misshapen_tensor_is_named_with_both_shapes(official: Any, tmp_path: Path) -> None:
+    official[2]["model.mm_projector.0.weight"] = torch.zeros(48, 31)
     with pytest.raises(UserError, match=r"model\.mm_projector\.0\.weight: shape \[48, 31\].*\[48, 32\]"):
-        from_official(config, state, clip)
+        converted(official, tmp_path)
 
 
-def test_foreign_tensor_is_named(official: Any) -> None:
-    _, config, state, clip = official
-    state["visual.proj"] = torch.zeros(1)
+def test_foreign_tensor_is_named(official: Any, tmp_path: Path) -> None:
+    official[2]["visual.proj"] = torch.zeros(1)
     with pytest.raises(UserError, match=r"visual\.proj"):
-        from_official(config, state, clip)
+        converted(official, tmp_path)
 
 
 @pytest.mark.parametrize("key", ["mm_vision_select_layer", "compressor_size", "prefusion_layer_num"])
-def test_config_of_another_model(official: Any, key: str) -> None:
-    _, config, state, clip = official
-    del config[key]
+def test_config_of_another_model(official: Any, tmp_path: Path, key: str) -> None:
+    del official[1][key]
     with pytest.raises(UserError, match=f"no {key}"):
-        from_official(config, state, clip)
+        converted(official, tmp_path)
 
 
 def test_inputs_are_spliced_as_in_the_release(official: Any) -> None:
@@ -200,7 +207,7 @@ def test_inputs_are_spliced_as_in_the_release(official: Any) -> None:
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
     labels = torch.tensor([[-100, -200, -100, 6, -100], [-100, 7, -100, -100, -100]])
     video, dummy = torch.ones(2, 1, 3, 24, 24), torch.zeros(1, 3, 24, 24)
-    batch = official_batch(model, ids, mask, [video, dummy], labels)
+    batch = check.official_batch(model, ids, mask, [video, dummy], labels)
     placeholder = model.config.image_token_id
     assert batch["input_ids"].tolist() == [[1, *[placeholder] * 8, 5, 6], [1, 7, *[0] * 9]]
     assert batch["attention_mask"].sum(1).tolist() == [11, 2]
@@ -211,5 +218,5 @@ def test_inputs_are_spliced_as_in_the_release(official: Any) -> None:
 
 def test_two_images_in_a_row_are_refused(official: Any) -> None:
     ids = torch.tensor([[1, -200, 5, -200]])
-    with pytest.raises(UserError, match="row 0.*2"):
-        official_batch(official[0], ids, torch.ones_like(ids), torch.zeros(1, 1, 3, 24, 24))
+    with pytest.raises(ValueError, match="row 0.*2"):
+        check.official_batch(official[0], ids, torch.ones_like(ids), torch.zeros(1, 1, 3, 24, 24))

@@ -10,12 +10,7 @@ from llava_mini.models.compressors.base import Compressor, grid_side
 
 
 class AveragePoolCompressor(Compressor):
-    """Mean over C x C bins of patches.
-
-    Args:
-        dim: Width D, not needed for pooling.
-        C: Side of the compression grid.
-    """
+    """Mean over C x C bins of patches."""
 
     def __init__(self, *, dim: int, C: int):
         super().__init__()

@@ -6,11 +6,7 @@ from llava_mini.models.compressors.base import Compressor
 
 
 class NoCompressor(Compressor):
-    """All patches, unchanged.
-
-    Args:
-        dim: Width D, not needed.
-    """
+    """All patches, unchanged."""
 
     def __init__(self, *, dim: int):
         super().__init__()

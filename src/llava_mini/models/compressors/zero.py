@@ -6,11 +6,7 @@ from llava_mini.models.compressors.base import Compressor
 
 
 class ZeroCompressor(Compressor):
-    """Zero tokens for a frame.
-
-    Args:
-        dim: Width D, not needed.
-    """
+    """Zero tokens for a frame."""
 
     def __init__(self, *, dim: int):
         super().__init__()

@@ -21,10 +21,6 @@ _ASKED = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text
 def own_chat_template(source: Path, processor: LlavaMiniProcessor) -> str | None:
     """Return the template of a folder that writes an image as the processor's image token; None if there is none.
 
-    Args:
-        source: Folder of a checkpoint.
-        processor: Processor made for the checkpoint.
-
     Raises:
         UserError: a file that should contain a template is not a JSON object.
     """

@@ -40,19 +40,12 @@ _SHOWN = 4  # number of tensors that a message names
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors of a folder, with their shapes, files and types.
-
-    Args:
-        folder: Folder that contains the tensors.
-        shapes: Shape of each tensor, by name.
-        files: Names of the tensors in each file.
-        types: Stored type of each tensor, by name, such as float16 or int8.
-    """
+    """Tensors of a folder, with their shapes, files and types."""
 
     folder: Path
-    shapes: dict[str, Shape]
-    files: dict[Path, list[str]]
-    types: dict[str, str]
+    shapes: dict[str, Shape]  # by name
+    files: dict[Path, list[str]]  # names of the tensors in each file
+    types: dict[str, str]  # as stored, by name: float16, int8
 
     @classmethod
     def of(cls, folder: Path) -> Checkpoint:
@@ -88,10 +81,7 @@ class Checkpoint:
         return _FLOATS[counted.most_common(1)[0][0]] if counted else torch.float32
 
     def check_floats(self, names: Iterable[str]) -> None:
-        """Refuse weights that are not stored as floating-point numbers; a quantized checkpoint has such weights.
-
-        Args:
-            names: Names of the tensors that must be floating-point.
+        """Refuse weights of these names that are not floating-point numbers; a quantized checkpoint has such weights.
 
         Raises:
             UserError: naming the first tensor that is not floating-point, and its file.
@@ -106,10 +96,7 @@ class Checkpoint:
                     )
 
     def stream(self, wanted: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yield tensors with their names, from one file after another.
-
-        Args:
-            wanted: Names of the tensors to read; None: all.
+        """Yield the `wanted` tensors (None: all) with their names, from one file after another.
 
         Raises:
             UserError: a tensor contains a number that is not finite, when the tensor is reached.
@@ -129,13 +116,10 @@ class Checkpoint:
 def check_shapes(
     where: Path | str, found: Mapping[str, Shape], needed: Mapping[str, Shape], theirs: Callable[[str], str]
 ) -> None:
-    """Compare the tensors of a checkpoint with those of the model that its config describes.
+    """Compare the tensors of a checkpoint with those of the model that its config describes, by our names.
 
-    Args:
-        where: Name of the checkpoint, for the message.
-        found: Shapes by our names; a tensor without a name of ours keeps its own name.
-        needed: Shapes that the model needs, by our names.
-        theirs: Function from our name to the checkpoint's.
+    A tensor without a name of ours keeps its own. `where` names the checkpoint in the message; `theirs` makes the
+    checkpoint's name of ours.
 
     Raises:
         UserError: naming missing, unexpected and misshapen tensors, a few of each with their shapes.
@@ -258,3 +242,27 @@ def _mistaken(path: Path) -> str | None:
     if text and all(each.isprintable() or each.isspace() for each in text) and "\ufffd" not in text:
         return f"is a text and no weights ({' '.join(text.split())[:60]!r}): fetch the file itself"
     return None if start else "is empty"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Mapping between a checkpoint's tensor names and ours, by pairs of prefixes: theirs, ours.
+
+    Of two that begin alike, the longer comes first.
+    """
+
+    pairs: tuple[tuple[str, str], ...]
+
+    def ours(self, name: str) -> str:
+        """Convert their name to ours; a name without one of ours gets a mark that no name of ours has."""
+        for theirs, ours in self.pairs:
+            if name.startswith(theirs):
+                return ours + name[len(theirs) :]
+        return f"?{name}"
+
+    def theirs(self, name: str) -> str:
+        """Convert our name to theirs."""
+        for theirs, ours in self.pairs:
+            if name.startswith(ours):
+                return theirs + name[len(ours) :]
+        return name.removeprefix("?")

@@ -20,7 +20,7 @@ from llava_mini.models.image_processor import build_image_processor
 from llava_mini.models.initialization import initialize
 from llava_mini.models.interop import llava, official
 from llava_mini.models.interop.chat import own_chat_template
-from llava_mini.models.interop.checkpoint import COMPUTED, Checkpoint, check_shapes, some
+from llava_mini.models.interop.checkpoint import COMPUTED, Checkpoint, Layout, check_shapes, some
 from llava_mini.models.interop.folders import (
     OWN_HEAD,
     PROCESSOR_FILE,
@@ -31,7 +31,6 @@ from llava_mini.models.interop.folders import (
     written,
 )
 from llava_mini.models.interop.json_config import config_trusted
-from llava_mini.models.interop.layout import Layout
 from llava_mini.models.interop.parts import Tower, load_vision_tower
 from llava_mini.models.interop.shards import ShardWriter
 from llava_mini.models.llava_mini import LlavaMiniForConditionalGeneration
@@ -50,12 +49,9 @@ def convert_official(
 ) -> None:
     """Convert the official release's folder to ours.
 
-    Args:
-        source: Folder with config.json and weights under the release's names.
-        target: New folder, in transformers' format.
-        vision_tower: Folder or Hub id of the vision tower, for its config, and for its weights if `source` contains
-            none. Default: the CLIP that the release was trained with.
-        chat_template: Chat template saved with the processor if `source` has none that shows images.
+    The vision tower (folder or Hub id; by default the CLIP that the release was trained with) gives its config, and its
+    weights if `source` contains none. The chat template is saved with the processor if `source` has none that shows
+    images.
 
     Raises:
         UserError: `source` is not such a checkpoint or `target` exists; then nothing is written.
@@ -84,16 +80,9 @@ def convert_llava(
 ) -> None:
     """Convert a LLaVA-v1.5 or 1.6 folder, transformers' or the original, to ours, as a start for stage 2.
 
-    Vision tower, projector and language model are taken over; the compressor is new.
-
-    Args:
-        source: Folder with config.json and weights.
-        target: New folder, in transformers' format.
-        compressor: Compressor as in a model's config.
-        num_fusion_layers: Number of pre-fusion layers, N_fusion.
-        init: Initialization of pre-fusion: "copy" (of the language model's first layers) or "random".
-        vision_tower: Folder or Hub id of the vision tower, used as in `convert_official`.
-        chat_template: Chat template saved with the processor if `source` has none that shows images.
+    Vision tower, projector and language model are taken over; the compressor is new. Pre-fusion starts as a copy of the
+    language model's first layers (`init` "copy") or "random". `vision_tower` and `chat_template` are used as in
+    `convert_official`.
 
     Raises:
         UserError: `source` is not such a checkpoint or `target` exists; then nothing is written.

@@ -28,10 +28,7 @@ _TEXT_FILES = (
 def convert_to_official(source: Path, target: Path, vision_tower: str = CLIP_ID) -> None:
     """Convert our folder to the official release's.
 
-    Args:
-        source: Folder of a model in transformers' format.
-        target: New folder.
-        vision_tower: Name of the vision tower for the release's config; its weights are in the folder all the same.
+    `vision_tower` is the tower's name in the release's config; its weights are in the folder all the same.
 
     Raises:
         UserError: `source` is not a model of ours or one that the release cannot express, `vision_tower` is a folder

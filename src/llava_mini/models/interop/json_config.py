@@ -36,10 +36,6 @@ def read_config(folder: Path) -> dict[str, Any]:
 def check_plain(where: Path | str, config: Mapping[str, Any]) -> None:
     """Refuse a checkpoint whose config.json says that it is quantized: its tensors are codes, not weights.
 
-    Args:
-        where: Name of the checkpoint, for the message.
-        config: Content of its config.json.
-
     Raises:
         UserError: the checkpoint is quantized, or its language model is.
     """
@@ -57,9 +53,6 @@ def check_plain(where: Path | str, config: Mapping[str, Any]) -> None:
 def config_trusted(where: Path | str) -> Iterator[None]:
     """Report what transformers, torch or this package raises for impossible values in a config.json as one line.
 
-    Args:
-        where: Name of the checkpoint, with which the line begins.
-
     Raises:
         UserError: instead of the original error.
     """
@@ -75,10 +68,6 @@ def config_trusted(where: Path | str) -> Iterator[None]:
 
 def check_sizes(where: Path | str, config: Mapping[str, Any]) -> None:
     """Refuse sizes that are zero or less, by which transformers divides, before a config is built from them.
-
-    Args:
-        where: Name of the checkpoint, for the message.
-        config: Content of its config.json.
 
     Raises:
         UserError: naming the first such size.

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from llava_mini.errors import UserError
-from llava_mini.models.interop.layout import Layout
+from llava_mini.models.interop.checkpoint import Layout
 from llava_mini.views import ViewMode
 
 _OLD = Layout(  # names that transformers writes
@@ -50,35 +50,20 @@ LEFT_OUT = "image_newline"
 
 @dataclass(frozen=True)
 class Source:
-    """Properties of a LLaVA checkpoint.
+    """Properties of a LLaVA checkpoint."""
 
-    Args:
-        layout: Mapping of its tensor names.
-        text_config: Config of its language model.
-        vision_config: Config of its vision tower; None where only `vision_tower` names it.
-        vision_tower: Hub id or folder that the config names.
-        vision_feature_layer: Index of the hidden states that are read.
-        projector_hidden_act: Activation of the projector.
-        image_token_id: Id of the placeholder in its vocabulary, if it has one.
-        views: View mode, that is, how it makes views of an image.
-    """
-
-    layout: Layout
+    layout: Layout  # of its tensor names
     text_config: PreTrainedConfig
-    vision_config: PreTrainedConfig | None
-    vision_tower: str | None
-    vision_feature_layer: int
+    vision_config: PreTrainedConfig | None  # None where only `vision_tower` names it
+    vision_tower: str | None  # Hub id or folder that the config names
+    vision_feature_layer: int  # index of the hidden states that are read
     projector_hidden_act: str
-    image_token_id: int | None
-    views: ViewMode
+    image_token_id: int | None  # of the placeholder in its vocabulary, if it has one
+    views: ViewMode  # how it makes views of an image
 
 
 def source_of(config: dict[str, Any], names: Iterable[str]) -> Source:
-    """Find out which of LLaVA's layouts a checkpoint has.
-
-    Args:
-        config: Content of its config.json.
-        names: Names of its tensors.
+    """Find out by its config.json and the names of its tensors which of LLaVA's layouts a checkpoint has.
 
     Raises:
         UserError: the checkpoint has none of the layouts, or is a variant that has no counterpart here.

@@ -1,26 +1,18 @@
-"""The official LLaVA-Mini release (ictnlp/LLaVA-Mini): its config, parameter names and inputs, mapped to ours.
+"""The official LLaVA-Mini release (ictnlp/LLaVA-Mini): its config and parameter names, mapped to ours.
 
-The release marks an image with one id -200 and splices tokens in at run time; ours has one placeholder for every
-compressed token. The release's weights need its own order of operations: compressor before projector, compressed tokens
-fused.
+The release's weights need its own order of operations: compressor before projector, compressed tokens fused.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedConfig
+from transformers import LlamaConfig, PreTrainedConfig
 
 from llava_mini.errors import UserError
 from llava_mini.models.configuration import LlavaMiniConfig
-from llava_mini.models.interop.checkpoint import check_shapes
-from llava_mini.models.interop.layout import Layout
-from llava_mini.models.llava_mini import LlavaMiniForConditionalGeneration
+from llava_mini.models.interop.checkpoint import Layout
 
-OFFICIAL_IMAGE_ID = -200
-OFFICIAL_PAD_ID = 0  # the release hides this id from pre-fusion everywhere, a real token or not
 LAYOUT = Layout(
     (
         ("model.vision_tower.vision_tower.vision_model.", "vision_tower."),
@@ -43,28 +35,6 @@ _NEEDED = ("mm_vision_select_layer", "compressor_size", "prefusion_layer_num")
 _OURS = ("compressor_size", "prefusion_layer_num", "resolution_ratio")
 
 
-def from_official(
-    config: dict[str, Any], state_dict: dict[str, Tensor], vision_config: dict[str, Any]
-) -> LlavaMiniForConditionalGeneration:
-    """Build a model with the release's weights.
-
-    Args:
-        config: Content of the release's config.json: Llama's fields, mm_*, compressor_size, prefusion_layer_num.
-        state_dict: Tensors under the release's names, vision tower included.
-        vision_config: Vision config of CLIP.
-
-    Raises:
-        UserError: for another model's config; for missing, unknown or misshapen tensors, by the release's name.
-    """
-    check_config(config)
-    model = LlavaMiniForConditionalGeneration(our_config(config, CLIPVisionConfig(**vision_config)))
-    ours = {LAYOUT.ours(name): tensor for name, tensor in state_dict.items()}
-    found, needed = ({name: list(each.shape) for name, each in state.items()} for state in (ours, model.state_dict()))
-    check_shapes("official checkpoint", found, needed, LAYOUT.theirs)
-    model.load_state_dict(ours)
-    return model
-
-
 def check_config(config: dict[str, Any]) -> None:
     """Refuse the config of another architecture.
 
@@ -81,12 +51,7 @@ def check_config(config: dict[str, Any]) -> None:
 
 
 def our_config(config: dict[str, Any], vision_config: PreTrainedConfig) -> LlavaMiniConfig:
-    """Convert the release's config to ours.
-
-    Args:
-        config: Config of the release, checked by `check_config`.
-        vision_config: Config of its vision tower.
-    """
+    """Convert the release's config, checked by `check_config`, to ours."""
     text_fields = {key: value for key, value in config.items() if not key.startswith("mm_") and key not in _OURS}
     for unfit in ("model_type", "architectures"):
         text_fields.pop(unfit, None)
@@ -104,12 +69,9 @@ def our_config(config: dict[str, Any], vision_config: PreTrainedConfig) -> Llava
 
 
 def official_config(ours: LlavaMiniConfig, views: str, vision_tower: str) -> dict[str, Any]:
-    """Convert our config to the release's.
+    """Convert a config of the release's order, query compression with 8 heads and Llama to the release's config.
 
-    Args:
-        ours: Config that the release can express: its order of operations, query compression with 8 heads, Llama.
-        views: View mode of the processor.
-        vision_tower: Hub id or folder from which the release reads the vision tower's config.
+    `vision_tower` is the Hub id or folder from which the release reads the vision tower's config.
 
     Raises:
         UserError: naming the first value that the release does not have.
@@ -148,53 +110,3 @@ def official_config(ours: LlavaMiniConfig, views: str, vision_tower: str) -> dic
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
     }
-
-
-def official_batch(
-    model: LlavaMiniForConditionalGeneration,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    images: Tensor | list[Tensor],
-    labels: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """Convert the release's inputs to keyword arguments of our model.
-
-    Args:
-        model: Model that defines how many placeholders a frame takes.
-        input_ids: Token ids, [B, T], with -200 at the place of the image.
-        attention_mask: Mask of the tokens, [B, T].
-        images: Pixels [B, V, 3, H, W] (images), [B, F, V, 3, H, W] (videos), or a list of [V, 3, H, W] and
-            [F, V, 3, H, W]. The image of a row without -200 is dropped (the release needs a dummy there).
-        labels: Token ids to predict, [B, T].
-
-    Returns:
-        input_ids, attention_mask, instruction_mask, pixel_values [F, V, 3, H, W], num_frames, and labels; right-padded.
-
-    Raises:
-        UserError: for a row with more than one image.
-    """
-    frames = [image if image.dim() == 5 else image[None] for image in images]
-    rows, kept = [], []
-    for i in range(len(input_ids)):
-        real = attention_mask[i].bool()
-        ids = input_ids[i][real]
-        num_images = int((ids == OFFICIAL_IMAGE_ID).sum())
-        if num_images > 1:
-            raise UserError(f"input_ids: row {i} has {num_images} images, the release's inputs contain at most 1")
-        kept.append(frames[i][: num_images * len(frames[i])])
-        repeat = len(kept[-1]) * model.layout.frame(frames[i].shape[1])
-        times = torch.where(ids == OFFICIAL_IMAGE_ID, repeat, 1)
-        row = {"input_ids": ids.masked_fill(ids == OFFICIAL_IMAGE_ID, model.config.image_token_id)}
-        row["attention_mask"] = torch.ones_like(ids)
-        row["instruction_mask"] = ids != OFFICIAL_PAD_ID
-        if labels is not None:
-            row["labels"] = labels[i][real].masked_fill(ids == OFFICIAL_IMAGE_ID, -100)
-            row["instruction_mask"] &= row["labels"] == -100
-        rows.append({name: tensor.repeat_interleave(times) for name, tensor in row.items()})
-    fill = {"input_ids": 0, "attention_mask": 0, "instruction_mask": False, "labels": -100}
-    batch = {
-        name: torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True, padding_value=fill[name])
-        for name in rows[0]
-    }
-    num_frames = torch.tensor([len(frame) for frame in kept])
-    return {**batch, "pixel_values": torch.cat(kept), "num_frames": num_frames}

@@ -52,10 +52,7 @@ _LOAD_ERRORS = (
 class Tower:
     """Vision tower of a checkpoint: its config, and where its weights are if the checkpoint has none.
 
-    Args:
-        named: Vision tower that the checkpoint's config names.
-        given: Vision tower that the user names.
-        own: Config of the vision tower in the checkpoint itself.
+    The checkpoint has its `own` config, or it names a tower (`named`), or the user does (`given`).
 
     Raises:
         UserError: only the checkpoint's config names a vision tower, and the name is not `CLIP_ID`.
@@ -160,11 +157,7 @@ def _folder_of(place: str, part: str) -> Path:
 def check_same(given: dict[str, Any], own: PreTrainedConfig, key: str, place: str) -> None:
     """Compare what a preset says about a part with the part's own config; the part defines what the preset omits.
 
-    Args:
-        given: Fields of the preset, as transformers writes them.
-        own: Config of the part.
-        key: Config key of the fields, for the message.
-        place: Folder or Hub id of the part, for the message.
+    `key` of the config and `place` (folder or Hub id) are for the message.
 
     Raises:
         UserError: naming the first field that differs, with both values.
@@ -189,13 +182,9 @@ def _read_config(place: str, part: str) -> PreTrainedConfig:
 
 
 def _check_stored(place: str, part: str, shaped: PreTrainedModel, ours: Callable[[str], str | None]) -> None:
-    """Compare the stored tensors with the model that the config describes, before any of them is loaded.
+    """Compare the stored tensors with the model (on meta) that the config describes, before any of them is loaded.
 
-    Args:
-        place: Folder or Hub id.
-        part: Name of the part, for the message.
-        shaped: Model on meta.
-        ours: Function from a stored name to the model's; None for a tensor that is not the model's.
+    `ours` makes the model's name of a stored one; None for a tensor that is not the model's.
 
     Raises:
         UserError: for weights that are not floating-point, and for missing, unexpected or misshapen tensors.

@@ -16,9 +16,7 @@ SHARD_BYTES = 2 * 2**30
 class ShardWriter:
     """Writer that takes tensors one by one and keeps at most one shard of them in memory.
 
-    Args:
-        folder: Folder of the files.
-        shard_bytes: Maximum size of a shard; a shard with a single tensor may exceed it.
+    A shard with a single tensor may exceed `shard_bytes`.
     """
 
     def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES):
