@@ -1,10 +1,11 @@
-"""Pixels of the toy world: textured backgrounds, anti-aliased shapes, and pasting at positions between pixels.
+"""Pixels of the toy world: textured backgrounds, anti-aliased shapes, free positions, pasting between pixels.
 
 Only elementwise arithmetic is used (no BLAS), so that a seed gives the same image on every machine.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 Picture = NDArray[np.float32]
+Area = tuple[float, float, float, float]  # x and y of the top left corner, width, height; in pixels
 
 IMAGE_SIZE = 64
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
@@ -33,6 +35,7 @@ _COARSE = 8
 _PLACE = np.arange(IMAGE_SIZE, dtype=np.float32) * (_COARSE - 1) / (IMAGE_SIZE - 1)
 _LEFT = np.minimum(_PLACE.astype(np.int64), _COARSE - 2)
 _WEIGHT = (_PLACE - _LEFT).astype(np.float32)
+_GAP, _TRIES = 1.0, 60
 
 
 @cache
@@ -102,3 +105,39 @@ def paste(picture: Picture, mask: Picture, x: float, y: float, color: Picture) -
     window = picture[row : row + size + 1, column : column + size + 1]
     alpha = shifted[: window.shape[0], : window.shape[1], None]
     window += (color - window) * alpha
+
+
+def free_areas(
+    rng: np.random.Generator, sizes: Sequence[int], ways: Sequence[tuple[float, float]] | None = None
+) -> list[Area]:
+    """Return squares anywhere inside the image with a gap between one another, each at the first random position free.
+
+    Positions are real numbers, so no pooling grid is aligned with them. If none of 60 positions is free for a square,
+    the placement of all squares starts again.
+
+    Args:
+        rng: Random generator of the positions.
+        sizes: Side of each square in pixels.
+        ways: Path of each square to the right and down in pixels, half of it backward and half of it forward from its
+            position. No other square blocks it, and it does not leave the image. Default: no square moves.
+    """
+    ways = ways or [(0.0, 0.0)] * len(sizes)
+    placed: list[tuple[Area, Area]] = []
+    while len(placed) < len(sizes):
+        size, (right, down) = sizes[len(placed)], ways[len(placed)]
+        for u, v in rng.random((_TRIES, 2)).tolist():
+            x, y = u * (IMAGE_SIZE - size - right), v * (IMAGE_SIZE - size - down)
+            reach = (x, y, size + right, size + down)
+            area = (x + right / 2, y + down / 2, float(size), float(size))
+            if all(_apart(area, far) and _apart(reach, near) for near, far in placed):
+                placed.append((area, reach))
+                break
+        else:
+            placed = []
+    return [area for area, _ in placed]
+
+
+def _apart(one: Area, other: Area) -> bool:
+    x, y, width, height = one
+    a, b, wide, high = other
+    return x + width + _GAP <= a or a + wide + _GAP <= x or y + height + _GAP <= b or b + high + _GAP <= y
