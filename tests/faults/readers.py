@@ -387,7 +387,7 @@ OTHER_READERS = {
     "commands.data:_tokenize": "a tokenizer's folder: tests/commands/test_data.py",
     "commands.merge:same_answers": "reads what the command has just written",
     "commands.output:_Ending._end": "opens the null device",
-    "data.building.media:Media._image": "a user's picture, rejected with its reason: tests/data/building",
+    "data.building.media:_image": "a user's picture, rejected with its reason: tests/data/building",
     "data.building.downloads:_download_once": "opens a URL: tests/data/building/test_downloads.py",
     "files:why_unreadable": "it is what finds the cause",
     "hardware:_free_in_groups": "of the system, not of a run",
