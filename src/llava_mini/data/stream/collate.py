@@ -19,14 +19,10 @@ from llava_mini.data.text.labels import IGNORE
 def collate(
     samples: Sequence[Sample], pad_token_id: int, *, position: int = 0, skipped: Sequence[BadSample] = ()
 ) -> VLMBatch:
-    """Return a batch of `samples`, in which text, images and videos may be mixed.
+    """Return a batch of samples, at least one, in which text, images and videos may be mixed.
 
-    Args:
-        samples: Samples to collate, at least one. Their frames are all pixels or all features, and their turns are
-            all handled in the same way. Placeholder samples can be mixed with any.
-        pad_token_id: Token id that pads `input_ids`.
-        position: First position after this batch.
-        skipped: Bad samples that the placeholder samples replace.
+    Their frames are all pixels or all features, and their turns are all handled in the same way. Placeholder samples,
+    which replace the `skipped` ones, can be mixed with any. `position` is the first one after this batch.
     """
     lengths = torch.tensor([len(sample.tokens) for sample in samples], dtype=torch.int64)
     frames = [sample.pixels if sample.features is None else sample.features for sample in samples]

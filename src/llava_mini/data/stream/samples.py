@@ -21,14 +21,9 @@ from llava_mini.errors import SampleError, UserError
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample as `collate` needs it.
+    """A sample as `collate` needs it; `kinds`, of its answered turns, are empty where the data names none.
 
-    Attributes:
-        key: Key of the sample in its shard.
-        tokens: Tokens of the conversation.
-        kinds: Kinds of the answered turns; empty where the data names none.
-        pixels: Pixels, uint8 [F, V, 3, S, S]; None for text only, and when features are given.
-        features: Features, float32 [F, V, N, Dv], instead of pixels.
+    It has pixels, uint8 [F, V, 3, S, S], or features, float32 [F, V, N, Dv], or neither if it is text only.
     """
 
     key: str
@@ -55,15 +50,9 @@ def placeholder(key: str, pad_token_id: int) -> Sample:
 class SampleReader:
     """Reads samples of a shard set by number; images whose features are given are neither read nor decoded.
 
-    Args:
-        shards: Shard set with the samples.
-        tokenize: Tokenizer of their conversations.
-        transform: Transform that makes pixels of their images; not needed when features are given.
-        features: Features of the frozen vision tower, made from the same shards.
-        max_frames: Maximum number of frames of a video. Of a longer one, the frames in the middle of so many equal
-            segments are taken.
-        shuffle_frames: Whether the frames of videos come in random order, always the same for the same sample. What a
-            model loses by this, it had learned from the order of the frames.
+    Of a video with more than `max_frames` frames, those in the middle of so many equal segments are taken. With
+    `shuffle_frames`, the frames of videos come in random order, always the same for the same sample. What a model loses
+    by this, it had learned from the order of the frames.
 
     Raises:
         UserError: Both or neither of transform and features are given, or the features are of other shards.
