@@ -90,14 +90,7 @@ def _array(raw: bytes) -> NDArray[Any]:
 
 @dataclass
 class StorageError:
-    """Difference between stored features and the computed ones.
-
-    Attributes:
-        numbers: Number of values that were compared.
-        largest: Largest absolute difference.
-        squared: Sum of all squared differences.
-        squared_features: Sum of all squared features.
-    """
+    """Difference between stored features and computed ones: values compared, largest difference, sums of squares."""
 
     numbers: int = 0
     largest: float = 0.0

@@ -56,7 +56,7 @@ class FeatureRecipe:
     Attributes:
         tower: Fingerprint of the vision tower and of how its pixels are made.
         shape: Shape (V, N, Dv) of an image's features; frames of videos have one view.
-        dtype: Type in which the features are stored.
+        dtype: Type in which they are stored.
     """
 
     tower: str
@@ -72,11 +72,9 @@ class FeatureStore:
     """Stored features, read by sample number; the store can be pickled.
 
     Attributes:
-        folder: Folder of the store.
         fingerprint: Fingerprint of data, vision tower and shape.
         data_fingerprint: Fingerprint of the shard set that the features were computed from.
-        shape: Shape (V, N, Dv) of an image's features; frames of videos have one view.
-        dtype: Type in which the features are stored.
+        shape, dtype: Those of `FeatureRecipe`.
         pictures: Number of images and video frames that have features.
         bytes: Size of the features in bytes, without the tars' headers.
         error: Difference between the stored features and the computed ones.
@@ -121,17 +119,9 @@ class FeatureStore:
     ) -> FeatureStore:
         """Return the store in `folder`, computed if it is missing; one of several processes computes, the others wait.
 
-        Shards that an interrupted attempt has completed are kept. A complete store is opened whatever its type.
-
-        Args:
-            folder: Folder for this store alone.
-            shards: Shard set with the samples; samples without images have no features.
-            encode: Function that encodes the views that `transform` returns as features.
-            recipe: Facts that the features depend on.
-            transform: Transform that decodes the images of a sample.
-            batch_size: Number of views that are encoded together.
-            num_workers: Number of worker processes that decode; 0 decodes in this process.
-            on_shard: Callback that receives the number of complete shards, after every shard.
+        Shards that an interrupted attempt has completed are kept. A complete store is opened whatever its type. Samples
+        without images have no features. The images are decoded by `transform` in `num_workers` processes (0: in this
+        one), and `batch_size` views are encoded together. `on_shard` gets the number of complete shards after each.
 
         Raises:
             UserError: The folder contains something else, or a part of these features in another type.

@@ -21,13 +21,7 @@ _TRAIN_END, _VAL_END = 0.7, 0.8
 
 @dataclass(frozen=True)
 class DigitBank:
-    """The digits of one split.
-
-    Attributes:
-        indices: Rows of scikit-learn's data set, [n] int64.
-        images: Ink between 0 and 1, [n, 12, 12] float32.
-        labels: Digits from 0 to 9, [n] int64.
-    """
+    """The digits of one split: rows of scikit-learn's data set [n], ink from 0 to 1 [n, 12, 12], and labels [n]."""
 
     indices: NDArray[np.int64]
     images: NDArray[np.float32]

@@ -115,11 +115,8 @@ def free_areas(
     Positions are real numbers, so no pooling grid is aligned with them. If none of 60 positions is free for a square,
     the placement of all squares starts again.
 
-    Args:
-        rng: Random generator of the positions.
-        sizes: Side of each square in pixels.
-        ways: Path of each square to the right and down in pixels, half of it backward and half of it forward from its
-            position. No other square blocks it, and it does not leave the image. Default: no square moves.
+    `ways` are the paths of the squares to the right and down in pixels, half backward and half forward from their
+    positions. No other square blocks them, and they do not leave the image. Default: no square moves.
     """
     ways = ways or [(0.0, 0.0)] * len(sizes)
     placed: list[tuple[Area, Area]] = []

@@ -71,10 +71,7 @@ def scene_facts(rng: np.random.Generator, scene: Scene, per_kind: int = 2) -> li
     Half of the existence facts are false. Most of those are hard: both the color and the shape are in the scene, but
     not on one object.
 
-    Args:
-        rng: Random generator of the choice and the order.
-        scene: Scene, which has at least two facts of every kind, or board, which may have fewer of some kinds.
-        per_kind: Number of facts of each kind, 1 or 2.
+    There are `per_kind` (1 or 2) of each kind; a board may have fewer of some kinds.
     """
     everything = {
         "color": [Fact("color", "", thing.kind, thing.color) for thing in scene.unique_shapes],
@@ -127,11 +124,8 @@ def board_questions(rng: np.random.Generator, board: Scene, one_word: int) -> li
     A dense answer names everything in reading order, and its question is a single word. Pre-fused text can carry one
     word of an answer well and dozens badly, so with dense answers vision tokens matter (experiments/007-compression).
 
-    Args:
-        rng: Random generator of the choice and the order.
-        board: Board that the questions are about.
-        one_word: Maximum number of one-word questions, each of a different kind; kinds without an answer on this board
-            are left out.
+    There are at most `one_word` one-word questions, each of a different kind; kinds without an answer on this board are
+    left out.
     """
     facts = scene_facts(rng, board, per_kind=1)[:one_word]
     asked = [*dense_questions(board), *(Asked(fact.kind, question(fact), fact.answer) for fact in facts)]

@@ -194,13 +194,7 @@ _FULL = np.ones((BOX_SIZE, BOX_SIZE), np.float32)
 def draw(
     rng: np.random.Generator, objects: Sequence[SceneObject], ink: Sequence[NDArray[np.float32]]
 ) -> NDArray[np.uint8]:
-    """Return an image [64, 64, 3] of `objects` on a random background.
-
-    Args:
-        rng: Random generator of background and color jitter.
-        objects: Shapes and boxes, which do not overlap.
-        ink: Digit images of the boxes, [12, 12] each, in the order of the boxes.
-    """
+    """Return an image [64, 64, 3] of objects on a random background; `ink` is the digit of each box, [12, 12]."""
     image = background(rng)
     margin = (BOX_SIZE - DIGIT_SIZE) // 2
     boxes = [thing for thing in objects if thing.kind == BOX]

@@ -60,13 +60,7 @@ def write_files(folder: Path, stream: str, seed: int, count: int) -> Path:
 
 
 def llava_record(key: str, turns: Sequence[Asked], **media: str) -> dict[str, Any]:
-    """Return a LLaVA record.
-
-    Args:
-        key: Id of the record.
-        turns: Questions and answers, at least one.
-        **media: File name as `image` or `video`; nothing for a text.
-    """
+    """Return a LLaVA record of at least one turn; `media` is a file name as `image` or `video`, or nothing."""
     messages = []
     for turn in turns:
         messages += [{"from": "human", "value": turn.question}, {"from": "gpt", "value": turn.answer}]

@@ -35,12 +35,7 @@ TARGET_CLASSES = {
 class Scenes(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     """First images of a stream: pixels [3, H, W] float32 and, for every target, the class of each patch, [P] int64.
 
-    Args:
-        stream: Name of the stream of scenes or boards.
-        seed: Seed of the world.
-        count: Number of images.
-        mean: Mean of each of the three color channels, from 0 to 1, which is subtracted.
-        std: Standard deviation of each of the three color channels, by which the pixels are divided.
+    `mean` and `std` are those of each color channel, from 0 to 1.
     """
 
     def __init__(self, stream: str, seed: int, count: int, *, mean: Sequence[float], std: Sequence[float]):
