@@ -66,11 +66,6 @@ class SessionCache(Cache):
         self.crop(length - held)
 
     @property
-    def frozen_tokens(self) -> int:
-        """Number of tokens that are stored in few bits."""
-        return self.layers[0].frozen_tokens
-
-    @property
     def used_bytes(self) -> int:
         """Bytes of the stored tokens."""
         return sum(rows.used_bytes for layer in self.layers for rows in layer.rows())
@@ -128,6 +123,7 @@ class SessionLayer(DynamicLayer):
 
     @property
     def frozen_tokens(self) -> int:
+        """Number of tokens that are stored in few bits."""
         return self._frozen[0][0].length if self.is_initialized else 0
 
     def crop(self, tokens_to_remove: int) -> None:

@@ -39,8 +39,7 @@ class Request:
     Attributes:
         id: Id as given, or the number of the line.
         question: Question as given.
-        images: Paths of image files; relative ones are in the folder of the requests.
-        videos: Paths of video files; relative ones are in the folder of the requests.
+        images, videos: Paths of files; relative ones are in the folder of the requests.
         refused: Reason why the request cannot be asked; None if nothing is wrong so far.
         media: Fields `image` and `video` as they are written, if they are given.
     """
@@ -146,12 +145,7 @@ def _is_unicode(text: str) -> bool:
 
 
 class Answers:
-    """Records of this run and of earlier runs, in one file.
-
-    Attributes:
-        failed: Ids of requests that could not be answered.
-        answered: Ids of requests that were answered.
-    """
+    """Records of this run and of earlier runs, in one file, with the ids of answered and of failed requests."""
 
     def __init__(self, path: Path, file: BinaryIO, requests: Sequence[Request]) -> None:
         self._path, self._file = path, file

@@ -23,12 +23,10 @@ from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from llava_mini.errors import UserError
 from llava_mini.hardware import free_bytes
-from llava_mini.inference.answering import embedded, generation_choices
+from llava_mini.inference.answering import SessionLock, StopWhenSet, embedded, generation_choices, pieces
 from llava_mini.inference.cache import SessionCache
-from llava_mini.inference.capacity import check_capacity, check_prompt
-from llava_mini.inference.conversation import Prompt, Turn, build_prompt, shared
 from llava_mini.inference.frame_cache import FrameCache, FrameCacheConfig
-from llava_mini.inference.long_context import check_length, prefill
+from llava_mini.inference.long_context import check_capacity, check_length, check_prompt, prefill
 from llava_mini.inference.media_source import (
     Media,
     Opened,
@@ -39,8 +37,7 @@ from llava_mini.inference.media_source import (
     pixels_of_frame,
     shown,
 )
-from llava_mini.inference.prompts import check_question
-from llava_mini.inference.streaming import SessionLock, StopWhenSet, pieces
+from llava_mini.inference.prompts import Prompt, Turn, build_prompt, check_question, shared
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.models.frame_batch import frames_at_once
 from llava_mini.token_layout import SINGLE_VIEW
@@ -105,7 +102,7 @@ class Session:
             fps: Number of frames per second of a video that is read from a file.
             count: Number of frames at equal distances, instead of `fps`.
             reserve: Number of tokens to leave free for the longest question and its answer
-                (`conversation.question_tokens`).
+                (`prompts.question_tokens`).
             progress: True for a progress bar on standard error, or a function that is called after every batch of
                 frames.
 

@@ -143,10 +143,7 @@ def checksum(facts: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def check_replaceable(path: Path) -> Path:
-    """Check that a session may be written to a file: the file does not exist, or is a session.
-
-    Returns:
-        Path of the file itself, after all symbolic links.
+    """Return a file's path after all symbolic links, once it is clear that a session may be written there.
 
     Raises:
         UserError: it is something else, or the name is no name of a file.

@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 from llava_mini.errors import SampleError
 from llava_mini.files import atomic_path
-from llava_mini.media.addresses import AGENT, MOST_BYTES
+from llava_mini.media.named import AGENT, MOST_BYTES
 
 _SECONDS_SILENT = 30.0  # that a server may send nothing
 _SECONDS = 600.0  # that a file may take
