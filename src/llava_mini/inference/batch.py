@@ -56,14 +56,8 @@ _Read = tuple[Prepared, list[Image.Image], list[_Frames]]
 class Batcher:
     """Answer requests of any kind in batches.
 
-    Attributes:
-        model: Model in evaluation mode.
-        processor: The model's processor, with a chat template.
-        batch_size: Largest number of requests in a batch.
-        max_new_tokens: Largest number of tokens of an answer.
-        fps: Number of frames that are read per second of video.
-        count: Number of frames that are read from every video, instead of `fps`.
-        kv_bits: Bits of the language model's KV cache for a request left to a `Session`; None: the model's type.
+    The model is in evaluation mode, its processor has a chat template. Of a video, `fps` frames a second are read, or
+    `count` in all. `kv_bits` are those of the KV cache for a request left to a `Session`.
     """
 
     model: LlavaMiniForConditionalGeneration

@@ -32,9 +32,7 @@ def capacity(tokens: int) -> int:
 class SessionCache(Cache):
     """Keys and values of one conversation, as `past_key_values` of LLaVA-Mini or of its language model alone.
 
-    Args:
-        config: Config of the model, or of its language model.
-        bits: Bits of frozen keys and values: 8 or 4; None: they stay in the model's type.
+    Frozen keys and values have 8 or 4 `bits`; None: they stay in the model's type.
 
     Raises:
         UserError: `bits` is another number.

@@ -201,9 +201,8 @@ class FrameCache:
         """Return an instruction fused with every frame: its mean over the frames [S, D]."""
         if not self.chunks or self.model.config.num_fusion_layers == 0 or not len(text_SD):
             return text_SD
-        precise = torch.promote_types(
-            text_SD.dtype, torch.float32
-        )  # half precision cannot represent a sum of thousands of frames
+        # Half precision cannot represent a sum of thousands of frames.
+        precise = torch.promote_types(text_SD.dtype, torch.float32)
         total = torch.zeros_like(text_SD, dtype=precise)
         visible_FS = torch.ones(1, len(text_SD), dtype=torch.bool, device=text_SD.device)
         for seen in self._all_seen():

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -95,12 +94,7 @@ def pixels_of(opened: Opened, processor: LlavaMiniProcessor, at_once: Callable[[
 
 
 def pixels_of_frame(frame: Any, name: str, processor: LlavaMiniProcessor, *, is_video: bool) -> Tensor:
-    """Return pixels [V, 3, H, W] of one frame; for errors see `picture_of`."""
-    return processor.pixels(picture_of(frame, name), is_video=is_video, input_data_format="channels_last")
-
-
-def picture_of(frame: Any, name: str) -> NDArray[np.uint8]:
-    """Return a frame as RGB [H, W, 3]; a PIL image becomes what its file would, upright as its EXIF says.
+    """Return pixels [V, 3, H, W] of one frame; a PIL image becomes what its file would, upright as its EXIF says.
 
     A uint8 array [H, W, 3] is accepted whatever H is; other arrays and tensors are read as the processor reads them.
 
@@ -108,7 +102,8 @@ def picture_of(frame: Any, name: str) -> NDArray[np.uint8]:
         UserError: the frame is no image, or an unusable one; the message begins with `name`.
     """
     is_rgb = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
-    return frame if is_rgb and frame.size else rgb_of(frame, name=name)
+    rgb = frame if is_rgb and frame.size else rgb_of(frame, name=name)
+    return processor.pixels(rgb, is_video=is_video, input_data_format="channels_last")
 
 
 @contextmanager

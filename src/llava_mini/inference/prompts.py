@@ -104,13 +104,8 @@ def build_prompt(processor: LlavaMiniProcessor, turns: list[Turn], kinds: list[s
     """Build the prompt of a conversation whose last turn has no answer yet.
 
     Answers are hidden from pre-fusion with their end mark, as labels hide them in training. For most tokenizers, the
-    space before an answer's first word is part of the answer.
-
-    Args:
-        processor: Processor with a chat template and a fast tokenizer.
-        turns: Turns of the conversation.
-        kinds: "image" or "video" for each image and video of the session, in order.
-        tokens: Number of compressed tokens for each of `kinds`.
+    space before an answer's first word is part of the answer. `kinds` are "image" or "video" for each image and video
+    of the session in order, `tokens` the numbers of their compressed tokens. The tokenizer must be a fast one.
 
     Raises:
         UserError: the chat template cannot write the conversation.

@@ -153,16 +153,16 @@ def check_replaceable(path: Path) -> Path:
     target = Path(os.path.realpath(path))
     if not os.path.lexists(target):
         return target
+    found = ""
     try:
         with open_tensors(target) as file:
-            found = (file.metadata() or {}).get("format")
+            found = (file.metadata() or {}).get("format", "")
     except OSError as error:
         if error.errno not in (errno.EISDIR, errno.ELOOP, errno.ENXIO):  # a folder, a loop of links, a socket
             raise UserError(f"{path}: {error.strerror or error}") from error
-        found = None
     except SafetensorError:
-        found = None
-    if found is None or not found.startswith(_ANY_FORMAT):
+        pass
+    if not found.startswith(_ANY_FORMAT):
         raise UserError(f"{path}: there is such a file, and it is no session; name another")
     return target
 

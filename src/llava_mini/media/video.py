@@ -51,10 +51,7 @@ def frames_at(path: Path, fps: float, *, short_side: int | None = None) -> Itera
 
     Frames are turned as the video's rotation says and have square pixels.
 
-    Args:
-        path: Path of the video file (MP4, MOV, MKV, WebM, AVI, MPEG, FLV, Ogg, ASF/WMV or GIF).
-        fps: Number of frames per second.
-        short_side: Pixels to which the shorter side is reduced; shorter ones stay.
+    The shorter side is reduced to `short_side` pixels if it is longer.
 
     Raises:
         SampleError: the video cannot be read to the last frame that is needed, has no video or frames, more than
