@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from llava_mini.data.toyworld.digits import digit_bank
+from llava_mini.data.toyworld.drawing import digit_bank
 
 
 def test_splits_are_disjoint_and_complete() -> None:

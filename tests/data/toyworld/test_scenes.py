@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from llava_mini.data.toyworld.digits import DigitBank, digit_bank
-from llava_mini.data.toyworld.drawing import COLOR_NAMES, COLORS, SHAPES
+from llava_mini.data.toyworld.drawing import COLOR_NAMES, COLORS, SHAPES, DigitBank, digit_bank
 from llava_mini.data.toyworld.scenes import (
     BOX,
     STREAMS,

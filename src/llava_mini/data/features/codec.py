@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -116,6 +116,3 @@ class StorageError:
     def relative(self) -> float:
         """Root mean square of the difference as a share of that of the features; 0 where there are none."""
         return math.sqrt(self.squared / self.squared_features) if self.squared_features else 0.0
-
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self)

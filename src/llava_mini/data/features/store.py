@@ -16,7 +16,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,8 @@ _RECIPE_FILE = "features.json"
 class FeatureRecipe:
     """Facts that the features depend on, besides the images.
 
-    Attributes:
-        tower: Fingerprint of the vision tower and of how its pixels are made.
-        shape: Shape (V, N, Dv) of an image's features; frames of videos have one view.
-        dtype: Type in which they are stored.
+    `tower` is the fingerprint of the vision tower and of how its pixels are made, `shape` (V, N, Dv) that of an image's
+    features; frames of videos have one view.
     """
 
     tower: str
@@ -197,7 +195,7 @@ def _facts(folder: Path, shards: ShardSet, recipe: FeatureRecipe) -> dict[str, A
         "shape": list(recipe.shape),
         "dtype": recipe.dtype,
         **{name: sum(note[name] for note in notes) for name in ("pictures", "bytes", "seconds")},
-        "error": error.to_dict(),
+        "error": asdict(error),
     }
 
 
@@ -228,7 +226,7 @@ class _Work:
                     notes["pictures"] += record["frames"]
                     notes["bytes"] += sum(map(len, members.values()))
                 yield key, {"json": json.dumps(record | ({"unusable": reason} if reason else {})).encode(), **members}
-            notes.update(seconds=time.perf_counter() - start, error=error.to_dict())
+            notes.update(seconds=time.perf_counter() - start, error=asdict(error))
 
         write_shard(folder, shard, samples(), rejected, notes)
 

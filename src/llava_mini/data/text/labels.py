@@ -83,13 +83,8 @@ class ConversationTokenizer:
     A conversation that is longer than `max_length` loses its last turns. When the turns that must stay (the first, and
     all with an image) are still too long, the last of them loses the end of its answer, and so its end token.
 
-    Args:
-        tokenizer: Fast tokenizer of transformers that knows the template's tokens.
-        template: Template that writes conversations as text.
-        turns: Mode, "conversation" (later turns attend to earlier ones) or "independent" (every turn attends to the
-            images and itself).
-        layout: How many placeholders frames take.
-        max_length: Maximum of T.
+    The tokenizer is a fast one of transformers that knows the template's tokens. With turns "conversation", later turns
+    attend to earlier ones; with "independent", every turn attends to the images and itself.
 
     Raises:
         UserError: An argument is impossible or does not fit the tokenizer.

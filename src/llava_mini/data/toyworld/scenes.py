@@ -14,13 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llava_mini.data.toyworld.digits import DIGIT_SIZE, DigitBank, Split, digit_bank
 from llava_mini.data.toyworld.drawing import (
     COLOR_NAMES,
+    DIGIT_SIZE,
     IMAGE_SIZE,
     INK,
     SHAPES,
+    DigitBank,
+    Split,
     background,
+    digit_bank,
     free_areas,
     jittered_color,
     paste,
