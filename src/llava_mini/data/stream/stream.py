@@ -21,10 +21,9 @@ from dataclasses import replace
 from typing import TypeVar
 
 from llava_mini.batch import BadSample, VLMBatch
-from llava_mini.data.stream.collate import collate
 from llava_mini.data.stream.loading import made_in_order
 from llava_mini.data.stream.order import Order
-from llava_mini.data.stream.samples import Sample, SampleReader, placeholder
+from llava_mini.data.stream.samples import Sample, SampleReader, collate, placeholder
 from llava_mini.errors import SampleError, UserError
 
 logger = logging.getLogger("llava_mini.data")
