@@ -12,9 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from llava_mini.data.toyworld.boards import board_at
 from llava_mini.data.toyworld.clips import clip_at
-from llava_mini.data.toyworld.films import write_mp4
+from llava_mini.data.toyworld.scenes import board_at
+from llava_mini.data.toyworld.source_files import write_mp4
 
 
 def make(folder: Path) -> None:

@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from llava_mini.config.overrides import quoted, text_keys, unquoted
-from llava_mini.data.building.media import Media, stored_image
+from llava_mini.data.building.media import stored_image
 from llava_mini.data.building.plan import Options, _line
 from llava_mini.data.building.records import Entry, read_records
-from llava_mini.data.building.shard_task import sample_of
+from llava_mini.data.building.run import sample_of
 from llava_mini.data.format.shards import ShardSet, write_shards
 from llava_mini.data.text.conversation import parse_record
 from llava_mini.errors import SampleError, UserError
@@ -74,7 +74,7 @@ def fuzz_records(scratch: Path, _: argparse.Namespace) -> tuple[st.SearchStrateg
     """Sources of `data build`, and requests of `batch`."""
     path = scratch / "records.json"
     Image.new("RGB", (4, 4)).save(scratch / "a.png")
-    media = Media(Options(scratch, scratch))
+    options = Options(scratch, scratch)
     lines = "\n".join(map(json.dumps, RECORDS)).encode()
     files = [lines, json.dumps(RECORDS, indent=1).encode(), b"\xef\xbb\xbf" + lines, lines.replace(b"\n", b"\r\n")]
     made = st.builds(lambda value: json.dumps(value).encode(), values | st.lists(values))
@@ -83,7 +83,7 @@ def fuzz_records(scratch: Path, _: argparse.Namespace) -> tuple[st.SearchStrateg
         path.write_bytes(content)
         for entry in _documented(lambda: list(read_records(path))) or []:
             again = Entry(*json.loads(_line(entry)[0]))
-            _documented(partial(sample_of, again, media))
+            _documented(partial(sample_of, again, options))
         _documented(lambda: read_requests(path))
 
     return damaged(files) | made | st.binary(max_size=200), read

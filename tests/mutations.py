@@ -81,7 +81,7 @@ MUTATIONS = (
     Mutation("pixels: normalized by the wrong color's mean", "data/stream/pixels.py",
              "pixels.to(torch.float32).sub_(mean_C11)", "pixels.to(torch.float32).sub_(mean_C11.flip(0))",
              (*PIXELS, "tests/data/stream/test_datamodule.py")),
-    Mutation("resume: a step's batches are read again", "data/stream/position.py",
+    Mutation("resume: a step's batches are read again", "data/stream/callbacks.py",
              "if batch.position % self.global_batch == 0:", "if batch.position % self.global_batch == 1:",
              ("tests/data/stream/test_position.py",)),
     Mutation("accumulation: batches weigh the same whatever their answers", "stages/accumulation.py",

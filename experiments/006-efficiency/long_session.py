@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from llava_mini.bench.processes import fresh, resident_memory, settled_memory
-from llava_mini.data.toyworld.films import write_mp4
 from llava_mini.data.toyworld.scenes import scene_at
+from llava_mini.data.toyworld.source_files import write_mp4
 from llava_mini.files import write_text
 from llava_mini.inference.frame_cache import FrameCacheConfig
 from llava_mini.inference.loading import load

@@ -14,9 +14,8 @@ from lightning.pytorch.utilities import _pytree
 
 from llava_mini import assembly
 from llava_mini.config import Config, instantiate, options, resolve
+from llava_mini.data.stream.callbacks import Quarantine, StreamPosition
 from llava_mini.data.stream.datamodule import VLMDataModule
-from llava_mini.data.stream.position import StreamPosition
-from llava_mini.data.stream.quarantine import Quarantine
 from llava_mini.errors import UserError
 from llava_mini.finetune import fingerprints
 from llava_mini.stages.base import PARTS

@@ -14,8 +14,8 @@ from tests.media.test_video import clip
 
 from llava_mini.cli import main
 from llava_mini.inference.batch import Batcher
-from llava_mini.inference.conversation import question_tokens
 from llava_mini.inference.loading import load
+from llava_mini.inference.prompts import question_tokens
 from llava_mini.inference.requests import Request, open_answers
 from llava_mini.inference.session import Session
 from llava_mini.media.named import open_image

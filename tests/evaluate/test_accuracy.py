@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llava_mini.batch import VLMBatch
-from llava_mini.data.stream.collate import collate as collate_samples
+from llava_mini.data.stream.samples import collate as collate_samples
 from llava_mini.data.stream.samples import placeholder
 from llava_mini.evaluate.accuracy import evaluate
 from llava_mini.models import LlavaMiniForConditionalGeneration

@@ -23,7 +23,7 @@ from llava_mini.data.building import plan, records
 from llava_mini.data.features import store as feature_store
 from llava_mini.data.format import index
 from llava_mini.data.format.shards import ShardSet, write_shards
-from llava_mini.data.stream import quarantine
+from llava_mini.data.stream.callbacks import Quarantine
 from llava_mini.data.toyworld import make
 from llava_mini.errors import SampleError
 from llava_mini.files import whole_lines
@@ -137,7 +137,7 @@ def _history(folder: Path) -> str:
 
 
 def _quarantine(folder: Path) -> str:
-    kept = quarantine.Quarantine(folder, 0.5)
+    kept = Quarantine(folder, 0.5)
     kept.position = 2
     trainer: Any = SimpleNamespace(is_global_zero=True, strategy=SimpleNamespace(barrier=lambda: None))
     kept.on_train_start(trainer, None)
@@ -215,7 +215,7 @@ READERS = [
         dict.fromkeys(TORN, lambda kept: kept in ("", '{"step": 0, "position": 1}\n')),
     ),
     Reader(
-        ("data.stream.quarantine:Quarantine.on_train_start",), "quarantine.jsonl",
+        ("data.stream.callbacks:Quarantine.on_train_start",), "quarantine.jsonl",
         _lines("quarantine.jsonl"), _quarantine,
         dict.fromkeys(TORN, lambda kept: kept in ("", '{"step": 0, "position": 1}\n')),
     ),
@@ -388,7 +388,7 @@ OTHER_READERS = {
     "commands.merge:same_answers": "reads what the command has just written",
     "commands.output:_Ending._end": "opens the null device",
     "config.compose:_recipe_fault": "load_values has read the same file before it",
-    "data.building.media:Media._image": "a user's picture, rejected with its reason: tests/data/building",
+    "data.building.media:_image": "a user's picture, rejected with its reason: tests/data/building",
     "data.building.downloads:_download_once": "opens a URL: tests/data/building/test_downloads.py",
     "files:why_unreadable": "it is what finds the cause",
     "hardware:_free_in_groups": "of the system, not of a run",

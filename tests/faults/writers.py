@@ -27,7 +27,7 @@ from llava_mini.data.format import index
 from llava_mini.data.format.shards import finish_set, write_shard
 from llava_mini.data.inspection.check import BadSample as FoundBad
 from llava_mini.data.inspection.check import report_to
-from llava_mini.data.stream import quarantine
+from llava_mini.data.stream.callbacks import Quarantine
 from llava_mini.data.toyworld import make
 from llava_mini.inference import requests, session_file
 from llava_mini.models.interop.folders import written
@@ -97,7 +97,7 @@ def _history_start(folder: Path) -> None:
 
 def _quarantine_start(folder: Path) -> None:
     (folder / "quarantine.jsonl").write_text(json.dumps({"position": 0, "key": TEXT}) + "\n")
-    kept = quarantine.Quarantine(folder, 0.5)
+    kept = Quarantine(folder, 0.5)
     kept.position = 1
     kept.on_train_start(_TRAINER, None)
 
@@ -194,8 +194,8 @@ WRITERS = [
     Writer(("predictions:Predictions.save",), "p.npz", _predictions),
     Writer(("stages.callbacks:History.on_train_batch_end",), "history.jsonl", _history_line, "appended"),
     Writer(
-        ("data.stream.quarantine:Quarantine._write",), "quarantine.jsonl",
-        lambda f: quarantine.Quarantine(f, 1.0)._write(f / "quarantine.jsonl", [BadSample("a", "b", TEXT, 1)]),
+        ("data.stream.callbacks:Quarantine._write",), "quarantine.jsonl",
+        lambda f: Quarantine(f, 1.0)._write(f / "quarantine.jsonl", [BadSample("a", "b", TEXT, 1)]),
         "appended",
     ),
     Writer(("training.results:save_model",), "model", _pretrained, "folder"),
@@ -247,7 +247,7 @@ WRITERS = [
     Writer(("files:folder_lock", "files:_lock_file", "data.toyworld.make:make_world", "data.building.run:build_part",
             "data.features.store:FeatureStore.build", "tracking.mlflow_calls:connect"),
            ".lock", _locked(files.folder_lock), "lock"),
-    Writer(("data.building.shard_task:build_shard",), ".shards.lock",
+    Writer(("data.building.run:build_shard",), ".shards.lock",
            _locked(lambda folder: files.shard_lock(folder, 0)), "lock"),
     Writer(("sweep.folder:only_sweep",), ".lock", _locked(sweep_folder.only_sweep), "lock"),
 ]  # fmt: skip
@@ -262,16 +262,16 @@ _RESUMED = "rewrites by write_text what was read, as the table of readers tests"
 OTHER_WRITERS = {
     "stages.callbacks:History.on_train_start": "makes an empty file within `writing`",
     "stages.callbacks:_drop": _RESUMED,
-    "data.stream.quarantine:Quarantine.on_train_start": _RESUMED,
+    "data.stream.callbacks:Quarantine.on_train_start": _RESUMED,
     "commands.merge:merge_run": "new_folder: tests/commands/test_merge.py",
     "training.world:make_tiny_world": "a tokenizer, within `writing`",
     "data.building.plan:_spool": "atomic_path, of what is read: tests/data/building/test_plan.py",
     "data.building.plan:frozen_plan": "write_json",
-    "data.building.downloads:Downloads.file": "atomic_path: tests/data/building/test_downloads.py",
+    "data.building.downloads:downloaded": "atomic_path: tests/data/building/test_downloads.py",
     "data.building.downloads:_copy": "within atomic_path: tests/data/building/test_downloads.py",
     "data.format.remote:RemoteStorage._store": "tests/data/format/test_remote.py",
     "data.inspection.stats_plot:draw": "a picture on demand: tests/commands/test_data.py",
-    "data.toyworld.films:write_mp4": "within `writing`, of files that are gone afterwards",
+    "data.toyworld.source_files:write_mp4": "within `writing`, of files that are gone afterwards",
     "data.toyworld.source_files:write_files": "within `writing`, of files that are gone afterwards",
     "data.toyworld.make:_existing_world": "a tokenizer, within `writing`",
     "files:copy_file": "tests/test_writing.py",

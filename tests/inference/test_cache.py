@@ -74,7 +74,7 @@ def test_few_bits_are_close(make_model: Factory, embeds: torch.Tensor, bits: int
     exact = parts(model, DynamicCache(), embeds, 60, 30)[:, 60:]
     parts(model, cache, embeds[:, :60], 40, 20)
     cache.freeze()
-    assert (cache.frozen_tokens, cache.get_seq_length()) == (60, 60)
+    assert (cache.layers[0].frozen_tokens, cache.get_seq_length()) == (60, 60)
     found = parts(model, cache, embeds[:, 60:], 10, *([1] * 20))
     moved = (found - exact).abs()
     assert 1e-4 < moved.mean() < tolerance
@@ -93,7 +93,7 @@ def test_parts_that_are_frozen_one_by_one(make_model: Factory, embeds: torch.Ten
     frozen = [rows.tensor.clone() for rows in cache.layers[0].rows()[2:]]
     cache.freeze()
     cache.cut(30)
-    assert cache.frozen_tokens == 30
+    assert cache.layers[0].frozen_tokens == 30
     parts(model, whole, embeds[:, :30], 30)
     whole.freeze()
     assert torch.equal(parts(model, cache, embeds[:, 30:50], 20), parts(model, whole, embeds[:, 30:50], 20))
@@ -148,7 +148,7 @@ def test_with_and_without_inference_mode(make_model: Factory, embeds: torch.Tens
         model.language_model(inputs_embeds=embeds[:, 30:32], past_key_values=cache)
     parts(model, cache, embeds[:, 32:60], 28)
     cache.freeze()
-    assert cache.frozen_tokens == 60
+    assert cache.layers[0].frozen_tokens == 60
 
 
 def test_reset(make_model: Factory, embeds: torch.Tensor) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llava_mini.errors import UserError
-from llava_mini.inference.conversation import question_tokens
+from llava_mini.inference.prompts import question_tokens
 from llava_mini.inference.session import Session
 
 QUESTION = "how many circle objects"
@@ -58,7 +58,7 @@ def test_a_stream_that_is_too_long_is_reported_in_all_its_frames(
     with pytest.raises(UserError, match=rf"at most {most_frames(session, 10)} frames fit"):
         session.add_media(frames(most + 200), reserve=10)
     free = iter([2**30, 2**30, 0])
-    monkeypatch.setattr("llava_mini.inference.capacity.free_bytes", lambda _: next(free))
+    monkeypatch.setattr("llava_mini.inference.long_context.free_bytes", lambda _: next(free))
     with pytest.raises(UserError, match=r"^60 frames need .* more of memory.* at most 40 frames fit"):
         session.add_media(frames(most))
     assert not session.media and not len(session.store)

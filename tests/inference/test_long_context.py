@@ -124,7 +124,7 @@ def test_prefill_freezes_after_every_part(make_model: Factory, bits: int) -> Non
     held: list[int] = []
     model.language_model.get_decoder().register_forward_hook(lambda *_: held.append(cache.used_bytes))
     prefill(model.language_model, embeds(200), cache, chunk=20)
-    assert cache.frozen_tokens == 200
+    assert cache.layers[0].frozen_tokens == 200
     frozen = cache.used_bytes // 200
     part = 20 * 3 * 2 * 2 * 12 * 4  # 20 tokens x 3 layers x keys and values x 2 heads x 12 channels x 4 bytes
     assert held == [20 * i * frozen + part for i in range(10)]

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from llava_mini.errors import UserError
-from llava_mini.inference.media_source import open_source, picture_of, pixels_of
+from llava_mini.inference.media_source import open_source, pixels_of
 from llava_mini.inference.session import Session
+from llava_mini.models.visual_inputs import rgb_of
 
 
 def drawn(mode: str) -> Image.Image:
@@ -46,7 +47,7 @@ def test_an_opened_image_is_seen_as_its_file(
         _, processor = make_asked()
         seen = [next(pixels_of(open_source(source), processor, lambda _: 1)) for source in (path, image, [image])]
         (by_path,) = open_source(path).frames
-        assert np.array_equal(picture_of(image, "image"), np.asarray(by_path))
+        assert np.array_equal(rgb_of(image, name="image"), np.asarray(by_path))
         assert ("transparency" in image.info) == (mode == "P"), "the user's image must stay as it is"
     assert by_path.size == ((20, 30) if orientation == 6 else (30, 20))
     for each in seen[1:]:

@@ -507,7 +507,7 @@ def test_questions_and_values_that_are_refused(asked: Any) -> None:
 
 def test_too_many_frames_are_refused_before_one_is_read(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(*asked)
-    monkeypatch.setattr("llava_mini.inference.capacity.free_bytes", lambda _: 2**20)
+    monkeypatch.setattr("llava_mini.inference.long_context.free_bytes", lambda _: 2**20)
     extend_context(session.model, 800_000)
 
     class Many:

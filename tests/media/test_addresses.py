@@ -10,8 +10,8 @@ from threading import Thread
 import pytest
 
 from llava_mini.errors import UserError
-from llava_mini.media import addresses
-from llava_mini.media.addresses import bytes_at, bytes_in, shortened
+from llava_mini.media import named
+from llava_mini.media.named import bytes_at, bytes_in, shortened
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -39,7 +39,7 @@ def test_what_a_server_does_not_give_is_named(served: str, tmp_path: Path, monke
     with pytest.raises(UserError, match=rf"^{served}/b.png: cannot be read \(HTTP Error 404: File not found\)$"):
         bytes_at(f"{served}/b.png")
     (tmp_path / "a.bin").write_bytes(bytes(11))
-    monkeypatch.setattr(addresses, "MOST_BYTES", 10)
+    monkeypatch.setattr(named, "MOST_BYTES", 10)
     with pytest.raises(UserError, match=f"^{served}/a.bin: more than 10 bytes$"):
         bytes_at(f"{served}/a.bin")
 

@@ -12,7 +12,7 @@ from tests.media.test_video import audio_only, clip, number_of, picture
 
 from llava_mini.errors import UserError
 from llava_mini.media import video
-from llava_mini.media.named import check_file, kind_of, open_image, open_video
+from llava_mini.media.named import check_file, frames_of, kind_of, open_image, open_video
 
 av = pytest.importorskip("av")
 
@@ -83,10 +83,10 @@ def test_frames_of_a_video_come_by_rate_or_by_number(clip: MakeClip) -> None:
     path = clip(40)
     plain = open_video(path, fps=2)
     assert (plain.expected, plain.seconds, plain.stopped) == (8, 4.0, None)
-    assert [number_of(frame) for frame in plain.frames()] == [2, 7, 12, 17, 22, 27, 32, 37]
-    assert [number_of(frame) for frame in open_video(path, count=4).frames()] == [5, 15, 25, 35]
+    assert [number_of(frame) for frame in frames_of(plain)] == [2, 7, 12, 17, 22, 27, 32, 37]
+    assert [number_of(frame) for frame in frames_of(open_video(path, count=4))] == [5, 15, 25, 35]
     few = open_video(clip(3, name="few.mp4"), count=100)
-    assert few.expected == 3 and [number_of(frame) for frame in few.frames()] == [0, 1, 2]
+    assert few.expected == 3 and [number_of(frame) for frame in frames_of(few)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("chosen", [{"fps": 0.0}, {"fps": float("nan")}, {"count": 0}])
@@ -105,7 +105,7 @@ def test_a_video_that_stops_in_the_middle_gives_what_can_be_read(
     raw = path.read_bytes()
     path.write_bytes(raw[: len(raw) * 6 // 10 // 188 * 188 + 99])  # in the middle of a packet of a transport stream
     source = open_video(path)
-    numbers = [number_of(frame) for frame in source.frames()]
+    numbers = [number_of(frame) for frame in frames_of(source)]
     assert source.stopped is not None and ("stops after" in source.stopped or "cut off" in source.stopped)
     assert 2 <= len(numbers) <= source.expected <= 8
     readable = source.seconds * 10 / source.expected
@@ -123,7 +123,7 @@ def test_damage_in_the_middle_ends_the_frames(clip: MakeClip, monkeypatch: pytes
 
     monkeypatch.setattr(video, "_decoded", damaged)
     source = open_video(clip(100))
-    assert [number_of(frame) for frame in source.frames()] == [5, 15, 25]
+    assert [number_of(frame) for frame in frames_of(source)] == [5, 15, 25]
     assert source.stopped is not None and "cannot be read" in source.stopped
 
 

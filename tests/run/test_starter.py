@@ -53,6 +53,30 @@ def ends(starter: Starter, *pids: int) -> dict[int, int]:
     return found
 
 
+def test_ctrl_c_while_a_job_starts_leaves_the_others_readable(starter: Starter, tmp_path: Path) -> None:
+    """The answer to the start that was interrupted comes later, among what `ended` reads."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    first, _ = started(starter, tmp_path, "0", name="first")
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(1)")
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            started(starter, tmp_path, "0", "slow", name="second")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    found: dict[int, int] = {}
+    deadline = time.monotonic() + 20
+    while len(found) < 2:
+        assert time.monotonic() < deadline
+        found |= dict(starter.ended())
+        time.sleep(0.02)
+    assert first in found and set(found.values()) == {0}
+
+
 def test_what_all_jobs_import_is_imported_once(starter: Starter, tmp_path: Path) -> None:
     jobs = [started(starter, tmp_path, f"print({n})", "heavy", name=str(n)) for n in range(3)]
     assert set(ends(starter, *(pid for pid, _ in jobs)).values()) == {0}

@@ -11,7 +11,7 @@ from tests.stages.noting import ALL_RATES
 from torch.utils.data import DataLoader
 
 from llava_mini.batch import VLMBatch
-from llava_mini.data.stream.collate import collate as collate_samples
+from llava_mini.data.stream.samples import collate as collate_samples
 from llava_mini.data.stream.samples import placeholder
 from llava_mini.stages.instruction import InstructionStage
 

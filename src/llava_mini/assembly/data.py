@@ -17,8 +17,7 @@ from llava_mini.assembly.trainer import uses_gpu
 from llava_mini.config import Config
 from llava_mini.config.rules import names_a_place, set_names
 from llava_mini.data.features.codec import FeatureType
-from llava_mini.data.features.store import FEATURES_VERSION, FeatureStore
-from llava_mini.data.features.work import EncodePictures, FeatureRecipe
+from llava_mini.data.features.store import FEATURES_VERSION, EncodePictures, FeatureRecipe, FeatureStore
 from llava_mini.data.format.shards import ShardSet
 from llava_mini.data.stream.datamodule import Mix, VLMDataModule
 from llava_mini.data.stream.order import exact_quotas

@@ -26,9 +26,8 @@ from llava_mini.assembly.model import build_model, check_model
 from llava_mini.assembly.tokenizer import build_tokenizer
 from llava_mini.config import Config, instantiate
 from llava_mini.config.types import Trainer as TrainerConfig
+from llava_mini.data.stream.callbacks import Quarantine, StreamPosition
 from llava_mini.data.stream.datamodule import VLMDataModule
-from llava_mini.data.stream.position import StreamPosition
-from llava_mini.data.stream.quarantine import Quarantine
 from llava_mini.errors import UserError
 from llava_mini.hardware import check_card, find_cards
 from llava_mini.models import LlavaMiniForConditionalGeneration

@@ -28,12 +28,12 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, PreTrainedTokeniz
 from llava_mini.batch import VLMBatch
 from llava_mini.bench.made_data import RESIZED, MadeData
 from llava_mini.data.format.shards import ShardSet
-from llava_mini.data.stream.collate import collate
 from llava_mini.data.stream.order import ShuffledOrder
 from llava_mini.data.stream.pixels import PixelTransform
-from llava_mini.data.stream.samples import Sample, SampleReader
+from llava_mini.data.stream.samples import Sample, SampleReader, collate
 from llava_mini.data.stream.stream import BatchLoader, PlannedStream
-from llava_mini.data.text.conversation import IMAGE_PLACEHOLDER, Conversation, conversation_of, parse_record
+from llava_mini.data.text.conversation import Conversation, conversation_of, parse_record
+from llava_mini.data.text.forms import IMAGE_PLACEHOLDER
 from llava_mini.data.text.labels import IGNORE, ConversationTokenizer
 from llava_mini.data.text.templates import VICUNA
 from llava_mini.token_layout import TokenLayout

@@ -20,8 +20,7 @@ from llava_mini.bench.made_data import make_data
 from llava_mini.bench.subjects import OURS, TRANSFORMERS, UNCOMPRESSED, Models, changed, mid_size, on_meta
 from llava_mini.bench.timing import Trial
 from llava_mini.config import resolve
-from llava_mini.data.features.store import FeatureStore
-from llava_mini.data.features.work import FeatureRecipe
+from llava_mini.data.features.store import FeatureRecipe, FeatureStore
 from llava_mini.data.format.shards import ShardSet
 from llava_mini.data.stream.datamodule import Mix, VLMDataModule
 from llava_mini.data.stream.pixels import PixelTransform, normalized

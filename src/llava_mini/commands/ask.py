@@ -52,9 +52,8 @@ def ask(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     shown = opened(given)
 
     model, processor = load_model(given)
-    from llava_mini.inference.conversation import question_tokens
     from llava_mini.inference.long_context import check_length
-    from llava_mini.inference.prompts import check_question
+    from llava_mini.inference.prompts import check_question, question_tokens
 
     asked = [check_question(question, processor) for question in given.question]
     session = open_session(given, model, processor)

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from llava_mini.inference.media_source import Media
     from llava_mini.inference.session import Session
-    from llava_mini.media.named import VideoSource
+    from llava_mini.media.video import VideoReader
     from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 
-    Source = tuple[Path, Image.Image] | VideoSource
+    Source = tuple[Path, Image.Image] | VideoReader
 
 LESS_MEMORY = "fewer frames, --keep-gib 0 or --kv-bits 8 need less"
 

@@ -22,13 +22,10 @@ def loader_failures_reported(
 ) -> Iterator[None]:
     """Convert torch's errors for stopped workers to one line; for a dead worker, torch may raise at any point.
 
-    Args:
-        setting: Name of the setting for the number of workers.
-        exit_codes: Function that returns the workers' exit codes, as multiprocessing has them; torch itself does not
-            always report them.
+    `exit_codes` gives the workers' exit codes as multiprocessing has them; torch does not always report them.
 
     Raises:
-        LoaderError: Raised instead of torch's own error.
+        LoaderError: Raised instead of torch's own error; it names the setting for the number of workers.
     """
     try:
         yield

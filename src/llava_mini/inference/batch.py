@@ -22,7 +22,8 @@ from llava_mini.inference.media_source import Media
 from llava_mini.inference.prompts import check_question, has_bos, prompt_of, user_message
 from llava_mini.inference.requests import Answers, Record, Request
 from llava_mini.inference.session import Session
-from llava_mini.media.named import VideoSource, check_file, open_image, open_video
+from llava_mini.media.named import check_file, frames_of, open_image, open_video
+from llava_mini.media.video import VideoReader
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.out_of_memory import oom_as_user_error
 from llava_mini.token_layout import SINGLE_VIEW
@@ -36,19 +37,14 @@ _Frames = list[NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request whose files exist, with its prompt.
+    """A request whose files exist, with its prompt, of one placeholder for every image and video.
 
-    Attributes:
-        request: Request as it was read.
-        prompt: Text of the prompt, with one placeholder for every image and video.
-        videos: Opened videos, not decoded.
-        frames: Number of views of images and frames of videos.
-        tokens: Number of tokens of the prompt, with all placeholders.
+    `frames` counts views of images and frames of videos; `tokens` are those of the prompt with all placeholders.
     """
 
     request: Request
     prompt: str
-    videos: tuple[VideoSource, ...]
+    videos: tuple[VideoReader, ...]
     frames: int
     tokens: int
 
@@ -60,14 +56,8 @@ _Read = tuple[Prepared, list[Image.Image], list[_Frames]]
 class Batcher:
     """Answer requests of any kind in batches.
 
-    Attributes:
-        model: Model in evaluation mode.
-        processor: The model's processor, with a chat template.
-        batch_size: Largest number of requests in a batch.
-        max_new_tokens: Largest number of tokens of an answer.
-        fps: Number of frames that are read per second of video.
-        count: Number of frames that are read from every video, instead of `fps`.
-        kv_bits: Bits of the language model's KV cache for a request left to a `Session`; None: the model's type.
+    The model is in evaluation mode, its processor has a chat template. Of a video, `fps` frames a second are read, or
+    `count` in all. `kv_bits` are those of the KV cache for a request left to a `Session`.
     """
 
     model: LlavaMiniForConditionalGeneration
@@ -81,13 +71,7 @@ class Batcher:
     def run(
         self, requests: Sequence[Request], answers: Answers, on_records: Callable[[int], None] = lambda _: None
     ) -> None:
-        """Answer the requests that have no record yet.
-
-        Args:
-            requests: All requests, answered ones included.
-            answers: Records; new ones are added as soon as they are available.
-            on_records: Function that is called with the number of added records.
-        """
+        """Answer the requests that have no record in `answers` yet; `on_records` gets the number of added records."""
         waiting = (request for request in requests if request not in answers)
         while group := list(islice(waiting, _GROUP)):
             for records in self._group(group):
@@ -198,7 +182,7 @@ class Batcher:
 def _read(one: Prepared) -> _Read:
     """Decode the images and videos of a request."""
     images = [open_image(path) for path in one.request.images]
-    return one, images, [list(video.frames()) for video in one.videos]
+    return one, images, [list(frames_of(video)) for video in one.videos]
 
 
 def _batches(prepared: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
@@ -213,7 +197,7 @@ def _batches(prepared: Iterable[Prepared], size: int) -> Iterator[list[Prepared]
         yield batch
 
 
-def _answer(one: Prepared, text: str, videos: Sequence[VideoSource | Media]) -> Record:
+def _answer(one: Prepared, text: str, videos: Sequence[VideoReader | Media]) -> Record:
     record = one.request.record(answer=text)
     read = zip(one.request.videos, videos, strict=True)
     if notes := [f"{path}: {video.stopped}" for path, video in read if video.stopped]:

@@ -32,9 +32,7 @@ def capacity(tokens: int) -> int:
 class SessionCache(Cache):
     """Keys and values of one conversation, as `past_key_values` of LLaVA-Mini or of its language model alone.
 
-    Args:
-        config: Config of the model, or of its language model.
-        bits: Bits of frozen keys and values: 8 or 4; None: they stay in the model's type.
+    Frozen keys and values have 8 or 4 `bits`; None: they stay in the model's type.
 
     Raises:
         UserError: `bits` is another number.
@@ -64,11 +62,6 @@ class SessionCache(Cache):
         if not 0 <= length <= held:
             raise ValueError(f"cut to {length} tokens, {held} are held")
         self.crop(length - held)
-
-    @property
-    def frozen_tokens(self) -> int:
-        """Number of tokens that are stored in few bits."""
-        return self.layers[0].frozen_tokens
 
     @property
     def used_bytes(self) -> int:
@@ -128,6 +121,7 @@ class SessionLayer(DynamicLayer):
 
     @property
     def frozen_tokens(self) -> int:
+        """Number of tokens that are stored in few bits."""
         return self._frozen[0][0].length if self.is_initialized else 0
 
     def crop(self, tokens_to_remove: int) -> None:

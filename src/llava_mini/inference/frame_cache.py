@@ -4,9 +4,6 @@ The cache stores the compressed tokens of every frame and, in host memory, the v
 it also stores pre-fusion's keys and values of the frame's patches; a question then costs only its own tokens. For
 frames beyond the budget, keys and values are computed again from the features for every question.
 
-Bytes of a frame of LLaVA-Mini-7B in half precision (576 patches, one token; `memory.FrameShape`): keys and values 36.1
-MiB, in 8 bits 18.6 MiB; features 1.1 MiB, in 8 bits 0.6 MiB; its compressed token 8 KiB.
-
 Shapes: F frames, V views, N patches of a view, L entries before an instruction, S tokens of it, K compressed tokens of
 a frame, D width of the language model, Dv of the vision tower.
 """
@@ -109,7 +106,6 @@ class Chunk:
     """Frames of one image or video, with the same number of views, stored together.
 
     Attributes:
-        item: Number of the image or video that the frames belong to.
         tokens: Compressed tokens after pre-fusion [F, K, D].
         features: Features of the vision tower [F, V, N, Dv]; None for a model without pre-fusion.
         kv: Keys and values of every pre-fusion layer; None: they are computed again from the features.
@@ -141,13 +137,7 @@ class Chunk:
 
 
 class FrameCache:
-    """Cache of the frames of a session, in order.
-
-    Args:
-        model: Model, used without gradients.
-        keep: Options for how frames are stored.
-        kv_budget: Bytes that keys and values may take in all.
-    """
+    """Cache of the frames of a session, in order; keys and values take at most `kv_budget` bytes in all."""
 
     def __init__(self, model: LlavaMiniForConditionalGeneration, keep: FrameCacheConfig, kv_budget: int):
         self.model, self.keep, self.kv_budget = model, keep, kv_budget
@@ -158,12 +148,9 @@ class FrameCache:
         return sum(len(chunk.tokens) for chunk in self.chunks)
 
     def add(self, item: int, features_FVND: Tensor, most: int) -> None:
-        """Compress frames, read them with pre-fusion, and store what later questions need.
+        """Compress frames of image or video `item`, read them with pre-fusion, and store what later questions need.
 
-        Args:
-            item: Number of the image or video that the frames belong to.
-            features_FVND: Features of the vision tower [F, V, N, Dv].
-            most: Number of frames that a question reads together, if it is more than 8.
+        `most` is the number of frames that a question reads together, if it is more than 8.
         """
         tokens, seen = self._seen(features_FVND)
         features = None
@@ -214,9 +201,8 @@ class FrameCache:
         """Return an instruction fused with every frame: its mean over the frames [S, D]."""
         if not self.chunks or self.model.config.num_fusion_layers == 0 or not len(text_SD):
             return text_SD
-        precise = torch.promote_types(
-            text_SD.dtype, torch.float32
-        )  # half precision cannot represent a sum of thousands of frames
+        # Half precision cannot represent a sum of thousands of frames.
+        precise = torch.promote_types(text_SD.dtype, torch.float32)
         total = torch.zeros_like(text_SD, dtype=precise)
         visible_FS = torch.ones(1, len(text_SD), dtype=torch.bool, device=text_SD.device)
         for seen in self._all_seen():

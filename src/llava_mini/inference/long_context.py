@@ -1,7 +1,8 @@
-"""Contexts longer than the language model was trained on, and prompts that are read in chunks.
+"""Long contexts: scaling the language model for them, checks that frames and prompts fit, and reading in chunks.
 
 A scaling is a value of the model's config, so it is saved with the model. Without one, a prompt that is too long is
-refused before it is read, since a model says nothing useful beyond the positions that it was trained on.
+refused before it is read, since a model says nothing useful beyond the positions that it was trained on. Frames and
+prompts are checked before they are encoded or memory is allocated for them.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llava_mini.errors import UserError
+from llava_mini.hardware import free_bytes
 from llava_mini.inference.cache import SessionCache
+from llava_mini.inference.frame_cache import FrameCache
+from llava_mini.inference.memory import FrameShape, KVShape, check_frames
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
 from llava_mini.models.rotary import YARN, check_scaling, scale_rotary
+from llava_mini.units import size_text
 
 
 def extend_context(model: LlavaMiniForConditionalGeneration, tokens: int, kind: str = YARN) -> None:
@@ -21,10 +26,8 @@ def extend_context(model: LlavaMiniForConditionalGeneration, tokens: int, kind: 
 
     A KV cache that was filled before was rotated with the old frequencies. It must not be used afterwards.
 
-    Args:
-        model: Model, changed in place; it is as it was trained if `tokens` is the length that it was trained on.
-        tokens: Number of tokens of prompt and answer together.
-        kind: Kind of scaling: linear, dynamic (NTK) or yarn.
+    The model is as it was trained if `tokens`, of prompt and answer together, is the length that it was trained on.
+    Kinds of scaling are linear, dynamic (NTK) and yarn.
 
     Raises:
         UserError: the kind is unknown, `tokens` is less than the model was trained on, or the kind cannot be combined
@@ -45,13 +48,9 @@ def context_tokens(config: LlavaMiniConfig) -> int:
 
 
 def check_length(config: LlavaMiniConfig, text: int, answer: int, shown: int = 0) -> None:
-    """Check that a prompt and its answer are no longer than what the language model reads.
+    """Check that a prompt and its longest answer are no longer than what the language model reads.
 
-    Args:
-        config: Config of the model.
-        text: Number of text tokens of the prompt.
-        answer: Number of tokens of the longest answer.
-        shown: Number of prompt tokens that represent images and videos.
+    The prompt has `text` tokens of text, and `shown` ones that represent images and videos.
 
     Raises:
         UserError: prompt and answer are too long; the message gives the cause and the value to set.
@@ -69,6 +68,66 @@ def check_length(config: LlavaMiniConfig, text: int, answer: int, shown: int = 0
     )
 
 
+def check_capacity(
+    store: FrameCache, cache: SessionCache, item: int, frames: int, views: int, *, reserve: int = 0
+) -> None:
+    """Check that `frames` more frames of an image or video fit; some of its frames may be stored already.
+
+    Their tokens must fit what the language model reads, besides `reserve` for a question and its answer. What is always
+    stored of them must fit into memory: tokens, features, the language model's KV cache.
+
+    Raises:
+        UserError: question and answer alone are too long, or the frames do not fit. The message then gives the number
+            of frames that the item would have in all, and the largest number that fits.
+    """
+    model = store.model
+    shape = FrameShape.of(model.config, model.layout.frame(views), views)
+    tokens_by_item = store.tokens_by_item()
+    stored_tokens, earlier = tokens_by_item.total(), tokens_by_item[item] // shape.tokens
+    if reserve > (most := context_tokens(model.config)):
+        raise UserError(f"question and answer are too long: {reserve} tokens, of which the language model reads {most}")
+    room = max(0, most - reserve - stored_tokens + earlier * shape.tokens)
+    if (frames + earlier) * shape.tokens > room:
+        beside = f" besides {reserve} of question and answer" if reserve else ""
+        raise UserError(
+            f"{frames + earlier} frames are {(frames + earlier) * shape.tokens} tokens, of which the language model "
+            f"reads {room}{beside}: at most {room // shape.tokens} frames fit, or scale it for more "
+            "(extend_context, --context)"
+        )
+    fuses = bool(model.config.num_fusion_layers)
+    features = shape.features_bytes(store.keep.features_dtype(model.dtype)) if fuses else 0
+    text = KVShape.of(model.config.text_config)
+
+    def on_device(count: int) -> int:
+        tokens = (
+            text.cache_bytes(stored_tokens + count * shape.tokens + reserve, model.dtype, cache.bits) - cache.held_bytes
+        )
+        return max(0, tokens) + count * shape.tokens_bytes(model.dtype)
+
+    host = free_bytes(torch.device("cpu"))
+    if model.device.type == "cpu":
+        check_frames(frames, lambda count: on_device(count) + count * features, host, "memory", earlier)
+        return
+    check_frames(frames, on_device, free_bytes(model.device), "GPU memory", earlier)
+    check_frames(frames, lambda count: count * features, host, "host memory", earlier)
+
+
+def check_prompt(store: FrameCache, cache: SessionCache, tokens: int) -> None:
+    """Check that the KV cache of a prompt and answer fits into memory; what it takes already counts as free.
+
+    Raises:
+        UserError: the cache does not fit.
+    """
+    model = store.model
+    need = KVShape.of(model.config.text_config).cache_bytes(tokens, model.dtype, cache.bits)
+    free = free_bytes(model.device) + cache.held_bytes
+    if need > free:
+        raise UserError(
+            f"a prompt and answer of {tokens} tokens need {size_text(need)} for the language model's cache, "
+            f"{size_text(free)} are free: fewer frames, or kv_bits=8 or 4"
+        )
+
+
 @torch.no_grad()
 def prefill(language_model: PreTrainedModel, inputs_embeds: Tensor, cache: SessionCache, chunk: int) -> None:
     """Read the beginning of a prompt into the cache, `chunk` tokens at a time; the rest of the prompt is not read here.
@@ -77,11 +136,8 @@ def prefill(language_model: PreTrainedModel, inputs_embeds: Tensor, cache: Sessi
     with bits is frozen after every chunk, so that no more than one chunk is stored in full precision. Later chunks then
     read the earlier ones as they were rounded.
 
-    Args:
-        language_model: Language model of LLaVA-Mini, or any of transformers.
-        inputs_embeds: Embeddings [1, T, D] with compressed tokens spliced in; T may be 0.
-        cache: KV cache with the tokens before `inputs_embeds`, to which these are added.
-        chunk: Number of tokens that are read at once, at least 1.
+    The language model may be any of transformers. `inputs_embeds` [1, T, D] has the compressed tokens spliced in; T may
+    be 0. The cache has the tokens before them.
     """
     for part in inputs_embeds.split(chunk, dim=1) if inputs_embeds.shape[1] else ():
         language_model.get_decoder()(inputs_embeds=part, past_key_values=cache, use_cache=True)

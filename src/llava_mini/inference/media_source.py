@@ -14,13 +14,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from llava_mini.errors import UserError
-from llava_mini.media.named import kind_of, open_image, open_video
+from llava_mini.media.named import frames_of, kind_of, open_image, open_video
 from llava_mini.models import LlavaMiniProcessor
 from llava_mini.models.visual_inputs import rgb_of
 
@@ -29,14 +28,7 @@ Source = str | Path | Image.Image | np.ndarray | Tensor | Iterable[Any]
 
 @dataclass(frozen=True)
 class Media:
-    """An image or video that was encoded.
-
-    Attributes:
-        kind: Kind, "image" or "video".
-        frames: Number of encoded frames.
-        seconds: Length in seconds of a video that was read from a file.
-        stopped: Reason why a damaged video ended early.
-    """
+    """An image or video that was encoded: its frames, and of a file's video the seconds and why it ended early."""
 
     kind: Literal["image", "video"]
     frames: int
@@ -46,14 +38,7 @@ class Media:
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of encoding an image or a video.
-
-    Attributes:
-        frames: Number of frames encoded so far.
-        expected: Number of frames in all, if it is known.
-        frames_per_second: Number of frames encoded per second since the start.
-        video_seconds_per_second: Seconds of video encoded per second since the start, if the video's length is known.
-    """
+    """Progress of encoding: frames so far and in all (None: not known), and rates since the start."""
 
     frames: int
     expected: int | None
@@ -69,8 +54,8 @@ class Opened:
     kind: Literal["image", "video"]
     frames: Iterator[Any]
     expected: int | None
-    seconds: float | None
-    stopped: Callable[[], str | None]
+    seconds: float | None = None
+    stopped: Callable[[], str | None] = lambda: None
 
 
 def open_source(source: Source, *, fps: float = 1.0, count: int | None = None) -> Opened:
@@ -83,13 +68,13 @@ def open_source(source: Source, *, fps: float = 1.0, count: int | None = None) -
         return _opened_file(Path(source), fps, count)
     dimensions = source.ndim if isinstance(source, (np.ndarray, Tensor)) else None
     if isinstance(source, Image.Image) or dimensions in (2, 3):
-        return Opened("image", "image", iter([source]), 1, None, lambda: None)
+        return Opened("image", "image", iter([source]), 1)
     if not isinstance(source, Iterable) or dimensions not in (None, 4):
         raise UserError(
             f"look: {type(source).__name__} is neither a path, a PIL image, an array [H, W, 3] nor frames of a video"
         )
     expected = len(source) if isinstance(source, Sized) else None
-    return Opened("frames", "video", iter(source), expected, None, lambda: None)
+    return Opened("frames", "video", iter(source), expected)
 
 
 def pixels_of(opened: Opened, processor: LlavaMiniProcessor, at_once: Callable[[int], int]) -> Iterator[Tensor]:
@@ -109,16 +94,7 @@ def pixels_of(opened: Opened, processor: LlavaMiniProcessor, at_once: Callable[[
 
 
 def pixels_of_frame(frame: Any, name: str, processor: LlavaMiniProcessor, *, is_video: bool) -> Tensor:
-    """Return pixels [V, 3, H, W] of one frame.
-
-    Raises:
-        UserError: the frame is no image, or an unusable one; the message begins with `name`.
-    """
-    return processor.pixels(picture_of(frame, name), is_video=is_video, input_data_format="channels_last")
-
-
-def picture_of(frame: Any, name: str) -> NDArray[np.uint8]:
-    """Return a frame as RGB [H, W, 3]; a PIL image becomes what its file would, upright as its EXIF says.
+    """Return pixels [V, 3, H, W] of one frame; a PIL image becomes what its file would, upright as its EXIF says.
 
     A uint8 array [H, W, 3] is accepted whatever H is; other arrays and tensors are read as the processor reads them.
 
@@ -126,7 +102,8 @@ def picture_of(frame: Any, name: str) -> NDArray[np.uint8]:
         UserError: the frame is no image, or an unusable one; the message begins with `name`.
     """
     is_rgb = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
-    return frame if is_rgb and frame.size else rgb_of(frame, name=name)
+    rgb = frame if is_rgb and frame.size else rgb_of(frame, name=name)
+    return processor.pixels(rgb, is_video=is_video, input_data_format="channels_last")
 
 
 @contextmanager
@@ -150,6 +127,6 @@ def shown(progress: bool | Callable[[Progress], None], opened: Opened) -> Iterat
 
 def _opened_file(path: Path, fps: float, count: int | None) -> Opened:
     if kind_of(path) == "image":
-        return Opened(str(path), "image", iter([open_image(path)]), 1, None, lambda: None)
+        return Opened(str(path), "image", iter([open_image(path)]), 1)
     video = open_video(path, fps=fps, count=count)
-    return Opened(str(path), "video", video.frames(), video.expected, video.seconds, lambda: video.stopped)
+    return Opened(str(path), "video", frames_of(video), video.expected, video.seconds, lambda: video.stopped)

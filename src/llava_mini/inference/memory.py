@@ -4,8 +4,9 @@ Everything is arithmetic over shapes, so it is also true for a model that is not
 its compressed tokens in the language model's KV cache, and what is stored of it so that a later question can be fused
 with its patches.
 
-LLaVA-Mini-7B in half precision, 576 patches, one token a frame: 512 KiB in the KV cache; for fusion 36.1 MiB as keys
-and values of four layers (18.6 MiB in 8 bits), or 1.1 MiB as features, from which they are computed again.
+LLaVA-Mini-7B in half precision, 576 patches, one token a frame: 512 KiB in the KV cache and 8 KiB as compressed token;
+for fusion 36.1 MiB as keys and values of four layers (18.6 MiB in 8 bits), or 1.1 MiB as features (0.6 MiB in 8 bits),
+from which they are computed again.
 """
 
 from __future__ import annotations
@@ -31,13 +32,7 @@ INT8 = torch.int8  # used like a type: 8 bits, with a scale and an offset for ev
 
 @dataclass(frozen=True)
 class KVShape:
-    """Shape of the keys and values of a stack of decoder layers.
-
-    Attributes:
-        layers: Number of layers.
-        heads: Number of heads of keys and values.
-        head_dim: Number of channels of a head.
-    """
+    """Shape of the keys and values of a stack of decoder layers."""
 
     layers: int
     heads: int
@@ -73,13 +68,8 @@ class KVShape:
 class FrameShape:
     """Shape of a frame in a model, and of what may be stored of it.
 
-    Attributes:
-        prefusion: Shape of pre-fusion's keys and values.
-        patches: Number of patches of all views, P.
-        tokens: Number of compressed tokens, K.
-        vision_dim: Number of channels of a feature.
-        text_dim: Width of the language model.
-        fused: Whether the compressed tokens pass through pre-fusion and have keys and values there too (release).
+    `patches` are those of all views. `fused` says whether compressed tokens pass through pre-fusion and have keys and
+    values there too (release).
     """
 
     prefusion: KVShape
@@ -121,14 +111,10 @@ def largest_frames(need: Callable[[int], int], budget: int) -> int:
 
 
 def check_frames(frames: int, need: Callable[[int], int], budget: int, where: str, earlier: int = 0) -> None:
-    """Check that frames fit into memory before any is read.
+    """Check that the `need` of frames in bytes is within a budget before any is read.
 
-    Args:
-        frames: Number of requested frames.
-        need: Function that returns the bytes of a number of frames.
-        budget: Number of bytes that may be used.
-        where: Name of the memory for the message, such as "GPU memory".
-        earlier: Number of frames of the same video that are stored already; the message counts them, `need` does not.
+    The message names the memory, `where`. It counts `earlier` frames of the same video that are stored already, which
+    `need` does not.
 
     Raises:
         UserError: the frames do not fit; the message gives the largest number that does.

@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,15 +34,10 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # first bytes; UTF-32 begi
 
 @dataclass(frozen=True)
 class Request:
-    """One question about any number of images and videos.
+    """One question about any number of images and videos; its id is the given one, or the number of the line.
 
-    Attributes:
-        id: Id as given, or the number of the line.
-        question: Question as given.
-        images: Paths of image files; relative ones are in the folder of the requests.
-        videos: Paths of video files; relative ones are in the folder of the requests.
-        refused: Reason why the request cannot be asked; None if nothing is wrong so far.
-        media: Fields `image` and `video` as they are written, if they are given.
+    `media` has the fields `image` and `video` as they are written; relative paths are in the folder of the requests.
+    `refused` says why the request cannot be asked; None if nothing is wrong so far.
     """
 
     id: Id
@@ -65,54 +60,49 @@ class Request:
 def read_requests(path: Path) -> list[Request]:
     """Return the requests of a file in order, including those that cannot be asked; empty lines are skipped.
 
+    One without a readable id is named "line N", or "line N (2)" if that id is taken.
+
     Raises:
         UserError: the file cannot be read, is UTF-16, UTF-32 or no text, or two requests have the same id.
     """
-    requests: list[Request | _Nameless] = []
+    requests: list[Request] = []
     lines: dict[Id, int] = {}
+    nameless: dict[int, int] = {}  # place among the requests -> line
     with reading(path), path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if number == 1 and (line.startswith(_UTF_16) or b"\0" in line):
                 raise UserError(f"{path}: UTF-16, UTF-32 or no text at all; allowed is UTF-8")
             if line.strip():
                 request = _request(line, number, path.parent)
-                if isinstance(request, Request) and (first := lines.setdefault(request.id, number)) != number:
+                if isinstance(request, str):
+                    nameless[len(requests)] = number
+                    request = Request("", refused=request)
+                elif (first := lines.setdefault(request.id, number)) != number:
                     raise UserError(f"{path}: lines {first} and {number} have the same id {request.id!r}")
                 requests.append(request)
-    names = set(lines)
-    return [each if isinstance(each, Request) else each.named(names) for each in requests]
-
-
-@dataclass(frozen=True)
-class _Nameless:
-    """A line without a readable id."""
-
-    number: int
-    refused: str
-
-    def named(self, names: set[Id]) -> Request:
-        """Return a refused request named "line N", or "line N (2)" if that id is taken; add the name to `names`."""
-        name, count = f"line {self.number}", 1
-        while name in names:
+    for place, number in nameless.items():
+        name, count = f"line {number}", 1
+        while name in lines:
             count += 1
-            name = f"line {self.number} ({count})"
-        names.add(name)
-        return Request(name, refused=self.refused)
+            name = f"line {number} ({count})"
+        lines[name] = number
+        requests[place] = replace(requests[place], id=name)
+    return requests
 
 
-def _request(line: bytes, number: int, folder: Path) -> Request | _Nameless:
-    """Return the request of a line; a line that is no request becomes a refused one."""
+def _request(line: bytes, number: int, folder: Path) -> Request | str:
+    """Return the request of a line, perhaps a refused one; or why the line has no id that can be read."""
     try:
         fields = json.loads(line, object_pairs_hook=single_keys)
     except (ValueError, RecursionError) as error:
-        return _Nameless(number, f"no JSON: {error}")
+        return f"no JSON: {error}"
     if not isinstance(fields, dict):
-        return _Nameless(number, "no JSON object")
+        return "no JSON object"
     given = number if fields.get("id") is None else fields["id"]
     if isinstance(given, bool) or not isinstance(given, (str, int)):
-        return _Nameless(number, "id is neither text nor a whole number")
+        return "id is neither text nor a whole number"
     if not _is_unicode(str(given)):
-        return _Nameless(number, "id is no Unicode text")
+        return "id is no Unicode text"
     question = fields.get("question")
     if unknown := sorted(fields.keys() - set(_FIELDS)):
         return Request(given, refused=f"unknown field {unknown[0]!r}; allowed are {', '.join(_FIELDS)}")
@@ -146,12 +136,7 @@ def _is_unicode(text: str) -> bool:
 
 
 class Answers:
-    """Records of this run and of earlier runs, in one file.
-
-    Attributes:
-        failed: Ids of requests that could not be answered.
-        answered: Ids of requests that were answered.
-    """
+    """Records of this run and of earlier runs, in one file, with the ids of answered and of failed requests."""
 
     def __init__(self, path: Path, file: BinaryIO, requests: Sequence[Request]) -> None:
         self._path, self._file = path, file
@@ -177,9 +162,7 @@ class Answers:
         records = list(records)
         rest = b"".join(_written(record) + b"\n" for record in records)
         try:
-            while (
-                rest
-            ):  # not through the file's own buffer: closing the file would try, and fail, to write its rest again
+            while rest:  # not through the file's own buffer, whose rest closing would try, and fail, to write again
                 rest = rest[os.write(self._file.fileno(), rest) :]
             os.fsync(self._file.fileno())
         except OSError as error:

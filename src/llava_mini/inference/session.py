@@ -23,12 +23,10 @@ from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from llava_mini.errors import UserError
 from llava_mini.hardware import free_bytes
-from llava_mini.inference.answering import embedded, generation_choices
+from llava_mini.inference.answering import SessionLock, StopWhenSet, embedded, generation_choices, pieces
 from llava_mini.inference.cache import SessionCache
-from llava_mini.inference.capacity import check_capacity, check_prompt
-from llava_mini.inference.conversation import Prompt, Turn, build_prompt, shared
 from llava_mini.inference.frame_cache import FrameCache, FrameCacheConfig
-from llava_mini.inference.long_context import check_length, prefill
+from llava_mini.inference.long_context import check_capacity, check_length, check_prompt, prefill
 from llava_mini.inference.media_source import (
     Media,
     Opened,
@@ -39,8 +37,7 @@ from llava_mini.inference.media_source import (
     pixels_of_frame,
     shown,
 )
-from llava_mini.inference.prompts import check_question
-from llava_mini.inference.streaming import SessionLock, StopWhenSet, pieces
+from llava_mini.inference.prompts import Prompt, Turn, build_prompt, check_question, shared
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.models.frame_batch import frames_at_once
 from llava_mini.token_layout import SINGLE_VIEW
@@ -105,7 +102,7 @@ class Session:
             fps: Number of frames per second of a video that is read from a file.
             count: Number of frames at equal distances, instead of `fps`.
             reserve: Number of tokens to leave free for the longest question and its answer
-                (`conversation.question_tokens`).
+                (`prompts.question_tokens`).
             progress: True for a progress bar on standard error, or a function that is called after every batch of
                 frames.
 
@@ -138,19 +135,16 @@ class Session:
             del self.store.chunks[before:]
             self.store.kv_bytes = kv_bytes
             raise
-        found = Media(opened.kind, frames, opened.seconds, opened.stopped())
-        self._seen(found)
-        return found
+        self.media.append(Media(opened.kind, frames, opened.seconds, opened.stopped()))
+        self._forget_read()
+        return self.media[-1]
 
     @torch.no_grad()
     def push(self, frame: Any) -> Media:
-        """Add a frame to a live video; the first frame, and the first after `add_media`, begins a video.
+        """Add a frame to a live video, and return the description of the video so far.
 
-        Args:
-            frame: PIL image, or an array [H, W, 3] or of another form that the processor takes.
-
-        Returns:
-            Description of the video so far.
+        The first frame, and the first after `add_media`, begins a video. A frame is a PIL image, or an array [H, W, 3]
+        or of another form that the processor takes.
         """
         pixels_V3HW = pixels_of_frame(frame, "push", self.processor, is_video=True)
         begins = self._live is None
@@ -158,11 +152,11 @@ class Session:
         with self._busy:
             self._add(item, pixels_V3HW[None])
         if begins:
-            self._seen(Media("video", 1, None, None))
+            self.media.append(Media("video", 1, None, None))
             self._live = item
         else:
             self.media[item] = Media("video", self.media[item].frames + 1, None, None)
-            self._forget_read()
+        self._forget_read()
         return self.media[item]
 
     def ask(self, question: str, *, follow_up: bool = False, max_new_tokens: int = 256, **generation: Any) -> str:
@@ -235,10 +229,6 @@ class Session:
         check_capacity(self.store, self.cache, item, *pixels_FV3HW.shape[:2], reserve=reserve)
         pixels = pixels_FV3HW.to(self.model.device, self.model.dtype)
         self.store.add(item, self.model.encode(pixels), self._frames_at_once(pixels.shape[1]))
-
-    def _seen(self, look: Media) -> None:
-        self.media.append(look)
-        self._forget_read()
 
     def _forget_read(self) -> None:
         """Forget what was read: a new frame changes the fused text, also of earlier tokens, if there is pre-fusion."""

@@ -143,10 +143,7 @@ def checksum(facts: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def check_replaceable(path: Path) -> Path:
-    """Check that a session may be written to a file: the file does not exist, or is a session.
-
-    Returns:
-        Path of the file itself, after all symbolic links.
+    """Return a file's path after all symbolic links, once it is clear that a session may be written there.
 
     Raises:
         UserError: it is something else, or the name is no name of a file.
@@ -156,16 +153,16 @@ def check_replaceable(path: Path) -> Path:
     target = Path(os.path.realpath(path))
     if not os.path.lexists(target):
         return target
+    found = ""
     try:
         with open_tensors(target) as file:
-            found = (file.metadata() or {}).get("format")
+            found = (file.metadata() or {}).get("format", "")
     except OSError as error:
         if error.errno not in (errno.EISDIR, errno.ELOOP, errno.ENXIO):  # a folder, a loop of links, a socket
             raise UserError(f"{path}: {error.strerror or error}") from error
-        found = None
     except SafetensorError:
-        found = None
-    if found is None or not found.startswith(_ANY_FORMAT):
+        pass
+    if not found.startswith(_ANY_FORMAT):
         raise UserError(f"{path}: there is such a file, and it is no session; name another")
     return target
 

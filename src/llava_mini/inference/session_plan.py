@@ -29,19 +29,16 @@ _NF4_BITS = 4.127  # of a weight, with its scales in two stages
 
 @dataclass(frozen=True)
 class SessionPlan:
-    """GPU memory of a session whose frames have one view.
+    """GPU memory in bytes of a session whose frames have one view.
 
     Attributes:
-        model: Name of the model.
-        frames: Number of frames.
-        card: Bytes of memory of the GPU; None: not known.
+        card: Memory of the GPU; None: not known.
         weights: Type of the weights: "fp16", or "NF4" for the language model's layers.
         bits: Bits of the KV cache; None: fp16.
-        weight_bytes: Bytes of the model's weights.
-        cache_bytes: Bytes of the KV cache of all frames, with room for more and one layer unpacked.
-        working_bytes: Bytes of all compressed tokens, a batch of frames or a chunk of the prompt, and the CUDA context.
+        cache_bytes: KV cache of all frames, with room for more and one layer unpacked.
+        working_bytes: All compressed tokens, a batch of frames or a chunk of the prompt, and the CUDA context.
         largest: Largest number of frames that would fit; None if the memory of the GPU is not known.
-        store_bytes: Bytes in host memory of all frames' features for later questions, in fp16 and in 8 bits.
+        store_bytes: All frames' features for later questions in host memory, in fp16 and in 8 bits.
     """
 
     model: str
@@ -75,11 +72,7 @@ def session_plans(
 ) -> list[SessionPlan]:
     """Plan sessions of a model with weights in fp16 and NF4, each with the KV cache in fp16, 8 and 4 bits.
 
-    Args:
-        name: Name of the model, for the plans.
-        model: Model on the meta device.
-        frames: Number of frames, with one view each.
-        card: Bytes of memory of the GPU; None: not known.
+    The model may be on the meta device. `card` is the GPU's memory in bytes; None: not known.
     """
     config, per_frame = model.config, model.layout.frame()
     shape, kv = FrameShape.of(config, per_frame), KVShape.of(config.text_config)

@@ -30,9 +30,7 @@ _BRIGHT = 16  # floats whose largest value is between 1 and this may be of eithe
 def rgb_of_array(values: NDArray[Any], layout: str | None = None) -> NDArray[np.uint8]:
     """Return an image as RGB [H, W, 3]; transparent pixels are put on white.
 
-    Args:
-        values: Array of one of the shapes and types in this module's table.
-        layout: Layout, "channels_first" or "channels_last" (transformers' `input_data_format`), for ambiguous shapes.
+    `layout` is "channels_first" or "channels_last" (transformers' `input_data_format`), for ambiguous shapes.
 
     Raises:
         SampleError: the array has another shape or type, has a value that is out of range or not finite, or can be

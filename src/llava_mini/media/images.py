@@ -84,13 +84,10 @@ def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def verify_image(raw: bytes) -> tuple[int, int]:
-    """Read a whole image as cheaply as possible; an image that passes can be decoded.
+    """Read a whole image as cheaply as possible, and return its upright (width, height); then it can be decoded.
 
     All of a JPEG's compressed stream is read, but its pixels are computed at an eighth of the size: a truncated file
     is refused.
-
-    Returns:
-        (width, height) of the upright image.
 
     Raises:
         SampleError: `decode_image` would raise it.

@@ -34,11 +34,8 @@ _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,gif"
 _NAMES = "MP4, MOV, MKV, WebM, AVI, MPEG, FLV, Ogg, ASF/WMV, GIF"
 _ROUNDING = Fraction(1, 100)  # of a period
 _SYNC = 0x47  # first byte of every packet of a transport stream
-_TS_PACKETS = (
-    (188, 0),
-    (192, 4),
-    (204, 0),
-)  # bytes of a packet, and where the sync byte is in it: plain, M2TS, with error correction
+# bytes of a packet, and where the sync byte is in it: plain, M2TS, with error correction
+_TS_PACKETS = ((188, 0), (192, 4), (204, 0))
 _MISSING_SECONDS = 1.0  # by which a video may be shorter than its header says; audio and rounding explain no more
 
 
@@ -54,10 +51,7 @@ def frames_at(path: Path, fps: float, *, short_side: int | None = None) -> Itera
 
     Frames are turned as the video's rotation says and have square pixels.
 
-    Args:
-        path: Path of the video file (MP4, MOV, MKV, WebM, AVI, MPEG, FLV, Ogg, ASF/WMV or GIF).
-        fps: Number of frames per second.
-        short_side: Pixels to which the shorter side is reduced; shorter ones stay.
+    The shorter side is reduced to `short_side` pixels if it is longer.
 
     Raises:
         SampleError: the video cannot be read to the last frame that is needed, has no video or frames, more than
@@ -75,10 +69,8 @@ def frames_at(path: Path, fps: float, *, short_side: int | None = None) -> Itera
 class VideoReader:
     """Reader of the frames of one video, as far as it can be read.
 
-    Args:
-        path: Path of the video file, of a format that `frames_at` reads.
-        fps: Number of frames per second, chosen as in `frames_at`.
-        count: Number of periods of equal length, instead of `fps`; at most the number of frames of the video.
+    Frames are chosen by `fps` as in `frames_at`, or in the middle of `count` periods of equal length, at most the
+    number of frames of the video.
 
     Attributes:
         seconds: Length in seconds of what can be read, by its time stamps.
@@ -98,7 +90,7 @@ class VideoReader:
         if count is not None and count < 1:
             raise UserError(f"{count} frames of a video; at least one is needed")
         with _readable():
-            self._path, self._clip = path, _scanned(path)
+            self.path, self._clip = path, _scanned(path)
         self.seconds = float(self._clip.length * self._clip.unit)
         self.expected = self._clip.periods(fps) if count is None else min(count, self._clip.frames)
         self.stopped = self._clip.stopped
@@ -118,7 +110,7 @@ class VideoReader:
         previous = None
         try:
             with _readable():
-                for frame in _shown_at(self._clip.middles(self.expected), _decoded(self._path)):
+                for frame in _shown_at(self._clip.middles(self.expected), _decoded(self.path)):
                     if frame is not previous:  # a frame that is shown for several periods is converted once
                         pixels = _upright(frame, self._clip.pixel_aspect)
                         pixels = pixels if short_side is None else shrunk(pixels, short_side)
@@ -132,15 +124,9 @@ class VideoReader:
 
 @dataclass(frozen=True)
 class _Clip:
-    """Result of reading all packets of a video, in units of the time stamps.
+    """Result of reading all packets of a video, in units of the time stamps, of `unit` seconds each.
 
-    Attributes:
-        start: Time stamp of the first frame.
-        length: Time from the start of the first frame to the end of the last.
-        unit: Seconds of a unit.
-        pixel_aspect: Width of a pixel over its height.
-        frames: Number of frames.
-        stopped: Reason why the video ends too early, if it does.
+    `length` goes from the start of the first frame to the end of the last; `pixel_aspect` is width over height.
     """
 
     start: int

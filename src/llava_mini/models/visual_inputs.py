@@ -25,10 +25,9 @@ from PIL import Image
 from torch import Tensor
 
 from llava_mini.errors import SampleError, UserError
-from llava_mini.media.addresses import bytes_at, bytes_in, shortened
 from llava_mini.media.arrays import has_unit_scale, rgb_of_array
 from llava_mini.media.images import decode_image, upright_rgb
-from llava_mini.media.named import check_file, is_image, read_image
+from llava_mini.media.named import bytes_at, bytes_in, check_file, is_image, read_image, shortened
 from llava_mini.media.video import VideoReader
 
 _GIF = b"GIF8"

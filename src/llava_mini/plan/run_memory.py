@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_mini import assembly
 from llava_mini.config import Config
-from llava_mini.data.stream.collate import collate
 from llava_mini.data.stream.datamodule import Mix, VLMDataModule
+from llava_mini.data.stream.samples import collate
 from llava_mini.errors import SampleError, UserError
 from llava_mini.hardware import CUDA_CONTEXT
 from llava_mini.out_of_memory import oom_as

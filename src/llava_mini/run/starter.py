@@ -71,9 +71,9 @@ class Starter:
         """
         with self._alive():
             self._connection.send(request)
-            while isinstance(answer := self._connection.recv(), tuple):
+            while isinstance(answer := self._answer(), tuple):
                 self._waiting.append(answer)
-        return int(answer)
+        return answer
 
     def ended(self) -> Iterator[tuple[int, int]]:
         """Yield process id and exit status of each job that ended since the last call.
@@ -85,7 +85,8 @@ class Starter:
         """
         with self._alive():
             while self._connection.poll():
-                self._waiting.append(self._connection.recv())
+                if isinstance(answer := self._answer(), tuple):  # else the job of a `start` that Ctrl-C has ended
+                    self._waiting.append(answer)
         ended, self._waiting = self._waiting, []
         yield from ended
 
@@ -94,6 +95,19 @@ class Starter:
         self._connection.close()
         self._process.kill()
         self._process.wait()
+
+    def _answer(self) -> int | tuple[int, int]:
+        """Wait for the next message: the process id of a job that was started, or id and status of one that ended.
+
+        Ctrl-C ends the waiting, but comes before or after a message: the rest of half a one would be read as another.
+        """
+        self._connection.poll(None)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            answer: int | tuple[int, int] = self._connection.recv()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return answer
 
     @contextmanager
     def _alive(self) -> Iterator[None]:

@@ -13,10 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_mini.batch import BadSample, VLMBatch
 from llava_mini.config.types import Config, Model
-from llava_mini.data.stream.collate import collate
+from llava_mini.data.stream.callbacks import QUARANTINE
 from llava_mini.data.stream.datamodule import Mix, VLMDataModule
-from llava_mini.data.stream.quarantine import FILE as QUARANTINE
-from llava_mini.data.stream.samples import SampleReader
+from llava_mini.data.stream.samples import SampleReader, collate
 from llava_mini.errors import SampleError, UserError
 from llava_mini.evaluate.accuracy import evaluate
 from llava_mini.evaluate.convergence import convergence

@@ -22,9 +22,8 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig
 from llava_mini import assembly
 from llava_mini.config import Config, instantiate, resolve, save
 from llava_mini.config.overrides import literal
-from llava_mini.data.toyworld.targets import TARGET_CLASSES
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
-from llava_mini.data.toyworld.vision import Scenes
+from llava_mini.data.toyworld.vision import TARGET_CLASSES, Scenes
 from llava_mini.errors import UserError
 from llava_mini.files import atomic_path, write_json, writing
 from llava_mini.models.tensor_files import save_tensors

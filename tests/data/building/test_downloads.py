@@ -15,7 +15,7 @@ import pytest
 
 from llava_mini.cli import main
 from llava_mini.data.building import downloads
-from llava_mini.data.building.downloads import Downloads, is_public
+from llava_mini.data.building.downloads import downloaded, is_public
 from llava_mini.data.format.shards import ShardSet
 from llava_mini.errors import SampleError
 
@@ -72,10 +72,10 @@ def test_a_file_is_downloaded_once(server: Server, tmp_path: Path) -> None:
         "/moved": (302, {"Location": "/a%20b/%C3%A4.jpg?x=1&y=%2F"}, b""),
     }
     (tmp_path / "files").mkdir()
-    folder = Downloads(tmp_path / "files")
+    folder = tmp_path / "files"
     for url in (f"{server.url}/a b/ä.jpg?x=1&y=%2F", f"{server.url}/moved#part"):
-        assert folder.file(url).read_bytes() == b"bytes"
-        assert folder.file(url) == Downloads(tmp_path / "files").file(url)
+        assert downloaded(url, folder).read_bytes() == b"bytes"
+        assert downloaded(url, folder) == downloaded(url, folder)
     assert server.asked == {"/moved": 1, "/a%20b/%C3%A4.jpg?x=1&y=%2F": 2}
     assert len(list((tmp_path / "files").iterdir())) == 2
 
@@ -107,7 +107,7 @@ def test_what_cannot_be_had_says_why(
     monkeypatch.setattr(downloads, "_SECONDS_SILENT", 0.3)
     server.files["/a"] = answer
     with pytest.raises(SampleError, match=reason):
-        Downloads(tmp_path).file(f"{server.url}/a")
+        downloaded(f"{server.url}/a", tmp_path)
     assert server.asked["/a"] >= tries and (tries > 1 or server.asked["/a"] < 12)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes()]
 
@@ -116,7 +116,7 @@ def test_what_cannot_be_had_says_why(
 def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.files["/a"] = (429, {}, b"")
     monkeypatch.setattr(time, "sleep", lambda _: server.files.update({"/a": (200, {}, b"now")}))
-    assert Downloads(tmp_path).file(f"{server.url}/a").read_bytes() == b"now"
+    assert downloaded(f"{server.url}/a", tmp_path).read_bytes() == b"now"
     assert server.asked["/a"] == 2
 
 
@@ -124,7 +124,7 @@ def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path, monkeypatc
 def test_no_private_address_is_asked(server: Server, tmp_path: Path, host: str) -> None:
     server.files["/a"] = (200, {}, b"secret")
     with pytest.raises(SampleError, match=f"{host} is not a public address"):
-        Downloads(tmp_path).file(f"http://{host}:{server.server_port}/a")
+        downloaded(f"http://{host}:{server.server_port}/a", tmp_path)
     assert not server.asked
 
 
@@ -134,19 +134,19 @@ def test_no_redirect_leads_to_a_private_address(server: Server, tmp_path: Path) 
     with ThreadingHTTPServer(("127.0.0.2", 0), _Handler) as private:
         server.files["/a"] = (302, {"Location": f"http://127.0.0.2:{private.server_port}/b"}, b"")
         with pytest.raises(SampleError, match=r"127\.0\.0\.2 is not a public address"):
-            Downloads(tmp_path).file(f"{server.url}/a")
+            downloaded(f"{server.url}/a", tmp_path)
 
 
 @pytest.mark.parametrize("url", ["ftp://host/a", "file:///etc/passwd", "data:image/png;base64,AAAA", "s3://bucket/a"])
 def test_only_http_is_downloaded(tmp_path: Path, url: str) -> None:
     with pytest.raises(SampleError, match="only http:// and https:// are downloaded"):
-        Downloads(tmp_path).file(url)
+        downloaded(url, tmp_path)
 
 
 @pytest.mark.parametrize("url", ["http://", "http://ho st/a", "http://a:port/", "http://[::1", "http://.../😀"])
 def test_a_malformed_url_is_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(SampleError):
-        Downloads(tmp_path).file(url)
+        downloaded(url, tmp_path)
 
 
 @pytest.mark.parametrize(

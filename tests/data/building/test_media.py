@@ -14,7 +14,7 @@ import simplejpeg
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from llava_mini.data.building.media import Media, stored_image
+from llava_mini.data.building.media import pictures, stored_image
 from llava_mini.data.building.plan import Options
 from llava_mini.errors import SampleError
 from llava_mini.media.images import decode_image
@@ -23,26 +23,26 @@ MakePicture = Callable[..., bytes]
 
 
 @pytest.fixture
-def media(tmp_path: Path) -> Callable[..., Media]:
-    """media(**changes): of the folders `images` and `videos`."""
+def options(tmp_path: Path) -> Callable[..., Options]:
+    """options(**changes): of the folders `images` and `videos`."""
     for folder in ("images", "videos"):
         (tmp_path / folder).mkdir(exist_ok=True)
 
-    def make(**changes: Any) -> Media:
+    def make(**changes: Any) -> Options:
         folders = {"images": tmp_path / "images", "videos": tmp_path / "videos"}
-        return Media(Options(**{**folders, **changes}))
+        return Options(**{**folders, **changes})
 
     return make
 
 
-def test_no_one_and_several_images(media: Callable[..., Media], tmp_path: Path, picture: MakePicture) -> None:
+def test_no_one_and_several_images(options: Callable[..., Options], tmp_path: Path, picture: MakePicture) -> None:
     for number in range(3):
         (tmp_path / "images" / f"{number}.jpg").write_bytes(picture(number))
-    assert media().pictures({"conversations": []}) == {}
-    assert media().pictures({"image": None}) == {}
-    assert media().pictures({"image": "1.jpg"}) == {"jpg": picture(1)}
-    assert media().pictures({"image": ["1.jpg"]}) == {"jpg": picture(1)}
-    several = media().pictures({"image": ["2.jpg", "0.jpg"]})
+    assert pictures({"conversations": []}, options()) == {}
+    assert pictures({"image": None}, options()) == {}
+    assert pictures({"image": "1.jpg"}, options()) == {"jpg": picture(1)}
+    assert pictures({"image": ["1.jpg"]}, options()) == {"jpg": picture(1)}
+    several = pictures({"image": ["2.jpg", "0.jpg"]}, options())
     assert several == {"000000.jpg": picture(2), "000001.jpg": picture(0)}
 
 
@@ -138,31 +138,31 @@ def test_small_jpegs_keep_the_resolution_of_their_colors(picture: MakePicture) -
     assert sampling == {64: "444", 127: "444", 128: "420", 200: "420"}
 
 
-def test_videos_become_jpeg_frames(media: Callable[..., Media], tmp_path: Path, clip: Callable[..., bytes]) -> None:
+def test_videos_become_jpeg_frames(options: Callable[..., Options], tmp_path: Path, clip: Callable[..., bytes]) -> None:
     (tmp_path / "videos" / "a.mp4").write_bytes(clip(3, size=(128, 96)))
-    pictures = media().pictures({"video": "a.mp4"})
-    assert list(pictures) == ["000000.jpg", "000001.jpg", "000002.jpg"]
-    means = [decode_image(raw).mean() for raw in pictures.values()]
+    found = pictures({"video": "a.mp4"}, options())
+    assert list(found) == ["000000.jpg", "000001.jpg", "000002.jpg"]
+    means = [decode_image(raw).mean() for raw in found.values()]
     assert means == sorted(means) and means[2] - means[0] > 10
-    assert len(media(fps=2.0).pictures({"video": "a.mp4"})) == 6
-    assert decode_image(pictures["000000.jpg"]).shape == (96, 128, 3)
-    small = media(resize=48).pictures({"video": ["a.mp4"]})
+    assert len(pictures({"video": "a.mp4"}, options(fps=2.0))) == 6
+    assert decode_image(found["000000.jpg"]).shape == (96, 128, 3)
+    small = pictures({"video": ["a.mp4"]}, options(resize=48))
     assert decode_image(small["000000.jpg"]).shape == (48, 64, 3)
 
 
 def test_frames_have_336_pixels_at_most_unless_told_otherwise(
-    media: Callable[..., Media], tmp_path: Path, clip: Callable[..., bytes]
+    options: Callable[..., Options], tmp_path: Path, clip: Callable[..., bytes]
 ) -> None:
     (tmp_path / "videos" / "a.mp4").write_bytes(clip(1, rate=2, size=(800, 400)))
-    assert decode_image(media().pictures({"video": "a.mp4"})["000000.jpg"]).shape == (336, 672, 3)
-    assert decode_image(media(resize=399).pictures({"video": "a.mp4"})["000000.jpg"]).shape == (399, 798, 3)
+    assert decode_image(pictures({"video": "a.mp4"}, options())["000000.jpg"]).shape == (336, 672, 3)
+    assert decode_image(pictures({"video": "a.mp4"}, options(resize=399))["000000.jpg"]).shape == (399, 798, 3)
 
 
 def test_a_clip_shorter_than_a_period_gives_one_frame(
-    media: Callable[..., Media], tmp_path: Path, clip: Callable[..., bytes]
+    options: Callable[..., Options], tmp_path: Path, clip: Callable[..., bytes]
 ) -> None:
     (tmp_path / "videos" / "a.mp4").write_bytes(clip(0.5))
-    assert list(media().pictures({"video": "a.mp4"})) == ["000000.jpg"]
+    assert list(pictures({"video": "a.mp4"}, options())) == ["000000.jpg"]
 
 
 @pytest.fixture
@@ -193,12 +193,12 @@ def outside(tmp_path: Path, picture: MakePicture) -> Path:
     ],
 )
 def test_urls_are_rejected_unless_they_are_to_be_downloaded(
-    media: Callable[..., Media], tmp_path: Path, picture: MakePicture, record: dict[str, Any], reason: str
+    options: Callable[..., Options], tmp_path: Path, picture: MakePicture, record: dict[str, Any], reason: str
 ) -> None:
     (tmp_path / "images" / "own.jpg").write_bytes(picture(0))
     for folders in ({}, {"images": None, "videos": None}):
         with pytest.raises(SampleError, match=reason if not folders else "no --images folder|named by a URL"):
-            media(**folders).pictures(record)
+            pictures(record, options(**folders))
 
 
 @pytest.mark.parametrize(
@@ -226,52 +226,52 @@ def test_urls_are_rejected_unless_they_are_to_be_downloaded(
     ],
 )
 def test_names_lead_to_files_of_the_folder_or_nowhere(
-    media: Callable[..., Media], outside: Path, name: str, reason: str
+    options: Callable[..., Options], outside: Path, name: str, reason: str
 ) -> None:
     with pytest.raises(SampleError, match=f"^{reason}"):
-        media().pictures({"image": name.replace("{outside}", str(outside))})
+        pictures({"image": name.replace("{outside}", str(outside))}, options())
 
 
 def test_links_and_absolute_names_within_the_folder_are_followed(
-    media: Callable[..., Media], outside: Path, tmp_path: Path, picture: MakePicture
+    options: Callable[..., Options], outside: Path, tmp_path: Path, picture: MakePicture
 ) -> None:
     for name in ("own.jpg", "inner.jpg", "./own.jpg", "x/../own.jpg", str(tmp_path / "images" / "own.jpg")):
-        assert media().pictures({"image": name}) == {"jpg": picture(2)}
+        assert pictures({"image": name}, options()) == {"jpg": picture(2)}
 
 
 def test_links_out_of_the_folder_are_followed_where_that_is_allowed(
-    media: Callable[..., Media], outside: Path, tmp_path: Path, picture: MakePicture, clip: Callable[..., bytes]
+    options: Callable[..., Options], outside: Path, tmp_path: Path, picture: MakePicture, clip: Callable[..., bytes]
 ) -> None:
     for name in ("link.jpg", "folder/secret.jpg", "in/folder/secret.jpg"):
-        assert media(follow_links=True).pictures({"image": name}) == {"jpg": picture(1)}
-    assert media(follow_links=True).pictures({"image": "own.jpg"}) == {"jpg": picture(2)}
+        assert pictures({"image": name}, options(follow_links=True)) == {"jpg": picture(1)}
+    assert pictures({"image": "own.jpg"}, options(follow_links=True)) == {"jpg": picture(2)}
     (tmp_path / "films").mkdir()
     (tmp_path / "films" / "a.mp4").write_bytes(clip(1))
     (tmp_path / "videos" / "far").symlink_to(tmp_path / "films")
-    assert list(media(follow_links=True).pictures({"video": "far/a.mp4"})) == ["000000.jpg"]
+    assert list(pictures({"video": "far/a.mp4"}, options(follow_links=True))) == ["000000.jpg"]
     with pytest.raises(SampleError, match="^video after a link that leads out of the --videos folder; --follow-links"):
-        media().pictures({"video": "far/a.mp4"})
+        pictures({"video": "far/a.mp4"}, options())
 
 
 @pytest.mark.parametrize(
     "name", ["../images-of-another/secret.jpg", "folder/../images-of-another/secret.jpg", "{outside}", "/etc/passwd"]
 )
 def test_dots_and_absolute_names_lead_nowhere_even_where_links_are_followed(
-    media: Callable[..., Media], outside: Path, name: str
+    options: Callable[..., Options], outside: Path, name: str
 ) -> None:
     with pytest.raises(SampleError, match="^image outside of the --images folder: "):
-        media(follow_links=True).pictures({"image": name.replace("{outside}", str(outside))})
+        pictures({"image": name.replace("{outside}", str(outside))}, options(follow_links=True))
 
 
-def test_a_folder_that_was_not_given_is_named(media: Callable[..., Media]) -> None:
+def test_a_folder_that_was_not_given_is_named(options: Callable[..., Options]) -> None:
     with pytest.raises(SampleError, match="no --images folder was given: a.jpg"):
-        media(images=None).pictures({"image": "a.jpg"})
+        pictures({"image": "a.jpg"}, options(images=None))
     with pytest.raises(SampleError, match="no --videos folder was given: a.mp4"):
-        media(videos=None).pictures({"video": "a.mp4"})
+        pictures({"video": "a.mp4"}, options(videos=None))
 
 
 def test_damaged_files_are_named(
-    media: Callable[..., Media], tmp_path: Path, picture: MakePicture, clip: Callable[..., bytes]
+    options: Callable[..., Options], tmp_path: Path, picture: MakePicture, clip: Callable[..., bytes]
 ) -> None:
     faults: dict[str, tuple[bytes, str]] = {
         "empty.jpg": (b"", "image cannot be decoded: it has no bytes"),
@@ -283,26 +283,26 @@ def test_damaged_files_are_named(
         (tmp_path / "images" / name).write_bytes(content)
         for resize in (None, 32):
             with pytest.raises(SampleError) as caught:
-                media(resize=resize).pictures({"image": name})
+                pictures({"image": name}, options(resize=resize))
             assert str(caught.value).startswith(reason) and str(caught.value).endswith(f"({name})")
     for name, content in {"empty.mp4": b"", "text.mp4": b"no video", "short.mp4": clip(2)[:400]}.items():
         (tmp_path / "videos" / name).write_bytes(content)
         with pytest.raises(SampleError, match=rf"\({name}\)$"):
-            media().pictures({"video": name})
+            pictures({"video": name}, options())
 
 
 def test_what_would_fill_the_memory_is_refused(
-    media: Callable[..., Media], tmp_path: Path, picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+    options: Callable[..., Options], tmp_path: Path, picture: MakePicture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = picture(1)
     (tmp_path / "images" / "a.jpg").write_bytes(raw)
     monkeypatch.setattr("llava_mini.data.building.media.MOST_BYTES", 2 * len(raw))
-    assert len(media().pictures({"image": ["a.jpg", "a.jpg"]})) == 2
+    assert len(pictures({"image": ["a.jpg", "a.jpg"]}, options())) == 2
     with pytest.raises(SampleError, match=f"images of more than {2 * len(raw)} bytes"):
-        media().pictures({"image": ["a.jpg"] * 3})
+        pictures({"image": ["a.jpg"] * 3}, options())
     (tmp_path / "images" / "a.jpg").write_bytes(raw * 3)
     with pytest.raises(SampleError, match=f"image of {3 * len(raw)} bytes, {2 * len(raw)} allowed: a.jpg"):
-        media().pictures({"image": "a.jpg"})
+        pictures({"image": "a.jpg"}, options())
 
 
 def saved(image: Image.Image, encoding: str, **options: Any) -> bytes:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_mini.data.building.report import LeftOut, ProgressLog, summary
-from llava_mini.data.building.shard_task import Progress
+from llava_mini.data.building.report import LeftOut, Progress, ProgressLog, summary
 from llava_mini.data.format.shards import finish_set, write_shard
 
 
@@ -79,5 +78,5 @@ def test_keys_that_are_not_read_are_reported_once_each(tmp_path: Path, monkeypat
     assert LeftOut.of(tmp_path, [0, 1]).lines()[1:] == ["ignored keys: score (2 records), model (1 records)"]
     assert LeftOut.of(tmp_path, range(3)).lines()[1:] == ["ignored keys: score (3 records), model (1 records)"]
     assert LeftOut.of(tmp_path, [1]).lines() == ["rejected  0"]
-    monkeypatch.setattr("llava_mini.data.inspection.counts._MOST_KEYS", 1)
+    monkeypatch.setattr("llava_mini.data.inspection.stats._MOST_KEYS", 1)
     assert LeftOut.of(tmp_path, range(3)).lines()[1:] == ["ignored keys: score (3 records), and 1 more"]

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import webdataset
 
-from llava_mini.data.building.media import Media
 from llava_mini.data.building.plan import Options, Plan, describe_sources, frozen_plan
 from llava_mini.data.building.records import Entry
-from llava_mini.data.building.shard_task import Progress, build_shard, sample_of
+from llava_mini.data.building.report import Progress
+from llava_mini.data.building.run import build_shard, sample_of
 from llava_mini.errors import SampleError
 from llava_mini.files import atomic_path, shard_lock
 
@@ -117,9 +117,9 @@ def talk(*messages: tuple[str, str]) -> list[dict[str, str]]:
     ],
 )
 def test_an_unusable_record_is_rejected_with_its_reason(world: Path, record: dict[str, Any], reason: str) -> None:
-    media = Media(Options(world / "images", world / "videos"))
+    options = Options(world / "images", world / "videos")
     with pytest.raises(SampleError, match=f"^{reason}"):
-        sample_of(Entry("mix.json record 1", record), media)
+        sample_of(Entry("mix.json record 1", record), options)
 
 
 @pytest.mark.parametrize(
@@ -132,27 +132,27 @@ def test_an_unusable_record_is_rejected_with_its_reason(world: Path, record: dic
 )
 def test_unusual_conversations_are_kept_as_they_are(world: Path, conversations: list[Any]) -> None:
     record = {"id": "x", "conversations": conversations, "source": "own"}
-    members, ignored = sample_of(Entry("mix.json record 1", record), Media(Options()))
+    members, ignored = sample_of(Entry("mix.json record 1", record), Options())
     assert json.loads(members["json"]) == record and list(members) == ["json"] and ignored == ()
 
 
 def test_a_sample_that_would_fill_the_memory_is_refused(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llava_mini.data.building.shard_task.MOST_BYTES", 1000)
+    monkeypatch.setattr("llava_mini.data.building.run.MOST_BYTES", 1000)
     record = {"conversations": talk(("human", "hi"), ("gpt", "a" * 1000))}
     with pytest.raises(SampleError, match=r"sample of \d+ bytes, 1000 allowed"):
-        sample_of(Entry("", record), Media(Options()))
+        sample_of(Entry("", record), Options())
 
 
 def test_an_error_in_the_middle_leaves_nothing(plan: Plan, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def broken(entry: Entry, media: Media) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    def broken(entry: Entry, options: Options) -> tuple[dict[str, bytes], tuple[str, ...]]:
         calls.append(entry)
         if len(calls) == 5:
             raise KeyboardInterrupt
         return {"json": b"{}"}, ()
 
-    monkeypatch.setattr("llava_mini.data.building.shard_task.sample_of", broken)
+    monkeypatch.setattr("llava_mini.data.building.run.sample_of", broken)
     with pytest.raises(KeyboardInterrupt):
         build_shard(plan, world / "out", 0, lambda progress: None)
     assert sorted(path.name for path in (world / "out").iterdir()) == [".shards.lock", "plan"]

@@ -1,6 +1,7 @@
 """Features come back as they were stored, as exactly as their type allows, and damaged ones are refused."""
 
 import io
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -102,6 +103,6 @@ def test_the_error_of_storing_is_summed_over_samples() -> None:
     assert whole.relative == pytest.approx(0.01, rel=1e-3)
     assert whole.largest == pytest.approx(0.01 * np.abs(features(2)).max(), rel=1e-3)
     parts[0].merge(parts[1])
-    assert parts[0].to_dict() == pytest.approx(whole.to_dict())
-    assert StorageError(**whole.to_dict()) == whole
+    assert asdict(parts[0]) == pytest.approx(asdict(whole))
+    assert StorageError(**asdict(whole)) == whole
     assert StorageError().relative == 0.0

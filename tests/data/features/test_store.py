@@ -13,8 +13,7 @@ import webdataset
 from torch import Tensor
 
 from llava_mini.data.features.codec import FeatureType
-from llava_mini.data.features.store import FeatureStore
-from llava_mini.data.features.work import FeatureRecipe
+from llava_mini.data.features.store import FeatureRecipe, FeatureStore
 from llava_mini.data.format.shards import ShardSet, write_shards
 from llava_mini.data.stream.pixels import PixelTransform
 from llava_mini.errors import SampleError, UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llava_mini.data.format.shards import ShardSet, write_shards
-from llava_mini.data.inspection.counts import (
+from llava_mini.data.inspection.stats import (
     Count,
     aligned,
     by_modality,
@@ -48,7 +48,7 @@ def test_both_are_one_table(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -
     assert lines[0].split() == ["samples", "images", "size"]
     assert lines[2].split() == ["image", "5", "50.0", "%", "5", "10.00", "KiB"]
     assert [line.split()[0] for line in lines[5:]] == ["many", "few", "(none)"] and lines[4] == ""
-    monkeypatch.setattr("llava_mini.data.inspection.counts._MOST_SOURCES", 1)
+    monkeypatch.setattr("llava_mini.data.inspection.stats._MOST_SOURCES", 1)
     cut = count_lines(shards)[5:]
     assert cut[0].split() == lines[5].split() and cut[1:] == ["and 2 more sources"]
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from llava_mini.batch import BadSample
-from llava_mini.data.stream.collate import collate
-from llava_mini.data.stream.samples import Sample, placeholder
+from llava_mini.data.stream.samples import Sample, collate, placeholder
 from llava_mini.data.text.labels import TokenizedSample
 
 

@@ -10,8 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from llava_mini.batch import VLMBatch
-from llava_mini.data.features.store import FeatureStore
-from llava_mini.data.features.work import FeatureRecipe
+from llava_mini.data.features.store import FeatureRecipe, FeatureStore
 from llava_mini.data.format.shards import ShardSet
 from llava_mini.data.stream.datamodule import Mix, VLMDataModule
 from llava_mini.data.stream.pixels import PixelTransform, normalized

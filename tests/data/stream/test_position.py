@@ -12,8 +12,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 
 from llava_mini.batch import VLMBatch
+from llava_mini.data.stream.callbacks import StreamPosition
 from llava_mini.data.stream.datamodule import Mix, VLMDataModule
-from llava_mini.data.stream.position import StreamPosition
 from llava_mini.errors import UserError
 
 MakeModule = Callable[..., VLMDataModule]

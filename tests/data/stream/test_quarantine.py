@@ -13,9 +13,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 
 from llava_mini.batch import VLMBatch
+from llava_mini.data.stream.callbacks import Quarantine, StreamPosition, TooManyBadSamplesError
 from llava_mini.data.stream.datamodule import VLMDataModule
-from llava_mini.data.stream.position import StreamPosition
-from llava_mini.data.stream.quarantine import Quarantine, TooManyBadSamplesError
 from llava_mini.data.text.labels import ConversationTokenizer
 from llava_mini.errors import UserError
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llava_mini.data.features.store import FeatureStore
-from llava_mini.data.features.work import FeatureRecipe
+from llava_mini.data.features.store import FeatureRecipe, FeatureStore
 from llava_mini.data.format.shards import ShardSet
 from llava_mini.data.stream.pixels import PixelTransform
 from llava_mini.data.stream.samples import SampleReader, placeholder

@@ -1,6 +1,7 @@
 """Which samples are in which batch depends on the plan alone, and bad samples move no other."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -75,9 +76,15 @@ def test_any_number_of_workers_gives_the_same_batches(shuffled: Shuffled, worker
 
 
 def test_spawned_workers_give_the_same_batches(shuffled: Shuffled) -> None:
+    """As on systems whose workers are not forked: all that they need can be pickled."""
     stream = shuffled(num_batches=4, rank=1, world_size=2)
-    for one, other in zip(stream, BatchLoader(stream, num_workers=2, start_method="spawn"), strict=True):
-        assert_equal(one, other)
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        for one, other in zip(stream, BatchLoader(stream, num_workers=2), strict=True):
+            assert_equal(one, other)
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 6])

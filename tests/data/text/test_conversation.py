@@ -10,9 +10,9 @@ from llava_mini.data.text.conversation import (
     Turn,
     conversation_of,
     independent_conversations,
-    media_names,
     parse_record,
 )
+from llava_mini.data.text.forms import media_names
 from llava_mini.errors import SampleError
 
 

@@ -2,12 +2,11 @@
 
 from collections import Counter
 
+from tests.data.toyworld.kinds import DENSE_KINDS, FACT_KINDS
 from transformers import PreTrainedTokenizerFast
 
-from llava_mini.data.toyworld.board_questions import DENSE_KINDS, EVALUATED, TRAINED, board_questions, dense_questions
-from llava_mini.data.toyworld.boards import board_at
-from llava_mini.data.toyworld.facts import FACT_KINDS, NUMBER_WORDS
-from llava_mini.data.toyworld.scenes import Scene, SceneObject, stream_rng
+from llava_mini.data.toyworld.questions import EVALUATED, NUMBER_WORDS, TRAINED, board_questions, dense_questions
+from llava_mini.data.toyworld.scenes import Scene, SceneObject, board_at, stream_rng
 
 
 def test_dense_answers_name_everything_in_reading_order() -> None:

@@ -5,8 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from llava_mini.data.toyworld.boards import BOARD_SETS, board_at, drawn_at
-from llava_mini.data.toyworld.scenes import BOX, Scene, scene_at
+from llava_mini.data.toyworld.scenes import BOARD_SETS, BOX, Scene, board_at, drawn_at, scene_at
 
 COUNT = 60
 

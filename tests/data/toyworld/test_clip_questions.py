@@ -4,10 +4,10 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+from tests.data.toyworld.kinds import CLIP_KINDS
 
-from llava_mini.data.toyworld.clip_questions import CLIP_KINDS, clip_questions
 from llava_mini.data.toyworld.clips import Clip, clip_at
-from llava_mini.data.toyworld.questions import Asked
+from llava_mini.data.toyworld.questions import Asked, clip_questions
 from llava_mini.data.toyworld.scenes import stream_rng
 from llava_mini.data.toyworld.tokenizer import VOCABULARY
 

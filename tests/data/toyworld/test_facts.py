@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from tests.data.toyworld.kinds import FACT_KINDS
 
-from llava_mini.data.toyworld.facts import FACT_KINDS, Fact, scene_facts
-from llava_mini.data.toyworld.questions import question
+from llava_mini.data.toyworld.questions import Fact, question, scene_facts
 from llava_mini.data.toyworld.scenes import Scene, scene_at, stream_rng
 
 COUNT = 400

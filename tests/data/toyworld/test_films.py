@@ -6,9 +6,9 @@ import av
 import numpy as np
 import pytest
 
-from llava_mini.data.toyworld import films
+from llava_mini.data.toyworld import source_files
 from llava_mini.data.toyworld.clips import clip_at
-from llava_mini.data.toyworld.films import RATE, write_mp4
+from llava_mini.data.toyworld.source_files import RATE, write_mp4
 from llava_mini.errors import UserError
 
 
@@ -35,6 +35,6 @@ def test_a_film_is_the_same_bytes_again(tmp_path: Path) -> None:
 
 
 def test_a_missing_pyav_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(films, "av", None)
+    monkeypatch.setattr(source_files, "av", None)
     with pytest.raises(UserError, match=r"pip install 'llava-mini-lab\[data\]'"):
         write_mp4(tmp_path / "film.mp4", np.zeros((4, 64, 64, 3), np.uint8))

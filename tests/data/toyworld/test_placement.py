@@ -1,8 +1,9 @@
 """Areas stay inside, keep a gap, come as asked, and leave the ways free."""
 
 import numpy as np
+import pytest
 
-from llava_mini.data.toyworld.placement import Area, free_areas
+from llava_mini.data.toyworld.drawing import Area, free_areas
 
 
 def covered(area: Area, gap: float = 0.0) -> np.ndarray:
@@ -36,6 +37,7 @@ def test_nothing_is_in_the_way_of_another() -> None:
             assert not any((covered(reach) & covered(area)).any() for area in others)
 
 
-def test_what_does_not_fit_at_first_begins_again() -> None:
+def test_what_does_not_fit_at_first_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one try an area fails often; the answer is still complete."""
-    assert len(free_areas(np.random.default_rng(0), [30] * 3, tries=1)) == 3
+    monkeypatch.setattr("llava_mini.data.toyworld.drawing._TRIES", 1)
+    assert len(free_areas(np.random.default_rng(0), [30] * 3)) == 3

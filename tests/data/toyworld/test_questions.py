@@ -3,8 +3,7 @@
 import re
 from collections.abc import Callable
 
-from llava_mini.data.toyworld.facts import scene_facts
-from llava_mini.data.toyworld.questions import caption, question
+from llava_mini.data.toyworld.questions import caption, question, scene_facts
 from llava_mini.data.toyworld.scenes import scene_at, stream_rng
 
 QUESTIONS = {

@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 
-from llava_mini.data.toyworld.boards import drawn_at
-from llava_mini.data.toyworld.digits import DigitBank, digit_bank
-from llava_mini.data.toyworld.drawing import COLOR_NAMES, COLORS, SHAPES
+from llava_mini.data.toyworld.drawing import COLOR_NAMES, COLORS, SHAPES, DigitBank, digit_bank
 from llava_mini.data.toyworld.scenes import (
     BOX,
     STREAMS,
     Scene,
     SceneObject,
+    drawn_at,
     make_scene,
     scene_at,
     stream_split,
@@ -100,8 +99,7 @@ def test_a_stream_shows_digits_of_its_split_only(stream: str, monkeypatch: pytes
         asked.append(split)
         return digit_bank("val")
 
-    for module in ("scenes", "boards"):
-        monkeypatch.setattr(f"llava_mini.data.toyworld.{module}.digit_bank", spy)
+    monkeypatch.setattr("llava_mini.data.toyworld.scenes.digit_bank", spy)
     drawn_at(stream, 0, 0)
     assert asked == [stream.split("-")[-1]]
 

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
+from tests.data.toyworld.kinds import CLIP_KINDS, TEXT_KINDS
 
 from llava_mini.data.format.shards import Modality, ShardSet, picture_names
 from llava_mini.data.text.conversation import parse_record
-from llava_mini.data.toyworld.clip_questions import CLIP_KINDS
 from llava_mini.data.toyworld.clips import clip_at
 from llava_mini.data.toyworld.make import make_world
 from llava_mini.data.toyworld.source_files import build_from_files, write_files
-from llava_mini.data.toyworld.texts import TEXT_KINDS
 
 SIZES = {"clip-val": 6, "text-val": 4}
 

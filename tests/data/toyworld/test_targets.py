@@ -5,7 +5,7 @@ import pytest
 
 from llava_mini.data.toyworld.drawing import COLOR_NAMES
 from llava_mini.data.toyworld.scenes import KINDS, SceneObject, scene_at
-from llava_mini.data.toyworld.targets import TARGET_CLASSES, patch_targets, vision_supervision
+from llava_mini.data.toyworld.vision import TARGET_CLASSES, patch_targets, vision_supervision
 
 
 def test_patches_are_taught_what_covers_most_of_them() -> None:

@@ -5,10 +5,10 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+from tests.data.toyworld.kinds import TEXT_KINDS
 
-from llava_mini.data.toyworld.questions import Asked
+from llava_mini.data.toyworld.questions import Asked, text_questions
 from llava_mini.data.toyworld.scenes import stream_rng
-from llava_mini.data.toyworld.texts import TEXT_KINDS, text_questions
 from llava_mini.data.toyworld.tokenizer import VOCABULARY
 
 COUNT = 400

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from llava_mini.data.toyworld.facts import scene_facts
-from llava_mini.data.toyworld.questions import caption, question
+from llava_mini.data.toyworld.questions import caption, question, scene_facts
 from llava_mini.data.toyworld.scenes import scene_at, stream_rng
 from llava_mini.data.toyworld.tokenizer import _CLIP_WORDS, SPECIAL_TOKENS, VOCABULARY, build_tokenizer
 

@@ -4,8 +4,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessorPil
 
-from llava_mini.data.toyworld.targets import TARGET_CLASSES, vision_supervision
-from llava_mini.data.toyworld.vision import Scenes
+from llava_mini.data.toyworld.vision import TARGET_CLASSES, Scenes, vision_supervision
 
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.8]
 

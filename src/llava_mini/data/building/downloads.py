@@ -14,8 +14,6 @@ import ssl
 import time
 import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
@@ -25,7 +23,7 @@ from urllib.parse import quote
 
 from llava_mini.errors import SampleError
 from llava_mini.files import atomic_path
-from llava_mini.media.addresses import AGENT, MOST_BYTES
+from llava_mini.media.named import AGENT, MOST_BYTES
 
 _SECONDS_SILENT = 30.0  # that a server may send nothing
 _SECONDS = 600.0  # that a file may take
@@ -34,31 +32,23 @@ _PASSING = {408, 425, 429, 500, 502, 503, 504}  # statuses that a later try may 
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Downloads:
-    """Files downloaded from URLs, each once.
+def downloaded(url: str, folder: Path) -> Path:
+    """Return the path of the file at a URL in an existing folder, downloaded if it is not there.
 
-    Attributes:
-        folder: Existing folder of the files, which are named by the SHA-256 of their URL.
+    It is named by the SHA-256 of its URL.
+
+    Raises:
+        SampleError: the URL is not one of http or https, its server is unreachable, not public or refuses, or the file
+            is too large or takes too long.
+        UserError: the folder cannot be written.
     """
-
-    folder: Path
-
-    def file(self, url: str) -> Path:
-        """Return the path of the file at a URL, which is downloaded if the folder does not have it.
-
-        Raises:
-            SampleError: the URL is not one of http or https, its server is unreachable, not public or refuses, or the
-                file is too large or takes too long.
-            UserError: the folder cannot be written.
-        """
-        if not is_downloaded(url):
-            raise SampleError("only http:// and https:// are downloaded")
-        path = self.folder / hashlib.sha256(url.encode()).hexdigest()
-        if not path.is_file():
-            with atomic_path(path) as temporary:
-                _download(url, temporary)
-        return path
+    if not is_downloaded(url):
+        raise SampleError("only http:// and https:// are downloaded")
+    path = folder / hashlib.sha256(url.encode()).hexdigest()
+    if not path.is_file():
+        with atomic_path(path) as temporary:
+            _download(url, temporary)
+    return path
 
 
 def is_downloaded(url: str) -> bool:
@@ -68,15 +58,14 @@ def is_downloaded(url: str) -> bool:
 
 def _download(url: str, path: Path) -> None:
     """Download into a new file; what may pass (no connection, a busy server) is tried three times."""
-    for pause in _PAUSES:
-        with suppress(_PassingError):
+    for pause in (*_PAUSES, None):
+        try:
             _download_once(url, path)
             return
-        time.sleep(pause)
-    try:
-        _download_once(url, path)
-    except _PassingError as error:
-        raise SampleError(str(error)) from None
+        except _PassingError as error:
+            if pause is None:
+                raise SampleError(str(error)) from None
+            time.sleep(pause)
 
 
 class _PassingError(Exception):

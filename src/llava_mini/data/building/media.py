@@ -10,7 +10,6 @@ import io
 import os
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from llava_mini.data.building.downloads import Downloads, is_downloaded
+from llava_mini.data.building.downloads import downloaded, is_downloaded
 from llava_mini.data.building.plan import Options
 from llava_mini.data.text.forms import is_url, media_names
 from llava_mini.errors import SampleError
@@ -29,73 +28,71 @@ FRAME_SIDE = 336  # maximum pixels of the shorter side of a stored frame, unless
 MOST_BYTES = 2**30  # limit for one image file and for all images of a sample together: they are in memory
 
 
-@dataclass(frozen=True)
-class Media:
-    """Find and prepare the image and video files of records, as the options of a build say."""
+def pictures(record: Mapping[str, Any], options: Options) -> dict[str, bytes]:
+    """Return the images or frames of a record by member name in a shard: none, one, or several, which are numbered.
 
-    options: Options
+    Raises:
+        SampleError: a file is missing, outside its folder, too large, or cannot be decoded.
+    """
+    names, is_video = media_names(record)
+    if is_video:
+        return _numbered(_frames(names[0], options))
+    images = (_image(name, options) for name in names)
+    return dict(images) if len(names) == 1 else _numbered(images)
 
-    def pictures(self, record: Mapping[str, Any]) -> dict[str, bytes]:
-        """Return the images or frames of a record by member name in a shard: none, one, or several, which are numbered.
 
-        Raises:
-            SampleError: a file is missing, outside its folder, too large, or cannot be decoded.
-        """
-        names, is_video = media_names(record)
-        if is_video:
-            return _numbered(self._frames(names[0]))
-        pictures = map(self._image, names)
-        return dict(pictures) if len(names) == 1 else _numbered(pictures)
+def _image(name: str, options: Options) -> tuple[str, bytes]:
+    path = _found(options.images, name, "image", options)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise SampleError(f"unreadable image ({error.strerror}): {name}") from None
+    try:
+        return stored_image(raw, options.resize)
+    except SampleError as error:
+        raise SampleError(f"{error} ({name})") from None
 
-    def _image(self, name: str) -> tuple[str, bytes]:
-        path = self._inside(self.options.images, name, "image")
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise SampleError(f"unreadable image ({error.strerror}): {name}") from None
-        try:
-            return stored_image(raw, self.options.resize)
-        except SampleError as error:
-            raise SampleError(f"{error} ({name})") from None
 
-    def _frames(self, name: str) -> Iterable[tuple[str, bytes]]:
-        path = self._inside(self.options.videos, name, "video")
-        try:
-            for frame in frames_at(path, self.options.fps, short_side=self.options.resize or FRAME_SIDE):
-                yield "jpg", _encoded(frame, "jpg")
-        except SampleError as error:
-            raise SampleError(f"{error} ({name})") from None
+def _frames(name: str, options: Options) -> Iterable[tuple[str, bytes]]:
+    path = _found(options.videos, name, "video", options)
+    try:
+        for frame in frames_at(path, options.fps, short_side=options.resize or FRAME_SIDE):
+            yield "jpg", _encoded(frame, "jpg")
+    except SampleError as error:
+        raise SampleError(f"{error} ({name})") from None
 
-    def _inside(self, folder: Path | None, name: str, what: str) -> Path:
-        """Return the path of the regular file called `name` in a folder, or downloaded."""
-        if is_url(name):
-            return self._downloaded(name, what)
-        if folder is None:
-            raise SampleError(f"no --{what}s folder was given: {name}")
-        try:
-            path = _path_inside(folder, name, what, self.options.follow_links)
-            found = path.stat()
-        except OSError as error:
-            raise SampleError(f"missing {what} ({error.strerror}): {name}") from None
-        except ValueError as error:
-            if isinstance(error, SampleError):
-                raise
-            raise SampleError(f"{what} of an impossible name: {name!r}") from None
-        if not stat.S_ISREG(found.st_mode):
-            raise SampleError(f"{what} that is no file: {name}")
-        if what == "image" and found.st_size > MOST_BYTES:
-            raise SampleError(f"image of {found.st_size} bytes, {MOST_BYTES} allowed: {name}")
-        return path
 
-    def _downloaded(self, url: str, what: str) -> Path:
-        if not is_downloaded(url):
-            raise SampleError(f"{what} named by a URL; of these only http:// and https:// are downloaded: {url[:80]}")
-        if self.options.fetch is None:
-            raise SampleError(f"{what} named by a URL; --fetch DIR downloads it: {url[:80]}")
-        try:
-            return Downloads(self.options.fetch).file(url)
-        except SampleError as error:
-            raise SampleError(f"{what} that cannot be downloaded ({error}): {url[:80]}") from None
+def _found(folder: Path | None, name: str, what: str, options: Options) -> Path:
+    """Return the path of the regular file called `name` in a folder, or downloaded."""
+    if is_url(name):
+        return _fetched(name, what, options.fetch)
+    if folder is None:
+        raise SampleError(f"no --{what}s folder was given: {name}")
+    try:
+        path = _path_inside(folder, name, what, options.follow_links)
+        found = path.stat()
+    except OSError as error:
+        raise SampleError(f"missing {what} ({error.strerror}): {name}") from None
+    except ValueError as error:
+        if isinstance(error, SampleError):
+            raise
+        raise SampleError(f"{what} of an impossible name: {name!r}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise SampleError(f"{what} that is no file: {name}")
+    if what == "image" and found.st_size > MOST_BYTES:
+        raise SampleError(f"image of {found.st_size} bytes, {MOST_BYTES} allowed: {name}")
+    return path
+
+
+def _fetched(url: str, what: str, folder: Path | None) -> Path:
+    if not is_downloaded(url):
+        raise SampleError(f"{what} named by a URL; of these only http:// and https:// are downloaded: {url[:80]}")
+    if folder is None:
+        raise SampleError(f"{what} named by a URL; --fetch DIR downloads it: {url[:80]}")
+    try:
+        return downloaded(url, folder)
+    except SampleError as error:
+        raise SampleError(f"{what} that cannot be downloaded ({error}): {url[:80]}") from None
 
 
 def _path_inside(folder: Path, name: str, what: str, follow_links: bool) -> Path:

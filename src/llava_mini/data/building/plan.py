@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from llava_mini.data.building.records import Entry, read_records
 from llava_mini.data.format.index import is_count, read_sidecar
-from llava_mini.data.inspection.counts import printable
+from llava_mini.data.inspection.stats import printable
 from llava_mini.data.text.conversation import conversation_of
 from llava_mini.data.text.forms import is_url, media_names
 from llava_mini.errors import SampleError, UserError
@@ -42,18 +42,7 @@ _RECORDS, _OFFSETS, _ORDER = "records.jsonl", "offsets.npy", "order.npy"
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a build.
-
-    Attributes:
-        images: Folder of the images that records name.
-        videos: Folder of the videos that records name.
-        seed: Seed of the shuffle.
-        samples_per_shard: Number of records per shard, usable or not.
-        resize: Maximum pixels of the shorter side of a stored image or frame; None leaves images at their size.
-        fps: Frames to store per second of video.
-        follow_links: Whether symbolic links in the folders may lead out of them.
-        strict: Whether the first unusable record ends the build.
-        fetch: Folder for the files that records name by URL; None if no record may name one.
+    """Options of a build, as `run.build_set` describes them; the folder `fetch` is made.
 
     Raises:
         UserError: an option is invalid.
@@ -85,32 +74,10 @@ class Options:
             with writing(self.fetch):
                 self.fetch.mkdir(parents=True, exist_ok=True)
 
-    def decisive(self) -> dict[str, Any]:
-        """Return the options that decide the content of a set, wherever the files are."""
-        return {
-            "seed": self.seed,
-            "samples_per_shard": self.samples_per_shard,
-            "resize": self.resize,
-            "fps": self.fps,
-        }
-
-    def places(self) -> dict[str, str | bool | None]:
-        """Return the options that say where the files are."""
-        folders = {"images": self.images, "videos": self.videos, "fetch": self.fetch}
-        resolved = {name: None if folder is None else str(folder.resolve()) for name, folder in folders.items()}
-        return {**resolved, "follow_links": self.follow_links}
-
 
 @dataclass(frozen=True)
 class Plan:
-    """A frozen plan.
-
-    Attributes:
-        folder: Folder of the plan's files.
-        options: Options of the build.
-        num_records: Number of records, usable or not.
-        made_from: Result of `made_from`, which the sidecar of every shard records.
-    """
+    """A frozen plan of `num_records` records, usable or not; every shard's sidecar notes what it was made from."""
 
     folder: Path
     options: Options
@@ -181,20 +148,16 @@ def describe_sources(sources: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def made_from(described: list[dict[str, Any]], options: Options) -> dict[str, Any]:
-    """Return what decides the content of a set, as its manifest and shards store it; wherever the files are."""
-    return {"sources": described, **options.decisive()}
+    """Return what decides the content of a set, wherever the files are, as its manifest and shards store it."""
+    decisive = ("seed", "samples_per_shard", "resize", "fps")
+    return {"sources": described, **{name: getattr(options, name) for name in decisive}}
 
 
 def frozen_plan(out: Path, sources: Sequence[Path], described: list[dict[str, Any]], options: Options) -> Plan:
     """Return the plan in `out`, which is made if it does not exist; the caller holds the folder's lock.
 
-    Shards whose plan and manifest were lost are kept if they were made from the same sources and options.
-
-    Args:
-        out: Folder of the set.
-        sources: Files of records.
-        described: Result of `describe_sources` for the sources.
-        options: Options of the build.
+    Shards whose plan and manifest were lost are kept if they were made from the same sources and options. `described`
+    is what `describe_sources` returns for the sources.
 
     Raises:
         UserError: `out` contains a plan or shards made from something else, a source cannot be used, a record names a
@@ -202,7 +165,9 @@ def frozen_plan(out: Path, sources: Sequence[Path], described: list[dict[str, An
             failed is removed.
     """
     folder, made = out / _FOLDER, made_from(described, options)
-    facts = {"version": _VERSION, **made, **options.places()}
+    places = {"images": options.images, "videos": options.videos, "fetch": options.fetch}
+    resolved = {name: None if place is None else str(place.resolve()) for name, place in places.items()}
+    facts = {"version": _VERSION, **made, **resolved, "follow_links": options.follow_links}
     if (folder / _FILE).is_file():
         found = read_json(folder / _FILE)
         check_same(out, found, facts)

@@ -7,13 +7,12 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
-from llava_mini.data.building.shard_task import Progress
 from llava_mini.data.format.index import read_sidecar
 from llava_mini.data.format.shards import ShardSet
-from llava_mini.data.inspection.counts import count_lines, ignored_lines, printable, total_bytes
+from llava_mini.data.inspection.stats import count_lines, ignored_lines, printable, total_bytes
 from llava_mini.units import size_text
 
 log = logging.getLogger("llava_mini")
@@ -23,14 +22,21 @@ _EXAMPLES = 3
 _MOST_REASONS = 20
 
 
-class ProgressLog:
-    """Log the progress of a build, at most every five seconds.
+@dataclass(frozen=True)
+class Progress:
+    """Progress since the last report; `bytes` counts the bytes of the samples' members."""
 
-    Args:
-        num_shards: Number of shards to build.
-        samples_per_shard: Number of records per shard, used to estimate the remaining time.
-        clock: Function that returns the time in seconds.
-    """
+    shards: int = 0
+    samples: int = 0
+    rejected: int = 0
+    bytes: int = 0
+
+    def __add__(self, more: Progress) -> Progress:
+        return Progress(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(more), strict=True)))
+
+
+class ProgressLog:
+    """Log the progress of a build, at most every five seconds, with an estimate of the time left."""
 
     def __init__(self, num_shards: int, samples_per_shard: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.total = Progress()

@@ -1,5 +1,7 @@
 """Run a build: freeze the plan or load an existing one, write its shards, complete the set.
 
+One task is one shard, written by one process. Unusable records are rejected with a reason.
+
 A complete shard is never written again, so a build that was ended in any way resumes from its complete shards. Any
 number of processes, on any machines that share the folder, may build different parts of one plan, or the same part.
 """
@@ -7,11 +9,15 @@ number of processes, on any machines that share the folder, may build different 
 from __future__ import annotations
 
 import functools
+import json
 import logging
-from collections.abc import Iterable, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava_mini.data.building.media import MOST_BYTES, pictures
 from llava_mini.data.building.plan import (
     Options,
     Plan,
@@ -21,14 +27,19 @@ from llava_mini.data.building.plan import (
     made_from,
     remove_plan,
 )
-from llava_mini.data.building.report import LeftOut, ProgressLog, summary
-from llava_mini.data.building.shard_task import build_shard
-from llava_mini.data.building.workers import run_tasks
-from llava_mini.data.format.shards import ShardSet, finish_set, is_complete, is_written
-from llava_mini.errors import UserError
-from llava_mini.files import folder_lock, remove_leftovers
+from llava_mini.data.building.records import Entry
+from llava_mini.data.building.report import LeftOut, Progress, ProgressLog, summary
+from llava_mini.data.building.workers import Report, run_tasks
+from llava_mini.data.format.shards import Members, ShardSet, finish_set, is_complete, is_written, write_shard
+from llava_mini.data.inspection.stats import printable
+from llava_mini.data.text.conversation import parse_record
+from llava_mini.data.text.forms import IMAGE_PLACEHOLDER
+from llava_mini.errors import SampleError, UserError
+from llava_mini.files import folder_lock, remove_leftovers, shard_lock
 
 log = logging.getLogger("llava_mini")
+
+_REPORT_SECONDS = 1.0
 
 
 def build_set(
@@ -180,3 +191,56 @@ def _check_all_used(out: Path, shards: Iterable[int]) -> None:
     left_out = LeftOut.of(out, shards)
     if left_out.count:
         raise UserError(f"--strict: {left_out.first}; it is left out of a shard that is written: delete {out}")
+
+
+def build_shard(plan: Plan, out: Path, shard: int, report: Report) -> None:
+    """Write a shard of the set in `out`, unless another build already has; report `Progress` about once a second."""
+    with shard_lock(out, shard):
+        if not is_written(out, shard):  # once all shards are written, the plan may be deleted
+            rejected, ignored = list[tuple[str, str]](), Counter[str]()
+            samples = _samples(plan, shard, rejected, ignored, report)
+            write_shard(out, shard, samples, rejected, {"plan": plan.made_from, "ignored": ignored})
+    report(Progress(shards=1))
+
+
+def _samples(
+    plan: Plan, shard: int, rejected: list[tuple[str, str]], ignored: Counter[str], report: Report
+) -> Iterator[tuple[str, Members]]:
+    """Yield the usable samples; add their unread keys to `ignored`, and unusable records with reasons to `rejected`."""
+    samples = size = before = 0
+    last = time.monotonic()
+    for key, entry in plan.entries(shard):
+        try:
+            members, unread = sample_of(entry, plan.options)
+        except SampleError as error:
+            if plan.options.strict:
+                raise UserError(f"--strict: {printable(f'{entry.name}: {error}')}") from None
+            rejected.append((entry.name, str(error)))
+        else:
+            yield key, members
+            ignored.update(unread)
+            samples += 1
+            size += sum(map(len, members.values()))
+        if time.monotonic() - last > _REPORT_SECONDS:
+            report(Progress(0, samples, len(rejected) - before, size))
+            samples, size, before, last = 0, 0, len(rejected), time.monotonic()
+    report(Progress(0, samples, len(rejected) - before, size))
+
+
+def sample_of(entry: Entry, options: Options) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """Return the members of a record's sample (the whole record, its images or frames) and the record's unread keys.
+
+    Raises:
+        SampleError: the record, its conversation or a file cannot be used.
+    """
+    if entry.record is None:
+        raise SampleError(entry.reason)
+    raw = json.dumps(entry.record, ensure_ascii=False, separators=(",", ":")).encode()
+    conversation = parse_record(raw)
+    conversation.check_files(stored=0)
+    if conversation.num_images and not conversation.images:
+        raise SampleError(f"{IMAGE_PLACEHOLDER} in a record of text only")
+    members = {"json": raw, **pictures(entry.record, options)}
+    if (size := sum(map(len, members.values()))) > MOST_BYTES:
+        raise SampleError(f"sample of {size} bytes, {MOST_BYTES} allowed")
+    return members, conversation.ignored

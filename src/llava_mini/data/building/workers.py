@@ -24,12 +24,7 @@ Work = Callable[[int, Report], None]
 
 
 class WorkerDiedError(RuntimeError):
-    """A process ended in the middle of a task.
-
-    Attributes:
-        task: Number of the task.
-        cause: Signal or exit status that ended the process, as text.
-    """
+    """A process ended in the middle of `task`; `cause` is the signal or exit status, as text."""
 
     def __init__(self, task: int, exitcode: int) -> None:
         self.task = task
@@ -38,13 +33,9 @@ class WorkerDiedError(RuntimeError):
 
 
 def run_tasks(work: Work, tasks: Sequence[int], workers: int, report: Report) -> None:
-    """Run `work(task, report)` for every task, in up to `workers` processes; in this one if one is enough.
+    """Run `work(task, report)` for every task in order, in up to `workers` processes; in this one if one is enough.
 
-    Args:
-        work: Function that does a task; it must be picklable, and so must what it reports.
-        tasks: Numbers of the tasks, in the order in which they are begun.
-        workers: Maximum number of processes.
-        report: Callback that is called in this process with what the work reports, as it comes.
+    `report` is called in this process with what the work reports, as it comes; work and reports must be picklable.
 
     Raises:
         WorkerDiedError: A process died.

@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -90,14 +90,7 @@ def _array(raw: bytes) -> NDArray[Any]:
 
 @dataclass
 class StorageError:
-    """Difference between stored features and the computed ones.
-
-    Attributes:
-        numbers: Number of values that were compared.
-        largest: Largest absolute difference.
-        squared: Sum of all squared differences.
-        squared_features: Sum of all squared features.
-    """
+    """Difference between stored features and computed ones: values compared, largest difference, sums of squares."""
 
     numbers: int = 0
     largest: float = 0.0
@@ -123,6 +116,3 @@ class StorageError:
     def relative(self) -> float:
         """Root mean square of the difference as a share of that of the features; 0 where there are none."""
         return math.sqrt(self.squared / self.squared_features) if self.squared_features else 0.0
-
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self)

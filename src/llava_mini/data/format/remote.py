@@ -43,10 +43,8 @@ class _MissingError(_RequestError):
 class RemoteStorage(Storage):
     """The files of a shard set at a URL.
 
-    Args:
-        url: URL of the folder.
-        cache_dir: Folder for fetched files, which later runs and other processes use too; it may become as large as
-            the set. None stores blocks in memory and the index in a temporary folder.
+    Later runs and other processes use the fetched files in `cache_dir` too; it may become as large as the set. None
+    stores blocks in memory and the index in a temporary folder.
 
     Raises:
         UserError: The URL has another scheme or a query, or the packages for it are not installed.

@@ -43,11 +43,9 @@ class ShardSet:
     """
 
     def __init__(self, folder: Path | str, *, cache_dir: Path | None = None) -> None:
-        """Open the set; contents are not read here, `verify` does that.
+        """Open the set in a folder or at an s3://, http:// or https:// URL; `verify` reads the contents.
 
-        Args:
-            folder: Folder of the set, or an s3://, http:// or https:// URL of one.
-            cache_dir: Folder for files fetched from a URL, shared by processes and kept for later runs.
+        Files fetched from a URL are in `cache_dir`, shared by processes and kept for later runs.
 
         Raises:
             UserError: The folder is not a shard set or cannot be reached, a file is missing or malformed, or a tar or
@@ -106,9 +104,7 @@ class ShardSet:
         return range(self._starts[shard], self._starts[shard + 1])
 
     def verify(self) -> None:
-        """Read every file that samples are read from, as a whole, and compare it with its SHA-256.
-
-        This also finds damage that does not change the size.
+        """Compare every file that samples are read from with its SHA-256: finds damage that does not change the size.
 
         Raises:
             UserError: A file's content is not what the set was finished with, or the file cannot be read; the message

@@ -65,15 +65,9 @@ def write_shard(
 ) -> None:
     """Write samples, (key, {extension: content}), as shard `number` of the set in `folder`; the sidecar comes last.
 
-    Samples are taken one at a time. When taking one fails, no partial file remains.
-
-    Args:
-        folder: Folder of the set.
-        number: Number of the shard.
-        samples: Samples of the shard, perhaps none.
-        rejected: Records that could not be used, as (id, reason); read after the last sample, so that the generator of
-            the samples may add to it.
-        notes: Further content of the sidecar; also read after the last sample.
+    Samples are taken one at a time. When taking one fails, no partial file remains. `rejected` (records that could not
+    be used, as (id, reason)) and `notes` (further content of the sidecar) are read after the last sample, so that the
+    generator of the samples may add to them.
 
     Raises:
         UserError: A key is repeated or unusable as a name.
@@ -116,12 +110,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def finish_set(folder: Path, num_shards: int, plan: dict[str, Any] | None = None) -> ShardSet:
-    """Make a complete set of shards 0 to `num_shards` - 1, which are all written.
-
-    Args:
-        folder: Folder of the set.
-        num_shards: Number of shards of the set.
-        plan: Description of what the set was made from, for `ShardSet.plan`.
+    """Make a complete set of shards 0 to `num_shards` - 1, which are all written; `plan` becomes `ShardSet.plan`.
 
     Raises:
         UserError: A shard is missing, damaged or of another size than its sidecar says, a key is repeated, or there

@@ -26,11 +26,7 @@ class Storage(ABC):
 
     @abstractmethod
     def listing(self, name: str) -> bytes | None:
-        """Return the content of the set's listing, which is requested first; None when there is none.
-
-        Raises:
-            UserError: The listing cannot be read.
-        """
+        """Return the `content` of the set's listing, which is requested first."""
 
     @abstractmethod
     def content(self, name: str) -> bytes | None:
@@ -42,11 +38,7 @@ class Storage(ABC):
 
     @abstractmethod
     def mapped(self, name: str, size: int, sha256: str) -> Path:
-        """Return the path of a file to memory-map, as a local file of `size` bytes.
-
-        Raises:
-            UserError: The file is missing or has another size.
-        """
+        """Return the path of a file to memory-map, as a local file; raise as `check` does."""
 
     @abstractmethod
     def check(self, name: str, size: int) -> None:

@@ -54,13 +54,8 @@ def parse_members(raw: bytes, key: str) -> dict[str, bytes]:
         if len(content) < size:
             raise SampleError(f"tar member {name!r} ends after {len(content)} of {size} bytes")
         members[extension] = content
-        place += BLOCK + padded(size)
+        place += BLOCK + -(-size // BLOCK) * BLOCK  # contents are padded to whole blocks
     return members
-
-
-def padded(size: int) -> int:
-    """Return the number of bytes that a member's content takes in a tar."""
-    return -(-size // BLOCK) * BLOCK
 
 
 def _header(header: bytes) -> tuple[str, int]:

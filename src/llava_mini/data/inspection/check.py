@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 from llava_mini.data.building.workers import Report, run_tasks
 from llava_mini.data.format.shards import ShardSet, picture_names
-from llava_mini.data.inspection.counts import ignored_lines, printable
-from llava_mini.data.text.conversation import IMAGE_PLACEHOLDER, parse_record
+from llava_mini.data.inspection.stats import ignored_lines, printable
+from llava_mini.data.text.conversation import parse_record
+from llava_mini.data.text.forms import IMAGE_PLACEHOLDER
 from llava_mini.errors import SampleError, UserError
 from llava_mini.files import writing
 from llava_mini.media.images import verify_image
@@ -50,11 +51,10 @@ class Findings:
     """Results of checking one shard or a whole shard set.
 
     Attributes:
-        counts: Counts of samples, images and bad samples, and with a tokenizer of tokens, supervised tokens and
-            truncated samples.
+        counts: Samples, images and bad samples; with a tokenizer also tokens, supervised ones and truncated samples.
         damaged: One line for each damaged file.
         bad: Bad samples; for a whole shard set only the first ones.
-        ignored: Keys of records that are not read, with the number of records that have each key.
+        ignored: Number of records that have each key that is not read.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -86,13 +86,9 @@ def check_set(
     workers: int = 1,
     on_bad: Callable[[BadSample], None] | None = None,
 ) -> Findings:
-    """Read and check every sample of a shard set.
+    """Read and check every sample of a shard set, in `workers` processes; without a tokenizer no tokens are counted.
 
-    Args:
-        shards: Shard set to check.
-        tokenize: Tokenizer that counts the supervised tokens; None skips this.
-        workers: Number of processes.
-        on_bad: Callback that is called for every bad sample, shard by shard as they are ready.
+    `on_bad` is called for every bad sample, shard by shard as they are ready.
     """
     found = Findings(damaged=[damage] if (damage := _damage(shards.verify_index)) else [])
     start = last = time.monotonic()

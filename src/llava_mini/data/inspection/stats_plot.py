@@ -13,8 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from llava_mini.data.format.shards import Modality, ShardSet
-from llava_mini.data.inspection.counts import by_source
-from llava_mini.data.inspection.stats import Distribution, Statistics
+from llava_mini.data.inspection.stats import Distribution, Statistics, by_source
 
 # Okabe-Ito palette, which color-blind people can distinguish.
 _COLORS = {Modality.TEXT: "#E69F00", Modality.IMAGE: "#0072B2", Modality.VIDEO: "#009E73"}

@@ -18,12 +18,10 @@ from llava_mini.errors import UserError
 
 @dataclass(frozen=True)
 class Mix:
-    """The data of a split.
+    """The data of a split: readers of shard sets, all with pixels or all with features, and the same `data.views`.
 
-    Attributes:
-        readers: Readers, one for each shard set, all with pixels or all with features, and with the same `data.views`.
-        weights: Weight of each set in training, see `llava_mini.data.stream.order.Mixture`; None pools the sets as one.
-            Validation and test make one pass over every set, whatever the weights.
+    `weights` mix the sets in training, see `llava_mini.data.stream.order.Mixture`; None pools them as one. Validation
+    and test make one pass over every set, whatever the weights.
     """
 
     readers: Sequence[SampleReader]
@@ -72,15 +70,12 @@ class VLMDataModule(LightningDataModule):
         return self._training_order().fingerprint
 
     def train_dataloader(self) -> BatchLoader:
-        """Return a loader of `num_batches` batches in the training order."""
         return self._loader("train", self._training_order(), self.batch_size, self.num_batches)
 
     def val_dataloader(self) -> BatchLoader:
-        """Return a loader of one pass over the validation data in the order of the shards."""
         return self._loader("val", self._stored_order("val"), self.eval_batch_size, None)
 
     def test_dataloader(self) -> BatchLoader:
-        """Return a loader of one pass over the test data in the order of the shards."""
         return self._loader("test", self._stored_order("test"), self.eval_batch_size, None)
 
     def evaluation_batches(self, split: str, device: torch.device | str) -> Iterator[VLMBatch]:

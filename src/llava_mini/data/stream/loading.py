@@ -15,7 +15,7 @@ from functools import partial
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -26,7 +26,6 @@ from llava_mini.errors import UserError
 from llava_mini.processes import end_with_parent
 from llava_mini.units import size_text
 
-StartMethod = Literal["fork", "spawn"]
 Item = TypeVar("Item")
 
 _SHARED_MEMORY = Path("/dev/shm")
@@ -42,18 +41,13 @@ def made_in_order(
     num_workers: int,
     setting: str = "data.num_workers",
     pin_memory: bool = False,
-    start_method: StartMethod | None = None,
 ) -> Iterator[Item]:
     """Yield `make(number)` for all numbers, in their order.
 
-    Args:
-        make: Function that makes a batch, a tensor or a text; it must be picklable if workers are spawned.
-        numbers: Numbers of the items. This process makes the first item; of the others, worker w of W makes those at
-            w, w + W, ...
-        num_workers: Number of worker processes, which end with this process; 0 makes all items in this process.
-        setting: Name of the setting for the number of workers, for messages.
-        pin_memory: Whether tensors are put in page-locked memory, if there is a GPU.
-        start_method: Start method of the workers; None is Python's default, by platform and version.
+    An item is a batch, a tensor or a text. This process makes the first one; of the others, worker w of W makes those
+    at w, w + W, ... Workers end with this process, and `make` must be picklable if they are spawned; with 0 workers all
+    items are made here. `setting` names their number in messages. If there is a GPU, `pin_memory` puts tensors in
+    page-locked memory.
 
     Raises:
         UserError: /dev/shm is too small, or `make` raised a UserError in a worker.
@@ -75,7 +69,6 @@ def made_in_order(
                 prefetch_factor=_AHEAD,
                 timeout=_LOOK_SECONDS,
                 worker_init_fn=partial(_begin_worker, os.getpid()),
-                multiprocessing_context=start_method,
             )
         )
         workers += [child for child in active_children() if child not in others]

@@ -65,11 +65,7 @@ class SequentialOrder:
 
 
 class ShuffledOrder:
-    """Order of endless epochs over one set, or over several pooled sets; each epoch has every sample once.
-
-    Args:
-        sets: Sets that are shuffled as if they were one set.
-        seed: Seed of the order.
+    """Order of endless epochs over one set, or over several as if they were one; each epoch has every sample once.
 
     Raises:
         UserError: All sets are empty.
@@ -87,12 +83,8 @@ class ShuffledOrder:
 class Mixture:
     """Order of several sets by weight: every 1000 positions, counted from 0, have a fixed number of samples of each.
 
-    The order of the sets within the 1000 positions is random, and each set goes through its own epochs.
-
-    Args:
-        sets: Sets that are mixed.
-        weights: Weights of the sets, of any sum; the shares are rounded to whole samples by largest remainder.
-        seed: Seed of the order.
+    The order of the sets within the 1000 positions is random, and each set goes through its own epochs. The weights may
+    have any sum; the shares are rounded to whole samples by largest remainder.
 
     Raises:
         UserError: A set is empty, or a weight is impossible or too small to get a place.

@@ -40,11 +40,8 @@ class PixelTransform:
     example 640x480 at S = 336: `square` resizes to 448x336 and keeps columns 56-391; `pad` resizes a square of 640x640;
     `hd` resizes its four quarters of 320x320 and the whole.
 
-    Args:
-        size: Side S of a view in pixels.
-        mode: View mode, which says how an image becomes views.
-        background: RGB color around images that are not square.
-        cut: Whether a view keeps its aspect ratio and is cropped; else it is resized to S x S whatever its shape.
+    `background` is the color around images that are not square. With `cut`, a view keeps its aspect ratio and is
+    cropped; else it is resized to S x S whatever its shape.
 
     Raises:
         UserError: The mode is unknown, or the size is below 1.

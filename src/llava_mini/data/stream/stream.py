@@ -21,10 +21,9 @@ from dataclasses import replace
 from typing import TypeVar
 
 from llava_mini.batch import BadSample, VLMBatch
-from llava_mini.data.stream.collate import collate
-from llava_mini.data.stream.loading import StartMethod, made_in_order
+from llava_mini.data.stream.loading import made_in_order
 from llava_mini.data.stream.order import Order
-from llava_mini.data.stream.samples import Sample, SampleReader, placeholder
+from llava_mini.data.stream.samples import Sample, SampleReader, collate, placeholder
 from llava_mini.errors import SampleError, UserError
 
 logger = logging.getLogger("llava_mini.data")
@@ -34,16 +33,10 @@ Result = TypeVar("Result")
 
 
 class PlannedStream:
-    """The batches of one rank.
+    """The batches of one rank, of samples that `order` names and `readers` read.
 
-    Args:
-        readers: Readers of every set that the order names.
-        order: Order that gives the sample at each position.
-        batch_size: Number of samples of a batch.
-        num_batches: Total number of batches of each rank; None for one pass over the data, whose last batches may be
-            smaller, but contain at least a placeholder sample.
-        rank: Rank of this process among those that train together.
-        world_size: Number of processes that train together.
+    There are `num_batches` batches of each rank in all. None means one pass over the data, whose last batches may be
+    smaller, but contain at least a placeholder sample.
     """
 
     def __init__(
@@ -120,19 +113,10 @@ class BatchLoader:
         start_position: Position at which a pass begins; read when the first batch is requested.
     """
 
-    def __init__(
-        self,
-        stream: PlannedStream,
-        *,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        start_method: StartMethod | None = None,
-    ) -> None:
-        """Make a loader of `stream`; without a `start_method`, Python's default is used, by platform and version."""
+    def __init__(self, stream: PlannedStream, *, num_workers: int = 0, pin_memory: bool = False) -> None:
         if num_workers < 0:
             raise UserError(f"num_workers={num_workers} must be >= 0")
         self.stream, self.num_workers, self.pin_memory = stream, num_workers, pin_memory
-        self.start_method = start_method
         self.start_position = 0
 
     def __len__(self) -> int:
@@ -145,13 +129,8 @@ class BatchLoader:
             raise ValueError(
                 f"position {self.start_position} lies within a batch of {self.stream.positions_per_batch} samples"
             )
-        yield from made_in_order(
-            self.stream.batch,
-            range(start, len(self)),
-            num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
-            start_method=self.start_method,
-        )
+        numbers = range(start, len(self))
+        yield from made_in_order(self.stream.batch, numbers, num_workers=self.num_workers, pin_memory=self.pin_memory)
 
 
 def _prefixes(folders: Sequence[str]) -> list[str]:

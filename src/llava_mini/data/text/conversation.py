@@ -20,17 +20,6 @@ from llava_mini.data.text.forms import (
 )
 from llava_mini.errors import SampleError
 
-__all__ = [
-    "IMAGE_PLACEHOLDER",
-    "VIDEO_PLACEHOLDER",
-    "Conversation",
-    "Turn",
-    "conversation_of",
-    "independent_conversations",
-    "media_names",
-    "parse_record",
-]
-
 
 @dataclass(frozen=True)
 class Turn:
@@ -62,10 +51,7 @@ class Conversation:
     lost: str = ""
 
     def check_files(self, stored: int) -> None:
-        """Check that no file is silently lost; images may be stored although the record names none.
-
-        Args:
-            stored: Number of images that are stored with the record.
+        """Check that no file is silently lost; `stored` images may be with the record although it names none.
 
         Raises:
             SampleError: A key that is not read names a file.

@@ -84,7 +84,9 @@ def media_names(record: Mapping[str, Any]) -> tuple[list[str], bool]:
     for kind, names in within.items():
         if names and found[kind]:
             raise SampleError(f"{kind}s are named both by the record and within its messages")
-        found[kind] = _checked_names(names or found[kind], kind)
+        found[kind] = names or found[kind]
+        if not all(isinstance(name, str) for name in found[kind]):
+            raise SampleError(f"{kind} of a part is no file name")
     if found["image"] and found["video"]:
         raise SampleError("both an image and a video")
     if len(found["video"]) > 1:
@@ -100,13 +102,9 @@ def is_url(name: str) -> bool:
 def ignored_keys(record: Mapping[str, Any], names: list[str]) -> tuple[list[str], str]:
     """Return the non-empty keys of a record that are not read, and the first of them that seems to name a file.
 
-    Keys of messages are reported as `messages[].weight`. A key that repeats a file that is read, or gives its origin,
-    does not count. If a question names a file that is not read within its text, as in Qwen-VL's data, the second value
-    is that tag as written in the text.
-
-    Args:
-        record: Record whose messages can be read.
-        names: Names of the files that are read.
+    Keys of messages are reported as `messages[].weight`. A key that repeats a file that is read (one of `names`), or
+    gives its origin, does not count. If a question names a file that is not read within its text, as in Qwen-VL's data,
+    the second value is that tag as written in the text.
 
     Raises:
         SampleError: A key that is not read contains functions.
@@ -239,13 +237,6 @@ def _names(record: Mapping[str, Any], kind: str) -> list[Any]:
             raise SampleError(f"{key} is neither a file name nor a list of them")
         return names
     return []
-
-
-def _checked_names(names: list[Any], kind: str) -> list[str]:
-    for name in names:
-        if not isinstance(name, str):
-            raise SampleError(f"{kind} of a part is no file name")
-    return names
 
 
 def _unread(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from llava_mini.data.text.conversation import IMAGE_PLACEHOLDER, Conversation, independent_conversations
+from llava_mini.data.text.conversation import Conversation, independent_conversations
+from llava_mini.data.text.forms import IMAGE_PLACEHOLDER
 from llava_mini.data.text.templates import ConversationTemplate, Rendered, Span
 from llava_mini.errors import SampleError, UserError
 from llava_mini.token_layout import TokenLayout
@@ -41,14 +42,9 @@ _MARKS = re.compile(r"<\|[^<>|]+\|>|</s>")  # texts that must be one token where
 
 @dataclass(frozen=True)
 class TokenizedSample:
-    """Tokens of one sample.
+    """Tokens of one sample: ids, labels and turn ids (None for one conversation), [T] int64 each.
 
-    Attributes:
-        input_ids: Token ids, [T] int64.
-        labels: Labels of the tokens, [T] int64.
-        turn_ids: Turn ids of the tokens, [T] int64; None for one conversation.
-        num_turns: Number of turns in the sample, which are the first ones of the conversation.
-        truncated: Whether something was left out to fit `max_length`.
+    The first `num_turns` turns of the conversation are in it; `truncated` says that something was left out.
     """
 
     input_ids: Tensor
@@ -68,15 +64,9 @@ class TokenizedSample:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """One text as T tokens.
+    """One text as T tokens: ids, labels, first character, and end (one after the last character), [T] each.
 
-    Attributes:
-        ids: Token ids, [T].
-        labels: Labels of the tokens, [T].
-        starts: First character of each token, [T].
-        ends: End of each token, [T], one after its last character.
-        prefix: Number of tokens that come before any turn of the text.
-        last_answer: Span of the last answer.
+    `prefix` is the number of tokens that come before any turn of the text.
     """
 
     ids: NDArray[np.int64]
@@ -93,13 +83,8 @@ class ConversationTokenizer:
     A conversation that is longer than `max_length` loses its last turns. When the turns that must stay (the first, and
     all with an image) are still too long, the last of them loses the end of its answer, and so its end token.
 
-    Args:
-        tokenizer: Fast tokenizer of transformers that knows the template's tokens.
-        template: Template that writes conversations as text.
-        turns: Mode, "conversation" (later turns attend to earlier ones) or "independent" (every turn attends to the
-            images and itself).
-        layout: How many placeholders frames take.
-        max_length: Maximum of T.
+    The tokenizer is a fast one of transformers that knows the template's tokens. With turns "conversation", later turns
+    attend to earlier ones; with "independent", every turn attends to the images and itself.
 
     Raises:
         UserError: An argument is impossible or does not fit the tokenizer.

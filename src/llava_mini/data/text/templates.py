@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llava_mini.data.text.conversation import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Conversation
+from llava_mini.data.text.conversation import Conversation
+from llava_mini.data.text.forms import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from llava_mini.errors import UserError
 
 

@@ -20,11 +20,11 @@ from llava_mini.data.toyworld.drawing import (
     COLOR_NAMES,
     SHAPES,
     background,
+    free_areas,
     jittered_color,
     paste,
     shape_mask,
 )
-from llava_mini.data.toyworld.placement import free_areas
 from llava_mini.data.toyworld.scenes import SHAPE_SIZES, SceneObject, stream_rng
 
 FEWEST_STATES, MOST_STATES = 4, 16

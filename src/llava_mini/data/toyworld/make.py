@@ -25,11 +25,16 @@ from typing import Any
 from PIL import Image
 
 from llava_mini.data.format.shards import ShardSet, write_shards
-from llava_mini.data.toyworld.board_questions import EVALUATED, TRAINED, board_questions
-from llava_mini.data.toyworld.boards import BOARD_SETS, drawn_at
-from llava_mini.data.toyworld.facts import scene_facts
-from llava_mini.data.toyworld.questions import Asked, caption, question
-from llava_mini.data.toyworld.scenes import stream_rng, stream_split
+from llava_mini.data.toyworld.questions import (
+    EVALUATED,
+    TRAINED,
+    Asked,
+    board_questions,
+    caption,
+    question,
+    scene_facts,
+)
+from llava_mini.data.toyworld.scenes import BOARD_SETS, drawn_at, stream_rng, stream_split
 from llava_mini.data.toyworld.source_files import build_from_files, llava_record
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.errors import UserError

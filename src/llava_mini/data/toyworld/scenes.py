@@ -1,8 +1,8 @@
-"""Scenes of the toy world: 64x64 images of 5 to 7 objects, two of which are colored boxes with a handwritten digit.
+"""Scenes and boards of the toy world: 64x64 images of colored shapes, and of colored boxes with a handwritten digit.
 
-Objects can be anywhere (positions are real numbers, so no pooling grid is aligned with them) and do not overlap. Every
-scene is a pure function of (seed, stream, index): it does not depend on how many scenes are made or in what order. A
-scene is sampled again until two different questions of every kind can be asked about it.
+A scene has 5 to 7 objects, two of them boxes, which are anywhere and do not overlap. A board has sixteen in four rows
+of four, seven of them boxes: too much for one vision token. Both are pure functions of (seed, stream, index): they do
+not depend on how many are made or in what order.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llava_mini.data.toyworld.digits import DIGIT_SIZE, DigitBank, Split, digit_bank
 from llava_mini.data.toyworld.drawing import (
     COLOR_NAMES,
+    DIGIT_SIZE,
     IMAGE_SIZE,
     INK,
     SHAPES,
+    DigitBank,
+    Split,
     background,
+    digit_bank,
+    free_areas,
     jittered_color,
     paste,
     shape_mask,
 )
-from llava_mini.data.toyworld.placement import free_areas
 
 # The name of a stream ends in its split. Its index in this tuple is part of its seed, so add new streams at the end.
 STREAMS = (
@@ -48,14 +51,17 @@ STREAMS = (
     "vision-board-train",
     "vision-board-val",
 )
+BOARD_SETS = ("board-train", "board-val", "board-test")
 BOX = "box"
 KINDS = (BOX, *SHAPES)
 
-_NUM_BOXES = 2
+_NUM_BOXES = 2  # of a scene
 _NUM_OBJECTS = (5, 7)
 BOX_SIZE = 14
 SHAPE_SIZES = (11, 14)
 _REPEAT_SHAPE = 0.45
+NUM_ROWS, NUM_BOXES = 4, 7  # of a board
+_SIDE = IMAGE_SIZE - 0.02  # of a board; rounding must not push an object out of the image
 _UNCLEAR = 2.5  # pixels; closer to a middle line, the quadrant would be ambiguous
 
 
@@ -149,7 +155,7 @@ def scene_at(stream: str, seed: int, index: int) -> Scene:
 
 
 def make_scene(rng: np.random.Generator, digits: DigitBank) -> Scene:
-    """Return a scene with digits of `digits`, about which two questions of every kind can be asked."""
+    """Return a scene with digits of `digits`, sampled again until two questions of every kind can be asked about it."""
     num_shapes = int(rng.integers(_NUM_OBJECTS[0], _NUM_OBJECTS[1] + 1)) - _NUM_BOXES
     while True:
         names = _shape_names(rng, num_shapes)
@@ -191,13 +197,7 @@ _FULL = np.ones((BOX_SIZE, BOX_SIZE), np.float32)
 def draw(
     rng: np.random.Generator, objects: Sequence[SceneObject], ink: Sequence[NDArray[np.float32]]
 ) -> NDArray[np.uint8]:
-    """Return an image [64, 64, 3] of `objects` on a random background.
-
-    Args:
-        rng: Random generator of background and color jitter.
-        objects: Shapes and boxes, which do not overlap.
-        ink: Digit images of the boxes, [12, 12] each, in the order of the boxes.
-    """
+    """Return an image [64, 64, 3] of objects on a random background; `ink` is the digit of each box, [12, 12]."""
     image = background(rng)
     margin = (BOX_SIZE - DIGIT_SIZE) // 2
     boxes = [thing for thing in objects if thing.kind == BOX]
@@ -207,3 +207,50 @@ def draw(
         paste(image, _FULL, thing.x, thing.y, jittered_color(rng, thing.color))
         paste(image, digit, thing.x + margin, thing.y + margin, INK)
     return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def drawn_at(stream: str, seed: int, index: int) -> Scene:
+    """Return image `index` of a stream with its objects: a board if the stream's name says so, otherwise a scene."""
+    return board_at(stream, seed, index) if "board" in stream else scene_at(stream, seed, index)
+
+
+def board_at(stream: str, seed: int, index: int) -> Scene:
+    """Return board `index` of a stream; its objects are in reading order, row by row.
+
+    The free space is divided at random within each row and between the rows. So the reading order is clear and
+    everything can be asked for at once, but no pooling grid is aligned with the objects.
+    """
+    rng, digits = stream_rng(stream, seed, index, 0), digit_bank(stream_split(stream))
+    count = NUM_ROWS**2
+    boxed = set(rng.permutation(count)[:NUM_BOXES].tolist())
+    drawn = rng.integers(SHAPE_SIZES[0], SHAPE_SIZES[1] + 1, count).tolist()
+    sizes = [BOX_SIZE if i in boxed else size for i, size in enumerate(drawn)]
+    colors = [COLOR_NAMES[i] for i in rng.integers(len(COLOR_NAMES), size=count)]
+    shapes = [SHAPES[i] for i in rng.integers(len(SHAPES), size=count)]
+    samples = rng.integers(len(digits.labels), size=NUM_BOXES).tolist()
+    labels = iter(digits.labels[samples].tolist())
+    objects = tuple(
+        SceneObject(BOX, color, next(labels), x, y, size) if i in boxed else SceneObject(shape, color, None, x, y, size)
+        for i, (shape, color, (x, y), size) in enumerate(zip(shapes, colors, _corners(rng, sizes), sizes, strict=True))
+    )
+    return Scene(draw(rng, objects, [digits.images[sample] for sample in samples]), objects)
+
+
+def _corners(rng: np.random.Generator, sizes: list[int]) -> list[tuple[float, float]]:
+    """Return the top left corners of the objects in rows, (x, y) in pixels."""
+    corners, top = [], 0.0
+    for row, above in enumerate(_gaps(rng, _SIDE - NUM_ROWS * BOX_SIZE)):
+        top += above
+        in_row, x = sizes[row * NUM_ROWS : (row + 1) * NUM_ROWS], 0.0
+        for size, before in zip(in_row, _gaps(rng, _SIDE - sum(in_row)), strict=True):
+            x += before
+            corners.append((x, top + rng.random() * (BOX_SIZE - size)))
+            x += size
+        top += BOX_SIZE
+    return corners
+
+
+def _gaps(rng: np.random.Generator, room: float) -> list[float]:
+    """Return the pixels before each object of a row, or before each row; the rest of `room` comes after the last."""
+    gaps: list[float] = (np.diff(np.sort(rng.random(NUM_ROWS)), prepend=0) * room).tolist()
+    return gaps

@@ -8,17 +8,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from llava_mini.data.building.run import build_set
 from llava_mini.data.format.shards import ShardSet
-from llava_mini.data.toyworld.clip_questions import clip_questions
 from llava_mini.data.toyworld.clips import clip_at
-from llava_mini.data.toyworld.films import write_mp4
-from llava_mini.data.toyworld.questions import Asked
+from llava_mini.data.toyworld.questions import Asked, clip_questions, text_questions
 from llava_mini.data.toyworld.scenes import stream_rng
-from llava_mini.data.toyworld.texts import text_questions
+from llava_mini.errors import UserError
 from llava_mini.files import writing
 
-_FPS = 1.0  # one frame of every state
+try:
+    import av
+except ImportError:
+    av = None  # type: ignore[assignment] # `write_mp4` reports it
+
+RATE = 4  # frames per second of a video; one state lasts one second
+_FPS = 1.0  # one frame of every state is stored
+_H264 = {"crf": "8", "preset": "veryfast", "tune": "animation"}  # sharp enough for shapes of a dozen pixels
 
 
 def build_from_files(out: Path, stream: str, seed: int, count: int) -> ShardSet:
@@ -52,13 +60,7 @@ def write_files(folder: Path, stream: str, seed: int, count: int) -> Path:
 
 
 def llava_record(key: str, turns: Sequence[Asked], **media: str) -> dict[str, Any]:
-    """Return a LLaVA record.
-
-    Args:
-        key: Id of the record.
-        turns: Questions and answers, at least one.
-        **media: File name as `image` or `video`; nothing for a text.
-    """
+    """Return a LLaVA record of at least one turn; `media` is a file name as `image` or `video`, or nothing."""
     messages = []
     for turn in turns:
         messages += [{"from": "human", "value": turn.question}, {"from": "gpt", "value": turn.answer}]
@@ -78,3 +80,23 @@ def _clip_record(folder: Path, stream: str, seed: int, index: int) -> dict[str, 
 
 def _text_record(stream: str, seed: int, index: int) -> dict[str, Any]:
     return llava_record(f"{stream}-{index:06d}", text_questions(stream_rng(stream, seed, index, 1)))
+
+
+def write_mp4(path: Path, states: NDArray[np.uint8]) -> None:
+    """Write states [T, H, W, 3] as an mp4 file of T seconds; the same states give the same bytes.
+
+    Colors have full resolution (4:4:4), because at half the resolution, shapes of a dozen pixels would be blurred.
+
+    Raises:
+        UserError: PyAV is not installed.
+    """
+    if av is None:
+        raise UserError("the toy world's clips need PyAV: pip install 'llava-mini-lab[data]'")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE, options=_H264)
+        stream.height, stream.width = states.shape[1:3]
+        stream.pix_fmt = "yuv444p"
+        stream.thread_count = 1
+        for state in np.repeat(states, RATE, axis=0):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(state, format="rgb24")))
+        container.mux(stream.encode())

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from llava_mini.data.toyworld.drawing import COLOR_NAMES, SHAPES
-from llava_mini.data.toyworld.facts import NUMBER_WORDS
+from llava_mini.data.toyworld.questions import NUMBER_WORDS
 
 PAD, BOS, EOS, UNK, IMAGE, ANSWER = "<pad>", "<s>", "</s>", "<unk>", "<image>", "<answer>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, UNK, IMAGE, ANSWER)
