@@ -87,8 +87,10 @@ def track_result(tracker: Tracker, config: Config, result: Mapping[str, Any]) ->
 def send_waiting(config: Config) -> None:
     """Send the reports that a finished run could not send."""
     run_dir = Path(config.run_dir)
-    if Spool(run_dir).pending():
-        _say_waiting(flush_spools([run_dir], service=instantiate(config.tracker, "tracker")), run_dir)
+    if pending := Spool(run_dir).pending():
+        left = flush_spools([run_dir], service=instantiate(config.tracker, "tracker"))
+        log.info("%d of %d reports that waited in %s are sent", pending - left, pending, run_dir)
+        _say_waiting(left, run_dir)
 
 
 def short_params(config: Config) -> dict[str, Any]:

@@ -143,9 +143,20 @@ def test_only_http_is_downloaded(tmp_path: Path, url: str) -> None:
         downloaded(url, tmp_path)
 
 
-@pytest.mark.parametrize("url", ["http://", "http://ho st/a", "http://a:port/", "http://[::1", "http://.../😀"])
-def test_a_malformed_url_is_refused(tmp_path: Path, url: str) -> None:
-    with pytest.raises(SampleError):
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://", "it names no server"),
+        ("http://a:port/", "Port could not be cast"),
+        ("http://a:70000/", "Port out of range"),
+        ("http://[::1", "Invalid IPv6 URL"),
+        ("http://ho st/a", ""),
+        ("http://.../😀", ""),
+        ("https://name:word@example.com/a.png", "user name or password"),
+    ],
+)
+def test_a_malformed_url_is_refused(tmp_path: Path, url: str, reason: str) -> None:
+    with pytest.raises(SampleError, match=reason):
         downloaded(url, tmp_path)
 
 

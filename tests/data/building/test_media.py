@@ -190,6 +190,7 @@ def outside(tmp_path: Path, picture: MakePicture) -> Path:
         ({"images": ["own.jpg", "data:image/png;base64,AAAA"]}, "image named by a URL.*: data:image/png"),
         ({"video": "s3://bucket/a.mp4"}, "video named by a URL"),
         ({"image": "FILE:///a.jpg"}, "image named by a URL"),
+        ({"image": "https://name:word@host/a.jpg"}, r"image named by a URL; .*: https://\*\*\*@host/a.jpg"),
     ],
 )
 def test_urls_are_rejected_unless_they_are_to_be_downloaded(

@@ -13,7 +13,7 @@ from llava_mini.data.format.shards import finish_set, write_shard
 def test_a_line_every_five_seconds(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     now = [100.0]
-    progress = ProgressLog(num_shards=40, samples_per_shard=1000, clock=lambda: now[0])
+    progress = ProgressLog(num_shards=40, num_records=40_000, clock=lambda: now[0])
     for second in range(1, 13):
         now[0] = 100 + second
         progress(Progress(shards=second % 2, samples=390, rejected=10, bytes=39_000_000))
@@ -24,13 +24,13 @@ def test_a_line_every_five_seconds(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_build_that_has_just_begun_divides_by_nothing() -> None:
-    progress = ProgressLog(num_shards=1, samples_per_shard=10, clock=lambda: 5.0)
+    progress = ProgressLog(num_shards=1, num_records=10, clock=lambda: 5.0)
     assert progress.line() == "0/1 shards, 0 samples, 0 samples/s, 0.00 KiB/s, 0:00:00 left, 0 rejected"
 
 
 def test_hours_are_told_apart_from_minutes() -> None:
     now = [0.0]
-    progress = ProgressLog(num_shards=3000, samples_per_shard=1000, clock=lambda: now[0])
+    progress = ProgressLog(num_shards=3000, num_records=3_000_000, clock=lambda: now[0])
     now[0] = 100.0
     progress(Progress(samples=40_000))
     assert "2:03:20 left" in progress.line()

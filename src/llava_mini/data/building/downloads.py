@@ -19,7 +19,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from llava_mini.errors import SampleError
 from llava_mini.files import atomic_path
@@ -38,12 +38,11 @@ def downloaded(url: str, folder: Path) -> Path:
     It is named by the SHA-256 of its URL.
 
     Raises:
-        SampleError: the URL is not one of http or https, its server is unreachable, not public or refuses, or the file
-            is too large or takes too long.
+        SampleError: the URL is not one of http or https or contains a password, its server is unreachable, not public
+            or refuses, or the file is too large or takes too long.
         UserError: the folder cannot be written.
     """
-    if not is_downloaded(url):
-        raise SampleError("only http:// and https:// are downloaded")
+    _check(url)
     path = folder / hashlib.sha256(url.encode()).hexdigest()
     if not path.is_file():
         with atomic_path(path) as temporary:
@@ -54,6 +53,20 @@ def downloaded(url: str, folder: Path) -> Path:
 def is_downloaded(url: str) -> bool:
     """Return whether a URL is one of http or https."""
     return _WEB.match(url) is not None
+
+
+def _check(url: str) -> None:
+    if not is_downloaded(url):
+        raise SampleError("only http:// and https:// are downloaded")
+    try:
+        parts = urlsplit(url)
+        server = parts.hostname, parts.port
+    except ValueError as error:
+        raise SampleError(f"not a URL: {error}") from None
+    if not server[0]:
+        raise SampleError("not a URL: it names no server")
+    if parts.username is not None:
+        raise SampleError("nothing is downloaded with a user name or password")
 
 
 def _download(url: str, path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -85,14 +86,15 @@ def _found(folder: Path | None, name: str, what: str, options: Options) -> Path:
 
 
 def _fetched(url: str, what: str, folder: Path | None) -> Path:
+    shown = re.sub("(?<=//)[^/@]*@", "***@", url)[:80]  # a password stays out of logs and sidecars
     if not is_downloaded(url):
-        raise SampleError(f"{what} named by a URL; of these only http:// and https:// are downloaded: {url[:80]}")
+        raise SampleError(f"{what} named by a URL; of these only http:// and https:// are downloaded: {shown}")
     if folder is None:
-        raise SampleError(f"{what} named by a URL; --fetch DIR downloads it: {url[:80]}")
+        raise SampleError(f"{what} named by a URL; --fetch DIR downloads it: {shown}")
     try:
         return downloaded(url, folder)
     except SampleError as error:
-        raise SampleError(f"{what} that cannot be downloaded ({error}): {url[:80]}") from None
+        raise SampleError(f"{what} that cannot be downloaded ({error}): {shown}") from None
 
 
 def _path_inside(folder: Path, name: str, what: str, follow_links: bool) -> Path:

@@ -88,6 +88,11 @@ class Plan:
     def num_shards(self) -> int:
         return -(-self.num_records // self.options.samples_per_shard)
 
+    def num_records_of(self, shard: int) -> int:
+        """Return the number of records of a shard; the last may have fewer than the others."""
+        each = self.options.samples_per_shard
+        return min(each, self.num_records - shard * each)
+
     def entries(self, shard: int) -> Iterator[tuple[str, Entry]]:
         """Yield the key and the record of every position of a shard.
 

@@ -38,9 +38,9 @@ class Progress:
 class ProgressLog:
     """Log the progress of a build, at most every five seconds, with an estimate of the time left."""
 
-    def __init__(self, num_shards: int, samples_per_shard: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, num_shards: int, num_records: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.total = Progress()
-        self._num_shards, self._num_records, self._clock = num_shards, num_shards * samples_per_shard, clock
+        self._num_shards, self._num_records, self._clock = num_shards, num_records, clock
         self._start = self._last = clock()
 
     def __call__(self, more: Progress) -> None:

@@ -157,7 +157,7 @@ def _build_shards(plan: Plan, out: Path, workers: int, task: int, of: int) -> No
     )  # fmt: skip
     if plan.options.strict:
         _check_all_used(out, (shard for shard in range(plan.num_shards) if is_written(out, shard)))
-    progress = ProgressLog(len(missing), plan.options.samples_per_shard)
+    progress = ProgressLog(len(missing), sum(map(plan.num_records_of, missing)))
     try:
         run_tasks(functools.partial(build_shard, plan, out), missing, workers, progress)
     finally:
