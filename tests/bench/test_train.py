@@ -147,9 +147,9 @@ def test_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first["ways"][1]["parts"][BACKWARD] == {"wall": [2.0, 6.0], "cpu": [2.0, 4.0]}
     line = next(line for line in report.text.splitlines() if line.startswith(f"| {QUERY[1]} |"))
     assert line.split("|")[2:] == [
-        " 10 ", " 0.75 (0.50 to 1.00) ", " 2.50 (2.50 to 2.50) ", " 6000 ", " 8000 ",
+        " 10 ", " 0.750 (0.500 to 1.000) ", " 2.50 (2.50 to 2.50) ", " 6000 ", " 8000 ",
         " 750.0 (12 %) ", " 1500.0 (25 %) ", " 3000.0 (50 %) ", " 750.0 (12 %) ", "",
     ]  # fmt: skip
     assert report.metrics["times_transformers.small.ours_query_C1"] == 2.5 and len(report.metrics) == 4
     assert report.draw is not None
-    assert [each.get_text() for each in report.draw().axes[0].texts] == ["3.75e+03  (1.00x)", "1.5e+03  (2.50x)"]
+    assert [each.get_text() for each in report.draw().axes[0].texts] == ["3,750  (1.00x)", "1,500  (2.50x)"]

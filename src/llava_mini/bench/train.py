@@ -7,6 +7,7 @@ alike. Ratios are taken within a round.
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -142,7 +143,7 @@ def text(found: Sequence[Findings]) -> str:
 
 
 def _cells(found: Findings, way: StepTimes) -> list[str]:
-    digits = 2 if way.rate().median < 10 else 1
+    digits = max(2 - math.floor(math.log10(way.rate().median)), 0)  # three digits that count
     cells = [way.way, str(way.tokens), way.rate().shown(digits), found.ratio(way.way).shown(2)]
     cells += [f"{_MS * way.step(of).median:.0f}" for of in ("cpu", "wall")]
     # Shares are of the CPU-seconds of all rounds, so that they add up to 100.
@@ -163,7 +164,7 @@ def draw(found: Sequence[Findings]) -> Figure:
         bars = []
         for way in each.ways:
             widths = [_MS * way.part(part).median / way.samples for part in PARTS]
-            shown = f"{sum(widths):.3g}  ({each.ratio(way.way).median:.2f}x)"
+            shown = f"{sum(widths):,.{0 if sum(widths) > 100 else 1}f}  ({each.ratio(way.way).median:.2f}x)"
             bars.append(Bar(way.way, widths, list(colors.values()), shown))
         draw_bars(axes, f"{each.shape}: CPU-ms a sample", bars, PARTS, room=1.3)
     panels[-1].legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="lower right")
