@@ -292,7 +292,7 @@ def test_only_one_module_makes_files_of_other_modes() -> None:
 
 def test_the_first_file_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.json", "b.safetensors", "c.json"):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text("{}")
     (tmp_path / "folder").mkdir()
     opened = Path.open
 
@@ -305,3 +305,10 @@ def test_the_first_file_that_cannot_be_opened_is_named(tmp_path: Path, monkeypat
     monkeypatch.setattr(Path, "open", refused)
     assert why_unreadable(tmp_path) == f"{tmp_path}/b.safetensors: Permission denied"
     assert why_unreadable(tmp_path, "*.json") is None
+
+
+def test_json_that_cannot_be_parsed_is_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    assert why_unreadable(tmp_path) is None
+    (tmp_path / "b.json").write_text('{"a": ')
+    assert str(why_unreadable(tmp_path)).startswith(f"{tmp_path}/b.json: no JSON (")

@@ -43,8 +43,8 @@ _GONE = (errno.ENOENT, errno.ESTALE)  # removed here, or on another machine
 
 
 def is_url(text: str) -> bool:
-    """Whether `text` is a URL and not a local path."""
-    return "://" in text
+    """Whether `text` is a URL, or data in the form of one, and not a local path."""
+    return "://" in text or text.startswith("data:")
 
 
 @contextmanager
@@ -280,13 +280,20 @@ def set_usual_mode(path: Path) -> None:
 
 
 def why_unreadable(folder: Path, names: str = "*") -> str | None:
-    """Return which file of a folder cannot be opened and why, in one line; None if all can or there is no folder."""
+    """Return which file of a folder cannot be opened, or is JSON that cannot be parsed, and why, in one line.
+
+    None if all are readable or there is no folder. Libraries name no file, or skip one that they cannot read.
+    """
     try:
         for path in sorted(folder.iterdir()) if os.path.isdir(folder) else ():
             if path.match(names) and path.is_file():
-                path.open("rb").close()
+                with path.open("rb") as file:
+                    if path.suffix == ".json":
+                        json.load(file)
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
+    except (ValueError, RecursionError) as error:
+        return f"{path}: no JSON ({error})"
     return None
 
 

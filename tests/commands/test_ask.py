@@ -205,7 +205,7 @@ def test_a_video_that_stops_is_answered_on_what_was_read(model_folder: Path, cli
         (["--image", "text.jpg", "--question", "what"], "text.jpg: image cannot be decoded"),
         (["--video", "text.jpg", "--question", "what"], "text.jpg: video cannot be read"),
         (["--video", ".", "--question", "what"], "no file"),
-        (["--image", "https://host/a.png", "--question", "what"], "image https://host/a.png: an address; only files"),
+        (["--image", "https://host/a.png", "--question", "what"], "image https://host/a.png: a URL; only files"),
         (["--question", " "], "the question is empty"),
         (["--question", "what \udcff"], "the question is no Unicode text from its character 6 on"),
         (["--question", "what <image>"], "<image>, which is a special token"),

@@ -313,7 +313,7 @@ READERS = [
         ("sweep.folder:_read_json",), "result.json", _json("result.json", RESULT),
         lambda folder: sweep_folder.outcome(folder, RUN, "v1"),
         {
-            **dict.fromkeys(TORN, lambda found: found.state == "interrupted"),  # it is run again
+            **dict.fromkeys(TORN, lambda found: found.state == "failed" and "makes it again" in found.error),
             **{fault: lambda found: found.state == "failed" and "result.json: cannot be read: " in found.error
                for fault in REFUSED},
         },
@@ -394,6 +394,7 @@ OTHER_READERS = {
     "hardware:_free_in_groups": "of the system, not of a run",
     "hardware:_free_in_host": "of the system, not of a run",
     "inference.loading:load": "tests/inference/test_loading.py",
+    "inference.loading:_reason": "it is what finds the cause",
     "inference.loading:_processor": "tests/inference/test_loading.py",
     "media.images:_opened": "reads bytes in memory",
     "media.video:_ends_in_a_packet": "tests/media/test_video.py",

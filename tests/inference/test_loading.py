@@ -74,6 +74,10 @@ def no_processor(folder: Path) -> None:
             path.unlink()
 
 
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
 def only_adapters(folder: Path) -> None:
     (folder / "config.json").unlink()
     (folder / "base.json").write_text("{}")
@@ -93,6 +97,9 @@ def only_adapters(folder: Path) -> None:
         (lambda folder: (folder / "chat_template.jinja").unlink(), "its processor has no chat template"),
         (lambda folder: (folder / "config.json").write_text("{"), "no config.json can be read there"),
         (lambda folder: (folder / "config.json").unlink(), "no model, it has no config.json"),
+        (lambda folder: cut_off(folder / "generation_config.json"), r"generation_config\.json: no JSON"),
+        (lambda folder: cut_off(folder / "tokenizer.json"), r"tokenizer\.json: no JSON"),
+        (lambda folder: cut_off(folder / "model.safetensors"), r"model\.safetensors: "),
     ],
 )
 def test_what_is_no_model_of_ours_is_named_in_one_line(

@@ -51,8 +51,9 @@ def test_fields_of_requests(path: Path) -> None:
         (b'{"id": "a"}', "a", "no question"),
         (b'{"question": 5}', 1, "no question"),
         (b'{"question": "?", "images": "a.png"}', 1, "unknown field 'images'; allowed are id, image, video, question"),
-        (b'{"question": "?", "image": "https://host/a.png"}', 1, "https://host/a.png: an address; only files are read"),
-        (b'{"question": "?", "video": ["a.mp4", "s3://b/c.mp4"]}', 1, "s3://b/c.mp4: an address; only files are read"),
+        (b'{"question": "?", "image": "https://host/a.png"}', 1, "https://host/a.png: a URL; only files are read"),
+        (b'{"question": "?", "video": ["a.mp4", "s3://b/c.mp4"]}', 1, "s3://b/c.mp4: a URL; only files are read"),
+        (b'{"question": "?", "image": "data:image/png,AAAA"}', 1, "data:image/png,AAAA: a URL; only files are read"),
         (b'{"question": "?", "image": 5}', 1, "must be a path or a list of paths"),
         (b'{"question": "?", "video": ["a", ""]}', 1, "must be a path or a list of paths"),
     ],
@@ -98,6 +99,12 @@ def test_a_file_of_another_encoding_is_refused_as_a_whole(path: Path, encoding: 
     """Line by line its requests would be failures, which are not tried again."""
     path.write_text('{"id": "a", "question": "what"}\n' * 2, encoding=encoding)
     with pytest.raises(UserError, match="UTF-16, UTF-32 or no text at all; allowed is UTF-8"):
+        read_requests(path)
+
+
+def test_an_image_in_place_of_requests_is_refused(path: Path) -> None:
+    path.write_bytes(b"\x89PNG\r\n\x1a\n more")
+    with pytest.raises(UserError, match="no text at all"):
         read_requests(path)
 
 
@@ -150,10 +157,13 @@ def test_answers_are_gone_on_with_and_a_torn_line_is_cut_off(tmp_path: Path) -> 
         ('{"id": 1, "question": "one", "error": "a"}\n- milk', "line 2 contains something else than answers"),
         ('{"id": "other", "answ', "line 1 contains something else than answers"),
         ('{"id": 1, "question": "one"}', "line 1 is no answer"),
-        ('{"id": 1, "question": "one", "answer": ""}\n{"id": 9, "error": ""}\n', "line 2 answers another request"),
+        (
+            '{"id": 1, "question": "one", "answer": ""}\n{"id": 9, "error": ""}\n',
+            "line 2 answers a request that is no more",
+        ),
         (
             '{"id": 1, "question": "other", "answer": "a"}\n',
-            "line 1 answers another request than the one that has the id 1 now; delete the line or name another file",
+            "line 1 answers another request than the one that has the id 1; delete the line or name another file",
         ),
         ('{"id": 1, "error": "a"}\n', "line 1 answers another request"),  # of one that could not be asked
         ('{"id": 1, "question": "one", "error": "a"}\n' * 2, "line 2 answers another request"),

@@ -6,6 +6,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from urllib.parse import quote
 
 import pytest
 
@@ -55,6 +56,7 @@ def test_data_addresses_and_base64() -> None:
     raw = bytes(range(256))
     text = base64.encodebytes(raw).decode()  # with line breaks
     assert bytes_at(f"data:image/png;base64,{text}") == raw == bytes_in(text)
+    assert bytes_at(f"data:image/png;base64,{quote(text)}") == raw
     for broken in ("data:image/png;base64,a.b", "data:image/png,abcd", "data:image/png;base64"):
         with pytest.raises(UserError, match="no data of the form data:image/png;base64"):
             bytes_at(broken)

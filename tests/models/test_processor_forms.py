@@ -82,6 +82,12 @@ def test_a_video_file_has_the_frames_of_training(make_processor: Factory, clip: 
     assert make_processor()(text="<video>", videos=path, fps=2)["num_frames"].tolist() == [8]
 
 
+def test_a_part_that_is_not_read_is_refused_by_its_type(make_processor: Factory) -> None:
+    asked = [{"role": "user", "content": [{"type": "audio", "path": "a.wav"}, {"type": "text", "text": "?"}]}]
+    with pytest.raises(UserError, match="a part of type 'audio'; allowed are text, image"):
+        make_processor().apply_chat_template(asked, tokenize=True, return_dict=True)
+
+
 def test_a_shape_that_tells_no_layout(make_processor: Factory) -> None:
     both = np.random.default_rng(0).integers(0, 256, (3, 30, 3), dtype=np.uint8)
     with pytest.raises(UserError, match=r"^images: array of uint8 \[3, 30, 3\]: channels are first or last"):

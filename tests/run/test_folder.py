@@ -33,6 +33,30 @@ def test_a_finished_run_is_found_and_what_killed_attempts_left_is_removed(
 CONFIG = resolve([])
 
 
+@pytest.mark.parametrize("name", ["checkpoints/last.ckpt", "history.jsonl", "runs/a/config.yaml", "notes.md"])
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match="and no config.yaml") as caught:
+        claim(tmp_path, CONFIG)
+    assert (caught.value.key, caught.value.value) == ("run_dir", str(tmp_path))
+    assert name.partition("/")[0] in str(caught.value)
+
+
+def test_logs_and_what_a_sweep_writes_may_be_there_before_a_run(tmp_path: Path) -> None:
+    for name in ("log.txt", "slurm-1.out", "failure.json", "spool.jsonl", "tracking.json", "tracking.lock", ".hidden"):
+        (tmp_path / name).write_text("{}")
+    assert not claim(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]"])
+def test_a_damaged_record_of_the_code_says_what_to_do(tmp_path: Path, content: str) -> None:
+    save(CONFIG, tmp_path / "config.yaml")
+    (tmp_path / "code.json").write_text(content)
+    with pytest.raises(UserError, match=r"code\.json.* not known which code .*name another folder or delete it"):
+        claim(tmp_path, CONFIG)
+
+
 def _with(**values: object) -> Any:
     """The config with other values, also with keys of other versions; a key's dots are two underscores."""
     config = CONFIG.to_dict()
@@ -91,6 +115,7 @@ def test_what_changes_no_result_may_differ(tmp_path: Path, changed: dict[str, ob
 
 
 def test_other_code_is_reported_by_its_commits(tmp_path: Path) -> None:
+    save(CONFIG, tmp_path / "config.yaml")
     (tmp_path / "code.json").write_text(json.dumps({"code_version": "old", "commit": "abc123"}))
     with pytest.raises(UserError, match=r"begun with other code \(commit abc123, now \w+"):
         claim(tmp_path, CONFIG)
@@ -98,6 +123,7 @@ def test_other_code_is_reported_by_its_commits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damaged", ["", '{"status": "fin', "[]"])
 def test_a_damaged_result_is_none(tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture) -> None:
+    save(CONFIG, tmp_path / "config.yaml")
     (tmp_path / "code.json").write_text(json.dumps({"code_version": code_version(), "commit": "abc123"}))
     (tmp_path / "result.json").write_text(damaged)
     with caplog.at_level(logging.WARNING):

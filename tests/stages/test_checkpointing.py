@@ -63,7 +63,15 @@ def test_a_truncated_file_is_named(saved: Path, share: float):
     saved.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(UserError, match=r"last\.ckpt: not a readable checkpoint") as caught:
         AtomicCheckpointIO().load_checkpoint(saved)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "delete it and the run starts again" in str(caught.value)
+
+
+def test_what_is_no_checkpoint_is_never_advised_to_be_trusted(tmp_path: Path):
+    for name, content in (("text", b"not weights"), ("random", bytes(range(256)) * 12)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match="not a readable checkpoint") as caught:
+            AtomicCheckpointIO().load_checkpoint(tmp_path / name)
+        assert "weights_only" not in str(caught.value)
 
 
 def test_the_last_good_state_is_named(saved: Path):

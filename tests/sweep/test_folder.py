@@ -37,7 +37,8 @@ def test_the_states_of_a_run(run: Run, standin: ModuleType, tmp_path: Path) -> N
     assert outcome(tmp_path, run, "v1").state == "finished"
     assert outcome(tmp_path, run, "v2").state == "failed"
     (tmp_path / "result.json").write_text(json.dumps({"status": "finished"})[:-3])
-    assert outcome(tmp_path, run, "v1").state == "interrupted"
+    damaged = outcome(tmp_path, run, "v1")
+    assert damaged.state == "failed" and str(damaged.error).startswith("result.json is damaged")
 
 
 def test_a_folder_is_of_one_config_and_code(run: Run, standin: ModuleType, tmp_path: Path) -> None:

@@ -1,8 +1,23 @@
 """The lines of progress, by a clock that the test sets."""
 
-from llava_mini.sweep.progress import Progress
+import io
+import sys
+
+import pytest
+
+from llava_mini.sweep.progress import Progress, print_now
+from llava_mini.sweep.text import DASH, MINUS
 
 RESULT = {"accuracy": {"val": 0.9012}}
+
+
+def test_the_sign_of_a_difference_is_not_lost_to_a_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"{MINUS}1.2 to +0.3, 88.1{DASH}91.0, \u65e5"
+    for encoding, shown in (("ascii", r"-1.2 to +0.3, 88.1-91.0, \u65e5"), ("utf-8", line)):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+        print_now(line)
+        assert raw.getvalue().decode(encoding) == f"{shown}\n"
 
 
 def test_lines_count_and_estimate() -> None:

@@ -180,6 +180,7 @@ def make_trainer(config: Config, **options: Any) -> Trainer:
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # frozen parts, on purpose
     warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('val/")  # of all ranks already
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run
+    warnings.filterwarnings("ignore", message="The dirpath has changed")  # a run's folder may be moved
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # `StreamPosition` resumes it
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is dep")  # Lightning's call of torch
     spec = config.trainer

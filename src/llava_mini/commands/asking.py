@@ -151,7 +151,7 @@ def opened_one(kind: str, path: str, given: argparse.Namespace) -> Source:
     if not path:
         raise UserError(f"{kind}: a path is needed")
     if is_url(path):
-        raise UserError(f"{kind} {path}: an address; only files are read, so fetch it first")
+        raise UserError(f"{kind} {path[:200]}: a URL; only files are read, so fetch it first")
     place = Path(path).expanduser()
     return (place, open_image(place)) if kind == "image" else open_video(place, fps=given.fps, count=given.frames)
 

@@ -82,7 +82,7 @@ def _check_keys(overrides: list[str]) -> None:
         if override.startswith(("hydra.", "hydra/", "hydra=")):
             raise UserError(f"{override}: Hydra's own settings are fixed here", key=override.partition("=")[0])
         if override.encode(errors="replace") != override.encode(errors="surrogatepass"):
-            raise UserError(f"{override!r}: contains bytes that are not UTF-8")
+            raise UserError(f"{override!r}: contains bytes that are not text in the locale's encoding (UTF-8 is usual)")
 
 
 def _expand_homes(values: dict[str, Any]) -> None:
@@ -261,6 +261,8 @@ def _unreadable(override: str) -> str | None:
     key, equals, _ = override.partition("=")
     if not equals:
         return "not of the form key=value"
+    if key != key.strip():
+        return "a key has no spaces before or after it; allowed is key=value"
     try:
         several = OverridesParser.create().parse_override(quoted(override)).is_sweep_override()
     except HydraException:

@@ -407,6 +407,8 @@ def refused(error: ValidationError, key: str = "") -> UserError:
     path = ".".join([*([key] if key else []), *parts])
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return UserError(f"unknown key {path}", key=path, value=first["input"])
+    if first["type"] == "bool_type":
+        message = "allowed are true and false"
     if first["type"] in ("missing", "missing_argument"):
         return UserError(f"missing key {path}", key=path)
     return UserError(f"{path}={first['input']!r}: {message}", key=path, value=first["input"], allowed=message)

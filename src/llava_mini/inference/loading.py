@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
 from llava_mini.errors import UserError
@@ -144,5 +144,13 @@ def _end_answers(model: LlavaMiniForConditionalGeneration, processor: LlavaMiniP
 
 
 def _reason(error: Exception, place: str) -> str:
-    """Return the reason; it names a file without read permission, which transformers and safetensors call missing."""
-    return why_unreadable(Path(place)) or " ".join(str(error).split())[:200] or type(error).__name__
+    """Return the reason; it names the file, which transformers and safetensors do not."""
+    if reason := why_unreadable(Path(place)):
+        return reason
+    if isinstance(error, SafetensorError):
+        for path in sorted(Path(place).glob("*.safetensors")):
+            try:
+                safe_open(path, "pt")
+            except SafetensorError as damage:
+                return f"{path}: {damage}"
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -70,7 +70,7 @@ def read_requests(path: Path) -> list[Request]:
     nameless: dict[int, int] = {}  # place among the requests -> line
     with reading(path), path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if number == 1 and (line.startswith(_UTF_16) or b"\0" in line):
+            if number == 1 and (line.startswith(_UTF_16) or b"\0" in line or _is_binary(line)):
                 raise UserError(f"{path}: UTF-16, UTF-32 or no text at all; allowed is UTF-8")
             if line.strip():
                 request = _request(line, number, path.parent)
@@ -113,7 +113,7 @@ def _request(line: bytes, number: int, folder: Path) -> Request | str:
         return Request(given, question, refused="image and video must be a path or a list of paths")
     named = [fields[name] for name in _MEDIA if fields.get(name)]
     if addresses := [name for each in named for name in ([each] if isinstance(each, str) else each) if is_url(name)]:
-        return Request(given, refused=f"{addresses[0]}: an address; only files are read, so fetch it first")
+        return Request(given, refused=f"{addresses[0][:200]}: a URL; only files are read, so fetch it first")
     if not all(_is_unicode(str(path)) for path in (*images, *videos)):
         return Request(given, refused="a path is no Unicode text")
     return Request(given, question, images, videos, media={name: fields[name] for name in _MEDIA if fields.get(name)})
@@ -124,6 +124,15 @@ def _paths(value: Any, folder: Path) -> tuple[Path, ...] | None:
     if not isinstance(paths, list) or not all(isinstance(each, str) and each for each in paths):
         return None
     return tuple(folder / each for each in paths)
+
+
+def _is_binary(line: bytes) -> bool:
+    """Whether a line is neither UTF-8 nor the beginning of an object with a damaged text."""
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return not line.lstrip().startswith(b"{")
+    return False
 
 
 def _is_unicode(text: str) -> bool:
@@ -197,8 +206,9 @@ class Answers:
             raise UserError(f"{self._path}: line {number} is no answer; name another file for the answers") from None
         said = {name: record[name] for name in _ASKED if name in record}
         if not of_a_request or said != asked[given] or given in (self.answered | self.failed):
+            other = "another request than the one that has" if of_a_request else "a request that is no more, with"
             raise UserError(
-                f"{self._path}: line {number} answers another request than the one that has the id {given!r} now; "
+                f"{self._path}: line {number} answers {other} the id {given!r}; "
                 "delete the line or name another file for the answers"
             )
         return dict(record)

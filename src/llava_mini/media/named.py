@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +108,8 @@ def check_file(path: Path | str) -> Path:
     Raises:
         UserError: there is no such file.
     """
+    if not str(path):
+        raise UserError("'': no file; allowed are files of images and videos")
     path = Path(path)
     try:
         found = path.stat()
@@ -140,9 +143,9 @@ def bytes_at(name: str) -> bytes | None:
 
 
 def bytes_in(text: str) -> bytes | None:
-    """Return the bytes of a base64 text; None if it is not base64."""
+    """Return the bytes of a base64 text, with or without the percent signs of a URL; None if it is not base64."""
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
+        return base64.b64decode("".join(unquote(text).split()), validate=True)
     except (binascii.Error, ValueError):  # ValueError: characters beyond ASCII
         return None
 

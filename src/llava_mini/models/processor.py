@@ -249,6 +249,9 @@ class LlavaMiniProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values", "num_frames", "num_views"]
 
 
+_PARTS = ("text", "image", "image_url", "video", "video_url")
+
+
 def _check_conversation(conversation: Any) -> None:
     """Raises UserError unless it is a conversation, or a list of them, whose messages have a role and a content."""
     several = isinstance(conversation, (list, tuple)) and conversation and isinstance(conversation[0], (list, tuple))
@@ -265,6 +268,10 @@ def _check_conversation(conversation: Any) -> None:
             for part in parts:
                 if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
                     raise UserError(f"conversation: {part!r:.60} is no part with a type")
+                if part["type"] not in _PARTS:
+                    raise UserError(
+                        f"conversation: a part of type {part['type']!r:.40}; allowed are {', '.join(_PARTS)}"
+                    )
 
 
 def stack_frames(frames: list[Tensor], num_frames: list[int]) -> dict[str, Tensor]:

@@ -13,6 +13,9 @@ from llava_mini.run.provenance import code_version, commits_text, git_commit
 
 log = logging.getLogger("llava_mini")
 
+_LOGS = (".txt", ".log", ".out", ".err", ".sh", ".lock")
+_BEFORE = ("failure.json", "spool.jsonl", "tracking.json")
+
 
 def last_checkpoint(config: Config) -> Path:
     """Return the path of a run's last checkpoint, whether it exists or not."""
@@ -31,17 +34,27 @@ def claim(run_dir: Path, config: Config) -> bool:
     A damaged result does not count: the run resumes from its checkpoint and writes the result again.
 
     Raises:
-        UserError: the folder contains another run, or its config or code version cannot be read.
+        UserError: the folder contains another run or something else, or its config or code version cannot be read.
     """
     if (run_dir / "config.yaml").exists():
         _check_config(run_dir, config)
-    elif run_dir.exists() and any(run_dir.glob("checkpoints/*.ckpt")):
-        raise UserError(f"run_dir={run_dir} contains checkpoints and no config.yaml; name another folder")
+    elif run_dir.is_dir() and (others := sorted(path.name for path in run_dir.iterdir() if not _may_precede(path))):
+        listing = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        raise UserError(
+            f"run_dir={run_dir} contains {listing} and no config.yaml: no run's folder; name a new or an empty one",
+            key="run_dir",
+            value=str(run_dir),
+        )
     if (run_dir / "code.json").exists():
         _check_code(run_dir)
     for folder in (run_dir, run_dir / "checkpoints"):
         remove_leftovers(folder)
     return _is_finished(run_dir / "result.json")
+
+
+def _may_precede(path: Path) -> bool:
+    """Whether a file may be in a run's folder before the run has begun: a log, or of a sweep or tracker."""
+    return path.name.startswith(".") or path.suffix in _LOGS or path.name in _BEFORE
 
 
 def _check_config(run_dir: Path, config: Config) -> None:
@@ -56,7 +69,13 @@ def _check_config(run_dir: Path, config: Config) -> None:
 
 
 def _check_code(run_dir: Path) -> None:
-    begun = read_json(run_dir / "code.json")
+    try:
+        begun = read_json(run_dir / "code.json")
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        unknown = "so it is not known which code began this run; name another folder or delete it"
+        raise UserError(f"{error}, {unknown}", key="run_dir", value=str(run_dir)) from error
     if begun.get("code_version") != code_version():
         commits = commits_text(str(begun.get("commit")), git_commit())
         raise UserError(f"run_dir={run_dir} was begun with other code ({commits}); name another folder or delete it")

@@ -5,6 +5,7 @@ A checkpoint contains trained weights, optimizer, scheduler and the position in 
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             loaded: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except Exception as error:  # torch raises many types of exceptions for a broken file
-            system = error.strerror if isinstance(error, OSError) else None
-            reason = system or f"{type(error).__name__}: {error}".splitlines()[0]
+            # torch reports a file that was cut off as an invalid argument
+            system = error.strerror if isinstance(error, OSError) and error.errno != errno.EINVAL else None
+            # the first sentence: torch's second one advises to execute what the file contains
+            reason = system or f"{type(error).__name__}: {error}".splitlines()[0].split(". ")[0]
             hint = "" if system else f"; {_last_good(Path(path))}delete it and the run starts again"
             raise UserError(f"{path}: not a readable checkpoint ({reason}){hint}") from error
         return loaded

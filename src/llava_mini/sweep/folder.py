@@ -60,6 +60,8 @@ def outcome(folder: Path, run: Run, code_version: str) -> Outcome:
         if (result.get("config_hash"), result.get("code_version")) == (run.config_hash, code_version):
             return Outcome("finished", result=result)
         return Outcome("failed", error="result.json is of another config or code: was it changed during the sweep?")
+    if result is None and (folder / "result.json").exists():
+        return Outcome("failed", error="result.json is damaged; the same sweep command makes it again")
     if failure is not None:
         return Outcome("failed", error=str(failure.get("error", "failure.json does not say why")))
     return Outcome("interrupted")

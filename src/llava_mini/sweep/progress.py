@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from llava_mini.sweep.text import duration
+from llava_mini.sweep.text import DASH, MINUS, duration
 
 Say = Callable[[str], None]
 
@@ -15,7 +15,11 @@ Say = Callable[[str], None]
 def print_now(line: str) -> None:
     """Print a line immediately, also into a pipe, and on a terminal that lacks some of the characters."""
     encoding = sys.stdout.encoding or "utf-8"
-    print(line.encode(encoding, "replace").decode(encoding), flush=True)
+    try:
+        line.encode(encoding)
+    except UnicodeEncodeError:  # the sign of a difference must not be lost to a locale
+        line = line.translate({ord(MINUS): "-", ord(DASH): "-"})
+    print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 class Progress:

@@ -189,6 +189,36 @@ def test_a_second_file_under_a_key_that_is_not_read_is_no_small_matter(key: str,
         parse({"image": "a.jpg", key: value, "conversations": TALK})
 
 
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [
+        ("<|vision_start|><|image_pad|><|vision_end|>what", "<|vision_start|>"),
+        ("<|image_1|>\nwhat", "<|image_1|>"),
+        ("<image_1>what", "<image_1>"),
+        ("<ImageHere>what", "<ImageHere>"),
+        ("<Image>what", "<Image>"),
+        ("find <ref-object>", "<ref-object>"),
+        ("what is in <bbox>", "<bbox>"),
+    ],
+)
+def test_placeholders_of_other_projects_are_refused(text: str, mark: str) -> None:
+    for files in ({}, {"image": "a.jpg"}):
+        with pytest.raises(SampleError, match=rf"^{re.escape(mark)} marks nothing here"):
+            parse({**files, "messages": [*said(text), ANSWER]})
+
+
+@pytest.mark.parametrize(
+    "text", ["use <Image> or <img> here", "a <bbox> b", "<|endoftext|>", "![x](a.png) in Markdown"]
+)
+def test_what_people_also_write_about_is_a_text(text: str) -> None:
+    assert parse({"messages": [*said(text), ANSWER]}).turns[0].human == text
+
+
+def test_a_placeholder_in_a_system_message_is_refused() -> None:
+    with pytest.raises(SampleError, match="a system message contains <image>"):
+        parse({"system": "look at <image>", "image": "a.jpg", "conversations": TALK})
+
+
 def test_pictures_that_are_stored_need_no_name_in_a_key_that_is_read() -> None:
     names = ["a.jpg", "b.jpg"]
     stored = parse_record(json.dumps({"image_names": names, "conversations": TALK}).encode())

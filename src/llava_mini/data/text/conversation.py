@@ -14,6 +14,7 @@ from llava_mini.data.text.forms import (
     FILE_KEYS,
     IMAGE_PLACEHOLDER,
     VIDEO_PLACEHOLDER,
+    foreign_mark,
     ignored_keys,
     media_names,
     messages_of,
@@ -121,6 +122,8 @@ def _turns(messages: list[tuple[str, str]], kinds: Any) -> list[Turn]:
         raise SampleError("an empty answer")
     if any(IMAGE_PLACEHOLDER in text for text in texts[1::2]):
         raise SampleError(f"an answer contains {IMAGE_PLACEHOLDER}")
+    if mark := next(filter(None, map(foreign_mark, texts[0::2])), None):
+        raise SampleError(f"{mark} marks nothing here; an image is marked by {IMAGE_PLACEHOLDER}, and a video")
     return [Turn(*turn) for turn in zip(texts[0::2], texts[1::2], kinds[first:], strict=True)]
 
 

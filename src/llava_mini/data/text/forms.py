@@ -48,6 +48,19 @@ _MEDIA_FILE = re.compile(
 
 _TAGGED = re.compile(r"<(img|video|audio)>([^<>\n]{1,500})</\1>")  # how Qwen-VL's data names files within texts
 
+# How other projects mark an image, a video or a place in one; tags that are also HTML's count at a text's ends only.
+_MARKS = re.compile(
+    r"<\|(?:image|img|video|vision|audio|object_ref|box)\w*\|>"
+    r"|<(?:ImageHere|IMG_CONTEXT|start_of_image|ref-object|image[_-]?\d+)>"
+    r"|^\s*<(?:Image|bbox)>|<(?:Image|bbox)>\s*$"
+)
+
+
+def foreign_mark(text: str) -> str:
+    """Return the first placeholder of another project in a text, such as `<|image_pad|>`; empty without one."""
+    found = _MARKS.search(text)
+    return found[0].strip() if found else ""
+
 
 def messages_of(record: Mapping[str, Any]) -> tuple[str | None, list[tuple[str, str]]]:
     """Return a record's system text, and role (user or assistant) and text, with file placeholders, of its messages.
@@ -62,6 +75,8 @@ def messages_of(record: Mapping[str, Any]) -> tuple[str | None, list[tuple[str, 
         raise SampleError("no conversation")
     system = _text(record.get("system") or "", "system")
     said = parsed.pop(0)[1] if parsed[0][0] == "system" else ""
+    if IMAGE_PLACEHOLDER in system + said:
+        raise SampleError(f"a system message contains {IMAGE_PLACEHOLDER}")
     if system and said and system != said:
         raise SampleError("a system message that differs from `system`")
     if any(role == "system" for role, _ in parsed):

@@ -30,6 +30,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not os.path.isdir(folder):  # False for an invalid name, for which Path.is_dir raises
         raise UserError(f"{folder}: no such folder")
+    if not (folder / "config.json").exists() and (folder / "model" / "config.json").exists():
+        raise UserError(f"{folder}: no model, it has no config.json; {folder / 'model'} is one")
     return read_json(folder / "config.json")
 
 
