@@ -10,11 +10,10 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
-import s3fs  # for which Lightning looks
-import sklearn.datasets
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
@@ -22,7 +21,9 @@ from llava_mini.cli import main
 from llava_mini.stages.callbacks import History
 from llava_mini.training import run as train
 
-assert train and get_cosine_schedule_with_warmup and s3fs and sklearn.datasets  # what takes long to load
+assert train and get_cosine_schedule_with_warmup  # what takes long to load
+for name in ("s3fs", "sklearn.datasets"):  # what a run loads when it writes a checkpoint, or makes its data
+    import_module(name)
 torch.set_num_threads(1)
 
 
