@@ -97,7 +97,9 @@ clean: ## Remove caches and build outputs; .venv, data, runs and sweeps stay
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so that a set-up that was interrupted is done again. Packages are compiled when they are first
-# imported: of most, only a part ever is.
+# imported: of most, only a part ever is. That is kept, also where containers set PYTHONDONTWRITEBYTECODE: else every process
+# compiles torch again, which takes twice as long as importing it.
+export PYTHONDONTWRITEBYTECODE :=
 INSTALL = $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --constraint constraints.txt --editable
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +22,8 @@ from llava_mini.stages.callbacks import History
 from llava_mini.training import run as train
 
 assert train and get_cosine_schedule_with_warmup  # what takes long to load
+for name in ("s3fs", "sklearn.datasets"):  # what a run loads when it writes a checkpoint, or makes its data
+    import_module(name)
 torch.set_num_threads(1)
 
 
@@ -29,10 +32,13 @@ def lead(
     ranks: int = 0,
     machines: int = 1,
     killed_after: int = 0,
+    terminal: str = "",
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> int:
-    """In a process group of its own: the command, or its ranks as the command line would begin them."""
+    """In a session of its own, at a terminal if one is named: the command, or its ranks as it would begin them."""
     os.setsid()
+    if terminal:
+        sit_at(terminal)
     sys.argv = ["llava-mini", *arguments]
     os.environ.update(environment)
     if killed_after:
@@ -54,6 +60,14 @@ def lead(
             os.killpg(0, signal.SIGTERM)
             return status
     return 0
+
+
+def sit_at(terminal: str) -> None:
+    """Have it as input and output, as of a process that was started there."""
+    for number, mode in enumerate("rww"):
+        os.dup2(os.open(terminal, os.O_RDWR), number)
+        stream = open(number, mode, buffering=1 if number else -1, closefd=False)  # noqa: SIM115  # until the process ends
+        setattr(sys, ("stdin", "stdout", "stderr")[number], stream)
 
 
 def kill_after(lines: int) -> None:

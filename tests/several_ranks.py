@@ -28,22 +28,23 @@ class Nursery:
 
     def begin(self, overrides: list[str], ranks: int, machines: int = 1) -> int:
         """The process group of a run that has begun; with no ranks it is the command that begins them."""
-        return self._begin(arguments=["train", *overrides], ranks=ranks, machines=machines)
+        return self.start("train", *overrides, ranks=ranks, machines=machines)
+
+    def start(self, *arguments: str, **options: Any) -> int:
+        """The process, and process group, of a command that has begun; options are those of nursery.py's `lead`."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"arguments": arguments, **options}) + "\n")
+        self.process.stdin.flush()
+        return int(self._line())
 
     def call(self, *arguments: str, **options: Any) -> tuple[int, str]:
-        """A command's exit status (negative: the signal) and what it said; options are those of nursery.py's `lead`."""
+        """A command's exit status (negative: the signal) and what it said; options as of `start`."""
         before = self.log.stat().st_size
-        self._begin(arguments=arguments, **options)
+        self.start(*arguments, **options)
         return self.status(), self.log.read_bytes()[before:].decode()
 
     def status(self) -> int:
         """How the run has ended, once it has."""
-        return int(self._line())
-
-    def _begin(self, **what: Any) -> int:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(what) + "\n")
-        self.process.stdin.flush()
         return int(self._line())
 
     def _line(self) -> str:

@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import pytest
 from tests.inference.conftest import make_asked, model_folder, pictures
 from tests.media.test_video import clip
+from tests.several_ranks import Nursery, wait_for
 
 from llava_mini.cli import main
 from llava_mini.commands.batch import _DESCRIPTION
@@ -43,7 +41,7 @@ def records(path: Path) -> dict[str, Any]:
 
 
 def test_a_run_that_is_killed_continues_and_answers_as_one_that_was_not(
-    model_folder: Path, requests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    nursery: Nursery, model_folder: Path, requests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     asked = ["batch", str(model_folder), "--input", str(requests), "--max-new-tokens", "12", "--output"]
@@ -52,15 +50,10 @@ def test_a_run_that_is_killed_continues_and_answers_as_one_that_was_not(
     expected = records(whole)
     assert len(expected) == 60 and expected["n0"]["error"].endswith("none.png: No such file or directory")
 
-    command = [sys.executable, "-m", "llava_mini", *asked, str(killed), "--batch-size", "1"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        until = time.monotonic() + 120
-        while time.monotonic() < until and process.poll() is None:
-            if killed.exists() and len(killed.read_bytes().splitlines()) >= 15:
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.005)
-    assert process.returncode == -signal.SIGKILL
+    process = nursery.start(*asked, str(killed), "--batch-size", "1")
+    wait_for(lambda: killed.exists() and len(killed.read_bytes().splitlines()) >= 15, seconds=120)
+    os.kill(process, signal.SIGKILL)
+    assert nursery.status() == -signal.SIGKILL
     kept = killed.read_bytes()
     assert 14 <= len(kept.splitlines()) < 60
     last = kept.rfind(b"\n", 0, -1) + 1

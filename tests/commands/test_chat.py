@@ -4,10 +4,11 @@ import io
 import os
 import pty
 import select
-import subprocess
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from tests.inference.conftest import make_asked, model_folder, pictures
 from tests.media.test_video import clip
+from tests.several_ranks import Nursery, is_gone, wait_for
 
 from llava_mini.cli import main
 from llava_mini.inference.session import Session
@@ -143,33 +145,35 @@ def until_asleep(pid: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="whether a process waits is read in /proc")
-def test_in_a_terminal_ctrl_c_leaves_a_line_and_ctrl_d_the_chat(model_folder: Path) -> None:
+def test_in_a_terminal_ctrl_c_leaves_a_line_and_ctrl_d_the_chat(nursery: Nursery, model_folder: Path) -> None:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "llava_mini", "chat", str(model_folder), "--max-new-tokens", "4"]
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as process:
+    process = nursery.start("chat", str(model_folder), "--max-new-tokens", "4", terminal=os.ttyname(theirs))
+    shown = b""
+
+    def until(text: bytes) -> None:
+        nonlocal shown
+        while text not in shown:
+            assert select.select([ours], [], [], 60)[0], f"no {text!r} behind {shown!r}"
+            shown += os.read(ours, 4096)
+        shown = shown.partition(text)[2]
+
+    try:
+        until(b"/quit")
+        until(b"> ")
+        os.write(ours, b"half a line")
+        until(b"half a line")
+        until_asleep(process)  # between writing the echo and waiting for a key, `input` notices no signal
+        os.kill(process, signal.SIGINT)
+        until(b"> ")
+        os.write(ours, b"what is here\n")
+        until(b"what is here")
+        until(b"> ")
+        os.write(ours, b"\x04")
+        wait_for(partial(is_gone, process), seconds=60)
+    finally:
+        if not is_gone(process):
+            os.kill(process, signal.SIGKILL)
+        status = nursery.status()
+        os.close(ours)
         os.close(theirs)
-        shown = b""
-
-        def until(text: bytes) -> None:
-            nonlocal shown
-            while text not in shown:
-                assert select.select([ours], [], [], 60)[0], f"no {text!r} behind {shown!r}"
-                shown += os.read(ours, 4096)
-            shown = shown.partition(text)[2]
-
-        try:
-            until(b"/quit")
-            until(b"> ")
-            os.write(ours, b"half a line")
-            until(b"half a line")
-            until_asleep(process.pid)  # between writing the echo and waiting for a key, `input` notices no signal
-            os.kill(process.pid, 2)
-            until(b"> ")
-            os.write(ours, b"what is here\n")
-            until(b"what is here")
-            until(b"> ")
-            os.write(ours, b"\x04")
-            assert process.wait(60) == 0
-        finally:
-            process.kill()
-            os.close(ours)
+    assert status == 0

@@ -1,5 +1,6 @@
 """What README and docs show can be pasted: commands name what exists, and what needs no training runs."""
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -68,10 +69,19 @@ def test_every_target_is_one(target: str) -> None:
     assert target in re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
+def end_at_once(model: Path) -> None:
+    """Have any word end an answer: a model that has hardly been trained talks until it is stopped."""
+    config = json.loads((model / "config.json").read_text())
+    path = model / "generation_config.json"
+    words = list(range(config["text_config"]["vocab_size"]))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": words}))
+
+
 def test_what_needs_no_training_runs(
     smoke: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", *smoke("trainer.max_steps=1", f"run_dir={tmp_path}/runs/mine")]) == 0
+    end_at_once(tmp_path / "runs" / "mine" / "model")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     commands = [words for words in LLAVA_MINI if words[0] in ("ask", "batch") or "--session" in words]

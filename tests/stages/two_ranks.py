@@ -17,7 +17,7 @@ import torch
 from lightning import Callback
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, CLIPVisionConfig
+from transformers import AutoConfig, CLIPVisionConfig, get_cosine_schedule_with_warmup
 
 from llava_mini import assembly
 from llava_mini.batch import VLMBatch
@@ -26,6 +26,7 @@ from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
 from llava_mini.stages.base import NonFiniteLossError
 from llava_mini.stages.instruction import InstructionStage
 
+assert get_cosine_schedule_with_warmup  # it loads 800 modules, else in every rank again
 torch.set_num_threads(1)
 BASE = resolve([])
 

@@ -189,18 +189,12 @@ def test_children_are_shown_under_their_parent(uri: str, tmp_path: Path) -> None
     assert stored(uri, tmp_path / "child").data.tags["mlflow.parentRunId"] == parent_id
 
 
-def test_a_database_may_be_initialized_by_several_processes_at_once(tmp_path: Path) -> None:
+def test_six_processes_make_a_database_at_once_and_report_their_runs(tmp_path: Path) -> None:
     # Without a lock all but one of them fail, with "table experiments already exists" and the like.
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    code = f"{AT_ONCE}\nllava_mini.tracking.tracker.init_tracking({uri!r})"
-    done = subprocess.run([sys.executable, "-c", code, "3"], capture_output=True, text=True, check=False, timeout=120)
-    assert (done.stderr, done.returncode) == ("", 0)
-
-
-def test_six_runs_start_at_once_on_a_fresh_database(tmp_path: Path) -> None:
-    uri = init_tracking(f"sqlite:///{tmp_path}/new/mlflow.db")
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
     folders = [tmp_path / f"run-{i}" for i in range(6)]
-    code = f"{AT_ONCE}\nsys.argv[1] += str(number)\n{REPORT_FROM_A_PROCESS}"
+    first = f"sys.argv[1] += str(number)\nllava_mini.tracking.tracker.init_tracking({uri!r})"
+    code = f"{AT_ONCE}\n{first}\n{REPORT_FROM_A_PROCESS}"
     command = [sys.executable, "-c", code, str(tmp_path / "run-"), uri, "p", "6"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert (done.stderr, done.returncode) == ("", 0)

@@ -108,7 +108,7 @@ def test_features_computed_once_equal_the_tower_in_every_step(smoke):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_killed_run_resumed_equals_the_uninterrupted_one(smoke, nursery: Nursery, tmp_path: Path, accumulate: int):
     common = ["trainer.max_steps=8", "trainer.checkpoint_every=3", f"trainer.accumulate_grad_batches={accumulate}"]
-    common += ["data.batch_size=4"]
+    common += ["data.batch_size=4", "trainer.val_every=4"]
     whole = train_run(resolve(smoke(*common, f"run_dir={tmp_path / 'whole'}")))
     killed = tmp_path / "killed"
     for lines in (4 * accumulate, 7 * accumulate):
