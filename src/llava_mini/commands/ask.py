@@ -48,7 +48,7 @@ def ask(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a question")
     given = parser.parse_args(arguments)
     if not all(question.strip() for question in given.question):
-        raise UserError("--question: the question is empty")
+        raise UserError("--question: the question is empty", key="--question", value="")
     shown = opened(given)
 
     model, processor = load_model(given)

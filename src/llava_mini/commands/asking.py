@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_mini.commands.parser import Parser, at_least, gibibytes, rate
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.files import is_url
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def load_model(given: argparse.Namespace) -> tuple[LlavaMiniForConditionalGenera
         UserError: MODEL is empty, or the model cannot be loaded or scaled to that context.
     """
     if not given.model.strip():
-        raise UserError("MODEL is empty; allowed are the folder and the Hub id of a model")
+        allowed = "the folder and the Hub id of a model"
+        raise UserError(f"MODEL is empty; allowed are {allowed}", key="MODEL", value=given.model, allowed=allowed)
     from transformers.utils import logging
 
     from llava_mini.inference.loading import load, model_fields
@@ -74,7 +75,7 @@ def load_model(given: argparse.Namespace) -> tuple[LlavaMiniForConditionalGenera
 
         for folder in given.config_dir:
             if not Path(folder).is_dir():
-                raise UserError(f"--config-dir {folder}: no such folder")
+                raise refused("--config-dir", folder, "no such folder")
         compressor = model_fields(given.model).get("compressor") or {}
         import_own(str(compressor.get("_target_", "")), tuple(given.config_dir))
     model, processor = load(given.model, device=given.device, dtype=given.dtype)
@@ -121,7 +122,7 @@ def open_session(
     from llava_mini.inference.session_file import check_replaceable
 
     if given.save is not None and not given.save.parent.is_dir():
-        raise UserError(f"--save {given.save}: no folder {given.save.parent}")
+        raise refused("--save", given.save, f"no folder {given.save.parent}")
     if given.save is not None:
         check_replaceable(given.save)
     keep = FrameCacheConfig(kv_budget=None if given.keep_gib is None else int(given.keep_gib * 2**30))
@@ -149,9 +150,9 @@ def opened_one(kind: str, path: str, given: argparse.Namespace) -> Source:
     from llava_mini.media.named import open_image, open_video
 
     if not path:
-        raise UserError(f"{kind}: a path is needed")
+        raise UserError(f"{kind}: a path is needed", key=kind, value=path)
     if is_url(path):
-        raise UserError(f"{kind} {path}: an address; only files are read, so fetch it first")
+        raise UserError(f"{kind} {path}: an address; only files are read, so fetch it first", key=kind, value=path)
     place = Path(path).expanduser()
     return (place, open_image(place)) if kind == "image" else open_video(place, fps=given.fps, count=given.frames)
 
@@ -169,7 +170,7 @@ def add_source(session: Session, source: Source, given: argparse.Namespace, rese
         try:
             return session.add_media(image, reserve=reserve)
         except UserError as error:
-            raise UserError(f"{path}: {error}") from None
+            raise error.told(f"{path}: {error}") from None
     return session.add_media(
         source.path, fps=given.fps, count=given.frames, reserve=reserve, progress=sys.stderr.isatty()
     )

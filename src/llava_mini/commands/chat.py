@@ -76,7 +76,7 @@ def _turn(session: Session, line: str, given: argparse.Namespace) -> None:
     elif line == "/forget":
         session.forget()
     elif line.startswith("/"):
-        raise UserError(f"{command}: unknown; there are {_COMMANDS}")
+        raise UserError(f"{command}: unknown; there are {_COMMANDS}", key=command, allowed=_COMMANDS)
     else:
         with closing(session.stream(line, follow_up=True, max_new_tokens=given.max_new_tokens)) as pieces:
             for piece in pieces:

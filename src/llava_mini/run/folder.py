@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from llava_mini.config import Config, load_values
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.files import read_json, remove_leftovers
 from llava_mini.run.differing import differing, listed
 from llava_mini.run.provenance import code_version, commits_text, git_commit
@@ -36,7 +36,7 @@ def claim(run_dir: Path, config: Config) -> bool:
     if (run_dir / "config.yaml").exists():
         _check_config(run_dir, config)
     elif run_dir.exists() and any(run_dir.glob("checkpoints/*.ckpt")):
-        raise UserError(f"run_dir={run_dir} contains checkpoints and no config.yaml; name another folder")
+        raise refused("run_dir", run_dir, "contains checkpoints and no config.yaml; name another folder")
     if (run_dir / "code.json").exists():
         _check_code(run_dir)
     for folder in (run_dir, run_dir / "checkpoints"):
@@ -49,17 +49,15 @@ def _check_config(run_dir: Path, config: Config) -> None:
     if another:
         keys = ", ".join(text.partition("=")[0] for text in allowed)
         too = f" ({keys} differ too, and may)" if keys else ""
-        raise UserError(
-            f"run_dir={run_dir} contains a run with another config: {listed(another)}{too}; "
-            "give the same values, name another folder or delete it"
-        )
+        reason = f"contains a run with another config: {listed(another)}{too}"
+        raise refused("run_dir", run_dir, f"{reason}; give the same values, name another folder or delete it")
 
 
 def _check_code(run_dir: Path) -> None:
     begun = read_json(run_dir / "code.json")
     if begun.get("code_version") != code_version():
         commits = commits_text(str(begun.get("commit")), git_commit())
-        raise UserError(f"run_dir={run_dir} was begun with other code ({commits}); name another folder or delete it")
+        raise refused("run_dir", run_dir, f"was begun with other code ({commits}); name another folder or delete it")
 
 
 def _is_finished(path: Path) -> bool:
