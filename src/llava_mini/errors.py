@@ -71,11 +71,12 @@ def named_as(names: Mapping[str, str]) -> Iterator[None]:
 
 def _given(key: str, value: object) -> str:
     """Return `key=value` as it is typed; text that is empty, has spaces or looks like a number is quoted."""
-    if isinstance(value, str) and (not value.isprintable() or value.split() != [value] or value.isdecimal()):
-        value = repr(value)
+    shown = " ".join(str(value).split())
+    if isinstance(value, str) and (shown != value or not value or not value.isprintable() or value.isdecimal()):
+        shown = repr(value)
     elif "." in key and (value is None or isinstance(value, bool)):
-        value = json.dumps(value)  # as YAML has it
-    return f"{key}{' ' if key.startswith('-') else '='}{value}"
+        shown = json.dumps(value)  # as YAML has it
+    return f"{key}{' ' if key.startswith('-') else '='}{shown}"
 
 
 class SampleError(ValueError):

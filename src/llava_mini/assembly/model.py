@@ -18,7 +18,7 @@ from llava_mini.assembly.tokenizer import build_template, image_token
 from llava_mini.assembly.weights import holds, load_parts, load_tower, load_weights
 from llava_mini.config import Config, check_component
 from llava_mini.config.types import Model
-from llava_mini.errors import UserError, refused
+from llava_mini.errors import UserError, named_as, refused
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.models.compressors import build_compressor
 from llava_mini.models.image_processor import build_image_processor
@@ -130,6 +130,7 @@ def build_vision_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Ll
     return model
 
 
+@named_as({"vision_feature_layer": "model.vision_feature_layer"})
 def _shaped(
     config: Config, tokenizer: PreTrainedTokenizerBase, *, from_parts: bool
 ) -> LlavaMiniForConditionalGeneration:

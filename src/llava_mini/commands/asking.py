@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_mini.commands.parser import Parser, at_least, gibibytes, rate
-from llava_mini.errors import UserError, refused
+from llava_mini.errors import UserError, named_as, refused
 from llava_mini.files import is_url
 
 if TYPE_CHECKING:
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
     Source = tuple[Path, Image.Image] | VideoReader
 
+FLAGS = {
+    "device": "--device",
+    "dtype": "--dtype",
+    "max_new_tokens": "--max-new-tokens",
+    "context_scaling.tokens": "--context",
+    "context_scaling.kind": "--scaling",
+}  # by what the rooms below call it
 LESS_MEMORY = "fewer frames, --keep-gib 0 or --kv-bits 8 need less"
 
 
@@ -55,6 +62,7 @@ def parser_for(command: str, description: str, epilog: str = "") -> argparse.Arg
     return parser
 
 
+@named_as(FLAGS)
 def load_model(given: argparse.Namespace) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]:
     """Load the model and processor that the command line names, scaled to its --context.
 
@@ -138,11 +146,13 @@ def opened(given: argparse.Namespace) -> list[Source]:
     Raises:
         UserError: a file cannot be used.
     """
-    return [opened_one(kind, path, given) for kind, path in given.shown]
+    return [opened_one(f"--{kind}", path, given) for kind, path in given.shown]
 
 
-def opened_one(kind: str, path: str, given: argparse.Namespace) -> Source:
+def opened_one(name: str, path: str, given: argparse.Namespace) -> Source:
     """Open an image and return it with its path, or open a video of which no frame is decoded yet.
+
+    `name` is the flag or the command of a chat that shows it: --image, /video.
 
     Raises:
         UserError: the file cannot be used.
@@ -150,11 +160,13 @@ def opened_one(kind: str, path: str, given: argparse.Namespace) -> Source:
     from llava_mini.media.named import open_image, open_video
 
     if not path:
-        raise UserError(f"{kind}: a path is needed", key=kind, value=path)
+        raise UserError(f"{name}: a path is needed", key=name, value=path)
     if is_url(path):
-        raise UserError(f"{kind} {path}: an address; only files are read, so fetch it first", key=kind, value=path)
+        raise UserError(f"{name} {path}: an address; only files are read, so fetch it first", key=name, value=path)
     place = Path(path).expanduser()
-    return (place, open_image(place)) if kind == "image" else open_video(place, fps=given.fps, count=given.frames)
+    if name.endswith("image"):
+        return place, open_image(place)
+    return open_video(place, fps=given.fps, count=given.frames)
 
 
 def add_source(session: Session, source: Source, given: argparse.Namespace, reserve: int = 0) -> Media:

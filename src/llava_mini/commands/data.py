@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from llava_mini.commands.parser import Parser, at_least
 from llava_mini.data.building.workers import WorkerDiedError
 from llava_mini.data.format.shards import ShardSet, is_complete
-from llava_mini.errors import UserError, refused
+from llava_mini.errors import UserError, named_as, refused
 from llava_mini.processes import cores
 from llava_mini.token_layout import TokenLayout
 
@@ -116,6 +116,7 @@ def _default_tokenizer() -> Path | None:
     return folder if (folder / "tokenizer_config.json").is_file() else None
 
 
+@named_as({"data.template": "--template", "tokenizer": "--tokenizer"})
 def _tokenize(folder: Path, options: argparse.Namespace) -> ConversationTokenizer:
     from transformers import AutoTokenizer
 

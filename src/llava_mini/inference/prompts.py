@@ -50,9 +50,8 @@ def check_question(question: str, processor: LlavaMiniProcessor) -> str:
     try:
         question.encode()
     except UnicodeEncodeError as error:
-        raise UserError(
-            f"the question is no Unicode text from character {error.start + 1} on", key="question"
-        ) from None
+        why = f"the question is no Unicode text from its character {error.start + 1} on"
+        raise UserError(why, key="question", value=question) from None
     for token in (processor.image_token, processor.video_token, *_special(processor)):
         if token in question:
             raise UserError(f"the question contains {token}, which is a special token", key="question", value=token)

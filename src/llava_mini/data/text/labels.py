@@ -108,7 +108,7 @@ class ConversationTokenizer:
             raise UserError(why, key="tokenizer", value=tokenizer.name_or_path)
         for mark in (template.image_token, *_MARKS.findall(template.fixed_text)):
             if tokenizer(mark, add_special_tokens=False)["input_ids"] != [tokenizer.get_vocab().get(mark)]:
-                why = f"tokenizer {tokenizer.name_or_path!r} has no token {mark!r}, which data.template writes"
+                why = f"tokenizer {tokenizer.name_or_path!r} has no token {mark!r}, which the template writes"
                 raise UserError(why, key="tokenizer", value=tokenizer.name_or_path)
         self.tokenizer, self.template, self.turns = tokenizer, template, turns
         self.layout, self.max_length = layout, max_length
