@@ -72,7 +72,7 @@ def named_as(names: Mapping[str, str]) -> Iterator[None]:
 def _given(key: str, value: object) -> str:
     """Return `key=value` as it is typed; text that is empty, has spaces or looks like a number is quoted."""
     shown = " ".join(str(value).split())
-    if isinstance(value, str) and (shown != value or not value or not value.isprintable() or value.isdecimal()):
+    if isinstance(value, str) and (shown != value or not value.isprintable() or value.isdecimal() or not value):
         shown = repr(value)
     elif "." in key and (value is None or isinstance(value, bool)):
         shown = json.dumps(value)  # as YAML has it

@@ -76,7 +76,7 @@ def test_alignment_trains_the_projector_and_no_compressor(make_model: Factory, m
     ],
 )
 def test_impossible_rates_are_named(make_stage: Factory, rates: dict[str, float | None], key: str):
-    with refuses(key, rates.get(key.rpartition(".")[2], {})) as caught:
+    with refuses(key, rates.get(key.rpartition(".")[2])) as caught:
         make_stage(rates)
     assert "compressor" in caught.value.allowed
 

@@ -22,13 +22,8 @@ if TYPE_CHECKING:
 
     Source = tuple[Path, Image.Image] | VideoReader
 
-FLAGS = {
-    "device": "--device",
-    "dtype": "--dtype",
-    "max_new_tokens": "--max-new-tokens",
-    "context_scaling.tokens": "--context",
-    "context_scaling.kind": "--scaling",
-}  # by what the rooms below call it
+FLAGS = {name: f"--{name.replace('_', '-')}" for name in ("device", "dtype", "max_new_tokens")}
+FLAGS |= {"context_scaling.tokens": "--context", "context_scaling.kind": "--scaling"}  # by the names in lower rooms
 LESS_MEMORY = "fewer frames, --keep-gib 0 or --kv-bits 8 need less"
 
 
@@ -150,9 +145,7 @@ def opened(given: argparse.Namespace) -> list[Source]:
 
 
 def opened_one(name: str, path: str, given: argparse.Namespace) -> Source:
-    """Open an image and return it with its path, or open a video of which no frame is decoded yet.
-
-    `name` is the flag or the command of a chat that shows it: --image, /video.
+    """Open what --image or /image names and return it with its path, or a video of which no frame is decoded yet.
 
     Raises:
         UserError: the file cannot be used.
@@ -164,9 +157,7 @@ def opened_one(name: str, path: str, given: argparse.Namespace) -> Source:
     if is_url(path):
         raise UserError(f"{name} {path}: an address; only files are read, so fetch it first", key=name, value=path)
     place = Path(path).expanduser()
-    if name.endswith("image"):
-        return place, open_image(place)
-    return open_video(place, fps=given.fps, count=given.frames)
+    return (place, open_image(place)) if name[-5:] == "image" else open_video(place, fps=given.fps, count=given.frames)
 
 
 def add_source(session: Session, source: Source, given: argparse.Namespace, reserve: int = 0) -> Media:

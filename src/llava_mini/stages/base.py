@@ -124,7 +124,7 @@ class VLMStage(LightningModule, ABC):
         foreign = [part for part in self.learning_rates if part not in self.trainable_parts]
         if foreign or not self.learning_rates:
             key = f"stage.learning_rates.{foreign[0]}" if foreign else "stage.learning_rates"
-            value, parts = (self.learning_rates[foreign[0]] if foreign else {}), ", ".join(self.trainable_parts)
+            value, parts = self.learning_rates.get(key.rpartition(".")[2]), ", ".join(self.trainable_parts)
             line = f"{key}{'' if foreign else ' is empty'}: {type(self).__name__} trains any of {parts}"
             raise UserError(line, key=key, value=value, allowed=parts)
         idle = [part for part in adapted_parts(self.model, self.finetune) if part not in self.learning_rates]
