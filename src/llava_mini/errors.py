@@ -6,6 +6,10 @@ bug in this package and keeps its traceback.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """A mistake in the user's input. The message is one line that names the bad value and what is allowed.
@@ -18,6 +22,11 @@ class UserError(ValueError):
         hint: What the user probably meant, such as the nearest known key.
     """
 
+    key: str | None = None
+    value: object = None
+    allowed: str | None = None
+    hint: str | None = None
+
     def __init__(
         self,
         *message: object,
@@ -28,6 +37,46 @@ class UserError(ValueError):
     ):
         super().__init__(*message)
         self.key, self.value, self.allowed, self.hint = key, value, allowed, hint
+
+    def with_line(self, message: str) -> UserError:
+        """Return an error with another line and the fields of this one."""
+        return UserError(message, key=self.key, value=self.value, allowed=self.allowed, hint=self.hint)
+
+
+def refused(
+    key: str, value: object, reason: str = "", *, allowed: str = "", only: str = "", given: str = ""
+) -> UserError:
+    """Return the usual error: `key=value: reason; allowed are ...`, for a flag `--flag value: reason; ...`.
+
+    With `only` in place of `allowed` it ends with `allowed is ...`; `given` replaces `key=value`.
+    """
+    rule = f"allowed is {only}" if only else f"allowed are {allowed}" if allowed else ""
+    line = f"{given or _given(key, value)}: {'; '.join(part for part in (reason, rule) if part)}"
+    return UserError(line, key=key, value=value, allowed=only or allowed or None)
+
+
+@contextmanager
+def named_as(names: Mapping[str, str]) -> Iterator[None]:
+    """Give errors about the keys in `names` the name that the user knows, such as a flag for a parameter."""
+    try:
+        yield
+    except UserError as error:
+        if (key := error.key) is None or key not in names:
+            raise
+        name, line = names[key], str(error)
+        given = _given(key, error.value)
+        line = line.replace(given, _given(name, error.value), 1) if given in line else line.replace(key, name, 1)
+        raise UserError(line, key=name, value=error.value, allowed=error.allowed, hint=error.hint) from error
+
+
+def _given(key: str, value: object) -> str:
+    """Return `key=value` as it is typed; text that is empty, has spaces or looks like a number is quoted."""
+    shown = " ".join(str(value).split())
+    if isinstance(value, str) and (shown != value or not value.isprintable() or value.isdecimal() or not value):
+        shown = repr(value)
+    elif "." in key and (value is None or isinstance(value, bool)):
+        shown = json.dumps(value)  # as YAML has it
+    return f"{key}{' ' if key.startswith('-') else '='}{shown}"
 
 
 class SampleError(ValueError):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.units import GIB, MIB
 
 WHEELS = "https://download.pytorch.org/whl"
@@ -188,10 +188,8 @@ def check_card(card: Card, arch_list: Sequence[str], precision: str) -> None:
             f" {install_command(build_for(card.capability))}"
         )
     if precision.startswith("bf16") and not has_bf16(card.capability):
-        raise UserError(
-            f"trainer.precision={precision}: {card} has no bfloat16;"
-            " allowed are 16-mixed (hardware=v100_32gb) and 32-true"
-        )
+        allowed = "16-mixed (hardware=v100_32gb) and 32-true"
+        raise refused("trainer.precision", precision, f"{card} has no bfloat16", allowed=allowed)
 
 
 def card_to_measure() -> Card:

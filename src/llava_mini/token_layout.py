@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 
 SINGLE_VIEW, HD_VIEWS = 1, 5
 
@@ -30,8 +30,9 @@ class TokenLayout:
     hd: int
 
     def __post_init__(self) -> None:
-        if min(self.single_view, self.hd) < 0:
-            raise UserError(f"tokens of a frame: {self.single_view} and in high resolution {self.hd} must be 0 or more")
+        for name, tokens in (("single_view", self.single_view), ("hd", self.hd)):
+            if tokens < 0:
+                raise refused(name, tokens, "tokens of a frame", allowed="0 and above")
 
     def frame(self, views: int = SINGLE_VIEW) -> int:
         """Return the number K of tokens of a frame.

@@ -33,7 +33,8 @@ _LARGEST_SIDE = 13_377  # of a padded square, which then has the most pixels tha
 def check_mode(mode: str) -> None:
     """Raise UserError for an unknown mode."""
     if mode not in NUM_VIEWS:
-        raise UserError(f"views={mode!r}; allowed: {', '.join(NUM_VIEWS)}")
+        allowed = ", ".join(NUM_VIEWS)
+        raise UserError(f"views={mode!r}; allowed: {allowed}", key="views", value=mode, allowed=allowed)
 
 
 def mean_color(image_mean: Sequence[float]) -> Color:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.refusals import refuses
 
 from llava_mini import assembly
 from llava_mini.assembly.data import set_location
@@ -17,7 +18,6 @@ from llava_mini.data.features.store import FEATURES_VERSION
 from llava_mini.data.format.shards import write_shards
 from llava_mini.data.stream.datamodule import VLMDataModule
 from llava_mini.data.text.templates import CHATML, TINY, ConversationTemplate
-from llava_mini.errors import UserError
 
 Resolve = Callable[..., dict[str, Any]]
 ModelOf = Callable[[dict[str, Any]], Any]
@@ -153,9 +153,9 @@ def test_a_template_is_named_or_written_out(config_of: Resolve):
     assert assembly.build_template(config_of("data.template=chatml")) == CHATML
     own = assembly.build_template(config_of("data.template={user_suffix: ' ', strip: true}"))
     assert own == ConversationTemplate(user_suffix=" ", strip=True)
-    with pytest.raises(UserError, match=r"data\.template=vicuna: allowed are vicuna_v1, llama3"):
+    with refuses("data.template", "vicuna"):
         assembly.build_template(config_of("data.template=vicuna"))
-    with pytest.raises(UserError, match=r"unknown key data\.template\.user: ConversationTemplate takes system, "):
+    with refuses("data.template.user"):
         assembly.build_template(config_of("data.template={user: ' '}"))
 
 

@@ -130,7 +130,7 @@ def test_a_picture_that_cannot_be_resized_is_named(
 
 
 @pytest.mark.parametrize(
-    ("words", "answer", "culprit"), [(3000, 8, "the question is too long"), (1, 3000, "max_new_tokens is too large")]
+    ("words", "answer", "culprit"), [(3000, 8, "the question is too long"), (1, 3000, "--max-new-tokens is too large")]
 )
 @pytest.mark.parametrize("shown", [False, True])
 def test_a_question_that_is_too_long_is_reported_so_whatever_is_shown(
@@ -159,8 +159,8 @@ def test_no_memory_is_one_line(model_folder: Path, capsys: Captured, monkeypatch
     [
         (["--save", "no/folder/seen"], "--save no/folder/seen: no folder no/folder"),
         (["--session", "none"], "none: No such file or directory"),
-        (["--context", "3"], "context_scaling.tokens=3"),
-        (["--context", "9000", "--scaling", "ntk"], "context_scaling.kind='ntk'"),
+        (["--context", "3"], "--context 3"),
+        (["--context", "9000", "--scaling", "ntk"], "--scaling ntk"),
     ],
 )
 def test_flags_of_a_session_that_cannot_be(
@@ -205,12 +205,12 @@ def test_a_video_that_stops_is_answered_on_what_was_read(model_folder: Path, cli
         (["--image", "text.jpg", "--question", "what"], "text.jpg: image cannot be decoded"),
         (["--video", "text.jpg", "--question", "what"], "text.jpg: video cannot be read"),
         (["--video", ".", "--question", "what"], "no file"),
-        (["--image", "https://host/a.png", "--question", "what"], "image https://host/a.png: a URL; only files"),
+        (["--image", "https://host/a.png", "--question", "what"], "--image https://host/a.png: a URL; only files"),
         (["--question", " "], "the question is empty"),
         (["--question", "what \udcff"], "the question is no Unicode text from its character 6 on"),
         (["--question", "what <image>"], "<image>, which is a special token"),
-        (["--question", "what", "--device", "gpu"], "device=gpu; allowed are auto"),
-        (["--question", "what", "--dtype", "int8"], "dtype=int8; allowed are float32"),
+        (["--question", "what", "--device", "gpu"], "--device gpu: allowed are auto"),
+        (["--question", "what", "--dtype", "int8"], "--dtype int8: allowed are float32"),
         (["--question", "what", "--config-dir", "none"], "--config-dir none: no such folder"),
     ],
 )

@@ -68,8 +68,8 @@ def test_llava_to_ours_to_official_and_back(llava: Path, tmp_path: Path, caplog:
         (["llava", "llava", ".", "--fusion-layers", "1"], ".: lies in llava or around it; allowed is a folder apart"),
         (["official", "llava", "llava", "--vision-tower", "tower"], "llava: lies in llava or around it"),
         (["to-official", "llava", "llava/../llava/new"], "new: lies in llava or around it"),
-        (["llava", "llava", "new", "--C", "5", "--fusion-layers", "1"], "compressor.C=5: allowed are 1 to 4, the side"),
-        (["llava", "llava", "new", "--C", "0", "--fusion-layers", "1"], "compressor.C=0"),
+        (["llava", "llava", "new", "--C", "5", "--fusion-layers", "1"], "--C 5: allowed are 1 to 4, the side"),
+        (["llava", "llava", "new", "--C", "0", "--fusion-layers", "1"], "--C 0"),
         (["llava", "llava", "new", "--fusion-layers", "9"], "--fusion-layers 9: copies at most the language model's 2"),
         (
             ["official", "llava", "new"],

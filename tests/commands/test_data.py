@@ -164,7 +164,7 @@ def test_tokens_that_do_not_fit_fail_the_check(place: Path, capsys: pytest.Captu
         (["build", "cut.json", "--out", "set", "--images", "images"], "cut.json is a broken array, at character"),
         (["check", "nowhere"], "nowhere is no complete shard set (it has no shards.json)"),
         (["check", "ready", "--tokenizer", "nowhere"], "--tokenizer nowhere: no tokenizer_config.json there"),
-        (["check", "ready", "--tokenizer", ".", "--template", "alpaca"], "template=alpaca: allowed are vicuna_v1"),
+        (["check", "ready", "--tokenizer", ".", "--template", "alpaca"], "--template alpaca: allowed are vicuna_v1"),
         (["build", "mix.json", "--out", "mix.json", "--images", "images"], "--out mix.json is a file; allowed is a"),
         (["build", "mix.json", "--out", "set", "--task", "0", "--of", "0"], "--of 0: allowed are 1 and above"),
         (["build", "mix.json", "--out", "set"], " names an image (0.jpg): --images must name the folder of these"),

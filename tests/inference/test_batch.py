@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 from tests.media.test_video import clip
+from tests.refusals import refuses
 
-from llava_mini.errors import UserError
 from llava_mini.inference import batch as module
 from llava_mini.inference.batch import Batcher
 from llava_mini.inference.requests import Answers, Request, open_answers
@@ -230,5 +230,5 @@ def test_a_template_that_writes_the_first_token_gets_no_second(make_asked: Calla
 
 
 def test_impossible_frames_are_named(batcher: Batcher, clip: Callable[..., Path]) -> None:
-    with pytest.raises(UserError, match="positive"):
+    with refuses("fps", 0.0):
         replace(batcher, fps=0.0).prepare(Request(1, "what", (), (clip(10),)))

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.refusals import refuses
 from transformers import DynamicCache
 
-from llava_mini.errors import UserError
 from llava_mini.inference.cache import BLOCK, SessionCache, capacity
 from llava_mini.inference.quantize import entry_bytes
 
@@ -163,7 +163,7 @@ def test_reset(make_model: Factory, embeds: torch.Tensor) -> None:
 
 def test_what_cannot_be(make_model: Factory, embeds: torch.Tensor) -> None:
     model = make_model()
-    with pytest.raises(UserError, match="kv_bits=3: allowed are 8, 4 and none"):
+    with refuses("kv_bits", 3, "8, 4 and none"):
         SessionCache(model.config, 3)
     cache = SessionCache(model.config)
     with pytest.raises(ValueError, match="one conversation, the batch has 2"):

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from tests.refusals import refuses
 
-from llava_mini.errors import UserError
 from llava_mini.models.inference_optimizations import RELEASE, InferenceOptimizations
 from llava_mini.models.memory_options import checkpoint_layers
 
@@ -184,7 +184,7 @@ def test_half_precision_by_autocast_and_in_a_frozen_language_model(make_model, c
 
 
 def test_impossible_optimizations_are_refused() -> None:
-    with pytest.raises(UserError, match="trim_last_layer=True needs split_prefusion=True"):
+    with refuses("trim_last_layer", True):
         InferenceOptimizations(split_prefusion=False)
-    with pytest.raises(UserError, match="frame_batch=0"):
+    with refuses("frame_batch", 0, "1 and above, and None"):
         InferenceOptimizations(frame_batch=0)

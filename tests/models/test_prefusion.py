@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from tests.refusals import refuses
 
-from llava_mini.errors import UserError
 from llava_mini.models.language_model import FAMILIES, build_language_model
 from llava_mini.models.prefusion import Prefusion
 
@@ -80,5 +80,5 @@ def test_copies_are_copies(pair) -> None:
 def test_more_layers_than_the_language_model_has(make_text_config) -> None:
     config = make_text_config()
     prefusion = Prefusion(text_config=config, num_layers=4)
-    with pytest.raises(UserError, match="fusion.num_layers=4.*at most the language model's 3 layers"):
+    with refuses("fusion.num_layers", 4):
         prefusion.copy_from(build_language_model(config))

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from tests.media.test_addresses import served
 from tests.media.test_video import clip
+from tests.refusals import refuses
 
 from llava_mini.errors import UserError
 from llava_mini.media.video import frames_at
@@ -87,7 +88,7 @@ def test_images_of_a_batch_lie_in_order() -> None:
 @pytest.mark.parametrize("image", [3, {"a": 1}, b"\x89PNG", object()])
 def test_what_is_no_image(image: Any) -> None:
     for given in (image, [image], [["a.png"], [image]]):
-        with pytest.raises(UserError, match="^images: .* is no image; allowed are PIL images, arrays, tensors, names"):
+        with refuses("images"):
             flat_images(given)
     with pytest.raises(UserError, match="is no image"):
         rgb_of(image)
@@ -189,9 +190,9 @@ def test_frames_are_chosen_at_equal_distances() -> None:
 @pytest.mark.parametrize(
     ("video", "choice", "message"),
     [
-        ([1], {"fps": 1.0, "num_frames": 1}, "videos: fps=1.0 and num_frames=1; allowed is one of them"),
-        ([1], {"fps": 1.0}, "videos: fps=1.0 of frames whose rate is not known; allowed is num_frames"),
-        ([1], {"num_frames": 0}, "videos: num_frames=0; at least one is needed"),
+        ([1], {"fps": 1.0, "num_frames": 1}, "fps=1.0: num_frames=1 is given too; allowed is one of them"),
+        ([1], {"fps": 1.0}, "fps=1.0: the rate of frames that are given is not known; allowed is num_frames"),
+        ([1], {"num_frames": 0}, "num_frames=0: allowed are 1 and above"),
         ([], {}, "videos: a video has no frame"),
         ("lost.mp4", {}, "lost.mp4: No such file or directory"),
     ],
@@ -203,7 +204,7 @@ def test_frames_that_cannot_be_chosen(video: Any, choice: dict[str, Any], messag
 
 @pytest.mark.parametrize("videos", [3, {"a": 1}, [[3]]])
 def test_what_is_no_video(videos: Any) -> None:
-    with pytest.raises(UserError, match="^videos: .* is no video; allowed are names of files"):
+    with refuses("videos"):
         flat_videos(videos)
 
 

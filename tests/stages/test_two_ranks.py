@@ -60,12 +60,12 @@ def test_a_rank_may_see_no_image(train: Callable, first: list[str], second: list
 
 
 def test_the_loss_that_is_reported_is_the_mean_of_both(train: Callable):
-    def told(first: str, second: str) -> float:
+    def reported(first: str, second: str) -> float:
         _, ranks = train([first], [second])
         assert ranks[0]["losses"] == ranks[1]["losses"]
         return float(ranks[0]["losses"][0])
 
-    both, image, text = told("image", "text"), told("image", "bad"), told("bad", "text")
+    both, image, text = reported("image", "text"), reported("image", "bad"), reported("bad", "text")
     assert both == pytest.approx(image + text) != pytest.approx(2 * image)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.refusals import refuses
 
-from llava_mini.errors import UserError
 from llava_mini.sweep.launcher import Ended, Job, LocalLauncher, Started
 
 IsRunning = Callable[[int], bool]
@@ -167,5 +167,5 @@ list(LocalLauncher(max_parallel=2).run(jobs))
 
 
 def test_an_impossible_number_is_named() -> None:
-    with pytest.raises(UserError, match=r"launcher\.max_parallel=0"):
+    with refuses("launcher.max_parallel", 0):
         LocalLauncher(max_parallel=0)

@@ -25,7 +25,7 @@ from llava_mini.data.stream.pixels import PixelTransform, normalized
 from llava_mini.data.stream.samples import SampleReader
 from llava_mini.data.text.labels import ConversationTokenizer
 from llava_mini.data.toyworld.make import make_world
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.files import is_url
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.views import NUM_VIEWS
@@ -85,7 +85,9 @@ def _check_weights(sets: str | list[str] | dict[str, float] | None) -> None:
         try:
             exact_quotas(list(sets.values()))
         except UserError as error:
-            raise UserError(f"data.splits.train={sets}: {error}") from None
+            raise UserError(
+                f"data.splits.train={sets}: {error}", key="data.splits.train", value=sets, allowed=error.allowed
+            ) from None
 
 
 def _weights(sets: str | list[str] | dict[str, float]) -> list[float] | None:
@@ -133,7 +135,7 @@ def _feature_store(
     """
     data = config.data
     if data.features is True and is_url(data.folder):
-        raise UserError(f"data.features=true with data.folder={data.folder}: name the local folder for features")
+        raise refused("data.features", True, f"with data.folder={data.folder} name the local folder for features")
     root = Path(data.folder) / "features" if data.features is True else Path(str(data.features))
     return store_features(config, model, processor, shards, root, "float32")
 

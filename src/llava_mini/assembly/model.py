@@ -18,7 +18,7 @@ from llava_mini.assembly.tokenizer import build_template, image_token
 from llava_mini.assembly.weights import holds, load_parts, load_tower, load_weights
 from llava_mini.config import Config, check_component
 from llava_mini.config.types import Model
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, named_as, refused
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.models.compressors import build_compressor
 from llava_mini.models.image_processor import build_image_processor
@@ -126,10 +126,11 @@ def build_vision_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Ll
         return model
     model.vision_tower = build_vision_tower(model.config.vision_config)
     if not load_weights(model, spec.folders, _BEHIND_THE_TOWER):
-        raise UserError(f"model.weights={spec.weights}: none of them contains a vision tower")
+        raise refused("model.weights", spec.weights, "none of them contains a vision tower")
     return model
 
 
+@named_as({"vision_feature_layer": "model.vision_feature_layer"})
 def _shaped(
     config: Config, tokenizer: PreTrainedTokenizerBase, *, from_parts: bool
 ) -> LlavaMiniForConditionalGeneration:
@@ -156,7 +157,8 @@ def _shaped(
         raise
     except (StrictDataclassError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
         # whatever transformers or torch raise for shapes that cannot be built
-        raise UserError(f"model: this shape cannot be built: {type(error).__name__}: {error}") from error
+        why = f"model: this shape cannot be built: {type(error).__name__}: {error}"
+        raise UserError(why, key="model") from error
 
 
 def _part_configs(
@@ -207,9 +209,8 @@ def check_model(config: Config, *, complete: bool = True) -> None:
         build_compressor(config.compressor.spec(), width, _side(spec.vision_config))
     layers = spec.text_config.get("num_hidden_layers")
     if layers is not None and fusion.init == "copy" and fusion.num_layers > layers:
-        raise UserError(
-            f"fusion.num_layers={fusion.num_layers}: init 'copy' allows at most the language model's {layers} layers"
-        )
+        reason = f"init 'copy' allows at most the language model's {layers} layers"
+        raise refused("fusion.num_layers", fusion.num_layers, reason)
 
 
 def _side(vision_config: dict[str, Any]) -> int | None:

@@ -11,7 +11,7 @@ from llava_mini.config import Component, Config, instantiate
 from llava_mini.config.types import Model
 from llava_mini.data.text.templates import ConversationTemplate, template_named
 from llava_mini.data.toyworld import tokenizer as toyworld
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.models.interop.parts import is_place, text_config_of
 from llava_mini.models.tokenizer import add_placeholder, has_tokenizer, load_tokenizer, place_token
 
@@ -62,13 +62,12 @@ def vocab_size(spec: Model) -> int | None:
 
 def _load(place: str, *, local_files_only: bool) -> PreTrainedTokenizerBase:
     if not is_place(place) or (Path(place).is_dir() and not has_tokenizer(Path(place))):
-        raise UserError(
-            f"model.tokenizer={place}: no tokenizer_config.json there; name its folder, or a Hub id (owner/name)"
-        )
+        reason = "no tokenizer_config.json there; name its folder, or a Hub id (owner/name)"
+        raise refused("model.tokenizer", place, reason)
     try:
         return load_tokenizer(place, local_files_only=local_files_only)
     except UserError as error:
-        raise UserError(f"model.tokenizer: {error}") from error
+        raise UserError(f"model.tokenizer: {error}", key="model.tokenizer", value=place) from error
 
 
 def build_template(config: Config) -> ConversationTemplate:

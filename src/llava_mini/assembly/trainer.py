@@ -28,7 +28,7 @@ from llava_mini.config import Config, instantiate
 from llava_mini.config.types import Trainer as TrainerConfig
 from llava_mini.data.stream.callbacks import Quarantine, StreamPosition
 from llava_mini.data.stream.datamodule import VLMDataModule
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.hardware import check_card, find_cards
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.memory_options import apply_memory_options
@@ -209,7 +209,7 @@ def make_trainer(config: Config, **options: Any) -> Trainer:
 def _check_hardware(spec: TrainerConfig, *, on_gpu: bool) -> None:
     """Refuse devices that do not exist, and GPUs that the installed torch cannot use."""
     if spec.accelerator in ("gpu", "cuda") and not on_gpu:
-        raise UserError(f"trainer.accelerator={spec.accelerator}: torch finds no GPU here; allowed are auto, cpu")
+        raise refused("trainer.accelerator", spec.accelerator, "torch finds no GPU here", allowed="auto, cpu")
     _check_devices(spec.devices, spec.accelerator, on_gpu)
     for card in find_cards()[: spec.devices] if on_gpu else ():
         check_card(card, torch.cuda.get_arch_list(), spec.precision)
@@ -220,7 +220,8 @@ def _check_devices(devices: int, accelerator: str, on_gpu: bool) -> None:
     on_mps = accelerator != "cpu" and not on_gpu and torch.backends.mps.is_available()
     found = torch.cuda.device_count() if on_gpu else 1 if on_mps else devices
     if devices > found:
-        raise UserError(f"trainer.devices={devices}: torch finds {found} here; more are allowed with accelerator=cpu")
+        reason = f"torch finds {found} here; more are allowed with accelerator=cpu"
+        raise refused("trainer.devices", devices, reason)
 
 
 def _environment(config: Config) -> list[ClusterEnvironment]:
@@ -231,7 +232,8 @@ def _environment(config: Config) -> list[ClusterEnvironment]:
     """
     ranks = num_ranks(config)
     if (begun := int(os.environ.get("WORLD_SIZE", ranks))) != ranks:
-        raise UserError(f"trainer.devices x trainer.num_nodes are {ranks} processes, but {begun} were begun")
+        why = f"trainer.devices x trainer.num_nodes are {ranks} processes, but {begun} were begun"
+        raise UserError(why, key="trainer.devices", value=config.trainer.devices)
     return [LightningEnvironment()] if ranks > 1 and "TORCHELASTIC_RUN_ID" not in os.environ else []
 
 

@@ -75,9 +75,9 @@ def load_weights(
     if missing:
         named = some(f"{name} {list(own[name].shape)}" for name in missing)
         where = ", ".join(map(str, folders))
-        raise UserError(
-            f"model.weights: {where}: missing tensors: {named}; allowed are whole parts, and parts left out as a whole"
-        )
+        allowed = "whole parts, and parts left out as a whole"
+        why = f"model.weights: {where}: missing tensors: {named}; allowed are {allowed}"
+        raise UserError(why, key="model.weights", value=where, allowed=allowed)
     for checkpoint in checkpoints:
         _check_hash(checkpoint.folder / "model.safetensors")
         for name, tensor in checkpoint.stream(wanted_names):
@@ -98,11 +98,12 @@ def holds(folders: Sequence[Path], part: str) -> bool:
 
 def _checkpoint_of(folder: Path) -> Checkpoint:
     if not any(folder.glob("model*.safetensors*")):
-        raise UserError(f"model.weights: {folder / 'model.safetensors'} is missing; `make world` makes the toy world's")
+        why = f"model.weights: {folder / 'model.safetensors'} is missing; `make world` makes the toy world's"
+        raise UserError(why, key="model.weights", value=folder)
     try:
         return Checkpoint.of(folder)
     except UserError as error:
-        raise UserError(f"model.weights: {error}") from error
+        raise UserError(f"model.weights: {error}", key="model.weights", value=folder) from error
 
 
 def _part(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llava_mini.bench.flop_count import PARTS, Work, count, is_plain
 from llava_mini.bench.report import Report, markdown
 from llava_mini.bench.subjects import model_config, on_meta
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.inference_optimizations import RELEASE, InferenceOptimizations
 from llava_mini.token_layout import HD_VIEWS, SINGLE_VIEW
@@ -69,7 +69,7 @@ def rows(text_tokens: int) -> list[Row]:
         UserError: there is no text token.
     """
     if text_tokens < 1:
-        raise UserError(f"text tokens: {text_tokens}; allowed are 1 and above")
+        raise refused("text_tokens", text_tokens, allowed="1 and above")
     found = [
         row(name, text_tokens, resolution, frames, order, cached)
         for name in MODELS

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 from llava_mini.files import atomic_path, write_json, write_text
 from llava_mini.processes import cores
 from llava_mini.run.provenance import git_commit
@@ -91,7 +91,7 @@ def check_folder(out: Path) -> None:
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise UserError(f"--out {out}: no folder that can be written ({error.strerror})") from error
+        raise refused("--out", out, f"no folder that can be written ({error.strerror})") from error
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from llava_mini.commands.asking import (
+    FLAGS,
     LESS_MEMORY,
     add_media,
     add_session,
@@ -17,7 +18,7 @@ from llava_mini.commands.asking import (
     parser_for,
 )
 from llava_mini.commands.output import json_line
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, named_as
 from llava_mini.out_of_memory import oom_as_user_error
 
 _DESCRIPTION = """\
@@ -32,6 +33,7 @@ examples:
   llava-mini ask runs/mine/model --video film.mp4 --frames 64 --question "Who comes in?" --question "Why?" --json"""
 
 
+@named_as(FLAGS)
 @oom_as_user_error(LESS_MEMORY)
 def ask(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """Run the command.
@@ -48,7 +50,7 @@ def ask(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a question")
     given = parser.parse_args(arguments)
     if not all(question.strip() for question in given.question):
-        raise UserError("--question: the question is empty")
+        raise UserError("--question: the question is empty", key="--question", value="")
     shown = opened(given)
 
     model, processor = load_model(given)

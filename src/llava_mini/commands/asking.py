@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_mini.commands.parser import Parser, at_least, gibibytes, rate
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, named_as, refused
 from llava_mini.files import is_url
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     Source = tuple[Path, Image.Image] | VideoReader
 
+FLAGS = {name: f"--{name.replace('_', '-')}" for name in ("device", "dtype", "max_new_tokens")}
+FLAGS |= {"context_scaling.tokens": "--context", "context_scaling.kind": "--scaling"}  # by the names in lower rooms
 LESS_MEMORY = "fewer frames, --keep-gib 0 or --kv-bits 8 need less"
 
 
@@ -55,6 +57,7 @@ def parser_for(command: str, description: str, epilog: str = "") -> argparse.Arg
     return parser
 
 
+@named_as(FLAGS)
 def load_model(given: argparse.Namespace) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor]:
     """Load the model and processor that the command line names, scaled to its --context.
 
@@ -62,7 +65,8 @@ def load_model(given: argparse.Namespace) -> tuple[LlavaMiniForConditionalGenera
         UserError: MODEL is empty, or the model cannot be loaded or scaled to that context.
     """
     if not given.model.strip():
-        raise UserError("MODEL is empty; allowed are the folder and the Hub id of a model")
+        allowed = "the folder and the Hub id of a model"
+        raise UserError(f"MODEL is empty; allowed are {allowed}", key="MODEL", value=given.model, allowed=allowed)
     from transformers.utils import logging
 
     from llava_mini.inference.loading import load, model_fields
@@ -74,7 +78,7 @@ def load_model(given: argparse.Namespace) -> tuple[LlavaMiniForConditionalGenera
 
         for folder in given.config_dir:
             if not Path(folder).is_dir():
-                raise UserError(f"--config-dir {folder}: no such folder")
+                raise refused("--config-dir", folder, "no such folder")
         compressor = model_fields(given.model).get("compressor") or {}
         import_own(str(compressor.get("_target_", "")), tuple(given.config_dir))
     model, processor = load(given.model, device=given.device, dtype=given.dtype)
@@ -121,7 +125,7 @@ def open_session(
     from llava_mini.inference.session_file import check_replaceable
 
     if given.save is not None and not given.save.parent.is_dir():
-        raise UserError(f"--save {given.save}: no folder {given.save.parent}")
+        raise refused("--save", given.save, f"no folder {given.save.parent}")
     if given.save is not None:
         check_replaceable(given.save)
     keep = FrameCacheConfig(kv_budget=None if given.keep_gib is None else int(given.keep_gib * 2**30))
@@ -137,11 +141,11 @@ def opened(given: argparse.Namespace) -> list[Source]:
     Raises:
         UserError: a file cannot be used.
     """
-    return [opened_one(kind, path, given) for kind, path in given.shown]
+    return [opened_one(f"--{kind}", path, given) for kind, path in given.shown]
 
 
-def opened_one(kind: str, path: str, given: argparse.Namespace) -> Source:
-    """Open an image and return it with its path, or open a video of which no frame is decoded yet.
+def opened_one(name: str, path: str, given: argparse.Namespace) -> Source:
+    """Open what --image or /image names and return it with its path, or a video of which no frame is decoded yet.
 
     Raises:
         UserError: the file cannot be used.
@@ -149,11 +153,13 @@ def opened_one(kind: str, path: str, given: argparse.Namespace) -> Source:
     from llava_mini.media.named import open_image, open_video
 
     if not path:
-        raise UserError(f"{kind}: a path is needed")
+        raise UserError(f"{name}: a path is needed", key=name, value=path)
     if is_url(path):
-        raise UserError(f"{kind} {path[:200]}: a URL; only files are read, so fetch it first")
+        raise UserError(f"{name} {path[:200]}: a URL; only files are read, so fetch it first", key=name, value=path)
     place = Path(path).expanduser()
-    return (place, open_image(place)) if kind == "image" else open_video(place, fps=given.fps, count=given.frames)
+    return (
+        (place, open_image(place)) if name.endswith("image") else open_video(place, fps=given.fps, count=given.frames)
+    )
 
 
 def add_source(session: Session, source: Source, given: argparse.Namespace, reserve: int = 0) -> Media:
@@ -169,7 +175,7 @@ def add_source(session: Session, source: Source, given: argparse.Namespace, rese
         try:
             return session.add_media(image, reserve=reserve)
         except UserError as error:
-            raise UserError(f"{path}: {error}") from None
+            raise error.with_line(f"{path}: {error}") from None
     return session.add_media(
         source.path, fps=given.fps, count=given.frames, reserve=reserve, progress=sys.stderr.isatty()
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llava_mini.commands.asking import load_model, parser_for
 from llava_mini.commands.parser import at_least
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 from llava_mini.out_of_memory import oom_as_user_error
 
 _DESCRIPTION = """\
@@ -48,7 +48,7 @@ def batch(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
 
     requests = read_requests(given.input)
     if given.output.exists() and given.output.samefile(given.input):
-        raise UserError(f"--output {given.output}: the requests are in this file; name another")
+        raise refused("--output", given.output, "the requests are in this file; name another")
     with open_answers(given.output, requests) as answers:
         before = len(answers.answered) + len(answers.failed)
         if before < len(requests):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini.commands.parser import Parser, at_least
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.tracking.mlflow import check_installed
 
 _DATA = """\
@@ -167,7 +167,7 @@ def _card(study: Study, seconds: float, tiny: bool) -> str:
     from llava_mini.hardware import card_to_measure
 
     if not 0 <= seconds <= _LONGEST:  # also refuses NaN
-        raise UserError(f"--seconds {seconds:g}: allowed are 0 to {_LONGEST}")
+        raise refused("--seconds", seconds, given=f"--seconds {seconds:g}", allowed=f"0 to {_LONGEST}")
     for package in study.packages:
         require(package, "training steps")
     return "CPU, tiny shapes: no figure of it means anything" if tiny else str(card_to_measure())

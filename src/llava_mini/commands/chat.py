@@ -10,6 +10,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from llava_mini.commands.asking import (
+    FLAGS,
     LESS_MEMORY,
     add_media,
     add_session,
@@ -20,7 +21,7 @@ from llava_mini.commands.asking import (
     opened_one,
     parser_for,
 )
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, named_as
 from llava_mini.out_of_memory import oom_as_user_error
 
 if TYPE_CHECKING:
@@ -69,14 +70,15 @@ def chat(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     return 0
 
 
+@named_as(FLAGS)
 def _turn(session: Session, line: str, given: argparse.Namespace) -> None:
     command, _, rest = line.partition(" ")
     if command in ("/image", "/video"):
-        _tell(add_source(session, opened_one(command[1:], rest.strip(), given), given))
+        _tell(add_source(session, opened_one(command, rest.strip(), given), given))
     elif line == "/forget":
         session.forget()
     elif line.startswith("/"):
-        raise UserError(f"{command}: unknown; there are {_COMMANDS}")
+        raise UserError(f"{command}: unknown; there are {_COMMANDS}", key=command, allowed=_COMMANDS)
     else:
         with closing(session.stream(line, follow_up=True, max_new_tokens=given.max_new_tokens)) as pieces:
             for piece in pieces:

@@ -15,7 +15,8 @@ def compare(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
         UserError: more than one folder is named, or it is not the folder of a sweep.
     """
     if len(arguments) > 1:
-        raise UserError(f"compare {' '.join(arguments)}: takes one folder of a sweep")
+        given = " ".join(arguments)
+        raise UserError(f"compare {given}: takes one folder of a sweep", key="compare", value=given)
     from llava_mini.sweep import report  # imports torch, so only after the arguments are checked
 
     report.compare(Path(arguments[0] if arguments else DEFAULT_FOLDER))

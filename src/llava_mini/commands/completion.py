@@ -37,7 +37,8 @@ def completion(arguments: Sequence[str], _config_dirs: tuple[str, ...] = ()) -> 
         UserError: It is not one of the shells that are supported.
     """
     if len(arguments) != 1 or arguments[0] not in _SHELLS:
-        raise UserError(f"completion {' '.join(arguments)}: takes one of {', '.join(_SHELLS)}")
+        given, allowed = " ".join(arguments), ", ".join(_SHELLS)
+        raise UserError(f"completion {given}: takes one of {allowed}", key="completion", value=given, allowed=allowed)
     words = [f"{group}={name}" for group in GROUPS for name in options(group)] + [
         f"{key.name}=" for key in keys(resolve([]))
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini.commands.parser import Parser, at_least
+from llava_mini.errors import named_as
 
 _OFFICIAL = """\
 Reads a folder of the official LLaVA-Mini release (config.json; safetensors or pytorch_model*.bin, whole or in shards)
@@ -54,6 +55,7 @@ def _to_official(source: Path, target: Path, vision_tower: str | None) -> None:
     convert_to_official(source, target, vision_tower or CLIP_ID)
 
 
+@named_as({"compressor.C": "--C"})
 def _llava(source: Path, target: Path, vision_tower: str | None, **chosen: Any) -> None:
     from llava_mini.config import resolve
     from llava_mini.data.text.templates import VICUNA

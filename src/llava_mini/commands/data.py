@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from llava_mini.commands.parser import Parser, at_least
 from llava_mini.data.building.workers import WorkerDiedError
 from llava_mini.data.format.shards import ShardSet, is_complete
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, named_as, refused
 from llava_mini.processes import cores
 from llava_mini.token_layout import TokenLayout
 
@@ -77,7 +77,7 @@ def _build(options: argparse.Namespace) -> int:
     from llava_mini.data.building.run import build_part
 
     if (options.task is None) != (options.of is None):
-        raise UserError("--task and --of go together, as in --task 0 --of 16")
+        raise UserError("--task and --of go together, as in --task 0 --of 16", key="--task", value=options.task)
     chosen = Options(
         options.images, options.videos, options.seed, options.samples_per_shard, options.resize, options.fps,
         options.follow_links, options.strict, options.fetch,
@@ -116,6 +116,7 @@ def _default_tokenizer() -> Path | None:
     return folder if (folder / "tokenizer_config.json").is_file() else None
 
 
+@named_as({"data.template": "--template", "tokenizer": "--tokenizer"})
 def _tokenize(folder: Path, options: argparse.Namespace) -> ConversationTokenizer:
     from transformers import AutoTokenizer
 
@@ -124,7 +125,7 @@ def _tokenize(folder: Path, options: argparse.Namespace) -> ConversationTokenize
 
     template = template_named(options.template)
     if not (folder / "tokenizer_config.json").is_file():
-        raise UserError(f"--tokenizer {folder}: no tokenizer_config.json there; name a tokenizer's folder")
+        raise refused("--tokenizer", folder, "no tokenizer_config.json there; name a tokenizer's folder")
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     return ConversationTokenizer(
         tokenizer,
@@ -145,7 +146,8 @@ def _stats(options: argparse.Namespace) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         draw(shards, found, options.out / "stats.png")
     except OSError as error:
-        raise UserError(f"--out {options.out} cannot be written ({error.strerror})") from None
+        why = f"--out {options.out} cannot be written ({error.strerror})"
+        raise UserError(why, key="--out", value=options.out) from None
     print(f"\ndrawn in {options.out / 'stats.png'}")
     return 0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llava_mini.config import Config, instantiate, resolve
 from llava_mini.config.overrides import at_home, unquoted
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 from llava_mini.run.provenance import code_version, git_commit
 from llava_mini.run.ranks import train_command
 from llava_mini.sweep.folder import outcome, run_folder
@@ -82,7 +82,7 @@ def split_folder(arguments: list[str]) -> tuple[Path, list[str]]:
     """
     given = [argument.partition("=")[2] for argument in arguments if argument.startswith("sweep_dir=")]
     if len(given) > 1 or "" in given:
-        raise UserError(f"sweep_dir={','.join(given)}: give one folder")
+        raise refused("sweep_dir", ",".join(given), "give one folder")
     folder = Path(at_home(unquoted(given[0])) if given else DEFAULT_FOLDER)
     return folder, [a for a in arguments if not a.startswith("sweep_dir=")]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llava_mini.commands.table import STRICT
 from llava_mini.config import check_each_once, resolve
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 from llava_mini.run.folder import claim
 from llava_mini.run.ranks import OWN_MESSAGE, own_rank, run_ranks, train_command
 
@@ -25,7 +25,7 @@ def train(overrides: list[str], config_dirs: tuple[str, ...]) -> int:
     count, num_nodes, rank = config.trainer.devices, config.trainer.num_nodes, own_rank()
     run_dir = Path(config.run_dir)
     if num_nodes > 1 and rank is None:
-        raise UserError(f"trainer.num_nodes={num_nodes}: begin the run on each by torchrun -m llava_mini train ...")
+        raise refused("trainer.num_nodes", num_nodes, "begin the run on each by torchrun -m llava_mini train ...")
     if rank is None and claim(run_dir, config):
         from llava_mini.run.tracked import send_waiting
 

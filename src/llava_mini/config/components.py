@@ -8,7 +8,7 @@ from typing import Any
 from hydra.utils import get_class
 from pydantic import TypeAdapter, ValidationError
 
-from llava_mini.config.types import Component, refused
+from llava_mini.config.types import Component, first_error
 from llava_mini.errors import UserError
 
 
@@ -82,4 +82,4 @@ def _checked(key: str, value: Any, annotation: Any) -> Any:
     try:
         return TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
-        raise refused(error, key) from error
+        raise first_error(error, key) from error

@@ -20,7 +20,7 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from llava_mini.config.overrides import PLACES, at_home, literal, quoted
 from llava_mini.config.types import Config
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.files import CONFIG_DIR, reading, write_text, writing
 
 # Keys of earlier versions that scripts may still use, longest first.
@@ -74,15 +74,18 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> Config:
 def _check_keys(overrides: list[str]) -> None:
     for override in overrides:
         if override.startswith(("+", "~")):
-            raise UserError(
-                f"{override}: keys are neither added nor removed; allowed is key=value of a key that is there"
-            )
+            key, reason = override.lstrip("+~").partition("=")[0], "keys are neither added nor removed"
+            raise refused(key, override, reason, given=override, only="key=value of a key that is there")
         if override.startswith("="):
-            raise UserError(f"{override}: not of the form key=value")
+            raise UserError(f"{override}: not of the form key=value", value=override, allowed="key=value")
         if override.startswith(("hydra.", "hydra/", "hydra=")):
             raise UserError(f"{override}: Hydra's own settings are fixed here", key=override.partition("=")[0])
         if override.encode(errors="replace") != override.encode(errors="surrogatepass"):
-            raise UserError(f"{override!r}: contains bytes that are not text in the locale's encoding (UTF-8 is usual)")
+            raise UserError(
+                f"{override!r}: contains bytes that are not text in the locale's encoding (UTF-8 is usual)",
+                key=override.partition("=")[0],
+                value=override,
+            )
 
 
 def _expand_homes(values: dict[str, Any]) -> None:
@@ -167,7 +170,7 @@ def load(path: Path) -> Config:
     try:
         return Config.read(values)
     except UserError as error:
-        raise UserError(f"{path}: {error}", key=error.key, value=error.value, allowed=error.allowed) from error
+        raise error.with_line(f"{path}: {error}") from error
 
 
 def load_values(path: Path) -> dict[str, Any]:
@@ -209,7 +212,7 @@ def _recipe_fault(overrides: list[str], config_dirs: tuple[str, ...]) -> UserErr
             unknown += [f"{key}.{name}" for name in value if name not in known[key]]
     for key in unknown:
         error = _unknown_key(str(key))
-        return UserError(f"{path}: {error}", key=error.key, allowed=error.allowed, hint=error.hint)
+        return error.with_line(f"{path}: {error}")
     if path and "experiment_name" not in recipe and not defaults:
         return UserError(f"{path}: needed is experiment_name, the name of the run's folder", key="experiment_name")
     return None

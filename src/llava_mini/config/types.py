@@ -357,7 +357,7 @@ class Config:
         try:
             return TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
-            raise refused(error) from error
+            raise first_error(error) from error
 
     def changed(self, values: Mapping[str, Mapping[str, Any]]) -> Config:
         """Return the config with other values of sections, by section and key.
@@ -370,11 +370,11 @@ class Config:
             try:
                 sections[name] = replace(getattr(self, name), **own)
             except ValidationError as error:
-                raise refused(error, name) from error
+                raise first_error(error, name) from error
         try:
             return replace(self, **sections)
         except ValidationError as error:
-            raise refused(error) from error
+            raise first_error(error) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as nested mappings, as YAML contains it; `read` makes the same config of them."""
@@ -391,7 +391,7 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def refused(error: ValidationError, key: str = "") -> UserError:
+def first_error(error: ValidationError, key: str = "") -> UserError:
     """Return the first error of pydantic as one line with the full key.
 
     Args:

@@ -32,7 +32,9 @@ def require(name: str, key: str) -> Any:
         return importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:  # bitsandbytes fails in several ways without its library
         if isinstance(error, ModuleNotFoundError) and error.name == package:
-            raise UserError(f"{key}: {package} is not installed: pip install 'llava-mini-lab[finetune]'") from error
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        again = f"pip install --force-reinstall {package}"
-        raise UserError(f"{key}: {package} is installed and cannot be loaded ({reason}): {again}") from error
+            why = "is not installed: pip install 'llava-mini-lab[finetune]'"
+        else:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            why = f"is installed and cannot be loaded ({reason}): pip install --force-reinstall {package}"
+        option, _, value = key.partition("=")
+        raise UserError(f"{key}: {package} {why}", key=option, value=value or None) from error

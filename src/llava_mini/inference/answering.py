@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, TextIteratorStreamer
 
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.inference.frame_cache import FrameCache
 from llava_mini.inference.prompts import Prompt
 from llava_mini.models import LlavaMiniForConditionalGeneration
@@ -50,7 +50,7 @@ def generation_choices(
     config = copy.deepcopy(model.generation_config)
     one = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
     if several := [name for name in ("num_beams", "num_return_sequences") if generation.get(name, 1) != 1]:
-        raise UserError(f"{several[0]}={generation[several[0]]}: a session makes one answer at a time; allowed is 1")
+        raise refused(several[0], generation[several[0]], "a session makes one answer at a time", only="1")
     rest = config.update(**{**one, "max_new_tokens": max_new_tokens, **generation})
     config.suppress_tokens = suppressed_tokens(model.config, config, None)
     return config, rest

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer
 
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 from llava_mini.inference.quantize import BITS, Quantized, dequantize, quantize
 
 BLOCK = 64  # tokens
@@ -42,7 +42,7 @@ class SessionCache(Cache):
 
     def __init__(self, config: PreTrainedConfig, bits: int | None = None):
         if bits is not None and bits not in BITS:
-            raise UserError(f"kv_bits={bits}: allowed are {', '.join(map(str, BITS))} and none")
+            raise refused("kv_bits", bits, allowed=f"{', '.join(map(str, BITS))} and none")
         self.bits = bits
         layers = config.get_text_config(decoder=True).num_hidden_layers
         super().__init__(layers=[SessionLayer(bits) for _ in range(layers)])

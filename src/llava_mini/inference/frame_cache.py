@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 from llava_mini.inference.memory import INT8, FrameShape
 from llava_mini.inference.quantize import Quantized, dequantize, quantize
 from llava_mini.models import LlavaMiniForConditionalGeneration
@@ -57,9 +57,9 @@ class FrameCacheConfig:
             ("features", self.features, KINDS),
         ):
             if given not in allowed:
-                raise UserError(f"keep.{name}={given!r}: allowed are {', '.join(allowed)}")
+                raise refused(f"keep.{name}", given, allowed=", ".join(allowed))
         if self.kv_budget is not None and self.kv_budget < 0:
-            raise UserError(f"keep.kv_budget={self.kv_budget}: allowed are 0 bytes and more")
+            raise refused("keep.kv_budget", self.kv_budget, allowed="0 bytes and more")
 
     def kv_dtype(self, model: torch.dtype) -> torch.dtype:
         """Return the type of keys and values for a model of type `model`."""

@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.files import why_unreadable
 from llava_mini.hardware import drives, find_cards
 from llava_mini.inference.prompts import end_of_answer
@@ -43,7 +43,7 @@ def load(
         UserError: there is no LLaVA-Mini model with a processor and a chat template, or no such device or type.
     """
     if dtype not in (None, *DTYPES):
-        raise UserError(f"dtype={dtype}; allowed are {', '.join(DTYPES)}")
+        raise refused("dtype", dtype, allowed=", ".join(DTYPES))
     where = device_named(device)
     model_fields(place)
     if reason := why_unreadable(Path(place), "*.json"):  # transformers skips some files without read permission
@@ -76,9 +76,9 @@ def device_named(name: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device={name}; allowed are auto, cpu, cuda, cuda:0, ...")
+        raise refused("device", name, allowed="auto, cpu, cuda, cuda:0, ...")
     if device.type == "cuda" and (not cards or (device.index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"device={name}: torch finds no such GPU here; `llava-mini doctor` says why")
+        raise refused("device", name, "torch finds no such GPU here; `llava-mini doctor` says why")
     return device
 
 

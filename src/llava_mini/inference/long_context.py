@@ -58,14 +58,14 @@ def check_length(config: LlavaMiniConfig, text: int, answer: int, shown: int = 0
     most, tokens = context_tokens(config), text + answer + shown
     if tokens <= most:
         return
+    key: str | None = None
     too_long = f"{tokens} tokens of prompt and answer, {shown} of them of what is shown"
     if text + answer > most:
+        key = "question" if text > answer else "max_new_tokens"
         culprit = "the question is too long" if text > answer else "max_new_tokens is too large"
         too_long = f"{culprit}: {text} tokens of text and {answer} for the answer"
-    raise UserError(
-        f"{too_long}: the language model reads {most}; "
-        f"context_scaling.tokens={tokens} (extend_context, --context) scales it for more"
-    )
+    more = f"context_scaling.tokens={tokens} (extend_context, --context) scales it for more"
+    raise UserError(f"{too_long}: the language model reads {most}; {more}", key=key, hint=more)
 
 
 def check_capacity(
@@ -124,7 +124,7 @@ def check_prompt(store: FrameCache, cache: SessionCache, tokens: int) -> None:
     if need > free:
         raise UserError(
             f"a prompt and answer of {tokens} tokens need {size_text(need)} for the language model's cache, "
-            f"{size_text(free)} are free: fewer frames, or kv_bits=8 or 4"
+            f"{size_text(free)} are free: fewer frames, or kv_bits=8 or 4 (--kv-bits)"
         )
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 from llava_mini.media.named import frames_of, kind_of, open_image, open_video
 from llava_mini.models import LlavaMiniProcessor
 from llava_mini.models.visual_inputs import rgb_of
@@ -70,9 +70,8 @@ def open_source(source: Source, *, fps: float = 1.0, count: int | None = None) -
     if isinstance(source, Image.Image) or dimensions in (2, 3):
         return Opened("image", "image", iter([source]), 1)
     if not isinstance(source, Iterable) or dimensions not in (None, 4):
-        raise UserError(
-            f"look: {type(source).__name__} is neither a path, a PIL image, an array [H, W, 3] nor frames of a video"
-        )
+        allowed = "a path, a PIL image, an array [H, W, 3], frames of a video"
+        raise refused("source", source, given=f"source: {type(source).__name__}", allowed=allowed)
     expected = len(source) if isinstance(source, Sized) else None
     return Opened("frames", "video", iter(source), expected)
 

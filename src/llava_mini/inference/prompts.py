@@ -44,16 +44,17 @@ def check_question(question: str, processor: LlavaMiniProcessor) -> str:
         UserError: the question is no text, empty, no Unicode text, or contains a special token.
     """
     if not isinstance(question, str):
-        raise UserError(f"the question is {type(question).__name__}; allowed is text")
+        raise UserError(f"the question is {type(question).__name__}; allowed is text", key="question", allowed="text")
     if not question.strip():
-        raise UserError("the question is empty")
+        raise UserError("the question is empty", key="question", value=question)
     try:
         question.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"the question is no Unicode text from its character {error.start + 1} on") from None
+        why = f"the question is no Unicode text from its character {error.start + 1} on"
+        raise UserError(why, key="question", value=question) from None
     for token in (processor.image_token, processor.video_token, *_special(processor)):
         if token in question:
-            raise UserError(f"the question contains {token}, which is a special token")
+            raise UserError(f"the question contains {token}, which is a special token", key="question", value=token)
     return question.strip()
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.hardware import free_bytes
 from llava_mini.inference.answering import SessionLock, StopWhenSet, embedded, generation_choices, pieces
 from llava_mini.inference.cache import SessionCache
@@ -70,9 +70,9 @@ class Session:
         frame_batch: int | None = None,
     ):
         if processor.chat_template is None:
-            raise UserError("the processor has no chat template, so it is unknown how to ask this model")
+            raise UserError("the processor has no chat template, so no question can be written", key="processor")
         if frame_batch is not None and frame_batch < 1:
-            raise UserError(f"frame_batch={frame_batch}: allowed are 1 and above, and None")
+            raise refused("frame_batch", frame_batch, allowed="1 and above, and None")
         self.model, self.processor, self.frame_batch = model, processor, frame_batch
         keep = keep or FrameCacheConfig()
         budget = int(free_bytes(model.device) * _KV_SHARE) if keep.kv_budget is None else keep.kv_budget
@@ -241,7 +241,7 @@ class Session:
     def _prompt(self, question: str, follow_up: bool, max_new_tokens: int) -> Prompt:
         question = check_question(question, self.processor)
         if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens={max_new_tokens}: allowed are 1 and above")
+            raise refused("max_new_tokens", max_new_tokens, allowed="1 and above")
         earlier = self._turns if follow_up else []
         turns = [*earlier, Turn(len(self.media) - sum(turn.media for turn in earlier), question, None)]
         tokens = self.store.tokens_by_item()

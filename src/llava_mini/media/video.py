@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from llava_mini.errors import SampleError, UserError
+from llava_mini.errors import SampleError, UserError, refused
 from llava_mini.media.images import MAX_PIXELS, shrunk, upright_rgb
 
 try:
@@ -86,9 +86,9 @@ class VideoReader:
         if av is None:
             raise UserError("videos need PyAV: pip install 'llava-mini-lab[data]'")
         if not 0 < fps < math.inf:
-            raise UserError(f"fps={fps}; it must be positive")
+            raise refused("fps", fps, "it must be positive")
         if count is not None and count < 1:
-            raise UserError(f"{count} frames of a video; at least one is needed")
+            raise UserError(f"{count} frames of a video; at least one is needed", key="count", value=count)
         with _readable():
             self.path, self._clip = path, _scanned(path)
         self.seconds = float(self._clip.length * self._clip.unit)

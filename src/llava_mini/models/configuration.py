@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.models.rotary import check_scaling
 
 
@@ -60,21 +60,17 @@ class LlavaMiniConfig(PreTrainedConfig):
         if self.compressor is None:
             self.compressor = {"_target_": "llava_mini.models.compressors.query.QueryCompressor", "C": 1}
         if self.num_fusion_layers < 0:
-            raise UserError(f"num_fusion_layers={self.num_fusion_layers}: must be 0 (no pre-fusion) or more")
+            raise refused("num_fusion_layers", self.num_fusion_layers, allowed="0 (no pre-fusion) and above")
         layers = self.vision_config.num_hidden_layers
         if not -layers - 1 <= self.vision_feature_layer <= layers:
-            raise UserError(
-                f"vision_feature_layer={self.vision_feature_layer}: "
-                f"the vision tower's hidden states are {-layers - 1} to {layers}"
-            )
+            reason = f"the vision tower's hidden states are {-layers - 1} to {layers}"
+            raise refused("vision_feature_layer", self.vision_feature_layer, reason)
         if self.projector_hidden_act not in ACT2FN:
-            raise UserError(
-                f"projector_hidden_act={self.projector_hidden_act!r}: allowed are {', '.join(sorted(ACT2FN))}"
-            )
+            raise refused("projector_hidden_act", self.projector_hidden_act, allowed=", ".join(sorted(ACT2FN)))
         check_scaling(self.context_scaling, self.text_config)
         dtype = self.dtype or kwargs.get("torch_dtype")
         if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise UserError(f"dtype={dtype!r}: allowed are float32, bfloat16, float16 and auto")
+            raise refused("dtype", dtype, allowed="float32, bfloat16, float16 and auto")
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         super().__post_init__(**kwargs)
 
@@ -111,7 +107,7 @@ def _sub_config(given: Any, default_type: str, default_fields: dict[str, Any]) -
     fields = dict(default_fields if given is None else given)
     model_type = fields.pop("model_type", default_type)
     if model_type not in CONFIG_MAPPING:
-        raise UserError(f"model_type={model_type!r}: not an architecture that transformers knows")
+        raise refused("model_type", model_type, "not an architecture that transformers knows")
     try:
         return CONFIG_MAPPING[model_type](**fields)
     except StrictDataclassError as error:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.models.configuration import LlavaMiniConfig
 
 _FRAMES = ("pixel_values", "image_features")
@@ -71,29 +71,28 @@ class FramesGenerationMixin(GenerationMixin):
         if cache == "paged":
             self.init_continuous_batching()
         if cache in ("offloaded", "offloaded_static") and self.device.type == "cpu":
-            raise UserError(f"cache_implementation={cache!r} is for GPUs; allowed on a CPU are 'dynamic' and 'static'")
+            raise refused("cache_implementation", cache, "this is for GPUs", allowed="dynamic and static on a CPU")
         if exit_layer is not None:
-            raise UserError(f"assistant_early_exit={exit_layer}: the layers are no model of their own; allowed is None")
+            raise refused("assistant_early_exit", exit_layer, "the layers are no model of their own", only="None")
         if not _has_frames(given) or prompt is None:
             return
         if chunk is not None and chunk < prompt.shape[1]:
-            raise UserError(f"prefill_chunk_size={chunk}: a prompt with frames is read at once; allowed is None")
+            raise refused("prefill_chunk_size", chunk, "a prompt with frames is read at once", only="None")
         if given.get("assistant_model") is not None:
             self._check_assistant(given["assistant_model"])
 
     def _check_assistant(self, assistant: Any) -> None:
         """Raises UserError for an assistant that does not read a prompt with frames as this model does."""
         if getattr(assistant.config, "model_type", None) != self.config.model_type:
-            raise UserError(
-                f"assistant_model: {type(assistant).__name__} reads no frames; allowed is a {type(self).__name__}"
-            )
+            reason, only = f"{type(assistant).__name__} reads no frames", f"a {type(self).__name__}"
+            raise refused("assistant_model", assistant, reason, only=only, given="assistant_model")
         model: Any = self
         own, other = (
             {"image_token_id": each.config.image_token_id, "tokens of a frame": each.layout.frame()}
             for each in (model, assistant)
         )
         if own != other:
-            raise UserError(f"assistant_model: it has {other}, this model {own}; they must be the same")
+            raise refused("assistant_model", other, "it must be as in this model", only=str(own))
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any

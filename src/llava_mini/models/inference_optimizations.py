@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class InferenceOptimizations:
 
     def __post_init__(self) -> None:
         if self.trim_last_layer and not self.split_prefusion:
-            raise UserError("optimizations: trim_last_layer=True needs split_prefusion=True")
+            raise refused("trim_last_layer", True, "needs split_prefusion=True")
         if self.frame_batch is not None and self.frame_batch < 1:
-            raise UserError(f"optimizations: frame_batch={self.frame_batch}; allowed are 1 and above, and None")
+            raise refused("frame_batch", self.frame_batch, allowed="1 and above, and None")
 
 
 RELEASE = InferenceOptimizations(stop_tower=False, split_prefusion=False, trim_last_layer=False, frame_batch=1)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 from llava_mini.files import set_usual_mode
 from llava_mini.models.attention import mask_for, packed_positions
 from llava_mini.models.compressors import Compressor
@@ -100,10 +100,8 @@ class LlavaMiniForConditionalGeneration(VisualModel, FramesGenerationMixin):
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
         if attn_implementation not in (None, "sdpa", "eager"):
-            raise UserError(
-                f"attn_implementation={attn_implementation!r}: it takes no mask of turns or of what pre-fusion sees; "
-                "allowed are 'sdpa' and 'eager'"
-            )
+            reason = "it takes no mask of turns or of what pre-fusion sees"
+            raise refused("attn_implementation", attn_implementation, reason, allowed="sdpa and eager")
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
     def get_submodule(self, target: str) -> torch.nn.Module:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 from llava_mini.models.attention import mask_for, packed_mask, packed_positions
 from llava_mini.models.decoder_layer import KeysValues, Rope, layer_rows
 from llava_mini.models.language_model import build_decoder_layers
@@ -131,10 +131,8 @@ class Prefusion(nn.Module):
         """Raises UserError when the language model has fewer layers than are to be copied."""
         source = language_model.get_decoder().layers
         if len(self.layers) > len(source):
-            raise UserError(
-                f"fusion.num_layers={len(self.layers)}: "
-                f"init 'copy' allows at most the language model's {len(source)} layers"
-            )
+            reason = f"init 'copy' allows at most the language model's {len(source)} layers"
+            raise refused("fusion.num_layers", len(self.layers), reason)
 
     def _has_parts(self, layer: Any) -> bool:
         """Whether `layer_rows` does everything that the layer itself does."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.models.visual_inputs import counts_by_text, flat_images, flat_videos, frames_of, is_scaled, rgb_of
 from llava_mini.token_layout import TokenLayout
 from llava_mini.views import ViewMode, check_mode, mean_color, resized_longer, views_of
@@ -115,12 +115,12 @@ class LlavaMiniProcessor(ProcessorMixin):
         tells_spans = kwargs.pop("return_text_replacement_offsets", False)
         for_text, for_images, for_videos = self._kwargs(named, kwargs)
         if audio is not None:
-            raise UserError("audio: the model reads none; allowed is None")
+            raise UserError("audio: the model reads none; allowed is None", key="audio", value=audio, allowed="None")
         if (tensors := for_text["return_tensors"]) != "pt":
-            raise UserError(f"return_tensors={tensors!r}; allowed is 'pt'")
+            raise refused("return_tensors", tensors, only="pt")
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(prompt, str) for prompt in texts):
-            raise UserError(f"processor: text is {text!r}; allowed are a string and a list of strings, as text=...")
+            raise refused("text", text, allowed="a string and a list of strings")
         self._check_owners(texts, images, videos)
         videos = [frames_of(video, **for_videos) for video in flat_videos(videos)]
         prompts, frames, num_frames, spans = self._expanded(texts, flat_images(images), videos, for_images)
@@ -150,7 +150,8 @@ class LlavaMiniProcessor(ProcessorMixin):
         found = [part for prompt in texts for part in marks.findall(prompt)]
         for token, given, name in ((self.image_token, images, "images"), (self.video_token, videos, "videos")):
             if found.count(token) != len(given):
-                raise UserError(f"{name}: the text has {found.count(token)} {token}, {len(given)} {name} were given")
+                why = f"{name}: the text has {found.count(token)} {token}, {len(given)} {name} were given"
+                raise UserError(why, key=name)
         frames: list[Tensor] = []
         num_frames, prompts, spans = [], [], []
         rest = {self.image_token: iter(images), self.video_token: iter(videos)}
@@ -180,7 +181,8 @@ class LlavaMiniProcessor(ProcessorMixin):
                 continue
             for number, (text, count) in enumerate(zip(texts, counts, strict=True)):
                 if text.count(token) != count:
-                    raise UserError(f"{name}: text {number} has {text.count(token)} {token}, {count} {name} were given")
+                    why = f"{name}: text {number} has {text.count(token)} {token}, {count} {name} were given"
+                    raise UserError(why, key=name)
 
     def _check_placeholders(self, prompts: list[str], input_ids: Tensor, max_length: int | None) -> None:
         """Raises UserError if placeholders of a frame are cut off: it would be read as another frame."""
@@ -188,9 +190,8 @@ class LlavaMiniProcessor(ProcessorMixin):
         for prompt, ids in zip(prompts, input_ids, strict=True):
             kept, needed = int((ids == image_token_id).sum()), prompt.count(self.image_token)
             if kept < needed:
-                raise UserError(
-                    f"max_length={max_length}: a text keeps {kept} of the {needed} placeholders of its images"
-                )
+                reason = f"a text keeps {kept} of the {needed} placeholders of its images"
+                raise refused("max_length", max_length, reason)
 
     @property
     def layout(self) -> TokenLayout:
@@ -233,7 +234,7 @@ class LlavaMiniProcessor(ProcessorMixin):
         _check_conversation(conversation)
         for option in ("tools", "documents"):
             if kwargs.get(option):
-                raise UserError(f"{option}: the chat template writes none; allowed is None")
+                raise UserError(f"{option}: the chat template writes none; allowed is None", key=option, allowed="None")
         made = super().apply_chat_template(conversation, *args, **kwargs)
         if isinstance(made, MutableMapping) and "assistant_masks" in made:
             answers_BT = torch.as_tensor(made["assistant_masks"])
@@ -257,21 +258,21 @@ def _check_conversation(conversation: Any) -> None:
     several = isinstance(conversation, (list, tuple)) and conversation and isinstance(conversation[0], (list, tuple))
     for messages in conversation if several else [conversation]:
         if not isinstance(messages, (list, tuple)) or not messages:
-            raise UserError(f"conversation: {messages!r:.60} is no list of messages, of which one is needed")
+            raise _is_no("list of messages, of which one is needed", messages)
         for message in messages:
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-                raise UserError(f"conversation: {message!r:.60} is no message with a role and a content")
+                raise _is_no("message with a role and a content", message)
             content = message.get("content")
             parts = content if isinstance(content, (list, tuple)) else []
             if not isinstance(content, (str, list, tuple)):
-                raise UserError(f"conversation: content {content!r:.60} is neither a text nor a list of parts")
+                raise _is_no("content, which is a text or a list of parts", content)
             for part in parts:
                 if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
-                    raise UserError(f"conversation: {part!r:.60} is no part with a type")
+                    raise _is_no("part with a type", part)
                 if part["type"] not in _PARTS:
-                    raise UserError(
-                        f"conversation: a part of type {part['type']!r:.40}; allowed are {', '.join(_PARTS)}"
-                    )
+                    allowed = ", ".join(_PARTS)
+                    line = f"conversation: a part of type {part['type']!r:.40}; allowed are {allowed}"
+                    raise UserError(line, key="conversation", value=part["type"], allowed=allowed)
 
 
 def stack_frames(frames: list[Tensor], num_frames: list[int]) -> dict[str, Tensor]:
@@ -282,3 +283,7 @@ def stack_frames(frames: list[Tensor], num_frames: list[int]) -> dict[str, Tenso
     if len(set(views)) > 1:
         stacked["num_views"] = torch.tensor(views)
     return stacked
+
+
+def _is_no(kind: str, value: object) -> UserError:
+    return UserError(f"conversation: {value!r:.60} is no {kind}", key="conversation", value=value)

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 from llava_mini.models.language_model import head_dim
 
 LINEAR, DYNAMIC, YARN = "linear", "dynamic", "yarn"
@@ -31,17 +31,17 @@ def check_scaling(scaling: Any, text_config: PreTrainedConfig) -> None:
     if scaling is None:
         return
     if not isinstance(scaling, dict) or set(scaling) != {"kind", "tokens"}:
-        raise UserError(f"context_scaling={scaling!r}: allowed are none and {{'kind': ..., 'tokens': ...}}")
+        raise refused("context_scaling", scaling, allowed="none and {'kind': ..., 'tokens': ...}")
     kind, tokens = scaling["kind"], scaling["tokens"]
     if kind not in KINDS:
-        raise UserError(f"context_scaling.kind={kind!r}: allowed are {', '.join(KINDS)}")
+        raise refused("context_scaling.kind", kind, allowed=", ".join(KINDS))
     trained = text_config.max_position_embeddings
     if type(tokens) is not int or tokens <= trained:
-        raise UserError(f"context_scaling.tokens={tokens!r}: allowed are whole numbers above the model's own {trained}")
+        raise refused("context_scaling.tokens", tokens, allowed=f"whole numbers above the model's own {trained}")
     before = text_config.rope_parameters["rope_type"]
     if kind not in _OVER.get(before, ()):
         allowed = ", ".join(_OVER.get(before, ())) or "none"
-        raise UserError(f"context_scaling.kind={kind!r}: over the model's own {before!r} scaling allowed is {allowed}")
+        raise refused("context_scaling.kind", kind, f"the model's own scaling is {before}", only=allowed)
 
 
 def scaled_parameters(text_config: PreTrainedConfig, kind: str, tokens: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from llava_mini.errors import SampleError, UserError
+from llava_mini.errors import SampleError, UserError, refused
 from llava_mini.media.arrays import has_unit_scale, rgb_of_array
 from llava_mini.media.images import decode_image, upright_rgb
 from llava_mini.media.named import bytes_at, bytes_in, check_file, is_image, read_image, shortened
@@ -47,10 +47,8 @@ def flat_images(images: Any) -> list[Any]:
     if isinstance(images, (str, Path)) or _is_frame(images):
         return [images]
     if not isinstance(images, (list, tuple, np.ndarray, Tensor)):
-        raise UserError(
-            f"images: {_described(images)} is no image; allowed are PIL images, arrays, tensors, names of files, "
-            "addresses and lists of them"
-        )
+        allowed = "PIL images, arrays, tensors, names of files, addresses and lists of them"
+        raise refused("images", images, f"{_described(images)} is no image", given="images", allowed=allowed)
     return [image for item in images for image in flat_images(item)]
 
 
@@ -69,10 +67,8 @@ def flat_videos(videos: Any, depth: int = 0) -> list[Any]:
     if isinstance(videos, (np.ndarray, Tensor)):
         return [videos] if videos.ndim == 4 else [video for item in videos for video in flat_videos(item)]
     if not isinstance(videos, (list, tuple)):
-        raise UserError(
-            f"videos: {_described(videos)} is no video; allowed are names of files, addresses, arrays [F, ...], lists "
-            "of frames and lists of them"
-        )
+        allowed = "names of files, addresses, arrays [F, ...], lists of frames and lists of them"
+        raise refused("videos", videos, f"{_described(videos)} is no video", given="videos", allowed=allowed)
     if videos and (_is_frame(videos[0]) or (depth > 1 and isinstance(videos[0], (str, Path)))):
         return [videos]
     return [video for item in videos for video in flat_videos(item, depth + 1)]
@@ -133,16 +129,16 @@ def frames_of(video: Any, fps: float | None = None, num_frames: int | None = Non
             and `num_frames` are both given.
     """
     if fps is not None and num_frames is not None:
-        raise UserError(f"videos: fps={fps} and num_frames={num_frames}; allowed is one of them")
+        raise refused("fps", fps, f"num_frames={num_frames} is given too", only="one of them")
     if isinstance(video, (str, Path)):
         yield from _frames_named(video, FPS if fps is None else fps, num_frames)
         return
     if fps is not None:
-        raise UserError(f"videos: fps={fps} of frames whose rate is not known; allowed is num_frames")
+        raise refused("fps", fps, "the rate of frames that are given is not known", only="num_frames")
     if num_frames is not None and num_frames < 1:
-        raise UserError(f"videos: num_frames={num_frames}; at least one is needed")
+        raise refused("num_frames", num_frames, allowed="1 and above")
     if len(video) == 0:
-        raise UserError("videos: a video has no frame, at least one is needed")
+        raise UserError("videos: a video has no frame, at least one is needed", key="videos")
     count = min(num_frames or len(video), len(video))
     yield from (video[(2 * i + 1) * len(video) // (2 * count)] for i in range(count))
 

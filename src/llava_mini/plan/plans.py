@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_mini import assembly
 from llava_mini.config import Config
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 from llava_mini.hardware import CUDA_CONTEXT
 from llava_mini.plan.advice import Advice
 from llava_mini.plan.peaks import Peaks, on_gpu
@@ -21,7 +21,7 @@ from llava_mini.units import GIB
 def check_card_is_named(config: Config) -> None:
     """Raise UserError if the GPU's memory is unknown, so that --strict has nothing to check."""
     if config.hardware.memory_gib is None:
-        raise UserError(f"--strict with hardware.memory_gib=null: the card's memory is not known; {NAME_A_CARD}")
+        raise refused("hardware.memory_gib", None, f"--strict needs to know the card's memory; {NAME_A_CARD}")
 
 
 def training_plan(

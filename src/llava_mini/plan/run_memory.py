@@ -73,7 +73,8 @@ class Memory:
         except _FAILED as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             if strict:
-                raise UserError(f"--strict: this run's memory could not be planned ({reason})") from error
+                why = f"--strict: this run's memory could not be planned ({reason})"
+                raise UserError(why, key="--strict") from error
             log.warning("plan: this run's memory could not be planned (%s)", reason)
             return
         self.planned = report.peak.bytes

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from llava_mini.config import Config, load_values
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.files import read_json, remove_leftovers
 from llava_mini.run.differing import differing, listed
 from llava_mini.run.provenance import code_version, commits_text, git_commit
@@ -40,11 +40,8 @@ def claim(run_dir: Path, config: Config) -> bool:
         _check_config(run_dir, config)
     elif run_dir.is_dir() and (others := sorted(path.name for path in run_dir.iterdir() if not _may_precede(path))):
         listing = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        raise UserError(
-            f"run_dir={run_dir} contains {listing} and no config.yaml: no run's folder; name a new or an empty one",
-            key="run_dir",
-            value=str(run_dir),
-        )
+        reason = f"contains {listing} and no config.yaml: no run's folder; name a new or an empty one"
+        raise refused("run_dir", run_dir, reason)
     if (run_dir / "code.json").exists():
         _check_code(run_dir)
     for folder in (run_dir, run_dir / "checkpoints"):
@@ -62,10 +59,8 @@ def _check_config(run_dir: Path, config: Config) -> None:
     if another:
         keys = ", ".join(text.partition("=")[0] for text in allowed)
         too = f" ({keys} differ too, and may)" if keys else ""
-        raise UserError(
-            f"run_dir={run_dir} contains a run with another config: {listed(another)}{too}; "
-            "give the same values, name another folder or delete it"
-        )
+        reason = f"contains a run with another config: {listed(another)}{too}"
+        raise refused("run_dir", run_dir, f"{reason}; give the same values, name another folder or delete it")
 
 
 def _check_code(run_dir: Path) -> None:
@@ -78,7 +73,7 @@ def _check_code(run_dir: Path) -> None:
         raise UserError(f"{error}, {unknown}", key="run_dir", value=str(run_dir)) from error
     if begun.get("code_version") != code_version():
         commits = commits_text(str(begun.get("commit")), git_commit())
-        raise UserError(f"run_dir={run_dir} was begun with other code ({commits}); name another folder or delete it")
+        raise refused("run_dir", run_dir, f"was begun with other code ({commits}); name another folder or delete it")
 
 
 def _is_finished(path: Path) -> bool:

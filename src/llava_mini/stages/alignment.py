@@ -4,7 +4,7 @@ The model is built with compressor `none` and N_fusion 0, so that neither takes 
 language model is pre-trained, the language model gets a learning rate too.
 """
 
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 from llava_mini.models.compressors.none import NoCompressor
 from llava_mini.stages.base import VLMStage
 
@@ -19,7 +19,8 @@ class AlignmentStage(VLMStage):
     def check(self) -> None:
         super().check()
         if self.model.config.num_fusion_layers or not isinstance(self.model.compressor, NoCompressor):
-            raise UserError("stage 1 is plain LLaVA: allowed are compressor=none and fusion.num_layers=0")
+            allowed = "compressor=none and fusion.num_layers=0"
+            raise refused("stage", 1, given="stage 1 is plain LLaVA", allowed=allowed)
 
     @property
     def trainable_parts(self) -> tuple[str, ...]:

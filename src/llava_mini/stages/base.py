@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from llava_mini.batch import VLMBatch
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.files import rank_path, write_json
 from llava_mini.finetune import adapted_parts, num_parameters, trains
 from llava_mini.limits import Beta, Rate, Share
@@ -123,13 +123,15 @@ class VLMStage(LightningModule, ABC):
         """
         foreign = [part for part in self.learning_rates if part not in self.trainable_parts]
         if foreign or not self.learning_rates:
-            culprit = f"stage.learning_rates.{foreign[0]}" if foreign else "stage.learning_rates is empty"
-            raise UserError(f"{culprit}: {type(self).__name__} trains any of {', '.join(self.trainable_parts)}")
+            key = f"stage.learning_rates.{foreign[0]}" if foreign else "stage.learning_rates"
+            value, parts = self.learning_rates.get(key.rpartition(".")[2]), ", ".join(self.trainable_parts)
+            line = f"{key}{'' if foreign else ' is empty'}: {type(self).__name__} trains any of {parts}"
+            raise UserError(line, key=key, value=value, allowed=parts)
         idle = [part for part in adapted_parts(self.model, self.finetune) if part not in self.learning_rates]
         if idle:
-            raise UserError(f"finetune.{idle[0]}=lora: stage.learning_rates.{idle[0]} gives its adapters no rate")
+            raise refused(f"finetune.{idle[0]}", "lora", f"stage.learning_rates.{idle[0]} gives its adapters no rate")
         if not self.trained_parts:
-            raise UserError("finetune.language_model=frozen: stage.learning_rates gives no other part a rate")
+            raise refused("finetune.language_model", "frozen", "stage.learning_rates gives no other part a rate")
 
     @property
     def trained_parts(self) -> list[str]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llava_mini.batch import VLMBatch
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 from llava_mini.models.loss import predictors
 from llava_mini.predictions import Predictions
 
@@ -193,9 +193,8 @@ class Answers:
             UserError: naming the first kind that is not allowed.
         """
         if foreign := sorted({row.kind for row in self.rows} - {"", *allowed}):
-            raise UserError(
-                f"data.kinds: the data has a question of kind {foreign[0]!r}; named are {', '.join(allowed)}"
-            )
+            reason = f"the data has a question of kind {foreign[0]!r}"
+            raise refused("data.kinds", foreign[0], reason, given="data.kinds", allowed=", ".join(allowed))
 
     def of_all_ranks(self) -> Answers:
         """Answers of all ranks of a distributed run, the same on each rank; this object if nothing is distributed."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 from llava_mini.finetune.packages import require
 
 _PACKAGE = "bitsandbytes.optim"
@@ -47,6 +47,6 @@ def check_optimizer(name: str, device: str) -> None:
         UserError: without bitsandbytes, or for paged state without a GPU.
     """
     if name == "paged_adamw_8bit" and device != "cuda":
-        raise UserError(f"memory.optimizer={name}: needs a GPU; allowed on {device} are adamw, adamw_8bit")
+        raise refused("memory.optimizer", name, f"needs a GPU, and this is {device}", allowed="adamw, adamw_8bit")
     if name != "adamw":
         require(_PACKAGE, f"memory.optimizer={name}")

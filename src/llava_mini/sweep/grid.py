@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 
 from llava_mini.config import Config
 from llava_mini.config.overrides import split, text_keys
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.run.identity import config_hash
 
 Resolve = Callable[[list[str]], Config]
@@ -80,9 +80,9 @@ def parse(arguments: Sequence[str]) -> dict[str, list[str]]:
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][\w@./-]*", key):
-            raise UserError(f"{argument!r}: a sweep takes key=value or key=value,value,...")
+            raise _fault(argument, "a sweep takes key=value or key=value,value,...")
         if key in choices:
-            raise UserError(f"{argument!r}: {key} is given twice; write its values as {key}=value,value")
+            raise _fault(argument, f"{key} is given twice; write its values as {key}=value,value")
         kind = text_keys().get(key)
         values = _values(argument, text) if kind is None else split(text, brackets=kind.items or kind.others)
         choices[key] = list(dict.fromkeys(_not_empty(argument, value) for value in values))
@@ -125,7 +125,7 @@ def _make_run(overrides: list[str], config: Config, varied: Iterable[str], refer
     given = dict(item.split("=", 1) for item in overrides)
     seed = config.seed
     if not isinstance(seed, int):
-        raise UserError(f"seed={seed}: a seed is a whole number")
+        raise refused("seed", seed, "a seed is a whole number")
     # The chosen option, or else the module of the class: `...compressors.query.QueryCompressor` -> `query`.
     compressor = given.get("compressor") or config.compressor.target.split(".")[-2]
     c = config.compressor.get("C")
@@ -159,11 +159,16 @@ def _values(argument: str, text: str) -> list[str]:
             return list(override.sweep_string_iterator())
     except HydraException as error:
         reason = " ".join(str(error).splitlines()[0].split())
-        raise UserError(f"{argument!r}: cannot be read as values ({reason})") from error
+        raise _fault(argument, f"cannot be read as values ({reason})") from error
     return split(text, brackets=True)  # as they were typed, which Hydra's own iterator changes: 1e-3 to 0.001
 
 
 def _not_empty(argument: str, value: str) -> str:
     if not value.strip():
-        raise UserError(f"{argument!r}: a value is empty; write '' for an empty text")
+        raise _fault(argument, "a value is empty; write '' for an empty text")
     return value.strip()
+
+
+def _fault(argument: str, reason: str) -> UserError:
+    key, _, value = argument.partition("=")
+    return UserError(f"{argument!r}: {reason}", key=key, value=value)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.files import writing
 from llava_mini.processes import cores
 from llava_mini.run.starter import Request, Starter
@@ -80,7 +80,7 @@ class LocalLauncher(Launcher):
 
     def __init__(self, max_parallel: int | None = None, *, devices: int = 1) -> None:
         if max_parallel is not None and max_parallel < 1:
-            raise UserError(f"launcher.max_parallel={max_parallel}: must be at least 1, or null for all cores or GPUs")
+            raise refused("launcher.max_parallel", max_parallel, allowed="1 and above, and null for all cores or GPUs")
         gpus = _gpus()
         self._gpus = [",".join(gpus[first : first + devices]) for first in range(0, len(gpus) - devices + 1, devices)]
         if gpus and not self._gpus:

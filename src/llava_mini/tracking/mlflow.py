@@ -61,7 +61,7 @@ def check_installed(key: str, otherwise: str) -> None:
         UserError: MLflow is not installed.
     """
     if find_spec("mlflow") is None:
-        raise UserError(f"{key}: mlflow is not installed: pip install mlflow; or {otherwise}")
+        raise UserError(f"{key}: mlflow is not installed: pip install mlflow; or {otherwise}", key=key, hint=otherwise)
 
 
 def sqlite_path(uri: str) -> Path | None:

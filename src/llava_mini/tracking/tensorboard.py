@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 from llava_mini.tracking.service import Service
 from llava_mini.tracking.spool import Line, Origin
 
@@ -26,7 +26,7 @@ class TensorBoard(Service):
 
     def __init__(self) -> None:
         if find_spec("tensorboard") is None:
-            raise UserError("tracker=tensorboard: pip install tensorboard; or tracking.enabled=false")
+            raise refused("tracker", "tensorboard", "pip install tensorboard; or tracking.enabled=false")
         self._writers: dict[str, SummaryWriter] = {}
 
     def address(self, uri: str | None) -> str:

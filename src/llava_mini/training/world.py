@@ -24,7 +24,7 @@ from llava_mini.config import Config, instantiate, resolve, save
 from llava_mini.config.overrides import literal
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.data.toyworld.vision import TARGET_CLASSES, Scenes
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.files import atomic_path, write_json, writing
 from llava_mini.models.tensor_files import save_tensors
 from llava_mini.models.vision_tower import build_vision_tower
@@ -44,11 +44,12 @@ def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> 
     """
     stage0 = resolve(["experiment=tiny_stage0", *overrides], config_dirs)
     if (ranks := assembly.num_ranks(stage0)) > 1:
-        raise UserError(f"trainer.devices and num_nodes ask for {ranks} processes: the toy world is made by one")
+        why = f"trainer.devices and num_nodes ask for {ranks} processes: the toy world is made by one"
+        raise UserError(why, key="trainer.devices", value=stage0.trainer.devices)
     out, stages = Path(stage0.world.out), stage0.world.stages
     if 0 in stages and (times := stage0.trainer.accumulate_grad_batches) > 1:
-        allowed = "allowed are 1 with world.vision_batch_size, or world.stages=[1]"
-        raise UserError(f"trainer.accumulate_grad_batches={times}: a step of stage 0 is one batch; {allowed}")
+        allowed = "1 with world.vision_batch_size, or world.stages=[1]"
+        raise refused("trainer.accumulate_grad_batches", times, "a step of stage 0 is one batch", allowed=allowed)
     if 0 in stages:
         train_vision(stage0, out / "stage0")
     tokenizer = out / "stage1"
@@ -103,7 +104,7 @@ def _drawn(
     """
     seed, normal = config.data.world_seed, {"mean": processor.image_mean, "std": processor.image_std}
     if seed is None:
-        raise UserError("data.world_seed=null: the toy world is made from a seed; allowed is a number, 0 or more")
+        raise refused("data.world_seed", None, "the toy world is made from a seed", only="a number, 0 or more")
     streams = {f"vision-{split}": scenes, f"vision-board-{split}": boards}
     return ConcatDataset([Scenes(stream, seed, count, **normal) for stream, count in streams.items()])
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.refusals import refuses
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -16,7 +17,7 @@ from llava_mini.data.format.shards import ShardSet
 from llava_mini.data.text.conversation import Conversation, Turn, parse_record
 from llava_mini.data.text.labels import ConversationTokenizer, TokenizedSample, Turns
 from llava_mini.data.text.templates import CHATML, LLAMA3, MISTRAL, PLAIN, TINY, VICUNA, ConversationTemplate
-from llava_mini.errors import SampleError, UserError
+from llava_mini.errors import SampleError
 from llava_mini.token_layout import TokenLayout
 
 TALK = Conversation(
@@ -345,22 +346,35 @@ def test_a_text_that_imitates_an_image_is_refused(tokenizer: PreTrainedTokenizer
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "key", "value", "allowed"),
     [
-        ({"turns": "packed"}, "turns='packed'; allowed: conversation, independent"),
-        ({"k": -1}, "tokens of a frame: -1"),
-        ({"hd": -2}, "in high resolution -2"),
-        ({"max_length": 0}, "max_length=0"),
-        ({"template": ConversationTemplate(image_token="<pic>")}, "no token '<pic>', which data.template writes"),
-        ({"template": LLAMA3}, r"no token '<\|start_header_id\|>'"),
-        ({"template": CHATML}, r"no token '<\|im_start\|>'"),
+        ({"turns": "packed"}, "turns", "packed", "conversation, independent"),
+        ({"k": -1}, "single_view", -1, "0 and above"),
+        ({"hd": -2}, "hd", -2, "0 and above"),
+        ({"max_length": 0}, "max_length", 0, "1 or more"),
     ],
 )
 def test_impossible_arguments_are_named(
-    tokenizer: PreTrainedTokenizerFast, change: dict[str, Any], message: str
+    tokenizer: PreTrainedTokenizerFast, change: dict[str, Any], key: str, value: Any, allowed: str
 ) -> None:
-    with pytest.raises(UserError, match=message):
+    with refuses(key, value, allowed):
         make(tokenizer, **change)
+
+
+@pytest.mark.parametrize(
+    ("template", "mark"),
+    [
+        (ConversationTemplate(image_token="<pic>"), "<pic>"),
+        (LLAMA3, "<|start_header_id|>"),
+        (CHATML, "<|im_start|>"),
+    ],
+)
+def test_a_token_that_a_template_writes_is_needed(
+    tokenizer: PreTrainedTokenizerFast, template: ConversationTemplate, mark: str
+) -> None:
+    with refuses("tokenizer") as caught:
+        make(tokenizer, template)
+    assert f"no token {mark!r}, which the template writes" in str(caught.value)
 
 
 @pytest.mark.parametrize("turns", ["conversation", "independent"])

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from tests.refusals import refuses
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -19,7 +20,6 @@ from llava_mini.data.text.templates import (
     Span,
     template_named,
 )
-from llava_mini.errors import UserError
 
 TURNS = (Turn("<image>\nWhat is it? ", "\n A parrot. "), Turn("Where?", "On a tree."), Turn("  ", "早 🦜"))
 
@@ -115,5 +115,9 @@ def test_images_get_the_tokenizers_own_name() -> None:
 
 def test_names_of_templates() -> None:
     assert template_named("llama3") is LLAMA3
-    with pytest.raises(UserError, match="vicuna: allowed are vicuna_v1, llama3, mistral, chatml, plain, tiny"):
+    with refuses(
+        "data.template",
+        "vicuna",
+        "vicuna_v1, llama3, mistral, chatml, plain, tiny, or a template's own fields",
+    ):
         template_named("vicuna")

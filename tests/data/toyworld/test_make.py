@@ -124,9 +124,9 @@ def test_an_interrupted_build_is_completed(tmp_path: Path, monkeypatch: pytest.M
     [
         (1, {"instruct-val": 4}, f"recipe {make.RECIPE_VERSION} and seed 0, not {make.RECIPE_VERSION} and 1"),
         (0, {"instruct-val": 5}, "holds 4 samples of instruct-val, not 5"),
-        (0, {"instruct-dev": 5}, "instruct-dev=5: allowed are caption-train"),
-        (0, {"instruct-val": 0}, "instruct-val=0"),
-        (-1, {"instruct-val": 4}, "seed -1"),
+        (0, {"instruct-dev": 5}, r"data\.sizes\.instruct-dev=5: allowed are caption-train"),
+        (0, {"instruct-val": 0}, r"data\.sizes\.instruct-val=0"),
+        (-1, {"instruct-val": 4}, "seed=-1"),
     ],
 )
 def test_another_world_in_the_folder_is_refused(tmp_path: Path, seed: int, sizes: dict[str, int], message: str) -> None:

@@ -3,6 +3,7 @@
 The name of a compressor is the name of its yaml, which holds the class and its own keyword arguments.
 """
 
+import re
 from collections.abc import Callable
 from math import isqrt
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tests.refusals import refuses
 
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniForConditionalGeneration
@@ -182,19 +184,19 @@ def test_save_and_load_through_a_model(name: str, make_model, make_sample, colla
 @NAMES
 @pytest.mark.parametrize("C", [0, 1.5, "2", True, None])
 def test_impossible_side(name: str, C: Any) -> None:
-    with pytest.raises(UserError, match="C"):
+    with refuses("compressor.C" if "C" in SPECS[name] else "compressor"):
         build_compressor({**SPECS[name], "C": C}, DIM)
 
 
 @NAMES
 def test_impossible_width(name: str) -> None:
-    with pytest.raises(UserError, match="0"):
+    with refuses("dim", 0):
         build_compressor(SPECS[name], 0)
 
 
 @NAMES
 def test_unknown_argument(name: str) -> None:
-    with pytest.raises(UserError, match="sharpness"):
+    with refuses("compressor"):
         build_compressor({**SPECS[name], "sharpness": 2}, DIM)
 
 
@@ -214,5 +216,6 @@ def test_unknown_argument(name: str) -> None:
     ],
 )
 def test_target_that_is_no_compressor(target: str | None) -> None:
-    with pytest.raises(UserError, match=f"compressor {target}"):
+    with pytest.raises(UserError, match=re.escape(target or "null")) as caught:
         build_compressor({"_target_": target}, DIM)
+    assert caught.value.key in ("compressor._target_", "compressor")

@@ -29,7 +29,7 @@ from llava_mini.data.format.index import is_count, read_sidecar
 from llava_mini.data.inspection.stats import printable
 from llava_mini.data.text.conversation import conversation_of
 from llava_mini.data.text.forms import is_url, media_names
-from llava_mini.errors import SampleError, UserError
+from llava_mini.errors import SampleError, UserError, refused
 from llava_mini.files import atomic_path, read_json, reading, write_json, writing
 
 log = logging.getLogger("llava_mini")
@@ -60,16 +60,16 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.seed < 0:
-            raise UserError(f"--seed {self.seed}: allowed are 0 and above")
+            raise refused("--seed", self.seed, allowed="0 and above")
         if not 1 <= self.samples_per_shard <= 100_000:
-            raise UserError(f"--samples-per-shard {self.samples_per_shard}: allowed are 1 to 100000")
+            raise refused("--samples-per-shard", self.samples_per_shard, allowed="1 to 100000")
         if self.resize is not None and self.resize < 1:
-            raise UserError(f"--resize {self.resize}: allowed are 1 pixel and above")
+            raise refused("--resize", self.resize, allowed="1 pixel and above")
         if not 0 < self.fps <= 1000:
-            raise UserError(f"--fps {self.fps}: allowed is more than 0, up to 1000")
+            raise refused("--fps", self.fps, only="more than 0, up to 1000")
         for name, folder in (("--images", self.images), ("--videos", self.videos)):
             if folder is not None and not folder.is_dir():
-                raise UserError(f"{name} {folder}: no such folder")
+                raise refused(name, folder, "no such folder")
         if self.fetch is not None:
             with writing(self.fetch):
                 self.fetch.mkdir(parents=True, exist_ok=True)
@@ -139,13 +139,13 @@ def describe_sources(sources: Sequence[Path]) -> list[dict[str, Any]]:
         UserError: no source is given, or a source is given twice or cannot be read.
     """
     if not sources:
-        raise UserError("no source: give at least one JSON or JSONL file")
+        raise UserError("no source: give at least one JSON or JSONL file", key="sources", value=sources)
     if len({path.resolve() for path in sources}) < len(sources):
-        raise UserError(f"a source is given twice: {', '.join(map(str, sources))}")
+        raise UserError(f"a source is given twice: {', '.join(map(str, sources))}", key="sources", value=sources)
     described = []
     for path in sources:
         if path.exists() and not path.is_file():  # a source is read twice, which is impossible with a pipe
-            raise UserError(f"source {path} is no regular file; allowed are files of JSON or JSON Lines")
+            raise refused("source", path, "no regular file", allowed="files of JSON or JSON Lines")
         with reading(path), open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             described.append({"name": path.name, "bytes": file.tell(), "sha256": digest})
@@ -269,7 +269,8 @@ def _check_folders(entry: Entry, options: Options) -> None:
     files = [name for name in names if not is_url(name)]
     if files and (options.videos if is_video else options.images) is None:
         what, option = ("a video", "--videos") if is_video else ("an image", "--images")
-        raise UserError(f"{entry.place} names {what} ({printable(files[0])}): {option} must name the folder of these")
+        why = f"{entry.place} names {what} ({printable(files[0])}): {option} must name the folder of these"
+        raise UserError(why, key=option)
 
 
 def _check_usable(entry: Entry) -> None:
@@ -279,7 +280,7 @@ def _check_usable(entry: Entry) -> None:
             raise SampleError(entry.reason)
         conversation_of(entry.record).check_files(stored=0)
     except SampleError as error:
-        raise UserError(f"--strict: {printable(f'{entry.name}: {error}')}") from None
+        raise UserError(f"--strict: {printable(f'{entry.name}: {error}')}", key="--strict") from None
 
 
 def _line(entry: Entry) -> tuple[bytes, str]:

@@ -34,7 +34,7 @@ from llava_mini.data.format.shards import Members, ShardSet, finish_set, is_comp
 from llava_mini.data.inspection.stats import printable
 from llava_mini.data.text.conversation import parse_record
 from llava_mini.data.text.forms import IMAGE_PLACEHOLDER
-from llava_mini.errors import SampleError, UserError
+from llava_mini.errors import SampleError, UserError, refused
 from llava_mini.files import folder_lock, remove_leftovers, shard_lock
 
 log = logging.getLogger("llava_mini")
@@ -109,13 +109,14 @@ def build_part(
         WorkerDiedError: a process was killed; complete shards are kept.
     """
     if of < 1:
-        raise UserError(f"--of {of}: allowed are 1 and above")
+        raise refused("--of", of, allowed="1 and above")
     if not 0 <= task < of:
-        raise UserError(f"--task {task} --of {of}: allowed are tasks 0 to {of - 1}")
+        raise refused("--task", task, given=f"--task {task} --of {of}", allowed=f"tasks 0 to {of - 1}")
     if workers < 1:
-        raise UserError(f"--workers {workers}: allowed are 1 and above")
+        raise refused("--workers", workers, allowed="1 and above")
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; allowed is a folder, which is made if it is missing")
+        allowed = "a folder, which is made if it is missing"
+        raise UserError(f"--out {out} is a file; allowed is {allowed}", key="--out", value=out, allowed=allowed)
     described = describe_sources(sources)
     try:
         with folder_lock(out):
@@ -138,7 +139,8 @@ def _opened(out: Path, described: list[dict[str, Any]], options: Options) -> Sha
         raise UserError(f"{out} contains a shard set that was not made by `data build`; name another folder")
     check_same(out, shards.plan, made_from(described, options))
     if options.strict and shards.rejected:
-        raise UserError(f"--strict: {out} was built without {shards.rejected} records that were rejected; delete it")
+        why = f"--strict: {out} was built without {shards.rejected} records that were rejected; delete it"
+        raise UserError(why, key="--strict")
     remove_plan(out)  # left by a build that was killed just before its end
     remove_leftovers(out)
     log.info("%s is complete already: %d samples, fingerprint %s", out, len(shards), shards.fingerprint[:16])
@@ -190,7 +192,8 @@ def _check_all_used(out: Path, shards: Iterable[int]) -> None:
     """Fail if a build without --strict, or another task, left out a record of these shards."""
     left_out = LeftOut.of(out, shards)
     if left_out.count:
-        raise UserError(f"--strict: {left_out.first}; it is left out of a shard that is written: delete {out}")
+        why = f"--strict: {left_out.first}; it is left out of a shard that is written: delete {out}"
+        raise UserError(why, key="--strict")
 
 
 def build_shard(plan: Plan, out: Path, shard: int, report: Report) -> None:
@@ -214,7 +217,7 @@ def _samples(
             members, unread = sample_of(entry, plan.options)
         except SampleError as error:
             if plan.options.strict:
-                raise UserError(f"--strict: {printable(f'{entry.name}: {error}')}") from None
+                raise UserError(f"--strict: {printable(f'{entry.name}: {error}')}", key="--strict") from None
             rejected.append((entry.name, str(error)))
         else:
             yield key, members

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from llava_mini.data.format.storage import LocalStorage, Storage
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.files import atomic_path, remove_leftovers
 
 SCHEMES = ("s3", "http", "https")
@@ -53,10 +53,12 @@ class RemoteStorage(Storage):
     def __init__(self, url: str, cache_dir: Path | None) -> None:
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES:
-            raise UserError(f"{parts.scheme}://: allowed are a folder and URLs of {', '.join(SCHEMES)}")
+            allowed = f"a folder and URLs of {', '.join(SCHEMES)}"
+            raise refused("url", parts.scheme, given=f"{parts.scheme}://", allowed=allowed)
         self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"  # no credentials
         if parts.query or parts.fragment:
-            raise UserError(f"{self._shown}?...: allowed are URLs of a folder, to which names of files can be added")
+            allowed = "URLs of a folder, to which names of files can be added"
+            raise refused("url", self._shown, given=f"{self._shown}?...", allowed=allowed)
         self._url, self._scheme = url.rstrip("/"), parts.scheme
         self._cache_dir, self._block_bytes = cache_dir, BLOCK_BYTES
         self._files: LocalStorage | None = None  # fetched files; known with the listing

@@ -13,7 +13,7 @@ from llava_mini.data.stream.order import Mixture, Order, SequentialOrder, Shuffl
 from llava_mini.data.stream.pixels import normalized
 from llava_mini.data.stream.samples import SampleReader
 from llava_mini.data.stream.stream import BatchLoader, PlannedStream
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 
 
 @dataclass(frozen=True)
@@ -114,5 +114,5 @@ class VLMDataModule(LightningDataModule):
     def _mix(self, split: str) -> Mix:
         if split not in self.splits:
             given = ", ".join(self.splits) or "none"
-            raise UserError(f"data.splits.{split}=null: this needs a shard set for {split}; given are those of {given}")
+            raise refused(f"data.splits.{split}", None, f"this needs a shard set for {split}; there are {given}")
         return self.splits[split]

@@ -120,17 +120,20 @@ def exact_quotas(weights: Sequence[float]) -> list[int]:
     """
     for weight in weights:
         if not (math.isfinite(weight) and weight > 0):
-            raise UserError(f"weight {weight} of a mixture; allowed are numbers > 0")
+            allowed = "numbers > 0"
+            raise UserError(
+                f"weight {weight} of a mixture; allowed are {allowed}", key="weights", value=weight, allowed=allowed
+            )
     shares = [PERIOD * weight / math.fsum(weights) for weight in weights]
     quotas = [math.floor(share) for share in shares]
     by_remainder = sorted(range(len(shares)), key=lambda i: quotas[i] - shares[i])
     for i in by_remainder[: PERIOD - sum(quotas)]:
         quotas[i] += 1
     if 0 in quotas:
-        raise UserError(
-            f"weight {weights[quotas.index(0)]} of a mixture gets no place among {PERIOD}; "
-            f"allowed are weights from {math.fsum(weights) / PERIOD:g}, 1/{PERIOD} of the sum"
-        )
+        weight = weights[quotas.index(0)]
+        allowed = f"weights from {math.fsum(weights) / PERIOD:g}, 1/{PERIOD} of the sum"
+        why = f"weight {weight} of a mixture gets no place among {PERIOD}; allowed are {allowed}"
+        raise UserError(why, key="weights", value=weight, allowed=allowed)
     return quotas
 
 
@@ -144,7 +147,7 @@ class _Shuffle:
 
     def __init__(self, size: int, name: str) -> None:
         if size < 1:
-            raise UserError("a set without a sample cannot be trained on")
+            raise UserError("a set without a sample cannot be trained on", key="size", value=size)
         self.size, self._key = size, _key(name)
         self._blocks, self._window = _Recent(self._permute_blocks), _Recent(self._mix_window)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from llava_mini.errors import SampleError, UserError
+from llava_mini.errors import SampleError, UserError, refused
 from llava_mini.media.images import decode_image
 from llava_mini.views import NUM_VIEWS, Color, ViewMode, check_mode, mean_color, resized_longer, views_of
 
@@ -52,7 +52,7 @@ class PixelTransform:
     ) -> None:
         check_mode(mode)
         if size < 1:
-            raise UserError(f"size={size} pixels of a view; it must be at least 1")
+            raise refused("size", size, "pixels of a view", allowed="1 and above")
         self.size, self.mode, self.background, self.cut = size, mode, background, cut
 
     @classmethod
@@ -69,7 +69,8 @@ class PixelTransform:
         edge = sides.get("shortest_edge", sides.get("height"))
         square = {"height": edge, "width": edge}
         if not isinstance(edge, int) or sides not in ({"shortest_edge": edge}, square):
-            raise UserError(f"image processor: size={size}; only a shortest_edge or a square can be mirrored")
+            why = f"image processor: size={size}; only a shortest_edge or a square can be mirrored"
+            raise UserError(why, key="size", value=size, allowed="a shortest_edge or a square")
         cut = sides != square
         needed = {
             "do_resize": True, "do_center_crop": cut, "do_rescale": True, "do_normalize": True, "resample": _BICUBIC,
@@ -77,7 +78,8 @@ class PixelTransform:
         }  # fmt: skip
         for name, value in needed.items():
             if (facts.get(name) or False) != (value or False):  # SigLIP's does not say that it does not crop
-                raise UserError(f"image processor: {name}={facts.get(name)}; only {value} can be mirrored")
+                why = f"image processor: {name}={facts.get(name)}; only {value} can be mirrored"
+                raise UserError(why, key=name, value=facts.get(name), allowed=str(value))
         return cls(edge, mode, mean_color(facts["image_mean"]), cut=cut)
 
     @property

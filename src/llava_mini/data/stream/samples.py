@@ -75,11 +75,12 @@ class SampleReader:
         shuffle_frames: bool = False,
     ) -> None:
         if (transform is None) == (features is None):
-            raise UserError("samples need either an image transform or a feature store, and not both")
+            raise UserError("samples need either an image transform or a feature store, and not both", key="transform")
         if features is not None and features.data_fingerprint != shards.fingerprint:
-            raise UserError(f"the features in {features.folder} were not made from {shards.folder}")
+            raise UserError(f"the features in {features.folder} were not made from {shards.folder}", key="features")
         if max_frames is not None and max_frames < 1:
-            raise UserError(f"max_frames={max_frames} of a video; it must be at least 1")
+            why = f"max_frames={max_frames} of a video; it must be at least 1"
+            raise UserError(why, key="max_frames", value=max_frames, allowed="at least 1")
         self.shards, self.tokenize, self.transform, self.features = shards, tokenize, transform, features
         self.max_frames, self.shuffle_frames = max_frames, shuffle_frames
 

@@ -24,7 +24,7 @@ from llava_mini.batch import BadSample, VLMBatch
 from llava_mini.data.stream.loading import made_in_order
 from llava_mini.data.stream.order import Order
 from llava_mini.data.stream.samples import Sample, SampleReader, collate, placeholder
-from llava_mini.errors import SampleError, UserError
+from llava_mini.errors import SampleError, UserError, refused
 
 logger = logging.getLogger("llava_mini.data")
 
@@ -50,7 +50,9 @@ class PlannedStream:
         world_size: int = 1,
     ) -> None:
         if batch_size < 1 or (num_batches is not None and num_batches < 0):
-            raise UserError(f"batch_size={batch_size} must be >= 1 and num_batches={num_batches} >= 0")
+            why = f"batch_size={batch_size} must be >= 1 and num_batches={num_batches} >= 0"
+            key, value = ("batch_size", batch_size) if batch_size < 1 else ("num_batches", num_batches)
+            raise UserError(why, key=key, value=value)
         self.readers, self.order = list(readers), order
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.positions_per_batch = batch_size * world_size  # of all ranks together
@@ -115,7 +117,7 @@ class BatchLoader:
 
     def __init__(self, stream: PlannedStream, *, num_workers: int = 0, pin_memory: bool = False) -> None:
         if num_workers < 0:
-            raise UserError(f"num_workers={num_workers} must be >= 0")
+            raise refused("num_workers", num_workers, allowed="0 and above")
         self.stream, self.num_workers, self.pin_memory = stream, num_workers, pin_memory
         self.start_position = 0
 

@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from llava_mini.data.text.conversation import Conversation, independent_conversations
 from llava_mini.data.text.forms import IMAGE_PLACEHOLDER
 from llava_mini.data.text.templates import ConversationTemplate, Rendered, Span
-from llava_mini.errors import SampleError, UserError
+from llava_mini.errors import SampleError, UserError, refused
 from llava_mini.token_layout import TokenLayout
 
 IGNORE = -100
@@ -100,16 +100,16 @@ class ConversationTokenizer:
         max_length: int = 4096,
     ) -> None:
         if turns not in ("conversation", "independent"):
-            raise UserError(f"turns={turns!r}; allowed: conversation, independent")
+            raise refused("turns", turns, allowed="conversation, independent")
         if max_length < 1:
-            raise UserError(f"max_length={max_length}: allowed are 1 or more")
+            raise refused("max_length", max_length, allowed="1 or more")
         if not tokenizer.is_fast:
-            raise UserError(f"tokenizer {tokenizer.name_or_path!r} gives no character offsets; a fast one is needed")
+            why = f"tokenizer {tokenizer.name_or_path!r} gives no character offsets; a fast one is needed"
+            raise UserError(why, key="tokenizer", value=tokenizer.name_or_path)
         for mark in (template.image_token, *_MARKS.findall(template.fixed_text)):
             if tokenizer(mark, add_special_tokens=False)["input_ids"] != [tokenizer.get_vocab().get(mark)]:
-                raise UserError(
-                    f"tokenizer {tokenizer.name_or_path!r} has no token {mark!r}, which data.template writes"
-                )
+                why = f"tokenizer {tokenizer.name_or_path!r} has no token {mark!r}, which the template writes"
+                raise UserError(why, key="tokenizer", value=tokenizer.name_or_path)
         self.tokenizer, self.template, self.turns = tokenizer, template, turns
         self.layout, self.max_length = layout, max_length
         self.image_token_id = tokenizer.get_vocab()[template.image_token]

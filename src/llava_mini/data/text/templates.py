@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from llava_mini.data.text.conversation import Conversation
 from llava_mini.data.text.forms import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 
 
 @dataclass(frozen=True)
@@ -218,5 +218,5 @@ def template_named(name: str) -> ConversationTemplate:
         UserError: There is no template of this name.
     """
     if name not in _NAMED:
-        raise UserError(f"data.template={name}: allowed are {', '.join(_NAMED)}, or a template's own fields")
+        raise refused("data.template", name, allowed=f"{', '.join(_NAMED)}, or a template's own fields")
     return _NAMED[name]

@@ -37,7 +37,7 @@ from llava_mini.data.toyworld.questions import (
 from llava_mini.data.toyworld.scenes import BOARD_SETS, drawn_at, stream_rng, stream_split
 from llava_mini.data.toyworld.source_files import build_from_files, llava_record
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.files import folder_lock, read_json, remove_leftovers, write_json, writing
 
 log = logging.getLogger("llava_mini")
@@ -69,9 +69,9 @@ def make_world(folder: Path | str, *, seed: int, sizes: Mapping[str, int] = DEFA
     """
     for name, count in sizes.items():
         if name not in SETS or count < 1:
-            raise UserError(f"toy world set {name}={count}: allowed are {', '.join(SETS)} of 1 sample or more")
+            raise refused(f"data.sizes.{name}", count, allowed=f"{', '.join(SETS)} of 1 sample or more")
     if seed < 0:
-        raise UserError(f"toy world seed {seed}: allowed are 0 and above")
+        raise refused("seed", seed, "the toy world's", allowed="0 and above")
     root = Path(folder)
     with folder_lock(root):
         remove_leftovers(root)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 
 
 class Compressor(nn.Module, ABC):
@@ -40,7 +40,7 @@ def grid_side(C: int) -> int:
         UserError: when C is not a whole number of at least 1.
     """
     if isinstance(C, bool) or not isinstance(C, int) or C < 1:
-        raise UserError(f"compressor.C={C!r}: the side of the compression grid must be a whole number of at least 1")
+        raise refused("compressor.C", C, "the side of the compression grid must be a whole number of at least 1")
     return C
 
 
@@ -57,17 +57,17 @@ def build_compressor(spec: dict[str, Any], dim: int, side: int | None = None) ->
             beyond `side`, which would make more tokens than there are patches.
     """
     if dim < 1:
-        raise UserError(f"a compressor cannot read patches of width {dim}: at least 1 is needed")
+        raise UserError(f"a compressor cannot read patches of width {dim}: at least 1 is needed", key="dim", value=dim)
     arguments = dict(spec)
     target = arguments.pop("_target_", None)
     compressor_class = _find_class(target)
     try:
         compressor = compressor_class(dim=dim, **arguments)
     except TypeError as error:
-        raise UserError(f"compressor {target}: {error}") from error
+        raise UserError(f"compressor {target}: {error}", key="compressor", value=spec) from error
     C = arguments.get("C", 1)
     if side is not None and isinstance(C, int) and side < C:
-        raise UserError(f"compressor.C={C}: allowed are 1 to {side}, the side of the vision tower's grid of patches")
+        raise refused("compressor.C", C, allowed=f"1 to {side}, the side of the vision tower's grid of patches")
     return compressor
 
 
@@ -78,12 +78,11 @@ def _find_class(target: Any) -> type[Compressor]:
         try:
             importlib.import_module(module_name)
         except ModuleNotFoundError as error:
-            raise UserError(f"compressor {target}: no module {module_name}") from error
+            raise refused("compressor._target_", target, f"no module {module_name}") from error
     if module_name not in sys.modules:
-        raise UserError(
-            f"compressor {target}: import {module_name or 'its module'} first, or add its folder with --config-dir"
-        )
+        reason = f"import {module_name or 'its module'} first, or add its folder with --config-dir"
+        raise refused("compressor._target_", target, reason)
     found = vars(sys.modules[module_name]).get(class_name)
     if not (isinstance(found, type) and issubclass(found, Compressor)):
-        raise UserError(f"compressor {target}: {class_name} is not a Compressor in {module_name}")
+        raise refused("compressor._target_", target, f"{class_name} is not a Compressor in {module_name}")
     return found

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import initialization as init
 
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 from llava_mini.models.compressors.base import Compressor, grid_side
 
 
@@ -52,7 +52,7 @@ class QueryCompressor(Compressor):
         super().__init__()
         self.C = grid_side(C)
         if not isinstance(num_heads, int) or num_heads < 1 or dim % 4 or dim % num_heads:
-            raise UserError(f"compressor.num_heads={num_heads}: the width {dim} must be a multiple of it and of 4")
+            raise refused("compressor.num_heads", num_heads, f"the width {dim} must be a multiple of it and of 4")
         self.query = nn.Parameter(torch.empty(C * C, dim))
         self.register_buffer("position", sincos_2d(dim, C))
         self.norm_query = nn.LayerNorm(dim)

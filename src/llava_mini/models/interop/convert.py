@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.files import copy_file, write_json
 from llava_mini.models.configuration import LlavaMiniConfig
 from llava_mini.models.image_processor import build_image_processor
@@ -93,13 +93,13 @@ def convert_llava(
         found = llava.source_of(fields, checkpoint.shapes)
     held = any(found.layout.ours(name).startswith(_TOWER) for name in checkpoint.shapes)
     if vision_tower is not None and found.vision_config is not None and held:
-        raise UserError(
-            f"--vision-tower {vision_tower}: {source} contains its vision tower itself; leave the option out"
-        )
+        reason = f"{source} contains its vision tower itself; leave the option out"
+        raise refused("--vision-tower", vision_tower, reason)
     tower = Tower(found.vision_tower, vision_tower, found.vision_config)
     layers = found.text_config.num_hidden_layers
     if init == "copy" and num_fusion_layers > layers:
-        raise UserError(f"--fusion-layers {num_fusion_layers}: copies at most the language model's {layers} layers")
+        reason = f"copies at most the language model's {layers} layers"
+        raise refused("--fusion-layers", num_fusion_layers, reason)
     image_token_id = found.text_config.vocab_size if found.image_token_id is None else found.image_token_id
     with config_trusted(source):
         config = LlavaMiniConfig(
@@ -176,9 +176,8 @@ class _Conversion:
             try:
                 loaded = load_vision_tower(tower.place, self.checkpoint.dtype).state_dict()
             except UserError as error:
-                raise UserError(
-                    f"{error}; {self.source} holds none: --vision-tower names its folder or Hub id"
-                ) from error
+                why = f"{error}; {self.source} holds none: --vision-tower names its folder or Hub id"
+                raise UserError(why, key="--vision-tower", value=tower.place) from error
             others |= {f"{_TOWER}{name}": tensor for name, tensor in loaded.items()}
             needed = {name: shape for name, shape in self.needed.items() if name.startswith(_TOWER)}
             check_shapes(tower.place, {name: list(each.shape) for name, each in others.items()}, needed, str)

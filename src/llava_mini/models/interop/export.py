@@ -6,7 +6,7 @@ import json
 import logging
 from pathlib import Path
 
-from llava_mini.errors import UserError
+from llava_mini.errors import refused
 from llava_mini.files import copy_file, read_json
 from llava_mini.models.configuration import CLIP_VIT_L_336, LlavaMiniConfig
 from llava_mini.models.interop import official
@@ -74,7 +74,7 @@ def _check_tower(source: Path, config: LlavaMiniConfig, vision_tower: str) -> No
     if Path(vision_tower).is_dir():
         theirs = vision_config_of(vision_tower).to_dict()
         if other := [f"{key}={theirs[key]}, {source} has {own[key]}" for key in keys if theirs[key] != own[key]]:
-            raise UserError(f"--vision-tower {vision_tower}: another vision tower ({other[0]})")
+            raise refused("--vision-tower", vision_tower, f"another vision tower ({other[0]})")
         return
     if vision_tower != CLIP_ID:
         log.warning(

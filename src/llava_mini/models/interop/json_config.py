@@ -61,7 +61,7 @@ def config_trusted(where: Path | str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise error.with_line(f"{where}: {error}") from error
     except _IMPOSSIBLE as error:
         reason = " ".join(str(error).split())[:200]
         kind = type(error).__name__

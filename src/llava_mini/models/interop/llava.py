@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.models.interop.checkpoint import Layout
 from llava_mini.views import ViewMode
 
@@ -87,7 +87,7 @@ def _transformers_source(config: dict[str, Any], names: Iterable[str]) -> Source
         allowed = ", ".join(_VISION_TOWERS)
         raise UserError(f"config of another architecture (vision_config.model_type={tower!r}); allowed are {allowed}")
     if not isinstance(theirs.vision_feature_layer, int):
-        raise UserError(f"vision_feature_layer={theirs.vision_feature_layer}: one layer is read here")
+        raise refused("vision_feature_layer", theirs.vision_feature_layer, "one layer is read here")
     return Source(
         layout=_NEW if any(name.startswith("model.") for name in names) else _OLD,
         text_config=theirs.text_config,
@@ -119,4 +119,4 @@ def _original_source(config: dict[str, Any]) -> Source:
 
 def _only(name: str, value: Any, allowed: Any) -> None:
     if value != allowed:
-        raise UserError(f"{name}={value!r}: {allowed!r} is what LLaVA-Mini can take over")
+        raise refused(name, value, "LLaVA-Mini cannot take it over", only=str(allowed))

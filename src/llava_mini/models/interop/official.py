@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import LlamaConfig, PreTrainedConfig
 
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.models.configuration import LlavaMiniConfig
 from llava_mini.models.interop.checkpoint import Layout
 
@@ -87,7 +87,7 @@ def official_config(ours: LlavaMiniConfig, views: str, vision_tower: str) -> dic
     }
     for name, (value, only) in needed.items():
         if value != only:
-            raise UserError(f"{name}={value!r}: the official release has {only!r} only")
+            raise refused(name, value, "the official release has no other", only=str(only))
     fields = ours.text_config.to_dict()
     rope = dict(fields.pop("rope_parameters"))  # the release's version of transformers knows two fields
     theta = rope.pop("rope_theta")

@@ -26,7 +26,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, refused
 from llava_mini.files import why_unreadable
 from llava_mini.models.configuration import CLIP_VIT_L_336
 from llava_mini.models.interop.checkpoint import COMPUTED, Checkpoint, Shape, check_shapes, is_finite, some
@@ -66,7 +66,8 @@ class Tower:
         elif named == CLIP_ID:
             self.config = CLIPVisionConfig(**CLIP_VIT_L_336)
         else:
-            raise UserError(f"the vision tower is {named!r}: give its folder or Hub id by --vision-tower")
+            why = f"the vision tower is {named!r}: give its folder or Hub id by --vision-tower"
+            raise UserError(why, key="--vision-tower", value=named)
         self.place = given or named or ""
 
 
@@ -165,7 +166,7 @@ def check_same(given: dict[str, Any], own: PreTrainedConfig, key: str, place: st
     theirs = own.to_dict()
     for field, value in given.items():
         if value != theirs.get(field):
-            raise UserError(f"model.{key}.{field}={value!r}: {place} has {theirs.get(field)!r}")
+            raise refused(f"model.{key}.{field}", value, f"{place} has {theirs.get(field)!r}")
 
 
 def _read_config(place: str, part: str) -> PreTrainedConfig:
@@ -195,7 +196,7 @@ def _check_stored(place: str, part: str, shaped: PreTrainedModel, ours: Callable
         names = {name: ours(name) for name in checkpoint.shapes if not name.endswith(COMPUTED)}
         checkpoint.check_floats(name for name, own in names.items() if own is not None)
     except UserError as error:
-        raise UserError(f"{part} {error}") from error
+        raise error.with_line(f"{part} {error}") from error
     found: dict[str, Shape] = {own: checkpoint.shapes[name] for name, own in names.items() if own is not None}
     check_shapes(f"{part} {place}", found, {name: list(each.shape) for name, each in shaped.named_parameters()}, str)
 
