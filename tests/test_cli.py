@@ -80,7 +80,7 @@ def test_a_worker_that_dies_in_the_midst_of_a_run_is_one_line(
     ("arguments", "parts"),
     [
         (["train", "compressor.C=0"], ["compressor.C=0", "at least 1"]),
-        (["train", "compressor.C=two"], ["compressor.C='two'"]),
+        (["train", "compressor.C=two"], ["compressor.C=two"]),
         (["train", "seed=1", "seed=2"], ["seed is given twice: seed=1 and seed=2"]),
         (["plan", "seed=1", "seed=2"], ["seed is given twice"]),
         (["config", "seed=1", "seed=2"], ["seed is given twice"]),

@@ -108,5 +108,5 @@ def test_the_report(found: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_text_is_refused() -> None:
-    with pytest.raises(UserError, match="text tokens: 0"):
+    with pytest.raises(UserError, match="text_tokens=0: allowed are 1 and above"):
         rows(text_tokens=0)

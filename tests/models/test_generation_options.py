@@ -192,8 +192,8 @@ def test_prefill_in_parts_is_for_text(model: Any, batch: dict[str, Any], text: d
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cache_implementation": "offloaded"}, "cache_implementation='offloaded' is for GPUs"),
-        ({"cache_implementation": "offloaded_static"}, "cache_implementation='offloaded_static' is for GPUs"),
+        ({"cache_implementation": "offloaded"}, "cache_implementation=offloaded: this is for GPUs"),
+        ({"cache_implementation": "offloaded_static"}, "cache_implementation=offloaded_static: this is for GPUs"),
         ({"cache_implementation": "paged"}, r"continuous batching \(generate_batch, cache_implementation='paged'\)"),
         ({"assistant_early_exit": 1}, "assistant_early_exit=1"),
         ({"inputs_embeds": torch.zeros(1, 3, 48)}, "inputs_embeds"),

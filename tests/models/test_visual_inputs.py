@@ -115,7 +115,7 @@ def test_a_file_that_is_no_image_is_named_in_one_line(
         with pytest.raises(UserError) as error:
             rgb_of(given)
         line = str(error.value)
-        assert re.match(f"{re.escape(str(given or Path(given)))}: {reason}", line) and "\n" not in line
+        assert re.match(f"{re.escape(str(given) or repr(given))}: {reason}", line) and "\n" not in line
 
 
 def test_other_addresses_are_refused_by_name() -> None:

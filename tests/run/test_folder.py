@@ -39,7 +39,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, name: str) -> 
     (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match="and no config.yaml") as caught:
         claim(tmp_path, CONFIG)
-    assert (caught.value.key, caught.value.value) == ("run_dir", str(tmp_path))
+    assert (caught.value.key, caught.value.value) == ("run_dir", tmp_path)
     assert name.partition("/")[0] in str(caught.value)
 
 
@@ -93,7 +93,7 @@ def test_a_folder_with_another_config_names_what_differs(tmp_path: Path, changed
     with pytest.raises(UserError) as refused:
         claim(tmp_path, _with(**changed))
     text = str(refused.value)
-    assert text.startswith(f"run_dir={tmp_path} contains a run with another config: ")
+    assert text.startswith(f"run_dir={tmp_path}: contains a run with another config: ")
     assert told in text, text
     assert text.endswith("; give the same values, name another folder or delete it")
 

@@ -70,7 +70,7 @@ def _check_code(run_dir: Path) -> None:
         if isinstance(error.__cause__, OSError):
             raise
         unknown = "so it is not known which code began this run; name another folder or delete it"
-        raise UserError(f"{error}, {unknown}", key="run_dir", value=str(run_dir)) from error
+        raise UserError(f"{error}, {unknown}", key="run_dir", value=run_dir) from error
     if begun.get("code_version") != code_version():
         commits = commits_text(str(begun.get("commit")), git_commit())
         raise refused("run_dir", run_dir, f"was begun with other code ({commits}); name another folder or delete it")

@@ -112,7 +112,7 @@ def _drawn(
 def train_language(config: Config, folder: Path) -> None:
     """Run stage 1 or 2: train projector and language model on captions or questions, and write them to `folder`.
 
-    An interrupted stage resumes from the checkpoint in the run's folder. A finished one leaves no checkpoint there.
+    An interrupted stage resumes from the checkpoint in the run's folder. A finished one leaves the folder empty.
     """
     run_dir = Path(config.run_dir)
     claim(run_dir, config)
@@ -126,8 +126,12 @@ def train_language(config: Config, folder: Path) -> None:
     # Validated here, because a training that was complete when interrupted is not validated again by the trainer.
     scores = trainer.validate(run.stage, run.datamodule.val_dataloader(), verbose=False)[0]
     write_checkpoint(folder, tensors, config, {**scores, **clock.read()})
-    shutil.rmtree(run_dir / "checkpoints")
-    (run_dir / "config.yaml").unlink()
+    for path in run_dir.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "config.yaml":
+            path.unlink()
+    (run_dir / "config.yaml").unlink()  # last: without it the rest is no run's folder
 
 
 def write_checkpoint(folder: Path, tensors: dict[str, Tensor], config: Config, metrics: dict[str, Any]) -> None:
