@@ -157,9 +157,9 @@ def opened_one(name: str, path: str, given: argparse.Namespace) -> Source:
     if is_url(path):
         raise UserError(f"{name} {path[:200]}: a URL; only files are read, so fetch it first", key=name, value=path)
     place = Path(path).expanduser()
-    return (
-        (place, open_image(place)) if name.endswith("image") else open_video(place, fps=given.fps, count=given.frames)
-    )
+    if name.endswith("image"):
+        return place, open_image(place)
+    return open_video(place, fps=given.fps, count=given.frames)
 
 
 def add_source(session: Session, source: Source, given: argparse.Namespace, reserve: int = 0) -> Media:

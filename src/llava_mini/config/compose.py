@@ -195,8 +195,10 @@ def _recipe_fault(overrides: list[str], config_dirs: tuple[str, ...]) -> UserErr
     """Return what is wrong with the form of a user's own recipe, if anything: Hydra does not name its file."""
     name = next((each.partition("=")[2] for each in reversed(overrides) if each.startswith("experiment=")), None)
     path = next((path for each in config_dirs if (path := Path(each) / "experiment" / f"{name}.yaml").is_file()), None)
-    recipe = load_values(path) if path else {}
-    if path and not re.search(r"^# *@package +_global_ *$", path.read_text(encoding="utf-8"), re.MULTILINE):
+    if path is None:
+        return None
+    recipe = load_values(path)
+    if not re.search(r"^# *@package +_global_ *$", path.read_text(encoding="utf-8"), re.MULTILINE):
         return UserError(f"{path}: needed is a first line `# @package _global_`", key="experiment", value=name)
     defaults = recipe.pop("defaults", None)
     for entry in defaults if isinstance(defaults, list) else []:
@@ -204,16 +206,15 @@ def _recipe_fault(overrides: list[str], config_dirs: tuple[str, ...]) -> UserErr
             if group.removeprefix("/") in _groups():
                 allowed = f"override /{group.removeprefix('/')}: {option}"
                 return UserError(f"{path}: defaults: {group} is chosen already; needed is `{allowed}`", allowed=allowed)
-    with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
-        known = compose("config")
+    known = _default()
     unknown = [key for key in recipe if key not in known and key != "experiment_name"]
     for key, value in recipe.items():
         if isinstance(value, dict) and key in known and key not in _groups():
             unknown += [f"{key}.{name}" for name in value if name not in known[key]]
-    for key in unknown:
-        error = _unknown_key(str(key))
+    if unknown:
+        error = _unknown_key(str(unknown[0]))
         return error.with_line(f"{path}: {error}")
-    if path and "experiment_name" not in recipe and not defaults:
+    if "experiment_name" not in recipe and not defaults:
         return UserError(f"{path}: needed is experiment_name, the name of the run's folder", key="experiment_name")
     return None
 
@@ -286,8 +287,7 @@ def _unknown_key(key: str) -> UserError:
         if key == old or key.startswith(f"{old}."):
             name = f"{new}{key.removeprefix(old)}"
             return UserError(f"unknown key {key}: it is {name} now", key=key, hint=name)
-    with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
-        node: Any = compose("config")
+    node: Any = _default()
     path: list[str] = []
     for part in key.split("."):
         if not isinstance(node, DictConfig) or part not in node:
@@ -300,6 +300,12 @@ def _unknown_key(key: str) -> UserError:
     meant, allowed = f" (did you mean {hint}?)" if hint else "", ", ".join(known) or "no keys"
     where = f" in {prefix}" if prefix else ""
     return UserError(f"unknown key {key}{meant}: allowed{where} are {allowed}", key=key, allowed=allowed, hint=hint)
+
+
+def _default() -> DictConfig:
+    """Return the config that nothing overrides, which has every key."""
+    with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+        return compose("config")
 
 
 def _groups() -> list[str]:
