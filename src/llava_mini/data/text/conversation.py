@@ -123,7 +123,7 @@ def _turns(messages: list[tuple[str, str]], kinds: Any) -> list[Turn]:
     if any(IMAGE_PLACEHOLDER in text for text in texts[1::2]):
         raise SampleError(f"an answer contains {IMAGE_PLACEHOLDER}")
     if mark := next(filter(None, map(foreign_mark, texts[0::2])), None):
-        raise SampleError(f"{mark} marks nothing here; an image is marked by {IMAGE_PLACEHOLDER}, and a video")
+        raise SampleError(f"{mark} marks nothing here; an image or a video is marked by {IMAGE_PLACEHOLDER}")
     return [Turn(*turn) for turn in zip(texts[0::2], texts[1::2], kinds[first:], strict=True)]
 
 
