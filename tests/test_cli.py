@@ -90,7 +90,7 @@ def test_a_worker_that_dies_in_the_midst_of_a_run_is_one_line(
         (["train", "compressor=nosuch"], ["compressor=nosuch", "avg_pool"]),
         (["train", "fusion.num_layers=99"], ["fusion.num_layers=99", "copy", "8"]),
         (["train", "fusion.num_layers=-1"], ["fusion.num_layers=-1"]),
-        (["train", "fusion.init=clone"], ["fusion.init='clone'", "'copy' or 'random'"]),
+        (["train", "fusion.init=clone"], ["fusion.init='clone'", "'identity', 'copy' or 'random'"]),
         (["train", "stage.weight_decay=heavy"], ["stage.weight_decay='heavy'"]),
         (["train", "stage.learning_rates.vision_tower=1"], ["stage.learning_rates.vision_tower"]),
         (["train", "data.turns=sometimes"], ["turns='sometimes'"]),

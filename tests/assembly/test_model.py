@@ -70,6 +70,30 @@ def test_fusion_starts_as_the_first_layers_or_at_random(config_of: Resolve, mode
     assert not torch.equal(weights["mlp.up_proj.weight"], first[0].mlp.up_proj.weight)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("overrides", [[], ["finetune=qlora", "trainer.precision=bf16-mixed"]])
+def test_as_an_identity_fusion_leaves_the_language_model_alive(
+    config_of: Resolve, model_of: ModelOf, tmp_path: Path, overrides: list[str]
+):
+    folder = save(model_of(config_of("seed=5")).state_dict(), tmp_path / "w", "language_model", "projector")
+    given = [f"model.weights=[{folder}]", *overrides]
+    fused = model_of(config_of(*given, "fusion.init=identity", "fusion.num_layers=2")).eval()
+    plain = model_of(config_of(*given, "fusion.num_layers=0")).eval()
+    copies = model_of(config_of(*given, "fusion.init=copy", "fusion.num_layers=2"))
+    fused.vision_tower.load_state_dict(plain.vision_tower.state_dict())
+    fused.compressor.load_state_dict(plain.compressor.state_dict())
+    for layer, copied in zip(fused.prefusion.layers, copies.prefusion.layers, strict=True):
+        for (name, own), theirs in zip(layer.named_parameters(), copied.parameters(), strict=True):
+            assert not own.any() if name.endswith(("o_proj.weight", "down_proj.weight")) else torch.equal(own, theirs)
+    if overrides:
+        return  # the base waits in its files until `fine_tune` packs it
+    image = torch.randn(1, 1, 3, plain.config.vision_config.image_size, plain.config.vision_config.image_size)
+    tokens = torch.tensor([[plain.config.image_token_id, 5, 7, 9]])
+    inputs = {"input_ids": tokens, "pixel_values": image, "num_frames": torch.tensor([1])}
+    torch.testing.assert_close(fused(**inputs).logits, plain(**inputs).logits, rtol=0, atol=1e-6)
+    assert (copies(**inputs).logits - plain(**inputs).logits).abs().max() > 0.1
+
+
 def test_fusion_is_copied_from_loaded_weights(config_of: Resolve, model_of: ModelOf, tmp_path: Path):
     source = model_of(config_of("seed=5")).half().float()  # as it will be stored
     folder = save(source.state_dict(), tmp_path / "weights", "language_model")

@@ -67,6 +67,25 @@ def test_is_causal(pair) -> None:
     assert (after[:, 3:] - before[:, 3:]).abs().amax(-1).min() > 0.1
 
 
+@torch.no_grad()
+def test_the_identity_returns_its_input_and_learns(pair) -> None:
+    _, prefusion = pair
+    hidden = torch.randn(2, 6, 48)
+    visible = torch.ones(2, 6).bool()
+    before = prefusion(hidden, visible, None)
+    prefusion.become_identity()
+    assert (before - hidden).abs().max() > 0.1
+    assert torch.equal(prefusion(hidden, visible, None), hidden)
+    rows, seen = prefusion.prefill_visual(hidden[:, :4], first=2)
+    assert torch.equal(rows, hidden[:, 2:4])
+    assert torch.equal(prefusion.attend_text(hidden[:, 4:], seen, visible[:, 4:]), hidden[:, 4:])
+    with torch.enable_grad():
+        prefusion(hidden, visible, None).square().sum().backward()
+    grown = {name for name, each in prefusion.layers.named_parameters() if each.grad is not None and each.grad.any()}
+    outputs = {f"{n}.{name}.weight" for n in (0, 1) for name in ("self_attn.o_proj", "mlp.down_proj")}
+    assert grown == outputs  # the others follow once these are no longer zero
+
+
 def test_copies_are_copies(pair) -> None:
     language_model, prefusion = pair
     own = language_model.get_decoder().layers[0].mlp.up_proj.weight

@@ -18,6 +18,7 @@ from llava_mini.config import Config
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.interop.checkpoint import COMPUTED, Checkpoint, check_shapes
 from llava_mini.models.lazy_linear import LazyLinear
+from llava_mini.models.prefusion import check_copy
 
 log = logging.getLogger("llava_mini")
 
@@ -113,7 +114,7 @@ def copy_to_prefusion(model: LlavaMiniForConditionalGeneration, base: Base) -> N
     Raises:
         UserError: the language model has fewer layers than pre-fusion.
     """
-    model.prefusion.check_copy(model.language_model)
+    check_copy(len(model.prefusion.layers), len(model.language_model.get_decoder().layers))
     for name, parameter in model.prefusion.layers.named_parameters():
         parameter.copy_(base.read(f"{model.language_model.base_model_prefix}.layers.{name}"))
 

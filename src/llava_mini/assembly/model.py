@@ -24,6 +24,7 @@ from llava_mini.models.compressors import build_compressor
 from llava_mini.models.image_processor import build_image_processor
 from llava_mini.models.initialization import default_dtype, initialize
 from llava_mini.models.interop.parts import check_same, language_model_folder, text_config_of, vision_config_of
+from llava_mini.models.prefusion import check_copy
 from llava_mini.models.vision_tower import build_vision_tower
 
 log = logging.getLogger("llava_mini")
@@ -62,6 +63,8 @@ def build_model(
     loaded = load_weights(model, spec.folders, without=("prefusion",) if _copies(config) else ())
     if _copies(config):
         model.prefusion.copy_from(model.language_model)
+        if config.fusion.init == "identity":
+            model.prefusion.become_identity()
     _say_new(config, model, loaded)
     return model
 
@@ -94,6 +97,8 @@ def _with_frozen_base(
     load_base(model, base, device, frozen_dtype(config) or dtype, packed=packed)
     if _copies(config):
         copy_to_prefusion(model, base)
+        if config.fusion.init == "identity":
+            model.prefusion.become_identity()
     _say_new(config, model, {"language_model", *loaded})
     return model
 
@@ -101,14 +106,18 @@ def _with_frozen_base(
 def _copies(config: Config) -> bool:
     """Whether pre-fusion starts from the language model's first layers, as no weights contain a trained pre-fusion."""
     fusion = config.fusion
-    return fusion.init == "copy" and fusion.num_layers > 0 and not holds(config.model.folders, "prefusion")
+    return fusion.init != "random" and fusion.num_layers > 0 and not holds(config.model.folders, "prefusion")
 
 
 def _say_new(config: Config, model: LlavaMiniForConditionalGeneration, loaded: set[str]) -> None:
     """Log which parts are in no folder of `model.weights`."""
     new = sorted({name.split(".")[0] for name in model.state_dict()} - loaded)
     if config.model.folders and new:
-        copied = " (prefusion from the language model's first layers: fusion.init=copy)" if _copies(config) else ""
+        copied = (
+            f" (prefusion from the language model's first layers: fusion.init={config.fusion.init})"
+            if _copies(config)
+            else ""
+        )
         log.info("initialized, not loaded: %s%s", ", ".join(new), copied)
 
 
@@ -208,9 +217,8 @@ def check_model(config: Config, *, complete: bool = True) -> None:
     if width is not None:  # otherwise the part's own config says it, which may still have to be downloaded
         build_compressor(config.compressor.spec(), width, _side(spec.vision_config))
     layers = spec.text_config.get("num_hidden_layers")
-    if layers is not None and fusion.init == "copy" and fusion.num_layers > layers:
-        reason = f"init 'copy' allows at most the language model's {layers} layers"
-        raise refused("fusion.num_layers", fusion.num_layers, reason)
+    if layers is not None and fusion.init != "random":
+        check_copy(fusion.num_layers, layers)
 
 
 def _side(vision_config: dict[str, Any]) -> int | None:

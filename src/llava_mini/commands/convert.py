@@ -24,7 +24,7 @@ run learns to compress, not to answer. What went where is printed part by part."
 
 _EXAMPLES = """\
 examples:
-  llava-mini convert llava checkpoints/llava-1.5-7b-hf checkpoints/start --C 1 --init copy
+  llava-mini convert llava checkpoints/llava-1.5-7b-hf checkpoints/start --C 1
   llava-mini convert official checkpoints/llava-mini-llama-3.1-8b checkpoints/mini
   llava-mini convert to-official runs/mine/model exported"""
 
@@ -88,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
             "--vision-tower", metavar="PLACE", help="folder or Hub id of the vision tower, if SRC does not contain it"
         )
     back.add_argument("--vision-tower", metavar="NAME", help="what config.json names as the vision tower")
-    llava.add_argument("--init", choices=("copy", "random"), default="copy", help="of pre-fusion (default: copy)")
+    llava.add_argument(
+        "--init", choices=("identity", "copy", "random"), default="identity", help="of pre-fusion (default: identity)"
+    )
     llava.add_argument("--C", type=at_least(0), default=1, metavar="N", help="side of the grid (default: 1)")
     llava.add_argument("--fusion-layers", type=at_least(0), default=4, metavar="N", help="N_fusion (default: 4)")
     return parser

@@ -109,8 +109,11 @@ class Fusion:
 
     num_layers: Annotated[Count, _doc("N_fusion, number of pre-fusion layers; 0 for none")]
     init: Annotated[
-        Literal["copy", "random"],
-        _doc("start of layers that no weights are loaded for: copy of the language model's first layers, or random"),
+        Literal["identity", "copy", "random"],
+        _doc(
+            "start of layers that no weights are loaded for: identity (they return their input), copy of the language "
+            "model's first layers, or random"
+        ),
     ]
 
 

@@ -123,16 +123,20 @@ class Prefusion(nn.Module):
         Raises:
             UserError: when the language model has fewer layers than pre-fusion.
         """
-        self.check_copy(language_model)
-        for layer, first in zip(self.layers, language_model.get_decoder().layers, strict=False):
+        source = language_model.get_decoder().layers
+        check_copy(len(self.layers), len(source))
+        for layer, first in zip(self.layers, source, strict=False):
             layer.load_state_dict(first.state_dict())
 
-    def check_copy(self, language_model: PreTrainedModel) -> None:
-        """Raises UserError when the language model has fewer layers than are to be copied."""
-        source = language_model.get_decoder().layers
-        if len(self.layers) > len(source):
-            reason = f"init 'copy' allows at most the language model's {len(source)} layers"
-            raise refused("fusion.num_layers", len(self.layers), reason)
+    def become_identity(self) -> None:
+        """Set what every layer adds to its input to zero, so that pre-fusion returns its input (init `identity`).
+
+        The other weights stay, and training begins with the output projections: the block expansion of LLaMA Pro
+        (arXiv 2401.02415). A pretrained language model then reads its own embeddings at first, as without pre-fusion.
+        """
+        for name, parameter in self.layers.named_parameters():
+            if is_layer_output(name):
+                nn.init.zeros_(parameter)
 
     def _has_parts(self, layer: Any) -> bool:
         """Whether `layer_rows` does everything that the layer itself does."""
@@ -142,6 +146,18 @@ class Prefusion(nn.Module):
     def _rope(self, hidden_FLD: Tensor, position_ids: Tensor) -> Rope:
         cos, sin = self.rotary_emb(hidden_FLD, position_ids=position_ids)
         return cos[:, None], sin[:, None]
+
+
+def is_layer_output(name: str) -> bool:
+    """Whether a parameter of decoder layers belongs to a projection whose output is added to the layer's input."""
+    return name.rpartition(".")[0].endswith((".self_attn.o_proj", ".mlp.down_proj"))
+
+
+def check_copy(num_layers: int, available: int) -> None:
+    """Raises UserError when the language model has fewer layers than pre-fusion starts from."""
+    if num_layers > available:
+        reason = f"init 'copy' and 'identity' allow at most the language model's {available} layers"
+        raise refused("fusion.num_layers", num_layers, reason)
 
 
 def _rows_from(first: int, layer: Any, hidden_FLD: Tensor, rope: Rope, mask: Tensor) -> Tensor:

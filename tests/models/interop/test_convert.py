@@ -86,7 +86,7 @@ def test_llava_next_gives_language_model_and_projector(
     assert model.config.text_config.model_type == family
 
 
-@pytest.mark.parametrize("init", ["copy", "random"])
+@pytest.mark.parametrize("init", ["identity", "copy", "random"])
 def test_compressor_and_prefusion_are_new(
     make_llava: Factory, tmp_path: Path, init: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -103,8 +103,13 @@ def test_compressor_and_prefusion_are_new(
     assert torch.equal(model.compressor.attention.out_proj.weight, torch.eye(32))
     assert model.compressor.query.abs().max() > 0
     for layer, own in zip(model.prefusion.layers, model.language_model.get_decoder().layers, strict=False):
-        same = [torch.equal(a, b) for a, b in zip(layer.parameters(), own.parameters(), strict=True)]
-        assert all(same) if init == "copy" else not any(same)
+        pairs = zip(layer.named_parameters(), own.parameters(), strict=True)
+        same = {name: torch.equal(a, b) for (name, a), b in pairs}
+        if init == "identity":
+            outputs = [name for name in same if name.endswith(("o_proj.weight", "down_proj.weight"))]
+            assert len(outputs) == 2 and not any(same.pop(name) for name in outputs)
+            assert not any(layer.get_parameter(name).any() for name in outputs)
+        assert not any(same.values()) if init == "random" else all(same.values())
     if init == "random":
         assert 0.01 < model.prefusion.layers[0].mlp.up_proj.weight.std() < 0.03  # the config's initializer_range
         assert torch.equal(model.prefusion.layers[0].input_layernorm.weight, torch.ones(48))

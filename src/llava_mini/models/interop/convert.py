@@ -34,6 +34,7 @@ from llava_mini.models.interop.json_config import config_trusted
 from llava_mini.models.interop.parts import Tower, load_vision_tower
 from llava_mini.models.interop.shards import ShardWriter
 from llava_mini.models.llava_mini import LlavaMiniForConditionalGeneration
+from llava_mini.models.prefusion import is_layer_output
 from llava_mini.models.processor import LlavaMiniProcessor
 from llava_mini.models.tokenizer import add_placeholder, has_tokenizer, load_tokenizer
 from llava_mini.token_layout import HD_VIEWS, SINGLE_VIEW
@@ -41,7 +42,7 @@ from llava_mini.views import ViewMode
 
 log = logging.getLogger("llava_mini")
 
-_TOWER = "vision_tower."
+_TOWER, _LAYERS = "vision_tower.", "prefusion.layers."
 
 
 def convert_official(
@@ -80,9 +81,9 @@ def convert_llava(
 ) -> None:
     """Convert a LLaVA-v1.5 or 1.6 folder, transformers' or the original, to ours, as a start for stage 2.
 
-    Vision tower, projector and language model are taken over; the compressor is new. Pre-fusion starts as a copy of the
-    language model's first layers (`init` "copy") or "random". `vision_tower` and `chat_template` are used as in
-    `convert_official`.
+    Vision tower, projector and language model are taken over; the compressor is new. Pre-fusion starts as `init` says: copies
+    of the language model's first layers that return their input ("identity") or are left as they are ("copy"), or
+    "random". `vision_tower` and `chat_template` are used as in `convert_official`.
 
     Raises:
         UserError: `source` is not such a checkpoint or `target` exists; then nothing is written.
@@ -97,7 +98,7 @@ def convert_llava(
         raise refused("--vision-tower", vision_tower, reason)
     tower = Tower(found.vision_tower, vision_tower, found.vision_config)
     layers = found.text_config.num_hidden_layers
-    if init == "copy" and num_fusion_layers > layers:
+    if init != "random" and num_fusion_layers > layers:
         reason = f"copies at most the language model's {layers} layers"
         raise refused("--fusion-layers", num_fusion_layers, reason)
     image_token_id = found.text_config.vocab_size if found.image_token_id is None else found.image_token_id
@@ -186,22 +187,24 @@ class _Conversion:
             self.origin |= dict.fromkeys(("compressor", "prefusion"), f"from {self.source}")
             return others
         self.origin |= {"compressor": "initialized", "prefusion": f"initialized ({self.init})"}
-        fresh = ("compressor",) if self.init == "copy" else ("compressor", "prefusion")
+        fresh = ("compressor", "prefusion") if self.init == "random" else ("compressor",)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # a repeated conversion gives the same folder
             initialize(self.model, fresh)
         for part in fresh:
             state = self.model.get_submodule(part).state_dict()
             others |= {f"{part}.{name}": tensor for name, tensor in state.items()}
+        if self.init == "identity":
+            zeros = [name for name in self.needed if name.startswith(_LAYERS) and is_layer_output(name)]
+            others |= {name: torch.zeros(self.needed[name]) for name in zeros}
         return others
 
     def _copies(self) -> dict[str, str]:
         """Map tensors of the language model's first layers to those of pre-fusion that start as their copies."""
-        if self.init != "copy":
+        if self.init not in ("copy", "identity"):
             return {}
-        layers = "prefusion.layers."
-        wanted = [name for name in self.needed if name.startswith(layers)]
-        return {f"language_model.model.layers.{name.removeprefix(layers)}": name for name in wanted}
+        wanted = [name for name in self.needed if name.startswith(_LAYERS) and name not in self.others]
+        return {f"language_model.model.layers.{name.removeprefix(_LAYERS)}": name for name in wanted}
 
     def _processor(self, views: ViewMode) -> LlavaMiniProcessor:
         text, vision = self.config.text_config, self.config.vision_config
