@@ -35,7 +35,7 @@ _TINY_VOCABULARY = 64  # tokens; the toy world's preset has as many as its token
 
 
 def conf(path: str) -> dict[str, Any]:
-    """Return a file of conf/ (`model/tiny`) with the files that it builds on, without the package that composes configs."""
+    """Return a file of conf/ (`model/tiny`) with the files that it builds on, without Hydra."""
     content: dict[str, Any] = yaml.safe_load((CONFIG_DIR / f"{path}.yaml").read_text())
     for entry in content.pop("defaults", []):
         if isinstance(entry, str) and entry.endswith("@_here_"):

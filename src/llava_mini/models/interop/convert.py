@@ -81,9 +81,9 @@ def convert_llava(
 ) -> None:
     """Convert a LLaVA-v1.5 or 1.6 folder, transformers' or the original, to ours, as a start for stage 2.
 
-    Vision tower, projector and language model are taken over; the compressor is new. Pre-fusion starts as `init` says: copies
-    of the language model's first layers that return their input ("identity") or are left as they are ("copy"), or
-    "random". `vision_tower` and `chat_template` are used as in `convert_official`.
+    Vision tower, projector and language model are taken over; the compressor is new. Pre-fusion starts as `init`
+    says: copies of the language model's first layers that return their input ("identity") or are left as they are
+    ("copy"), or "random". `vision_tower` and `chat_template` are used as in `convert_official`.
 
     Raises:
         UserError: `source` is not such a checkpoint or `target` exists; then nothing is written.
