@@ -91,8 +91,9 @@ def differences(analysis: Analysis) -> str:
 def spread(analysis: Analysis) -> dict[str, dict[str, float]]:
     """Standard deviation over seeds of each configuration, in points; of all pooled; and what follows for one seed.
 
-    Two runs of configurations that are equally good differ by less than `limit` 95 times of 100: 1.96 times the pooled
-    deviation of a difference. A comparison with one seed cannot see below it (`llava_mini.sweep.seed_spread`).
+    Two runs of configurations that are equally good, and as unstable as the least stable one, differ by less than
+    `limit` 95 times of 100: 1.96 times the deviation of a difference. A comparison with one seed cannot be sure of what
+    it shows below that (`llava_mini.sweep.seed_spread`).
     """
     found: dict[str, dict[str, float]] = {}
     for group in GROUPS:
@@ -102,8 +103,9 @@ def spread(analysis: Analysis) -> dict[str, dict[str, float]]:
             if len(c.scores[group].by_seed) > 2
         }
         pooled = float(np.sqrt(np.mean(np.square(list(deviations.values())))))
+        limit = 1.96 * 2**0.5 * max(deviations.values())
         deviations = {name: round(value, 3) for name, value in deviations.items()}
-        found[group] = {**deviations, "pooled": pooled, "limit": 1.96 * 2**0.5 * pooled}
+        found[group] = {**deviations, "pooled": pooled, "limit": limit}
     return found
 
 
