@@ -177,6 +177,6 @@ def test_a_rank_that_is_killed_and_ctrl_c_end_all_and_the_same_command_goes_on(
         137, f"llava-mini: rank 1 of 2 was killed by SIGKILL; see {run_dir / 'log.rank1.txt'}",
     )  # fmt: skip
     assert ended_by(signal.SIGINT, in_group) == (130, "interrupted; repeat the command to continue")
-    nursery.begin(arguments(run_dir, *TWO_RANKS), 0)
+    nursery.begin(arguments(run_dir, *TWO_RANKS), 2)
     assert nursery.status() == 0
     assert history(run_dir) == history(whole)

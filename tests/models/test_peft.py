@@ -70,6 +70,16 @@ def test_a_tuner_trains_all_of_its_own_and_merges(make_model: Factory, batch: di
         torch.testing.assert_close(merged(**batch).logits, logits, atol=1e-4, rtol=0)
 
 
+@torch.no_grad()
+def test_a_merged_model_is_saved_whole_and_without_its_adapter(make_model: Factory, batch: Any, tmp_path: Path) -> None:
+    """PEFT's issue 1381: a merged folder with adapter files in it was loaded as base and adapter."""
+    merged = get_peft_model(make_model(), LoraConfig(r=2, init_lora_weights=False, **TARGETS)).merge_and_unload()
+    merged.eval().save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("adapter*"))
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(**batch).logits, merged(**batch).logits)
+
+
 @pytest.mark.parametrize("kind", ["module", "model"])
 def test_checkpointing_changes_no_gradient(make_model: Factory, batch: dict[str, Any], kind: str) -> None:
     """Switched on in the base, or through PEFT's model."""

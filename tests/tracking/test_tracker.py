@@ -320,11 +320,11 @@ def test_what_mlflow_rejects_does_not_hold_back_the_rest(
     tracker = Tracker(folder, uri=uri)
     tracker.log_params({"seed": 1})
     tracker.log_params({"seed": 2})
-    tracker.log_params({"a[0]*": "odd name"})
+    tracker.log_params({"a[0]*": "odd name", "long": "x" * 7000})  # more than MLflow stores
     tracker.log_metrics({"loss": float("nan")}, 0)
     tracker.finish(wait=20)
     assert flush_spools([folder]) == 0
-    assert stored(uri, folder).data.params == {"seed": "1", "a_0__": "odd name"}
+    assert stored(uri, folder).data.params == {"seed": "1", "a_0__": "odd name", "long": "x" * 6000}
     assert [record.message for record in caplog.records if "MLflow rejects {'seed': 2}" in record.message]
 
 
