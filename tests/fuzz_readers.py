@@ -209,9 +209,9 @@ def fuzz_config(_: Path, __: argparse.Namespace) -> tuple[st.SearchStrategy[Any]
         config = _documented(lambda: resolve([override]))
         taken = value.strip() and value.strip().lower() != "null" and not {"$", "~"} & set(value)
         if config is not None and key in alone and taken and unquoted(value.strip()) == value.strip():
-            found: Any = config
+            found: Any = config.to_dict()
             for part in key.split("."):
-                found = (found or {}).get(part) if isinstance(found, dict) else None
+                found = (found or {}).get(part)
             if key != "experiment_name" and found != value:
                 raise AssertionError(f"{found!r} in place of {value!r}")
         _documented(lambda: quoted(override))
@@ -265,7 +265,8 @@ def _documented(read: Callable[[], Any]) -> Any:
     try:
         return read()
     except DOCUMENTED as error:
-        str(error).encode(errors="surrogateescape")
+        if len(str(error).splitlines()) != 1:
+            raise AssertionError(f"not one line: {error!r}") from error
         return None
 
 

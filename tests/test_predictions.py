@@ -57,7 +57,7 @@ def test_data_without_kinds_is_one_kind() -> None:
     assert nameless.group_means("word_accuracy")["dense"] == pytest.approx(4 / 6)
 
 
-FAULTS = ["missing", "cut", "without nll", "lengths", "empty", "nan", "inf", "scalars", "compressed anew"]
+FAULTS = ["missing", "cut", "without nll", "lengths", "empty", "nan", "inf", "scalars", "no character", "compressed anew"]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -72,6 +72,8 @@ def test_predictions_that_cannot_be_used_are_named(tmp_path: Path, fault: str) -
         arrays["nll"] = np.array([1, 1, 1, float(fault), 1, 1], np.float32)
     if fault == "empty":
         arrays = {name: array[:0] for name, array in arrays.items()}
+    if fault == "no character":
+        arrays["kind"] = np.full((6, 1), 0x110000, np.uint32).view("U1")[:, 0]
     if fault == "scalars":
         arrays = {name: array[0] for name, array in arrays.items()}
     if fault != "missing":

@@ -53,6 +53,8 @@ class Predictions:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 loaded = cls(*(arrays[name].astype(_TYPES.get(name, arrays[name].dtype)) for name in names))
+            for text in (loaded.key, loaded.kind):
+                text.tolist()  # numpy finds characters that do not exist only now
         except Exception as error:  # numpy and zipfile raise many kinds of errors for damaged files
             reason = getattr(error, "strerror", None) or type(error).__name__
             raise UserError(f"{path.name} cannot be read ({reason})") from error
