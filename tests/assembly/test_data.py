@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from llava_mini.assembly.data import set_location
 from llava_mini.data.features.store import FEATURES_VERSION
 from llava_mini.data.format.shards import write_shards
 from llava_mini.data.stream.datamodule import VLMDataModule
-from llava_mini.data.text.templates import CHATML, TINY, ConversationTemplate
+from llava_mini.config import Config
+from llava_mini.data.text.templates import CHATML, LLAMA3, MISTRAL, TINY, VICUNA, ConversationTemplate
 
 Resolve = Callable[..., dict[str, Any]]
 ModelOf = Callable[[dict[str, Any]], Any]
@@ -148,15 +150,40 @@ def test_high_resolution_images_videos_and_text_are_trained_in_one_batch(
     torch.testing.assert_close(with_features, with_pixels, rtol=1e-5, atol=1e-5)
 
 
+SMOLLM = (  # SmolLM2-135M-Instruct's
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou "
+    "are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\\n' }}{% endif %}{{'<|im_start|>' + "
+    "message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}"
+)
+
+
+def test_the_tokenizers_own_template_is_found(config_of: Resolve):
+    config = config_of("data.template=tokenizer")
+    tokenizer = assembly.build_tokenizer(config)
+    tokenizer.chat_template = SMOLLM
+    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    assert assembly.build_template(config, tokenizer) == replace(CHATML, system=system)
+    for template in (VICUNA, LLAMA3, MISTRAL, CHATML):
+        tokenizer.chat_template = template.chat_template()
+        assert assembly.build_template(config, tokenizer) == template
+    for chat_template in (None, TINY.chat_template(), "{{ messages[7].content.x }}", "{% for %}"):
+        tokenizer.chat_template = chat_template
+        with refuses("data.template", "tokenizer"):
+            assembly.build_template(config, tokenizer)
+
+
 def test_a_template_is_named_or_written_out(config_of: Resolve):
-    assert assembly.build_template(config_of()) == TINY
-    assert assembly.build_template(config_of("data.template=chatml")) == CHATML
-    own = assembly.build_template(config_of("data.template={user_suffix: ' ', strip: true}"))
+    def template(config: Config) -> ConversationTemplate:
+        return assembly.build_template(config, assembly.build_tokenizer(config))
+
+    assert template(config_of()) == TINY
+    assert template(config_of("data.template=chatml")) == CHATML
+    own = template(config_of("data.template={user_suffix: ' ', strip: true}"))
     assert own == ConversationTemplate(user_suffix=" ", strip=True)
     with refuses("data.template", "vicuna"):
-        assembly.build_template(config_of("data.template=vicuna"))
+        template(config_of("data.template=vicuna"))
     with refuses("data.template.user"):
-        assembly.build_template(config_of("data.template={user: ' '}"))
+        template(config_of("data.template={user: ' '}"))
 
 
 def test_the_towers_fingerprint_is_of_all_that_makes_features(config_of: Resolve, model_of: ModelOf):

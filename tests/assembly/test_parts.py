@@ -1,4 +1,4 @@
-"""A model from a vision tower and a language model that lie in folders, as `model.weights=hub` makes it."""
+"""A model from a vision tower and a language model that lie in folders, as `model.weights=parts` makes it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,8 +52,8 @@ def from_parts(config_of: Resolve, tmp_path: Path) -> Resolve:
     """from_parts("key=value", ...): a config whose parts say their shapes themselves."""
 
     def make(*overrides: str) -> Config:
-        hub = f"model.hub={{vision_tower: {tmp_path / 'tower'}, language_model: {tmp_path / 'text'}}}"
-        config = config_of("model.weights=hub", hub, *overrides)
+        parts = [f"model.vision_tower={tmp_path / 'tower'}", f"model.language_model={tmp_path / 'text'}"]
+        config = config_of("model.weights=parts", *parts, *overrides)
         return config.changed({"model": {"vision_feature_layer": -2, "vision_config": {}, "text_config": {}}})
 
     return make

@@ -36,13 +36,13 @@ def on_meta(*overrides: str) -> tuple[Config, LlavaMiniForConditionalGeneration]
 
 
 def test_no_preset_is_left_out() -> None:
-    assert sorted([*LANGUAGE_MODELS, "tiny"]) == options("model")
+    assert sorted([*LANGUAGE_MODELS, "parts", "tiny"]) == options("model")
 
 
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_preset_has_the_published_models_shape(name: str) -> None:
     config, model = on_meta(f"model={name}", "model.weights=random")
-    assert config.model.hub.language_model == config.model.tokenizer
+    assert config.model.language_model == config.model.tokenizer
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert count(model.language_model) == LANGUAGE_MODELS[name]
     assert count(model.vision_tower) == CLIP_LARGE

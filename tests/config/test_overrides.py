@@ -20,7 +20,7 @@ from llava_mini.config.overrides import (
 )
 from llava_mini.errors import UserError
 
-NAMES = {"data.template", "data.kinds", "tracking.experiment", "tracking.parent_run_id", "experiment_name"}
+NAMES = {"model.template", "data.template", "data.kinds", "tracking.experiment", "tracking.parent_run_id", "experiment_name"}
 ODD = [
     "lr=1e-4", "mine (1)", "[a]", "{a: 1", "a)]}", "josé", "实验", "مجلد", "a#1", "a,b", "lr = 1", " a ", "it's",
     'say "a"', "'a' and 'b'", "a\\", "\\'", "2024", "1e-4", "true", "a:b@c?d&e%20", "https://u:p@h:1/a?b=c#d", "a$b",

@@ -20,7 +20,7 @@ PRECISIONS = "32-true, bf16-mixed, bf16-true, 16-true"
         ([*FSDP, "finetune=qlora"], "finetune.quantize", "nf4", "null"),
         ([*FSDP, "memory.optimizer=adamw_8bit"], "memory.optimizer", "adamw_8bit", "adamw"),
         ([*FSDP, "memory.offload_vision=true"], "memory.offload_vision", "true", "false"),
-        (["model.weights=hub"], "model.hub", None, "model.hub={vision_tower: PLACE, language_model: PLACE}"),
+        (["model.weights=parts"], "model.vision_tower", None, "a folder or a Hub id (owner/name)"),
         (
             ["data.splits.val=[board-val, board-val]"], "data.splits.val", "board-val",
             "each set once, its share a weight",

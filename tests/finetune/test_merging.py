@@ -178,7 +178,7 @@ FLOATS = "float64, float32, float16, bfloat16"
         (lambda f: (f / "base.json").write_text("{}"), r"base\.json: not what a run with adapters writes"),
         (lambda f: (f / "base.json").unlink(), r"base\.json: cannot be read: No such file or directory"),
         (
-            lambda f: (f / "base.json").write_text('{"weights": "hub", "fingerprints": {}}'),
+            lambda f: (f / "base.json").write_text('{"weights": "parts", "fingerprints": {}}'),
             r"base\.json: not what a run with adapters writes \(weights are names",
         ),
         (

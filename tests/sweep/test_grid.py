@@ -191,7 +191,7 @@ def test_text_is_split_at_commas_outside_quotes(text: str, values: list[str]) ->
     ("text", "values"),
     [
         ("[a=1, b], [c]", ["[a=1, b]", "[c]"]),
-        ("['a], b', c],hub", ["['a], b', c]", "hub"]),
+        ("['a], b', c],parts", ["['a], b', c]", "parts"]),
         ("[it's]", ["[it's]"]),
     ],
 )

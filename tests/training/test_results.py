@@ -103,14 +103,14 @@ def test_scores_that_are_no_numbers_are_no_result(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("weights", "places", "of_language_model"),
     [
-        ("hub", ["openai/clip", "lmsys/vicuna"], "lmsys/vicuna"),
+        ("parts", ["openai/clip", "lmsys/vicuna"], "lmsys/vicuna"),
         ("random", ["random weights"], "random weights"),
         ([], ["random weights"], "random weights"),
         (["stage0", "stage1"], ["stage0", "stage1"], "stage0, stage1"),
     ],
 )
 def test_a_base_is_named_by_where_its_weights_come_from(weights, places: list[str], of_language_model: str):
-    hub = {"vision_tower": "openai/clip", "language_model": "lmsys/vicuna"}
-    given = {"weights": weights, "hub": hub if weights == "hub" else None}
+    parts = {"vision_tower": "openai/clip", "language_model": "lmsys/vicuna"}
+    given = {"weights": weights, **(parts if weights == "parts" else {})}
     found = weights_of(resolve([]).changed({"model": given}).model)
     assert found == {"weights": places, "language_model": of_language_model}

@@ -49,7 +49,7 @@ def build_datamodule(
     prepare_data(config)
     tokenize = ConversationTokenizer(
         processor.tokenizer,
-        build_template(config),
+        build_template(config, processor.tokenizer),
         turns=data.turns,
         layout=processor.layout,
         max_length=data.max_length,

@@ -55,11 +55,11 @@ def build_model(
     small = _with_frozen_base(config, tokenizer, device, dtype) if is_kept_small(config) else None
     if small is not None:
         return small
-    hub = spec.hub_parts
-    with torch.device("meta") if hub else device, default_dtype(dtype):
-        model = _shaped(config, tokenizer, from_parts=hub is not None)
-    if hub:
-        load_parts(model, hub, device, dtype)
+    parts = spec.parts
+    with torch.device("meta") if parts else device, default_dtype(dtype):
+        model = _shaped(config, tokenizer, from_parts=parts is not None)
+    if parts:
+        load_parts(model, parts, device, dtype)
     loaded = load_weights(model, spec.folders, without=("prefusion",) if _copies(config) else ())
     if _copies(config):
         model.prefusion.copy_from(model.language_model)
@@ -74,18 +74,18 @@ def _with_frozen_base(
 ) -> LlavaMiniForConditionalGeneration | None:
     """Build the model of a run that freezes its language model; None if the language model's weights are random."""
     spec = config.model
-    hub = spec.hub_parts
+    parts = spec.parts
     with torch.device("meta"), default_dtype(dtype):
-        model = _shaped(config, tokenizer, from_parts=hub is not None)
-    if hub:
-        base = Base.of([language_model_folder(hub.language_model)], prefix="")
+        model = _shaped(config, tokenizer, from_parts=parts is not None)
+    if parts:
+        base = Base.of([language_model_folder(parts.language_model)], prefix="")
     else:
         base = Base.of(spec.folders)
         if not base.places:
             return None
-    base.check(model.language_model, str(hub.language_model if hub else spec.weights))
-    if hub:
-        load_tower(model, hub, device, dtype)
+    base.check(model.language_model, str(parts.language_model if parts else spec.weights))
+    if parts:
+        load_tower(model, parts, device, dtype)
     else:
         with device, default_dtype(dtype):
             model.vision_tower = build_vision_tower(model.config.vision_config)
@@ -129,9 +129,9 @@ def build_vision_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Ll
     """
     spec = config.model
     with torch.device("meta"):
-        model = _shaped(config, tokenizer, from_parts=spec.hub_parts is not None)
-    if hub := spec.hub_parts:
-        load_tower(model, hub, torch.device("cpu"), torch.float32)
+        model = _shaped(config, tokenizer, from_parts=spec.parts is not None)
+    if parts := spec.parts:
+        load_tower(model, parts, torch.device("cpu"), torch.float32)
         return model
     model.vision_tower = build_vision_tower(model.config.vision_config)
     if not load_weights(model, spec.folders, _BEHIND_THE_TOWER):
@@ -182,14 +182,14 @@ def _part_configs(
         UserError: a part whose config is needed cannot be found, or differs from what the preset says.
     """
     vision_config: dict[str, Any] | PreTrainedConfig = spec.vision_config
-    text_config, hub = spec.text_config, spec.hub_parts
-    if hub and (from_parts or not vision_config):
-        own = vision_config_of(hub.vision_tower)
-        check_same(spec.vision_config, own, "vision_config", hub.vision_tower)
+    text_config, parts = spec.text_config, spec.parts
+    if parts and (from_parts or not vision_config):
+        own = vision_config_of(parts.vision_tower)
+        check_same(spec.vision_config, own, "vision_config", parts.vision_tower)
         vision_config = own
-    if hub and (from_parts or not text_config):
-        own = text_config_of(hub.language_model)
-        check_same(text_config, own, "text_config", hub.language_model)
+    if parts and (from_parts or not text_config):
+        own = text_config_of(parts.language_model)
+        check_same(text_config, own, "text_config", parts.language_model)
         return vision_config, own
     from_tokenizer = {
         "vocab_size": len(tokenizer),
@@ -242,5 +242,5 @@ def build_processor(
         num_hd_image_tokens=model.layout.hd,
         views=config.data.views,
         image_token=image_token(config),
-        chat_template=build_template(config).chat_template(),
+        chat_template=build_template(config, tokenizer).chat_template(),
     )

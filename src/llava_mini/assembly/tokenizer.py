@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from llava_mini.config import Component, Config, instantiate
 from llava_mini.config.types import Model
-from llava_mini.data.text.templates import ConversationTemplate, template_named
+from llava_mini.data.text.templates import ConversationTemplate, template_named, template_of
 from llava_mini.data.toyworld import tokenizer as toyworld
 from llava_mini.errors import UserError, refused
 from llava_mini.models.interop.parts import is_place, text_config_of
@@ -56,8 +57,8 @@ def vocab_size(spec: Model) -> int | None:
     """
     if "vocab_size" in spec.text_config:
         return int(spec.text_config["vocab_size"])
-    hub = spec.hub_parts
-    return int(text_config_of(hub.language_model).vocab_size) if hub else None
+    parts = spec.parts
+    return int(text_config_of(parts.language_model).vocab_size) if parts else None
 
 
 def _load(place: str, *, local_files_only: bool) -> PreTrainedTokenizerBase:
@@ -70,15 +71,39 @@ def _load(place: str, *, local_files_only: bool) -> PreTrainedTokenizerBase:
         raise UserError(f"model.tokenizer: {error}", key="model.tokenizer", value=place) from error
 
 
-def build_template(config: Config) -> ConversationTemplate:
-    """Return the template that conversations are written out with: one of this package by its name, or a user's own.
+def build_template(config: Config, tokenizer: PreTrainedTokenizerBase) -> ConversationTemplate:
+    """Return the template that conversations are written out with.
+
+    `data.template` names one of this package or gives the fields of a user's own; `tokenizer` stands for the one that
+    writes what the tokenizer's chat template writes.
 
     Raises:
-        UserError: a name or field is unknown.
+        UserError: a name or field is unknown, or no template of this package writes what the tokenizer's writes.
     """
     spec = config.data.template
+    if spec == "tokenizer":
+        return _template_of(tokenizer, config.model.tokenizer)
     if isinstance(spec, str):
-        return template_named(spec)
+        try:
+            return template_named(spec)
+        except UserError as error:
+            raise refused("data.template", spec, allowed=f"tokenizer, {error.allowed}") from error
     path = f"{ConversationTemplate.__module__}.{ConversationTemplate.__qualname__}"
     template: ConversationTemplate = instantiate(Component(path, spec), "data.template")
+    return template
+
+
+def _template_of(tokenizer: PreTrainedTokenizerBase, place: str) -> ConversationTemplate:
+    allowed = "a template by its name, or its fields"
+    if not tokenizer.chat_template:
+        raise refused("data.template", "tokenizer", f"{place} has no chat template; give {allowed}")
+    try:
+        template = template_of(
+            lambda messages: str(tokenizer.apply_chat_template(messages, tokenize=False)), str(tokenizer.bos_token or "")
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        why = f"the chat template of {place} cannot be used ({' '.join(str(error).split())}); give {allowed}"
+        raise refused("data.template", "tokenizer", why) from error
+    if template is None:
+        raise refused("data.template", "tokenizer", f"the chat template of {place} is like none here; give {allowed}")
     return template

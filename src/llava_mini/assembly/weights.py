@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from llava_mini.config.types import Hub
+from llava_mini.config.types import Parts
 from llava_mini.errors import UserError
 from llava_mini.files import read_json, reading
 from llava_mini.models import LlavaMiniForConditionalGeneration
@@ -21,14 +21,14 @@ from llava_mini.models.interop.parts import load_language_model, load_vision_tow
 log = logging.getLogger("llava_mini")
 
 
-def load_parts(model: LlavaMiniForConditionalGeneration, hub: Hub, device: torch.device, dtype: torch.dtype) -> None:
-    """Load vision tower and language model of `hub` into a model of their shape on meta; initialize its other parts.
+def load_parts(model: LlavaMiniForConditionalGeneration, parts: Parts, device: torch.device, dtype: torch.dtype) -> None:
+    """Load vision tower and language model of `parts` into a model of their shape on meta; initialize its other parts.
 
     Raises:
         UserError: a part cannot be found or loaded.
     """
-    load_tower(model, hub, device, dtype)
-    place = hub.language_model
+    load_tower(model, parts, device, dtype)
+    place = parts.language_model
     language_model = load_language_model(place, dtype)
     model.language_model = language_model.to(device)
     model.config.text_config = language_model.config  # one config for both, as in a new model
@@ -37,9 +37,9 @@ def load_parts(model: LlavaMiniForConditionalGeneration, hub: Hub, device: torch
         initialize(model, ("compressor", "projector", "prefusion"), device)
 
 
-def load_tower(model: LlavaMiniForConditionalGeneration, hub: Hub, device: torch.device, dtype: torch.dtype) -> None:
+def load_tower(model: LlavaMiniForConditionalGeneration, parts: Parts, device: torch.device, dtype: torch.dtype) -> None:
     """Load the vision tower alone, as `load_parts` does."""
-    place = hub.vision_tower
+    place = parts.vision_tower
     tower = load_vision_tower(place, dtype)
     model.vision_tower = tower.to(device)
     model.config.vision_config = tower.config

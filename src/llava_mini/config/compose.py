@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, MissingMandatoryValue, OmegaConfBaseException
 
 from llava_mini.config.overrides import PLACES, at_home, literal, quoted
 from llava_mini.config.types import Config
@@ -25,6 +25,8 @@ from llava_mini.files import CONFIG_DIR, reading, write_text, writing
 
 # Keys of earlier versions that scripts may still use, longest first.
 _RENAMED = {
+    "model.hub.vision_tower": "model.vision_tower",
+    "model.hub.language_model": "model.language_model",
     "savers.checkpointing": "memory.activation_checkpointing",
     "savers": "memory",
     "trainer.machines": "trainer.num_nodes",
@@ -234,6 +236,8 @@ def _refused(error: Exception, overrides: list[str], config_dirs: tuple[str, ...
     if match := re.search(r"In '[^']+': Could not find '([^']+)'", text):
         allowed = ", ".join(_groups())
         return UserError(f"{match[1]}: no such config; groups are {allowed}", key=match[1], allowed=allowed)
+    if isinstance(error, MissingMandatoryValue) and error.full_key:
+        return UserError(f"{error.full_key}: needs a value: {error.full_key}=...", key=error.full_key, value="???")
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return UserError(f"{error.full_key}: {text.splitlines()[0]}", key=error.full_key)
     for override in overrides:

@@ -21,7 +21,7 @@ from llava_mini.errors import UserError
 # Keys with a path or URI, in which `~` is a home folder. The other text keys are names.
 PLACES = (
     "run_dir", "data.folder", "data.cache_dir", "data.features", "data.splits.train", "data.splits.val",
-    "data.splits.test", "model.hub.vision_tower", "model.hub.language_model", "model.tokenizer", "model.weights",
+    "data.splits.test", "model.vision_tower", "model.language_model", "model.tokenizer", "model.weights",
     "tracking.uri", "world.out",
 )  # fmt: skip
 

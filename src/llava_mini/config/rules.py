@@ -23,14 +23,13 @@ def _refusal(key: str, value: Any, allowed: str, *, given: str, why: str) -> Pyd
 
 def check_model(model: Model) -> None:
     """Refuse values of `model` that cannot be combined."""
-    if model.weights == "hub" and model.hub is None:
-        needed = "model.hub={vision_tower: PLACE, language_model: PLACE}"
-        raise _refusal(
-            "model.hub", None, needed, given="model.weights=hub with model.hub=null", why=f"needed is {needed}"
-        )
+    for part in ("vision_tower", "language_model"):
+        if model.weights == "parts" and getattr(model, part) is None:
+            given, needed = f"model.weights=parts with model.{part}=null", "a folder or a Hub id (owner/name)"
+            raise _refusal(f"model.{part}", None, needed, given=given, why=f"needed is {needed}")
     for key, shape in (("vision_config", model.vision_config), ("text_config", model.text_config)):
-        if not shape and model.weights != "hub":
-            why = "only with model.weights=hub does the part's own config say its shape"
+        if not shape and model.weights != "parts":
+            why = "only with model.weights=parts does the part's own config say its shape"
             raise _refusal(f"model.{key}", shape, "a config", given=f"model.{key}={{}}", why=why)
 
 

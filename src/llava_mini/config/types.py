@@ -63,8 +63,9 @@ Sets = Annotated[
     _only("a set, [set, ...] and {set: weight above 0, ...}"),
 ]
 Template = Annotated[Name | dict[str, str | bool], _only("the name of a template and {field: text, ...}")]
-# Folders whose tensors are loaded in this order (all other weights stay random), or the parts that model.hub names.
-Weights = Annotated[Literal["random", "hub"] | list[Name], _only("random, hub and [folder, ...]")]
+# Folders whose tensors are loaded in this order (all other weights stay random), or those of the parts that
+# model.vision_tower and model.language_model name.
+Weights = Annotated[Literal["random", "parts"] | list[Name], _only("random, parts and [folder, ...]")]
 Features = Annotated[Flag | Name, _only("true, false and a folder")]
 Stages = Annotated[list[Literal[0, 1, 2]], Field(min_length=1), BeforeValidator(_different)]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
@@ -129,35 +130,46 @@ class Order:
     ]
 
 
-@dataclass(frozen=True, config=_STRICT)
-class Hub:
-    """Pretrained parts of a model: Hub ids or folders."""
+@dataclass(frozen=True)
+class Parts:
+    """Pretrained parts that a model is made of: Hub ids or folders."""
 
-    vision_tower: Annotated[Name, _doc("Hub id or folder of the vision tower")]
-    language_model: Annotated[Name, _doc("Hub id or folder of the language model")]
+    vision_tower: str
+    language_model: str
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Model:
     """Shapes of the model's parts, and where their weights and the tokenizer are."""
 
-    vision_config: Annotated[dict[str, Any], _doc("config of the vision tower, as transformers has it")]
-    text_config: Annotated[dict[str, Any], _doc("config of the language model, as transformers has it")]
+    vision_tower: Annotated[Name | None, _doc("Hub id or folder of the pretrained vision tower")]
+    language_model: Annotated[Name | None, _doc("Hub id or folder of the pretrained language model")]
+    vision_config: Annotated[
+        dict[str, Any], _doc("config of the vision tower, as transformers has it; {}: that of model.vision_tower")
+    ]
+    text_config: Annotated[
+        dict[str, Any], _doc("config of the language model, as transformers has it; {}: that of model.language_model")
+    ]
     vision_feature_layer: Annotated[
         int, _doc("index of the vision tower's hidden states that are read; -2 is the last but one")
     ]
     image_processor: Annotated[dict[str, Any], _doc("settings of the image processor")]
-    hub: Annotated[Hub | None, _doc("Hub ids of the pretrained parts")]
     tokenizer: Annotated[Name, _doc("folder or Hub id of the tokenizer")]
-    weights: Annotated[Weights, _doc("folders whose tensors are loaded, in this order; hub; or random")]
+    template: Annotated[Template, _doc("conversation template that the language model was trained with")]
+    weights: Annotated[
+        Weights,
+        _doc("folders whose tensors are loaded, in this order; parts: those of vision_tower and language_model; random"),
+    ]
     start: Annotated[
         Literal["uncompressed", "stage1"] | None, _doc("checkpoint of the toy world that runs start from")
     ] = None
 
     @property
-    def hub_parts(self) -> Hub | None:
+    def parts(self) -> Parts | None:
         """Pretrained parts that the weights come from; None if they come from folders or are random."""
-        return self.hub if self.weights == "hub" else None
+        if self.weights != "parts" or self.vision_tower is None or self.language_model is None:
+            return None
+        return Parts(self.vision_tower, self.language_model)
 
     @property
     def folders(self) -> list[Path]:
@@ -184,7 +196,11 @@ class Data:
         dict[Split, Sets | None], _doc("sets of each split: one, [pooled, pooled], or {mixed: weight, mixed: weight}")
     ]
     template: Annotated[
-        Template, _doc("conversation template: vicuna_v1, llama3, mistral, chatml, plain, tiny, or fields of your own")
+        Template,
+        _doc(
+            "conversation template: vicuna_v1, llama3, mistral, chatml, plain, tiny; tokenizer: the one that writes as its "
+            "chat template; or fields of your own"
+        ),
     ]
     turns: Annotated[
         Turns, _doc("conversation: later turns see earlier ones; independent: each sees the images and itself")

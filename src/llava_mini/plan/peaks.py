@@ -87,7 +87,7 @@ def sample_of(config: Config, text_tokens: int = 300, frames: int = 1) -> Sample
 def as_planned(config: Config) -> Config:
     """Return the config without downloading weights, if the preset gives their shape."""
     model = config.model
-    if model.weights == "hub" and model.vision_config and "vocab_size" in model.text_config:
+    if model.weights == "parts" and model.vision_config and "vocab_size" in model.text_config:
         return config.changed({"model": {"weights": "random"}})
     return config
 

@@ -157,8 +157,8 @@ def save_run(
 
 def weights_of(spec: Model) -> dict[str, Any]:
     """Return where a base's weights come from: the list `weights`, and as one text, for PEFT, `language_model`."""
-    if hub := spec.hub_parts:
-        return {"weights": [hub.vision_tower, hub.language_model], "language_model": hub.language_model}
+    if parts := spec.parts:
+        return {"weights": [parts.vision_tower, parts.language_model], "language_model": parts.language_model}
     places = [str(folder) for folder in spec.folders] or ["random weights"]
     return {"weights": places, "language_model": ", ".join(places)}
 

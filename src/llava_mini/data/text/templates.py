@@ -8,9 +8,10 @@ text by itself (`<s>`, `<|begin_of_text|>`) is part of neither: the processor is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from llava_mini.data.text.conversation import Conversation
+from llava_mini.data.text.conversation import Conversation, Turn
 from llava_mini.data.text.forms import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from llava_mini.errors import refused
 
@@ -209,6 +210,33 @@ PLAIN = ConversationTemplate(assistant_suffix="\n", captions_only=True)  # LLaVA
 TINY = ConversationTemplate(system_suffix=" ", user_suffix=" <answer> ")
 
 _NAMED = {"vicuna_v1": VICUNA, "llama3": LLAMA3, "mistral": MISTRAL, "chatml": CHATML, "plain": PLAIN, "tiny": TINY}
+
+
+_FOR_CHATS = (VICUNA, LLAMA3, MISTRAL, CHATML)
+
+
+def template_of(write: Callable[[list[dict[str, str]]], str], begin: str) -> ConversationTemplate | None:
+    """Return the template that writes conversations as a tokenizer's chat template does; None if none here does.
+
+    Args:
+        write: Writes messages (`{"role": ..., "content": ...}`) by the tokenizer's chat template.
+        begin: Token that the tokenizer puts before a text by itself, which chat templates write out.
+    """
+    turns = (Turn("first?", "one."), Turn("second?", "two."))
+    messages = [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in (("user", turn.human), ("assistant", turn.answer))
+    ]
+    text = write(messages).removeprefix(begin)
+    for template in _FOR_CHATS:
+        system = text.partition(template.user_prefix)[0]
+        if system.startswith(template.system_prefix) and system.endswith(template.system_suffix):
+            system = system[len(template.system_prefix) : len(system) - len(template.system_suffix)]
+        like = replace(template, system="" if template.system_in_turn else system)
+        if like.render(Conversation(turns=turns)).text == text:
+            return like
+    return None
 
 
 def template_named(name: str) -> ConversationTemplate:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
@@ -165,8 +166,15 @@ def check_same(given: dict[str, Any], own: PreTrainedConfig, key: str, place: st
     """
     theirs = own.to_dict()
     for field, value in given.items():
-        if value != theirs.get(field):
+        if not _equal(value, theirs.get(field)):
             raise refused(f"model.{key}.{field}", value, f"{place} has {theirs.get(field)!r}")
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Compare two values; a number that was stored as float32 on the way (as in GGUF) is the same number."""
+    if isinstance(one, float) and isinstance(other, float):
+        return bool(np.float32(one) == np.float32(other))
+    return bool(one == other)
 
 
 def _read_config(place: str, part: str) -> PreTrainedConfig:
