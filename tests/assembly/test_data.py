@@ -163,6 +163,8 @@ def test_the_tokenizers_own_template_is_found(config_of: Resolve):
     tokenizer.chat_template = SMOLLM
     system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
     assert assembly.build_template(config, tokenizer) == replace(CHATML, system=system)
+    tokenizer.bos_token = "<|im_start|>"  # as SmolLM2 has it, whose tokenizer does not add it
+    assert assembly.build_template(config, tokenizer) == replace(CHATML, system=system)
     for template in (VICUNA, LLAMA3, MISTRAL, CHATML):
         tokenizer.chat_template = template.chat_template()
         assert assembly.build_template(config, tokenizer) == template

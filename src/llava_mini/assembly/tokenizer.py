@@ -97,9 +97,10 @@ def _template_of(tokenizer: PreTrainedTokenizerBase, place: str) -> Conversation
     allowed = "a template by its name, or its fields"
     if not tokenizer.chat_template:
         raise refused("data.template", "tokenizer", f"{place} has no chat template; give {allowed}")
+    begin = tokenizer.bos_token if tokenizer("a").input_ids[0] == tokenizer.bos_token_id else None
     try:
         template = template_of(
-            lambda messages: str(tokenizer.apply_chat_template(messages, tokenize=False)), str(tokenizer.bos_token or "")
+            lambda messages: str(tokenizer.apply_chat_template(messages, tokenize=False)), str(begin or "")
         )
     except (TemplateError, TypeError, ValueError) as error:
         why = f"the chat template of {place} cannot be used ({' '.join(str(error).split())}); give {allowed}"
