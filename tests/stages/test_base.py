@@ -16,9 +16,10 @@ from tests.stages.noting import ALL_RATES, Gradients, Losses, weights
 
 from llava_mini import finetune
 from llava_mini.errors import UserError
+from llava_mini.models.configuration import PARTS
 from llava_mini.settings import FULL, Lora
 from llava_mini.stages.alignment import AlignmentStage
-from llava_mini.stages.base import PARTS, NonFiniteLossError
+from llava_mini.stages.base import NonFiniteLossError
 from llava_mini.stages.checkpointing import AtomicCheckpointIO
 from llava_mini.stages.instruction import InstructionStage
 

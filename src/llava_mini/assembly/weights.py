@@ -13,6 +13,7 @@ from llava_mini.config.types import Hub
 from llava_mini.errors import UserError
 from llava_mini.files import read_json, reading
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.models.configuration import PARTS_BETWEEN
 from llava_mini.models.initialization import default_dtype, initialize
 from llava_mini.models.interop.checkpoint import Checkpoint, some
 from llava_mini.models.interop.folders import stored_shapes
@@ -34,7 +35,7 @@ def load_parts(model: LlavaMiniForConditionalGeneration, hub: Hub, device: torch
     model.config.text_config = language_model.config  # one config for both, as in a new model
     log.info("language_model: weights of %s", place)
     with default_dtype(dtype):
-        initialize(model, ("compressor", "projector", "prefusion"), device)
+        initialize(model, PARTS_BETWEEN, device)
 
 
 def load_tower(model: LlavaMiniForConditionalGeneration, hub: Hub, device: torch.device, dtype: torch.dtype) -> None:

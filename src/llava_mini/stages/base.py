@@ -28,6 +28,7 @@ from llava_mini.files import rank_path, write_json
 from llava_mini.finetune import adapted_parts, num_parameters, trains
 from llava_mini.limits import Beta, Rate, Share
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.models.configuration import PARTS
 from llava_mini.models.loss import num_supervised
 from llava_mini.predictions import SCORES, Predictions
 from llava_mini.settings import FULL, Finetune
@@ -35,8 +36,6 @@ from llava_mini.stages.accumulation import StepMean
 from llava_mini.stages.metrics import Answers, answer_scores
 from llava_mini.stages.optimizers import build_optimizer
 from llava_mini.stages.sharding import shard
-
-PARTS = ("vision_tower", "projector", "compressor", "prefusion", "language_model")
 
 
 class NonFiniteLossError(RuntimeError):
