@@ -11,7 +11,7 @@ from llava_mini.config import Component, Config, instantiate
 from llava_mini.config.types import Model
 from llava_mini.data.text.templates import ConversationTemplate, template_named
 from llava_mini.data.toyworld import tokenizer as toyworld
-from llava_mini.errors import UserError, refused
+from llava_mini.errors import UserError, named_as, refused
 from llava_mini.models.interop.parts import is_place, text_config_of
 from llava_mini.models.tokenizer import add_placeholder, has_tokenizer, load_tokenizer, place_token
 
@@ -78,7 +78,8 @@ def build_template(config: Config) -> ConversationTemplate:
     """
     spec = config.data.template
     if isinstance(spec, str):
-        return template_named(spec)
+        with named_as({"template": "data.template"}):
+            return template_named(spec)
     path = f"{ConversationTemplate.__module__}.{ConversationTemplate.__qualname__}"
     template: ConversationTemplate = instantiate(Component(path, spec), "data.template")
     return template
