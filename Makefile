@@ -56,7 +56,7 @@ train: $(STAMP) ## Train one model: COMPRESSOR=query C=1 N_FUSION=2 ARGS="seed=1
 sweep: SEEDS ?= 3
 sweep: COMPRESSOR ?= query,zero
 sweep: $(STAMP) ## Train and compare: C=1,2,4,8 COMPRESSOR=query,avg_pool N_FUSION=0,2 SEEDS=1 SWEEP_DIR=... ARGS=...
-	$(BIN)/llava-mini sweep $(CHOICES) $(if $(SEEDS),seed=$(SEED_LIST)) $(if $(SWEEP_DIR),sweep_dir=$(SWEEP_DIR)) $(ARGS)
+	$(BIN)/llava-mini sweep $(CHOICES) $(if $(SEEDS),seed=$(SEED_LIST)) $(if $(SWEEP_DIR),--out $(SWEEP_DIR)) $(ARGS)
 
 compare: $(STAMP) ## Report on a sweep again: SWEEP_DIR=...
 	$(BIN)/llava-mini compare $(SWEEP_DIR) $(ARGS)

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from llava_mini.config.overrides import quoted, text_keys, unquoted
+from llava_mini.config.overrides import quoted, text_keys
 from llava_mini.data.building.media import stored_image
 from llava_mini.data.building.plan import Options, _line
 from llava_mini.data.building.records import Entry, read_records
@@ -208,7 +208,7 @@ def fuzz_config(_: Path, __: argparse.Namespace) -> tuple[st.SearchStrategy[Any]
         key, _, value = override.partition("=")
         config = _documented(lambda: resolve([override]))
         taken = value.strip() and value.strip().lower() != "null" and not {"$", "~"} & set(value)
-        if config is not None and key in alone and taken and unquoted(value.strip()) == value.strip():
+        if config is not None and key in alone and taken and value.strip()[0] not in "'\"":
             found: Any = config.to_dict()
             for part in key.split("."):
                 found = (found or {}).get(part)

@@ -57,7 +57,18 @@ def test_data_without_kinds_is_one_kind() -> None:
     assert nameless.group_means("word_accuracy")["dense"] == pytest.approx(4 / 6)
 
 
-FAULTS = ["missing", "cut", "without nll", "lengths", "empty", "nan", "inf", "scalars", "no character", "compressed anew"]
+FAULTS = [
+    "missing",
+    "cut",
+    "without nll",
+    "lengths",
+    "empty",
+    "nan",
+    "inf",
+    "scalars",
+    "no character",
+    "compressed anew",
+]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

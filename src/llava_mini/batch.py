@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+IGNORE = -100  # label of a token that is not predicted
+
 
 class BadSample(NamedTuple):
     """A sample that cannot be used. Its row in the batch has no frame and no label.
@@ -78,7 +80,7 @@ class VLMBatch:
 
     def num_supervised(self) -> int:
         """Return the number of rows with at least one supervised token."""
-        return int((self.labels != -100).any(1).sum())
+        return int((self.labels != IGNORE).any(1).sum())
 
     def to(self, device: torch.device | str) -> VLMBatch:
         """Return this batch with every tensor on `device`. Copies from page-locked memory are not waited for."""

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from llava_mini.commands.output import output_ends
 from llava_mini.commands.parser import Parser
-from llava_mini.commands.table import COMMANDS, CONFIGURED, HEADINGS, STRICT, VALUES, WITH_FLAGS
+from llava_mini.commands.table import COMMANDS, CONFIGURED, HEADINGS, OUT, STRICT, VALUES, WITH_FLAGS
 from llava_mini.data.errors import LoaderError, loader_failures_reported
 from llava_mini.errors import UserError
 from llava_mini.files import disk_errors_reported
@@ -80,13 +80,15 @@ def _read(given: list[str]) -> argparse.Namespace:
     parser = _parser()
     arguments, unread = parser.parse_known_intermixed_args(given)
     if arguments.command in WITH_FLAGS:
-        parser.error(f"{arguments.command} comes first and takes no --config-dir or --strict")
+        parser.error(f"{arguments.command} comes first and takes no --config-dir, {STRICT} or {OUT}")
     if unread:
         parser.error(f"unrecognized arguments: {' '.join(unread)}")
     if arguments.strict and arguments.command != "train":
         parser.error(f"{arguments.command} takes no --strict; allowed are train and plan")
-    if arguments.strict:
-        arguments.overrides.append(STRICT)
+    if arguments.out is not None and arguments.command != "sweep":
+        parser.error(f"{arguments.command} takes no {OUT}")
+    arguments.overrides += [STRICT] if arguments.strict else []
+    arguments.overrides += [] if arguments.out is None else [f"{OUT}={arguments.out}"]
     return arguments
 
 
@@ -119,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         "--config-dir", action="append", default=[], help="a further folder with config groups and code"
     )
     parser.add_argument(STRICT, action="store_true", help="train: status 2 when, as planned, it does not fit the card")
+    parser.add_argument(OUT, metavar="DIR", help="sweep: its folder (default: sweeps/latest)")
     parser.add_argument("command", choices=COMMANDS, metavar="command", help="see below")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, see below")
     return parser

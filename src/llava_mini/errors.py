@@ -7,6 +7,7 @@ bug in this package and keeps its traceback.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -44,7 +45,14 @@ class UserError(ValueError):
 
 
 def refused(
-    key: str, value: object, reason: str = "", *, allowed: str = "", only: str = "", given: str = ""
+    key: str,
+    value: object,
+    reason: str = "",
+    *,
+    allowed: str = "",
+    only: str = "",
+    given: str = "",
+    hint: str | None = None,
 ) -> UserError:
     """Return the usual error: `key=value: reason; allowed are ...`, for a flag `--flag value: reason; ...`.
 
@@ -52,21 +60,38 @@ def refused(
     """
     rule = f"allowed is {only}" if only else f"allowed are {allowed}" if allowed else ""
     line = f"{given or _given(key, value)}: {'; '.join(part for part in (reason, rule) if part)}"
-    return UserError(line, key=key, value=value, allowed=only or allowed or None)
+    return UserError(line, key=key, value=value, allowed=only or allowed or None, hint=hint)
 
 
 @contextmanager
 def named_as(names: Mapping[str, str]) -> Iterator[None]:
-    """Give errors about the keys in `names` the name that the user knows, such as a flag for a parameter."""
+    """Give keys in `names`, and keys within them, the name that the user knows, such as a flag for a parameter.
+
+    An error's key is renamed, and a hint that begins with one, in the line too.
+    """
     try:
         yield
     except UserError as error:
-        if (key := error.key) is None or key not in names:
+        key, hint, line = _renamed(error.key, names), _renamed(error.hint, names), str(error)
+        if (key, hint) == (error.key, error.hint):
             raise
-        name, line = names[key], str(error)
-        given = _given(key, error.value)
-        line = line.replace(given, _given(name, error.value), 1) if given in line else line.replace(key, name, 1)
-        raise UserError(line, key=name, value=error.value, allowed=error.allowed, hint=error.hint) from error
+        if error.key is not None and key is not None:
+            given = _given(error.key, error.value)
+            if given in line:
+                line = line.replace(given, _given(key, error.value), 1)
+            else:  # as a word, not in a path
+                line = re.sub(rf"(?<![\w/.'-]){re.escape(error.key)}(?![\w/-]|\.\w)", lambda _: key, line, count=1)
+        if error.hint is not None and hint is not None:
+            line = line.replace(error.hint, hint, 1)
+        raise UserError(line, key=key, value=error.value, allowed=error.allowed, hint=hint) from error
+
+
+def _renamed(text: str | None, names: Mapping[str, str]) -> str | None:
+    for name, other in names.items():
+        if text is not None and (text == name or text.startswith((f"{name}.", f"{name}="))):
+            rest = text.removeprefix(name)
+            return other + (rest.replace("=", " ", 1) if other.startswith("-") else rest)
+    return text
 
 
 def _given(key: str, value: object) -> str:

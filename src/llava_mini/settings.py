@@ -1,4 +1,4 @@
-"""Settings that a model is fine-tuned with: plain types, also for machines without the packages of the config.
+"""Settings of fine-tuning as plain types, and presets of conf/, also for machines without the packages of the config.
 
 The config's section `finetune` is of these types, with limits and documentation (`config.types`).
 """
@@ -6,7 +6,25 @@ The config's section `finetune` is of these types, with limits and documentation
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import yaml
+
+from llava_mini.files import CONFIG_DIR
+
+
+def conf(path: str) -> dict[str, Any]:
+    """Return a file of conf/ (`model/tiny`) merged over those that its `defaults` name by `@_here_`, without Hydra."""
+    content: dict[str, Any] = yaml.safe_load((CONFIG_DIR / f"{path}.yaml").read_text())
+    for entry in content.pop("defaults", []):
+        if isinstance(entry, str) and entry.endswith("@_here_"):
+            content = _merged(conf(f"{path.rpartition('/')[0]}/{entry.removesuffix('@_here_')}"), content)
+    return content
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {k: _merged(base[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return base | over | both
 
 
 @dataclass(frozen=True)

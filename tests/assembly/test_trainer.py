@@ -18,7 +18,7 @@ from llava_mini.config import Config, instantiate, options, resolve
 from llava_mini.data.stream.callbacks import Quarantine, StreamPosition
 from llava_mini.data.stream.datamodule import VLMDataModule
 from llava_mini.finetune import fingerprints
-from llava_mini.stages.base import PARTS
+from llava_mini.models.configuration import PARTS
 from llava_mini.stages.callbacks import Clock, History
 from llava_mini.sweep.launcher import LocalLauncher
 from llava_mini.training.run import assemble

@@ -31,5 +31,5 @@ def test_circumstances_of_a_cpu_and_of_a_gpu() -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_named() -> None:
-    with pytest.raises(UserError, match="--out /dev/null/x"):
+    with pytest.raises(UserError, match="out=/dev/null/x"):
         check_folder(Path("/dev/null/x"))

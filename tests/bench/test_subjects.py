@@ -14,7 +14,6 @@ from llava_mini.bench.subjects import (
     FollowUp,
     Models,
     card_bytes,
-    conf,
     further_tokens,
     mid_size,
     model_config,
@@ -22,6 +21,7 @@ from llava_mini.bench.subjects import (
 )
 from llava_mini.config import resolve
 from llava_mini.models import LlavaMiniConfig
+from llava_mini.settings import conf
 
 CPU = torch.device("cpu")
 
@@ -43,6 +43,8 @@ def test_presets_are_read_as_the_config_reads_them() -> None:
     assert config.num_fusion_layers == resolved.fusion.num_layers
     assert card_bytes("rtx4090_24gb") == int(resolved.hardware.memory_gib * 2**30)
     assert conf("compressor/none") == resolve(["compressor=none"]).compressor.spec()
+    assert conf("finetune/dora") == resolve(["finetune=dora"]).to_dict()["finetune"]
+    assert conf("hardware/a100_80gb_x8")["memory"]["frozen_dtype"] == "bfloat16"
 
 
 def test_the_shape_is_7b() -> None:

@@ -90,7 +90,7 @@ def test_links_out_of_the_folder_are_an_option(place: Path, capsys: pytest.Captu
     for number in range(12):
         (place / "images" / f"{number}.jpg").symlink_to(place / "disk" / f"{number}.jpg")
     assert main(BUILD) == 2
-    assert "--follow-links allows it: " in capsys.readouterr().err
+    assert "which only `follow_links` allows: " in capsys.readouterr().err
     assert main([*BUILD[:-4], "--out", "followed", "--follow-links"]) == 0
     assert len(ShardSet("followed")) == 11
 
@@ -158,7 +158,7 @@ def test_tokens_that_do_not_fit_fail_the_check(place: Path, capsys: pytest.Captu
         (["build", "mix.json", "--out", "set", "--task", "1"], "--task and --of go together, as in --task 0 --of 16"),
         (
             ["build", "mix.json", "--out", "set", "--task", "2", "--of", "2"],
-            "--task 2 --of 2: allowed are tasks 0 to 1",
+            "--task 2: allowed are tasks 0 to 1",
         ),
         (["build", "mix.json", "--out", "set", "--resize", "0"], "--resize 0: allowed are 1 pixel and above"),
         (["build", "cut.json", "--out", "set", "--images", "images"], "cut.json is a broken array, at character"),

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llava_mini.settings import conf
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "004-memory" / "qlora_against_full.py"
 
@@ -15,7 +17,7 @@ SCRIPT = ROOT / "experiments" / "004-memory" / "qlora_against_full.py"
 def run_folder(folder: Path, finetune: str, accuracy: dict[str, float]) -> Path:
     """As a finished run leaves it, with what is read of it."""
     folder.mkdir()
-    group = yaml.safe_load((ROOT / "conf" / "finetune" / f"{finetune}.yaml").read_text())
+    group = conf(f"finetune/{finetune}")
     (folder / "config.yaml").write_text(yaml.safe_dump({"finetune": group}))
     (folder / "result.json").write_text(json.dumps({"accuracy": accuracy}))
     return folder

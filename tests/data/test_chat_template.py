@@ -9,8 +9,9 @@ from PIL import Image
 from tests.data.text.test_labels import KINDS, build
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
+from llava_mini.batch import IGNORE
 from llava_mini.data.text.conversation import Conversation, Turn
-from llava_mini.data.text.labels import IGNORE, ConversationTokenizer
+from llava_mini.data.text.labels import ConversationTokenizer
 from llava_mini.data.text.templates import LLAMA3, PLAIN, TINY, VICUNA, ConversationTemplate, template_named
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniProcessor

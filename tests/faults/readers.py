@@ -402,7 +402,7 @@ OTHER_READERS = {
     "models.interop.parts:_read_config": "tests/models/interop/test_parts.py",
     "models.interop.parts:_load": "tests/models/interop/test_parts.py",
     "models.tokenizer:load_tokenizer": "tests/models/test_tokenizer.py and tests/inference/test_loading.py",
-    "plan.memory_options:_adapters": "of the package",
+    "settings:conf": "of the package",
     "sweep.html:page": "reads the plot that the same command has drawn",
     "run.provenance:code_version": "of the package",
 }

@@ -16,9 +16,10 @@ from tests.stages.noting import ALL_RATES, Gradients, Losses, weights
 
 from llava_mini import finetune
 from llava_mini.errors import UserError
+from llava_mini.models.configuration import PARTS
 from llava_mini.settings import FULL, Lora
 from llava_mini.stages.alignment import AlignmentStage
-from llava_mini.stages.base import PARTS, NonFiniteLossError
+from llava_mini.stages.base import NonFiniteLossError
 from llava_mini.stages.checkpointing import AtomicCheckpointIO
 from llava_mini.stages.instruction import InstructionStage
 
@@ -60,7 +61,7 @@ def test_alignment_trains_the_projector_and_no_compressor(make_model: Factory, m
     fit(stage, [make_batch(model, [1, 2])])
     assert changed_parts(stage, before) == {"projector"}
     AlignmentStage(model=model, learning_rates={"projector": 1e-3, "language_model": 1e-3})
-    with refuses("stage.learning_rates.compressor", 1e-3, "projector, language_model"):
+    with refuses("learning_rates.compressor", 1e-3, "projector, language_model"):
         AlignmentStage(model=model, learning_rates={"projector": 1e-3, "compressor": 1e-3})
     for changes in ({"num_fusion_layers": 1, "compressor": plain}, {"num_fusion_layers": 0}):
         with refuses("stage", 1, "compressor=none and fusion.num_layers=0"):
@@ -70,9 +71,9 @@ def test_alignment_trains_the_projector_and_no_compressor(make_model: Factory, m
 @pytest.mark.parametrize(
     ("rates", "key"),
     [
-        ({"vision_tower": 1e-3}, "stage.learning_rates.vision_tower"),
-        ({"projector": 1e-3, "adapter": 1e-3}, "stage.learning_rates.adapter"),
-        ({"projector": None}, "stage.learning_rates"),
+        ({"vision_tower": 1e-3}, "learning_rates.vision_tower"),
+        ({"projector": 1e-3, "adapter": 1e-3}, "learning_rates.adapter"),
+        ({"projector": None}, "learning_rates"),
     ],
 )
 def test_impossible_rates_are_named(make_stage: Factory, rates: dict[str, float | None], key: str):

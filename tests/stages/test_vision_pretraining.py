@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig
 
+from llava_mini.batch import IGNORE
 from llava_mini.models.vision_tower import build_vision_tower
-from llava_mini.stages.vision_pretraining import IGNORE, VisionPretrainingStage
+from llava_mini.stages.vision_pretraining import VisionPretrainingStage
 
 CLASSES = {"kind": 3, "color": 4, "digit": 5, "center_x": 2}
 Factory = Callable[..., Any]

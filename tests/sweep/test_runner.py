@@ -253,7 +253,7 @@ def test_two_sweeps_do_not_share_a_folder(sweep: Sweeper, tmp_path: Path) -> Non
 
 
 def test_a_folder_that_is_continued_otherwise_is_reported(tmp_path: Path) -> None:
-    first = Sweep(["seed=0", "tracking.uri=http://a:b@c", f"sweep_dir={tmp_path}"], "abc", "v1", "2026-01-01", [])
+    first = Sweep(["seed=0", "tracking.uri=http://a:b@c", f"--out={tmp_path}"], "abc", "v1", "2026-01-01", [])
     assert list(_changed(tmp_path, first)) == []
     write_sweep(tmp_path, first)
     assert list(_changed(tmp_path, first)) == []

@@ -21,6 +21,7 @@ from llava_mini.config.types import Model
 from llava_mini.errors import UserError, named_as, refused
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.models.compressors import build_compressor
+from llava_mini.models.configuration import PARTS, PARTS_BETWEEN
 from llava_mini.models.image_processor import build_image_processor
 from llava_mini.models.initialization import default_dtype, initialize
 from llava_mini.models.interop.parts import check_same, language_model_folder, text_config_of, vision_config_of
@@ -28,8 +29,6 @@ from llava_mini.models.prefusion import check_copy
 from llava_mini.models.vision_tower import build_vision_tower
 
 log = logging.getLogger("llava_mini")
-
-_BEHIND_THE_TOWER = ("compressor", "projector", "prefusion", "language_model")
 
 
 def build_model(
@@ -90,7 +89,7 @@ def _with_frozen_base(
         with device, default_dtype(dtype):
             model.vision_tower = build_vision_tower(model.config.vision_config)
     with default_dtype(dtype):
-        initialize(model, ("compressor", "projector", "prefusion"), device)
+        initialize(model, PARTS_BETWEEN, device)
     without = ("language_model", "prefusion") if _copies(config) else ("language_model",)
     loaded = load_weights(model, spec.folders, without=without)
     packed = config.finetune.quantize is not None
@@ -134,7 +133,7 @@ def build_vision_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Ll
         load_tower(model, parts, torch.device("cpu"), torch.float32)
         return model
     model.vision_tower = build_vision_tower(model.config.vision_config)
-    if not load_weights(model, spec.folders, _BEHIND_THE_TOWER):
+    if not load_weights(model, spec.folders, PARTS[1:]):
         raise refused("model.weights", spec.weights, "none of them contains a vision tower")
     return model
 

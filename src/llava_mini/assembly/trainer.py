@@ -28,7 +28,7 @@ from llava_mini.config import Config, instantiate
 from llava_mini.config.types import Trainer as TrainerConfig
 from llava_mini.data.stream.callbacks import Quarantine, StreamPosition
 from llava_mini.data.stream.datamodule import VLMDataModule
-from llava_mini.errors import UserError, refused
+from llava_mini.errors import UserError, named_as, refused
 from llava_mini.hardware import check_card, find_cards
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.models.memory_options import apply_memory_options
@@ -106,17 +106,18 @@ def build_stage(
         offload_vision=memory.offload_vision,
     )
     fine_tune(config, model, **options)
-    stage: VLMStage = instantiate(
-        config.stage,
-        "stage",
-        model=model,
-        kinds=config.data.kinds,
-        report_dir=config.run_dir,
-        finetune=config.finetune,
-        optimizer=config.memory.optimizer,
-        seed=config.seed,
-        word_marks=None if tokenizer is None else word_marks(tokenizer, model.config.text_config.vocab_size),
-    )
+    with named_as({"learning_rates": "stage.learning_rates"}):
+        stage: VLMStage = instantiate(
+            config.stage,
+            "stage",
+            model=model,
+            kinds=config.data.kinds,
+            report_dir=config.run_dir,
+            finetune=config.finetune,
+            optimizer=config.memory.optimizer,
+            seed=config.seed,
+            word_marks=None if tokenizer is None else word_marks(tokenizer, model.config.text_config.vocab_size),
+        )
     finetune.cast_frozen(model, frozen_dtype(config))  # what the stage has frozen in addition
     return stage
 

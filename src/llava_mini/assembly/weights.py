@@ -13,6 +13,7 @@ from llava_mini.config.types import Parts
 from llava_mini.errors import UserError
 from llava_mini.files import read_json, reading
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.models.configuration import PARTS_BETWEEN
 from llava_mini.models.initialization import default_dtype, initialize
 from llava_mini.models.interop.checkpoint import Checkpoint, some
 from llava_mini.models.interop.folders import stored_shapes
@@ -21,7 +22,9 @@ from llava_mini.models.interop.parts import load_language_model, load_vision_tow
 log = logging.getLogger("llava_mini")
 
 
-def load_parts(model: LlavaMiniForConditionalGeneration, parts: Parts, device: torch.device, dtype: torch.dtype) -> None:
+def load_parts(
+    model: LlavaMiniForConditionalGeneration, parts: Parts, device: torch.device, dtype: torch.dtype
+) -> None:
     """Load vision tower and language model of `parts` into a model of their shape on meta; initialize its other parts.
 
     Raises:
@@ -34,10 +37,12 @@ def load_parts(model: LlavaMiniForConditionalGeneration, parts: Parts, device: t
     model.config.text_config = language_model.config  # one config for both, as in a new model
     log.info("language_model: weights of %s", place)
     with default_dtype(dtype):
-        initialize(model, ("compressor", "projector", "prefusion"), device)
+        initialize(model, PARTS_BETWEEN, device)
 
 
-def load_tower(model: LlavaMiniForConditionalGeneration, parts: Parts, device: torch.device, dtype: torch.dtype) -> None:
+def load_tower(
+    model: LlavaMiniForConditionalGeneration, parts: Parts, device: torch.device, dtype: torch.dtype
+) -> None:
     """Load the vision tower alone, as `load_parts` does."""
     place = parts.vision_tower
     tower = load_vision_tower(place, dtype)

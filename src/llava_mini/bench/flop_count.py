@@ -19,13 +19,12 @@ from transformers import DynamicCache
 from llava_mini.evaluate.flops import count_flops
 from llava_mini.inference.memory import KVShape
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.models.configuration import PARTS
 from llava_mini.models.inference_optimizations import InferenceOptimizations
 from llava_mini.models.vision_tower import encode_views, prefusion_patches
 from llava_mini.token_layout import SINGLE_VIEW
 
 Result = TypeVar("Result")
-
-PARTS = ("vision_tower", "compressor", "projector", "prefusion", "language_model")
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from llava_mini.bench.flop_count import PARTS, Work, count, is_plain
+from llava_mini.bench.flop_count import Work, count, is_plain
 from llava_mini.bench.report import Report, markdown
 from llava_mini.bench.subjects import model_config, on_meta
 from llava_mini.errors import refused
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.models.configuration import PARTS
 from llava_mini.models.inference_optimizations import RELEASE, InferenceOptimizations
 from llava_mini.token_layout import HD_VIEWS, SINGLE_VIEW
 

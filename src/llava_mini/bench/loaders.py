@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoTokenizer, CLIPImageProcessorPil, PreTrainedTokenizerBase
 
-from llava_mini.batch import VLMBatch
+from llava_mini.batch import IGNORE, VLMBatch
 from llava_mini.bench.made_data import RESIZED, MadeData
 from llava_mini.data.format.shards import ShardSet
 from llava_mini.data.stream.order import ShuffledOrder
@@ -34,7 +34,7 @@ from llava_mini.data.stream.samples import Sample, SampleReader, collate
 from llava_mini.data.stream.stream import BatchLoader, PlannedStream
 from llava_mini.data.text.conversation import Conversation, conversation_of, parse_record
 from llava_mini.data.text.forms import IMAGE_PLACEHOLDER
-from llava_mini.data.text.labels import IGNORE, ConversationTokenizer
+from llava_mini.data.text.labels import ConversationTokenizer
 from llava_mini.data.text.templates import VICUNA
 from llava_mini.token_layout import TokenLayout
 

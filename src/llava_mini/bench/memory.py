@@ -18,7 +18,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig
 
 from llava_mini.bench.processes import fresh, resident_memory, settled_memory
 from llava_mini.bench.report import Report, markdown, metric_name
-from llava_mini.bench.subjects import card_bytes, conf, model_config, on_meta
+from llava_mini.bench.subjects import card_bytes, model_config, on_meta
 from llava_mini.data.text.templates import TINY
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.inference.frame_cache import FrameCacheConfig
@@ -27,6 +27,7 @@ from llava_mini.inference.session import Session
 from llava_mini.inference.session_plan import SessionPlan, session_plans
 from llava_mini.inference.session_plan import table as sessions_table
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
+from llava_mini.settings import conf
 from llava_mini.token_layout import HD_VIEWS, SINGLE_VIEW
 from llava_mini.units import MIB
 

@@ -91,7 +91,7 @@ def check_folder(out: Path) -> None:
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise refused("--out", out, f"no folder that can be written ({error.strerror})") from error
+        raise refused("out", out, f"no folder that can be written ({error.strerror})") from error
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

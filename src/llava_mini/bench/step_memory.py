@@ -20,7 +20,7 @@ from llava_mini import finetune
 from llava_mini.batch import VLMBatch
 from llava_mini.bench.processes import NOT_RUN, Measuring, status_of
 from llava_mini.bench.report import Report, markdown
-from llava_mini.bench.subjects import card_gib, conf, model_config
+from llava_mini.bench.subjects import card_gib, model_config
 from llava_mini.bench.timing import elapsed
 from llava_mini.finetune.quantization import Linear4bit, nf4_linear
 from llava_mini.models import LlavaMiniForConditionalGeneration
@@ -31,7 +31,7 @@ from llava_mini.plan.ledger import Ledger, Watching
 from llava_mini.plan.planner import Planner
 from llava_mini.plan.sample import Sample, batch_of
 from llava_mini.plan.step import Mode
-from llava_mini.settings import Finetune, Lora
+from llava_mini.settings import Finetune, Lora, conf
 from llava_mini.stages.optimizers import build_optimizer
 from llava_mini.units import GIB, size_text
 

@@ -12,12 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from llava_mini.bench.flop_count import Count, Work, count
-from llava_mini.files import CONFIG_DIR
 from llava_mini.inference.cache import SessionCache
 from llava_mini.inference.frame_cache import FrameCache, FrameCacheConfig
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
@@ -25,6 +23,7 @@ from llava_mini.models.frame_batch import frames_at_once
 from llava_mini.models.inference_optimizations import RELEASE, InferenceOptimizations
 from llava_mini.models.initialization import default_dtype
 from llava_mini.models.prepacked import prepack
+from llava_mini.settings import conf
 from llava_mini.units import GIB
 
 TRANSFORMERS, UNCOMPRESSED = "transformers' LLaVA", "ours, no compression"
@@ -32,15 +31,6 @@ RELEASED, OURS = "LLaVA-Mini, release's order", "LLaVA-Mini, ours"
 WAYS = (TRANSFORMERS, UNCOMPRESSED, RELEASED, OURS)
 
 _TINY_VOCABULARY = 64  # tokens; the toy world's preset has as many as its tokenizer
-
-
-def conf(path: str) -> dict[str, Any]:
-    """Return a file of conf/ (`model/tiny`) with the files that it builds on, without Hydra."""
-    content: dict[str, Any] = yaml.safe_load((CONFIG_DIR / f"{path}.yaml").read_text())
-    for entry in content.pop("defaults", []):
-        if isinstance(entry, str) and entry.endswith("@_here_"):
-            content = conf(f"{path.rpartition('/')[0]}/{entry.removesuffix('@_here_')}") | content
-    return content
 
 
 def card_gib(hardware: str) -> float:

@@ -31,6 +31,7 @@ from llava_mini.data.toyworld.make import make_world
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
 from llava_mini.models.compressors import build_compressor
+from llava_mini.models.configuration import PARTS as MODEL_PARTS
 from llava_mini.models.image_processor import build_image_processor
 from llava_mini.models.tokenizer import load_tokenizer
 from llava_mini.stages.optimizers import build_optimizer
@@ -167,7 +168,7 @@ def _another(mini: LlavaMiniForConditionalGeneration, side: int) -> LlavaMiniFor
     """Return a model with another C that shares everything but the compressor."""
     spec = {**mini.config.compressor, "C": side}
     model = on_meta(changed(mini.config, compressor=spec))
-    for part in ("vision_tower", "projector", "prefusion", "language_model"):
+    for part in (name for name in MODEL_PARTS if name != "compressor"):
         setattr(model, part, mini.get_submodule(part))
     dim = mini.config.vision_config if mini.config.compress_before_projection else mini.config.text_config
     model.compressor = build_compressor(spec, dim.hidden_size, mini.side)

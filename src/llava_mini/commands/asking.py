@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     Source = tuple[Path, Image.Image] | VideoReader
 
+# Of what errors of lower packages name.
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in ("device", "dtype", "max_new_tokens")}
-FLAGS |= {"context_scaling.tokens": "--context", "context_scaling.kind": "--scaling"}  # by the names in lower rooms
+FLAGS |= {"context_scaling.tokens": "--context", "context_scaling.kind": "--scaling"}
+FLAGS |= {"count": "--frames", "kv_bits": "--kv-bits"}
 LESS_MEMORY = "fewer frames, --keep-gib 0 or --kv-bits 8 need less"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini.commands.parser import Parser, at_least
-from llava_mini.errors import UserError, refused
+from llava_mini.errors import UserError, named_as, refused
 from llava_mini.tracking.mlflow import check_installed
 
 _DATA = """\
@@ -144,7 +144,8 @@ def bench(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
             [report] = module.study(**values)
             print(json.dumps(report.figures["rows"], indent=1))
             return 0
-        check_folder(options.out)
+        with named_as({"out": "--out"}):
+            check_folder(options.out)
         torch.set_num_threads(options.threads or torch.get_num_threads())
         about = circumstances(("torch", "transformers", *study.packages), card)
     except ModuleNotFoundError as error:

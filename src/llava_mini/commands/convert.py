@@ -29,6 +29,9 @@ examples:
   llava-mini convert to-official runs/mine/model exported"""
 
 
+_FLAGS = {"compressor.C": "--C", "num_fusion_layers": "--fusion-layers", "vision_tower": "--vision-tower"}
+
+
 def convert(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """Run a subcommand.
 
@@ -37,7 +40,8 @@ def convert(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """
     options = vars(_parser().parse_args(arguments))
     run = {"official": _official, "to-official": _to_official, "llava": _llava}[options.pop("command")]
-    run(**options)
+    with named_as(_FLAGS):
+        run(**options)
     return 0
 
 
@@ -55,7 +59,6 @@ def _to_official(source: Path, target: Path, vision_tower: str | None) -> None:
     convert_to_official(source, target, vision_tower or CLIP_ID)
 
 
-@named_as({"compressor.C": "--C"})
 def _llava(source: Path, target: Path, vision_tower: str | None, **chosen: Any) -> None:
     from llava_mini.config import resolve
     from llava_mini.data.text.templates import VICUNA

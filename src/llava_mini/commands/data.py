@@ -47,6 +47,11 @@ _STATS = """\
 Counts samples by modality and source, turns, characters and frames, and draws them as stats.png."""
 
 
+_BUILD_FLAGS = (
+    "images", "videos", "out", "seed", "samples_per_shard", "resize", "fps", "strict", "workers", "task", "of",
+)  # fmt: skip
+
+
 def data(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
     """Run a subcommand, and return 1 if a shard set does not pass its check or a process was killed.
 
@@ -72,6 +77,7 @@ def _fail(message: str) -> int:
     return 1
 
 
+@named_as({name: f"--{name.replace('_', '-')}" for name in _BUILD_FLAGS})
 def _build(options: argparse.Namespace) -> int:
     from llava_mini.data.building.plan import Options
     from llava_mini.data.building.run import build_part
@@ -98,7 +104,7 @@ def _check(options: argparse.Namespace) -> int:
         raise
     folder = options.tokenizer or _default_tokenizer()
     tokenize = None if folder is None else _tokenize(folder, options)
-    with report_to(options.report) as on_bad:
+    with named_as({"path": "--report"}), report_to(options.report) as on_bad:
         found = check_set(shards, tokenize, workers=options.workers, on_bad=on_bad)
     print("\n".join(finding_lines(shards, found)))
     if options.tokenizer is None:
@@ -116,7 +122,7 @@ def _default_tokenizer() -> Path | None:
     return folder if (folder / "tokenizer_config.json").is_file() else None
 
 
-@named_as({"data.template": "--template", "tokenizer": "--tokenizer"})
+@named_as({"template": "--template", "tokenizer": "--tokenizer"})
 def _tokenize(folder: Path, options: argparse.Namespace) -> ConversationTokenizer:
     from transformers import AutoTokenizer
 

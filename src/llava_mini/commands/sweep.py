@@ -8,8 +8,8 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
+from llava_mini.commands.table import OUT
 from llava_mini.config import Config, instantiate, resolve
-from llava_mini.config.overrides import at_home, unquoted
 from llava_mini.errors import refused
 from llava_mini.run.provenance import code_version, git_commit
 from llava_mini.run.ranks import train_command
@@ -75,16 +75,19 @@ def _check(configs: list[Config]) -> None:
 
 
 def split_folder(arguments: list[str]) -> tuple[Path, list[str]]:
-    """Return the folder that `sweep_dir=` names (or the default), and all other arguments.
+    """Return the folder that `--out=` names (or the default), and all other arguments.
 
     Raises:
-        UserError: `sweep_dir=` is given twice or empty.
+        UserError: `--out=` is empty, or the folder is named by `sweep_dir=`, as in earlier versions.
     """
-    given = [argument.partition("=")[2] for argument in arguments if argument.startswith("sweep_dir=")]
-    if len(given) > 1 or "" in given:
-        raise refused("sweep_dir", ",".join(given), "give one folder")
-    folder = Path(at_home(unquoted(given[0])) if given else DEFAULT_FOLDER)
-    return folder, [a for a in arguments if not a.startswith("sweep_dir=")]
+    folder = DEFAULT_FOLDER
+    for name, _, value in (argument.partition("=") for argument in arguments):
+        if name == "sweep_dir":
+            raise refused(name, value, f"it is {OUT} {value or 'DIR'} now")
+        if name == OUT and not value:
+            raise refused(OUT, value, "a folder is needed")
+        folder = value if name == OUT else folder
+    return Path(folder), [argument for argument in arguments if not argument.startswith(f"{OUT}=")]
 
 
 def share_features(configs: list[Config]) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 COMMANDS = {
     "train": "one run: train, evaluate, write result.json in run_dir",
     "plan": "memory of a run's step, whether it fits the card, what saves",
-    "sweep": "many runs: key=value,value,... for any config key, sweep_dir=FOLDER; ends with compare",
+    "sweep": "many runs: key=value,value,... for any config key, --out DIR; ends with compare",
     "compare": "table, plots and report.html of a sweep's folder",
     "mlflow": "all runs in a browser, and the charts of the latest sweep",
     "world": "make the toy world's data and pre-trained parts again",
@@ -21,7 +21,7 @@ COMMANDS = {
     "completion": 'for your shell: eval "$(llava-mini completion bash)", or zsh',
     "doctor": "what is installed, whether it drives the card found, what to install instead",
 }
-STRICT = "--strict"
+STRICT, OUT = "--strict", "--out"
 # Commands that parse their own --flags instead of a config's key=value.
 WITH_FLAGS = ("plan", "mlflow", "data", "convert", "merge", "ask", "chat", "batch", "bench", "doctor")
 # Commands that read a config, and what their own --help says first.
@@ -34,13 +34,14 @@ as planned, a step does not fit the card.
 
   llava-mini train compressor.C=4 run_dir=runs/mine
   llava-mini train compressor=avg_pool fusion.num_layers=0 trainer.max_steps=600""",
-    "sweep": """usage: llava-mini [--config-dir FOLDER] sweep [key=value,value,... ...] [sweep_dir=FOLDER]
+    "sweep": """usage: llava-mini [--config-dir FOLDER] sweep [--out DIR] [key=value,value,... ...]
 
 Trains every combination of the given values, each as a run of its own, and compares them. The reference (all patches,
-no pre-fusion) is added. Finished runs are kept; repeat the command to continue, or to add values.
+no pre-fusion) is added. Finished runs are kept in DIR (default: sweeps/latest); repeat the command to continue, or to
+add values.
 
   llava-mini sweep compressor.C=1,4 seed=0,1,2
-  llava-mini sweep compressor=query,avg_pool fusion.num_layers=0,4 seed=0,1,2 sweep_dir=sweeps/mine""",
+  llava-mini sweep compressor=query,avg_pool fusion.num_layers=0,4 seed=0,1,2 --out sweeps/mine""",
     "compare": """usage: llava-mini compare [FOLDER]
 
 Writes table, plots, report.html, results.csv and results.json of a sweep again. FOLDER is the default sweep's if it is

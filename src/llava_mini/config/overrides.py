@@ -108,13 +108,6 @@ def literal(text: str) -> str:
     return quote(re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", text))
 
 
-def unquoted(value: str) -> str:
-    """Return a typed value without the quotes around it, for values that Hydra does not parse."""
-    if not _is_quoted(value):
-        return value
-    return re.sub(rf"(\\+)({value[0]}|\Z)", lambda match: match[1][: len(match[1]) // 2] + match[2], value[1:-1])
-
-
 def at_home(value: Any) -> Any:
     """Return a value of a key in `PLACES` with a leading `~` or `~name` replaced by that home folder."""
     if isinstance(value, str):

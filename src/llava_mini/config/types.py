@@ -158,7 +158,9 @@ class Model:
     template: Annotated[Template, _doc("conversation template that the language model was trained with")]
     weights: Annotated[
         Weights,
-        _doc("folders whose tensors are loaded, in this order; parts: those of vision_tower and language_model; random"),
+        _doc(
+            "folders whose tensors are loaded, in this order; parts: those of vision_tower and language_model; random"
+        ),
     ]
     start: Annotated[
         Literal["uncompressed", "stage1"] | None, _doc("checkpoint of the toy world that runs start from")

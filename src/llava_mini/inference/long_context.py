@@ -47,6 +47,9 @@ def context_tokens(config: LlavaMiniConfig) -> int:
     return config.context_scaling["tokens"]
 
 
+_SCALED = "context_scaling.tokens=..."
+
+
 def check_length(config: LlavaMiniConfig, text: int, answer: int, shown: int = 0) -> None:
     """Check that a prompt and its longest answer are no longer than what the language model reads.
 
@@ -64,7 +67,7 @@ def check_length(config: LlavaMiniConfig, text: int, answer: int, shown: int = 0
         key = "question" if text > answer else "max_new_tokens"
         culprit = "the question is too long" if text > answer else "max_new_tokens is too large"
         too_long = f"{culprit}: {text} tokens of text and {answer} for the answer"
-    more = f"context_scaling.tokens={tokens} (extend_context, --context) scales it for more"
+    more = f"context_scaling.tokens={tokens} (extend_context) scales it for more"
     raise UserError(f"{too_long}: the language model reads {most}; {more}", key=key, hint=more)
 
 
@@ -91,8 +94,9 @@ def check_capacity(
         beside = f" besides {reserve} of question and answer" if reserve else ""
         raise UserError(
             f"{frames + earlier} frames are {(frames + earlier) * shape.tokens} tokens, of which the language model "
-            f"reads {room}{beside}: at most {room // shape.tokens} frames fit, or scale it for more "
-            "(extend_context, --context)"
+            f"reads {room}{beside}: at most {room // shape.tokens} frames fit, or {_SCALED} "
+            "(extend_context) for more",
+            hint=_SCALED,
         )
     fuses = bool(model.config.num_fusion_layers)
     features = shape.features_bytes(store.keep.features_dtype(model.dtype)) if fuses else 0
@@ -124,7 +128,8 @@ def check_prompt(store: FrameCache, cache: SessionCache, tokens: int) -> None:
     if need > free:
         raise UserError(
             f"a prompt and answer of {tokens} tokens need {size_text(need)} for the language model's cache, "
-            f"{size_text(free)} are free: fewer frames, or kv_bits=8 or 4 (--kv-bits)"
+            f"{size_text(free)} are free: fewer frames, or kv_bits=8 or 4",
+            hint="kv_bits=8",
         )
 
 

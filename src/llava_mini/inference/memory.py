@@ -123,5 +123,6 @@ def check_frames(frames: int, need: Callable[[int], int], budget: int, where: st
         raise UserError(
             f"{frames + earlier} frames need {size_text(need(frames))}{' more' if earlier else ''} of {where}, "
             f"{size_text(budget)} are free: at most {largest_frames(need, budget) + earlier} frames fit "
-            "(a lower fps, or count=...; --fps, --frames)"
+            "(a lower fps, or count=...)",
+            hint="count=...",
         )

@@ -29,6 +29,7 @@ from llava_mini.inference.frame_cache import Chunk
 from llava_mini.inference.media_source import Media
 from llava_mini.inference.quantize import quantize
 from llava_mini.media.named import check_file
+from llava_mini.models.configuration import PARTS
 from llava_mini.models.interop.checkpoint import is_finite
 from llava_mini.models.tensor_files import open_tensors, save_tensors
 from llava_mini.out_of_memory import is_out_of_memory
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 _FORMAT = "llava-mini session 3"
 _ANY_FORMAT = "llava-mini session "
-_PARTS = ("vision_tower", "compressor", "projector", "prefusion")
+_PARTS = PARTS[:-1]  # that frames go through
 _PATH_OF_FRAMES = (
     "vision_feature_layer", "compressor", "num_fusion_layers", "compress_before_projection", "fuse_compressed_tokens"
 )  # fmt: skip

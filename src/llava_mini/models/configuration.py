@@ -16,6 +16,9 @@ from transformers.activations import ACT2FN
 from llava_mini.errors import UserError, refused
 from llava_mini.models.rotary import check_scaling
 
+PARTS = ("vision_tower", "projector", "compressor", "prefusion", "language_model")
+PARTS_BETWEEN = PARTS[1:-1]  # between vision tower and language model
+
 
 class LlavaMiniConfig(PreTrainedConfig):
     """Configuration of `LlavaMiniForConditionalGeneration`; every attribute is a keyword argument.

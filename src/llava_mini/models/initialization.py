@@ -24,12 +24,11 @@ def initialize(
     model: LlavaMiniForConditionalGeneration, parts: tuple[str, ...], device: torch.device | str = "cpu"
 ) -> None:
     """Initialize parts (compressor, projector, prefusion) of a model on meta in place with a new model's weights."""
-    for part in parts:
-        if part == "compressor":  # built again: a user's compressor may set values only in its constructor
-            config = model.config
-            width = (config.vision_config if config.compress_before_projection else config.text_config).hidden_size
-            with torch.device(device):
-                model.compressor = build_compressor(config.compressor, width)
-        else:
-            model.get_submodule(part).to_empty(device=device)
-        model.get_submodule(part).apply(model._init_weights)
+    if "compressor" in parts:  # built again: a user's compressor may set values only in its constructor
+        config = model.config
+        width = (config.vision_config if config.compress_before_projection else config.text_config).hidden_size
+        with torch.device(device):
+            model.compressor = build_compressor(config.compressor, width)
+        model.compressor.apply(model._init_weights)
+    for part in (name for name in parts if name != "compressor"):
+        model.get_submodule(part).to_empty(device=device).apply(model._init_weights)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.utils import TransformersKwargs
 
+from llava_mini.batch import IGNORE
 from llava_mini.errors import UserError
 from llava_mini.token_layout import TokenLayout
 
@@ -126,4 +127,4 @@ def instruction(
     if instruction_mask is not None:
         missing = placeholder_BT.shape[1] - instruction_mask.shape[1]
         return visible_BT & torch.nn.functional.pad(instruction_mask.bool(), (0, missing))
-    return visible_BT if labels is None else visible_BT & (labels == -100)
+    return visible_BT if labels is None else visible_BT & (labels == IGNORE)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llava_mini.batch import IGNORE
+
 
 def predictors(turn_ids_BT: Tensor) -> Tensor:
     """Index of the entry whose logits predict each token: the one before it in its own turn or in the shared prefix.
@@ -117,7 +119,7 @@ def num_supervised(labels_BT: Tensor, turn_ids_BT: Tensor | None) -> int:
 def _supervised(labels_BT: Tensor, turn_ids_BT: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return which tokens are supervised, [B, T] bool, and the index of the entry that predicts each, [B, T]."""
     predictor_BT = predictors(torch.zeros_like(labels_BT) if turn_ids_BT is None else turn_ids_BT)
-    return (labels_BT != -100) & (predictor_BT >= 0), predictor_BT
+    return (labels_BT != IGNORE) & (predictor_BT >= 0), predictor_BT
 
 
 def _divisor(num_items: Tensor | int | None, targets_S: Tensor) -> Tensor | int:

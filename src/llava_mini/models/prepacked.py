@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llava_mini.models.configuration import PARTS
+
 _ROWS = 64  # rows that the order is chosen for; any number is correct, and 1 and 600 rows were no slower
-_PARTS = ("vision_tower", "projector", "prefusion", "language_model")
 
 
 class PrepackedLinear(nn.Linear):
@@ -90,7 +91,7 @@ def prepack(model: nn.Module) -> None:
         return
     model.requires_grad_(False)
     owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    for part in _PARTS:
+    for part in (name for name in PARTS if name != "compressor"):
         # A list of all modules would keep every plain layer in memory until the last one is packed.
         parents = [module for module in model.get_submodule(part).modules() if not isinstance(module, nn.Linear)]
         for parent in parents:

@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from torch import nn
 
 from llava_mini.config.types import Config, Lora
-from llava_mini.files import CONFIG_DIR
 from llava_mini.finetune import is_adapter, num_parameters
 from llava_mini.models.memory_options import decoder_layers
+from llava_mini.settings import conf
 from llava_mini.stages.base import VLMStage
 
 
@@ -115,7 +114,7 @@ def finetunings(config: Config) -> list[Change]:
 
 def _adapters(name: str) -> Lora:
     """Adapters of a preset of conf/finetune."""
-    return Lora(**yaml.safe_load((CONFIG_DIR / "finetune" / f"{name}.yaml").read_text())["lora"])
+    return Lora(**conf(f"finetune/{name}")["lora"])
 
 
 def shares(stage: VLMStage) -> dict[str, float]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llava_mini.batch import VLMBatch
+from llava_mini.batch import IGNORE, VLMBatch
 from llava_mini.errors import UserError
 from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.plan.fake_tensors import LARGEST_REAL
@@ -53,10 +53,10 @@ def batch_of(model: LlavaMiniForConditionalGeneration, sample: Sample, size: int
     ids = torch.ones(size, length, dtype=torch.long)
     ids[:, :placeholders] = model.config.image_token_id
     labels = ids.clone()
-    labels[:, : length - sample.supervised_tokens] = -100
+    labels[:, : length - sample.supervised_tokens] = IGNORE
     mask = torch.ones_like(ids)
     if size > 1:
-        mask[-1, -1], labels[-1, -1] = 0, -100
+        mask[-1, -1], labels[-1, -1] = 0, IGNORE
     frames, vision = size * sample.frames, model.config.vision_config
     pixels = features = None
     if sample.frames and sample.stored_features:

@@ -28,6 +28,7 @@ from llava_mini.files import rank_path, write_json
 from llava_mini.finetune import adapted_parts, num_parameters, trains
 from llava_mini.limits import Beta, Rate, Share
 from llava_mini.models import LlavaMiniForConditionalGeneration
+from llava_mini.models.configuration import PARTS
 from llava_mini.models.loss import num_supervised
 from llava_mini.predictions import SCORES, Predictions
 from llava_mini.settings import FULL, Finetune
@@ -35,8 +36,6 @@ from llava_mini.stages.accumulation import StepMean
 from llava_mini.stages.metrics import Answers, answer_scores
 from llava_mini.stages.optimizers import build_optimizer
 from llava_mini.stages.sharding import shard
-
-PARTS = ("vision_tower", "projector", "compressor", "prefusion", "language_model")
 
 
 class NonFiniteLossError(RuntimeError):
@@ -123,15 +122,17 @@ class VLMStage(LightningModule, ABC):
         """
         foreign = [part for part in self.learning_rates if part not in self.trainable_parts]
         if foreign or not self.learning_rates:
-            key = f"stage.learning_rates.{foreign[0]}" if foreign else "stage.learning_rates"
+            key = f"learning_rates.{foreign[0]}" if foreign else "learning_rates"
             value, parts = self.learning_rates.get(key.rpartition(".")[2]), ", ".join(self.trainable_parts)
             line = f"{key}{'' if foreign else ' is empty'}: {type(self).__name__} trains any of {parts}"
             raise UserError(line, key=key, value=value, allowed=parts)
         idle = [part for part in adapted_parts(self.model, self.finetune) if part not in self.learning_rates]
         if idle:
-            raise refused(f"finetune.{idle[0]}", "lora", f"stage.learning_rates.{idle[0]} gives its adapters no rate")
+            rates = f"learning_rates.{idle[0]}"
+            raise refused(f"finetune.{idle[0]}", "lora", f"{rates} gives its adapters no rate", hint=rates)
         if not self.trained_parts:
-            raise refused("finetune.language_model", "frozen", "stage.learning_rates gives no other part a rate")
+            why = "learning_rates gives no other part a rate"
+            raise refused("finetune.language_model", "frozen", why, hint="learning_rates")
 
     @property
     def trained_parts(self) -> list[str]:

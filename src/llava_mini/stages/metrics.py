@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from llava_mini.batch import VLMBatch
+from llava_mini.batch import IGNORE, VLMBatch
 from llava_mini.errors import refused
 from llava_mini.models.loss import predictors
 from llava_mini.predictions import Predictions
@@ -77,7 +77,7 @@ def answer_spans(labels_BT: Tensor, turn_ids_BT: Tensor | None = None) -> Tensor
         labels  -100 7 2 -100 9 2
         spans      0 1 1    0 2 2
     """
-    supervised = labels_BT != -100
+    supervised = labels_BT != IGNORE
     previous = torch.nn.functional.pad(supervised, (1, 0))[:, :-1]
     starts = supervised & ~previous
     if turn_ids_BT is not None:

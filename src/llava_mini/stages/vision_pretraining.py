@@ -16,10 +16,9 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import PreTrainedModel
 
+from llava_mini.batch import IGNORE
 from llava_mini.limits import Rate, Share
 from llava_mini.models.vision_tower import encode_views, patches_per_side
-
-IGNORE = -100
 
 
 class VisionPretrainingStage(LightningModule):

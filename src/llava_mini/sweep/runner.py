@@ -102,7 +102,7 @@ def _changed(sweep_dir: Path, sweep: Sweep) -> Iterator[str]:
 
 def _by_key(arguments: Sequence[str]) -> dict[str, str]:
     pairs = (argument.partition("=") for argument in untracked(arguments))
-    return {key: value for key, _, value in pairs if key != "sweep_dir"}
+    return {key: value for key, _, value in pairs if key not in ("--out", "sweep_dir")}  # once sweep_dir
 
 
 class _Tracking:

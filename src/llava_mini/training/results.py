@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llava_mini.batch import BadSample, VLMBatch
+from llava_mini.batch import IGNORE, BadSample, VLMBatch
 from llava_mini.config.types import Config, Model
 from llava_mini.data.stream.callbacks import QUARANTINE
 from llava_mini.data.stream.datamodule import Mix, VLMDataModule
@@ -114,7 +114,7 @@ def one_question(batch: VLMBatch, image_size: int) -> VLMBatch:
     seen = batch.pixel_values if batch.image_features is None else batch.image_features
     frames = int(batch.num_frames[0])
     pixel_values = None if seen is None else torch.zeros(frames, seen.shape[1], 3, image_size, image_size)
-    unanswered = batch.labels[0] == -100
+    unanswered = batch.labels[0] == IGNORE
     first = batch.turn_ids[0] <= 1 if batch.turn_ids is not None else (~unanswered).cumsum(0) == 0
     kept = unanswered & first & batch.attention_mask[0].bool()
     ids = batch.input_ids[0][kept][None]
@@ -122,7 +122,7 @@ def one_question(batch: VLMBatch, image_size: int) -> VLMBatch:
         batch,
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        labels=torch.full_like(ids, -100),
+        labels=torch.full_like(ids, IGNORE),
         num_frames=batch.num_frames[:1],
         pixel_values=pixel_values,
         image_features=None,

@@ -19,13 +19,14 @@ from llava_mini.data.stream.datamodule import VLMDataModule
 from llava_mini.files import write_json
 from llava_mini.finetune import fingerprints, num_parameters
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
+from llava_mini.models.configuration import PARTS
 from llava_mini.plan.run_memory import Memory, oom_as_run_error
 from llava_mini.run.folder import claim, last_checkpoint
 from llava_mini.run.identity import config_hash
 from llava_mini.run.provenance import code_version, git_commit
 from llava_mini.run.ranks import own_rank
 from llava_mini.run.tracked import track_result, tracked
-from llava_mini.stages.base import PARTS, VLMStage
+from llava_mini.stages.base import VLMStage
 from llava_mini.stages.callbacks import Clock
 from llava_mini.stages.sharding import Gathered
 from llava_mini.training.lost_rank import lost_rank_as_error

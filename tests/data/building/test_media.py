@@ -186,11 +186,14 @@ def outside(tmp_path: Path, picture: MakePicture) -> Path:
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        ({"image": "https://host/a.jpg"}, "image named by a URL; --fetch DIR downloads it: https://host/a.jpg"),
+        (
+            {"image": "https://host/a.jpg"},
+            "image named by a URL, and no folder `fetch` to download it to was given: https://host/a.jpg",
+        ),
         ({"images": ["own.jpg", "data:image/png;base64,AAAA"]}, "image named by a URL.*: data:image/png"),
         ({"video": "s3://bucket/a.mp4"}, "video named by a URL"),
         ({"image": "FILE:///a.jpg"}, "image named by a URL"),
-        ({"image": "https://name:word@host/a.jpg"}, r"image named by a URL; .*: https://\*\*\*@host/a.jpg"),
+        ({"image": "https://name:word@host/a.jpg"}, r"image named by a URL.*: https://\*\*\*@host/a.jpg"),
     ],
 )
 def test_urls_are_rejected_unless_they_are_to_be_downloaded(
@@ -198,24 +201,24 @@ def test_urls_are_rejected_unless_they_are_to_be_downloaded(
 ) -> None:
     (tmp_path / "images" / "own.jpg").write_bytes(picture(0))
     for folders in ({}, {"images": None, "videos": None}):
-        with pytest.raises(SampleError, match=reason if not folders else "no --images folder|named by a URL"):
+        with pytest.raises(SampleError, match=reason if not folders else "no folder of images|named by a URL"):
             pictures(record, options(**folders))
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("../images-of-another/secret.jpg", "image outside of the --images folder: ../images-of"),
-        ("x/../../images-of-another/secret.jpg", "image outside of the --images folder"),
-        ("{outside}", "image outside of the --images folder: /"),
-        ("/etc/passwd", "image outside of the --images folder: /etc/passwd"),
-        ("folder/../images-of-another/secret.jpg", "image outside of the --images folder: folder/../"),
+        ("../images-of-another/secret.jpg", "image outside of the folder of images: ../images-of"),
+        ("x/../../images-of-another/secret.jpg", "image outside of the folder of images"),
+        ("{outside}", "image outside of the folder of images: /"),
+        ("/etc/passwd", "image outside of the folder of images: /etc/passwd"),
+        ("folder/../images-of-another/secret.jpg", "image outside of the folder of images: folder/../"),
         (
             "link.jpg",
-            r"image after a link that leads out of the --images folder; --follow-links allows it: link.jpg \(link",
+            r"image after a link .* of the folder of images, which only `follow_links` allows: link.jpg \(link",
         ),
-        ("folder/secret.jpg", r".*--follow-links allows it: folder/secret.jpg \(folder -> /.*/images-of-another\)$"),
-        ("in/folder/secret.jpg", r".*--follow-links allows it: in/folder/secret.jpg \(in/folder -> /.*another\)$"),
+        ("folder/secret.jpg", r".*`follow_links` allows: folder/secret.jpg \(folder -> /.*/images-of-another\)$"),
+        ("in/folder/secret.jpg", r".*`follow_links` allows: in/folder/secret.jpg \(in/folder -> /.*another\)$"),
         ("nothing.jpg", r"missing image \(No such file or directory\): nothing.jpg"),
         ("own.jpg/x", r"missing image \(Not a directory\): own.jpg/x"),
         ("loop.jpg", r"missing image \(Too many levels of symbolic links\): loop.jpg"),
@@ -250,7 +253,9 @@ def test_links_out_of_the_folder_are_followed_where_that_is_allowed(
     (tmp_path / "films" / "a.mp4").write_bytes(clip(1))
     (tmp_path / "videos" / "far").symlink_to(tmp_path / "films")
     assert list(pictures({"video": "far/a.mp4"}, options(follow_links=True))) == ["000000.jpg"]
-    with pytest.raises(SampleError, match="^video after a link that leads out of the --videos folder; --follow-links"):
+    with pytest.raises(
+        SampleError, match="^video after a link that leads out of the folder of videos, which only `follow_links`"
+    ):
         pictures({"video": "far/a.mp4"}, options())
 
 
@@ -260,14 +265,14 @@ def test_links_out_of_the_folder_are_followed_where_that_is_allowed(
 def test_dots_and_absolute_names_lead_nowhere_even_where_links_are_followed(
     options: Callable[..., Options], outside: Path, name: str
 ) -> None:
-    with pytest.raises(SampleError, match="^image outside of the --images folder: "):
+    with pytest.raises(SampleError, match="^image outside of the folder of images: "):
         pictures({"image": name.replace("{outside}", str(outside))}, options(follow_links=True))
 
 
 def test_a_folder_that_was_not_given_is_named(options: Callable[..., Options]) -> None:
-    with pytest.raises(SampleError, match="no --images folder was given: a.jpg"):
+    with pytest.raises(SampleError, match="no folder of images was given: a.jpg"):
         pictures({"image": "a.jpg"}, options(images=None))
-    with pytest.raises(SampleError, match="no --videos folder was given: a.mp4"):
+    with pytest.raises(SampleError, match="no folder of videos was given: a.mp4"):
         pictures({"video": "a.mp4"}, options(videos=None))
 
 

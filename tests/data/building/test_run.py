@@ -119,7 +119,7 @@ def test_shards_without_a_plan_of_another_build_are_refused(world: Path) -> None
 @pytest.mark.parametrize(("option", "what"), [("images", "an image"), ("videos", "a video")])
 def test_records_of_files_without_their_folder_stop_the_build_at_once(world: Path, option: str, what: str) -> None:
     with pytest.raises(
-        UserError, match=rf"^mix\.json record \d+ names {what} \(.*\d\.\w+\): --{option} must name the folder of these$"
+        UserError, match=rf"^mix\.json record \d+ names {what} \(.*\d\.\w+\): {option} must name the folder of these$"
     ):
         build(world, **{option: None})
     assert not list((world / "out").glob("shard*"))
@@ -138,18 +138,18 @@ def test_processes_parts_and_one_after_the_other_give_the_same_bytes(world: Path
 
 def test_options_that_are_impossible_are_refused_before_anything_is_written(world: Path) -> None:
     for task in (4, -1):
-        with pytest.raises(UserError, match=f"--task {task} --of 4: allowed are tasks 0 to 3$"):
+        with pytest.raises(UserError, match=f"task={task}: allowed are tasks 0 to 3$"):
             build_part([world / "mix.json"], world / "out", Options(), workers=1, task=task, of=4)
-    with pytest.raises(UserError, match="^--of 0: allowed are 1 and above$"):
+    with pytest.raises(UserError, match="^of=0: allowed are 1 and above$"):
         build_part([world / "mix.json"], world / "out", Options(), workers=1, task=0, of=0)
-    with pytest.raises(UserError, match="--workers 0"):
+    with pytest.raises(UserError, match="workers=0"):
         build(world, workers=0)
     assert not (world / "out").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named(world: Path) -> None:
     (world / "out").touch()
-    with pytest.raises(UserError, match=r"^--out .*out is a file; allowed is a folder"):
+    with pytest.raises(UserError, match=r"^out=.*out is a file; allowed is a folder"):
         build(world)
     with pytest.raises(UserError, match=r"deeper cannot be written \(Not a directory\)"):
         build(world, "out/deeper")
@@ -374,7 +374,7 @@ def test_every_fault_is_left_out_with_its_reason(
         "image cannot be decoded: it has no bytes (zero.jpg)": {"image": "zero.jpg", "conversations": talk},
         "image cannot be decoded: ": {"image": "cut.jpg", "conversations": talk},
         "missing image (No such file or directory): gone.jpg": {"image": "gone.jpg", "conversations": talk},
-        "image outside of the --images folder: ../mix.json": {"image": "../mix.json", "conversations": talk},
+        "image outside of the folder of images: ../mix.json": {"image": "../mix.json", "conversations": talk},
         "missing video (No such file or directory): gone.mp4": {"video": "gone.mp4", "conversations": talk},
         "no video in this file (none.mp4)": {"video": "none.mp4", "conversations": talk},
         "no conversation": {"image": "named.jpg"},
@@ -410,7 +410,7 @@ def change(world: Path, place: int, **fields: Any) -> None:
 
 def test_a_strict_build_ends_at_a_record_that_cannot_be_used_before_its_first_shard(world: Path) -> None:
     change(world, 20, image_path="coco/1.jpg")
-    with pytest.raises(UserError, match=r"^--strict: t0 \(mix\.json record 21\): `image_path` is not read \(files are"):
+    with pytest.raises(UserError, match=r"^strict: t0 \(mix\.json record 21\): `image_path` is not read \(files are"):
         build(world, strict=True)
     assert sorted(path.name for path in (world / "out").iterdir()) == [".lock"]
     assert build(world).rejected == 1
@@ -420,7 +420,7 @@ def test_a_strict_build_ends_at_a_record_that_cannot_be_used_before_its_first_sh
 def test_a_strict_build_ends_at_a_file_that_cannot_be_used_and_continues_when_it_can(world: Path, workers: int) -> None:
     build(world, "whole")
     (world / "images" / "coco" / "7.jpg").rename(world / "7.jpg")
-    with pytest.raises(UserError, match=r"^--strict: i7 \(mix\.json record 8\): missing image .*coco/7\.jpg"):
+    with pytest.raises(UserError, match=r"^strict: i7 \(mix\.json record 8\): missing image .*coco/7\.jpg"):
         build(world, strict=True, workers=workers)
     assert not (world / "out" / "shards.json").exists() and not list((world / "out").glob(".llava-mini*"))
     (world / "7.jpg").rename(world / "images" / "coco" / "7.jpg")
@@ -431,11 +431,11 @@ def test_a_strict_build_ends_at_a_file_that_cannot_be_used_and_continues_when_it
 def test_a_strict_build_does_not_take_up_what_another_one_has_left_out(world: Path) -> None:
     (world / "images" / "coco" / "7.jpg").unlink()
     build(world)
-    with pytest.raises(UserError, match=r"^--strict: .*out was built without 1 records that were rejected; delete it$"):
+    with pytest.raises(UserError, match=r"^strict: .*out was built without 1 records that were rejected; delete it$"):
         build(world, strict=True)
     (world / "out" / "shards.json").unlink()
     (world / "out" / "shard-000000.json").unlink()
-    with pytest.raises(UserError, match=r"^--strict: i7 \(mix\.json record 8\): missing image"):
+    with pytest.raises(UserError, match=r"^strict: i7 \(mix\.json record 8\): missing image"):
         build(world, strict=True)
 
 
@@ -484,5 +484,5 @@ def test_neighboring_forms_become_samples_with_their_files(world: Path) -> None:
     }  # fmt: skip
     assert sorted(shards.index["text_length"].tolist()) == [6, 6, 6, 6, 13, 15]
     assert shards.rejected == 1 and check_set(shards).failure() == ""
-    with pytest.raises(UserError, match=r"^mix\.json record 1 names an image \(coco/1\.jpg\): --images must name"):
+    with pytest.raises(UserError, match=r"^mix\.json record 1 names an image \(coco/1\.jpg\): images must name"):
         build(world, "none", images=None)

@@ -109,7 +109,7 @@ def talk(*messages: tuple[str, str]) -> list[dict[str, str]]:
         ({"conversations": talk(("human", "hi"), ("gpt", "a")), "image": "coco/99.jpg"}, "missing image"),
         (
             {"conversations": talk(("human", "hi"), ("gpt", "a")), "image": "../mix.json"},
-            "image outside of the --images",
+            "image outside of the folder of images",
         ),
         ({"conversations": talk(("human", "hi"), ("gpt", "a")), "image": 7}, "image is neither a file name"),
         ({"conversations": talk(("human", "hi"), ("gpt", "a")), "video": "99.mp4"}, "missing video"),

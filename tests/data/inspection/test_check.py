@@ -123,7 +123,7 @@ def test_the_first_bad_samples_are_named_and_all_are_reported(
 
 
 def test_a_report_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    with refuses("--report", tmp_path), report_to(tmp_path):
+    with refuses("path", tmp_path), report_to(tmp_path):
         pytest.fail("it began")
     with report_to(None) as on_bad:
         assert on_bad is None

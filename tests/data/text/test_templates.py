@@ -116,7 +116,7 @@ def test_images_get_the_tokenizers_own_name() -> None:
 def test_names_of_templates() -> None:
     assert template_named("llama3") is LLAMA3
     with refuses(
-        "data.template",
+        "template",
         "vicuna",
         "vicuna_v1, llama3, mistral, chatml, plain, tiny, or a template's own fields",
     ):

@@ -183,7 +183,7 @@ def test_a_vision_tower_that_was_not_trained_comes_from_its_own_folder(
     assert all(torch.equal(back[f"vision_tower.{name}"], tensor) for name, tensor in own.items())
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "mm_vision_tower": "./somewhere"}))
-    with refuses("--vision-tower", "./somewhere"):
+    with refuses("vision_tower", "./somewhere"):
         convert_official(folder, tmp_path / "other")
 
 
@@ -194,7 +194,7 @@ def test_a_tower_that_is_named_and_not_there_is_asked_for(official: tuple[Any, P
     kept = {name: tensor for name, tensor in load_file(path).items() if ".vision_tower." not in name}
     save_file(kept, path, metadata={"format": "pt"})
     with pytest.raises(
-        UserError, match=r"clip-vit-large-patch14-336: .*official holds none: --vision-tower names its folder"
+        UserError, match=r"clip-vit-large-patch14-336: .*official holds none: vision_tower names its folder"
     ):
         convert_official(folder, tmp_path / "back")
 
@@ -206,7 +206,7 @@ def test_another_tower_than_the_releases_is_reported(
     with caplog.at_level(logging.WARNING, "llava_mini"):
         convert_to_official(tmp_path / "ours", tmp_path / "official")
     (said,) = [each for each in caplog.messages if "vision tower" in each]
-    assert "is no CLIP ViT-L/14-336 (hidden_size=32, " in said and f"read its shape from {CLIP_ID}: --vision" in said
+    assert "is no CLIP ViT-L/14-336 (hidden_size=32, " in said and f"read its shape from {CLIP_ID}: vision_" in said
     assert "\n" not in said
 
 
@@ -217,18 +217,18 @@ def test_a_tower_that_the_user_names_is_looked_at_where_it_is_here(
         caplog.clear()
         convert_to_official(tmp_path / "ours", tmp_path / f"as-{Path(name).name}-{len(name)}", name)
         said = [each for each in caplog.messages if "vision tower" in each]
-        assert not any("--vision-tower names a place" in each for each in said)
+        assert not any("vision_tower names a place" in each for each in said)
         assert len(said) == (name == "my/tower")
     assert "my/tower, which was not read; needed is hidden_size=32, " in said[0]
     CLIPVisionConfig(**{**VISION, "image_size": 30}).save_pretrained(tower)
-    with refuses("--vision-tower", str(tower)):
+    with refuses("vision_tower", str(tower)):
         convert_to_official(tmp_path / "ours", tmp_path / "other", str(tower))
 
 
 def test_a_vision_tower_for_a_folder_that_has_its_own(make_llava: Factory, tower: Path, tmp_path: Path) -> None:
     _, source = make_llava()
     for place in ("nowhere-at-all", str(tower)):
-        with refuses("--vision-tower", place):
+        with refuses("vision_tower", place):
             plain(source, tmp_path / "ours", vision_tower=place)
     assert not (tmp_path / "ours").exists()
 

@@ -68,7 +68,7 @@ def _found(folder: Path | None, name: str, what: str, options: Options) -> Path:
     if is_url(name):
         return _fetched(name, what, options.fetch)
     if folder is None:
-        raise SampleError(f"no --{what}s folder was given: {name}")
+        raise SampleError(f"no folder of {what}s was given: {name}")
     try:
         path = _path_inside(folder, name, what, options.follow_links)
         found = path.stat()
@@ -90,7 +90,7 @@ def _fetched(url: str, what: str, folder: Path | None) -> Path:
     if not is_downloaded(url):
         raise SampleError(f"{what} named by a URL; of these only http:// and https:// are downloaded: {shown}")
     if folder is None:
-        raise SampleError(f"{what} named by a URL; --fetch DIR downloads it: {shown}")
+        raise SampleError(f"{what} named by a URL, and no folder `fetch` to download it to was given: {shown}")
     try:
         return downloaded(url, folder)
     except SampleError as error:
@@ -105,10 +105,10 @@ def _path_inside(folder: Path, name: str, what: str, follow_links: bool) -> Path
     if os.path.commonpath([root, real]) == root:
         return Path(real)
     if ".." in Path(name).parts or os.path.commonpath([root, path]) != root:
-        raise SampleError(f"{what} outside of the --{what}s folder: {name}")
+        raise SampleError(f"{what} outside of the folder of {what}s: {name}")
     if not follow_links:
         raise SampleError(
-            f"{what} after a link that leads out of the --{what}s folder; --follow-links allows it: {name}"
+            f"{what} after a link that leads out of the folder of {what}s, which only `follow_links` allows: {name}"
             f" ({_link_out(root, path)})"
         )
     return Path(real)

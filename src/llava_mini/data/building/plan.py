@@ -60,14 +60,14 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.seed < 0:
-            raise refused("--seed", self.seed, allowed="0 and above")
+            raise refused("seed", self.seed, allowed="0 and above")
         if not 1 <= self.samples_per_shard <= 100_000:
-            raise refused("--samples-per-shard", self.samples_per_shard, allowed="1 to 100000")
+            raise refused("samples_per_shard", self.samples_per_shard, allowed="1 to 100000")
         if self.resize is not None and self.resize < 1:
-            raise refused("--resize", self.resize, allowed="1 pixel and above")
+            raise refused("resize", self.resize, allowed="1 pixel and above")
         if not 0 < self.fps <= 1000:
-            raise refused("--fps", self.fps, only="more than 0, up to 1000")
-        for name, folder in (("--images", self.images), ("--videos", self.videos)):
+            raise refused("fps", self.fps, only="more than 0, up to 1000")
+        for name, folder in (("images", self.images), ("videos", self.videos)):
             if folder is not None and not folder.is_dir():
                 raise refused(name, folder, "no such folder")
         if self.fetch is not None:
@@ -268,7 +268,7 @@ def _check_folders(entry: Entry, options: Options) -> None:
         return
     files = [name for name in names if not is_url(name)]
     if files and (options.videos if is_video else options.images) is None:
-        what, option = ("a video", "--videos") if is_video else ("an image", "--images")
+        what, option = ("a video", "videos") if is_video else ("an image", "images")
         why = f"{entry.place} names {what} ({printable(files[0])}): {option} must name the folder of these"
         raise UserError(why, key=option)
 
@@ -280,7 +280,7 @@ def _check_usable(entry: Entry) -> None:
             raise SampleError(entry.reason)
         conversation_of(entry.record).check_files(stored=0)
     except SampleError as error:
-        raise UserError(f"--strict: {printable(f'{entry.name}: {error}')}", key="--strict") from None
+        raise UserError(f"strict: {printable(f'{entry.name}: {error}')}", key="strict") from None
 
 
 def _line(entry: Entry) -> tuple[bytes, str]:

@@ -109,14 +109,14 @@ def build_part(
         WorkerDiedError: a process was killed; complete shards are kept.
     """
     if of < 1:
-        raise refused("--of", of, allowed="1 and above")
+        raise refused("of", of, allowed="1 and above")
     if not 0 <= task < of:
-        raise refused("--task", task, given=f"--task {task} --of {of}", allowed=f"tasks 0 to {of - 1}")
+        raise refused("task", task, allowed=f"tasks 0 to {of - 1}")
     if workers < 1:
-        raise refused("--workers", workers, allowed="1 and above")
+        raise refused("workers", workers, allowed="1 and above")
     if out.exists() and not out.is_dir():
         allowed = "a folder, which is made if it is missing"
-        raise UserError(f"--out {out} is a file; allowed is {allowed}", key="--out", value=out, allowed=allowed)
+        raise UserError(f"out={out} is a file; allowed is {allowed}", key="out", value=out, allowed=allowed)
     described = describe_sources(sources)
     try:
         with folder_lock(out):
@@ -139,8 +139,8 @@ def _opened(out: Path, described: list[dict[str, Any]], options: Options) -> Sha
         raise UserError(f"{out} contains a shard set that was not made by `data build`; name another folder")
     check_same(out, shards.plan, made_from(described, options))
     if options.strict and shards.rejected:
-        why = f"--strict: {out} was built without {shards.rejected} records that were rejected; delete it"
-        raise UserError(why, key="--strict")
+        why = f"strict: {out} was built without {shards.rejected} records that were rejected; delete it"
+        raise UserError(why, key="strict")
     remove_plan(out)  # left by a build that was killed just before its end
     remove_leftovers(out)
     log.info("%s is complete already: %d samples, fingerprint %s", out, len(shards), shards.fingerprint[:16])
@@ -189,11 +189,11 @@ def _completed(out: Path, plan: Plan) -> ShardSet | None:
 
 
 def _check_all_used(out: Path, shards: Iterable[int]) -> None:
-    """Fail if a build without --strict, or another task, left out a record of these shards."""
+    """Fail if a build that is not strict, or another task, left out a record of these shards."""
     left_out = LeftOut.of(out, shards)
     if left_out.count:
-        why = f"--strict: {left_out.first}; it is left out of a shard that is written: delete {out}"
-        raise UserError(why, key="--strict")
+        why = f"strict: {left_out.first}; it is left out of a shard that is written: delete {out}"
+        raise UserError(why, key="strict")
 
 
 def build_shard(plan: Plan, out: Path, shard: int, report: Report) -> None:
@@ -217,7 +217,7 @@ def _samples(
             members, unread = sample_of(entry, plan.options)
         except SampleError as error:
             if plan.options.strict:
-                raise UserError(f"--strict: {printable(f'{entry.name}: {error}')}", key="--strict") from None
+                raise UserError(f"strict: {printable(f'{entry.name}: {error}')}", key="strict") from None
             rejected.append((entry.name, str(error)))
         else:
             yield key, members

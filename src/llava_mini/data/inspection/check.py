@@ -198,7 +198,7 @@ def report_to(path: Path | None) -> Iterator[Callable[[BadSample], None] | None]
     try:
         file = path.open("w", encoding="utf-8")
     except OSError as error:
-        why = f"--report {path} cannot be written ({error.strerror})"
-        raise UserError(why, key="--report", value=path) from None
+        why = f"path={path} cannot be written ({error.strerror})"
+        raise UserError(why, key="path", value=path) from None
     with writing(path), file:
         yield lambda bad: print(json.dumps(asdict(bad), ensure_ascii=False), file=file)

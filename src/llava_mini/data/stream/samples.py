@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from llava_mini.batch import BadSample, VLMBatch
+from llava_mini.batch import IGNORE, BadSample, VLMBatch
 from llava_mini.data.features.store import FeatureStore
 from llava_mini.data.format.shards import ShardSet, picture_names
 from llava_mini.data.stream.order import permutation
 from llava_mini.data.stream.pixels import PixelTransform
 from llava_mini.data.text.conversation import parse_record
-from llava_mini.data.text.labels import IGNORE, ConversationTokenizer, TokenizedSample
+from llava_mini.data.text.labels import ConversationTokenizer, TokenizedSample
 from llava_mini.errors import SampleError, UserError
 
 

@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from llava_mini.batch import IGNORE
 from llava_mini.data.text.conversation import Conversation, independent_conversations
 from llava_mini.data.text.forms import IMAGE_PLACEHOLDER
 from llava_mini.data.text.templates import ConversationTemplate, Rendered, Span
 from llava_mini.errors import SampleError, UserError, refused
 from llava_mini.token_layout import TokenLayout
 
-IGNORE = -100
 Turns = Literal["conversation", "independent"]
 
 _CACHED_TEXTS = 8192

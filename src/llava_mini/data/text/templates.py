@@ -246,5 +246,5 @@ def template_named(name: str) -> ConversationTemplate:
         UserError: There is no template of this name.
     """
     if name not in _NAMED:
-        raise refused("data.template", name, allowed=f"{', '.join(_NAMED)}, or a template's own fields")
+        raise refused("template", name, allowed=f"{', '.join(_NAMED)}, or a template's own fields")
     return _NAMED[name]

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from llava_mini.batch import IGNORE
 from llava_mini.data.toyworld.drawing import COLOR_NAMES, IMAGE_SIZE
 from llava_mini.data.toyworld.scenes import KINDS, SceneObject, drawn_at
 
 PATCH_SIZE = 8
-IGNORE = -100
 _CENTER_BINS = 4
 _MIN_COVER = 10.0
 # Class 0 is background for kind and color, and "none" for digit. Centers count only on objects (elsewhere IGNORE).

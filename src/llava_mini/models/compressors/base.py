@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from llava_mini.errors import UserError, refused
+from llava_mini.errors import UserError, named_as, refused
 
 
 class Compressor(nn.Module, ABC):
@@ -40,7 +40,7 @@ def grid_side(C: int) -> int:
         UserError: when C is not a whole number of at least 1.
     """
     if isinstance(C, bool) or not isinstance(C, int) or C < 1:
-        raise refused("compressor.C", C, "the side of the compression grid must be a whole number of at least 1")
+        raise refused("C", C, "the side of the compression grid must be a whole number of at least 1")
     return C
 
 
@@ -62,7 +62,8 @@ def build_compressor(spec: dict[str, Any], dim: int, side: int | None = None) ->
     target = arguments.pop("_target_", None)
     compressor_class = _find_class(target)
     try:
-        compressor = compressor_class(dim=dim, **arguments)
+        with named_as({"C": "compressor.C"}):
+            compressor = compressor_class(dim=dim, **arguments)
     except TypeError as error:
         raise UserError(f"compressor {target}: {error}", key="compressor", value=spec) from error
     C = arguments.get("C", 1)

@@ -95,12 +95,12 @@ def convert_llava(
     held = any(found.layout.ours(name).startswith(_TOWER) for name in checkpoint.shapes)
     if vision_tower is not None and found.vision_config is not None and held:
         reason = f"{source} contains its vision tower itself; leave the option out"
-        raise refused("--vision-tower", vision_tower, reason)
+        raise refused("vision_tower", vision_tower, reason)
     tower = Tower(found.vision_tower, vision_tower, found.vision_config)
     layers = found.text_config.num_hidden_layers
     if init != "random" and num_fusion_layers > layers:
         reason = f"copies at most the language model's {layers} layers"
-        raise refused("--fusion-layers", num_fusion_layers, reason)
+        raise refused("num_fusion_layers", num_fusion_layers, reason)
     image_token_id = found.text_config.vocab_size if found.image_token_id is None else found.image_token_id
     with config_trusted(source):
         config = LlavaMiniConfig(
@@ -177,8 +177,8 @@ class _Conversion:
             try:
                 loaded = load_vision_tower(tower.place, self.checkpoint.dtype).state_dict()
             except UserError as error:
-                why = f"{error}; {self.source} holds none: --vision-tower names its folder or Hub id"
-                raise UserError(why, key="--vision-tower", value=tower.place) from error
+                why = f"{error}; {self.source} holds none: vision_tower names its folder or Hub id"
+                raise UserError(why, key="vision_tower", value=tower.place) from error
             others |= {f"{_TOWER}{name}": tensor for name, tensor in loaded.items()}
             needed = {name: shape for name, shape in self.needed.items() if name.startswith(_TOWER)}
             check_shapes(tower.place, {name: list(each.shape) for name, each in others.items()}, needed, str)

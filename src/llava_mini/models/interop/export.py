@@ -74,7 +74,7 @@ def _check_tower(source: Path, config: LlavaMiniConfig, vision_tower: str) -> No
     if Path(vision_tower).is_dir():
         theirs = vision_config_of(vision_tower).to_dict()
         if other := [f"{key}={theirs[key]}, {source} has {own[key]}" for key in keys if theirs[key] != own[key]]:
-            raise refused("--vision-tower", vision_tower, f"another vision tower ({other[0]})")
+            raise refused("vision_tower", vision_tower, f"another vision tower ({other[0]})")
         return
     if vision_tower != CLIP_ID:
         log.warning(
@@ -84,5 +84,5 @@ def _check_tower(source: Path, config: LlavaMiniConfig, vision_tower: str) -> No
     elif other := [f"{key}={own[key]}" for key in keys if own[key] != CLIP_VIT_L_336[key]]:
         log.warning(
             "%s: the vision tower is no CLIP ViT-L/14-336 (%s), and the release will read its shape from %s: "
-            "--vision-tower names a place that has it", source, ", ".join(other), vision_tower,
+            "vision_tower names a place that has it", source, ", ".join(other), vision_tower,
         )  # fmt: skip

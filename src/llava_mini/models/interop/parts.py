@@ -67,8 +67,8 @@ class Tower:
         elif named == CLIP_ID:
             self.config = CLIPVisionConfig(**CLIP_VIT_L_336)
         else:
-            why = f"the vision tower is {named!r}: give its folder or Hub id by --vision-tower"
-            raise UserError(why, key="--vision-tower", value=named)
+            why = f"the vision tower is {named!r}: give its folder or Hub id by vision_tower"
+            raise UserError(why, key="vision_tower", value=named)
         self.place = given or named or ""
 
 
