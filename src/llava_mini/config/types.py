@@ -262,6 +262,7 @@ class MemoryOptions:
     frozen_dtype: Annotated[Literal["float16", "bfloat16"] | None, _doc("type of the frozen weights; null: float32")]
     vision_batch: Annotated[Positive | None, _doc("views that the vision tower encodes at once; null: all")]
     offload_vision: Annotated[Flag, _doc("keep the frozen vision tower in host memory")]
+    must_fit: Annotated[Flag, _doc("refuse a run on CPUs whose plan exceeds the memory that is free")]
 
 
 @dataclass(frozen=True, config=_STRICT)
