@@ -72,6 +72,7 @@ def build_datamodule(
         num_workers=data.num_workers,
         normalize=None if data.features else (images.image_mean, images.image_std),
         pin_memory=uses_gpu(config),
+        transport=data.worker_transport,
     )
 
 
@@ -165,7 +166,8 @@ def store_features(
     folder = root / recipe.fingerprint(shards)[:16]
     transform = PixelTransform.from_image_processor(processor.image_processor, config.data.views)
     with _encoder(config, model, processor) as encode:
-        return FeatureStore.build(folder, shards, encode, recipe, transform, **options)
+        transport = config.data.worker_transport
+        return FeatureStore.build(folder, shards, encode, recipe, transform, transport=transport, **options)
 
 
 @contextmanager

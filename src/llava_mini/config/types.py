@@ -198,6 +198,10 @@ class Data:
     batch_size: Annotated[Positive, _doc("samples of a batch, per device")]
     eval_batch_size: Annotated[Positive, _doc("samples of a batch in evaluation")]
     num_workers: Annotated[Count, _doc("processes that make batches, per device; 0: the run itself")]
+    worker_transport: Annotated[
+        Literal["shared_memory", "pipe"],
+        _doc("how these processes pass batches: shared_memory, or pipe, slower, where /dev/shm is small"),
+    ]
     max_length: Annotated[
         Annotated[int, Field(ge=2, strict=True)], _doc("tokens of a sample; longer ones are shortened")
     ]
