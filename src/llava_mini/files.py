@@ -11,11 +11,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -26,6 +28,8 @@ from filelock import lock_descriptor
 from llava_mini.errors import SampleError, UserError, WriteError
 from llava_mini.units import size_text
 
+log = logging.getLogger("llava_mini")
+
 _PACKAGED = Path(__file__).parent / "conf"
 CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
 
@@ -33,6 +37,8 @@ CONFIG_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "c
 _AREA = f".llava-mini-{os.getuid()}.tmp"  # one per user, because another user's may not be writable
 _PLACE = re.compile(r"[0-9a-f]{16}")
 _LOCK = ".lock"
+_SECONDS_BETWEEN_TRIES = 0.1  # at a lock that another process holds
+_SECONDS_BETWEEN_WORDS = 600.0
 _ATTEMPTS = 100  # at making a folder that vanishes; after that the mount itself must be gone
 # The disk accepts no more data: full, quota, file size limit of the process, mounted read-only.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -378,6 +384,8 @@ def rank_paths(path: Path) -> list[Path]:
 def folder_lock(folder: Path) -> Iterator[None]:
     """Lock `folder` (created if missing) for this process. Others wait. The lock ends with the process, even if killed.
 
+    Who waits says so every few minutes: a launcher ends a run that is silent for too long.
+
     A folder in which no file can be created, as on a read-only mount, is not locked.
 
     Raises:
@@ -388,7 +396,17 @@ def folder_lock(folder: Path) -> Iterator[None]:
     if not os.access(folder, os.W_OK):
         yield
         return
-    with locked(folder / ".lock"):
+    with ExitStack() as stack:
+        said = -_SECONDS_BETWEEN_WORDS
+        while True:
+            try:
+                stack.enter_context(locked(folder / ".lock", wait=False))
+                break
+            except BlockingIOError:
+                if time.monotonic() >= said + _SECONDS_BETWEEN_WORDS:
+                    log.info("waiting for another process, which makes %s", folder)
+                    said = time.monotonic()
+                time.sleep(_SECONDS_BETWEEN_TRIES)
         yield
 
 

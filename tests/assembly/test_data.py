@@ -15,10 +15,10 @@ from tests.refusals import refuses
 
 from llava_mini import assembly
 from llava_mini.assembly.data import set_location
+from llava_mini.config import Config
 from llava_mini.data.features.store import FEATURES_VERSION
 from llava_mini.data.format.shards import write_shards
 from llava_mini.data.stream.datamodule import VLMDataModule
-from llava_mini.config import Config
 from llava_mini.data.text.templates import CHATML, LLAMA3, MISTRAL, TINY, VICUNA, ConversationTemplate
 
 Resolve = Callable[..., dict[str, Any]]

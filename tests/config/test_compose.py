@@ -10,7 +10,6 @@ from llava_mini.config.reference import keys
 from llava_mini.errors import UserError
 from llava_mini.files import CONFIG_DIR
 
-
 NEEDED = {"parts": ["model.vision_tower=a/b", "model.language_model=c/d"]}  # what an option leaves open
 
 

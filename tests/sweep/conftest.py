@@ -45,17 +45,20 @@ def is_running() -> Callable[[int], bool]:
 
 @pytest.fixture
 def sweep(standin: ModuleType, tmp_path: Path) -> Callable[..., tuple[int, list[str]]]:
-    """sweep(*arguments, code_version=..., tracker_uri=None): runs it in tmp_path/sweep; exit status and lines said."""
+    """sweep(*arguments, code_version=..., ...): runs it in tmp_path/sweep; exit status and lines said."""
 
     def run(
-        *arguments: str, code_version: str = standin.CODE_VERSION, tracker_uri: str | None = None
+        *arguments: str,
+        code_version: str = standin.CODE_VERSION,
+        tracker_uri: str | None = None,
+        idle_timeout: float | None = None,
     ) -> tuple[int, list[str]]:
         lines: list[str] = []
         status = run_sweep(
             expand(arguments, standin.resolve),
             arguments=arguments,
             sweep_dir=tmp_path / "sweep",
-            launcher=LocalLauncher(max_parallel=3),
+            launcher=LocalLauncher(max_parallel=3, idle_timeout=idle_timeout),
             command=[sys.executable, str(STANDIN)],
             code_version=code_version,
             commit="c0ffee",

@@ -12,6 +12,7 @@ import pytest
 import torch
 from tests.refusals import refuses
 
+from llava_mini.sweep import launcher
 from llava_mini.sweep.launcher import Ended, Job, LocalLauncher, Started
 
 IsRunning = Callable[[int], bool]
@@ -166,6 +167,41 @@ list(LocalLauncher(max_parallel=2).run(jobs))
     wait_for(lambda: not any(map(is_running, pids)), seconds=5)
 
 
+def test_a_job_without_progress_is_ended_with_all_its_processes_and_the_next_one_starts(
+    job: Callable[..., Job], is_running: IsRunning
+) -> None:
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    hangs = (
+        f"import os, subprocess, sys, time; print(os.getpid(), subprocess.Popen([sys.executable, '-c', {deaf!r}]).pid,"
+        f" flush=True); {deaf}"
+    )
+    grows = "import pathlib, time\nfor i in range(20): time.sleep(0.2); (pathlib.Path(PLACE) / str(i)).touch()"
+    jobs = [job("hangs", hangs), job("grows", ""), job("next", "print('done')")]
+    jobs[1] = job("grows", grows.replace("PLACE", repr(str(jobs[1].folder))))
+    events = LocalLauncher(max_parallel=2, idle_timeout=2.0).run(jobs)
+    ended = {event.job.name: event for event in events if isinstance(event, Ended)}
+    assert {name: each.returncode for name, each in ended.items()} == {"hangs": -9, "grows": 0, "next": 0}
+    assert ended["hangs"].reason == "it wrote nothing for 2 s (launcher.idle_timeout) and was ended"
+    assert 2 < ended["hangs"].seconds < 20 and ended["grows"].reason == ended["next"].reason == ""
+    _, pids, last = log_of(jobs[0]).splitlines()
+    assert last == f"llava-mini: {ended['hangs'].reason}"
+    wait_for(lambda: not any(is_running(int(pid)) for pid in pids.split()))
+
+
+def test_a_job_that_cannot_even_be_killed_is_given_up(
+    job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, is_running: IsRunning
+) -> None:
+    monkeypatch.setattr(launcher, "_signal", lambda *_: None)  # as for a process that waits for a mount that is gone
+    monkeypatch.setattr(launcher, "_GRACE_SECONDS", 0.5)
+    lasting = job("lasting", "import os, time; print(os.getpid(), flush=True); time.sleep(600)")
+    ended = [each for each in LocalLauncher(idle_timeout=2.0).run([lasting]) if isinstance(each, Ended)]
+    assert [each.reason[:18] for each in ended] == ["it wrote nothing f"]
+    wait_for(lambda: not is_running(int(log_of(lasting).splitlines()[1])))  # it ends with the starter
+
+
 def test_an_impossible_number_is_named() -> None:
     with refuses("launcher.max_parallel", 0):
         LocalLauncher(max_parallel=0)
+    for impossible in (0, -1.0, float("nan")):
+        with refuses("launcher.idle_timeout", impossible):
+            LocalLauncher(idle_timeout=impossible)

@@ -156,6 +156,15 @@ def test_code_that_changes_during_a_sweep_is_noticed(sweep: Sweeper, monkeypatch
     assert any("result.json is of another config or code" in line for line in lines)
 
 
+def test_a_run_that_hangs_is_a_failure_with_its_reason_and_the_others_finish(sweep: Sweeper) -> None:
+    start = time.monotonic()
+    status, lines = sweep("standin.act=finish,600", idle_timeout=15.0)  # an import may take seconds on a busy machine
+    assert status == 1 and time.monotonic() - start < 120
+    why = "it wrote nothing for 15 s (launcher.idle_timeout) and was ended"
+    assert any(line.startswith("  failed: query-C1-N4-act=600-s0-") and why in line for line in lines)
+    assert any(line.startswith("2 of 4 runs are finished, 2 failed") for line in lines)
+
+
 def test_failures_are_reported_and_tried_again(sweep: Sweeper, runs_of: Callable[[], dict[str, Path]]) -> None:
     status, lines = sweep("standin.act=finish,fail_once", "seed=3")
     assert status == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ from llava_mini.errors import UserError, refused
 from llava_mini.files import is_url
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.views import NUM_VIEWS
+
+log = logging.getLogger("llava_mini")
 
 
 def prepare_data(config: Config) -> None:
@@ -69,6 +72,7 @@ def build_datamodule(
         num_workers=data.num_workers,
         normalize=None if data.features else (images.image_mean, images.image_std),
         pin_memory=uses_gpu(config),
+        transport=data.worker_transport,
     )
 
 
@@ -137,7 +141,11 @@ def _feature_store(
     if data.features is True and is_url(data.folder):
         raise refused("data.features", True, f"with data.folder={data.folder} name the local folder for features")
     root = Path(data.folder) / "features" if data.features is True else Path(str(data.features))
-    return store_features(config, model, processor, shards, root, "float32")
+
+    def tell(shard: int) -> None:
+        log.info("features in %s: shard %d of %d", root, shard, shards.num_shards)
+
+    return store_features(config, model, processor, shards, root, "float32", on_shard=tell)
 
 
 def store_features(
@@ -158,7 +166,8 @@ def store_features(
     folder = root / recipe.fingerprint(shards)[:16]
     transform = PixelTransform.from_image_processor(processor.image_processor, config.data.views)
     with _encoder(config, model, processor) as encode:
-        return FeatureStore.build(folder, shards, encode, recipe, transform, **options)
+        transport = config.data.worker_transport
+        return FeatureStore.build(folder, shards, encode, recipe, transform, transport=transport, **options)
 
 
 @contextmanager

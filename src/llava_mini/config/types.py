@@ -200,8 +200,8 @@ class Data:
     template: Annotated[
         Template,
         _doc(
-            "conversation template: vicuna_v1, llama3, mistral, chatml, plain, tiny; tokenizer: the one that writes as its "
-            "chat template; or fields of your own"
+            "conversation template: vicuna_v1, llama3, mistral, chatml, plain, tiny; tokenizer: that of its chat "
+            "template; or fields of your own"
         ),
     ]
     turns: Annotated[
@@ -216,6 +216,10 @@ class Data:
     batch_size: Annotated[Positive, _doc("samples of a batch, per device")]
     eval_batch_size: Annotated[Positive, _doc("samples of a batch in evaluation")]
     num_workers: Annotated[Count, _doc("processes that make batches, per device; 0: the run itself")]
+    worker_transport: Annotated[
+        Literal["shared_memory", "pipe"],
+        _doc("how these processes pass batches: shared_memory, or pipe, slower, where /dev/shm is small"),
+    ]
     max_length: Annotated[
         Annotated[int, Field(ge=2, strict=True)], _doc("tokens of a sample; longer ones are shortened")
     ]
@@ -280,6 +284,7 @@ class MemoryOptions:
     frozen_dtype: Annotated[Literal["float16", "bfloat16"] | None, _doc("type of the frozen weights; null: float32")]
     vision_batch: Annotated[Positive | None, _doc("views that the vision tower encodes at once; null: all")]
     offload_vision: Annotated[Flag, _doc("keep the frozen vision tower in host memory")]
+    must_fit: Annotated[Flag, _doc("refuse a run on CPUs whose plan exceeds the memory that is free")]
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -44,7 +44,8 @@ def _line(text: str, cause: str, setting: str) -> str:
     if not text.startswith("DataLoader worker"):
         return f"workers cannot be heard any more ({text.splitlines()[0]}): take fewer of them ({setting})"
     if cause == "Bus error":
-        return f"a worker that makes batches died, as /dev/shm is full: take fewer workers ({setting}) or enlarge it"
+        remedies = f"take fewer workers ({setting}), enlarge it, or take data.worker_transport=pipe"
+        return f"a worker that makes batches died, as /dev/shm is full: {remedies}"
     if cause == "Killed":
         return f"a worker that makes batches was killed: perhaps too little memory for so many workers ({setting})"
     return f"a worker that makes batches died ({cause}); {setting}=0 shows where"

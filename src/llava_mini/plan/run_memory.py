@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_mini import assembly
 from llava_mini.config import Config
-from llava_mini.data.stream.datamodule import Mix, VLMDataModule
+from llava_mini.data.stream.datamodule import Mix
 from llava_mini.data.stream.samples import collate
-from llava_mini.errors import SampleError, UserError
-from llava_mini.hardware import CUDA_CONTEXT
+from llava_mini.errors import SampleError, UserError, refused
+from llava_mini.hardware import CUDA_CONTEXT, free_bytes
 from llava_mini.out_of_memory import oom_as
 from llava_mini.plan.advice import Advice
 from llava_mini.plan.memory_options import Change, finetunings, memory_changes
@@ -50,27 +50,24 @@ class Memory:
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.planned: int | None = None
 
-    def plan(
-        self,
-        datamodule: VLMDataModule,
-        tokenizer: PreTrainedTokenizerBase,
-        image_token_id: int,
-        *,
-        strict: bool = False,
-    ) -> None:
-        """Plan the run and log the planned peak.
+    def plan(self, *, strict: bool = False) -> None:
+        """Plan the run and log the planned peak. Data that are missing are made, but no features and no weights.
 
-        With `strict` a run that does not fit is refused; without, not even a failure of the planning stops it.
+        A run on CPUs that does not fit the memory that is free is refused: the kernel would end it without a word. With
+        `strict` a run that does not fit its card is refused too; without, not even a failure of the planning stops it.
 
         Raises:
-            UserError: with `strict`, the run does not fit or cannot be planned.
+            UserError: the run does not fit; its data cannot be read; with `strict`, it cannot be planned.
         """
-        self.tokenizer = tokenizer
+        train: Mix | None = None
         try:
-            self.sample = longest_sample(self.config, datamodule.splits["train"], image_token_id)
             with torch.random.fork_rng(devices=[]):  # a run's random numbers must not depend on its plan
-                report = training_plan(self.config, self.sample, search=False, tokenizer=tokenizer)
+                self.tokenizer, image_token_id, train = _training_data(self.config)
+                self.sample = longest_sample(self.config, train, image_token_id)
+                report = training_plan(self.config, self.sample, search=False, tokenizer=self.tokenizer)
         except _FAILED as error:
+            if train is None and isinstance(error, UserError):
+                raise  # the run itself would find it
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             if strict:
                 why = f"--strict: this run's memory could not be planned ({reason})"
@@ -78,6 +75,8 @@ class Memory:
             log.warning("plan: this run's memory could not be planned (%s)", reason)
             return
         self.planned = report.peak.bytes
+        if on_cpu(self.config) and self.config.memory.must_fit:
+            self._check_free(self.planned)
         if report.fits is False:
             refusal = f"{report.refusal()}; llava-mini plan says what to change"
             if strict:
@@ -85,6 +84,22 @@ class Memory:
             log.warning("plan: %s", refusal)
             return
         log.info("plan: a step takes %s%s", size_text(self.planned), ", the card has that" if report.fits else "")
+
+    def _check_free(self, planned: int) -> None:
+        """Refuse a step on CPUs that takes more than what is free, before the run has taken any of it."""
+        trainer = self.config.trainer
+        ranks = 1 if trainer.strategy == "fsdp" else trainer.devices  # shards of all ranks are one model together
+        needed, free = planned * ranks, free_bytes(torch.device("cpu"))
+        if needed <= free:
+            return
+        of_each = f" ({ranks} ranks, {size_text(planned)} each)" if ranks > 1 else ""
+        raise refused(
+            "memory.must_fit",
+            True,
+            f"a step takes {size_text(needed)}{of_each} and {size_text(free)} are free here; take a smaller "
+            "data.batch_size and more trainer.accumulate_grad_batches (llava-mini plan ... hardware.memory_gib="
+            f"{free / ranks / GIB:.2f} says which, and what else saves), or memory.must_fit=false to begin anyway",
+        )
 
     def measured(self, device: torch.device) -> dict[str, Any]:
         """Return both peaks, and what the measured one means, for the run's result. Call it when training ends."""
@@ -116,15 +131,30 @@ def check_fits(config: Config) -> None:
         UserError: the run does not fit, cannot be planned, or names no GPU.
     """
     check_card_is_named(config)
-    tokenizer = assembly.build_tokenizer(as_planned(config))
+    Memory(config).plan(strict=True)
+
+
+def on_cpu(config: Config) -> bool:
+    """Whether the run trains on CPUs; `auto` means them only if there is no other device here."""
+    accelerator = config.trainer.accelerator
+    return accelerator == "cpu" or (
+        accelerator == "auto" and not torch.cuda.is_available() and not torch.backends.mps.is_available()
+    )
+
+
+def _training_data(config: Config) -> tuple[PreTrainedTokenizerBase, int, Mix]:
+    """Return the tokenizer, the placeholder's id and the training data, whose samples have pixels and no features.
+
+    A vision tower without weights cannot compute features.
+    """
+    tokenizer = assembly.build_tokenizer(config)
     assembly.check_model(config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about weights on meta, which are never initialized
         model = assembly.build_model(as_planned(config), tokenizer, device="meta")
-    # A vision tower without weights cannot compute features, so the samples have pixels instead.
     as_pictures = config.changed({"data": {"features": False}})
     datamodule = assembly.build_datamodule(as_pictures, model, assembly.build_processor(config, model, tokenizer))
-    Memory(config).plan(datamodule, tokenizer, model.config.image_token_id, strict=True)
+    return tokenizer, model.config.image_token_id, datamodule.splits["train"]
 
 
 def longest_sample(config: Config, mix: Mix, image_token_id: int) -> Sample:

@@ -12,9 +12,9 @@ from llava_mini.config import Config
 
 # These keys change no result. They say where a run is written, and how it is launched, tracked and fed with data.
 UNHASHED = ("run_dir", "tracking", "tracker", "launcher")
-_UNHASHED_DATA = ("cache_dir", "num_workers", "max_bad_fraction")
+_UNHASHED_DATA = ("cache_dir", "num_workers", "worker_transport", "max_bad_fraction")
 # These keys change how a step is computed and not its result, so a run that ran out of memory resumes with them.
-_UNHASHED_MEMORY = ("activation_checkpointing", "loss_chunk", "vision_batch", "offload_vision")
+_UNHASHED_MEMORY = ("activation_checkpointing", "loss_chunk", "vision_batch", "offload_vision", "must_fit")
 _UNHASHED_TRAINER = ("rank_timeout",)
 # Factors of the number of batches in a step. Only their product decides which samples a step contains.
 BATCH_FACTORS = ("devices", "num_nodes", "accumulate_grad_batches")

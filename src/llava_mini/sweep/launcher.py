@@ -25,6 +25,7 @@ from llava_mini.run.starter import Request, Starter
 
 LOG_HEADER = "=== "  # begins the line that separates attempts in log.txt
 _POLL_SECONDS = 0.05
+_LOOK_SECONDS = 2.0
 _GRACE_SECONDS = 3.0
 
 
@@ -48,11 +49,15 @@ class Started:
 
 @dataclass(frozen=True)
 class Ended:
-    """Event: a job's process has ended. A negative `returncode` is the signal that killed it."""
+    """Event: a job's process has ended. A negative `returncode` is the signal that killed it.
+
+    `reason` is a line on why the launcher has ended it; empty if it ended by itself.
+    """
 
     job: Job
     returncode: int
     seconds: float
+    reason: str = ""
 
 
 class Launcher(ABC):
@@ -76,11 +81,20 @@ class LocalLauncher(Launcher):
 
     Each process gets its own GPUs (`devices` of them), or shares them in turn if there are too few for `max_parallel`
     jobs. On CPU it gets one thread, since small models run slower with two under load.
+
+    Args:
+        max_parallel: Number of jobs at the same time; None: one for each GPU or core.
+        idle_timeout: Seconds in which no file in a job's folder may change; then its process group is killed. None: no
+            limit.
+        devices: Number of devices of each job.
     """
 
-    def __init__(self, max_parallel: int | None = None, *, devices: int = 1) -> None:
+    def __init__(self, max_parallel: int | None = None, *, idle_timeout: float | None = None, devices: int = 1) -> None:
         if max_parallel is not None and max_parallel < 1:
             raise refused("launcher.max_parallel", max_parallel, allowed="1 and above, and null for all cores or GPUs")
+        if idle_timeout is not None and not idle_timeout > 0:
+            raise refused("launcher.idle_timeout", idle_timeout, allowed="seconds above 0, and null for no limit")
+        self._idle_timeout = idle_timeout
         gpus = _gpus()
         self._gpus = [",".join(gpus[first : first + devices]) for first in range(0, len(gpus) - devices + 1, devices)]
         if gpus and not self._gpus:
@@ -99,13 +113,15 @@ class LocalLauncher(Launcher):
             while waiting or running:
                 while waiting and slots:
                     slot, job, start = slots.pop(0), waiting.pop(0), time.monotonic()
-                    running[starter.start(self._request(job, slot))] = _Running(job, slot, start)
+                    running[starter.start(self._request(job, slot))] = _Running(job, slot, start, start)
                     yield Started(job)
-                for pid, returncode in starter.ended():
+                killed = {pid: -signal.SIGKILL for pid, each in running.items() if self._is_over(pid, each)}
+                for pid, returncode in [*starter.ended(), *killed.items()]:
                     _signal([pid], signal.SIGKILL)  # workers that outlive their run
-                    ended = running.pop(pid)
+                    if (ended := running.pop(pid, None)) is None:
+                        continue  # it was given up, or is in both lists
                     slots.append(ended.slot)
-                    yield Ended(ended.job, returncode, time.monotonic() - ended.start)
+                    yield Ended(ended.job, returncode, time.monotonic() - ended.start, ended.reason)
                 time.sleep(_POLL_SECONDS)
         finally:
             _end(starter, set(running))
@@ -122,12 +138,52 @@ class LocalLauncher(Launcher):
         own = {"CUDA_VISIBLE_DEVICES": self._gpus[slot % len(self._gpus)], **job.environment}
         return Request(job.command, own, log.absolute())
 
+    def _is_over(self, pid: int, running: _Running) -> bool:
+        """Kill a job that makes no progress; return whether one that was killed has had its time to end.
 
-@dataclass(frozen=True)
+        A process that waits for a file system which does not answer cannot even be killed, and is given up.
+        """
+        now = time.monotonic()
+        if running.killed is not None:
+            return now > running.killed + _GRACE_SECONDS
+        if self._idle_timeout is None or not running.is_idle(now, self._idle_timeout):
+            return False
+        running.killed = now
+        running.reason = f"it wrote nothing for {self._idle_timeout:g} s (launcher.idle_timeout) and was ended"
+        _signal([pid], signal.SIGKILL)
+        with suppress(OSError), (running.job.folder / "log.txt").open("ab", buffering=0) as log:
+            log.write(f"llava-mini: {running.reason}\n".encode())
+        return False
+
+
+@dataclass
 class _Running:
     job: Job
     slot: int
     start: float
+    changed: float  # when a file was last seen to change
+    killed: float | None = None  # when the launcher has killed it
+    reason: str = ""  # of that
+    looked: float = 0.0
+    files: tuple[tuple[str, int, int], ...] = ()
+
+    def is_idle(self, now: float, limit: float) -> bool:
+        """Whether no file in the job's folder has changed for `limit` seconds; it is looked at every few seconds."""
+        if now > self.looked + _LOOK_SECONDS or now > self.changed + limit:
+            self.looked = now
+            if (files := _files(self.job.folder)) != self.files:
+                self.files, self.changed = files, now
+        return now > self.changed + limit
+
+
+def _files(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return path, size and time of change of every file in a folder, also of those in its folders."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        with suppress(OSError):  # it was removed in this moment
+            status = path.stat()
+            found.append((str(path), status.st_size, status.st_mtime_ns))
+    return tuple(found)
 
 
 def _end(starter: Starter, running: set[int]) -> None:

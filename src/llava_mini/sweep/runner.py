@@ -192,7 +192,7 @@ def _judge(event: Ended, run: Run, code_version: str, progress: Progress) -> Non
     if state.result is not None:
         progress.finished(event.job.name, event.seconds, state.result)
         return
-    error = state.error or _why(folder, event.returncode)
+    error = state.error or event.reason or _why(folder, event.returncode)
     record_failure(folder, error)
     close_run(folder, "FAILED")
     progress.failed(event.job.name, event.seconds, error)

@@ -110,18 +110,19 @@ def train_run(config: Config) -> Path:
     With several ranks, all train and only rank 0 does the rest.
 
     Raises:
-        UserError: the folder contains another run, or the config is impossible.
+        UserError: the folder contains another run, the config is impossible, or the run does not fit a CPU's memory.
     """
     run_dir = Path(config.run_dir)
     if claim(run_dir, config):
         return run_dir
     clock, memory = Clock(), Memory(config)
+    if not own_rank():
+        memory.plan()  # before weights and features take any of the memory
     run = assemble(config)
     if own_rank():
         fit(run, config, clock, [])
         return run_dir
     log.info("%s", run.stage.parts_table())
-    memory.plan(run.datamodule, run.processor.tokenizer, run.model.config.image_token_id)
     identity = _identity(config)
     save(config, run_dir / "config.yaml")
     write_json(run_dir / "code.json", {key: identity[key] for key in ("code_version", "commit")})

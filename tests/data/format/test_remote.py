@@ -7,10 +7,12 @@ import multiprocessing
 import os
 import pickle
 import re
+import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -336,6 +338,52 @@ def test_a_cache_that_cannot_be_written_is_no_fault_of_a_sample(server: WebServe
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match=r"the cache .*file.* cannot be written"):
         ShardSet(server.url, cache_dir=tmp_path / "file").read(0)
+
+
+@pytest.fixture
+def accepting() -> Iterator[tuple[str, list[socket.socket]]]:
+    """The address of a server that accepts connections and never says a word, and its connections."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        accepted: list[socket.socket] = []
+
+        def accept() -> None:
+            with suppress(OSError):  # closed
+                while True:
+                    accepted.append(server.accept()[0])
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", accepted
+        server.shutdown(socket.SHUT_RDWR)
+        for connection in accepted:
+            connection.close()
+
+
+@pytest.mark.parametrize(("scheme", "reason"), [("http", "FSTimeoutError|TimeoutError"), ("s3", "ReadTimeoutError")])
+def test_a_server_that_accepts_and_says_nothing_ends_the_waiting(
+    scheme: str, reason: str, accepting: tuple[str, list[socket.socket]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint, accepted = accepting
+    for name, value in {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "testing",
+                        "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(remote, "_TIMEOUT", 0.4)
+    url = f"{endpoint}/set" if scheme == "http" else "s3://bucket/mine/set"
+    start = time.monotonic()
+    with pytest.raises(UserError, match=rf"{url}/shards\.json cannot be read \({reason}\)"):
+        ShardSet(url)
+    assert 4 * 0.4 <= time.monotonic() - start < 60  # s3fs takes seconds to begin
+    assert len(accepted) == 4
+
+
+def test_what_the_user_says_of_an_object_store_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    monkeypatch.setitem(
+        fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 7, "s3": {"addressing_style": "path"}}}
+    )
+    given = remote._Connection("s3").filesystem.config_kwargs
+    assert (given["read_timeout"], given["s3"]) == (7, {"addressing_style": "path"})
+    assert given["connect_timeout"] == 10 and given["retries"] == {"total_max_attempts": 1}
 
 
 @pytest.fixture(scope="module")

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from llava_mini.batch import VLMBatch
+from llava_mini.batch import BadSample, VLMBatch
 from llava_mini.data.errors import LoaderError, loader_failures_reported
 from llava_mini.data.stream import loading
-from llava_mini.data.stream.loading import made_in_order
+from llava_mini.data.stream.loading import Transport, made_in_order
 from llava_mini.errors import UserError
 
 FORK = multiprocessing.get_context("fork")
 ADVICE = (
-    "take fewer workers (data.num_workers=0 needs no shared memory) or smaller batches, or give more of it"
-    " (docker run --shm-size=8g, or --ipc=host)"
+    "take fewer workers (data.num_workers=0 needs no shared memory) or smaller batches, give more of it (docker run"
+    " --shm-size=8g, or --ipc=host), or pass batches through pipes (data.worker_transport=pipe)"
 )
 
 
@@ -96,7 +96,47 @@ def test_shared_memory_without_a_limit_or_elsewhere_is_not_checked(monkeypatch: 
     assert len(list(made_in_order(batch, range(2), num_workers=1))) == 2
 
 
-def _with_little_shared_memory(answer: Any, sizes: list[int]) -> None:
+def random_batch(number: int) -> VLMBatch:
+    numbers = torch.Generator().manual_seed(number)
+    ids = torch.randint(99, (4, 100), generator=numbers)
+    features = torch.randn(4, 1, 16, 8, generator=numbers)
+    pixels = torch.randint(256, (4, 1, 3, 8, 8), generator=numbers, dtype=torch.uint8).transpose(3, 4)
+    skipped = [BadSample("b", "s", "no image", number)]
+    return VLMBatch(
+        ids, ids > 3, ids[:, ::2], ids[:, 0], pixels, features.half(), keys=["a", "b"], skipped=skipped, position=number
+    )
+
+
+def test_through_pipes_batches_are_equal_and_no_shared_memory_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def used(*_: Any) -> None:
+        raise RuntimeError("unable to allocate shared memory")
+
+    for name in ("_share_fd_cpu_", "_share_filename_cpu_", "_new_using_fd_cpu", "_new_using_filename_cpu"):
+        monkeypatch.setattr(torch.UntypedStorage, name, used)  # also in the workers, which are forks
+    monkeypatch.setattr(os, "statvfs", statvfs(0))
+    with pytest.raises(UserError, match=r"data\.worker_transport=pipe"):
+        list(made_in_order(random_batch, range(5), num_workers=2))
+    piped = list(made_in_order(random_batch, range(5), num_workers=2, transport="pipe"))
+    for one, other in zip(map(random_batch, range(5)), piped, strict=True):
+        assert (one.keys, one.skipped, one.position) == (other.keys, other.skipped, other.position)
+        assert list(one.model_inputs()) == list(other.model_inputs())
+        for mine, theirs in zip(one.model_inputs().values(), other.model_inputs().values(), strict=True):
+            assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
+            assert mine.contiguous().numpy().tobytes() == theirs.contiguous().numpy().tobytes()
+
+
+@pytest.mark.usefixtures("no_workers_left")
+def test_a_mistake_comes_through_a_pipe_as_it_is() -> None:
+    def mistaken(number: int) -> Tensor:
+        if in_worker_2(number):
+            raise UserError("the cache /x cannot be written")
+        return make(number)
+
+    with pytest.raises(UserError, match=r"^the cache /x cannot be written$"):
+        list(made_in_order(mistaken, range(9), num_workers=2, transport="pipe"))
+
+
+def _with_little_shared_memory(answer: Any, sizes: list[int], transport: Transport) -> None:
     """What happens to items of so many kB in a mount namespace with 256 kB of /dev/shm."""
     clone_new_namespace = 0x20000
     if ctypes.CDLL(None).unshare(clone_new_namespace):
@@ -107,7 +147,9 @@ def _with_little_shared_memory(answer: Any, sizes: list[int]) -> None:
             answer.send("not allowed")
             return
     try:
-        items = made_in_order(lambda number: torch.zeros(sizes[number], 1000), range(len(sizes)), num_workers=1)
+        items = made_in_order(
+            lambda number: torch.zeros(sizes[number], 1000), range(len(sizes)), num_workers=1, transport=transport
+        )
         answer.send([len(item) for item in items])
     except UserError as error:
         answer.send(str(error))
@@ -115,16 +157,21 @@ def _with_little_shared_memory(answer: Any, sizes: list[int]) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="shared memory lies elsewhere")
 @pytest.mark.parametrize(
-    ("sizes", "expected"),
+    ("sizes", "transport", "expected"),
     [
-        ([10] * 9, [10] * 9),
-        ([40] * 9, "/dev/shm has 0.25 MiB free, and with 1 workers it holds 3 batches of 0.16 MiB: "),
-        ([10, 10, 99, 10], "a worker could not hand over what it had made (unable to allocate shared memory"),
+        ([10] * 9, "shared_memory", [10] * 9),
+        ([400] * 9, "pipe", [400] * 9),
+        ([40] * 9, "shared_memory", "/dev/shm has 0.25 MiB free, and with 1 workers it holds 3 batches of 0.16 MiB: "),
+        (
+            [10, 10, 99, 10],
+            "shared_memory",
+            "a worker could not hand over what it had made (unable to allocate",
+        ),
     ],
 )
-def test_a_small_shared_memory_is_enough_or_is_named(sizes: list[int], expected: Any) -> None:
+def test_a_small_shared_memory_is_enough_or_is_named(sizes: list[int], transport: Transport, expected: Any) -> None:
     here, there = FORK.Pipe()
-    process = FORK.Process(target=_with_little_shared_memory, args=(there, sizes))
+    process = FORK.Process(target=_with_little_shared_memory, args=(there, sizes, transport))
     process.start()
     assert here.poll(30)
     told = here.recv()

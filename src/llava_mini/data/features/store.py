@@ -37,7 +37,7 @@ from llava_mini.data.format.shards import (
     sidecar_path,
     write_shard,
 )
-from llava_mini.data.stream.loading import made_in_order
+from llava_mini.data.stream.loading import Transport, made_in_order
 from llava_mini.data.stream.pixels import PixelTransform
 from llava_mini.errors import SampleError, UserError
 from llava_mini.files import folder_lock, read_json, remove_leftovers, write_json
@@ -113,6 +113,7 @@ class FeatureStore:
         *,
         batch_size: int = 64,
         num_workers: int = 0,
+        transport: Transport = "shared_memory",
         on_shard: Callable[[int], None] = lambda _: None,
     ) -> FeatureStore:
         """Return the store in `folder`, computed if it is missing; one of several processes computes, the others wait.
@@ -133,7 +134,7 @@ class FeatureStore:
                     raise _holds_other(folder, "features of other data or another tower")
                 return store
             _claim(folder, shards, recipe)
-            work = _Work(shards, encode, recipe, transform, batch_size, num_workers)
+            work = _Work(shards, encode, recipe, transform, batch_size, num_workers, transport)
             for shard in range(shards.num_shards):
                 if not is_written(folder, shard):
                     work.write(folder, shard)
@@ -209,6 +210,7 @@ class _Work:
     transform: PixelTransform
     batch_size: int
     num_workers: int
+    transport: Transport
 
     def write(self, folder: Path, shard: int) -> None:
         """Write the features of a shard's samples; its sidecar contains counts, computing time and storage error."""
@@ -233,7 +235,9 @@ class _Work:
     def _features(self, indices: range) -> Iterator[tuple[int, NDArray[np.float32] | str]]:
         """Yield features of samples in order, or why they have none; frames of several samples are encoded together."""
         decode = _Decoded(self.shards, self.transform)
-        decoded = made_in_order(decode, indices, num_workers=self.num_workers, setting="--workers")
+        decoded = made_in_order(
+            decode, indices, num_workers=self.num_workers, setting="--workers", transport=self.transport
+        )
         waiting: list[tuple[int, Tensor | str]] = []
         views = 0
         for index, found in zip(indices, decoded, strict=True):

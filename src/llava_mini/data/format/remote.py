@@ -28,7 +28,8 @@ SCHEMES = ("s3", "http", "https")
 BLOCK_BYTES = 4 << 20
 MEMORY_BYTES = 256 << 20  # blocks of a process if there is no cache folder: about one window of the shuffle
 _WAITS = (0.2, 1.0, 4.0)  # seconds before a request is repeated
-_TIMEOUT = 60.0  # seconds a request over http may take
+_TIMEOUT = 60.0  # seconds a request over http may take, and s3 may send nothing
+_CONNECT_TIMEOUT = 10.0  # seconds to reach an object store
 _INSTALL = "pip install 'llava-mini-lab[remote]'"
 
 
@@ -237,7 +238,16 @@ class _Connection:
                 from botocore.exceptions import BotoCoreError, NoCredentialsError
 
                 self.failures, self._lasting = (*self.failures, BotoCoreError), (PermissionError, NoCredentialsError)
-                self.filesystem = fsspec.filesystem("s3")
+                own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})  # the user's, by FSSPEC_S3
+                limits = {
+                    "connect_timeout": min(_CONNECT_TIMEOUT, _TIMEOUT),
+                    "read_timeout": _TIMEOUT,
+                    "retries": {"total_max_attempts": 1},
+                }
+                self.filesystem = fsspec.filesystem("s3", config_kwargs={**limits, **own})
+                # Requests are repeated by `_request`. By default botocore and s3fs do so too, each within the other: a
+                # store that does not answer would be asked 500 times, for two hours.
+                self.filesystem.retries = 1
             else:
                 timeout = aiohttp.ClientTimeout(total=_TIMEOUT)
                 self.filesystem = fsspec.filesystem(scheme, client_kwargs={"timeout": timeout})

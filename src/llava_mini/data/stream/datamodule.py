@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from llava_mini.batch import VLMBatch
+from llava_mini.data.stream.loading import Transport
 from llava_mini.data.stream.order import Mixture, Order, SequentialOrder, ShuffledOrder
 from llava_mini.data.stream.pixels import normalized
 from llava_mini.data.stream.samples import SampleReader
@@ -43,6 +44,7 @@ class VLMDataModule(LightningDataModule):
         num_workers: Number of worker processes that make batches, for each loader.
         normalize: Mean and standard deviation of each color, between 0 and 1; not needed with features.
         pin_memory: Whether batches are put in page-locked memory.
+        transport: How workers pass batches: in shared memory, or through pipes.
     """
 
     def __init__(
@@ -56,13 +58,15 @@ class VLMDataModule(LightningDataModule):
         num_workers: int = 0,
         normalize: tuple[Sequence[float], Sequence[float]] | None = None,
         pin_memory: bool = False,
+        transport: Transport = "shared_memory",
     ) -> None:
         super().__init__()
         if normalize is None and any(reader.transform for mix in splits.values() for reader in mix.readers):
             raise ValueError("pixels need `normalize`, the mean and standard deviation of their colors")
         self.splits = dict(splits)
         self.batch_size, self.eval_batch_size, self.num_batches = batch_size, eval_batch_size, num_batches
-        self.seed, self.num_workers, self.normalize, self.pin_memory = seed, num_workers, normalize, pin_memory
+        self.seed, self.normalize = seed, normalize
+        self.num_workers, self.pin_memory, self.transport = num_workers, pin_memory, transport
 
     @property
     def plan(self) -> str:
@@ -81,7 +85,7 @@ class VLMDataModule(LightningDataModule):
     def evaluation_batches(self, split: str, device: torch.device | str) -> Iterator[VLMBatch]:
         """Yield the batches of a whole split, whatever the rank, on `device` and ready for the model."""
         stream = PlannedStream(self._mix(split).readers, self._stored_order(split), batch_size=self.eval_batch_size)
-        for batch in BatchLoader(stream, num_workers=self.num_workers, pin_memory=self.pin_memory):
+        for batch in self._batches(stream):
             yield self.on_after_batch_transfer(batch.to(device), 0)
 
     def on_after_batch_transfer(self, batch: VLMBatch, dataloader_idx: int) -> VLMBatch:
@@ -99,7 +103,10 @@ class VLMDataModule(LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
         )
-        return BatchLoader(stream, num_workers=self.num_workers, pin_memory=self.pin_memory)
+        return self._batches(stream)
+
+    def _batches(self, stream: PlannedStream) -> BatchLoader:
+        return BatchLoader(stream, num_workers=self.num_workers, pin_memory=self.pin_memory, transport=self.transport)
 
     def _training_order(self) -> Order:
         mix = self._mix("train")

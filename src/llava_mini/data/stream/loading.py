@@ -3,20 +3,22 @@
 Workers pass tensors in shared memory, on Linux in /dev/shm, which is small in a container (Docker gives 64 MB). With
 DataLoader alone, a batch that does not fit there is lost in a thread of its worker, and the run waits forever. So the
 free space is checked against the first batch, each worker puts its batches there itself, where a failure is noticed,
-and no wait is endless.
+and no wait is endless. Batches can pass through pipes instead, which need no room and copy every byte a few times more.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -27,6 +29,7 @@ from llava_mini.processes import end_with_parent
 from llava_mini.units import size_text
 
 Item = TypeVar("Item")
+Transport = Literal["shared_memory", "pipe"]
 
 _SHARED_MEMORY = Path("/dev/shm")
 _AHEAD = 2  # batches that each worker makes before they are requested
@@ -41,13 +44,14 @@ def made_in_order(
     num_workers: int,
     setting: str = "data.num_workers",
     pin_memory: bool = False,
+    transport: Transport = "shared_memory",
 ) -> Iterator[Item]:
     """Yield `make(number)` for all numbers, in their order.
 
     An item is a batch, a tensor or a text. This process makes the first one; of the others, worker w of W makes those
     at w, w + W, ... Workers end with this process, and `make` must be picklable if they are spawned; with 0 workers all
     items are made here. `setting` names their number in messages. If there is a GPU, `pin_memory` puts tensors in
-    page-locked memory.
+    page-locked memory. Workers pass tensors by `transport`.
 
     Raises:
         UserError: /dev/shm is too small, or `make` raised a UserError in a worker.
@@ -57,15 +61,17 @@ def made_in_order(
         yield from DataLoader(_Dealt(make, numbers), batch_size=None, pin_memory=pin_memory)
         return
     first = make(numbers[0])  # made here, so that its size is known before there are workers
-    _check_room(first, num_workers, setting)
+    through_pipes = transport == "pipe"
+    if not through_pipes:
+        _check_room(first, num_workers, setting)
     others, workers = active_children(), list[BaseProcess]()
     with loader_failures_reported(setting, lambda: [worker.exitcode for worker in workers]):
         rest = iter(
             DataLoader(
-                _Dealt(make, numbers[1:], setting),
+                _Dealt(make, numbers[1:], setting, through_pipes=through_pipes),
                 batch_size=None,
                 num_workers=num_workers,
-                pin_memory=pin_memory,
+                pin_memory=pin_memory and not through_pipes,
                 prefetch_factor=_AHEAD,
                 timeout=_LOOK_SECONDS,
                 worker_init_fn=partial(_begin_worker, os.getpid()),
@@ -76,7 +82,7 @@ def made_in_order(
         for item in _awaited(rest):
             if isinstance(item, _Failed):
                 raise item.error
-            yield item
+            yield _unpacked(item, pin_memory) if isinstance(item, _Packed) else item
 
 
 def _awaited(items: Iterator[Item]) -> Iterator[Item]:
@@ -103,20 +109,30 @@ class _Failed:
     error: UserError
 
 
-class _Dealt(IterableDataset[Item | _Failed], Generic[Item]):
+@dataclass(frozen=True)
+class _Packed:
+    """Item as bytes, in which torch finds no tensor to put into shared memory."""
+
+    content: bytes
+
+
+class _Dealt(IterableDataset[Item | _Failed | _Packed], Generic[Item]):
     """Items of numbers, sharded over the workers."""
 
-    def __init__(self, make: Callable[[int], Item], numbers: Sequence[int], setting: str = "") -> None:
-        self.make, self.numbers, self.setting = make, numbers, setting
+    def __init__(
+        self, make: Callable[[int], Item], numbers: Sequence[int], setting: str = "", *, through_pipes: bool = False
+    ) -> None:
+        self.make, self.numbers, self.setting, self.through_pipes = make, numbers, setting, through_pipes
 
-    def __iter__(self) -> Iterator[Item | _Failed]:
+    def __iter__(self) -> Iterator[Item | _Failed | _Packed]:
         worker = get_worker_info()
         if worker is None:
             yield from map(self.make, self.numbers)
             return
         for number in self.numbers[worker.id :: worker.num_workers]:
             try:
-                yield _shared(self.make(number), self.setting)
+                item = self.make(number)
+                yield _Packed(pickle.dumps(item)) if self.through_pipes else _shared(item, self.setting)
             except UserError as error:
                 yield _Failed(error)
 
@@ -125,6 +141,14 @@ def _tensors(item: object) -> list[Tensor]:
     if isinstance(item, VLMBatch):
         return list(item.model_inputs().values())
     return [item] if isinstance(item, Tensor) else []
+
+
+def _unpacked(packed: _Packed, pin_memory: bool) -> Any:
+    """Return the item that a worker has packed."""
+    item = pickle.loads(packed.content)
+    if pin_memory and torch.cuda.is_available() and isinstance(item, VLMBatch | Tensor):
+        return item.pin_memory()
+    return item
 
 
 def _shared(item: Item, setting: str) -> Item:
@@ -154,8 +178,8 @@ def _check_room(first: object, num_workers: int, setting: str) -> None:
 
 def _advice(setting: str) -> str:
     return (
-        f"take fewer workers ({setting}=0 needs no shared memory) or smaller batches, or give more of it"
-        " (docker run --shm-size=8g, or --ipc=host)"
+        f"take fewer workers ({setting}=0 needs no shared memory) or smaller batches, give more of it (docker run"
+        " --shm-size=8g, or --ipc=host), or pass batches through pipes (data.worker_transport=pipe)"
     )
 
 

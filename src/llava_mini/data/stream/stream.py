@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from llava_mini.batch import BadSample, VLMBatch
-from llava_mini.data.stream.loading import made_in_order
+from llava_mini.data.stream.loading import Transport, made_in_order
 from llava_mini.data.stream.order import Order
 from llava_mini.data.stream.samples import Sample, SampleReader, collate, placeholder
 from llava_mini.errors import SampleError, UserError, refused
@@ -115,10 +115,17 @@ class BatchLoader:
         start_position: Position at which a pass begins; read when the first batch is requested.
     """
 
-    def __init__(self, stream: PlannedStream, *, num_workers: int = 0, pin_memory: bool = False) -> None:
+    def __init__(
+        self,
+        stream: PlannedStream,
+        *,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        transport: Transport = "shared_memory",
+    ) -> None:
         if num_workers < 0:
             raise refused("num_workers", num_workers, allowed="0 and above")
-        self.stream, self.num_workers, self.pin_memory = stream, num_workers, pin_memory
+        self.stream, self.num_workers, self.pin_memory, self.transport = stream, num_workers, pin_memory, transport
         self.start_position = 0
 
     def __len__(self) -> int:
@@ -132,7 +139,13 @@ class BatchLoader:
                 f"position {self.start_position} lies within a batch of {self.stream.positions_per_batch} samples"
             )
         numbers = range(start, len(self))
-        yield from made_in_order(self.stream.batch, numbers, num_workers=self.num_workers, pin_memory=self.pin_memory)
+        yield from made_in_order(
+            self.stream.batch,
+            numbers,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            transport=self.transport,
+        )
 
 
 def _prefixes(folders: Sequence[str]) -> list[str]:
