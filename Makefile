@@ -77,10 +77,10 @@ bench-train: $(STAMP) ## Measure training steps against transformers' LLaVA, int
 	$(BIN)/llava-mini bench train $(ARGS)
 
 qlora: $(STAMP) ## Fine-tune the toy world over NF4 by LoRA, merge, compare answers, and accuracy with full fine-tuning
-	$(BIN)/llava-mini train experiment=tiny_qlora run_dir=runs/tiny_qlora $(ARGS)
+	$(BIN)/llava-mini train recipe=tiny_qlora run_dir=runs/tiny_qlora $(ARGS)
 	rm -rf runs/tiny_qlora/merged
 	$(BIN)/llava-mini merge --check runs/tiny_qlora runs/tiny_qlora/merged
-	$(BIN)/llava-mini train experiment=tiny_scenes trainer.max_steps=450 run_dir=runs/tiny_full $(ARGS)
+	$(BIN)/llava-mini train recipe=tiny_scenes trainer.max_steps=450 run_dir=runs/tiny_full $(ARGS)
 	$(BIN)/python experiments/004-memory/qlora_against_full.py runs/tiny_qlora runs/tiny_full
 
 gpu-check: ## Train real shapes on the GPU here against their plan (bench memory --device cuda), into experiments/005-gpu (PYTHON=..., ARGS=--tiny)

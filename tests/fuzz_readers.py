@@ -212,7 +212,7 @@ def fuzz_config(_: Path, __: argparse.Namespace) -> tuple[st.SearchStrategy[Any]
             found: Any = config.to_dict()
             for part in key.split("."):
                 found = (found or {}).get(part)
-            if key != "experiment_name" and found != value:
+            if key != "run_name" and found != value:
                 raise AssertionError(f"{found!r} in place of {value!r}")
         _documented(lambda: quoted(override))
 

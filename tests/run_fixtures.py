@@ -1,4 +1,4 @@
-"""Runs of seconds: the smoke experiment in a world of its own, on the shipped stage-0 and stage-1 checkpoints."""
+"""Runs of seconds: the smoke recipe in a world of its own, on the shipped stage-0 and stage-1 checkpoints."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,7 +25,7 @@ def smoke_in(world_dir: Path) -> Callable[..., list[str]]:
             "data.folder": str(world_dir / "toyworld"),
         }
         given = dict(item.split("=", 1) for item in overrides)
-        return ["experiment=smoke", *(f"{key}={value}" for key, value in {**own, **given}.items())]
+        return ["recipe=smoke", *(f"{key}={value}" for key, value in {**own, **given}.items())]
 
     return make
 
@@ -50,9 +50,9 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[st
     folder = tmp_path_factory.mktemp("resume")
     write_texts(folder / "texts", 9)
     own = {
-        "experiment": "smoke", "tracking.enabled": "false", "data.folder": folder / "world", "data.features": "false",
+        "recipe": "smoke", "tracking.enabled": "false", "data.folder": folder / "world", "data.features": "false",
         "data.sizes.instruct-train": 24, "data.sizes.instruct-val": 5, "data.max_bad_fraction": 1,
-        "data.splits": f"{{train: {{instruct-train: 2, {folder / 'texts'}: 1}}, val: instruct-val, test: null}}",
+        "data.train": f"{{instruct-train: 2, {folder / 'texts'}: 1}}", "data.val": "instruct-val", "data.test": "null",
         "data.batch_size": 2, "data.eval_batch_size": 2,
         "trainer.max_steps": MIXED_STEPS, "trainer.val_every": MIXED_STEPS, "trainer.checkpoint_every": 1,
         "model.weights": "[]", "model.vision_config.num_hidden_layers": 1, "model.text_config.num_hidden_layers": 1,

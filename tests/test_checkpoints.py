@@ -39,7 +39,7 @@ def test_the_shipped_recipe_is_the_shipped_configs(monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(ROOT)
     for stage in PARTS:
         made_with = json.loads((TINY / stage / "recipe.json").read_text())["config"]
-        now = resolve([f"experiment=tiny_{stage}"]).to_dict()
+        now = resolve([f"recipe=tiny_{stage}"]).to_dict()
         for group in ("seed", "stage", "compressor", "fusion", "order"):
             assert made_with[group] == now[group], f"{stage}: {group}"
         assert made_with["trainer"]["max_steps"] == now["trainer"]["max_steps"]

@@ -23,7 +23,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     tiny = ROOT / "checkpoints" / "tiny"
     world = tmp_path_factory.mktemp("world")
     weights = f"model.weights=[{tiny / 'stage0'},{tiny / 'stage1'}]"
-    return ["experiment=smoke", weights, f"model.tokenizer={tiny / 'stage1'}", f"data.folder={world}"]
+    return ["recipe=smoke", weights, f"model.tokenizer={tiny / 'stage1'}", f"data.folder={world}"]
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_help_says_how_values_are_typed(capsys: pytest.CaptureFixture):
     assert config.run_dir == os.path.expanduser("~/runs/lr=1e-4 (1)")
     assert (config.seed, config.data.features, config.data.cache_dir) == (3, False, None)
     assert config.model.weights == [os.path.expanduser("~/a"), "b=1"]
-    assert config.data.splits["train"] == {"a": 0.9, "b": 0.1} and config.tracking.experiment == "a, b"
+    assert config.data.train == {"a": 0.9, "b": 0.1} and config.tracking.experiment == "a, b"
 
 
 def test_a_worker_that_dies_in_the_midst_of_a_run_is_one_line(
@@ -106,7 +106,7 @@ def test_a_worker_that_dies_in_the_midst_of_a_run_is_one_line(
         (["train", "model.text_config.hidden_size=72"], ["checkpoints/tiny/stage1", "shape"]),
         (["train", "model.text_config.hidden_size=wide"], ["hidden_size"]),
         (["train", "model.text_config.model_type=gpt9"], ["gpt9"]),
-        (["train", "data.splits.train=nothing"], ["nothing"]),
+        (["train", "data.train=nothing"], ["nothing"]),
         (["train", "data.batch_size=0"], ["batch_size=0"]),
         (["train", "unknown.key=1"], ["unknown key unknown.key"]),
         (["sweep", "compressor.C=1,0"], ["compressor.C=0"]),
@@ -148,7 +148,7 @@ def test_config_refuses_an_argument_of_a_class_as_train_does(
 
 
 def test_config_prints_a_stage_that_only_world_completes(capsys: pytest.CaptureFixture):
-    assert main(["config", "experiment=tiny_stage0"]) == 0
+    assert main(["config", "recipe=tiny_stage0"]) == 0
     assert "VisionPretrainingStage" in capsys.readouterr().out
 
 
@@ -220,7 +220,7 @@ def test_a_tracker_that_is_not_installed_is_one_line_before_anything_is_made(
 @pytest.mark.parametrize(
     ("arguments", "asked", "otherwise"),
     [
-        (["sweep", "experiment=smoke"], "tracker=mlflow", "tracking.enabled=false"),
+        (["sweep", "recipe=smoke"], "tracker=mlflow", "tracking.enabled=false"),
         (["bench", "flops"], "bench flops", "--no-mlflow"),
         (["bench", "latency"], "bench latency", "--no-mlflow"),
         (["bench", "memory"], "bench memory", "--no-mlflow"),

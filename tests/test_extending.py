@@ -33,13 +33,13 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_recipe(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = resolve(["experiment=boards_c2"], MINE)
+    config = resolve(["recipe=boards_c2"], MINE)
     assert (config.compressor.get("C"), config.trainer.max_steps, config.run_dir) == (2, 600, "runs/boards_c2")
     tiny = resolve([])
     assert (config.data, config.stage) == (tiny.data, tiny.stage), "it builds on the default recipe"
-    assert main(["--config-dir", "mine", "config", "experiment=boards_c2"]) == 0
+    assert main(["--config-dir", "mine", "config", "recipe=boards_c2"]) == 0
     assert "boards_c2" in capsys.readouterr().out
-    assert main(["config", "experiment=boards_c2"]) == 2, "it is known with its folder alone"
+    assert main(["config", "recipe=boards_c2"]) == 2, "it is known with its folder alone"
 
 
 def test_the_launcher(mine: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_class_that_cannot_be_made_is_one_line(
     code = (mine / "mine" / "by_command.py").read_text()
     (mine / "mine" / f"{name}.py").write_text(code.replace(old, new))
     (mine / "mine" / "launcher" / f"{name}.yaml").write_text(f"_target_: {name}.ByCommand\nprefix: [nice]\n")
-    assert main(["--config-dir", "mine", "sweep", "experiment=smoke", f"launcher={name}"]) == 2
+    assert main(["--config-dir", "mine", "sweep", "recipe=smoke", f"launcher={name}"]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith(f"llava-mini: launcher: {name}.ByCommand cannot be made ({reason}")
     assert printed.count("\n") == 1

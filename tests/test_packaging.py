@@ -78,8 +78,8 @@ def test_help_lists_every_target_in_a_line() -> None:
         (["C=1,2,4,8"], "compressor=query,zero compressor.C=1,2,4,8 seed=0,1,2"),
         (["SEEDS=2", "SWEEP_DIR=sweeps/a"], "compressor=query,zero seed=0,1 --out sweeps/a"),
         (
-            ["COMPRESSOR=query,avg_pool", "SEEDS=1", "N_FUSION=0,2", "ARGS=experiment=smoke order=paper"],
-            "compressor=query,avg_pool fusion.num_layers=0,2 seed=0 experiment=smoke order=paper",
+            ["COMPRESSOR=query,avg_pool", "SEEDS=1", "N_FUSION=0,2", "ARGS=recipe=smoke order=paper"],
+            "compressor=query,avg_pool fusion.num_layers=0,2 seed=0 recipe=smoke order=paper",
         ),
     ],
 )

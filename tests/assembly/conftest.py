@@ -1,4 +1,4 @@
-"""Configs of a small model without weights, with the data of the smoke experiment in the test's own folder."""
+"""Configs of a small model without weights, with the data of the smoke recipe in the test's own folder."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ def config_of(tokenizer_dir: Path, tmp_path: Path) -> Resolve:
 
     def make(*overrides: str) -> Config:
         places = ["model.weights=[]", f"model.tokenizer={tokenizer_dir}", f"data.folder={tmp_path / 'world'}"]
-        return resolve(["experiment=smoke", *SMALL, *places, f"run_dir={tmp_path / 'run'}", *overrides])
+        return resolve(["recipe=smoke", *SMALL, *places, f"run_dir={tmp_path / 'run'}", *overrides])
 
     return make
 

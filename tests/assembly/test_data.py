@@ -50,10 +50,8 @@ def test_splits_name_sets_pool_them_and_mix_them(config_of: Resolve, datamodule_
     for name, count in (("one", 4), ("two", 6)):
         write_set(tmp_path / "world" / name, count)
     far = write_set(tmp_path / "far", 3)
-    splits = f"{{train: {{one: 3, {far}: 1}}, val: [one, two], test: {far}}}"
-    data = datamodule_of(
-        config_of("data.world_seed=null", "data.features=false", f"data.splits={splits}", "data.batch_size=8")
-    )
+    splits = [f"data.train={{one: 3, {far}: 1}}", "data.val=[one, two]", f"data.test={far}"]
+    data = datamodule_of(config_of("data.world_seed=null", "data.features=false", *splits, "data.batch_size=8"))
     keys = {split: [reader.shards.key(0) for reader in mix.readers] for split, mix in data.splits.items()}
     assert keys == {"train": ["one-0", "far-0"], "val": ["one-0", "two-0"], "test": ["far-0"]}
     assert [data.splits[split].weights for split in ("train", "val", "test")] == [[3.0, 1.0], None, None]
@@ -79,8 +77,8 @@ def test_a_set_is_a_name_a_path_or_a_url(folder: str, name: str, place: str):
 
 def test_pictures_and_clips_are_read_as_the_config_says(config_of: Resolve, datamodule_of: Callable, tmp_path: Path):
     write_set(tmp_path / "world" / "one", 2)
-    splits = "data.splits={train: one, val: one, test: null}"
-    own = ["data.world_seed=null", "data.features=false", splits, "compressor=none", "fusion.num_layers=0"]
+    splits = ["data.train=one", "data.val=one", "data.test=null"]
+    own = ["data.world_seed=null", "data.features=false", *splits, "compressor=none", "fusion.num_layers=0"]
     plain = datamodule_of(config_of(*own)).splits["train"].readers[0]
     assert (plain.transform.mode, plain.max_frames, plain.shuffle_frames) == ("square", None, False)
     hd = ["data.views=hd", "data.max_frames=3", "data.shuffle_frames=true"]
@@ -118,8 +116,8 @@ def test_high_resolution_images_videos_and_text_are_trained_in_one_batch(
     media = [{"image": "a.png"}, {"image": ["b.png", "c.png"]}, {"video": "d.mp4"}, {}]
     shown = zip(texts, [one, two, clip, []], media, strict=True)
     write_shards([(f"s{i}", sample_of(*given, **named)) for i, (*given, named) in enumerate(shown)], tmp_path / "mixed")
-    splits = f"data.splits={{train: {tmp_path / 'mixed'}, val: {tmp_path / 'mixed'}, test: null}}"
-    own = ["data.world_seed=null", splits, "data.views=hd", "data.batch_size=4", "trainer.max_steps=2"]
+    splits = [f"data.train={tmp_path / 'mixed'}", f"data.val={tmp_path / 'mixed'}", "data.test=null"]
+    own = ["data.world_seed=null", *splits, "data.views=hd", "data.batch_size=4", "trainer.max_steps=2"]
     small = ["model.vision_config.patch_size=16", "compressor=none"]  # 16 patches and tokens of a view
     logits = {}
     for features in ("false", f"{tmp_path / 'features'}"):

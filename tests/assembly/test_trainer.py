@@ -29,7 +29,7 @@ ModelOf = Callable[[dict[str, Any]], Any]
 
 @pytest.mark.parametrize("name", [name for name in options("stage") if name != "vision_pretraining"])
 def test_every_stage_builds(config_of: Resolve, model_of: ModelOf, name: str):
-    plain = ["experiment=tiny_stage1", "fusion.num_layers=0"]  # what alignment is for
+    plain = ["recipe=tiny_stage1", "fusion.num_layers=0"]  # what alignment is for
     config = config_of(f"stage={name}", *(plain if name == "alignment" else []))
     model = model_of(config)
     stage = assembly.build_stage(config, model)
@@ -39,7 +39,7 @@ def test_every_stage_builds(config_of: Resolve, model_of: ModelOf, name: str):
 
 
 def test_stage_0_builds_for_a_tower_alone(config_of: Resolve, model_of: ModelOf):
-    config, tower = resolve(["experiment=tiny_stage0"]), model_of(config_of()).vision_tower
+    config, tower = resolve(["recipe=tiny_stage0"]), model_of(config_of()).vision_tower
     assert config.choices["stage"] == "vision_pretraining"
     stage = instantiate(
         config.stage, "stage", vision_tower=tower, feature_layer=-1, target_classes={"kind": 2, "digit": 11}

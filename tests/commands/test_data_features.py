@@ -52,7 +52,7 @@ def test_the_tower_alone_gives_what_the_whole_model_gives(smoke: Smoke, world: P
     given = [str(world / "board-val"), "--out", str(tmp_path), "--dtype", "float32"]
     assert features([*given, *smoke()]) == 0
     (folder,) = tmp_path.glob("*/shards.json")
-    assemble(resolve(smoke(f"data.features={tmp_path}", "data.splits={train: null, val: board-val, test: null}")))
+    assemble(resolve(smoke(f"data.features={tmp_path}", "data.train=null", "data.val=board-val", "data.test=null")))
     assert [*tmp_path.glob("*/shards.json")] == [folder], "the whole model's tower has another fingerprint"
 
 

@@ -21,7 +21,7 @@ from llava_mini.models import LlavaMiniForConditionalGeneration
 from llava_mini.training.run import assemble, train_run
 
 QLORA = [
-    "experiment=tiny_qlora", "data.folder={world}/toyworld-qlora", "finetune.lora.dropout=0.3",
+    "recipe=tiny_qlora", "data.folder={world}/toyworld-qlora", "finetune.lora.dropout=0.3",
     "data.sizes={caption-train:8,caption-val:8,instruct-train:64,instruct-val:16,instruct-test:16}",
     "memory.optimizer=adamw_8bit", "trainer.max_steps=6", "trainer.val_every=6", "trainer.checkpoint_every=2",
     "data.batch_size=4", "tracking.enabled=false",

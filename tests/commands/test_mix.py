@@ -22,7 +22,7 @@ SIZES = {
 def overrides(world_dir: Path, tmp_path: Path) -> list[str]:
     """Of a run of three steps in a small world."""
     own = {
-        "experiment": "tiny_video",
+        "recipe": "tiny_video",
         "trainer.max_steps": 3,
         "trainer.val_every": 3,
         "trainer.checkpoint_every": 3,
@@ -52,8 +52,8 @@ def test_the_mix_trains_and_every_kind_is_scored(overrides: list[str]):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.splits.val=[text-val, text-val]", "data.splits.val: text-val is given twice; allowed is each set once"),
-        ("data.splits.val=[/mine, /mine/]", "data.splits.val: /mine/ is given twice"),
+        ("data.val=[text-val, text-val]", "data.val: text-val is given twice; allowed is each set once"),
+        ("data.val=[/mine, /mine/]", "data.val: /mine/ is given twice"),
         ("data.max_length=1", "data.max_length=1: input should be greater than or equal to 2"),
     ],
 )
@@ -64,10 +64,10 @@ def test_a_mistake_in_what_is_read_is_one_line(overrides: list[str], override: s
 
 
 def test_a_share_that_is_too_small_is_refused_before_data_are_made(overrides: list[str], world_dir: Path):
-    config = resolve([*overrides, "data.splits.train={text-train: 1, clip-train: 1e-9}", f"data.folder={world_dir}/no"])
+    config = resolve([*overrides, "data.train={text-train: 1, clip-train: 1e-9}", f"data.folder={world_dir}/no"])
     with pytest.raises(
         UserError,
-        match=r"^data\.splits\.train=.*weight 1e-09 of a mixture gets no place among 1000.*1/1000 of the sum$",
+        match=r"^data\.train=.*weight 1e-09 of a mixture gets no place among 1000.*1/1000 of the sum$",
     ):
         assemble(config)
     assert not (world_dir / "no").exists()
@@ -76,7 +76,7 @@ def test_a_share_that_is_too_small_is_refused_before_data_are_made(overrides: li
 def test_controls_change_which_frames_are_seen_and_nothing_else(overrides: list[str]):
     batches = {}
     for name, control in {"all": [], "one": ["data.max_frames=1"], "mixed": ["data.shuffle_frames=true"]}.items():
-        config = resolve([*overrides, "data.splits.val=clip-val", "data.features=false", *control])
+        config = resolve([*overrides, "data.val=clip-val", "data.features=false", *control])
         batches[name] = next(iter(assemble(config).datamodule.val_dataloader()))
     whole, one, mixed = batches["all"], batches["one"], batches["mixed"]
     assert whole.pixel_values is not None and one.pixel_values is not None and mixed.pixel_values is not None

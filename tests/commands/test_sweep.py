@@ -47,7 +47,7 @@ def swept(nursery: Nursery, database: str, tmp_path_factory: pytest.TempPathFact
     """The reference and query C=1, in a world of their own."""
     folder = tmp_path_factory.mktemp("sweeps") / "small"
     world = tmp_path_factory.mktemp("world") / "toyworld"
-    arguments = ["experiment=smoke", "compressor.C=1", f"data.folder={world}", f"--out={folder}",
+    arguments = ["recipe=smoke", "compressor.C=1", f"data.folder={world}", f"--out={folder}",
                  "tracking.log_model=true"]  # fmt: skip
     done = nursery.call("sweep", *arguments, environment={"MLFLOW_TRACKING_URI": database})
     return Swept(folder, arguments, *done)
@@ -72,7 +72,7 @@ def test_both_runs_finish_and_the_report_is_the_last_line(swept: Swept) -> None:
 
 
 def test_a_run_of_a_sweep_equals_one_of_train(swept: Swept, nursery: Nursery, tmp_path: Path) -> None:
-    own = [argument for argument in swept.arguments if argument.startswith(("experiment", "compressor", "data"))]
+    own = [argument for argument in swept.arguments if argument.startswith(("recipe", "compressor", "data"))]
     status, said = nursery.call("train", *own, f"run_dir={tmp_path / 'run'}", "tracking.enabled=false")
     assert status == 0, said
     [of_sweep] = swept.folder.glob("runs/query-*")
@@ -117,7 +117,7 @@ def test_mlflow_holds_where_each_run_comes_from_and_the_data_that_it_read(swept:
     assert shlex.split(parent.data.tags["mlflow.source.name"]) == ["llava-mini", "sweep", *given]
     for run in children:
         command = run.data.tags["mlflow.source.name"]
-        assert command.startswith("llava-mini train") and "experiment=smoke" in command and "tracking." not in command
+        assert command.startswith("llava-mini train") and "recipe=smoke" in command and "tracking." not in command
     for run in tracked:
         inputs = {read.dataset.name: read.tags[0].value for read in run.inputs.dataset_inputs}
         assert inputs == {"board-train": "training", "board-val": "validation", "board-test": "test"}
@@ -180,7 +180,7 @@ def test_the_same_command_runs_nothing_again(
 
 
 def test_features_depend_on_pictures_and_tower_only() -> None:
-    base = resolve(["experiment=smoke"])
+    base = resolve(["recipe=smoke"])
 
     def of(key: str, value: Any) -> str:
         values = base.to_dict()
@@ -196,7 +196,7 @@ def test_features_depend_on_pictures_and_tower_only() -> None:
             "data/turns": "conversation",
             "model/text_config/num_hidden_layers": 9, "trainer/max_steps": 1, "run_dir": "x"}  # fmt: skip
     assert {of(*change) for change in same.items()} == {features_of(base)}
-    other = {"data/folder": "x", "data/world_seed": 1, "data/sizes/instruct-train": 65, "data/splits/test": None,
+    other = {"data/folder": "x", "data/world_seed": 1, "data/sizes/instruct-train": 65, "data/test": None,
              "data/views": "hd", "data/features": "x", "model/vision_feature_layer": -2,
              "model/vision_config/hidden_act": "relu",
              "model/image_processor/size": {"shortest_edge": 32}, "model/weights": []}  # fmt: skip
@@ -205,7 +205,7 @@ def test_features_depend_on_pictures_and_tower_only() -> None:
 
 def test_what_is_not_cached_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llava_mini.training.run.assemble", lambda config: pytest.fail("assembled"))
-    share_features([resolve(["experiment=smoke", "data.features=false"])])
+    share_features([resolve(["recipe=smoke", "data.features=false"])])
     share_features([])
 
 

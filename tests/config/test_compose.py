@@ -28,7 +28,7 @@ def test_defaults_are_the_tiny_world_with_one_token():
     config = resolve([])
     assert config.choices == {
         "model": "tiny", "compressor": "query", "order": "release", "data": "toyboards", "stage": "instruction",
-        "finetune": "full", "hardware": "auto", "experiment": "tiny",
+        "finetune": "full", "hardware": "auto", "recipe": "tiny",
     }  # fmt: skip
     assert (config.compressor.get("C"), config.fusion.num_layers) == (1, 4)
 
@@ -58,10 +58,12 @@ def test_one_value_chooses_the_papers_order():
         ("trainer.max_steps=99999999999999999999999", ["trainer.max_steps=99999999999999999999999: "]),
         ("run_dir='${nope}'", ["run_dir: Interpolation key 'nope' not found"]),
         ("run_dir=${", ["run_dir=${: ${ begins the name of another key, as in ${seed}; \\${ is the text ${ itself"]),
-        ("data.splits={train: '${'}", ["data.splits={train: '${'}: ${ begins the name of another key"]),
+        ("data.train={a: '${'}", ["data.train={a: '${'}: ${ begins the name of another key"]),
         ("trainer=[1]", ["trainer=[1]: Cannot merge DictConfig with ListConfig"]),
         ("model={a: 1}", ["unknown key model.a: allowed in model are vision_config"]),
-        ("data={splits: {vall: a}}", ["unknown key data.splits.vall (did you mean data.splits.val?)"]),
+        ("data={vall: a}", ["unknown key data.vall (did you mean data.val?)"]),
+        ("data.splits.train=a", ["unknown key data.splits.train: it is data.train now"]),
+        ("experiment=smoke", ["unknown key experiment: it is recipe now"]),
         ("model=[nope]", ["model=nope: no such model; allowed are llava_mini_llama31_8b"]),
         ("world.stages=[0,0]", ["world.stages=[0, 0]: allowed are 0, 1 and 2, each once"]),
         ("world.stages=[true]", ["world.stages=[True]: allowed are 0, 1 and 2, each once"]),
@@ -72,11 +74,11 @@ def test_one_value_chooses_the_papers_order():
         ("~seed", ["~seed"]),
         ("nothing/here=1", ["nothing/here"]),
         (
-            "data.splits.train=[]",
+            "data.train=[]",
             ["train=[]: allowed are a set, [set, ...] and {set: weight above 0, ...}"],
         ),
-        ("data.splits.val={instruct-val: 0}", ["data.splits.val={'instruct-val': 0}: allowed are a set"]),
-        ("data.splits.test=[instruct-test, nope]", ["data.splits.test=nope: allowed are caption-train", "a URL"]),
+        ("data.val={instruct-val: 0}", ["data.val={'instruct-val': 0}: allowed are a set"]),
+        ("data.test=[instruct-test, nope]", ["data.test=nope: allowed are caption-train", "a URL"]),
         ("data.features=3", ["data.features=3: allowed are true, false and a folder"]),
         ("data.template=3", ["data.template=3: allowed are the name of a template and {field: text, ...}"]),
         ("data.views=round", ["data.views='round'", "'square', 'pad' or 'hd'"]),
@@ -88,7 +90,7 @@ def test_one_value_chooses_the_papers_order():
         ("=3", ["=3: not of the form key=value"]),
         ("run_dir=", ["run_dir='': ", "at least 1 character"]),
         ("data.folder=", ["data.folder='': ", "at least 1 character"]),
-        ("experiment_name=", ["experiment_name='': ", "at least 1 character"]),
+        ("run_name=", ["run_name='': ", "at least 1 character"]),
         ("data.cache_dir=", ["data.cache_dir='': ", "at least 1 character"]),
         ("tracking.uri=", ["tracking.uri='': ", "at least 1 character"]),
         ("tracking.experiment=", ["tracking.experiment='': ", "at least 1 character"]),
@@ -107,12 +109,12 @@ def test_a_mistake_is_one_line(override: str, parts: list[str]):
 
 def test_a_set_of_the_toy_world_has_a_size_and_any_other_is_named_by_its_place(tmp_path: Path):
     (tmp_path / "data").mkdir()
-    splits = "splits: { train: { instruct-train: 3, /mine: 1, 's3://bucket/set': 0.5 } }"
-    (tmp_path / "data" / "mix.yaml").write_text(f"defaults: [toyworld]\n{splits}\n")
-    mixed = resolve(["data=mix"], (str(tmp_path),)).data.splits
-    assert mixed["train"] == {"instruct-train": 3, "/mine": 1, "s3://bucket/set": 0.5}
-    own = resolve(["data.world_seed=null", "data.splits.train=[mine, yours]"]).data.splits
-    assert own["train"] == ["mine", "yours"]
+    train = "train: { instruct-train: 3, /mine: 1, 's3://bucket/set': 0.5 }"
+    (tmp_path / "data" / "mix.yaml").write_text(f"defaults: [toyworld]\n{train}\n")
+    mixed = resolve(["data=mix"], (str(tmp_path),)).data
+    assert mixed.train == {"instruct-train": 3, "/mine": 1, "s3://bucket/set": 0.5}
+    own = resolve(["data.world_seed=null", "data.train=[mine, yours]"]).data
+    assert own.train == ["mine", "yours"]
 
 
 def test_own_folder_adds_options(tmp_path: Path):
@@ -124,16 +126,16 @@ def test_own_folder_adds_options(tmp_path: Path):
         resolve(["compressor=mine"])
 
 
-GLOBAL, NAMED = "# @package _global_\n", "experiment_name: mine\ntrainer: {max_steps: 3}\n"
+GLOBAL, NAMED = "# @package _global_\n", "run_name: mine\ntrainer: {max_steps: 3}\n"
 
 
 @pytest.mark.parametrize(
     ("recipe", "key", "allowed"),
     [
-        (NAMED, "experiment", "needed is a first line `# @package _global_`"),
-        (f"{GLOBAL}trainer: {{max_steps: 3}}\n", "experiment_name", "the name of the run's folder"),
+        (NAMED, "recipe", "needed is a first line `# @package _global_`"),
+        (f"{GLOBAL}trainer: {{max_steps: 3}}\n", "run_name", "the name of the run's folder"),
         (
-            f"{GLOBAL}experiment_name: mine\ntrainer: {{max_step: 3}}\n",
+            f"{GLOBAL}run_name: mine\ntrainer: {{max_step: 3}}\n",
             "trainer.max_step",
             "did you mean trainer.max_steps?",
         ),
@@ -142,20 +144,20 @@ GLOBAL, NAMED = "# @package _global_\n", "experiment_name: mine\ntrainer: {max_s
     ],
 )
 def test_what_is_wrong_with_a_recipe_is_said_with_its_file(tmp_path: Path, recipe: str, key: str | None, allowed: str):
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "mine.yaml").write_text(recipe)
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text(recipe)
     with pytest.raises(UserError) as caught:
-        resolve(["experiment=mine"], (str(tmp_path),))
+        resolve(["recipe=mine"], (str(tmp_path),))
     assert caught.value.key == key
-    assert str(caught.value).startswith(f"{tmp_path}/experiment/mine.yaml: ")
+    assert str(caught.value).startswith(f"{tmp_path}/recipe/mine.yaml: ")
     assert allowed in str(caught.value)
 
 
 def test_a_wrong_override_is_not_blamed_on_a_right_recipe(tmp_path: Path):
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "mine.yaml").write_text(f"{GLOBAL}defaults: [override /compressor: zero]\n{NAMED}")
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text(f"{GLOBAL}defaults: [override /compressor: zero]\n{NAMED}")
     with pytest.raises(UserError) as caught:
-        resolve(["experiment=mine", "fusion.layers=3"], (str(tmp_path),))
+        resolve(["recipe=mine", "fusion.layers=3"], (str(tmp_path),))
     assert str(caught.value).startswith("unknown key fusion.layers")
 
 
@@ -231,7 +233,7 @@ def test_loading_what_is_no_config(tmp_path: Path):
 
 def test_a_yaml_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "twice.yaml").write_text("defaults: [toymix]\nsplits: { train: { a: 1, a: 2 } }\n")
+    (tmp_path / "data" / "twice.yaml").write_text("defaults: [toymix]\ntrain: { a: 1, a: 2 }\n")
     with pytest.raises(UserError, match="duplicate key a") as caught:
         resolve(["data=twice"], (str(tmp_path),))
     assert "\n" not in str(caught.value)
@@ -253,7 +255,7 @@ def test_a_card_has_some_memory(memory: str) -> None:
         ("trainer={max_stepz: 3}", "trainer.max_stepz", "trainer.max_steps"),
         ("compressor=qery", "compressor", None),
         ("trainer.devices=0", "trainer.devices", None),
-        ("data.splits.train=[]", "data.splits.train", None),
+        ("data.train=[]", "data.train", None),
     ],
 )
 def test_a_mistake_has_fields(override: str, key: str, hint: str | None) -> None:
@@ -298,12 +300,12 @@ def test_every_key_is_read_somewhere() -> None:
     ],
 )
 def test_a_config_file_with_a_mistake(tmp_path: Path, text: str, named: str) -> None:
-    (tmp_path / "experiment").mkdir()
+    (tmp_path / "recipe").mkdir()
     header = "# @package _global_\ndefaults: [smoke]\n"
     raw = f"{header}{text}\n".encode().replace(b"\\\\xff", b"\xff\xfe")
-    (tmp_path / "experiment" / "mine.yaml").write_bytes(raw)
+    (tmp_path / "recipe" / "mine.yaml").write_bytes(raw)
     with pytest.raises(UserError) as caught:
-        resolve(["experiment=mine"], (str(tmp_path),))
+        resolve(["recipe=mine"], (str(tmp_path),))
     assert "\n" not in str(caught.value)
     assert named == "yaml" or named in str(caught.value)
 

@@ -25,7 +25,7 @@ NAMES = {
     "data.kinds",
     "tracking.experiment",
     "tracking.parent_run_id",
-    "experiment_name",
+    "run_name",
 }
 ODD = [
     "lr=1e-4", "mine (1)", "[a]", "{a: 1", "a)]}", "josé", "实验", "مجلد", "a#1", "a,b", "lr = 1", " a ", "it's",
@@ -61,20 +61,20 @@ def test_text_is_taken_as_it_is_typed(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["a=b", "'a", "[a", "实验"])
 def test_a_set_is_named_by_any_text(text: str) -> None:
-    assert resolve(["data.world_seed=null", f"data.splits.val={text}"]).data.splits["val"] == text
+    assert resolve(["data.world_seed=null", f"data.val={text}"]).data.val == text
 
 
 def test_what_stays_hydras() -> None:
     config = resolve(
         [
             "run_dir='a, b'", 'tracking.experiment="c = d"', "data.cache_dir=null", "tracking.uri= Null",
-            "data.features=False", "model.weights=[]", "data.splits.train={instruct-train: 0.9, /b: 1}",
-            "world.out=x/${seed}/y=${experiment_name}", "data.template={user_suffix: ' '}", "seed=3",
+            "data.features=False", "model.weights=[]", "data.train={instruct-train: 0.9, /b: 1}",
+            "world.out=x/${seed}/y=${run_name}", "data.template={user_suffix: ' '}", "seed=3",
         ]
     )  # fmt: skip
     assert (config.run_dir, config.tracking.experiment) == ("a, b", "c = d")
     assert config.data.cache_dir is config.tracking.uri is None and config.data.features is False
-    assert config.model.weights == [] and config.data.splits["train"] == {"instruct-train": 0.9, "/b": 1}
+    assert config.model.weights == [] and config.data.train == {"instruct-train": 0.9, "/b": 1}
     assert config.world.out == "x/3/y=tiny" and config.data.template == {"user_suffix": " "}
 
 
@@ -88,12 +88,12 @@ def test_a_home_is_found_in_every_place(monkeypatch: pytest.MonkeyPatch) -> None
     hub = ["model=llava_mini_vicuna_7b", "data.world_seed=null"]
     texts = [key for key in PLACES if not text_keys()[key].items]
     config = resolve(
-        [*hub, *(f"{key}=~/a~b" for key in texts), "model.weights=[~/a, '~', b~]", "data.splits.val=[~/c]"]
+        [*hub, *(f"{key}=~/a~b" for key in texts), "model.weights=[~/a, '~', b~]", "data.val=[~/c]"]
     )
     assert {key: at(config, key) for key in texts} == dict.fromkeys(texts, "/home/me/a~b")
     assert config.model.weights == ["/home/me/a", "/home/me", "b~"]
-    assert config.data.splits["val"] == ["/home/me/c"]
-    assert resolve(["tracking.experiment=~/a", "experiment_name=~"]).tracking.experiment == "~/a"
+    assert config.data.val == ["/home/me/c"]
+    assert resolve(["tracking.experiment=~/a", "run_name=~"]).tracking.experiment == "~/a"
     assert at_home("sqlite:///~/a.db") == "sqlite:////home/me/a.db" and at_home("sqlite:///a~.db") == "sqlite:///a~.db"
     assert at_home({"~/a": 1}) == {"/home/me/a": 1} and at_home("~no such user/a") == "~no such user/a"
 
@@ -113,7 +113,7 @@ def test_a_home_that_a_yaml_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("seed=1=2", "seed=1=2: the value cannot be read; allowed are numbers, .* text, in quotes .*: 'seed=\"text\"'"),
         ("stage.note=a#b", "stage.note=a#b: the value cannot be read"),
         ("stage.note=it's", "stage.note=it's: the value cannot be read"),
-        ("data.splits.train={a=b: 1}", "data.splits.train={a=b: 1}: the value cannot be read"),
+        ("data.train={a=b: 1}", "data.train={a=b: 1}: the value cannot be read"),
         ("compressor.C=1,2", r"compressor.C=1,2: several values, .* sweep` takes; a list is compressor.C=\[a,b\]"),
         ("seed", "seed: not of the form key=value"),
         ("run_dir=a\udcff", "contains bytes that are not text"),
@@ -121,7 +121,7 @@ def test_a_home_that_a_yaml_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 )
 def test_a_value_that_cannot_be_read_says_how_to_quote(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        resolve(["experiment=smoke", override])
+        resolve(["recipe=smoke", override])
     assert "\n" not in str(error.value)
 
 

@@ -40,7 +40,7 @@ def test_defaults_are_those_of_the_config(found: dict[str, Key]) -> None:
     for name in (
         "seed",
         "trainer.gradient_clip_val",
-        "data.splits",
+        "data.train",
         "memory.loss_chunk",
         "order.fuse_compressed_tokens",
     ):

@@ -22,7 +22,7 @@ PRECISIONS = "32-true, bf16-mixed, bf16-true, 16-true"
         ([*FSDP, "memory.offload_vision=true"], "memory.offload_vision", "true", "false"),
         (["model.weights=parts"], "model.vision_tower", None, "a folder or a Hub id (owner/name)"),
         (
-            ["data.splits.val=[board-val, board-val]"], "data.splits.val", "board-val",
+            ["data.val=[board-val, board-val]"], "data.val", "board-val",
             "each set once, its share a weight",
         ),
     ],

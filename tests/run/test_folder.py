@@ -81,7 +81,7 @@ def _with(**values: object) -> Any:
             {"choices__compressor": "none", "compressor": {"_target_": "none"}, "fusion__num_layers": 2},
             "compressor=query, now none; fusion.num_layers=4, now 2; ",
         ),
-        ({"trainer__accumulate_grad_batches": 2}, "trainer.accumulate_grad_batches=1, now 2; "),
+        ({"trainer__accumulate_grad_batches": 2}, "trainer.accumulate_grad_batches=null, now 2; "),
         ({"seed": 7, **{f"fusion__new{n}": n for n in range(5)}}, "fusion.new0=(none), now 0; "),
         ({"seed": 7, **{f"fusion__new{n}": n for n in range(5)}}, "; and 2 more; "),
         ({"seed": False}, "seed=0, now false; "),

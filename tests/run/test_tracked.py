@@ -48,7 +48,7 @@ def test_what_was_measured_is_reported_and_the_model_only_if_wanted(tmp_path: Pa
 
 
 def test_the_model_is_not_reported_by_default() -> None:
-    assert resolve(["experiment=smoke"]).tracking.log_model is False
+    assert resolve(["recipe=smoke"]).tracking.log_model is False
 
 
 def test_runs_are_compared_by_a_few_short_parameters() -> None:
@@ -76,7 +76,7 @@ def test_a_set_that_is_read_twice_is_one_input(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_sends_what_still_waits_when_its_command_is_repeated(new_tracker: str, tmp_path: Path) -> None:
-    arguments = ["experiment=smoke", f"run_dir={tmp_path / 'run'}", f"tracking.uri={new_tracker}"]
+    arguments = ["recipe=smoke", f"run_dir={tmp_path / 'run'}", f"tracking.uri={new_tracker}"]
     spool = Spool(tmp_path / "run")
     spool.create(Origin(new_tracker, "llava-mini", "run"))
     spool.append("status", {"status": "FINISHED"})

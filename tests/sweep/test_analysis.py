@@ -61,7 +61,7 @@ def test_a_sweep_without_a_test_split_is_compared_on_validation(sweep_folder: Sw
     folder = sweep_folder("compressor.C=1", accuracy=0.7)
     for config in folder.glob("runs/*/config.yaml"):
         content = yaml.safe_load(config.read_text())
-        content["data"]["splits"].update(val="instruct-val", test=None)
+        content["data"].update(val="instruct-val", test=None)
         content["data"]["sizes"]["instruct-val"] = 5
         config.write_text(yaml.safe_dump(content))
         config.with_name("predictions_test.npz").rename(config.with_name("predictions_val.npz"))

@@ -197,7 +197,7 @@ def test_text_is_split_at_commas_outside_quotes(text: str, values: list[str]) ->
 )
 def test_lists_of_text_are_one_value(text: str, values: list[str]) -> None:
     assert parse([f"model.weights={text}"]) == {"model.weights": values}
-    assert parse(["data.splits.train={a: 0.9, b: 0.1}, c"]) == {"data.splits.train": ["{a: 0.9, b: 0.1}", "c"]}
+    assert parse(["data.train={a: 0.9, b: 0.1}, c"]) == {"data.train": ["{a: 0.9, b: 0.1}", "c"]}
 
 
 @pytest.mark.parametrize("text", ["", "a,", "a,,b", ","])

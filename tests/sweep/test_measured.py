@@ -46,7 +46,7 @@ def test_a_result_without_its_config_is_a_failure(sweep_folder: SweepFolder) -> 
         ("data.sizes.train=100,200", True),
         ("data.folder=a,b", True),
         ("data.sizes.test=40,41", False),
-        ("data.splits.test=test,train", False),
+        ("data.test=test,train", False),
         ("data.world_seed=0,1", False),
     ],
 )

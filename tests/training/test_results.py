@@ -71,7 +71,7 @@ def test_a_run_is_measured_with_the_views_that_it_trained_on(
         smoke(
             f"compressor={compressor}", f"data.views={'hd' if hd else 'square'}", "model.weights=[]",
             f"model.tokenizer={tmp_path / 'tokenizer'}", "fusion.num_layers=0", "data.features=false",
-            "data=toyworld", "data.splits.val=instruct-test",
+            "data=toyworld", "data.val=instruct-test",
         )
     )  # fmt: skip
     run = assemble(config)

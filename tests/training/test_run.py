@@ -185,7 +185,7 @@ def test_shard_sets_of_ones_own_are_read_as_they_are(smoke, tmp_path: Path, worl
 
     samples = (toy_sample("instruct-val", seed=3, index=index) for index in range(16))
     write_shards(samples, tmp_path / "mine" / "everything")
-    splits = ["data.splits.train=everything", "data.splits.val=everything", "data.splits.test=null"]
+    splits = ["data.train=everything", "data.val=everything", "data.test=null"]
     own = [f"data.folder={tmp_path / 'mine'}", "data.world_seed=null", *splits]
     run_dir = train_run(resolve(smoke(*own)))
     result = json.loads((run_dir / "result.json").read_text())

@@ -5,7 +5,7 @@ config repeats them.
 """
 
 from llava_mini.assembly.base import frozen_dtype
-from llava_mini.assembly.data import build_datamodule, store_features, tower_fingerprint
+from llava_mini.assembly.data import build_datamodule, store_features, tower_fingerprint, with_steps
 from llava_mini.assembly.model import build_model, build_processor, build_vision_model, check_model
 from llava_mini.assembly.tokenizer import build_template, build_tokenizer
 from llava_mini.assembly.trainer import (
@@ -31,6 +31,7 @@ __all__ = [
     "build_vision_model",
     "check_model",
     "check_training",
+    "with_steps",
     "fine_tune",
     "frozen_dtype",
     "make_trainer",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llava_mini.assembly.tokenizer import build_template
-from llava_mini.assembly.trainer import uses_gpu
+from llava_mini.assembly.trainer import num_ranks, uses_gpu
 from llava_mini.config import Config
 from llava_mini.config.rules import names_a_place, set_names
 from llava_mini.data.features.codec import FeatureType
@@ -43,6 +44,22 @@ def prepare_data(config: Config) -> None:
     make_world(data.folder, seed=data.world_seed, sizes={name: data.sizes[name] for name in names})
 
 
+def with_steps(config: Config) -> Config:
+    """Return the config with the optimizer steps that its epochs take, if it does not give steps itself.
+
+    An epoch is as many samples as the training sets have together, each set in its share of the mix.
+    """
+    if config.trainer.max_steps is not None:
+        return config
+    assert config.trainer.epochs is not None
+    prepare_data(config)
+    cache_dir = None if config.data.cache_dir is None else Path(config.data.cache_dir)
+    places = [set_location(config.data.folder, name) for name in set_names(config.data.splits["train"])]
+    samples = sum(len(ShardSet(place, cache_dir=cache_dir).index) for place in places)
+    step = config.data.batch_size * num_ranks(config) * config.accumulate
+    return config.changed({"trainer": {"max_steps": math.ceil(config.trainer.epochs * samples / step)}})
+
+
 def build_datamodule(
     config: Config, model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor
 ) -> VLMDataModule:
@@ -67,7 +84,7 @@ def build_datamodule(
         },
         batch_size=data.batch_size,
         eval_batch_size=data.eval_batch_size,
-        num_batches=trainer.max_steps * trainer.accumulate_grad_batches,
+        num_batches=trainer.steps * config.accumulate,
         seed=config.seed,
         num_workers=data.num_workers,
         normalize=None if data.features else (images.image_mean, images.image_std),
@@ -90,7 +107,7 @@ def _check_weights(sets: str | list[str] | dict[str, float] | None) -> None:
             exact_quotas(list(sets.values()))
         except UserError as error:
             raise UserError(
-                f"data.splits.train={sets}: {error}", key="data.splits.train", value=sets, allowed=error.allowed
+                f"data.train={sets}: {error}", key="data.train", value=sets, allowed=error.allowed
             ) from None
 
 

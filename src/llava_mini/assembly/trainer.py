@@ -160,7 +160,7 @@ def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, logge
         plugins=[AtomicCheckpointIO(), *_environment(config)],
         default_root_dir=run_dir,
         log_every_n_steps=10,
-        val_check_interval=validation_interval(spec) * spec.accumulate_grad_batches,
+        val_check_interval=validation_interval(spec) * config.accumulate,
     )
 
 
@@ -169,8 +169,8 @@ def validation_interval(spec: TrainerConfig) -> int:
 
     A third is rounded to the nearest: rounded up, the second validation of 100 steps would come after two thirds.
     """
-    every = spec.val_every or max(round(spec.max_steps / 3), 1)
-    return min(every, spec.max_steps)
+    every = spec.val_every or max(round(spec.steps / 3), 1)
+    return min(every, spec.steps)
 
 
 def make_trainer(config: Config, **options: Any) -> Trainer:
@@ -188,9 +188,9 @@ def make_trainer(config: Config, **options: Any) -> Trainer:
     on_gpu = uses_gpu(config)
     _check_hardware(spec, on_gpu=on_gpu)
     return Trainer(
-        max_steps=spec.max_steps,
+        max_steps=spec.steps,
         max_epochs=1,
-        accumulate_grad_batches=spec.accumulate_grad_batches,
+        accumulate_grad_batches=config.accumulate,
         gradient_clip_val=spec.gradient_clip_val,
         precision=spec.precision,
         accelerator=spec.accelerator,

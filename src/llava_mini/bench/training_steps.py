@@ -62,7 +62,7 @@ class Shape:
 
 def tiny(folder: Path, samples: int | None = None) -> Shape:
     """Return the toy world as `make sweep` trains it: its model, and one batch of its samples, put into a folder."""
-    spec = resolve(["experiment=tiny"])
+    spec = resolve(["recipe=tiny"])
     model, data, tokenizer = spec.model, spec.data, build_tokenizer()
     assert isinstance(data.template, str)
     template = template_named(data.template)

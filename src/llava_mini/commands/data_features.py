@@ -29,7 +29,7 @@ interruption."""
 
 _EXAMPLES = """\
 examples:
-  llava-mini data features data/captions --out data/features experiment=mine
+  llava-mini data features data/captions --out data/features recipe=mine
   llava-mini data features s3://bucket/mix --out data/features --dtype int8 model=mine data.cache_dir=/scratch/cache"""
 
 _LOG_SECONDS = 10.0

@@ -65,6 +65,6 @@ VALUES = r"""values (key=value of train, plan, sweep, world, config):
   seed=3 data.features=false     numbers, true and false
   data.cache_dir=null            none
   "model.weights=[~/a, b=1]"     a list; paths and names in it are as they are typed, but for commas
-  "data.splits.train={a: 0.9, b: 0.1}"  names of letters, digits and . / - _, with a value each
+  "data.train={a: 0.9, b: 0.1}"  names of letters, digits and . / - _, with a value each
   'tracking.experiment="a, b"'   text in quotes of its own within the shell's: where a sweep would read two values,
                                  where text would be null, and for other keys if it has other characters than those"""

@@ -25,6 +25,12 @@ from llava_mini.files import CONFIG_DIR, reading, write_text, writing
 
 # Keys of earlier versions that scripts may still use, longest first.
 _RENAMED = {
+    "data.splits.train": "data.train",
+    "data.splits.val": "data.val",
+    "data.splits.test": "data.test",
+    "data.splits": "data.train, data.val and data.test",
+    "experiment": "recipe",
+    "experiment_name": "run_name",
     "model.hub.vision_tower": "model.vision_tower",
     "model.hub.language_model": "model.language_model",
     "savers.checkpointing": "memory.activation_checkpointing",
@@ -195,13 +201,13 @@ def load_values(path: Path) -> dict[str, Any]:
 
 def _recipe_fault(overrides: list[str], config_dirs: tuple[str, ...]) -> UserError | None:
     """Return what is wrong with the form of a user's own recipe, if anything: Hydra does not name its file."""
-    name = next((each.partition("=")[2] for each in reversed(overrides) if each.startswith("experiment=")), None)
-    path = next((path for each in config_dirs if (path := Path(each) / "experiment" / f"{name}.yaml").is_file()), None)
+    name = next((each.partition("=")[2] for each in reversed(overrides) if each.startswith("recipe=")), None)
+    path = next((path for each in config_dirs if (path := Path(each) / "recipe" / f"{name}.yaml").is_file()), None)
     if path is None:
         return None
     recipe = load_values(path)
     if not re.search(r"^# *@package +_global_ *$", path.read_text(encoding="utf-8"), re.MULTILINE):
-        return UserError(f"{path}: needed is a first line `# @package _global_`", key="experiment", value=name)
+        return UserError(f"{path}: needed is a first line `# @package _global_`", key="recipe", value=name)
     defaults = recipe.pop("defaults", None)
     for entry in defaults if isinstance(defaults, list) else []:
         for group, option in entry.items() if isinstance(entry, dict) else ():
@@ -209,15 +215,15 @@ def _recipe_fault(overrides: list[str], config_dirs: tuple[str, ...]) -> UserErr
                 allowed = f"override /{group.removeprefix('/')}: {option}"
                 return UserError(f"{path}: defaults: {group} is chosen already; needed is `{allowed}`", allowed=allowed)
     known = _default()
-    unknown = [key for key in recipe if key not in known and key != "experiment_name"]
+    unknown = [key for key in recipe if key not in known and key != "run_name"]
     for key, value in recipe.items():
         if isinstance(value, dict) and key in known and key not in _groups():
             unknown += [f"{key}.{name}" for name in value if name not in known[key]]
     if unknown:
         error = _unknown_key(str(unknown[0]))
         return error.with_line(f"{path}: {error}")
-    if "experiment_name" not in recipe and not defaults:
-        return UserError(f"{path}: needed is experiment_name, the name of the run's folder", key="experiment_name")
+    if "run_name" not in recipe and not defaults:
+        return UserError(f"{path}: needed is run_name, the name of the run's folder", key="run_name")
     return None
 
 

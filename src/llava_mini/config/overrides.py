@@ -20,8 +20,8 @@ from llava_mini.errors import UserError
 
 # Keys with a path or URI, in which `~` is a home folder. The other text keys are names.
 PLACES = (
-    "run_dir", "data.folder", "data.cache_dir", "data.features", "data.splits.train", "data.splits.val",
-    "data.splits.test", "model.vision_tower", "model.language_model", "model.tokenizer", "model.weights",
+    "run_dir", "data.folder", "data.cache_dir", "data.features", "data.train", "data.val",
+    "data.test", "model.vision_tower", "model.language_model", "model.tokenizer", "model.weights",
     "tracking.uri", "world.out",
 )  # fmt: skip
 

@@ -27,7 +27,7 @@ GROUPS = {
     "hardware": "card, and its precision",
     "launcher": "how a sweep starts its runs",
     "tracker": "the service that runs are reported to",
-    "experiment": "recipe of a run: values of all other groups",
+    "recipe": "values of all other groups, for a stage and a kind of model",
 }
 _NAMES = {int: "int", float: "float", bool: "true | false", str: "text", dict: "{...}", list: "[...]", Any: "any"}
 _BOUNDS = {"ge": "{} or more", "gt": "above {}", "le": "at most {}", "lt": "below {}"}

@@ -36,7 +36,7 @@ def check_model(model: Model) -> None:
 def check_splits(data: Data) -> None:
     """Refuse a set that is in a split twice, as it would count double, and one of the toy world that has no size."""
     for split, sets in data.splits.items():
-        key, names = f"data.splits.{split}", set_names(sets)
+        key, names = f"data.{split}", set_names(sets)
         places = [normpath(name) for name in names]
         for number, name in enumerate(names):
             if places[number] in places[:number]:
@@ -45,6 +45,33 @@ def check_splits(data: Data) -> None:
             if data.world_seed is not None and not names_a_place(name) and name not in data.sizes:
                 allowed = f"{', '.join(data.sizes)}, a path or a URL"
                 raise _refusal(key, name, allowed, given=f"{key}={name}", why=f"allowed are {allowed}")
+
+
+def check_length(trainer: Trainer) -> None:
+    """Refuse a run without a length."""
+    if trainer.max_steps is None and trainer.epochs is None:
+        needed = "trainer.max_steps or trainer.epochs"
+        raise _refusal("trainer.max_steps", None, needed, given="trainer.max_steps=null", why=f"needed is {needed}")
+
+
+def check_batches(data: Data, trainer: Trainer) -> None:
+    """Refuse a step's number of samples that its batches do not make up."""
+    if trainer.global_batch is None:
+        return
+    at_once, ranks = data.batch_size * trainer.devices * trainer.num_nodes, trainer.devices * trainer.num_nodes
+    times, left = divmod(trainer.global_batch, at_once)
+    given = f"trainer.global_batch={trainer.global_batch} with data.batch_size={data.batch_size}"
+    given += f" on {ranks} devices" if ranks > 1 else ""
+    if left or not times:
+        per_device = trainer.global_batch // ranks
+        fitting = [size for size in range(1, per_device + 1) if trainer.global_batch % (size * ranks) == 0]
+        allowed = f"data.batch_size={', '.join(map(str, fitting))}" if fitting else f"a multiple of {ranks}"
+        raise _refusal("data.batch_size", data.batch_size, allowed, given=given, why=f"allowed is {allowed}")
+    if trainer.accumulate_grad_batches not in (None, times):
+        accumulate = trainer.accumulate_grad_batches
+        given = f"{given} and trainer.accumulate_grad_batches={accumulate}"
+        why = f"that takes {times} batches; leave trainer.accumulate_grad_batches out"
+        raise _refusal("trainer.accumulate_grad_batches", accumulate, f"null, {times}", given=given, why=why)
 
 
 def check_finetune(finetune: Finetune) -> None:

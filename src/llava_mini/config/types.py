@@ -24,7 +24,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from llava_mini import settings
-from llava_mini.config.rules import COMBINATION, check_finetune, check_fsdp, check_model, check_precision, check_splits
+from llava_mini.config.rules import COMBINATION, check_batches, check_finetune, check_fsdp, check_length, check_model, check_precision, check_splits
 from llava_mini.errors import UserError
 from llava_mini.limits import Count, Flag, Name, Positive, Share, Weight
 
@@ -194,9 +194,9 @@ class Data:
         Count | None, _doc("seed of the toy world that is made in the folder; null: the sets are your own")
     ]
     sizes: Annotated[dict[str, Positive], _doc("number of samples of each set of the toy world")]
-    splits: Annotated[
-        dict[Split, Sets | None], _doc("sets of each split: one, [pooled, pooled], or {mixed: weight, mixed: weight}")
-    ]
+    train: Annotated[Sets | None, _doc("shard sets of training: one, [pooled, pooled], or {mixed: weight, mixed: weight}")]
+    val: Annotated[Sets | None, _doc("shard sets of validation: one, or [pooled, pooled]")]
+    test: Annotated[Sets | None, _doc("shard sets of the test, which is read once, at the end; null: none")]
     template: Annotated[
         Template,
         _doc(
@@ -228,6 +228,11 @@ class Data:
         Features, _doc("vision features instead of pixels: true computes them once; or a folder that has them")
     ]
     kinds: Annotated[list[str], _doc("kinds of questions that are reported")]
+
+    @property
+    def splits(self) -> dict[Split, str | list[str] | dict[str, float] | None]:
+        """Shard sets of each split."""
+        return {"train": self.train, "val": self.val, "test": self.test}
 
     @model_validator(mode="after")
     def _check_together(self) -> Data:
@@ -291,8 +296,18 @@ class MemoryOptions:
 class Trainer:
     """Length, precision, devices and intervals of a training run. Steps are optimizer steps."""
 
-    max_steps: Annotated[Positive, _doc("optimizer steps of the run")]
-    accumulate_grad_batches: Annotated[Positive, _doc("batches of a step on each device")]
+    max_steps: Annotated[Positive | None, _doc("optimizer steps of the run; null: as many as trainer.epochs takes")]
+    epochs: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+        _doc("passes over the training samples, if max_steps is null"),
+    ]
+    global_batch: Annotated[
+        Positive | None,
+        _doc("samples of a step on all devices; null: data.batch_size x devices x num_nodes x accumulate_grad_batches"),
+    ]
+    accumulate_grad_batches: Annotated[
+        Positive | None, _doc("batches of a step on each device; null: as many as global_batch takes, or 1")
+    ]
     gradient_clip_val: Annotated[
         Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
         _doc("largest norm of the gradients; null: no clipping"),
@@ -305,9 +320,15 @@ class Trainer:
     devices: Annotated[Positive, _doc("processes of a machine that train together, one per device")]
     num_nodes: Annotated[Positive, _doc("machines; more than one by torchrun")]
     rank_timeout: Annotated[Positive, _doc("seconds that a rank waits for the others before the run ends")]
-    val_every: Annotated[Positive | None, _doc("steps between validations; null: a third of max_steps")]
+    val_every: Annotated[Positive | None, _doc("steps between validations; null: a third of the run's")]
     checkpoint_every: Annotated[Positive, _doc("steps between checkpoints")]
     threads: Annotated[Positive, _doc("CPU threads of a process")]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of a run whose length is known: `assembly.with_steps` counts those of `epochs`."""
+        assert self.max_steps is not None
+        return self.max_steps
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -347,7 +368,7 @@ class Config:
 
     choices: dict[str, str]
     seed: Annotated[int, Field(ge=0, le=2**32 - 1, strict=True), _doc("seed of weights, data order and dropout")]
-    experiment_name: Annotated[Name, _doc("name of the run's folder in runs/")]
+    run_name: Annotated[Name, _doc("name of the run's folder in runs/")]
     run_dir: Annotated[Name, _doc("folder of the run")]
     model: Model
     compressor: ComponentSpec
@@ -368,9 +389,19 @@ class Config:
     @model_validator(mode="after")
     def _check_together(self) -> Config:
         check_precision(self.memory, self.trainer)
+        check_length(self.trainer)
+        check_batches(self.data, self.trainer)
         if self.trainer.strategy == "fsdp":
             check_fsdp(self.trainer, self.memory, self.finetune)
         return self
+
+    @property
+    def accumulate(self) -> int:
+        """Batches of an optimizer step on each device."""
+        trainer = self.trainer
+        if trainer.global_batch is None:
+            return trainer.accumulate_grad_batches or 1
+        return trainer.global_batch // (self.data.batch_size * trainer.devices * trainer.num_nodes)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Config:

@@ -82,7 +82,7 @@ class Advice:
     def _accumulating(self) -> Peaks:
         """Return the peaks with gradients that stay between micro-batches, as any split of this batch needs."""
         config = self.peaks.config
-        if self._size == 1 or config.trainer.accumulate_grad_batches > 1:
+        if self._size == 1 or config.accumulate > 1:
             return self.peaks
         return self.peaks.of(config.changed({"trainer": {"accumulate_grad_batches": 2}}))
 

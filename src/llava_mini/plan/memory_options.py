@@ -71,14 +71,16 @@ def memory_changes(config: Config) -> list[Change]:
 
 def smaller_batch(config: Config, fits: int) -> Change | None:
     """Change to the largest part of the batch that fits, accumulated to the same step; None if there is none."""
-    now, accumulate = config.data.batch_size, config.trainer.accumulate_grad_batches
+    now = config.data.batch_size
     size = next((size for size in range(min(fits, now - 1), 0, -1) if now % size == 0), None)
     if size is None:
         return None
-    times = accumulate * now // size
+    values: dict[str, dict[str, Any]] = {"data": {"batch_size": size}}
+    if config.trainer.global_batch is None:
+        values["trainer"] = {"accumulate_grad_batches": config.accumulate * now // size}
     return Change(
-        f"data.batch_size={size} trainer.accumulate_grad_batches={times}",
-        {"data": {"batch_size": size}, "trainer": {"accumulate_grad_batches": times}},
+        " ".join(f"{group}.{key}={value}" for group, own in values.items() for key, value in own.items()),
+        values,
         "smaller products, the same samples in a step",
     )
 

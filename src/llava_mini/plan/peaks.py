@@ -108,7 +108,7 @@ def planner_of(config: Config, sample: Sample, tokenizer: PreTrainedTokenizerBas
         autocast=dtype if mixed else None,
         on_gpu=on_gpu(config),
         clip=trainer.gradient_clip_val,
-        accumulate=trainer.accumulate_grad_batches,
+        accumulate=config.accumulate,
     )
     return Planner(stage, mode, sample)
 

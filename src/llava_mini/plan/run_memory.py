@@ -131,7 +131,7 @@ def check_fits(config: Config) -> None:
         UserError: the run does not fit, cannot be planned, or names no GPU.
     """
     check_card_is_named(config)
-    Memory(config).plan(strict=True)
+    Memory(assembly.with_steps(config)).plan(strict=True)
 
 
 def on_cpu(config: Config) -> bool:

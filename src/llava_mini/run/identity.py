@@ -32,7 +32,8 @@ def config_hash(config: Config) -> str:
 def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     """Part of a resolved config, as a mapping, that decides a result.
 
-    How a step's batches are distributed is not in it: `trainer.batches_a_step` replaces the keys that say so.
+    How a step's batches are distributed is not in it: `trainer.batches_a_step` replaces the keys that say so, and with
+    `trainer.global_batch` the size of a batch is not in it either.
     """
     kept = {key: value for key, value in config.items() if key not in UNHASHED}
     if "data" in kept:
@@ -43,5 +44,9 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
         trainer = {
             key: value for key, value in kept["trainer"].items() if key not in (*BATCH_FACTORS, *_UNHASHED_TRAINER)
         }
-        kept["trainer"] = {**trainer, BATCHES_A_STEP: math.prod(kept["trainer"].get(key, 1) for key in BATCH_FACTORS)}
+        if trainer.get("global_batch") is None:
+            trainer[BATCHES_A_STEP] = math.prod(kept["trainer"].get(key) or 1 for key in BATCH_FACTORS)
+        else:
+            kept["data"] = {key: value for key, value in kept["data"].items() if key != "batch_size"}
+        kept["trainer"] = trainer
     return kept

@@ -130,9 +130,9 @@ def _test_set(path: Path) -> tuple[str, str]:
     """
     try:
         data = load_values(path)["data"]
-        name, split = data["splits"]["test"], "test"
+        name, split = data["test"], "test"
         if name is None:  # a sweep for choosing a configuration does not read the test split
-            name, split = data["splits"]["val"], "validation"
+            name, split = data["val"], "validation"
         if data["world_seed"] is None:
             return split, f"{data['folder']}/{name}/"
         return split, f"world_seed={data['world_seed']}/{name}={data['sizes'][name]}/"

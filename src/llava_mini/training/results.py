@@ -38,7 +38,7 @@ def measured(
     """Return scores on validation and (once) test, convergence, and tokens and FLOPs of a question.
 
     The scores of every answer are saved in `run_dir`, which has the run's validations. A run without a test split
-    (`data.splits.test=null`, for tuning) is measured on validation only.
+    (`data.test=null`, for tuning) is measured on validation only.
 
     Returns:
         `accuracy` {split: share of exact matches}; `word_accuracy` and `nll` {split: {group: mean over its kinds}};

@@ -115,6 +115,7 @@ def train_run(config: Config) -> Path:
     run_dir = Path(config.run_dir)
     if claim(run_dir, config):
         return run_dir
+    given, config = config, assembly.with_steps(config)
     clock, memory = Clock(), Memory(config)
     if not own_rank():
         memory.plan()  # before weights and features take any of the memory
@@ -123,15 +124,15 @@ def train_run(config: Config) -> Path:
         fit(run, config, clock, [])
         return run_dir
     log.info("%s", run.stage.parts_table())
-    identity = _identity(config)
-    save(config, run_dir / "config.yaml")
+    identity = _identity(given)
+    save(given, run_dir / "config.yaml")
     write_json(run_dir / "code.json", {key: identity[key] for key in ("code_version", "commit")})
     with tracked(config, run.datamodule.splits) as (tracker, loggers):
         trainer = fit(run, config, clock, loggers, memory)
         peaks = memory.measured(trainer.strategy.root_device)
         save_run(run.model, run.processor, config, run.base)
         with evaluation_precision(config, trainer):
-            figures = measured(run.model, run.processor.tokenizer, run.datamodule, run_dir, config.trainer.max_steps)
+            figures = measured(run.model, run.processor.tokenizer, run.datamodule, run_dir, config.trainer.steps)
         result = {
             "status": "finished",
             **identity,

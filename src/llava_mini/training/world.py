@@ -42,12 +42,12 @@ def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> 
 
     The overrides are for the configs of all stages; `world.out` says where the checkpoints go.
     """
-    stage0 = resolve(["experiment=tiny_stage0", *overrides], config_dirs)
+    stage0 = resolve(["recipe=tiny_stage0", *overrides], config_dirs)
     if (ranks := assembly.num_ranks(stage0)) > 1:
         why = f"trainer.devices and num_nodes ask for {ranks} processes: the toy world is made by one"
         raise UserError(why, key="trainer.devices", value=stage0.trainer.devices)
     out, stages = Path(stage0.world.out), stage0.world.stages
-    if 0 in stages and (times := stage0.trainer.accumulate_grad_batches) > 1:
+    if 0 in stages and (times := stage0.accumulate) > 1:
         allowed = "1 with world.vision_batch_size, or world.stages=[1]"
         raise refused("trainer.accumulate_grad_batches", times, "a step of stage 0 is one batch", allowed=allowed)
     if 0 in stages:
@@ -60,7 +60,7 @@ def make_tiny_world(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> 
             build_tokenizer().save_pretrained(str(tokenizer))
         folders = ",".join(literal(str(out / place)) for place in weights)
         places = [f"model.weights=[{folders}]", f"model.tokenizer={literal(str(tokenizer))}"]
-        train_language(resolve([f"experiment=tiny_{name}", *overrides, *places], config_dirs), out / name)
+        train_language(resolve([f"recipe=tiny_{name}", *overrides, *places], config_dirs), out / name)
     return out
 
 
@@ -81,7 +81,7 @@ def train_vision(config: Config, folder: Path) -> None:
     image_processor = CLIPImageProcessorPil(**spec.image_processor)
     train_set = _drawn(config, image_processor, "train", world.vision_scenes, world.vision_boards)
     val_set = _drawn(config, image_processor, "val", world.vision_val_scenes, world.vision_val_scenes)
-    steps, batch = config.trainer.max_steps, world.vision_batch_size
+    steps, batch = config.trainer.steps, world.vision_batch_size
     order = RandomSampler(train_set, replacement=True, num_samples=steps * batch, generator=torch.Generator())
     order.generator.manual_seed(config.seed)
     trainer = assembly.make_trainer(

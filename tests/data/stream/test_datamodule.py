@@ -184,7 +184,7 @@ def test_features_stand_for_pixels(
 
 def test_a_split_that_was_not_given_is_named(module: MakeModule, readers: dict[str, SampleReader]) -> None:
     data = module(splits={"val": Mix([readers["texts"]])})
-    with pytest.raises(UserError, match="data.splits.train=null: this needs a shard set for train"):
+    with pytest.raises(UserError, match="data.train=null: this needs a shard set for train"):
         data.train_dataloader()
 
 

@@ -121,5 +121,5 @@ class VLMDataModule(LightningDataModule):
     def _mix(self, split: str) -> Mix:
         if split not in self.splits:
             given = ", ".join(self.splits) or "none"
-            raise refused(f"data.splits.{split}", None, f"this needs a shard set for {split}; there are {given}")
+            raise refused(f"data.{split}", None, f"this needs a shard set for {split}; there are {given}")
         return self.splits[split]
