@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from llava_mini.commands.parser import Parser, at_least
+from llava_mini.command_line.parser import ConfigParser, at_least
 from llava_mini.config import check_each_once, resolve
 from llava_mini.data.features.codec import FEATURE_TYPES
 from llava_mini.data.format.shards import ShardSet
@@ -90,7 +90,7 @@ def _progress(num_shards: int) -> Callable[[int], None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = ConfigParser(
         prog="llava-mini data features",
         description=_ABOUT,
         epilog=_EXAMPLES,

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_mini.commands.parser import Parser, at_least, gibibytes, rate
+from llava_mini.command_line.parser import Parser, at_least, gibibytes, rate
 from llava_mini.errors import UserError, named_as, refused
 from llava_mini.files import is_url
 
