@@ -7,9 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from llava_mini.command_line.table import VALUES
-from llava_mini.units import MOST
-
-MOST_GIB = 2**20  # of memory, more than any machine has
+from llava_mini.units import MOST, MOST_GIB
 
 
 class Parser(argparse.ArgumentParser):

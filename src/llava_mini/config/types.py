@@ -27,6 +27,7 @@ from llava_mini import settings
 from llava_mini.config.rules import COMBINATION, check_finetune, check_fsdp, check_model, check_precision, check_splits
 from llava_mini.errors import UserError
 from llava_mini.limits import Count, Flag, Name, Positive, Share, Weight
+from llava_mini.units import MOST_GIB
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -243,7 +244,7 @@ class Hardware:
     """GPU that a run is planned for."""
 
     memory_gib: Annotated[
-        Annotated[float, Field(gt=0, le=2**20, allow_inf_nan=False)] | None,
+        Annotated[float, Field(gt=0, le=MOST_GIB, allow_inf_nan=False)] | None,
         _doc("memory of one card, GiB; null: of the card that is here"),
     ]
 
