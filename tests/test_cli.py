@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llava_mini.cli import main
-from llava_mini.commands.table import COMMANDS, WITH_FLAGS
+from llava_mini.command_line.table import COMMANDS, WITH_FLAGS
 from llava_mini.config import resolve
 
 ROOT = Path(__file__).parents[1]

@@ -19,9 +19,9 @@ import os
 import sys
 from pathlib import Path
 
-from llava_mini.commands.output import output_ends
-from llava_mini.commands.parser import Parser
-from llava_mini.commands.table import COMMANDS, CONFIGURED, HEADINGS, OUT, STRICT, VALUES, WITH_FLAGS
+from llava_mini.command_line.output import output_ends
+from llava_mini.command_line.parser import Parser
+from llava_mini.command_line.table import COMMANDS, CONFIGURED, HEADINGS, OUT, STRICT, VALUES, WITH_FLAGS
 from llava_mini.data.errors import LoaderError, loader_failures_reported
 from llava_mini.errors import UserError
 from llava_mini.files import disk_errors_reported

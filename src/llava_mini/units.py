@@ -4,6 +4,7 @@ from __future__ import annotations
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 MOST = 2**40  # of anything that is counted; beyond it a number is a mistake
+MOST_GIB = 2**20  # of memory, more than any machine has
 
 
 def size_text(size: float) -> str:
@@ -15,3 +16,9 @@ def size_text(size: float) -> str:
         if abs(size) >= 0.1 * unit:
             return f"{size / unit:,.2f} {name}"
     return f"{size / KIB:.2f} KiB"
+
+
+def gib_text(size: float) -> str:
+    """Return a number of bytes in GiB without the unit, for a column of a table."""
+    gib = size / GIB
+    return f"{gib:.2f}" if gib >= 0.01 else f"{gib:.1g}"

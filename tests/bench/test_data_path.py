@@ -56,7 +56,7 @@ def test_the_report_shows_every_loader_and_where_the_build_spends_its_time(
     [report] = data_path.study(samples=7, rounds=2)
     assert "| usual, originals | 13.50 (9.00 to 18.00) | 18.00 (9.00 to 27.00) | 39 |" in report.text
     assert "1.10 (1.00 to 1.20) of that, 50 %" in report.text
-    assert "3.0 KB a record, so 9.0 GB for 3,000,000 records" in report.text
+    assert "2.93 KiB a record, so 8.38 GiB for 3,000,000 records" in report.text
     figures = json.loads(json.dumps(report.figures))
     assert [target["met"] for target in figures["targets"]] == [True] * 9 and figures["findings"]["samples"] == 14
     assert figures["findings"]["costs"][OWN][0] == {"cpu": 2.8, "wall": 2.8}

@@ -72,7 +72,7 @@ def test_mistakes_are_named(smoke: Smoke, world: Path, tmp_path: Path):
 
 
 def test_the_command_line_knows_it(capsys: pytest.CaptureFixture[str]):
-    for arguments, told in {("data", "features", "--help"): "1.18 MB", ("data", "--help"): "features"}.items():
+    for arguments, told in {("data", "features", "--help"): "0.56 MiB", ("data", "--help"): "features"}.items():
         with pytest.raises(SystemExit) as ended:
             main([*arguments])
         assert ended.value.code == 0 and told in capsys.readouterr().out

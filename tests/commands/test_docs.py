@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llava_mini.cli import main
-from llava_mini.commands.table import COMMANDS
+from llava_mini.command_line.table import COMMANDS
 from llava_mini.config import resolve
 from llava_mini.sweep.grid import parse
 

@@ -1,4 +1,4 @@
-"""A real sweep of two short runs, from the command line to its report and its MLflow runs; and what it shares."""
+"""A real sweep of two short runs, from the command line to its report and its MLflow runs."""
 
 import json
 import re
@@ -15,8 +15,7 @@ from mlflow.tracking import MlflowClient
 from tests.several_ranks import ROOT, Nursery
 
 from llava_mini.cli import main
-from llava_mini.commands.sweep import DEFAULT_FOLDER, features_of, share_features, split_folder
-from llava_mini.config import Config, resolve
+from llava_mini.commands.sweep import DEFAULT_FOLDER, split_folder
 from llava_mini.errors import UserError
 
 KINDS = {"color", "shape", "digit", "count", "exist", "where"}
@@ -177,36 +176,6 @@ def test_the_same_command_runs_nothing_again(
     assert "2 of 2 runs are finished" in said and said.splitlines()[-1].endswith("report.html")
     assert "vision features" not in caplog.text, "no run is left that would share them"
     assert {path: path.stat().st_mtime_ns for name in names for path in swept.folder.glob(f"runs/*/{name}")} == before
-
-
-def test_features_depend_on_pictures_and_tower_only() -> None:
-    base = resolve(["recipe=smoke"])
-
-    def of(key: str, value: Any) -> str:
-        values = base.to_dict()
-        *path, last = key.split("/")
-        node = values
-        for part in path:
-            node = node[part]
-        assert node[last] != value
-        node[last] = value
-        return features_of(Config.read(values))
-
-    same = {"compressor": {"_target_": "mine"}, "fusion/num_layers": 0, "seed": 3, "data/batch_size": 2,
-            "data/turns": "conversation",
-            "model/text_config/num_hidden_layers": 9, "trainer/max_steps": 1, "run_dir": "x"}  # fmt: skip
-    assert {of(*change) for change in same.items()} == {features_of(base)}
-    other = {"data/folder": "x", "data/world_seed": 1, "data/sizes/instruct-train": 65, "data/test": None,
-             "data/views": "hd", "data/features": "x", "model/vision_feature_layer": -2,
-             "model/vision_config/hidden_act": "relu",
-             "model/image_processor/size": {"shortest_edge": 32}, "model/weights": []}  # fmt: skip
-    assert len({features_of(base), *(of(*change) for change in other.items())}) == 1 + len(other)
-
-
-def test_what_is_not_cached_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llava_mini.training.run.assemble", lambda config: pytest.fail("assembled"))
-    share_features([resolve(["recipe=smoke", "data.features=false"])])
-    share_features([])
 
 
 def test_the_folder_of_a_sweep() -> None:

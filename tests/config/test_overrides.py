@@ -87,9 +87,7 @@ def test_a_home_is_found_in_every_place(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("HOME", "/home/me")
     hub = ["model=llava_mini_vicuna_7b", "data.world_seed=null"]
     texts = [key for key in PLACES if not text_keys()[key].items]
-    config = resolve(
-        [*hub, *(f"{key}=~/a~b" for key in texts), "model.weights=[~/a, '~', b~]", "data.val=[~/c]"]
-    )
+    config = resolve([*hub, *(f"{key}=~/a~b" for key in texts), "model.weights=[~/a, '~', b~]", "data.val=[~/c]"])
     assert {key: at(config, key) for key in texts} == dict.fromkeys(texts, "/home/me/a~b")
     assert config.model.weights == ["/home/me/a", "/home/me", "b~"]
     assert config.data.val == ["/home/me/c"]

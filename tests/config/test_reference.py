@@ -1,17 +1,22 @@
 """The reference of the config is complete, true and the one that docs/ shows."""
 
+import inspect
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
+from hydra.utils import get_class
 from pydantic import Field
 
 from llava_mini.cli import main
-from llava_mini.commands.table import COMMANDS
+from llava_mini.command_line.table import COMMANDS
 from llava_mini.config import reference, resolve
-from llava_mini.config.reference import GROUPS, Key, help_text, keys, page
+from llava_mini.config.compose import options
+from llava_mini.config.reference import GROUPS, Key, arguments, help_text, keys, page
 from llava_mini.files import CONFIG_DIR
+from llava_mini.settings import conf
 
 ROOT = Path(__file__).parents[2]
 OF_CLASSES = {"choices", "compressor", "stage", "launcher", "tracker", "inputs"}  # checked by signatures
@@ -68,14 +73,28 @@ def test_every_group_is_in_it() -> None:
     assert "avg_pool, none, query*, uniform, zero" in help_text()
 
 
+def test_arguments_of_components_are_in_it_as_their_signatures_have_them() -> None:
+    shown = {key.name: key for key in arguments()}
+    assert shown["compressor.C"].text and "query: 1" in shown["compressor.C"].default
+    assert shown["compressor.num_heads"].default == "query: 8"
+    given = {"dim", "model", "kinds", "report_dir", "finetune", "optimizer", "seed", "word_marks", "devices",
+             "vision_tower", "feature_layer", "target_classes"}  # not by the config  # fmt: skip
+    for group in ("compressor", "stage", "launcher", "tracker"):
+        for option in options(group):
+            parameters = inspect.signature(get_class(conf(f"{group}/{option}")["_target_"])).parameters
+            assert {f"{group}.{name}" for name in parameters if name not in given} <= shown.keys()
+    assert all(key.name in help_text() for key in shown.values())
+
+
 def test_docs_show_it_as_it_is() -> None:
     shown = (ROOT / "docs" / "reference" / "config.md").read_text()
     assert shown == page(), "run: python -m llava_mini.config.reference > docs/reference/config.md"
 
 
-@pytest.mark.parametrize("command", ["train", "sweep", "config", "world"])
+@pytest.mark.parametrize("command", ["train", "sweep", "config", "world", "plan", "data features"])
 def test_commands_that_read_a_config_show_it(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "seed=1", "--help"]) == 0
+    with suppress(SystemExit):
+        main([*command.split(), "seed=1", "--help"])
     out = capsys.readouterr().out
     assert out.startswith("usage: llava-mini") and f" {command}" in out.splitlines()[0]
     assert help_text() in out

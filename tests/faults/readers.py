@@ -384,9 +384,9 @@ READERS = [
 
 # Readers that the table leaves out, and why.
 OTHER_READERS = {
-    "commands.data:_tokenize": "a tokenizer's folder: tests/commands/test_data.py",
+    "data.text.labels:tokenizer_in": "a tokenizer's folder: tests/commands/test_data.py",
     "commands.merge:same_answers": "reads what the command has just written",
-    "commands.output:_Ending._end": "opens the null device",
+    "command_line.output:_Ending._end": "opens the null device",
     "config.compose:_recipe_fault": "load_values has read the same file before it",
     "data.building.media:_image": "a user's picture, rejected with its reason: tests/data/building",
     "data.building.downloads:_download_once": "opens a URL: tests/data/building/test_downloads.py",
@@ -403,6 +403,7 @@ OTHER_READERS = {
     "models.interop.parts:_load": "tests/models/interop/test_parts.py",
     "models.tokenizer:load_tokenizer": "tests/models/test_tokenizer.py and tests/inference/test_loading.py",
     "settings:conf": "of the package",
+    "config.reference:_documented": "of the package",
     "sweep.html:page": "reads the plot that the same command has drawn",
     "run.provenance:code_version": "of the package",
 }

@@ -317,7 +317,7 @@ def test_files_that_are_no_session_of_this_model(asked: Any, make_model: Any, tm
     session.add_media(picture(1))
     session.save(path)
     other = make_model(seed=5, text_config=model.config.text_config, image_token_id=model.config.image_token_id)
-    with pytest.raises(UserError, match="a session of another model: vision_tower, compressor, projector, prefusion"):
+    with pytest.raises(UserError, match="a session of another model: vision_tower, projector, compressor, prefusion"):
         Session.load(path, other, processor)
     whole = path.read_bytes()
     for damaged, message in ((whole[:200], "no session can be read"), (b"", "is empty"), (b"text", "no session can")):

@@ -31,7 +31,6 @@ __all__ = [
     "build_vision_model",
     "check_model",
     "check_training",
-    "with_steps",
     "fine_tune",
     "frozen_dtype",
     "make_trainer",
@@ -39,4 +38,5 @@ __all__ = [
     "seed_run",
     "store_features",
     "tower_fingerprint",
+    "with_steps",
 ]

@@ -30,6 +30,7 @@ from llava_mini.bench.processes import fresh
 from llava_mini.bench.report import Report, markdown
 from llava_mini.bench.timing import Spread
 from llava_mini.bench.trials import Build, Cost, Memory, build, bytes_of_records, cost, memory, verification
+from llava_mini.units import MIB, size_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -181,7 +182,7 @@ def _about_loaders(found: Findings) -> str:
     (largest, mean), (largest_small, mean_small) = found.differences[OWN], found.differences[OWN_SMALL]
     return (
         "MiB are private memory beyond what the process had before, at their most. The usual loader's list takes"
-        f" {records / 1000:.1f} KB a record, so {records * LARGE_SET / 1e9:.1f} GB for {LARGE_SET:,} records in every"
+        f" {size_text(records)} a record, so {size_text(records * LARGE_SET)} for {LARGE_SET:,} records in every"
         f" process; our index is mapped, and {WORKERS} workers that opened it at the same time shared it.\n"
         f"Our pixels differ from the usual loader's by {largest:.1f}/255 at most and {mean:.2f}/255 on average; those"
         f" of 336-pixel shards, compressed a second time, by {largest_small:.0f}/255 and {mean_small:.1f}/255."
@@ -192,11 +193,11 @@ def _about_loaders(found: Findings) -> str:
 def _about_build(found: Findings) -> str:
     cpu = Spread.of([each.cpu for each in found.builds])
     verify = Spread.of(found.verify_ms)
-    rate = found.builds[0].picture_bytes / 1000 / cpu.median
+    rate = found.builds[0].picture_bytes / MIB * 1000 / cpu.median
     return (
         f"`data build` takes {cpu.shown(2)} CPU-ms a sample, its start included. Verifying the picture is"
         f" {verify.shown(2)} of that, {100 * verify.median / cpu.median:.0f} %; the rest is reading, packing, hashing"
-        f" and writing. A core then reads {rate:.0f} MB/s and writes as much: a disk that gives less is the limit, else"
+        f" and writing. A core then reads {rate:.0f} MiB/s and writes as much: a slower disk is the limit, else"
         " the decoder."
     )
 

@@ -29,6 +29,7 @@ from llava_mini.bench.timing import Trial, clock, elapsed, matmul_peak, measure
 from llava_mini.inference.cache import SessionCache
 from llava_mini.inference.frame_cache import FrameCache, FrameCacheConfig
 from llava_mini.models.frame_batch import frames_at_once
+from llava_mini.out_of_memory import is_out_of_memory
 from llava_mini.token_layout import HD_VIEWS
 from llava_mini.units import GIB
 
@@ -103,7 +104,9 @@ def latency(size: Size, device: torch.device, end: float) -> Iterator[Row]:
             with torch.no_grad():
                 trials = [matmul_peak(device, size.dtype, size.matmul), *make()]
             peak, *timings = measure(trials, size.rounds, device)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             yield {"task": name, "status": status_of(error)}
             continue
         for each in timings:

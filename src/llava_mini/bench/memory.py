@@ -169,11 +169,11 @@ def report(states: Sequence[VisualState], plans: list[SessionPlan], points: Sequ
 
 
 def _states_table(states: Sequence[VisualState]) -> str:
-    head = ("keys and values of an image", "tokens: LLaVA-v1.5", "LLaVA-Mini", "LLaVA-v1.5, MB", "LLaVA-Mini, MB")
+    head = ("keys and values of an image", "tokens: LLaVA-v1.5", "LLaVA-Mini", "LLaVA-v1.5, MiB", "LLaVA-Mini, MiB")
     rows = []
     for state in states:
         kind = "standard" if state.views == SINGLE_VIEW else "HD"
-        rows.append((f"{state.model}, {kind}", *state.tokens, *(f"{size / 1e6:.2f}" for size in state.bytes)))
+        rows.append((f"{state.model}, {kind}", *state.tokens, *(f"{size / MIB:.2f}" for size in state.bytes)))
     return markdown(head, rows)
 
 

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from llava_mini.commands.asking import (
+from llava_mini.command_line.asking import (
     FLAGS,
     LESS_MEMORY,
     add_media,
@@ -17,7 +17,7 @@ from llava_mini.commands.asking import (
     opened,
     parser_for,
 )
-from llava_mini.commands.output import json_line
+from llava_mini.command_line.output import json_line
 from llava_mini.errors import UserError, named_as
 from llava_mini.out_of_memory import oom_as_user_error
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llava_mini.commands.asking import load_model, parser_for
-from llava_mini.commands.parser import at_least
+from llava_mini.command_line.asking import load_model, parser_for
+from llava_mini.command_line.parser import at_least
 from llava_mini.errors import refused
 from llava_mini.out_of_memory import oom_as_user_error
 

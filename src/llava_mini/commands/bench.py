@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from llava_mini.commands.parser import Parser, at_least
+from llava_mini.command_line.parser import Parser, at_least
 from llava_mini.errors import UserError, named_as, refused
 from llava_mini.tracking.mlflow import check_installed
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from llava_mini.commands.asking import (
+from llava_mini.command_line.asking import (
     FLAGS,
     LESS_MEMORY,
     add_media,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llava_mini.commands.table import COMMANDS, CONFIGURED
+from llava_mini.command_line.parser import Parser
+from llava_mini.command_line.table import COMMANDS, CONFIGURED
 from llava_mini.config import options, resolve
-from llava_mini.config.reference import GROUPS, keys
-from llava_mini.errors import UserError
+from llava_mini.config.reference import GROUPS, arguments, keys
 
-_SHELLS = ("bash", "zsh")
 _SCRIPT = """\
 {start}COMP_WORDBREAKS=${{COMP_WORDBREAKS//=}}
 _llava_mini() {{
@@ -30,19 +29,19 @@ complete -o default -F _llava_mini llava-mini
 """
 
 
-def completion(arguments: Sequence[str], _config_dirs: tuple[str, ...] = ()) -> int:
-    """Print the script for the shell that is named.
-
-    Raises:
-        UserError: It is not one of the shells that are supported.
-    """
-    if len(arguments) != 1 or arguments[0] not in _SHELLS:
-        given, allowed = " ".join(arguments), ", ".join(_SHELLS)
-        raise UserError(f"completion {given}: takes one of {allowed}", key="completion", value=given, allowed=allowed)
+def completion(given: Sequence[str], _config_dirs: tuple[str, ...] = ()) -> int:
+    """Print the script for the shell that is named."""
+    parser = Parser(
+        prog="llava-mini completion",
+        description="Prints a script by which a shell completes commands, options of groups and config keys: "
+        'eval "$(llava-mini completion bash)".',
+    )
+    parser.add_argument("shell", choices=("bash", "zsh"))
+    shell = parser.parse_args(given).shell
     words = [f"{group}={name}" for group in GROUPS for name in options(group)] + [
-        f"{key.name}=" for key in keys(resolve([]))
+        f"{key.name}=" for key in (*keys(resolve([])), *arguments())
     ]
-    start = "autoload -U bashcompinit && bashcompinit\n" if arguments[0] == "zsh" else ""
+    start = "autoload -U bashcompinit && bashcompinit\n" if shell == "zsh" else ""
     configured = [*(name for name in CONFIGURED if name != "compare"), "plan"]
     texts = {"commands": " ".join(COMMANDS), "configured": " ".join(configured), "words": " ".join(words)}
     print(_SCRIPT.format(start=start, **texts), end="")

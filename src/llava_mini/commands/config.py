@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from llava_mini.commands.output import writes_any_text
+from llava_mini.command_line.output import writes_any_text
 from llava_mini.config import check_each_once, resolve
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from llava_mini.commands.parser import Parser, at_least
+from llava_mini.command_line.parser import Parser, at_least
 from llava_mini.errors import named_as
 
 _OFFICIAL = """\

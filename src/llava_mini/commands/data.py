@@ -7,17 +7,12 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from llava_mini.commands.parser import Parser, at_least
+from llava_mini.command_line.parser import Parser, at_least
 from llava_mini.data.building.workers import WorkerDiedError
 from llava_mini.data.format.shards import ShardSet, is_complete
-from llava_mini.errors import UserError, named_as, refused
+from llava_mini.errors import UserError, named_as
 from llava_mini.processes import cores
-from llava_mini.token_layout import TokenLayout
-
-if TYPE_CHECKING:
-    from llava_mini.data.text.labels import ConversationTokenizer
 
 _BUILD = """\
 Packs JSON (an array) or JSON Lines of conversations and the images and videos that they name into shards: standard
@@ -103,9 +98,14 @@ def _check(options: argparse.Namespace) -> int:
             return _fail(str(error))
         raise
     folder = options.tokenizer or _default_tokenizer()
-    tokenize = None if folder is None else _tokenize(folder, options)
-    with named_as({"path": "--report"}), report_to(options.report) as on_bad:
-        found = check_set(shards, tokenize, workers=options.workers, on_bad=on_bad)
+    with named_as({"template": "--template", "tokenizer": "--tokenizer", "path": "--report"}):
+        tokenize = None
+        if folder is not None:
+            from llava_mini.data.text.labels import tokenizer_in  # imports torch
+
+            tokenize = tokenizer_in(folder, options.template, options.image_tokens, options.max_length)
+        with report_to(options.report) as on_bad:
+            found = check_set(shards, tokenize, workers=options.workers, on_bad=on_bad)
     print("\n".join(finding_lines(shards, found)))
     if options.tokenizer is None:
         counted = "supervised tokens were not counted" if folder is None else f"tokens are those of {folder}"
@@ -122,25 +122,6 @@ def _default_tokenizer() -> Path | None:
     return folder if (folder / "tokenizer_config.json").is_file() else None
 
 
-@named_as({"template": "--template", "tokenizer": "--tokenizer"})
-def _tokenize(folder: Path, options: argparse.Namespace) -> ConversationTokenizer:
-    from transformers import AutoTokenizer
-
-    from llava_mini.data.text.labels import ConversationTokenizer
-    from llava_mini.data.text.templates import template_named
-
-    template = template_named(options.template)
-    if not (folder / "tokenizer_config.json").is_file():
-        raise refused("--tokenizer", folder, "no tokenizer_config.json there; name a tokenizer's folder")
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    return ConversationTokenizer(
-        tokenizer,
-        template,
-        layout=TokenLayout(options.image_tokens, options.image_tokens),
-        max_length=options.max_length,
-    )
-
-
 def _stats(options: argparse.Namespace) -> int:
     from llava_mini.data.inspection.stats import statistics, statistics_lines
     from llava_mini.data.inspection.stats_plot import draw
@@ -148,12 +129,8 @@ def _stats(options: argparse.Namespace) -> int:
     shards = ShardSet(options.folder)
     found = statistics(shards, options.workers)
     print("\n".join(statistics_lines(shards, found)))
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
+    with named_as({"out": "--out"}):
         draw(shards, found, options.out / "stats.png")
-    except OSError as error:
-        why = f"--out {options.out} cannot be written ({error.strerror})"
-        raise UserError(why, key="--out", value=options.out) from None
     print(f"\ndrawn in {options.out / 'stats.png'}")
     return 0
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from llava_mini.commands.parser import Parser, at_least
+from llava_mini.command_line.parser import ConfigParser, at_least
 from llava_mini.config import check_each_once, resolve
 from llava_mini.data.features.codec import FEATURE_TYPES
 from llava_mini.data.format.shards import ShardSet
@@ -22,8 +22,8 @@ Stores the frozen vision tower's features of every image, which training then re
 data.features=OUT. The tower is that of the config: model=..., model.weights=[...], data.views=..., as in `train`.
 
 It pays where one set is read many times by small language models (sweeps, several epochs), so that the tower would be
-most of the work, and the disk is fast. An image of CLIP ViT-L/14 at 336 pixels has 576x1024 numbers and takes 1.18 MB
-as float16 or 0.59 MB as int8 (a JPEG of 640x480 takes about 0.1 MB), and five times that with data.views=hd,
+most of the work, and the disk is fast. An image of CLIP ViT-L/14 at 336 pixels has 576x1024 numbers and takes 1.13
+MiB as float16 or 0.56 MiB as int8 (a JPEG of 640x480 takes about 0.1 MiB), and five times that with data.views=hd,
 where frames of videos keep one view. The command says what storing changed. Repeat it to continue after an
 interruption."""
 
@@ -90,7 +90,7 @@ def _progress(num_shards: int) -> Callable[[int], None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = ConfigParser(
         prog="llava-mini data features",
         description=_ABOUT,
         epilog=_EXAMPLES,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from llava_mini.commands.parser import Parser
+from llava_mini.command_line.parser import Parser
 from llava_mini.errors import UserError
 from llava_mini.finetune.packages import require
 from llava_mini.hardware import build_for, drives, find_cards, has_bf16, install_command

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from llava_mini import assembly
-from llava_mini.commands.parser import Parser
+from llava_mini.command_line.parser import Parser
 from llava_mini.config import Config, import_own, load
 from llava_mini.errors import UserError
 from llava_mini.evaluate.accuracy import evaluate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from llava_mini.commands.parser import Parser
+from llava_mini.command_line.parser import Parser
 from llava_mini.tracking.mlflow import MLflow, check_installed, latest_sweep
 
 

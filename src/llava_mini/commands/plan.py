@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from llava_mini import assembly
-from llava_mini.commands.parser import Parser, at_least
+from llava_mini.command_line.parser import ConfigParser, at_least
 from llava_mini.config import Config, check_each_once, resolve
 from llava_mini.errors import UserError
 from llava_mini.inference.session_plan import TEXT, session_plans, table
@@ -90,7 +90,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = ConfigParser(
         prog="llava-mini plan",
         description="The memory of a run's step by parts, whether it fits the card (hardware=...), the largest batch "
         "that does, and what to turn on if it does not. Needs neither a GPU nor weights.",

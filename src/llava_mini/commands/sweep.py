@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import functools
-import json
-import logging
-from dataclasses import asdict
 from pathlib import Path
 
-from llava_mini.commands.table import OUT
-from llava_mini.config import Config, instantiate, resolve
+from llava_mini.command_line.table import OUT
+from llava_mini.config import instantiate, resolve
 from llava_mini.errors import refused
 from llava_mini.run.provenance import code_version, git_commit
 from llava_mini.run.ranks import train_command
@@ -18,8 +15,6 @@ from llava_mini.sweep.grid import expand
 from llava_mini.sweep.launcher import Launcher
 from llava_mini.sweep.runner import INTERRUPTED, run_sweep
 from llava_mini.tracking.service import Service
-
-log = logging.getLogger("llava_mini")
 
 DEFAULT_FOLDER = "sweeps/latest"
 # What takes a run seconds to import: the package's own modules, and what they import later.
@@ -35,7 +30,11 @@ def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
     configs = [known(tuple(run.overrides)) for run in runs]
     tracking = configs[0].tracking
     service: Service | None = instantiate(configs[0].tracker, "tracker") if tracking.enabled else None
-    _check(configs)
+    from llava_mini.assembly import check_model  # imports torch, so only after the arguments are parsed
+    from llava_mini.training.shared_features import share_features
+
+    for config in configs:  # an impossible value is reported before any run starts
+        check_model(config)
     devices = max(config.trainer.devices for config in configs)
     launcher: Launcher = instantiate(configs[0].launcher, "launcher", devices=devices)
     version = code_version()
@@ -66,14 +65,6 @@ def sweep(arguments: list[str], config_dirs: tuple[str, ...] = ()) -> int:
     return status
 
 
-def _check(configs: list[Config]) -> None:
-    """Report an impossible value before any run starts."""
-    from llava_mini.assembly import check_model  # imports torch, so only after the arguments are parsed
-
-    for config in configs:
-        check_model(config)
-
-
 def split_folder(arguments: list[str]) -> tuple[Path, list[str]]:
     """Return the folder that `--out=` names (or the default), and all other arguments.
 
@@ -88,32 +79,3 @@ def split_folder(arguments: list[str]) -> tuple[Path, list[str]]:
             raise refused(OUT, value, "a folder is needed")
         folder = value if name == OUT else folder
     return Path(folder), [argument for argument in arguments if not argument.startswith(f"{OUT}=")]
-
-
-def share_features(configs: list[Config]) -> None:
-    """Compute the frozen vision tower's features once for all unfinished runs with the same data and tower."""
-    shared: dict[str, list[Config]] = {}
-    for config in configs:
-        if config.data.features:
-            shared.setdefault(features_of(config), []).append(config)
-    if not shared:
-        return
-    from llava_mini.training.run import assemble
-
-    for group in shared.values():
-        splits = assemble(group[0]).datamodule.splits.values()
-        readers = {id(reader): reader for mix in splits for reader in mix.readers}
-        stores = [reader.features for reader in readers.values() if reader.features is not None]
-        seconds = sum(store.seconds for store in stores)
-        log.info(
-            "vision features of %d images: computed once in %.1f s, shared by the %d runs to do, which saves %.1f s",
-            sum(len(store) for store in stores), seconds, len(group), seconds * (len(group) - 1),
-        )  # fmt: skip
-
-
-def features_of(config: Config) -> str:
-    """Return a key of what the vision tower's features depend on: images, views, vision tower and its weights."""
-    data, model = asdict(config.data), asdict(config.model)
-    pictures = {key: data[key] for key in ("folder", "world_seed", "sizes", "train", "val", "test", "views", "features")}
-    tower = {key: model[key] for key in ("vision_config", "vision_feature_layer", "image_processor", "weights", "hub")}
-    return json.dumps([pictures, tower], sort_keys=True)

@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from llava_mini.commands.table import STRICT
+from llava_mini.command_line.table import STRICT
 from llava_mini.config import check_each_once, resolve
 from llava_mini.errors import refused
 from llava_mini.run.folder import claim

@@ -5,17 +5,23 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic.fields import FieldInfo
 
+from llava_mini import limits
 from llava_mini.config.compose import options, resolve
 from llava_mini.config.types import Component, Config
+from llava_mini.settings import conf
 
 GROUPS = {
     "compressor": "what reduces patches to C x C tokens",
@@ -29,7 +35,16 @@ GROUPS = {
     "tracker": "the service that runs are reported to",
     "recipe": "values of all other groups, for a stage and a kind of model",
 }
-_NAMES = {int: "int", float: "float", bool: "true | false", str: "text", dict: "{...}", list: "[...]", Any: "any"}
+_NAMES = {
+    int: "int",
+    float: "float",
+    bool: "true | false",
+    str: "text",
+    dict: "{...}",
+    list: "[...]",
+    tuple: "[...]",
+    Any: "any",
+}
 _BOUNDS = {"ge": "{} or more", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
 
 
@@ -57,11 +72,47 @@ def keys(config: Config) -> Iterator[Key]:
             yield from _keys(name, kind, getattr(config, name))
 
 
+def arguments() -> Iterator[Key]:
+    """Return the arguments of the classes that options name, as their YAML gives and their source documents them."""
+    for group in ("compressor", "stage", "launcher", "tracker"):
+        found: dict[tuple[str, str, str], list[str]] = {}
+        for option in options(group):
+            given = conf(f"{group}/{option}")
+            target = given.pop("_target_")
+            for name, value in given.items():
+                annotation, text = _documented(target)[name]
+                kind = _kind(eval(annotation, vars(limits).copy()), [])
+                found.setdefault((f"{group}.{name}", kind, text), []).append(f"{option}: {_value(value)}")
+        for (name, kind, text), values in found.items():
+            yield Key(name, kind, "; ".join(values), text)
+
+
+@cache
+def _documented(target: str) -> dict[str, tuple[str, str]]:
+    """Return type and text of each argument of a class of this package, from its source: imports take seconds."""
+    module, _, name = target.rpartition(".")
+    tree = ast.parse(Path(__file__).parents[1].joinpath(*module.split(".")[1:]).with_suffix(".py").read_text())
+    found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    init = next((node for node in found.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"), None)
+    if init is None:
+        base = ast.unparse(found.bases[0])
+        imports = (node for node in tree.body if isinstance(node, ast.ImportFrom))
+        return _documented(next(f"{each.module}.{base}" for each in imports if base in [a.name for a in each.names]))
+    texts = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", ast.get_docstring(found) or "", re.MULTILINE))
+    return {
+        each.arg: (ast.unparse(each.annotation), " ".join(texts.get(each.arg, "").split()))
+        for each in (*init.args.args, *init.args.kwonlyargs)
+        if each.annotation
+    }
+
+
 def help_text() -> str:
     """Return groups and keys for `--help`."""
     lines = ["groups (group=option; * is the default):"]
     config = resolve([])
-    chosen = config.choices | {"launcher": "local", "tracker": "mlflow"}
+    hidden = {"launcher": config.launcher.target, "tracker": config.tracker.target}  # not in `choices`
+    targets = ((group, name) for group in hidden for name in options(group))
+    chosen = config.choices | {g: name for g, name in targets if conf(f"{g}/{name}")["_target_"] == hidden[g]}
     for group, text in GROUPS.items():
         listed = ", ".join(f"{name}*" if name == chosen[group] else name for name in options(group))
         lines += [f"  {group:<11} {text}", f"              {listed}"]
@@ -69,7 +120,10 @@ def help_text() -> str:
     for key in keys(config):
         lines.append(f"  {key.name}={key.default}  ({key.kind})")
         lines += [f"      {key.text}"] if key.text else []
-    lines += ["", "compressor.*, stage.* and launcher.* are the arguments of the class that the group names."]
+    lines += ["", "arguments of the classes that options name, with the value of each option:"]
+    for key in arguments():
+        lines.append(f"  {key.name}  ({key.kind})  {key.default}")
+        lines += [f"      {key.text}"] if key.text else []
     return "\n".join(lines)
 
 
@@ -92,8 +146,15 @@ def page() -> str:
         if (first := key.name.partition(".")[0] if "." in key.name else "run") != section:
             section = first
             lines += ["", f"## {section}", "", "| key | type | default | meaning |", "|---|---|---|---|"]
-        lines.append(f"| `{key.name}` | {key.kind.replace('|', chr(92) + '|')} | `{key.default}` | {key.text} |")
+        lines.append(f"| `{key.name}` | {_cell(key.kind)} | `{key.default}` | {key.text} |")
+    lines += ["", "## Arguments of components", "", "What the classes that options name take.", ""]
+    lines += ["| key | type | values | meaning |", "|---|---|---|---|"]
+    lines += [f"| `{key.name}` | {_cell(key.kind)} | {key.default} | {key.text} |" for key in arguments()]
     return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _keys(name: str, kind: Any, value: Any) -> Iterator[Key]:

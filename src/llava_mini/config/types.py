@@ -24,9 +24,19 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from llava_mini import settings
-from llava_mini.config.rules import COMBINATION, check_batches, check_finetune, check_fsdp, check_length, check_model, check_precision, check_splits
+from llava_mini.config.rules import (
+    COMBINATION,
+    check_batches,
+    check_finetune,
+    check_fsdp,
+    check_length,
+    check_model,
+    check_precision,
+    check_splits,
+)
 from llava_mini.errors import UserError
 from llava_mini.limits import Count, Flag, Name, Positive, Share, Weight
+from llava_mini.units import MOST_GIB
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -194,7 +204,9 @@ class Data:
         Count | None, _doc("seed of the toy world that is made in the folder; null: the sets are your own")
     ]
     sizes: Annotated[dict[str, Positive], _doc("number of samples of each set of the toy world")]
-    train: Annotated[Sets | None, _doc("shard sets of training: one, [pooled, pooled], or {mixed: weight, mixed: weight}")]
+    train: Annotated[
+        Sets | None, _doc("shard sets of training: one, [pooled, pooled], or {mixed: weight, mixed: weight}")
+    ]
     val: Annotated[Sets | None, _doc("shard sets of validation: one, or [pooled, pooled]")]
     test: Annotated[Sets | None, _doc("shard sets of the test, which is read once, at the end; null: none")]
     template: Annotated[
@@ -270,7 +282,7 @@ class Hardware:
     """GPU that a run is planned for."""
 
     memory_gib: Annotated[
-        Annotated[float, Field(gt=0, le=2**20, allow_inf_nan=False)] | None,
+        Annotated[float, Field(gt=0, le=MOST_GIB, allow_inf_nan=False)] | None,
         _doc("memory of one card, GiB; null: of the card that is here"),
     ]
 

@@ -47,9 +47,6 @@ def context_tokens(config: LlavaMiniConfig) -> int:
     return config.context_scaling["tokens"]
 
 
-_SCALED = "context_scaling.tokens=..."
-
-
 def check_length(config: LlavaMiniConfig, text: int, answer: int, shown: int = 0) -> None:
     """Check that a prompt and its longest answer are no longer than what the language model reads.
 
@@ -94,9 +91,9 @@ def check_capacity(
         beside = f" besides {reserve} of question and answer" if reserve else ""
         raise UserError(
             f"{frames + earlier} frames are {(frames + earlier) * shape.tokens} tokens, of which the language model "
-            f"reads {room}{beside}: at most {room // shape.tokens} frames fit, or {_SCALED} "
-            "(extend_context) for more",
-            hint=_SCALED,
+            f"reads {room}{beside}: at most {room // shape.tokens} frames fit, or scale it for more "
+            "(context_scaling.tokens, by extend_context)",
+            hint="context_scaling.tokens",
         )
     fuses = bool(model.config.num_fusion_layers)
     features = shape.features_bytes(store.keep.features_dtype(model.dtype)) if fuses else 0

@@ -18,7 +18,7 @@ from llava_mini.inference.quantize import BITS
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
 from llava_mini.models.frame_batch import frame_bytes
 from llava_mini.token_layout import SINGLE_VIEW
-from llava_mini.units import GIB
+from llava_mini.units import gib_text
 
 TEXT = 512  # tokens of a question and its answer
 _HALF = torch.float16
@@ -101,7 +101,7 @@ def session_plans(
 def table(plans: list[SessionPlan]) -> str:
     """Return plans for one number of frames on one GPU as a Markdown table."""
     first = plans[0]
-    where = "" if first.card is None else f" on a card of {_gib(first.card)} GiB"
+    where = "" if first.card is None else f" on a card of {gib_text(first.card)} GiB"
     lines = [
         f"A session of {first.frames:,} frames{where}; sizes in GiB, features in host memory.",
         "",
@@ -111,16 +111,11 @@ def table(plans: list[SessionPlan]) -> str:
     for plan in plans:
         cache = "fp16" if plan.bits is None else f"{plan.bits} bits"
         taken = (plan.weight_bytes, plan.cache_bytes, plan.working_bytes, plan.total_bytes)
-        sizes, stores = " | ".join(map(_gib, taken)), " | ".join(map(_gib, plan.store_bytes))
+        sizes, stores = " | ".join(map(gib_text, taken)), " | ".join(map(gib_text, plan.store_bytes))
         fits = {True: "yes", False: "no", None: ""}[plan.fits]
         most = "" if plan.largest is None else f"{plan.largest:,}"
         lines.append(f"| {plan.model} | {plan.weights} | {cache} | {sizes} | {fits} | {most} | {stores} |")
     return "\n".join(lines)
-
-
-def _gib(size: int) -> str:
-    gib = size / GIB
-    return f"{gib:.2f}" if gib >= 0.01 else f"{gib:.1g}"
 
 
 def _working_bytes(config: LlavaMiniConfig, kv: KVShape, tokens: int) -> int:

@@ -25,8 +25,9 @@ from llava_mini.errors import SampleError, UserError
 from llava_mini.files import reading
 from llava_mini.media.images import decode_image
 from llava_mini.media.video import VideoReader
+from llava_mini.units import GIB
 
-MOST_BYTES = 2**30  # of an image or a video, which is stored in memory
+MOST_BYTES = GIB  # of an image or a video, which is stored in memory
 _SECONDS = 60.0  # without a response
 AGENT = {"User-Agent": f"llava-mini-lab/{llava_mini.__version__}"}  # some servers refuse Python's default
 _WEB = ("http://", "https://")

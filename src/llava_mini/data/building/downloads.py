@@ -24,6 +24,7 @@ from urllib.parse import quote, urlsplit
 from llava_mini.errors import SampleError
 from llava_mini.files import atomic_path
 from llava_mini.media.named import AGENT, MOST_BYTES
+from llava_mini.units import MIB
 
 _SECONDS_SILENT = 30.0  # that a server may send nothing
 _SECONDS = 600.0  # that a file may take
@@ -110,7 +111,7 @@ def _copy(answer: HTTPResponse, path: Path, end: float) -> None:
     """Write the body to a file as it comes."""
     size, expected = 0, answer.length
     with open(path, "wb") as file:
-        while part := answer.read1(2**20):
+        while part := answer.read1(MIB):
             size += len(part)
             if size > MOST_BYTES:
                 raise SampleError(f"more than {MOST_BYTES} bytes")

@@ -24,9 +24,10 @@ from llava_mini.data.text.forms import is_url, media_names
 from llava_mini.errors import SampleError
 from llava_mini.media.images import decode_image, encode_jpeg, shrunk, verify_image
 from llava_mini.media.video import frames_at
+from llava_mini.units import GIB
 
 FRAME_SIDE = 336  # maximum pixels of the shorter side of a stored frame, unless `resize` is given
-MOST_BYTES = 2**30  # limit for one image file and for all images of a sample together: they are in memory
+MOST_BYTES = GIB  # limit for one image file and for all images of a sample together: they are in memory
 
 
 def pictures(record: Mapping[str, Any], options: Options) -> dict[str, bytes]:

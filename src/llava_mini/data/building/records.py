@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from llava_mini.errors import UserError
 from llava_mini.files import reading
+from llava_mini.units import MIB
 
 _BOM = b"\xef\xbb\xbf"
 _OTHER_CONTENT = {
@@ -26,7 +27,7 @@ _OTHER_CONTENT = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
-_LONGEST_LINE = 64 * 2**20  # bytes; anything longer is neither JSON Lines nor a record
+_LONGEST_LINE = 64 * MIB  # bytes; anything longer is neither JSON Lines nor a record
 _CHUNK = 2**16
 _HEAD = 2**14
 _FORMS = tuple(f'"{key}"'.encode() for key in ("conversations", "messages", "instruction", "query"))

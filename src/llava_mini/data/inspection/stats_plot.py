@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from llava_mini.data.format.shards import Modality, ShardSet
 from llava_mini.data.inspection.stats import Distribution, Statistics, by_source
+from llava_mini.errors import UserError
 
 # Okabe-Ito palette, which color-blind people can distinguish.
 _COLORS = {Modality.TEXT: "#E69F00", Modality.IMAGE: "#0072B2", Modality.VIDEO: "#009E73"}
@@ -23,7 +24,11 @@ _MOST_BARS = 40
 
 
 def draw(shards: ShardSet, found: Statistics, path: Path) -> None:
-    """Write the plot as a PNG."""
+    """Write the plot as a PNG.
+
+    Raises:
+        UserError: the folder cannot be made or written.
+    """
     figure = Figure(figsize=(11, 7), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
     sources, turns, text, pictures = figure.subplots(2, 2).flat
     _draw_sources(sources, shards)
@@ -38,7 +43,12 @@ def draw(shards: ShardSet, found: Statistics, path: Path) -> None:
         for kind, lengths in found.text.items()
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=10, labelcolor=_INK)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150, metadata={"Software": None})
+    except OSError as error:
+        why = f"out={path.parent} cannot be written ({error.strerror})"
+        raise UserError(why, key="out", value=path.parent) from None
 
 
 def _draw_sources(axes: Axes, shards: ShardSet) -> None:

@@ -18,18 +18,19 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llava_mini.batch import IGNORE
 from llava_mini.data.text.conversation import Conversation, independent_conversations
 from llava_mini.data.text.forms import IMAGE_PLACEHOLDER
-from llava_mini.data.text.templates import ConversationTemplate, Rendered, Span
+from llava_mini.data.text.templates import ConversationTemplate, Rendered, Span, template_named
 from llava_mini.errors import SampleError, UserError, refused
 from llava_mini.token_layout import TokenLayout
 
@@ -75,6 +76,20 @@ class _Encoded:
     ends: NDArray[np.int64]
     prefix: int
     last_answer: Span
+
+
+def tokenizer_in(folder: Path, template: str, image_tokens: int, max_length: int) -> ConversationTokenizer:
+    """Return the tokenizer of a folder with a template of this package, for frames of so many tokens each.
+
+    Raises:
+        UserError: there is no such template, or no tokenizer in the folder that fits it.
+    """
+    chosen = template_named(template)
+    if not (folder / "tokenizer_config.json").is_file():
+        raise refused("tokenizer", folder, "no tokenizer_config.json there; name a tokenizer's folder")
+    layout = TokenLayout(image_tokens, image_tokens)
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    return ConversationTokenizer(tokenizer, chosen, layout=layout, max_length=max_length)
 
 
 class ConversationTokenizer:

@@ -10,7 +10,12 @@ from llava_mini.models.compressors.base import Compressor, grid_side
 
 
 class AveragePoolCompressor(Compressor):
-    """Mean over C x C bins of patches."""
+    """Mean over C x C bins of patches.
+
+    Args:
+        dim: Width of the patches.
+        C: Side of the compression grid.
+    """
 
     def __init__(self, *, dim: int, C: int):
         super().__init__()

@@ -7,7 +7,12 @@ from llava_mini.models.compressors.base import Compressor, grid_side
 
 
 class UniformCompressor(Compressor):
-    """The patch at the center of each of C x C cells; a C beyond the side of the patches' grid repeats patches."""
+    """The patch at the center of each of C x C cells; a C beyond the side of the patches' grid repeats patches.
+
+    Args:
+        dim: Width of the patches.
+        C: Side of the compression grid.
+    """
 
     def __init__(self, *, dim: int, C: int):
         super().__init__()

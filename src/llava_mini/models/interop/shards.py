@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from llava_mini.models.tensor_files import save_tensors
+from llava_mini.units import GIB
 
-SHARD_BYTES = 2 * 2**30
+SHARD_BYTES = 2 * GIB
 
 
 class ShardWriter:

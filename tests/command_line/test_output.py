@@ -13,7 +13,7 @@ from PIL import Image
 from tests.inference.conftest import make_asked, model_folder
 
 from llava_mini.cli import main
-from llava_mini.commands.output import NOBODY_READS, output_ends
+from llava_mini.command_line.output import NOBODY_READS, output_ends
 from llava_mini.inference.session import Session
 
 __all__ = ["make_asked", "model_folder"]  # fixtures

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Every command, a function in the module of its name in this package, and its line in `--help`.
+# Every command, a function in the module of its name in `commands`, and its line in `--help`.
 COMMANDS = {
     "train": "one run: train, evaluate, write result.json in run_dir",
     "plan": "memory of a run's step, whether it fits the card, what saves",
@@ -23,7 +23,7 @@ COMMANDS = {
 }
 STRICT, OUT = "--strict", "--out"
 # Commands that parse their own --flags instead of a config's key=value.
-WITH_FLAGS = ("plan", "mlflow", "data", "convert", "merge", "ask", "chat", "batch", "bench", "doctor")
+WITH_FLAGS = ("plan", "mlflow", "data", "convert", "merge", "ask", "chat", "batch", "bench", "doctor", "completion")
 # Commands that read a config, and what their own --help says first.
 CONFIGURED = {
     "train": """usage: llava-mini [--config-dir FOLDER] train [--strict] [key=value ...]

@@ -6,9 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import NoReturn
 
-from llava_mini.units import MOST
-
-MOST_GIB = 2**20  # of memory, more than any machine has
+from llava_mini.command_line.table import VALUES
+from llava_mini.units import MOST, MOST_GIB
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,6 +15,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+class ConfigParser(Parser):
+    """As `Parser`, of a command that takes flags and key=value; its help shows the config's groups and keys."""
+
+    def format_help(self) -> str:
+        from llava_mini.config.reference import help_text
+
+        return f"{super().format_help()}\n{help_text()}\n\n{VALUES}\n"
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_mini.commands.parser import Parser, at_least, gibibytes, rate
+from llava_mini.command_line.parser import Parser, at_least, gibibytes, rate
 from llava_mini.errors import UserError, named_as, refused
 from llava_mini.files import is_url
+from llava_mini.units import GIB
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -130,7 +131,7 @@ def open_session(
         raise refused("--save", given.save, f"no folder {given.save.parent}")
     if given.save is not None:
         check_replaceable(given.save)
-    keep = FrameCacheConfig(kv_budget=None if given.keep_gib is None else int(given.keep_gib * 2**30))
+    keep = FrameCacheConfig(kv_budget=None if given.keep_gib is None else int(given.keep_gib * GIB))
     options = {"keep": keep, "kv_bits": given.kv_bits}
     if given.session is None:
         return Session(model, processor, **options)

@@ -1,0 +1,1 @@
+"""What commands share: their table, parsers of flags, the flags of those that answer questions, and output."""
