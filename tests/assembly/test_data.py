@@ -19,6 +19,7 @@ from llava_mini.config import Config
 from llava_mini.data.features.store import FEATURES_VERSION
 from llava_mini.data.format.shards import write_shards
 from llava_mini.data.stream.datamodule import VLMDataModule
+from llava_mini.data.stream.pixels import normalized
 from llava_mini.data.text.templates import CHATML, LLAMA3, MISTRAL, TINY, VICUNA, ConversationTemplate
 
 Resolve = Callable[..., dict[str, Any]]
@@ -186,6 +187,30 @@ def test_a_template_is_named_or_written_out(config_of: Resolve):
         template(config_of("data.template={user: ' '}"))
 
 
+@pytest.mark.parametrize("color", [(255, 255, 255), (0, 0, 0), (10, 200, 30)])
+def test_training_sees_transparent_parts_as_the_processor_does(
+    config_of: Resolve, model_of: ModelOf, tmp_path: Path, color: tuple[int, int, int]
+) -> None:
+    drawing = np.random.default_rng(0).integers(0, 256, (64, 64, 4), dtype=np.uint8)
+    drawing[:32, :, 3] = 0
+    raw = io.BytesIO()
+    Image.fromarray(drawing).save(raw, "PNG")
+    talk = [{"from": "human", "value": "<image>\nhow many star objects"}, {"from": "gpt", "value": "two"}]
+    record = json.dumps({"id": "0", "image": "a.png", "conversations": talk}).encode()
+    write_shards([("a", {"json": record, "png": raw.getvalue()})], tmp_path / "drawings")
+    config = config_of(
+        "data.world_seed=null", "data.features=false", f"data.background=[{color[0]},{color[1]},{color[2]}]",
+        f"data.train={tmp_path / 'drawings'}", "data.val=null", "data.test=null",
+    )  # fmt: skip
+    model = model_of(config)
+    processor = assembly.build_processor(config, model, assembly.build_tokenizer(config))
+    reader = assembly.build_datamodule(config, model, processor).splits["train"].readers[0]
+    seen = reader(0).pixels
+    assert seen is not None and tuple(seen[0, 0, :, 5, 5].tolist()) == color
+    mine = normalized(seen, processor.image_processor.image_mean, processor.image_processor.image_std)
+    torch.testing.assert_close(mine[0], processor.pixels(Image.fromarray(drawing)), rtol=0, atol=1e-5)
+
+
 def test_the_towers_fingerprint_is_of_all_that_makes_features(config_of: Resolve, model_of: ModelOf):
     def fingerprint(*overrides: str) -> str:
         config = config_of(*overrides)
@@ -199,11 +224,12 @@ def test_the_towers_fingerprint_is_of_all_that_makes_features(config_of: Resolve
         fingerprint("model.vision_feature_layer=0"),
         fingerprint("data.views=hd"),
         fingerprint("data.views=pad"),
+        fingerprint("data.background=[0,0,0]"),
         fingerprint("model.image_processor.crop_size.width=63"),
         fingerprint("model.vision_config.hidden_act=relu"),  # the same tensors, other features
         fingerprint("model.vision_config.num_attention_heads=2"),
     ]
-    assert len({first, *others}) == 8
+    assert len({first, *others}) == 9
     config = config_of()
     model = model_of(config)
     with torch.no_grad():

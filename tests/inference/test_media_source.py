@@ -47,11 +47,23 @@ def test_an_opened_image_is_seen_as_its_file(
         _, processor = make_asked()
         seen = [next(pixels_of(open_source(source), processor, lambda _: 1)) for source in (path, image, [image])]
         (by_path,) = open_source(path).frames
-        assert np.array_equal(rgb_of(image, name="image"), np.asarray(by_path))
+        assert np.array_equal(rgb_of(image, name="image"), rgb_of(by_path))
         assert ("transparency" in image.info) == (mode == "P"), "the user's image must stay as it is"
     assert by_path.size == ((20, 30) if orientation == 6 else (30, 20))
     for each in seen[1:]:
         torch.testing.assert_close(each, seen[0], rtol=0, atol=0)
+
+
+def test_transparent_parts_are_on_the_processors_background(make_asked: Callable[..., Any], tmp_path: Path) -> None:
+    _, processor = make_asked()
+    clear = np.zeros((24, 30, 4), np.uint8)
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    for color in ([255, 255, 255], [9, 9, 9]):
+        processor.background = color
+        expected = processor.pixels(np.full((24, 30, 3), color[0], np.uint8))
+        for source in (tmp_path / "clear.png", Image.fromarray(clear), clear, clear[None], clear[None][:, :3]):
+            (seen,) = next(pixels_of(open_source(source), processor, lambda _: 1))
+            torch.testing.assert_close(seen[..., :3, :3], expected[..., :3, :3], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])

@@ -16,7 +16,7 @@ from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 
 from llava_mini.errors import SampleError
 from llava_mini.media import images
-from llava_mini.media.images import MAX_PIXELS, decode_image, encode_jpeg, shrunk, verify_image
+from llava_mini.media.images import MAX_PIXELS, decode_image, encode_jpeg, shrunk, upright_rgb, verify_image
 
 Pixels = NDArray[np.uint8]
 
@@ -75,6 +75,20 @@ def test_what_is_transparent_is_put_on_white(form: str, mode: str) -> None:
     seen = decode_image(encoded(image, form, **({"lossless": True, "exact": True} if form == "WEBP" else {})))
     expected = [[255, 255, 255], [10, 60, 110], [157, 177, 197], [255, 255, 255]]
     assert seen.tolist() == [expected if mode == "RGBA" else [[red] * 3 for red, *_ in expected]]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16"])
+def test_the_background_is_a_choice_and_none_keeps_what_is_transparent(mode: str) -> None:
+    image, options = Image.new(mode, (4, 4)), {"transparency": 0} if mode in ("P", "I;16") else {}
+    if mode == "I;16":
+        image.putpixel((0, 0), 65535)
+    raw = io.BytesIO()
+    image.save(raw, "PNG", **options)
+    assert decode_image(raw.getvalue(), (1, 2, 3))[2, 2].tolist() == [1, 2, 3]
+    kept = decode_image(raw.getvalue(), None)
+    assert kept.shape == (4, 4, 4) and kept[2, 2, 3] == 0
+    for color in ((255, 255, 255), (1, 2, 3)):
+        assert np.array_equal(upright_rgb(Image.fromarray(kept), color), decode_image(raw.getvalue(), color))
 
 
 def test_a_16_bit_gray_that_a_png_calls_transparent_is_white() -> None:

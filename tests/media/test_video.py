@@ -149,9 +149,9 @@ def test_of_irregular_frames_time_decides_and_not_number(clip: MakeClip, name: s
 def test_a_frame_that_is_shown_for_long_is_made_pixels_once(clip: MakeClip, monkeypatch: pytest.MonkeyPatch) -> None:
     made, original = [], video._upright
 
-    def noted(frame: Any, pixel_aspect: Fraction) -> Pixels:
+    def noted(frame: Any, *options: Any) -> Pixels:
         made.append(frame.pts)
-        return original(frame, pixel_aspect)
+        return original(frame, *options)
 
     monkeypatch.setattr(video, "_upright", noted)
     assert numbers(clip(3, name="a.mkv", stamps=[0, 100, 8900])) == [1] * 9
@@ -245,6 +245,10 @@ def test_what_is_transparent_is_put_on_white(tmp_path: Path, codec: str, pixels:
         container.mux(stream.encode())
     (frame,) = frames_at(tmp_path / "a.mov", 1.0)
     assert np.array_equal(frame, np.where(drawing[..., 3:] == 0, 255, drawing[..., :3]))
+    (frame,) = frames_at(tmp_path / "a.mov", 1.0, background=(7, 8, 9))
+    assert np.array_equal(frame, np.where(drawing[..., 3:] == 0, (7, 8, 9), drawing[..., :3]))
+    (frame,) = video.VideoReader(tmp_path / "a.mov").frames()
+    assert np.array_equal(frame, drawing)
 
 
 def test_frames_are_made_one_at_a_time_and_no_more_than_needed(clip: MakeClip, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.refusals import refuses
 from transformers import AutoProcessor
 
 from llava_mini.errors import UserError
@@ -152,6 +153,29 @@ def test_save_and_load_through_auto_processor(make_processor: Factory, make_mode
     assert (again.image_token, again.video_token, again.chat_template) == ("<image>", "<video>", "{{ messages }}")
     first, second = (each(text="<image> what", images=quadrants()) for each in (processor, again))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_transparent_parts_are_on_the_background_which_is_saved(make_processor: Factory, tmp_path: Path) -> None:
+    drawing = np.zeros((SIZE, SIZE, 4), np.uint8)  # transparent
+    path = tmp_path / "drawing.png"
+    Image.fromarray(drawing).save(path)
+    white, black = make_processor(), make_processor(background=[0, 0, 0])
+    black.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path)
+    assert (white.background, again.background) == ([255] * 3, [0] * 3)
+    for form in (path, str(path), drawing, torch.from_numpy(drawing), Image.open(path)):
+        for processor, red in ((white, 255), (black, 0), (again, 0)):
+            assert reds(processor(text="<image>", images=[form])["pixel_values"]) == [red]
+            frames = {} if isinstance(form, (str, Path)) else {"videos": [[form]]}
+            if frames:
+                assert reds(processor(text="<video>", **frames)["pixel_values"]) == [red]
+    assert reds(make_processor(background=(7, 8, 9))(text="<image>", images=drawing)["pixel_values"]) == [7]
+
+
+@pytest.mark.parametrize("background", ["black", [0, 0], [0, 0, 256], [0, 0, 0.5], [True, 0, 0], None])
+def test_what_is_no_color_is_refused(make_processor: Factory, background: Any) -> None:
+    with refuses("background", background, "[red, green, blue], each from 0 to 255"):
+        make_processor(background=background)
 
 
 def test_other_names_for_image_and_video(make_processor: Factory) -> None:

@@ -163,6 +163,7 @@ def test_the_hash_is_of_the_samples_of_a_step_and_not_of_how_they_are_distribute
         == of(4, num_workers=3, cache_dir="x", max_bad_fraction=0.5)
     )
     assert len({of(), of(2), of(batch_size=8), of(2, batch_size=8)}) == 4
+    assert of() == of(worker_transport="pipe") == of(background=[255, 255, 255]) != of(background=[0, 0, 0])
 
 
 def test_the_hash_does_not_depend_on_the_order_of_keys(standin: ModuleType) -> None:

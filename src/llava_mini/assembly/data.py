@@ -29,6 +29,7 @@ from llava_mini.data.text.labels import ConversationTokenizer
 from llava_mini.data.toyworld.make import make_world
 from llava_mini.errors import UserError, refused
 from llava_mini.files import is_url
+from llava_mini.media.images import WHITE, color_of
 from llava_mini.models import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from llava_mini.views import NUM_VIEWS
 
@@ -124,7 +125,7 @@ def _readers(
     """Return a reader for every shard set, by name; a set that is in several splits is opened once."""
     data = config.data
     cache_dir = None if data.cache_dir is None else Path(data.cache_dir)
-    transform = PixelTransform.from_image_processor(processor.image_processor, data.views)
+    transform = _transform(config, processor)
     readers: dict[str, SampleReader] = {}
     for _, name in _all_sets(config):
         if name in readers:
@@ -140,6 +141,12 @@ def _readers(
             shuffle_frames=data.shuffle_frames,
         )
     return readers
+
+
+def _transform(config: Config, processor: LlavaMiniProcessor) -> PixelTransform:
+    """Return the transform to the pixels that the processor makes."""
+    background = color_of(config.data.background)
+    return PixelTransform.from_image_processor(processor.image_processor, config.data.views, background)
 
 
 def set_location(folder: str, name: str) -> str:
@@ -181,7 +188,7 @@ def store_features(
     shape = (NUM_VIEWS[config.data.views], model.side**2, model.config.vision_config.hidden_size)
     recipe = FeatureRecipe(tower_fingerprint(config, model), shape, dtype)
     folder = root / recipe.fingerprint(shards)[:16]
-    transform = PixelTransform.from_image_processor(processor.image_processor, config.data.views)
+    transform = _transform(config, processor)
     with _encoder(config, model, processor) as encode:
         transport = config.data.worker_transport
         return FeatureStore.build(folder, shards, encode, recipe, transform, transport=transport, **options)
@@ -220,6 +227,8 @@ def tower_fingerprint(config: Config, model: LlavaMiniForConditionalGeneration) 
         "image_processor": config.model.image_processor,
         "views": config.data.views,
     }
+    if (background := color_of(config.data.background)) != WHITE:  # which it was before there was a choice
+        facts["background"] = background
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(model.vision_tower.state_dict().items()):
         digest.update(f"{name} {tensor.dtype}".encode())

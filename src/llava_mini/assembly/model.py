@@ -240,6 +240,7 @@ def build_processor(
         num_image_tokens=model.layout.single_view,
         num_hd_image_tokens=model.layout.hd,
         views=config.data.views,
+        background=config.data.background,
         image_token=image_token(config),
         chat_template=build_template(config, tokenizer).chat_template(),
     )

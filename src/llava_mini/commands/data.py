@@ -12,6 +12,7 @@ from llava_mini.command_line.parser import Parser, at_least
 from llava_mini.data.building.workers import WorkerDiedError
 from llava_mini.data.format.shards import ShardSet, is_complete
 from llava_mini.errors import UserError, named_as
+from llava_mini.media.images import WHITE, Color, color_of
 from llava_mini.processes import cores
 
 _BUILD = """\
@@ -81,7 +82,7 @@ def _build(options: argparse.Namespace) -> int:
         raise UserError("--task and --of go together, as in --task 0 --of 16", key="--task", value=options.task)
     chosen = Options(
         options.images, options.videos, options.seed, options.samples_per_shard, options.resize, options.fps,
-        options.follow_links, options.strict, options.fetch,
+        options.follow_links, options.strict, options.fetch, options.background,
     )  # fmt: skip
     task, of = (0, 1) if options.task is None else (options.task, options.of)
     build_part(options.source, options.out, chosen, workers=options.workers, task=task, of=of)
@@ -169,6 +170,11 @@ def _add_build_options(parser: ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--fps", type=float, default=1.0, metavar="F", help="frames of a second of video (default: 1)")
     parser.add_argument(
+        "--background", type=_color, default=WHITE, metavar="R,G,B",
+        help="behind transparent parts of videos, and of images that are not stored as they are (default: 255,255,255,"
+        " white); those of other images are put on data.background of a run",
+    )  # fmt: skip
+    parser.add_argument(
         "--follow-links", action="store_true", help="links in these folders may lead out of them, as to another disk"
     )
     parser.add_argument(
@@ -182,6 +188,13 @@ def _add_build_options(parser: ArgumentParser) -> None:
     _add_workers(parser)
     parser.add_argument("--task", type=int, metavar="I", help="build only part I (from 0) ...")
     parser.add_argument("--of", type=int, metavar="N", help="... of N; the last to finish completes the set")
+
+
+def _color(text: str) -> Color:
+    try:
+        return color_of([int(part) for part in text.split(",")])
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed are R,G,B, each from 0 to 255") from None
 
 
 def _add_check_options(parser: ArgumentParser) -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -78,6 +78,11 @@ Template = Annotated[Name | dict[str, str | bool], _only("the name of a template
 Weights = Annotated[Literal["random", "parts"] | list[Name], _only("random, parts and [folder, ...]")]
 Features = Annotated[Flag | Name, _only("true, false and a folder")]
 Stages = Annotated[list[Literal[0, 1, 2]], Field(min_length=1), BeforeValidator(_different)]
+Rgb = Annotated[
+    list[Annotated[int, Field(ge=0, le=255, strict=True)]],
+    Field(min_length=3, max_length=3),
+    _only("[red, green, blue], each from 0 to 255"),
+]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
 
 
@@ -228,10 +233,6 @@ class Data:
     batch_size: Annotated[Positive, _doc("samples of a batch, per device")]
     eval_batch_size: Annotated[Positive, _doc("samples of a batch in evaluation")]
     num_workers: Annotated[Count, _doc("processes that make batches, per device; 0: the run itself")]
-    worker_transport: Annotated[
-        Literal["shared_memory", "pipe"],
-        _doc("how these processes pass batches: shared_memory, or pipe, slower, where /dev/shm is small"),
-    ]
     max_length: Annotated[
         Annotated[int, Field(ge=2, strict=True)], _doc("tokens of a sample; longer ones are shortened")
     ]
@@ -240,6 +241,14 @@ class Data:
         Features, _doc("vision features instead of pixels: true computes them once; or a folder that has them")
     ]
     kinds: Annotated[list[str], _doc("kinds of questions that are reported")]
+    # Later than the first runs: their files have none of them.
+    worker_transport: Annotated[
+        Literal["shared_memory", "pipe"],
+        _doc("how workers pass batches: shared_memory, or pipe, slower, where /dev/shm is small"),
+    ] = "shared_memory"
+    background: Annotated[Rgb, _doc("color behind transparent parts of images and videos, [red, green, blue]")] = field(
+        default_factory=lambda: [255, 255, 255]
+    )
 
     @property
     def splits(self) -> dict[Split, str | list[str] | dict[str, float] | None]:
@@ -301,7 +310,7 @@ class MemoryOptions:
     frozen_dtype: Annotated[Literal["float16", "bfloat16"] | None, _doc("type of the frozen weights; null: float32")]
     vision_batch: Annotated[Positive | None, _doc("views that the vision tower encodes at once; null: all")]
     offload_vision: Annotated[Flag, _doc("keep the frozen vision tower in host memory")]
-    must_fit: Annotated[Flag, _doc("refuse a run on CPUs whose plan exceeds the memory that is free")]
+    must_fit: Annotated[Flag, _doc("refuse a run on CPUs whose plan exceeds the memory that is free")] = True
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llava_mini.errors import refused
+from llava_mini.media.images import color_of
 from llava_mini.media.named import frames_of, kind_of, open_image, open_video
 from llava_mini.models import LlavaMiniProcessor
 from llava_mini.models.visual_inputs import rgb_of
@@ -95,14 +96,18 @@ def pixels_of(opened: Opened, processor: LlavaMiniProcessor, at_once: Callable[[
 def pixels_of_frame(frame: Any, name: str, processor: LlavaMiniProcessor, *, is_video: bool) -> Tensor:
     """Return pixels [V, 3, H, W] of one frame; a PIL image becomes what its file would, upright as its EXIF says.
 
-    A uint8 array [H, W, 3] is accepted whatever H is; other arrays and tensors are read as the processor reads them.
+    A uint8 array [H, W, 3] or [H, W, 4] is accepted whatever H is; other arrays and tensors are read as the processor
+    reads them.
 
     Raises:
         UserError: the frame is no image, or an unusable one; the message begins with `name`.
     """
     is_rgb = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
-    rgb = frame if is_rgb and frame.size else rgb_of(frame, name=name)
-    return processor.pixels(rgb, is_video=is_video, input_data_format="channels_last")
+    if not is_rgb or not frame.size:
+        has_alpha = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape[2:] == (4,)
+        layout = "channels_last" if has_alpha else None
+        frame = rgb_of(frame, layout, name, background=color_of(processor.background))
+    return processor.pixels(frame, is_video=is_video, input_data_format="channels_last")
 
 
 @contextmanager

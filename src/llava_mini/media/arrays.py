@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from llava_mini.errors import SampleError
-from llava_mini.media.images import upright_rgb
+from llava_mini.media.images import WHITE, Color, upright_rgb
 
 LAYOUTS = ("channels_first", "channels_last")
 _CHANNELS = (1, 3, 4)
 _BRIGHT = 16  # floats whose largest value is between 1 and this may be of either scale
 
 
-def rgb_of_array(values: NDArray[Any], layout: str | None = None) -> NDArray[np.uint8]:
-    """Return an image as RGB [H, W, 3]; transparent pixels are put on white.
+def rgb_of_array(values: NDArray[Any], layout: str | None = None, background: Color = WHITE) -> NDArray[np.uint8]:
+    """Return an image as RGB [H, W, 3]; transparent pixels are put on `background`.
 
     `layout` is "channels_first" or "channels_last" (transformers' `input_data_format`), for ambiguous shapes.
 
@@ -43,7 +43,7 @@ def rgb_of_array(values: NDArray[Any], layout: str | None = None) -> NDArray[np.
         raise SampleError(f"input_data_format={layout!r}; allowed are {', '.join(LAYOUTS)}")
     pixels = _bytes(_channels_last(values, layout, name), name)
     if pixels.shape[2] == 4:
-        return upright_rgb(Image.fromarray(pixels, "RGBA"))
+        return upright_rgb(Image.fromarray(pixels, "RGBA"), background)
     return pixels if pixels.shape[2] == 3 else pixels.repeat(3, axis=2)
 
 

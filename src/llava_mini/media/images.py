@@ -11,14 +11,15 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from llava_mini.errors import SampleError
+from llava_mini.errors import SampleError, refused
 
 try:
     import simplejpeg
@@ -26,6 +27,8 @@ except ImportError:
     simplejpeg = None
 
 _Read = TypeVar("_Read")
+Color = tuple[int, int, int]  # red, green, blue, each from 0 to 255
+WHITE: Color = (255, 255, 255)
 
 # What PIL's readers raise on damaged files, besides the OSError that it documents.
 _DAMAGED = (
@@ -53,20 +56,33 @@ _ORIENTATION = 0x0112
 _SMALL = 128  # pixels of a JPEG's shorter side below which chroma subsampling would blur small details
 
 
-def decode_image(raw: bytes) -> NDArray[np.uint8]:
+def color_of(background: Sequence[int]) -> Color:
+    """Return the RGB color that a value `background` names.
+
+    Raises:
+        UserError: it is not three whole numbers from 0 to 255.
+    """
+    numbers = list(background) if isinstance(background, Sequence) and not isinstance(background, str) else []
+    if len(numbers) != 3 or not all(type(each) is int and 0 <= each <= 255 for each in numbers):
+        raise refused("background", background, allowed="[red, green, blue], each from 0 to 255")
+    red, green, blue = numbers
+    return red, green, blue
+
+
+def decode_image(raw: bytes, background: Color | None = WHITE) -> NDArray[np.uint8]:
     """Decode an image to RGB [H, W, 3], turned upright as its EXIF says.
 
-    Transparent pixels are put on white: the usual training code drops alpha and so shows whatever color is below, often
-    black. A palette image gets its palette's colors. 16-bit gray keeps its high byte, as Pillow does with 16-bit
-    colors. Of an animation, the first frame is used.
+    Transparent pixels are put on `background`: the usual training code drops alpha and so shows whatever color is
+    below, often black. None keeps alpha, [H, W, 4], where an image has it. A palette image gets its palette's colors.
+    16-bit gray keeps its high byte, as Pillow does with 16-bit colors. Of an animation, the first frame is used.
 
     Raises:
         SampleError: the image cannot be decoded, or has more than `MAX_PIXELS` pixels.
     """
-    return _also_without_notes(_decoded, raw)
+    return _also_without_notes(partial(_decoded, background), raw)
 
 
-def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
+def upright_rgb(image: Image.Image, background: Color = WHITE) -> NDArray[np.uint8]:
     """Convert an image that Pillow has opened to what `decode_image` returns for a file: RGB [H, W, 3], turned upright.
 
     Of an animation, Pillow's current frame is used.
@@ -77,7 +93,7 @@ def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
     try:
         _check(image)
         image.load()
-        pixels = _rgb(image)
+        pixels = _rgb(image, background)
     except (*_DAMAGED, AttributeError, AssertionError) as error:  # the last two where Pillow reads a closed file
         raise _unusable(error) from None
     return _upright(pixels, _orientation(image))
@@ -121,12 +137,12 @@ def shrunk(pixels: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8]:
     return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
 
 
-def _decoded(raw: bytes) -> NDArray[np.uint8]:
+def _decoded(background: Color | None, raw: bytes) -> NDArray[np.uint8]:
     try:
         image = _opened(raw)
         pixels = _plain_jpeg(raw, image, "RGB")
         if pixels is None:
-            pixels = _rgb(image)
+            pixels = _rgb(image, background)
     except _DAMAGED as error:
         raise _unusable(error) from None
     return _upright(pixels, _orientation(image))
@@ -208,14 +224,21 @@ def _plain_jpeg(raw: bytes, image: Image.Image, colors: str, **options: float) -
     return pixels
 
 
-def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+def _rgb(image: Image.Image, background: Color | None) -> NDArray[np.uint8]:
+    """Return [H, W, 3], on the background; without one [H, W, 4] if there is transparency."""
     if image.mode.startswith("I;16"):
         values = _deep(image)
-        gray = (values >> 8).astype(np.uint8)
-        gray[values == image.info.get("transparency", -1)] = 255
-        return np.repeat(gray[..., None], 3, axis=-1)
+        clear = values == image.info.get("transparency", -1)
+        pixels = np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=-1)
+        if background is None:
+            return np.dstack([pixels, np.where(clear, 0, 255).astype(np.uint8)]) if clear.any() else pixels
+        pixels[clear] = background
+        return pixels
     if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        image = image.convert("RGBA")
+        if background is None:
+            return np.array(image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return np.array(image.convert("RGB"))  # a copy, since Pillow's own memory is read-only
 
 

@@ -36,13 +36,13 @@ _IMAGES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
 
 
 def open_image(path: Path | str) -> Image.Image:
-    """Return the image in a file: RGB, upright as its EXIF says.
+    """Return the image in a file: RGB, or RGBA if parts are transparent, upright as its EXIF says.
 
     Raises:
         UserError: the file is missing, empty, truncated, too large or no image.
     """
     try:
-        return Image.fromarray(decode_image(read_image(path)))
+        return Image.fromarray(decode_image(read_image(path), background=None))
     except SampleError as error:
         raise UserError(f"{path}: {error}") from None
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from llava_mini.errors import SampleError, UserError, refused
-from llava_mini.media.images import MAX_PIXELS, shrunk, upright_rgb
+from llava_mini.media.images import MAX_PIXELS, WHITE, Color, shrunk, upright_rgb
 
 try:
     import av
@@ -39,7 +39,9 @@ _TS_PACKETS = ((188, 0), (192, 4), (204, 0))
 _MISSING_SECONDS = 1.0  # by which a video may be shorter than its header says; audio and rounding explain no more
 
 
-def frames_at(path: Path, fps: float, *, short_side: int | None = None) -> Iterator[NDArray[np.uint8]]:
+def frames_at(
+    path: Path, fps: float, *, short_side: int | None = None, background: Color = WHITE
+) -> Iterator[NDArray[np.uint8]]:
     """Yield the frames that are shown in the middle of the periods of a video, as RGB [H, W, 3].
 
     A video of d seconds has n = max(1, floor(d * fps)) periods of d / n seconds each; frame i is the one shown at
@@ -49,7 +51,7 @@ def frames_at(path: Path, fps: float, *, short_side: int | None = None) -> Itera
     frames are at most one frame away (it divides frame numbers, 0 to N - 1, instead of time). It then squashes every
     frame to a square; here the aspect ratio is kept.
 
-    Frames are turned as the video's rotation says and have square pixels.
+    Frames are turned as the video's rotation says and have square pixels; what is transparent is on `background`.
 
     The shorter side is reduced to `short_side` pixels if it is longer.
 
@@ -61,7 +63,7 @@ def frames_at(path: Path, fps: float, *, short_side: int | None = None) -> Itera
     reader = VideoReader(path, fps=fps)
     if reader.stopped:
         raise SampleError(reader.stopped)
-    yield from reader.frames(short_side)
+    yield from reader.frames(short_side, background)
     if reader.stopped:
         raise SampleError(reader.stopped)
 
@@ -101,8 +103,10 @@ class VideoReader:
                 + f", {MAX_FRAMES} are allowed"
             )
 
-    def frames(self, short_side: int | None = None) -> Iterator[NDArray[np.uint8]]:
+    def frames(self, short_side: int | None = None, background: Color | None = None) -> Iterator[NDArray[np.uint8]]:
         """Yield the frames, RGB [H, W, 3], decoded one at a time; those after damage are left out.
+
+        Those of a video with transparency are [H, W, 4] if no background is given.
 
         Raises:
             SampleError: the first frame cannot be read, or has more than `MAX_PIXELS` pixels.
@@ -112,7 +116,7 @@ class VideoReader:
             with _readable():
                 for frame in _shown_at(self._clip.middles(self.expected), _decoded(self.path)):
                     if frame is not previous:  # a frame that is shown for several periods is converted once
-                        pixels = _upright(frame, self._clip.pixel_aspect)
+                        pixels = _upright(frame, self._clip.pixel_aspect, background)
                         pixels = pixels if short_side is None else shrunk(pixels, short_side)
                     previous = frame
                     yield pixels
@@ -226,16 +230,16 @@ def _decoded(path: Path) -> Iterator[av.VideoFrame]:
         yield from container.decode(stream)
 
 
-def _upright(frame: av.VideoFrame, pixel_aspect: Fraction) -> NDArray[np.uint8]:
-    """Return a frame [H, W, 3] with square pixels, turned upright; transparent pixels are on white, as for images."""
+def _upright(frame: av.VideoFrame, pixel_aspect: Fraction, background: Color | None) -> NDArray[np.uint8]:
+    """Return a frame [H, W, 3] with square pixels, turned upright, on the background; without one with its alpha."""
     width, height = max(1, round(frame.width * pixel_aspect)), frame.height
     if width * height > MAX_PIXELS:
         raise SampleError(f"video of {width}x{height} pixels is over the limit of {MAX_PIXELS}")
     transparent = any(component.is_alpha for component in frame.format.components)
     colors = "rgba" if transparent else "rgb24"
     pixels = frame.to_ndarray(format=colors, width=width, height=height, interpolation="BICUBIC")
-    if transparent:
-        pixels = upright_rgb(Image.fromarray(pixels))
+    if transparent and background is not None:
+        pixels = upright_rgb(Image.fromarray(pixels), background)
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 

@@ -21,6 +21,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 
 from llava_mini.errors import UserError, refused
+from llava_mini.media.images import WHITE, color_of
 from llava_mini.models.visual_inputs import counts_by_text, flat_images, flat_videos, frames_of, is_scaled, rgb_of
 from llava_mini.token_layout import TokenLayout
 from llava_mini.views import ViewMode, check_mode, mean_color, resized_longer, views_of
@@ -39,9 +40,10 @@ class LlavaMiniProcessor(ProcessorMixin):
         image_token: Placeholder; in a text it represents one image.
         video_token: Token that represents all frames of one video in a text; the tokenizer need not know it.
         chat_template: Jinja template for `apply_chat_template`.
+        background: RGB color behind transparent parts of images and videos (`data.background`); white by default.
 
     Raises:
-        UserError: for any other value of `views`.
+        UserError: for any other value of `views` or `background`.
     """
 
     def __init__(
@@ -54,11 +56,13 @@ class LlavaMiniProcessor(ProcessorMixin):
         image_token: str = "<image>",
         video_token: str = "<video>",
         chat_template: str | None = None,
+        background: Sequence[int] = WHITE,
     ):
         check_mode(views)
         self.num_image_tokens = num_image_tokens
         self.num_hd_image_tokens = num_hd_image_tokens
         self.views = views
+        self.background = list(color_of(background))
         self.image_token = image_token
         self.video_token = video_token
         if tokenizer is not None:
@@ -213,8 +217,9 @@ class LlavaMiniProcessor(ProcessorMixin):
             UserError: the image cannot be read, can be read in two ways, is too large for its views, or too elongated
                 to be resized.
         """
-        background = mean_color(self.image_processor.image_mean)
-        cut = views_of(rgb_of(image, input_data_format), self.views, background, is_video=is_video)
+        rgb = rgb_of(image, input_data_format, background=color_of(self.background))
+        around = mean_color(self.image_processor.image_mean)
+        cut = views_of(rgb, self.views, around, is_video=is_video)
         views = [Image.fromarray(view) for view in cut]
         if shorter := dict(self.image_processor.size).get("shortest_edge"):
             for view in views:

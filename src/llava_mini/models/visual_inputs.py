@@ -26,7 +26,7 @@ from torch import Tensor
 
 from llava_mini.errors import SampleError, UserError, refused
 from llava_mini.media.arrays import has_unit_scale, rgb_of_array
-from llava_mini.media.images import decode_image, upright_rgb
+from llava_mini.media.images import WHITE, Color, decode_image, upright_rgb
 from llava_mini.media.named import bytes_at, bytes_in, check_file, is_image, read_image, shortened
 from llava_mini.media.video import VideoReader
 
@@ -88,24 +88,27 @@ def counts_by_text(media: Any, texts: int, *, videos: bool) -> list[int] | None:
     return [len(flat_videos(item, depth=1) if videos else flat_images(item)) for item in media]
 
 
-def rgb_of(image: Any, layout: str | None = None, name: str = "images") -> NDArray[np.uint8]:
-    """Convert one image to RGB [H, W, 3], upright as its EXIF says; transparent parts are put on white.
+def rgb_of(
+    image: Any, layout: str | None = None, name: str = "images", *, background: Color = WHITE
+) -> NDArray[np.uint8]:
+    """Convert one image to RGB [H, W, 3], upright as its EXIF says; transparent parts are put on `background`.
 
     Args:
         image: Image in any form of the table above.
         layout: Layout (`input_data_format` of transformers) for arrays whose shape is ambiguous.
         name: Name, for messages, of an image without a name of its own.
+        background: RGB color.
 
     Raises:
         UserError: the image cannot be read, or can be read in two ways.
     """
     if isinstance(image, (str, Path)):
-        return _named(image)
+        return _named(image, background)
     try:
         if isinstance(image, Image.Image):
-            return upright_rgb(image)
+            return upright_rgb(image, background)
         if isinstance(image, (np.ndarray, Tensor)):
-            return rgb_of_array(_array(image), layout)
+            return rgb_of_array(_array(image), layout, background)
     except SampleError as error:
         raise UserError(f"{name}: {error}") from None
     raise UserError(f"{name}: {_described(image)} is no image")
@@ -153,9 +156,9 @@ def _array(image: np.ndarray | Tensor) -> NDArray[Any]:
     return (image.float() if image.dtype == torch.bfloat16 else image).numpy(force=True)  # numpy has no bfloat16
 
 
-def _named(name: str | Path) -> NDArray[np.uint8]:
+def _named(name: str | Path, background: Color) -> NDArray[np.uint8]:
     try:
-        return decode_image(_bytes_named(name))
+        return decode_image(_bytes_named(name), background)
     except SampleError as error:
         raise UserError(f"{shortened(str(name))}: {error}") from None
 

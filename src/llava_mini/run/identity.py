@@ -13,6 +13,8 @@ from llava_mini.config import Config
 # These keys change no result. They say where a run is written, and how it is launched, tracked and fed with data.
 UNHASHED = ("run_dir", "tracking", "tracker", "launcher")
 _UNHASHED_DATA = ("cache_dir", "num_workers", "worker_transport", "max_bad_fraction")
+# What holds for runs from before there was a choice, whose identity must stay.
+_AS_BEFORE = (("background", [255, 255, 255]),)
 # These keys change how a step is computed and not its result, so a run that ran out of memory resumes with them.
 _UNHASHED_MEMORY = ("activation_checkpointing", "loss_chunk", "vision_batch", "offload_vision", "must_fit")
 _UNHASHED_TRAINER = ("rank_timeout",)
@@ -37,7 +39,11 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     kept = {key: value for key, value in config.items() if key not in UNHASHED}
     if "data" in kept:
-        kept["data"] = {key: value for key, value in kept["data"].items() if key not in _UNHASHED_DATA}
+        kept["data"] = {
+            key: value
+            for key, value in kept["data"].items()
+            if key not in _UNHASHED_DATA and (key, value) not in _AS_BEFORE
+        }
     if "memory" in kept:
         kept["memory"] = {key: value for key, value in kept["memory"].items() if key not in _UNHASHED_MEMORY}
     if "trainer" in kept:

@@ -77,6 +77,16 @@ def test_other_formats_become_png_without_loss(picture: MakePicture, encoding: s
     assert np.array_equal(decode_image(content), decode_image(raw))
 
 
+def test_what_is_written_anew_is_on_the_background_and_what_is_kept_keeps_its_transparency() -> None:
+    clear = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    for raw, resize in ((saved(clear, "TIFF"), None), (saved(clear, "PNG"), 20)):
+        for color in ((255, 255, 255), (0, 9, 0)):
+            extension, content = stored_image(raw, resize, color)
+            assert extension == "png" and decode_image(content, (1, 1, 1))[5, 5].tolist() == list(color)
+    kept = saved(clear, "PNG")
+    assert stored_image(kept, None, (0, 0, 0)) == ("png", kept)
+
+
 @pytest.mark.parametrize(("encoding", "extension"), [("GIF", "png"), ("WEBP", "webp"), ("PNG", "png")])
 def test_of_an_animation_the_first_frame_is_read(picture: MakePicture, encoding: str, extension: str) -> None:
     frames = [Image.open(io.BytesIO(picture(seed, encoding="PNG"))) for seed in (1, 2)]

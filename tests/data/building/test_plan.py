@@ -108,6 +108,7 @@ def test_fractions_of_an_array_are_written_as_they_were(freeze: Freeze, tmp_path
         ({"samples_per_shard": 9}, "samples-per-shard 10, not 9"),
         ({"resize": 336}, "resize None, not 336"),
         ({"fps": 2.0}, "fps 1.0, not 2.0"),
+        ({"background": (0, 0, 0)}, r"background \[255, 255, 255\], not \[0, 0, 0\]"),
         ({"images": Path()}, "images None, not /"),
         ({"videos": Path()}, "videos None, not /"),
     ],
@@ -116,6 +117,12 @@ def test_other_options_are_refused(freeze: Freeze, options: dict[str, Any], diff
     freeze()
     with pytest.raises(UserError, match=f"out was built with {difference}.*; delete it or name another folder"):
         freeze(**options)
+
+
+def test_white_is_refused_where_another_background_was_chosen(freeze: Freeze) -> None:
+    freeze(background=(0, 0, 0))
+    with pytest.raises(UserError, match=r"out was built with background \[0, 0, 0\], not \[255, 255, 255\]"):
+        freeze()
 
 
 def test_other_sources_are_refused(freeze: Freeze, source: Path, tmp_path: Path) -> None:

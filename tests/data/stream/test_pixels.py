@@ -101,7 +101,7 @@ def test_siglips_pictures_are_its_own_processing_within_two_steps(
     theirs = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
     assert ours.shape == theirs.shape == (3, 24, 24) and theirs.min() >= -1 and theirs.max() <= 1
     assert (as_bytes(ours, processor) - as_bytes(theirs, processor)).abs().max() <= 2 + 1e-3
-    assert transform.background == (127, 127, 127)
+    assert transform.around == (127, 127, 127)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_the_background_is_the_processors_mean_color() -> None:
     processor = CLIPImageProcessorPil(**{**clip(8).to_dict(), "image_mean": [0.5, 0.25, 1.0]})
     views = PixelTransform.from_image_processor(processor, "pad")([png(noise(4, 8))])
     assert views[0, 0, :, 0, 0].tolist() == [127, 63, 255]
-    assert PixelTransform.from_image_processor(clip(8), "pad").background == CLIP_GRAY == PixelTransform(8).background
+    assert PixelTransform.from_image_processor(clip(8), "pad").around == CLIP_GRAY == PixelTransform(8).around
 
 
 @pytest.mark.parametrize("mode", ["pad", "hd"])

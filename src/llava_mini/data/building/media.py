@@ -22,7 +22,7 @@ from llava_mini.data.building.downloads import downloaded, is_downloaded
 from llava_mini.data.building.plan import Options
 from llava_mini.data.text.forms import is_url, media_names
 from llava_mini.errors import SampleError
-from llava_mini.media.images import decode_image, encode_jpeg, shrunk, verify_image
+from llava_mini.media.images import WHITE, Color, decode_image, encode_jpeg, shrunk, verify_image
 from llava_mini.media.video import frames_at
 from llava_mini.units import GIB
 
@@ -50,7 +50,7 @@ def _image(name: str, options: Options) -> tuple[str, bytes]:
     except OSError as error:
         raise SampleError(f"unreadable image ({error.strerror}): {name}") from None
     try:
-        return stored_image(raw, options.resize)
+        return stored_image(raw, options.resize, options.background)
     except SampleError as error:
         raise SampleError(f"{error} ({name})") from None
 
@@ -58,7 +58,8 @@ def _image(name: str, options: Options) -> tuple[str, bytes]:
 def _frames(name: str, options: Options) -> Iterable[tuple[str, bytes]]:
     path = _found(options.videos, name, "video", options)
     try:
-        for frame in frames_at(path, options.fps, short_side=options.resize or FRAME_SIDE):
+        short_side = options.resize or FRAME_SIDE
+        for frame in frames_at(path, options.fps, short_side=short_side, background=options.background):
             yield "jpg", _encoded(frame, "jpg")
     except SampleError as error:
         raise SampleError(f"{error} ({name})") from None
@@ -125,11 +126,12 @@ def _link_out(root: str, path: str) -> str:
     return f"{os.path.relpath(place, root)} -> {os.readlink(place)}"
 
 
-def stored_image(raw: bytes, resize: int | None) -> tuple[str, bytes]:
+def stored_image(raw: bytes, resize: int | None, background: Color = WHITE) -> tuple[str, bytes]:
     """Return the extension and bytes of an image as stored in a shard; the content decides the extension, not the name.
 
     JPEG, PNG and WebP files stay unchanged, byte for byte, unless their shorter side is longer than `resize`. A resized
-    image becomes a JPEG of quality 95 if it was a JPEG, and otherwise a PNG. Images of other formats become a PNG.
+    image becomes a JPEG of quality 95 if it was a JPEG, and otherwise a PNG. Images of other formats become a PNG. What
+    is written anew has no transparent parts: they are on `background`.
 
     Raises:
         SampleError: the image cannot be decoded.
@@ -138,7 +140,7 @@ def stored_image(raw: bytes, resize: int | None) -> tuple[str, bytes]:
     if extension and resize is None:
         verify_image(raw)
         return extension, raw
-    pixels = decode_image(raw)
+    pixels = decode_image(raw, background)
     if extension and (resize is None or min(pixels.shape[:2]) <= resize):
         return extension, raw
     extension = "jpg" if extension == "jpg" else "png"

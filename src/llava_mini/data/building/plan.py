@@ -31,11 +31,13 @@ from llava_mini.data.text.conversation import conversation_of
 from llava_mini.data.text.forms import is_url, media_names
 from llava_mini.errors import SampleError, UserError, refused
 from llava_mini.files import atomic_path, read_json, reading, write_json, writing
+from llava_mini.media.images import WHITE, Color
 
 log = logging.getLogger("llava_mini")
 
 _VERSION = 2
 _FOLDER, _FILE = "plan", "plan.json"
+_BEFORE = {"background": list(WHITE)}  # of what sets do not say
 _ALLOWED = "allowed: a JSON array of objects or JSON Lines"
 _RECORDS, _OFFSETS, _ORDER = "records.jsonl", "offsets.npy", "order.npy"
 
@@ -57,6 +59,7 @@ class Options:
     follow_links: bool = False
     strict: bool = False
     fetch: Path | None = None
+    background: Color = WHITE
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -155,7 +158,10 @@ def describe_sources(sources: Sequence[Path]) -> list[dict[str, Any]]:
 def made_from(described: list[dict[str, Any]], options: Options) -> dict[str, Any]:
     """Return what decides the content of a set, wherever the files are, as its manifest and shards store it."""
     decisive = ("seed", "samples_per_shard", "resize", "fps")
-    return {"sources": described, **{name: getattr(options, name) for name in decisive}}
+    made = {"sources": described, **{name: getattr(options, name) for name in decisive}}
+    if options.background != WHITE:  # which it was before there was a choice
+        made["background"] = list(options.background)
+    return made
 
 
 def frozen_plan(out: Path, sources: Sequence[Path], described: list[dict[str, Any]], options: Options) -> Plan:
@@ -218,13 +224,13 @@ def check_same(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None
     Raises:
         UserError: the two differ; the message names the first difference.
     """
-    for name, value in wanted.items():
-        if found.get(name) == value:
+    for name, value in {**_BEFORE, **wanted}.items():
+        if (before := found.get(name, _BEFORE.get(name))) == value:
             continue
         if name == "sources":
             difference = _different_sources(found[name], value)
         else:
-            difference = f"{name.replace('_', '-')} {found.get(name)}, not {value}"
+            difference = f"{name.replace('_', '-')} {before}, not {value}"
         raise UserError(f"{out} was built with {difference}; delete it or name another folder")
 
 

@@ -36,6 +36,7 @@ from llava_mini.data.text.conversation import parse_record
 from llava_mini.data.text.forms import IMAGE_PLACEHOLDER
 from llava_mini.errors import SampleError, UserError, refused
 from llava_mini.files import folder_lock, remove_leftovers, shard_lock
+from llava_mini.media.images import WHITE, Color
 
 log = logging.getLogger("llava_mini")
 
@@ -56,6 +57,7 @@ def build_set(
     follow_links: bool = False,
     strict: bool = False,
     fetch: Path | str | None = None,
+    background: Color = WHITE,
 ) -> ShardSet:
     """Build a shard set from JSON or JSON Lines; a set that is already complete is only opened.
 
@@ -73,6 +75,7 @@ def build_set(
         follow_links: Whether symbolic links in the folders may lead out of them.
         strict: Whether the first unusable record ends the build.
         fetch: Folder for the files that records name by URL, which stay there; None if no record may name one.
+        background: Color behind transparent parts of frames, and of images that are not stored as they are.
 
     Raises:
         UserError: an argument is invalid, a source cannot be read, every record is unusable (or one, if strict),
@@ -89,6 +92,7 @@ def build_set(
         follow_links,
         strict,
         None if fetch is None else Path(fetch),
+        background,
     )
     shards = build_part([Path(source) for source in sources], Path(out), options, workers=workers)
     if shards is None:

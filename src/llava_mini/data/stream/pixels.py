@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from llava_mini.errors import SampleError, UserError, refused
-from llava_mini.media.images import decode_image
+from llava_mini.media.images import WHITE, decode_image
 from llava_mini.views import NUM_VIEWS, Color, ViewMode, check_mode, mean_color, resized_longer, views_of
 
 CLIP_GRAY = (122, 116, 104)  # CLIP's mean color, with which LLaVA pads
@@ -40,24 +40,33 @@ class PixelTransform:
     example 640x480 at S = 336: `square` resizes to 448x336 and keeps columns 56-391; `pad` resizes a square of 640x640;
     `hd` resizes its four quarters of 320x320 and the whole.
 
-    `background` is the color around images that are not square. With `cut`, a view keeps its aspect ratio and is
-    cropped; else it is resized to S x S whatever its shape.
+    `around` is the color around images that are not square, `background` that behind transparent parts. With `cut`, a
+    view keeps its aspect ratio and is cropped; else it is resized to S x S whatever its shape.
 
     Raises:
         UserError: The mode is unknown, or the size is below 1.
     """
 
     def __init__(
-        self, size: int, mode: ViewMode = "square", background: Color = CLIP_GRAY, *, cut: bool = True
+        self,
+        size: int,
+        mode: ViewMode = "square",
+        around: Color = CLIP_GRAY,
+        *,
+        background: Color = WHITE,
+        cut: bool = True,
     ) -> None:
         check_mode(mode)
         if size < 1:
             raise refused("size", size, "pixels of a view", allowed="1 and above")
-        self.size, self.mode, self.background, self.cut = size, mode, background, cut
+        self.size, self.mode, self.cut = size, mode, cut
+        self.around, self.background = around, background
 
     @classmethod
-    def from_image_processor(cls, processor: ImageProcessor, mode: ViewMode = "square") -> PixelTransform:
-        """Return the transform to the pixels of `processor` before normalization, with its mean color as background.
+    def from_image_processor(
+        cls, processor: ImageProcessor, mode: ViewMode = "square", background: Color = WHITE
+    ) -> PixelTransform:
+        """Return the transform to the pixels of `processor` before normalization, with its mean color around images.
 
         Raises:
             UserError: The processor does something other than CLIP's resizing and cropping to one square size, or
@@ -80,7 +89,7 @@ class PixelTransform:
             if (facts.get(name) or False) != (value or False):  # SigLIP's does not say that it does not crop
                 why = f"image processor: {name}={facts.get(name)}; only {value} can be mirrored"
                 raise UserError(why, key=name, value=facts.get(name), allowed=str(value))
-        return cls(edge, mode, mean_color(facts["image_mean"]), cut=cut)
+        return cls(edge, mode, mean_color(facts["image_mean"]), background=background, cut=cut)
 
     @property
     def num_views(self) -> int:
@@ -100,7 +109,7 @@ class PixelTransform:
         frames = torch.empty(len(pictures), self.views_of_frame(is_video), 3, self.size, self.size, dtype=torch.uint8)
         for frame, raw in zip(frames, pictures, strict=True):
             try:
-                views = views_of(decode_image(raw), self.mode, self.background, is_video=is_video)
+                views = views_of(decode_image(raw, self.background), self.mode, self.around, is_video=is_video)
                 for place, view in enumerate(views):
                     frame[place] = self._cropped(view) if self.cut else _resized(view, self.size, self.size)
             except UserError as error:
