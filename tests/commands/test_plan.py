@@ -99,7 +99,7 @@ def test_flags_are_checked(flag: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err.startswith(told)
 
 
-@pytest.mark.parametrize("model", [name for name in options("model") if name != "tiny"])
+@pytest.mark.parametrize("model", [name for name in options("model") if name not in ("parts", "tiny")])
 def test_every_preset_is_planned(model: str) -> None:
     """With its widths and two of its layers; the test above plans a whole one."""
     thin = ["model.text_config.num_hidden_layers=2", "fusion.num_layers=2", f"model={model}", *BIG[1:]]

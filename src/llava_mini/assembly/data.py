@@ -49,10 +49,15 @@ def with_steps(config: Config) -> Config:
     """Return the config with the optimizer steps that its epochs take, if it does not give steps itself.
 
     An epoch is as many samples as the training sets have together, each set in its share of the mix.
+
+    Raises:
+        UserError: there is no training set, or it cannot be read.
     """
     if config.trainer.max_steps is not None:
         return config
     assert config.trainer.epochs is not None
+    if config.data.train is None:
+        raise refused("data.train", None, "needed is a shard set, as `llava-mini data build` makes one")
     prepare_data(config)
     cache_dir = None if config.data.cache_dir is None else Path(config.data.cache_dir)
     places = [set_location(config.data.folder, name) for name in set_names(config.data.splits["train"])]

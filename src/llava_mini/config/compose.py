@@ -51,6 +51,7 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> Config:
             with another; the message is one line.
     """
     _check_keys(overrides)
+    overrides = [*overrides, *_recipe_of(overrides)]
     search = [f"hydra.searchpath=[{','.join(literal('file://' + str(Path(d).resolve())) for d in config_dirs)}]"]
     typed = [quoted(override) for override in overrides]
     try:
@@ -77,6 +78,20 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> Config:
     for component in (config.compressor, config.stage, config.launcher, config.tracker):
         import_own(component.target, config_dirs)
     return replace(config, inputs=_inputs(config, config_dirs))
+
+
+def _recipe_of(overrides: list[str]) -> list[str]:
+    """Return the choice of a recipe for a model other than the toy world's, if none was made: that of its stage.
+
+    The default recipe is the toy world's, whose rates, lengths and data fit no other model.
+    """
+    chosen = dict(override.partition("=")[::2] for override in overrides)
+    if "recipe" in chosen or chosen.get("model", "tiny") == "tiny":
+        return []
+    if chosen.get("stage") == "alignment":
+        return ["recipe=stage1"]
+    adapters = {"lora": "lora", "dora": "lora", "qlora": "qlora"}
+    return [f"recipe={adapters.get(chosen.get('finetune', ''), 'stage2')}"]
 
 
 def _check_keys(overrides: list[str]) -> None:
