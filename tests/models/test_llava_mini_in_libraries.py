@@ -1,11 +1,15 @@
 """As transformers' Trainer and PEFT call the model: a step's loss is over all its tokens, no keyword goes unread."""
 
+import multiprocessing
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from peft import LoraConfig, get_peft_model
 from transformers import LlavaForConditionalGeneration, Trainer, TrainingArguments
 
@@ -53,6 +57,54 @@ def test_transformers_trainer_gets_what_its_own_llava_gives(train: Train, plain,
     for size, times in ((2, 4), (1, 8)):
         assert train(plain, size, times) == pytest.approx(whole, rel=1e-4)
         assert train(theirs, size, times) == pytest.approx(whole, rel=1e-4)
+
+
+def _stepped(make: Callable[[], Any], samples: list[Any], collate: Any, path: Path, size: int, *, rank: int) -> None:
+    """Save a model's weights after a step of transformers' Trainer with `size` samples in this process, if rank 0."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this one is a fork of
+    model = make()
+    arguments = TrainingArguments(
+        str(path.parent), per_device_train_batch_size=size, max_steps=1, learning_rate=0.1, optim="sgd",
+        lr_scheduler_type="constant", max_grad_norm=1e9, use_cpu=True, report_to=[], save_strategy="no",
+        remove_unused_columns=False, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(
+        model=model, args=arguments, train_dataset=samples, data_collator=lambda chosen: collate(model, chosen)
+    )
+    trainer.train()
+    if rank == 0:
+        torch.save({"ranks": arguments.world_size, **model.state_dict()}, path)
+
+
+def _as_rank(rank: int, ranks: int, port: int, *what: Any) -> None:
+    facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in facts.items()} if ranks > 1 else {})
+    _stepped(*what, rank=rank)
+
+
+def test_a_step_of_two_ranks_is_that_of_one(make_model, make_sample, collate, tmp_path: Path) -> None:
+    """2 ranks x 4 samples and 8 x 1 give the same weights, by gloo, however many supervised tokens each has."""
+    samples = [make_sample(seed, frames=seed % 3, answer=tokens) for seed, tokens in enumerate(ANSWERS)]
+    fork = multiprocessing.get_context("fork")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for ranks in (1, 2):
+        what = (make_model, samples, collate, tmp_path / f"{ranks}.pt", 8 // ranks)
+        processes = [fork.Process(target=_as_rank, args=(rank, ranks, port, *what)) for rank in range(ranks)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+            process.kill()
+        assert [process.exitcode for process in processes] == [0] * ranks
+    one, two = (torch.load(tmp_path / f"{ranks}.pt") for ranks in (1, 2))
+    assert (one.pop("ranks"), two.pop("ranks")) == (1, 2)
+    before = make_model().state_dict()
+    moved = [name for name in before if not torch.equal(before[name], one[name])]
+    assert any("projector" in name for name in moved) and any("lm_head" in name for name in moved)
+    for name in before:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("task", [None, "CAUSAL_LM"])

@@ -25,6 +25,20 @@ def test_the_same_words(
         assert torch.equal(model.generate(**batch, cache_implementation="static", **options), expected)
 
 
+@pytest.mark.parametrize("frames", [0, 1])
+def test_a_compiled_model_gives_what_the_model_gives(
+    make_model: Factory, make_sample: Factory, collate: Factory, frames: int
+) -> None:
+    model = make_model()
+    batch = collate(model, [make_sample(1, frames=frames), make_sample(2, frames=frames, answer=5)])
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        expected, found = model(**batch), compiled(**batch)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=0)
+    assert torch.equal(found.loss, expected.loss)
+
+
 def test_decoding_is_one_graph(make_model: Factory, make_sample: Factory, collate: Factory) -> None:
     """The whole model is captured once and serves every step; a graph break would be an error."""
     model = make_model()

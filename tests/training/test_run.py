@@ -1,8 +1,10 @@
 """One run from end to end: its files, resumption after kill -9, a compressor of one's own, bad samples, refusals."""
 
 import json
+import logging
 import re
 import signal
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -194,6 +196,33 @@ def test_shard_sets_of_ones_own_are_read_as_they_are(smoke, tmp_path: Path, worl
     shards = ShardSet(tmp_path / "mine" / "everything")
     assert trained_on == {shards.key(index) for index in range(len(shards))}
     assert not (tmp_path / "mine" / "world.json").exists()
+
+
+def test_a_tracking_server_that_says_nothing_costs_no_run(smoke, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are accepted, and nothing is ever answered
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        caplog.set_level(logging.INFO)
+        short = ["trainer.max_steps=2", "trainer.val_every=2"]
+        assert main(["train", *smoke("tracking.enabled=true", f"tracking.uri={uri}", *short)]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["status"], result["mlflow_run_id"]) == ("finished", None)
+    assert re.search(rf"\d+ reports wait in {tmp_path / 'run'}; the same command sends them", caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("data.splits.val=null", "data.splits.val=null: this needs a shard set for val; there are train, test"),
+        ("trainer.max_steps=0", "trainer.max_steps=0: "),
+        ("seed=4294967296", "seed=4294967296: "),
+        ("data.max_length=3", "validation: none of the split's samples could be read"),
+    ],
+)
+def test_what_no_run_can_be_is_one_line(smoke, tmp_path: Path, capsys, override: str, told: str):
+    assert main(["train", *smoke(override)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"llava-mini: {told}")
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 @pytest.mark.parametrize("devices", [1, 2])
