@@ -59,7 +59,7 @@ def test_transformers_trainer_gets_what_its_own_llava_gives(train: Train, plain,
         assert train(theirs, size, times) == pytest.approx(whole, rel=1e-4)
 
 
-def _stepped(make: Callable[[], Any], samples: list[Any], collate: Any, path: Path, size: int, rank: int) -> None:
+def _stepped(make: Callable[[], Any], samples: list[Any], collate: Any, path: Path, size: int, *, rank: int) -> None:
     """Save a model's weights after a step of transformers' Trainer with `size` samples in this process, if rank 0."""
     AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this one is a fork of
     model = make()
@@ -79,7 +79,7 @@ def _stepped(make: Callable[[], Any], samples: list[Any], collate: Any, path: Pa
 def _as_rank(rank: int, ranks: int, port: int, *what: Any) -> None:
     facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in facts.items()} if ranks > 1 else {})
-    _stepped(*what, rank)
+    _stepped(*what, rank=rank)
 
 
 def test_a_step_of_two_ranks_is_that_of_one(make_model, make_sample, collate, tmp_path: Path) -> None:
