@@ -153,7 +153,7 @@ def test_ways_to_fine_tune_are_offered_for_full_fine_tuning() -> None:
 def test_advice_for_full_fine_tuning_that_does_not_fit_is_true_to_the_byte(planned: Callable) -> None:
     """Each line's figure is what a plan gives of the command line with what it and those above it say."""
     wide = ["model=llava_mini_vicuna_7b", "model.weights=random", "hardware=rtx5090_32gb", "data.batch_size=8"]
-    command = [*wide, *THIN, "finetune=full", "hardware.memory_gib=2.2"]
+    command = [*wide, *THIN, "memory=manual", "trainer.global_batch=null", "finetune=full", "hardware.memory_gib=2.2"]
     status, out, _ = planned("--json", "--text-tokens", "16", *command)
     found = json.loads(out)
     offered = [change["change"] for change in found["changes"]]
@@ -170,6 +170,22 @@ def test_advice_for_full_fine_tuning_that_does_not_fit_is_true_to_the_byte(plann
             continue
         config = resolve(["trainer.max_steps=1", *(f"{key}={value}" for key, value in given.items())])
         assert Peaks(config, sample_of(config, 16)).bytes(config.data.batch_size) == change["peak_bytes"]
+
+
+@pytest.mark.parametrize(("card", "batch"), [(4.55, 8), (4.0, 4)])
+def test_auto_chooses_what_fits_and_keeps_the_step(planned: Callable, card: float, batch: int) -> None:
+    """Its figure is the plan's of the same choices by hand; a step has as many samples, whatever the batch."""
+    wide = ["model=llava_mini_vicuna_7b", "model.weights=random", "hardware=rtx5090_32gb", "finetune=qlora", *THIN]
+    asked = [*wide, f"hardware.memory_gib={card}", "data.batch_size=8", "trainer.global_batch=16"]
+    status, out, _ = planned("--json", "--text-tokens", "16", *asked)
+    found = json.loads(out)
+    assert status == 0 and found["fits"] and found["chosen"] and found["batch_size"] <= batch, found
+    given = dict(item.split("=", 1) for item in asked)
+    for change in found["chosen"]:
+        given |= dict(item.split("=", 1) for item in change["change"].split())
+    by_hand = resolve(["trainer.max_steps=1", "memory=manual", *(f"{key}={value}" for key, value in given.items())])
+    assert Peaks(by_hand, sample_of(by_hand, 16)).bytes(by_hand.data.batch_size) == found["peak_bytes"]
+    assert by_hand.accumulate * by_hand.data.batch_size == 16
 
 
 @pytest.mark.parametrize("command", ["plan", "train"])

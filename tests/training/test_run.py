@@ -212,7 +212,7 @@ def test_a_tracking_server_that_says_nothing_costs_no_run(smoke, tmp_path: Path,
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("data.splits.val=null", "data.splits.val=null: this needs a shard set for val; there are train, test"),
+        ("data.val=null", "data.val=null: this needs a shard set for val; there are train, test"),
         ("trainer.max_steps=0", "trainer.max_steps=0: "),
         ("seed=4294967296", "seed=4294967296: "),
         ("data.max_length=3", "validation: none of the split's samples could be read"),

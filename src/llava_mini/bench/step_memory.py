@@ -42,7 +42,7 @@ Result = dict[str, Any]
 _IN_FULL = ("projector", "compressor")  # whatever the fine-tuning
 CLIP: float = conf("config")["trainer"]["gradient_clip_val"]
 _MODEL_OPTIONS = ("activation_checkpointing", "loss_chunk", "vision_batch", "offload_vision")
-_DEFAULTS = {name: conf("config")["memory"][name] for name in _MODEL_OPTIONS}
+_DEFAULTS = {name: conf("memory/manual")[name] for name in _MODEL_OPTIONS}
 _SAVING = {**_DEFAULTS, "activation_checkpointing": True, "loss_chunk": 1024, "vision_batch": 4}
 _WARM_UP, _STEPS = 2, 4
 

@@ -33,6 +33,7 @@ GROUPS = {
     "hardware": "card, and its precision",
     "launcher": "how a sweep starts its runs",
     "tracker": "the service that runs are reported to",
+    "memory": "what saves memory: chosen by the planner, or key by key",
     "recipe": "values of all other groups, for a stage and a kind of model",
 }
 _NAMES = {

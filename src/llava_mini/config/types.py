@@ -300,6 +300,7 @@ class Hardware:
 class MemoryOptions:
     """Options that save memory in training."""
 
+    fit: Annotated[Flag, _doc("turn on what a step needs to fit the card, and take a smaller batch if it must")]
     activation_checkpointing: Annotated[
         Flag, _doc("recompute activations of decoder and pre-fusion layers in the backward pass")
     ]

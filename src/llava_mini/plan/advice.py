@@ -22,6 +22,7 @@ class Advice:
     Args:
         peaks: Peaks of the config.
         limit: Available memory in bytes; None: unknown, so every change that saves memory is taken.
+        finetune: Whether changes that train other weights are taken too.
 
     Attributes:
         saved: Changes that were taken, as text with their cost and the new peak.
@@ -32,6 +33,7 @@ class Advice:
 
     peaks: Peaks
     limit: int | None
+    finetune: bool = True
 
     def __post_init__(self) -> None:
         self.saved: list[MemoryChange] = []
@@ -56,7 +58,7 @@ class Advice:
         left = self._take_all(memory_changes(self.peaks.config))
         if self.saved and not self._fits:
             self._take_all(left)  # these saved nothing while other memory determined the peak
-        ways = finetunings(self.peaks.config)
+        ways = finetunings(self.peaks.config) if self.finetune else []
         if self.limit is None:
             self._take_smaller_batch()
             self._take_all(ways)

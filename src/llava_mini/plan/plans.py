@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -27,10 +28,17 @@ def check_card_is_named(config: Config) -> None:
 def training_plan(
     config: Config, sample: Sample, *, search: bool = True, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Report:
-    """Plan a training step; `search` also for the largest batch, and for changes if the run does not fit."""
+    """Plan a training step; `search` also for the largest batch, and for changes if the run does not fit.
+
+    With `memory.fit` memory options and a batch are chosen that fit; the report is of the config with them.
+    """
     start = time.monotonic()
     peaks = Peaks(config, sample, tokenizer=tokenizer)
     report = _report(peaks)
+    if config.memory.fit and report.memory_bytes is not None and not report.fits:
+        chosen = Advice(peaks, report.memory_bytes - report.outside_bytes, finetune=False)
+        peaks = chosen.peaks
+        report = replace(_report(peaks), chosen=chosen.saved)
     report.notes += _notes(config)
     if report.memory_bytes is not None and search:
         _search(report, peaks)
@@ -57,7 +65,7 @@ def _report(peaks: Peaks) -> Report:
     config = peaks.config
     size, memory = config.data.batch_size, config.hardware.memory_gib
     memory_bytes = None if memory is None else int(memory * GIB)
-    report = Report(peaks(size), size, peaks.sample, memory_bytes, CUDA_CONTEXT if on_gpu(config) else 0)
+    report = Report(config, peaks(size), size, peaks.sample, memory_bytes, CUDA_CONTEXT if on_gpu(config) else 0)
     if size > peaks.largest_planned:
         report.notes.append(f"estimated: a batch of {size}, from smaller ones; up to {peaks.largest_planned} are run")
     return report

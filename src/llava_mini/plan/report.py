@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from llava_mini.config import Config
 from llava_mini.plan.ledger import CASTS, FROZEN, GRADIENTS, LOGITS, OPTIMIZER, QUANTIZED, TRAINED, WORKSPACE
 from llava_mini.plan.planner import Peak
 from llava_mini.plan.sample import Sample
@@ -37,16 +38,23 @@ class MemoryChange:
     peak_bytes: int  # with this change and all before it
 
 
+def _lines(changes: list[MemoryChange]) -> list[str]:
+    width = max(len(change.change) for change in changes)
+    return [f"  {s.change:<{width}} {size_text(s.peak_bytes):>12}  time: {s.cost}" for s in changes]
+
+
 @dataclass
 class Report:
     """Result of a plan."""
 
+    config: Config  # that is planned, with what `memory.fit` has chosen
     peak: Peak  # of the config's own batch
     batch_size: int  # of the config
     sample: Sample  # as assumed
     memory_bytes: int | None  # of the card; None when no card is planned for
     outside_bytes: int  # of the card, not counted by torch's allocator; part of neither peak nor breakdown
     largest_batch: int | None = None  # that fits; None without a card
+    chosen: list[MemoryChange] = field(default_factory=list)  # made by `memory.fit`, cheapest first
     changes: list[MemoryChange] = field(default_factory=list)  # to make, cheapest first, until it fits
     batch_with_changes: int | None = None  # largest with all changes; None without any
     notes: list[str] = field(default_factory=list)  # on what the figures leave out
@@ -70,6 +78,7 @@ class Report:
             "outside_bytes": self.outside_bytes,
             "host_bytes": self.peak.host_bytes,
             "sample": vars(self.sample),
+            "chosen": [vars(change) for change in self.chosen],
             "changes": [vars(change) for change in self.changes],
             "batch_with_changes": self.batch_with_changes,
             "notes": self.notes,
@@ -103,10 +112,12 @@ class Report:
             return ["no card is named, so whether it fits is not known: " + NAME_A_CARD]
         largest = "" if self.largest_batch is None else f"; the largest batch that fits is {self.largest_batch}"
         lines = [f"{'fits' if self.fits else 'does not fit'}{largest}"]
+        if self.chosen:
+            lines.append("with what memory=auto has chosen, cheapest in time first:")
+            lines += _lines(self.chosen)
         if self.changes:
             lines.append("to change, each with those above it, cheapest in time first, what trains other weights last:")
-            width = max(len(change.change) for change in self.changes)
-            lines += [f"  {s.change:<{width}} {size_text(s.peak_bytes):>12}  time: {s.cost}" for s in self.changes]
+            lines += _lines(self.changes)
             lines.append(f"  with all of these the largest batch that fits is {self.batch_with_changes}")
         if not self.fits and not self.batch_with_changes:
             lines.append("nothing more to change saves enough: take a shorter sample, a smaller model or a larger card")

@@ -74,7 +74,10 @@ class Memory:
                 raise UserError(why, key="--strict") from error
             log.warning("plan: this run's memory could not be planned (%s)", reason)
             return
-        self.planned = report.peak.bytes
+        self.planned, self.config = report.peak.bytes, report.config
+        if report.chosen:
+            changes = " ".join(change.change for change in report.chosen)
+            log.info("memory=auto: %s, so that a step fits the card: %s", changes, size_text(self.planned))
         if on_cpu(self.config) and self.config.memory.must_fit:
             self._check_free(self.planned)
         if report.fits is False:

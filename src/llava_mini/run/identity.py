@@ -16,7 +16,7 @@ _UNHASHED_DATA = ("cache_dir", "num_workers", "worker_transport", "max_bad_fract
 # What holds for runs from before there was a choice, whose identity must stay.
 _AS_BEFORE = (("background", [255, 255, 255]),)
 # These keys change how a step is computed and not its result, so a run that ran out of memory resumes with them.
-_UNHASHED_MEMORY = ("activation_checkpointing", "loss_chunk", "vision_batch", "offload_vision", "must_fit")
+_UNHASHED_MEMORY = ("fit", "activation_checkpointing", "loss_chunk", "vision_batch", "offload_vision", "must_fit")
 _UNHASHED_TRAINER = ("rank_timeout",)
 # Factors of the number of batches in a step. Only their product decides which samples a step contains.
 BATCH_FACTORS = ("devices", "num_nodes", "accumulate_grad_batches")

@@ -117,8 +117,9 @@ def train_run(config: Config) -> Path:
         return run_dir
     given, config = config, assembly.with_steps(config)
     clock, memory = Clock(), Memory(config)
-    if not own_rank():
+    if not own_rank() or config.memory.fit:  # which every rank finds by itself, from the same samples
         memory.plan()  # before weights and features take any of the memory
+        config = memory.config
     run = assemble(config)
     if own_rank():
         fit(run, config, clock, [])
