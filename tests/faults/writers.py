@@ -284,5 +284,6 @@ OTHER_WRITERS = {
     "models.llava_mini:LlavaMiniForConditionalGeneration.save_pretrained": "within save_model, which the table tests",
     "models.visual_inputs:_frames_named": "a temporary file",
     "sweep.plots:draw_all": "atomic_path",
+    "sweep.launcher:LocalLauncher._is_over": "a line in that log; if it cannot be written, the sweep says the same",
     "run.starter:_append_output_to": "of a log that the launcher has just written to",
 }
