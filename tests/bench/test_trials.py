@@ -47,6 +47,6 @@ def test_a_build_is_measured_whole(data: MadeData, tmp_path: Path) -> None:
     found = build(data, tmp_path / "built")
     assert ShardSet(tmp_path / "built").fingerprint == ShardSet(data.shards).fingerprint
     assert 0 < verification(data) < found.cpu
-    assert 80_000 < found.picture_bytes < 120_000
+    assert 80_000 < found.image_bytes < 120_000
     with pytest.raises(RuntimeError, match="status 2"):
         build(MadeData(tmp_path), tmp_path / "nothing")

@@ -160,7 +160,7 @@ def targets(found: Findings) -> list[Target]:
 def text(found: Findings) -> str:
     """Return all results as Markdown."""
     about = (
-        f"{found.samples} samples with JPEGs of {found.builds[0].picture_bytes / 1000:.0f} KB on average, read from"
+        f"{found.samples} samples with JPEGs of {found.builds[0].image_bytes / 1000:.0f} KB on average, read from"
         f" memory; one thread. Medians of {len(found.builds)} rounds (smallest to largest); ratios are taken within a"
         " round."
     )
@@ -193,9 +193,9 @@ def _about_loaders(found: Findings) -> str:
 def _about_build(found: Findings) -> str:
     cpu = Spread.of([each.cpu for each in found.builds])
     verify = Spread.of(found.verify_ms)
-    rate = found.builds[0].picture_bytes / MIB * 1000 / cpu.median
+    rate = found.builds[0].image_bytes / MIB * 1000 / cpu.median
     return (
-        f"`data build` takes {cpu.shown(2)} CPU-ms a sample, its start included. Verifying the picture is"
+        f"`data build` takes {cpu.shown(2)} CPU-ms a sample, its start included. Verifying the image is"
         f" {verify.shown(2)} of that, {100 * verify.median / cpu.median:.0f} %; the rest is reading, packing, hashing"
         f" and writing. A core then reads {rate:.0f} MiB/s and writes as much: a slower disk is the limit, else"
         " the decoder."

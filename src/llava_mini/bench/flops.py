@@ -93,7 +93,7 @@ def row(
     views = RESOLUTIONS[resolution]
     # Like the paper's totals, the release computes logits for the whole prompt.
     work = Work(views, frames, text_tokens, cached, last_logits=order != "release")
-    per_frame = views * model.side**2 if is_plain(model) else model.layout.frame(views)
+    plain = frames * views * model.side**2
     return {
         "model": name,
         "resolution": resolution,
@@ -101,7 +101,7 @@ def row(
         "order": order,
         "cached": cached,
         "text_tokens": text_tokens,
-        "image_tokens": frames * per_frame,
+        "image_tokens": plain if is_plain(model) else model.layout.frames(frames, views),
         **count(model, work, ORDERS[order]).as_dict(),
     }
 

@@ -193,6 +193,10 @@ class FrameCache:
             found[chunk.item] += chunk.tokens.shape[0] * chunk.tokens.shape[1]
         return found
 
+    def frames_of(self, item: int) -> int:
+        """Return the number of frames of an image or video."""
+        return sum(len(chunk.tokens) for chunk in self.chunks if chunk.item == item)
+
     def tokens(self) -> Tensor:
         """Return the compressed tokens of all frames in order [sum of K, D]."""
         return torch.cat([chunk.tokens.flatten(0, 1) for chunk in self.chunks])

@@ -38,7 +38,7 @@ def test_samples_pictures_and_bytes_are_counted(shards: ShardSet) -> None:
         Count("image", 5, 5, sizes["image"]),
         Count("video", 2, 6, sizes["video"]),
     ]
-    found = [(count.name, count.samples, count.pictures) for count in by_source(shards)]
+    found = [(count.name, count.samples, count.images) for count in by_source(shards)]
     assert found == [("many", 6, 5), ("few", 2, 6), ("(none)", 2, 0)]
     assert total_bytes(shards) == sum(sizes.values())
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_mini.data.building.media import MOST_BYTES, pictures
+from llava_mini.data.building.media import MOST_BYTES, media_members
 from llava_mini.data.building.plan import (
     Options,
     Plan,
@@ -243,7 +243,7 @@ def sample_of(entry: Entry, options: Options) -> tuple[dict[str, bytes], tuple[s
     conversation.check_files(stored=0)
     if conversation.num_images and not conversation.images:
         raise SampleError(f"{IMAGE_PLACEHOLDER} in a record of text only")
-    members = {"json": raw, **pictures(entry.record, options)}
+    members = {"json": raw, **media_members(entry.record, options)}
     if (size := sum(map(len, members.values()))) > MOST_BYTES:
         raise SampleError(f"sample of {size} bytes, {MOST_BYTES} allowed")
     return members, conversation.ignored
