@@ -11,7 +11,7 @@ import pytest
 from llava_mini.bench.made_data import MadeData
 from llava_mini.bench.processes import fresh
 from llava_mini.bench.trials import build, bytes_of_records, cost, memory, verification
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 
 
 def test_cpu_time_and_waiting_are_told_apart(data: MadeData) -> None:

@@ -18,7 +18,7 @@ from llava_mini.config import Config
 from llava_mini.config.rules import names_a_place, set_names
 from llava_mini.data.features.codec import FeatureType
 from llava_mini.data.features.store import FEATURES_VERSION, EncodeImages, FeatureRecipe, FeatureStore
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.stream.datamodule import Mix, VLMDataModule
 from llava_mini.data.stream.order import exact_quotas
 from llava_mini.data.stream.pixels import PixelTransform, normalized

@@ -11,7 +11,7 @@ from pathlib import Path
 from llava_mini.command_line.parser import ConfigParser, at_least
 from llava_mini.config import check_each_once, resolve
 from llava_mini.data.features.codec import FEATURE_TYPES
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.errors import UserError
 from llava_mini.units import size_text
 

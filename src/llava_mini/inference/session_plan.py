@@ -38,7 +38,7 @@ class SessionPlan:
         cache_bytes: KV cache of all frames, with room for more and one layer unpacked.
         working_bytes: All compressed tokens, a batch of frames or a chunk of the prompt, and the CUDA context.
         largest: Largest number of frames that would fit; None if the memory of the GPU is not known.
-        store_bytes: All frames' features for later questions in host memory, in fp16 and in 8 bits.
+        store_bytes: All frames' features for follow-up questions in host memory, in fp16 and in 8 bits.
     """
 
     model: str

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from llava_mini.data.features.codec import FeatureType
 from llava_mini.data.features.store import FeatureRecipe, FeatureStore
-from llava_mini.data.format.shards import ShardSet, write_shards
+from llava_mini.data.format.shard_set import ShardSet
+from llava_mini.data.format.shards import write_shards
 from llava_mini.data.stream.pixels import PixelTransform
 from llava_mini.errors import SampleError, UserError
 

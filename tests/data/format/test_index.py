@@ -11,7 +11,8 @@ from tests.data.format.json_files import put
 
 from llava_mini.bench.large_set import make_large_set
 from llava_mini.data.format.index import INDEX_DTYPE, Modality, facts_of, image_names
-from llava_mini.data.format.shards import ShardSet, finish_set, write_shard
+from llava_mini.data.format.shard_set import ShardSet
+from llava_mini.data.format.shards import finish_set, write_shard
 from llava_mini.errors import SampleError, UserError
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.refusals import refuses
 from transformers import PreTrainedTokenizerFast
 
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.inspection.check import Findings, check_set, finding_lines, report_to
 from llava_mini.data.text.labels import ConversationTokenizer
 from llava_mini.data.text.templates import TINY

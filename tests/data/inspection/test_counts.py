@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_mini.data.format.shards import ShardSet, write_shards
+from llava_mini.data.format.shard_set import ShardSet
+from llava_mini.data.format.shards import write_shards
 from llava_mini.data.inspection.stats import (
     Count,
     aligned,

@@ -10,7 +10,8 @@ import webdataset
 from PIL import Image
 from tests.data.toyworld.kinds import CLIP_KINDS, TEXT_KINDS
 
-from llava_mini.data.format.shards import Modality, ShardSet, image_names
+from llava_mini.data.format.index import Modality, image_names
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.text.conversation import parse_record
 from llava_mini.data.toyworld.clips import clip_at
 from llava_mini.data.toyworld.make import make_world

@@ -30,7 +30,9 @@ from llava_mini.data.building.plan import (
 from llava_mini.data.building.records import Entry
 from llava_mini.data.building.report import LeftOut, Progress, ProgressLog, summary
 from llava_mini.data.building.workers import Report, run_tasks
-from llava_mini.data.format.shards import Members, ShardSet, finish_set, is_complete, is_written, write_shard
+from llava_mini.data.format.index import Members
+from llava_mini.data.format.shard_set import ShardSet
+from llava_mini.data.format.shards import finish_set, is_complete, is_written, write_shard
 from llava_mini.data.inspection.stats import printable
 from llava_mini.data.text.conversation import parse_record
 from llava_mini.data.text.forms import IMAGE_PLACEHOLDER

@@ -26,17 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llava_mini.data.features.codec import FeatureType, StorageError, packed, unpacked
-from llava_mini.data.format.index import Modality, read_sidecar
-from llava_mini.data.format.shards import (
-    Members,
-    ShardSet,
-    finish_set,
-    image_names,
-    is_complete,
-    is_written,
-    sidecar_path,
-    write_shard,
-)
+from llava_mini.data.format.index import Members, Modality, image_names, read_sidecar
+from llava_mini.data.format.shard_set import ShardSet
+from llava_mini.data.format.shards import finish_set, is_complete, is_written, sidecar_path, write_shard
 from llava_mini.data.stream.loading import made_in_order
 from llava_mini.data.stream.pixels import PixelTransform
 from llava_mini.errors import SampleError, UserError

@@ -29,9 +29,7 @@ from llava_mini.data.format.index import (
     SET_FILE,
     Facts,
     Members,
-    Modality,
     facts_of,
-    image_names,
     index_rows,
     read_sidecar,
     write_index,
@@ -41,19 +39,6 @@ from llava_mini.data.format.storage import LocalStorage
 from llava_mini.data.format.ustar import EXTENSION, write_tar
 from llava_mini.errors import UserError
 from llava_mini.files import atomic_path, write_text
-
-__all__ = [
-    "Members",
-    "Modality",
-    "ShardSet",
-    "finish_set",
-    "image_names",
-    "is_complete",
-    "is_written",
-    "sidecar_path",
-    "write_shard",
-    "write_shards",
-]
 
 
 def write_shard(

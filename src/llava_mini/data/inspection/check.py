@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_mini.data.building.workers import Report, run_tasks
-from llava_mini.data.format.shards import ShardSet, image_names
+from llava_mini.data.format.index import image_names
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.inspection.stats import ignored_lines, printable
 from llava_mini.data.text.conversation import parse_record
 from llava_mini.data.text.forms import IMAGE_PLACEHOLDER

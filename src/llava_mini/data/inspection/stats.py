@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llava_mini.data.building.workers import Report, run_tasks
-from llava_mini.data.format.shards import Modality, ShardSet
+from llava_mini.data.format.index import Modality
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.text.conversation import parse_record
 from llava_mini.errors import SampleError, UserError
 from llava_mini.units import size_text

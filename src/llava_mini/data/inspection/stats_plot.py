@@ -12,7 +12,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from llava_mini.data.format.shards import Modality, ShardSet
+from llava_mini.data.format.index import Modality
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.inspection.stats import Distribution, Statistics, by_source
 from llava_mini.errors import UserError
 

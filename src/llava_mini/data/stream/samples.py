@@ -17,7 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava_mini.batch import IGNORE, BadSample, VLMBatch
 from llava_mini.data.features.store import FeatureStore
-from llava_mini.data.format.shards import ShardSet, image_names
+from llava_mini.data.format.index import image_names
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.stream.order import permutation
 from llava_mini.data.stream.pixels import PixelTransform
 from llava_mini.data.text.conversation import parse_record
