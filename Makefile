@@ -42,7 +42,7 @@ lint: $(DEV_STAMP) ## Check style, format, types, the layer rule and the documen
 docs: $(DEV_STAMP) ## Serve the documentation on 127.0.0.1:8000 (ARGS="--dev-addr 127.0.0.1:8001")
 	$(BIN)/zensical serve --dev-addr 127.0.0.1:8000 $(ARGS)
 
-format: $(DEV_STAMP) ## Format the code and mend what ruff can mend
+format: $(DEV_STAMP) ## Format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
@@ -61,7 +61,7 @@ sweep: $(STAMP) ## Train and compare: C=1,2,4,8 COMPRESSOR=query,avg_pool N_FUSI
 compare: $(STAMP) ## Report on a sweep again: SWEEP_DIR=...
 	$(BIN)/llava-mini compare $(SWEEP_DIR) $(ARGS)
 
-bench-data: $(STAMP) ## Measure the data path against the usual ways, into experiments/003-data-path (ARGS="--rounds 3")
+bench-data: $(STAMP) ## Measure the data path against other loaders, into experiments/003-data-path (ARGS="--rounds 3")
 	OMP_NUM_THREADS=1 $(BIN)/llava-mini bench data $(ARGS)
 
 bench-flops: $(STAMP) ## Count FLOPs by part at real sizes, into experiments/006-efficiency (ARGS=--json)

@@ -28,7 +28,8 @@ from llava_mini.data.building.media import stored_image
 from llava_mini.data.building.plan import Options, _line
 from llava_mini.data.building.records import Entry, read_records
 from llava_mini.data.building.run import sample_of
-from llava_mini.data.format.shards import ShardSet, write_shards
+from llava_mini.data.format.shard_set import ShardSet
+from llava_mini.data.format.shards import write_shards
 from llava_mini.data.text.conversation import parse_record
 from llava_mini.errors import SampleError, UserError
 from llava_mini.inference.requests import read_requests

@@ -19,7 +19,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.text.conversation import parse_record
 from llava_mini.predictions import Predictions
 from llava_mini.sweep.statistics import Answers, Estimate

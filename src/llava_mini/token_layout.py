@@ -49,6 +49,10 @@ class TokenLayout:
             )
         return self.single_view if views == SINGLE_VIEW else self.hd
 
+    def frames(self, count: int, views: int = SINGLE_VIEW) -> int:
+        """Return the number of tokens of `count` frames that have `views` views each."""
+        return count * self.frame(views)
+
     def sample(self, views: Iterable[int]) -> int:
         """Return the number of tokens that an image or a video takes.
 

@@ -44,12 +44,12 @@ def mean_color(image_mean: Sequence[float]) -> Color:
 
 
 def views_of(
-    picture: NDArray[np.uint8], mode: ViewMode, background: Color, *, is_video: bool = False
+    image: NDArray[np.uint8], mode: ViewMode, background: Color, *, is_video: bool = False
 ) -> list[NDArray[np.uint8]]:
     """Return the views of an image [H, W, 3], each [h, w, 3]. They may share its memory.
 
     Args:
-        picture: RGB image.
+        image: RGB image.
         mode: View mode.
         background: RGB color around images that are not square.
         is_video: Whether the image is a frame of a video.
@@ -58,8 +58,8 @@ def views_of(
         UserError: the padded square would be too large.
     """
     if mode == "square":
-        return [picture]
-    square = _squared(picture, background, even=mode == "hd")
+        return [image]
+    square = _squared(image, background, even=mode == "hd")
     if mode == "pad" or is_video:
         return [square]
     half = len(square) // 2
@@ -78,17 +78,17 @@ def resized_longer(width: int, height: int, shorter: int) -> int:
     return longer
 
 
-def _squared(picture: NDArray[np.uint8], background: Color, *, even: bool) -> NDArray[np.uint8]:
+def _squared(image: NDArray[np.uint8], background: Color, *, even: bool) -> NDArray[np.uint8]:
     """Return the image in the center of a square of the background color; the image itself if it needs no padding."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     side = max(height, width)
     side += side % 2 if even else 0
     if side > _LARGEST_SIDE:
         raise UserError(f"image of {width}x{height} pixels is too large to be padded to a square")
     if height == width == side:
-        return picture
+        return image
     row = np.tile(np.array(background, np.uint8), side)  # whole rows are copied faster than single pixels
     square = np.tile(row, (side, 1)).reshape(side, side, 3)
     top, left = (side - height) // 2, (side - width) // 2
-    square[top : top + height, left : left + width] = picture
+    square[top : top + height, left : left + width] = image
     return square

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from llava_mini.bench.data_path import OWN, OWN_SMALL, USUAL, USUAL_OUR_LABELS, USUAL_SMALL, WDS, WDS_SHUFFLED, Findings
+from llava_mini.bench.data_path import LLAVA, LLAVA_OUR_LABELS, LLAVA_SMALL, OWN, OWN_SMALL, WDS, WDS_SHUFFLED, Findings
 from llava_mini.bench.large_set import Opening
 from llava_mini.bench.made_data import MadeData, make_data
 from llava_mini.bench.trials import Build, Cost, Memory
 
-CPU = {USUAL: 9.0, USUAL_OUR_LABELS: 8.5, USUAL_SMALL: 4.5, WDS_SHUFFLED: 3.5, WDS: 3.2, OWN: 2.8, OWN_SMALL: 1.4}
+CPU = {LLAVA: 9.0, LLAVA_OUR_LABELS: 8.5, LLAVA_SMALL: 4.5, WDS_SHUFFLED: 3.5, WDS: 3.2, OWN: 2.8, OWN_SMALL: 1.4}
 ABSENT = (
     "lightning", "torchmetrics", "hydra", "omegaconf", "mlflow", "webdataset", "pydantic", "sklearn", "av",
     "matplotlib", "simplejpeg",

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from llava_mini.bench import data_path
-from llava_mini.bench.data_path import OWN, OWN_SMALL, USUAL, WDS, Findings, targets
+from llava_mini.bench.data_path import LLAVA, OWN, OWN_SMALL, WDS, Findings, targets
 from llava_mini.bench.large_set import Opening
 from llava_mini.bench.timing import Spread
 from llava_mini.bench.trials import Build, Cost, Memory
 
 
 def test_a_ratio_compares_trials_of_the_same_round(findings: Findings) -> None:
-    assert findings.ratio(USUAL, OWN) == Spread.of([9 / 2.8, 18 / 5.6])
+    assert findings.ratio(LLAVA, OWN) == Spread.of([9 / 2.8, 18 / 5.6])
 
 
 def test_memory_is_what_comes_on_top(findings: Findings) -> None:
@@ -32,7 +32,7 @@ def test_all_requirements_are_listed_and_met(findings: Findings) -> None:
 @pytest.mark.parametrize(
     ("number", "change"),
     [
-        (0, lambda f: replace(f, costs={**f.costs, USUAL: [Cost(8.3, 9), Cost(16.6, 9)]})),
+        (0, lambda f: replace(f, costs={**f.costs, LLAVA: [Cost(8.3, 9), Cost(16.6, 9)]})),
         (1, lambda f: replace(f, costs={**f.costs, OWN_SMALL: [Cost(1.6, 2), Cost(3.2, 4)]})),
         (3, lambda f: replace(f, costs={**f.costs, WDS: [Cost(2.7, 2), Cost(5.4, 2)]})),
         (4, lambda f: replace(f, memories={**f.memories, OWN: Memory(300, 420)})),
@@ -54,7 +54,7 @@ def test_the_report_shows_every_loader_and_where_the_build_spends_its_time(
 
     monkeypatch.setattr(data_path, "run", run)
     [report] = data_path.study(samples=7, rounds=2)
-    assert "| usual, originals | 13.50 (9.00 to 18.00) | 18.00 (9.00 to 27.00) | 39 |" in report.text
+    assert "| LLaVA-style, originals | 13.50 (9.00 to 18.00) | 18.00 (9.00 to 27.00) | 39 |" in report.text
     assert "1.10 (1.00 to 1.20) of that, 50 %" in report.text
     assert "2.93 KiB a record, so 8.38 GiB for 3,000,000 records" in report.text
     figures = json.loads(json.dumps(report.figures))

@@ -91,7 +91,7 @@ def test_later_question_by_hand(make_model: Callable) -> None:
     assert counted.weights["prefusion"] == pytest.approx(2 * 2 * 7 * 2 * layer, rel=0.02)
     head = text.hidden_size * text.vocab_size
     assert counted.weights["language_model"] == pytest.approx(2 * (7 * 3 * layer + head), rel=0.02)
-    with pytest.raises(ValueError, match="later question"):
+    with pytest.raises(ValueError, match="follow-up question"):
         count(model, Work(cached=True), RELEASE)
 
 

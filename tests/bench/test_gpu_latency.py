@@ -28,7 +28,7 @@ def test_every_part_runs_with_what_gpu_machines_have(on_gpu_machine: Callable[..
         assert row["status"] == "measured" and row.get("wall", {"median": 1})["median"] > 0
     assert ways["image"] == ways["images"] == ways["further token"] == set(WAYS)
     assert ways["HD image"] == {TRANSFORMERS, RELEASED, OURS} and ways["video"] == {RELEASED, OURS}
-    later = {f"later question, {what}" for what in ("image", "HD image", "video")}
+    later = {f"follow-up question, {what}" for what in ("image", "HD image", "video")}
     static = {f"further token, static cache, {how}" for how in ("compiled", "not compiled")}
     assert all(ways[task] == {OURS} for task in {"long video", *later, *static})
     [long] = [row for row in rows if row["task"] == "long video"]

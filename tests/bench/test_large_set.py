@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llava_mini.bench.large_set import make_large_set, open_large_set
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.errors import UserError
 
 

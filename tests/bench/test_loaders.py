@@ -12,14 +12,14 @@ import torch
 from llava_mini.bench.loaders import (
     BATCH_SIZE,
     Loader,
+    llava_style,
+    llava_with_our_labels,
     own,
     pixel_difference,
     plain_webdataset,
-    usual,
-    usual_with_our_labels,
 )
 from llava_mini.bench.made_data import MadeData
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.stream.pixels import normalized
 
 # CLIP's
@@ -31,8 +31,8 @@ def contestants(data: MadeData) -> dict[str, Loader]:
         "own": partial(own, data.shards),
         "webdataset": partial(plain_webdataset, 0),
         "webdataset shuffled": partial(plain_webdataset, 20),
-        "usual": partial(usual, data.images),
-        "usual with our labels": partial(usual_with_our_labels, data.images),
+        "LLaVA-style": partial(llava_style, data.images),
+        "LLaVA-style with our labels": partial(llava_with_our_labels, data.images),
     }
 
 
@@ -94,4 +94,4 @@ def test_pixels_of_originals_equal_clips_and_those_of_small_pictures_are_near(da
 
 def test_the_usual_loader_reads_the_files(data: MadeData, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=json.loads(data.records.read_text())[0]["image"][:3]):
-        next(usual(tmp_path, data))
+        next(llava_style(tmp_path, data))

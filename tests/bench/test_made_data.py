@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from llava_mini.bench.made_data import MadeData, make_data
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.text.conversation import conversation_of
 
 

@@ -11,7 +11,7 @@ import pytest
 from llava_mini.bench.made_data import MadeData
 from llava_mini.bench.processes import fresh
 from llava_mini.bench.trials import build, bytes_of_records, cost, memory, verification
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 
 
 def test_cpu_time_and_waiting_are_told_apart(data: MadeData) -> None:
@@ -47,6 +47,6 @@ def test_a_build_is_measured_whole(data: MadeData, tmp_path: Path) -> None:
     found = build(data, tmp_path / "built")
     assert ShardSet(tmp_path / "built").fingerprint == ShardSet(data.shards).fingerprint
     assert 0 < verification(data) < found.cpu
-    assert 80_000 < found.picture_bytes < 120_000
+    assert 80_000 < found.image_bytes < 120_000
     with pytest.raises(RuntimeError, match="status 2"):
         build(MadeData(tmp_path), tmp_path / "nothing")

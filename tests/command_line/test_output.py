@@ -13,7 +13,7 @@ from PIL import Image
 from tests.inference.conftest import make_asked, model_folder
 
 from llava_mini.cli import main
-from llava_mini.command_line.output import NOBODY_READS, output_ends
+from llava_mini.command_line.output import BROKEN_PIPE, output_ends
 from llava_mini.inference.session import Session
 
 __all__ = ["make_asked", "model_folder"]  # fixtures
@@ -42,7 +42,7 @@ def test_ask_says_nothing_where_nobody_reads_and_a_line_where_the_disk_is_full(
     model_folder: Path, capfd: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = ["ask", str(model_folder), "--question", "what", "--json", "--max-new-tokens", "2"]
-    assert ended(asked, nobody(), monkeypatch) == NOBODY_READS == 141
+    assert ended(asked, nobody(), monkeypatch) == BROKEN_PIPE == 141
     assert not capfd.readouterr().err
     assert ended(asked, "/dev/full", monkeypatch) == 2
     assert capfd.readouterr().err == FULL
@@ -65,7 +65,7 @@ def test_chat_ends_quietly_where_nobody_reads(
     monkeypatch.setattr(Session, "stream", stream)
     with open(reading) as lines:
         monkeypatch.setattr(sys, "stdin", lines)
-        assert ended(["chat", str(model_folder)], nobody(), monkeypatch) == NOBODY_READS
+        assert ended(["chat", str(model_folder)], nobody(), monkeypatch) == BROKEN_PIPE
     assert closed == ["first"] and not capfd.readouterr().err
 
 
@@ -82,7 +82,7 @@ def test_whole_processes_leave_no_traceback(arguments: str, full: bool, unbuffer
     env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full" if full else nobody(), "w") as stream:
         run = subprocess.run(command, stdout=stream, stderr=subprocess.PIPE, text=True, env=env, check=False)
-    assert (run.returncode, run.stderr) == ((2, FULL) if full else (NOBODY_READS, ""))
+    assert (run.returncode, run.stderr) == ((2, FULL) if full else (BROKEN_PIPE, ""))
 
 
 def test_errors_that_nobody_reads_end_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_errors_that_nobody_reads_end_it_too(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(sys, "stderr", stream)
         with pytest.raises(SystemExit) as caught:
             main(["compare", "one", "two"])
-    assert caught.value.code == NOBODY_READS
+    assert caught.value.code == BROKEN_PIPE
 
 
 def test_other_files_and_streams_that_are_closed_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

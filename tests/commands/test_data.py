@@ -13,7 +13,7 @@ from PIL import Image
 
 from llava_mini.cli import main
 from llava_mini.data.building.workers import WorkerDiedError
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.toyworld.tokenizer import build_tokenizer
 
 

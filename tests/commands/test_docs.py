@@ -65,6 +65,16 @@ def test_every_command_and_flag_is_one(words: list[str], capsys: pytest.CaptureF
         assert [flag for flag in sorted(flags) if flag not in text] == []
 
 
+def test_the_plan_of_the_readme_is_what_its_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    (words,) = (words for words in shown(ROOT / "README.md") if words[:2] == ["llava-mini", "plan"])
+    assert main([*words[1:], "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    peak, most = re.findall(
+        r"([\d.]+) of 31\.4 GiB; the largest batch that fits is (\d+)", (ROOT / "README.md").read_text()
+    )[0]
+    assert f"{plan['peak_bytes'] / 2**30:.1f}" == peak and plan["largest_batch"] == int(most)
+
+
 @pytest.mark.parametrize("target", MADE)
 def test_every_target_is_one(target: str) -> None:
     assert target in re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)

@@ -12,7 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from llava_mini.data.format.shards import ShardSet, write_shards
+from llava_mini.data.format.shard_set import ShardSet
+from llava_mini.data.format.shards import write_shards
 from llava_mini.data.stream.datamodule import Mix, VLMDataModule
 from llava_mini.data.stream.pixels import PixelTransform
 from llava_mini.data.stream.samples import SampleReader

@@ -22,7 +22,8 @@ from llava_mini.config import compose
 from llava_mini.data.building import plan, records
 from llava_mini.data.features import store as feature_store
 from llava_mini.data.format import index
-from llava_mini.data.format.shards import ShardSet, write_shards
+from llava_mini.data.format.shard_set import ShardSet
+from llava_mini.data.format.shards import write_shards
 from llava_mini.data.stream.callbacks import Quarantine
 from llava_mini.data.toyworld import make
 from llava_mini.errors import SampleError

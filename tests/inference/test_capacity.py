@@ -10,6 +10,7 @@ import torch
 from llava_mini.errors import UserError
 from llava_mini.inference.prompts import question_tokens
 from llava_mini.inference.session import Session
+from llava_mini.models.compressors.zero import ZeroCompressor
 
 QUESTION = "how many circle objects"
 ANSWER = 20
@@ -62,3 +63,13 @@ def test_a_stream_that_is_too_long_is_reported_in_all_its_frames(
     with pytest.raises(UserError, match=r"^60 frames need .* more of memory.* at most 40 frames fit"):
         session.add_media(frames(most))
     assert not session.media and not len(session.store)
+
+
+@torch.no_grad()
+def test_a_model_that_passes_no_vision_token_on_has_sessions_too(make_asked: Callable[..., Any]) -> None:
+    model, processor = make_asked(num_image_tokens=0, num_hd_image_tokens=0)
+    model.compressor = ZeroCompressor(dim=model.config.vision_config.hidden_size)
+    session = Session(model, processor)
+    session.add_media(list(frames(3)))
+    session.add_media(list(frames(1)))
+    assert session.ask(QUESTION, max_new_tokens=3) is not None and session.media[0].frames == 3

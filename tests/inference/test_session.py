@@ -111,7 +111,7 @@ def test_answers_are_those_of_generate(asked: Any, name: str) -> None:
         same(session, watched, partial(expected, question, ["image", "video"], [picture(1)]), question=question)
         for question in QUESTIONS
     ]
-    assert read[1] < read[0] / 2  # the later question starts behind what was looked at
+    assert read[1] < read[0] / 2  # the follow-up question starts behind what was looked at
     session.add_media(picture(3))
     same(
         session,

@@ -9,7 +9,8 @@ import pytest
 
 from llava_mini.cli import main
 from llava_mini.config import resolve, save
-from llava_mini.data.format.shards import ShardSet, write_shards
+from llava_mini.data.format.shard_set import ShardSet
+from llava_mini.data.format.shards import write_shards
 from llava_mini.run.tracked import data_inputs, short_params, track_result
 from llava_mini.tracking.spool import Origin, Spool
 from llava_mini.tracking.tracker import Tracker

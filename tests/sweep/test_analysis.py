@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 
 from llava_mini.predictions import Predictions
-from llava_mini.sweep.analysis import analyse
+from llava_mini.sweep.analysis import analyze
 from llava_mini.sweep.report import compare
 
 SweepFolder = Callable[..., Path]
@@ -17,14 +17,14 @@ ONE_WORD = {"one_word": 0.8}
 
 def test_what_is_not_finished_is_named_and_left_out(sweep_folder: SweepFolder) -> None:
     folder = sweep_folder("compressor.C=1,2,4", failed={"query-C1-N4-s0": "no"}, interrupted=["query-C2-N4-s0"])
-    analysis = analyse(folder)
+    analysis = analyze(folder)
     assert [m.run.label for m in analysis.of_state("failed")] == ["query-C1-N4-s0"]
     assert [m.run.label for m in analysis.of_state("interrupted")] == ["query-C2-N4-s0"]
     assert len(analysis.of_state("finished")) == len(analysis.configurations) == 2
 
 
 def test_only_runs_of_one_test_set_are_compared(sweep_folder: SweepFolder) -> None:
-    analysis = analyse(sweep_folder("data.world_seed=0,1", "compressor.C=1,2", "seed=0,1"))
+    analysis = analyze(sweep_folder("data.world_seed=0,1", "compressor.C=1,2", "seed=0,1"))
     assert [(c.key, c.before, c.after, c.at) for c in analysis.changes] == [
         ("C", "1", "2", "query N=4, world_seed=0"),
         ("C", "1", "2", "query N=4, world_seed=1"),
@@ -40,7 +40,7 @@ def test_only_runs_of_one_test_set_are_compared(sweep_folder: SweepFolder) -> No
 
 def test_it_is_said_when_nothing_can_be_compared(sweep_folder: SweepFolder) -> None:
     folder = sweep_folder("data.world_seed=0,1", interrupted=["query-C1-N4-world_seed=0-s0", "none-N0-world_seed=1-s0"])
-    analysis = analyse(folder)
+    analysis = analyze(folder)
     assert len(analysis.configurations) == 2
     assert analysis.changes == []
     assert analysis.to_reference() == []
@@ -53,7 +53,7 @@ def test_it_is_said_when_nothing_can_be_compared(sweep_folder: SweepFolder) -> N
 
 
 def test_nothing_finished(sweep_folder: SweepFolder) -> None:
-    analysis = analyse(sweep_folder(interrupted=["none-N0-s0", "query-C1-N4-s0"]))
+    analysis = analyze(sweep_folder(interrupted=["none-N0-s0", "query-C1-N4-s0"]))
     assert (analysis.configurations, analysis.changes, analysis.kinds) == ([], [], [])
 
 
@@ -65,7 +65,7 @@ def test_a_sweep_without_a_test_split_is_compared_on_validation(sweep_folder: Sw
         content["data"]["sizes"]["instruct-val"] = 5
         config.write_text(yaml.safe_dump(content))
         config.with_name("predictions_test.npz").rename(config.with_name("predictions_val.npz"))
-    analysis = analyse(folder)
+    analysis = analyze(folder)
     assert analysis.split == "validation"
     assert len(analysis.configurations) == 2
     assert {measured.row()["split"] for measured in analysis.runs} == {"validation"}
@@ -75,10 +75,10 @@ def test_a_sweep_without_a_test_split_is_compared_on_validation(sweep_folder: Sw
 
 
 def test_groups_and_kinds_stand_dense_before_one_word(sweep_folder: SweepFolder) -> None:
-    analysis = analyse(sweep_folder("compressor.C=1"))
+    analysis = analyze(sweep_folder("compressor.C=1"))
     assert analysis.groups == ["dense", "one_word"]
     assert analysis.kinds == ["colors", "digits", "objects", "color", "count", "digit", "exist", "shape", "where"]
-    one = analyse(sweep_folder("compressor.C=1", accuracy={"one_word": 0.7}, name="one"))
+    one = analyze(sweep_folder("compressor.C=1", accuracy={"one_word": 0.7}, name="one"))
     assert (one.groups, one.kinds) == (["one_word"], ["color", "count", "digit", "exist", "shape", "where"])
     assert all(list(c.scores) == ["one_word"] for c in one.configurations)
 
@@ -88,7 +88,7 @@ def test_data_without_kinds_is_one_group(sweep_folder: SweepFolder) -> None:
     for path in folder.glob("runs/*/predictions_test.npz"):
         answers = Predictions.load(path)
         replace(answers, kind=np.full(len(answers.key), "")).save(path)
-    analysis = analyse(folder)
+    analysis = analyze(folder)
     assert (analysis.groups, analysis.kinds) == (["dense"], [])
     for configuration in analysis.configurations:
         assert 0.7 < configuration.scores["dense"].mean.value < 0.9
@@ -99,7 +99,7 @@ def test_data_without_kinds_is_one_group(sweep_folder: SweepFolder) -> None:
 
 def test_other_questions_under_the_same_names_are_another_test_set(sweep_folder: SweepFolder) -> None:
     folder = sweep_folder("compressor.C=1,2", "seed=0,1,2", accuracy=lambda run: ONE_WORD if run.C == 2 else 0.8)
-    analysis = analyse(folder)
+    analysis = analyze(folder)
     assert analysis.test_sets == 2
     assert {c.label: c.scores["one_word"].difference is None for c in analysis.configurations} == {
         "none N=0": True, "query C=1, N=4": False, "query C=2, N=4": True,
@@ -107,7 +107,7 @@ def test_other_questions_under_the_same_names_are_another_test_set(sweep_folder:
 
 
 def test_the_seeds_that_count_are_common_ones(sweep_folder: SweepFolder) -> None:
-    analysis = analyse(sweep_folder("seed=0,1,2", interrupted=["none-N0-s0"]))
+    analysis = analyze(sweep_folder("seed=0,1,2", interrupted=["none-N0-s0"]))
     assert [len(c.columns) for c in analysis.configurations] == [2, 3]
     assert (analysis.common_seeds, analysis.conclusive) == (2, False)
-    assert analyse(sweep_folder("seed=0,1,2", name="all")).conclusive
+    assert analyze(sweep_folder("seed=0,1,2", name="all")).conclusive

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_mini.sweep.analysis import analyse
+from llava_mini.sweep.analysis import analyze
 
 SweepFolder = Callable[..., Path]
 
@@ -18,7 +18,7 @@ def test_single_changes(sweep_folder: SweepFolder) -> None:
         "seed=0,1,2",
         accuracy=lambda run: 0.5 + 0.1 * (run.C or 0) if run.n_fusion else 0.3,
     )
-    analysis = analyse(folder)
+    analysis = analyze(folder)
     shown = {(change.key, change.before, change.after, change.at) for change in analysis.changes}
     assert shown == (
         {("compressor", "avg_pool", "query", f"C={c}, N={n}") for c in (1, 2, 4) for n in (0, 2)}
@@ -39,7 +39,7 @@ def test_single_changes(sweep_folder: SweepFolder) -> None:
 
 
 def test_p_values_are_corrected_for_the_changes_of_one_value(sweep_folder: SweepFolder) -> None:
-    analysis = analyse(sweep_folder("compressor.C=1,2,4,8", "fusion.num_layers=0,4", "seed=0,1,2", accuracy=0.6))
+    analysis = analyze(sweep_folder("compressor.C=1,2,4,8", "fusion.num_layers=0,4", "seed=0,1,2", accuracy=0.6))
     for key, count in (("C", 6), ("N", 4)):
         made = [change.differences["dense"] for change in analysis.changes if change.key == key]
         assert len(made) == count
@@ -48,7 +48,7 @@ def test_p_values_are_corrected_for_the_changes_of_one_value(sweep_folder: Sweep
 
 
 def test_other_values_are_changes_too(sweep_folder: SweepFolder) -> None:
-    analysis = analyse(sweep_folder("fusion.init=copy,random", "trainer.max_steps=9,10,100"))
+    analysis = analyze(sweep_folder("fusion.init=copy,random", "trainer.max_steps=9,10,100"))
     shown = [(c.key, c.before, c.after, c.at) for c in analysis.changes if c.at.startswith("query")]
     assert shown == [
         ("fusion.init", "copy", "random", "query C=1, N=4, max_steps=9"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llava_mini.sweep.analysis import analyse
+from llava_mini.sweep.analysis import analyze
 from llava_mini.sweep.findings import headline
 from llava_mini.sweep.grid import Run
 from llava_mini.sweep.report import compare
@@ -39,7 +39,7 @@ def improving(run: Run) -> dict[str, Any]:
 
 def test_what_compression_costs_and_whether_tokens_help(sweep_folder: SweepFolder) -> None:
     reference, control, tokens, one_word, trained = headline(
-        analyse(sweep_folder(*DEFAULT, "seed=0,1,2", accuracy=graded))
+        analyze(sweep_folder(*DEFAULT, "seed=0,1,2", accuracy=graded))
     )
     assert re.match(r"On dense answers the uncompressed reference gets \d\d\.\d % of the words right; ", reference)
     below, level = reference.split("; ")[1:]
@@ -59,7 +59,7 @@ def test_what_compression_costs_and_whether_tokens_help(sweep_folder: SweepFolde
 @pytest.mark.parametrize(("seeds", "count"), [("seed=0", 1), ("seed=0,1", 2)])
 def test_one_or_two_seeds_claim_nothing(sweep_folder: SweepFolder, seeds: str, count: int) -> None:
     folder = sweep_folder(*DEFAULT, seeds, accuracy=graded)  # differences of 60 points
-    first, *others = headline(analyse(folder))
+    first, *others = headline(analyze(folder))
     assert first == few_seeds(count, ["dense", "one_word"])
     assert "mean nothing" in first
     assert others == [CONVERGED]
@@ -80,7 +80,7 @@ def test_one_or_two_seeds_claim_nothing(sweep_folder: SweepFolder, seeds: str, c
 
 def test_what_was_still_improving_is_said_of_its_budget(sweep_folder: SweepFolder) -> None:
     folder = sweep_folder(*DEFAULT, "seed=0,1,2", "trainer.max_steps=300", accuracy=graded, training=improving)
-    reference, control, tokens, one_word, trained = headline(analyse(folder))
+    reference, control, tokens, one_word, trained = headline(analyze(folder))
     assert reference.startswith("After 300 steps from a common start, on dense answers ")
     assert one_word.startswith("After 300 steps from a common start, on one-word answers ")
     assert " of the words are right within this budget, " in control
@@ -94,7 +94,7 @@ def test_what_was_still_improving_is_said_of_its_budget(sweep_folder: SweepFolde
 
 def test_the_marks_are_said_with_one_seed_too(sweep_folder: SweepFolder) -> None:
     assert "query C=1 (still improving: +3.1 points on dense answers in the last third)" in headline(
-        analyse(sweep_folder(*DEFAULT, "seed=0", accuracy=graded, training=improving))
+        analyze(sweep_folder(*DEFAULT, "seed=0", accuracy=graded, training=improving))
     )[1]  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def test_at_100_percent_nothing_is_told_apart(sweep_folder: SweepFolder) -> None
     def accuracy(run: Run) -> dict[str, float]:
         return {"dense": graded(run)["dense"], "one_word": 1.0 if run.reference or run.C == 8 else 0.9}
 
-    sentences = headline(analyse(sweep_folder(*DEFAULT, "seed=0,1,2", accuracy=accuracy)))
+    sentences = headline(analyze(sweep_folder(*DEFAULT, "seed=0,1,2", accuracy=accuracy)))
     ceiling = [index for index, sentence in enumerate(sentences) if "one-word" in sentence]
     assert sentences[ceiling[0]] == (
         "On one-word answers this sweep cannot tell configurations apart: "
@@ -114,7 +114,7 @@ def test_at_100_percent_nothing_is_told_apart(sweep_folder: SweepFolder) -> None
 
 def test_within_a_point_of_each_other_nothing_is_told_apart(sweep_folder: SweepFolder) -> None:
     folder = sweep_folder(*DEFAULT, "seed=0,1,2", accuracy={"dense": 0.9})
-    ceiling, trained = headline(analyse(folder))
+    ceiling, trained = headline(analyze(folder))
     assert re.fullmatch(
         r"This sweep cannot tell configurations apart: "
         r"all are within 1 point of the uncompressed reference \(\d\d\.\d %\)\.",
@@ -124,7 +124,7 @@ def test_within_a_point_of_each_other_nothing_is_told_apart(sweep_folder: SweepF
 
 
 def test_one_seed_at_the_ceiling_says_both(sweep_folder: SweepFolder) -> None:
-    few, ceiling, _ = headline(analyse(sweep_folder(*DEFAULT, "seed=0", accuracy={"dense": 1.0})))
+    few, ceiling, _ = headline(analyze(sweep_folder(*DEFAULT, "seed=0", accuracy={"dense": 1.0})))
     assert few == few_seeds(1, ["dense"])
     assert ceiling.startswith("This sweep cannot tell configurations apart: ")
 
@@ -133,7 +133,7 @@ def test_noise_is_not_called_a_difference(sweep_folder: SweepFolder) -> None:
     def accuracy(run: Run) -> float:
         return 0.7 + 0.03 * (((run.C or 0) + run.reference + run.seed * 7) % 3 - 1)
 
-    for sentence in headline(analyse(sweep_folder(*DEFAULT, "seed=0,1,2", accuracy=accuracy))):
+    for sentence in headline(analyze(sweep_folder(*DEFAULT, "seed=0,1,2", accuracy=accuracy))):
         assert "clearly" not in sentence
         assert "(clear)" not in sentence
         assert "help" not in sentence or sentence.startswith("Whether more tokens help query cannot be told: ")
@@ -141,21 +141,21 @@ def test_noise_is_not_called_a_difference(sweep_folder: SweepFolder) -> None:
 
 def test_a_compressed_one_that_is_clearly_above_is_called_so(sweep_folder: SweepFolder) -> None:
     folder = sweep_folder("seed=0,1,2", accuracy=lambda run: 0.5 if run.reference else 0.8)
-    assert "; clearly above it (points, 95 % interval): query +2" in headline(analyse(folder))[0]
+    assert "; clearly above it (points, 95 % interval): query +2" in headline(analyze(folder))[0]
 
 
 def test_what_has_too_few_common_seeds_is_named_apart(sweep_folder: SweepFolder) -> None:
     folder = sweep_folder(*DEFAULT, "seed=0,1,2", accuracy=graded, interrupted=["query-C1-N4-s0", "zero-N4-s1"])
-    first, control, *_ = headline(analyse(folder))
+    first, control, *_ = headline(analyze(folder))
     assert first.endswith("; not compared, for fewer than 3 common seeds: query C=1.")
     assert re.fullmatch(r"Without any vision token \(zero\) \d\d\.\d % of the words are right\.", control)
 
 
 def test_every_setting_has_a_sentence_of_its_own_or_they_are_counted(sweep_folder: SweepFolder) -> None:
-    few = headline(analyse(sweep_folder("compressor.C=1,2", "trainer.max_steps=8,9", "seed=0,1,2", accuracy=graded)))
+    few = headline(analyze(sweep_folder("compressor.C=1,2", "trainer.max_steps=8,9", "seed=0,1,2", accuracy=graded)))
     assert [sentence.partition(", on")[0] for sentence in few[:2]] == ["With max_steps=8", "With max_steps=9"]
     many = sweep_folder("compressor.C=1,8", "trainer.max_steps=6,7,8,9", "seed=0,1,2", accuracy=graded, name="many")
-    assert headline(analyse(many))[0] == (
+    assert headline(analyze(many))[0] == (
         "On dense answers 4 of 8 comparisons find a configuration clearly below the uncompressed reference of its "
         "setting and 0 clearly above it; 4 cannot tell them apart."
     )
@@ -163,7 +163,7 @@ def test_every_setting_has_a_sentence_of_its_own_or_they_are_counted(sweep_folde
 
 def test_many_configurations_are_counted(sweep_folder: SweepFolder) -> None:
     arguments = ("compressor=query,avg_pool,zero", "compressor.C=1,2,4,8", "fusion.num_layers=0,4", "seed=0,1,2")
-    first, controls, tokens, *_ = headline(analyse(sweep_folder(*arguments, accuracy=graded)))
+    first, controls, tokens, *_ = headline(analyze(sweep_folder(*arguments, accuracy=graded)))
     assert f"clearly below it 12 configurations ({MINUS}4" in first
     assert controls.startswith("Without any vision token, of the words are right: zero N=0 ")
     assert controls.endswith("; 2 of these 2 are clearly below the reference, 0 above.")
@@ -177,14 +177,14 @@ def test_without_a_reference(sweep_folder: SweepFolder) -> None:
     folder = sweep_folder(
         "compressor.C=1,2", "seed=0,1,2", interrupted=[f"none-N0-s{s}" for s in range(3)], accuracy=graded
     )
-    first, tokens, _ = headline(analyse(folder))
+    first, tokens, _ = headline(analyze(folder))
     assert first == "No run of the uncompressed reference is finished, so nothing is compared with it."
     assert tokens.startswith("More tokens help query: C=1 to 2 +1")
 
 
 def test_without_any_run(sweep_folder: SweepFolder) -> None:
     folder = sweep_folder("seed=0", failed={"none-N0-s0": "no"}, interrupted=["query-C1-N4-s0"])
-    assert headline(analyse(folder)) == ["No run is finished: 1 failed, 1 did not get to their end."]
+    assert headline(analyze(folder)) == ["No run is finished: 1 failed, 1 did not get to their end."]
 
 
 def test_a_control_is_compared_with_a_reference_within_its_budget(sweep_folder: SweepFolder) -> None:
@@ -192,17 +192,17 @@ def test_a_control_is_compared_with_a_reference_within_its_budget(sweep_folder: 
         return {"converged": False, "gained_last_third": 0.031} if run.reference else {}
 
     folder = sweep_folder("compressor=query,zero", "seed=0,1,2", accuracy=graded, training=training)
-    assert " of the words are right within this budget, clearly below the reference " in headline(analyse(folder))[1]
+    assert " of the words are right within this budget, clearly below the reference " in headline(analyze(folder))[1]
     folder = sweep_folder(
         "compressor=zero", "fusion.num_layers=2,4", "seed=0,1,2", accuracy=graded, training=training, name="controls"
     )
-    assert headline(analyse(folder))[1].startswith("Without any vision token within this budget, of the words are ")
+    assert headline(analyze(folder))[1].startswith("Without any vision token within this budget, of the words are ")
 
 
 def test_a_setting_without_its_reference_is_named(sweep_folder: SweepFolder) -> None:
     interrupted = [f"none-N0-max_steps=9-s{seed}" for seed in range(3)]
     folder = sweep_folder("trainer.max_steps=8,9", "seed=0,1,2", accuracy=graded, interrupted=interrupted)
-    first, second, *_ = headline(analyse(folder))
+    first, second, *_ = headline(analyze(folder))
     assert first == (
         "No run of the uncompressed reference is finished with max_steps=9, so nothing is compared with it there."
     )

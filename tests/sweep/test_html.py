@@ -5,7 +5,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
-from llava_mini.sweep.analysis import analyse
+from llava_mini.sweep.analysis import analyze
 from llava_mini.sweep.findings import headline
 from llava_mini.sweep.html import page
 from llava_mini.sweep.plots import draw_all
@@ -39,12 +39,12 @@ class Reader(HTMLParser):
 
 
 def read(folder: Path) -> Reader:
-    return Reader(page(folder.name, analyse(folder), {}))
+    return Reader(page(folder.name, analyze(folder), {}))
 
 
 def test_the_page_needs_nothing_beside_itself(sweep_folder: SweepFolder) -> None:
     folder = sweep_folder("compressor.C=1,2", "seed=0,1")
-    analysis = analyse(folder)
+    analysis = analyze(folder)
     html = page(folder.name, analysis, draw_all(analysis, folder))
     assert not re.search(r"https?:|//|@import|url\(", re.sub(r"base64,[\w+/=]+", "", html))
     tags = Reader(html).tags
@@ -88,7 +88,7 @@ def test_odd_names_are_text_and_no_tags(sweep_folder: SweepFolder) -> None:
 def test_the_headline_is_the_page_s_first_text(sweep_folder: SweepFolder) -> None:
     folder = sweep_folder("compressor.C=1,2", "seed=0,1,2")
     text = read(folder).text
-    sentences = headline(analyse(folder))
+    sentences = headline(analyze(folder))
     places = [text.index(sentence) for sentence in sentences]
     assert places == sorted(places)
     assert places[-1] < text.index("Share of the answers' words")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_mini.sweep.analysis import analyse
+from llava_mini.sweep.analysis import analyze
 from llava_mini.tracking.spool import Origin, Spool
 
 SweepFolder = Callable[..., Path]
@@ -17,7 +17,7 @@ STILL_IMPROVING = {"converged": False, "gained_last_third": 0.03, "gain_noise": 
 def test_a_result_without_predictions_is_a_failure(sweep_folder: SweepFolder) -> None:
     folder = sweep_folder()
     next(folder.glob("runs/query*")).joinpath("predictions_test.npz").write_bytes(b"cut")
-    failed = analyse(folder).of_state("failed")
+    failed = analyze(folder).of_state("failed")
     assert [m.outcome.error for m in failed] == ["predictions_test.npz cannot be read (ValueError)"]
     assert failed[0].what_failed == (
         "predictions_test.npz cannot be read (ValueError); delete its folder to have it run again"
@@ -25,7 +25,7 @@ def test_a_result_without_predictions_is_a_failure(sweep_folder: SweepFolder) ->
 
 
 def test_a_run_that_left_no_result_is_run_again(sweep_folder: SweepFolder) -> None:
-    failed = analyse(sweep_folder(failed={"query-C1-N4-s0": "ValueError: no"})).of_state("failed")
+    failed = analyze(sweep_folder(failed={"query-C1-N4-s0": "ValueError: no"})).of_state("failed")
     assert [m.what_failed for m in failed] == ["ValueError: no"]
 
 
@@ -33,7 +33,7 @@ def test_a_result_without_its_config_is_a_failure(sweep_folder: SweepFolder) -> 
     folder = sweep_folder()
     next(folder.glob("runs/query*")).joinpath("config.yaml").write_text("data: [")
     next(folder.glob("runs/none*")).joinpath("config.yaml").unlink()
-    failed = analyse(folder).of_state("failed")
+    failed = analyze(folder).of_state("failed")
     assert [m.outcome.error for m in failed] == [
         "config.yaml cannot be read (UserError)",
         "config.yaml cannot be read (UserError)",
@@ -51,7 +51,7 @@ def test_a_result_without_its_config_is_a_failure(sweep_folder: SweepFolder) -> 
     ],
 )
 def test_a_test_set_is_its_world_name_and_size(sweep_folder: SweepFolder, argument: str, compared: bool) -> None:
-    analysis = analyse(sweep_folder(argument))
+    analysis = analyze(sweep_folder(argument))
     key = argument.partition("=")[0]
     assert [change.key for change in analysis.changes] == [key, key] * compared
     assert bool(analysis.not_compared()) != compared
@@ -63,7 +63,7 @@ def test_a_result_that_lacks_what_a_report_needs_is_a_failure(sweep_folder: Swee
     result = json.loads(path.read_text())
     del result["converged"], result["steps"]
     path.write_text(json.dumps(result))
-    assert [m.outcome.error for m in analyse(folder).of_state("failed")] == ["result.json lacks steps, converged"]
+    assert [m.outcome.error for m in analyze(folder).of_state("failed")] == ["result.json lacks steps, converged"]
 
 
 def test_rows_hold_all_of_a_run(sweep_folder: SweepFolder) -> None:
@@ -72,7 +72,7 @@ def test_rows_hold_all_of_a_run(sweep_folder: SweepFolder) -> None:
     )
     spooled = Spool(next(folder.glob("runs/none-N0-max_steps=5*")))
     spooled.create(Origin("uri", "experiment", "name", run_id="mlflow-1"))
-    analysis = analyse(folder)
+    analysis = analyze(folder)
     rows = [measured.row() for measured in analysis.runs]
     finished, failed = rows[0], rows[1]
     assert (finished["status"], finished["seed"], finished["reference"]) == ("finished", 0, True)

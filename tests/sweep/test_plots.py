@@ -10,7 +10,7 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from llava_mini.sweep.analysis import analyse
+from llava_mini.sweep.analysis import analyze
 from llava_mini.sweep.plots import against_flops, against_tokens, at_least, by_kind, draw_all, round_numbers, series_of
 
 SweepFolder = Callable[..., Path]
@@ -33,7 +33,7 @@ def points_of(axes: Axes) -> list[tuple[float, str, str]]:
 
 
 def test_three_plots_are_written(sweep_folder: SweepFolder, tmp_path: Path) -> None:
-    plots = draw_all(analyse(sweep_folder("seed=0,1,2")), tmp_path)
+    plots = draw_all(analyze(sweep_folder("seed=0,1,2")), tmp_path)
     assert set(plots) == {"accuracy_vs_tokens", "accuracy_vs_flops", "accuracy_by_kind"}
     for path in plots.values():
         with Image.open(path) as image:
@@ -42,7 +42,7 @@ def test_three_plots_are_written(sweep_folder: SweepFolder, tmp_path: Path) -> N
 
 
 def test_every_group_has_a_panel_and_every_series_is_named_once(full: Path) -> None:
-    figure = against_tokens(analyse(full))
+    figure = against_tokens(analyze(full))
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["Dense answers", "One-word answers"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "none N=0", "zero N=0", "avg_pool N=0", "query N=0", "zero N=4", "avg_pool N=4", "query N=4",
@@ -53,7 +53,7 @@ def test_every_group_has_a_panel_and_every_series_is_named_once(full: Path) -> N
 
 
 def test_points_stand_at_their_word_accuracy(sweep_folder: SweepFolder) -> None:
-    analysis = analyse(sweep_folder("compressor.C=1,2", "seed=0,1,2"))
+    analysis = analyze(sweep_folder("compressor.C=1,2", "seed=0,1,2"))
     for group, axes in zip(analysis.groups, against_flops(analysis).axes, strict=True):
         values = [round(100 * c.scores[group].mean.value, 6) for c in analysis.configurations]
         assert [value for value, _, _ in points_of(axes)] == sorted(values)
@@ -64,14 +64,14 @@ def test_points_stand_at_their_word_accuracy(sweep_folder: SweepFolder) -> None:
 
 
 def test_single_seeds_are_gray_points_without_bars_or_lines(sweep_folder: SweepFolder) -> None:
-    analysis = analyse(sweep_folder("compressor.C=1,2,4", "seed=0,1", accuracy=lambda run: 0.2 * (run.C or 4)))
+    analysis = analyze(sweep_folder("compressor.C=1,2,4", "seed=0,1", accuracy=lambda run: 0.2 * (run.C or 4)))
     for axes in against_tokens(analysis).axes:
         assert {color for _, color, _ in points_of(axes)} == {GRAY}
         assert not [bars for bars in axes.collections if isinstance(bars, LineCollection)]
         assert not [line for line in axes.lines if line.get_marker() == "None" and len(set(line.get_ydata())) > 1]
     names = [text.get_text() for text in against_tokens(analysis).legends[0].get_texts()]
     assert "gray: too few seeds" in names
-    colored = analyse(sweep_folder("compressor.C=1,2,4", "seed=0,1,2", name="three"))
+    colored = analyze(sweep_folder("compressor.C=1,2,4", "seed=0,1,2", name="three"))
     for axes in against_tokens(colored).axes:
         assert GRAY not in {color for _, color, _ in points_of(axes)}
         assert [bars for bars in axes.collections if isinstance(bars, LineCollection)]
@@ -79,7 +79,7 @@ def test_single_seeds_are_gray_points_without_bars_or_lines(sweep_folder: SweepF
 
 def test_what_was_still_improving_is_hollow(sweep_folder: SweepFolder) -> None:
     folder = sweep_folder("compressor.C=1,2", "seed=0,1,2", training=lambda run: {"converged": run.C != 1})
-    analysis = analyse(folder)
+    analysis = analyze(folder)
     for figure in (against_tokens(analysis), against_flops(analysis)):
         for group, axes in zip(analysis.groups, figure.axes, strict=True):
             hollow = [value for value, color, face in points_of(axes) if face == "#ffffff" != color]
@@ -88,15 +88,15 @@ def test_what_was_still_improving_is_hollow(sweep_folder: SweepFolder) -> None:
 
 
 def test_series_differ_in_color_or_marker(full: Path, sweep_folder: SweepFolder) -> None:
-    few = analyse(sweep_folder("compressor=query,avg_pool,zero", "fusion.num_layers=0,1,2,4", name="few"))
-    for analysis in (analyse(full), few):
+    few = analyze(sweep_folder("compressor=query,avg_pool,zero", "fusion.num_layers=0,1,2,4", name="few"))
+    for analysis in (analyze(full), few):
         series = series_of(analysis)
         gray = analysis is few
         assert len({(one.marker, "" if gray else one.color) for one in series}) == min(len(series), 10 if gray else 99)
 
 
 def test_kinds_have_a_panel_each(full: Path) -> None:
-    analysis = analyse(full)
+    analysis = analyze(full)
     panels = by_kind(analysis).axes
     assert [axes.get_title(loc="left") for axes in panels] == analysis.kinds
     assert [label.get_text() for label in panels[0].get_yticklabels()] == [
@@ -105,8 +105,8 @@ def test_kinds_have_a_panel_each(full: Path) -> None:
 
 
 def test_one_run_and_names_that_look_like_formulas_are_drawn(sweep_folder: SweepFolder, tmp_path: Path) -> None:
-    draw_all(analyse(sweep_folder(interrupted=["none-N0-s0"], accuracy={"dense": 0.7}, name="one")), tmp_path)
-    odd = analyse(sweep_folder("stage.note='$x_{$','<b>\\'&'", accuracy={"dense": 0.7}, name="odd"))
+    draw_all(analyze(sweep_folder(interrupted=["none-N0-s0"], accuracy={"dense": 0.7}, name="one")), tmp_path)
+    odd = analyze(sweep_folder("stage.note='$x_{$','<b>\\'&'", accuracy={"dense": 0.7}, name="odd"))
     draw_all(odd, tmp_path)
     names = [text.get_text() for text in against_tokens(odd).legends[0].get_texts()]
     assert r"query N=4, note=\$x_{\$" in names
@@ -116,7 +116,7 @@ def test_a_small_range_is_not_blown_up(sweep_folder: SweepFolder) -> None:
     assert at_least(10, 20, 60) == (20, 60)
     assert at_least(10, 50, 52) == (46, 56)
     assert at_least(10, 97, 99) == (91, 101)
-    low, high = against_tokens(analyse(sweep_folder("seed=0,1,2", accuracy=1.0))).axes[0].get_ylim()
+    low, high = against_tokens(analyze(sweep_folder("seed=0,1,2", accuracy=1.0))).axes[0].get_ylim()
     assert high - low >= 10
 
 

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from llava_mini.errors import UserError
-from llava_mini.sweep.analysis import analyse
+from llava_mini.sweep.analysis import analyze
 from llava_mini.sweep.findings import headline
 from llava_mini.sweep.report import compare
 
@@ -76,7 +76,7 @@ def test_the_printed_tables(sweep_folder: SweepFolder) -> None:
     assert any("correction for the 1 comparison of a table" in line for line in lines)
     assert "(...): fewer than 3 common seeds, which show no difference." in lines
     assert any(line.startswith("failed: query-C1-N4-s0-") and line.endswith(": ValueError: no") for line in lines)
-    assert all(sentence in lines for sentence in headline(analyse(folder)))
+    assert all(sentence in lines for sentence in headline(analyze(folder)))
 
 
 def test_one_group_is_one_table(sweep_folder: SweepFolder) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llava_mini.sweep.analysis import analyse
+from llava_mini.sweep.analysis import analyze
 from llava_mini.sweep.statistics import Difference, Estimate
 from llava_mini.sweep.tables import TEMPLATES, Bars, changes_tables, configurations_table, kinds_tables, runs_table
 
@@ -40,7 +40,7 @@ def test_bars_hold_their_dots_and_point_to_what_lies_beyond() -> None:
 
 
 def test_the_number_of_comparisons_is_that_of_a_column(sweep_folder: SweepFolder) -> None:
-    analysis = analyse(sweep_folder("compressor=query,zero", "compressor.C=1,2,4", "seed=0,1,2", accuracy=0.7))
+    analysis = analyze(sweep_folder("compressor=query,zero", "compressor.C=1,2,4", "seed=0,1,2", accuracy=0.7))
     html = configurations_table(analysis)
     assert html.count("to uncompressed, points (4 comparisons)") == 2
     assert "Intervals are 95 %, each by itself, not corrected." in html
@@ -53,14 +53,14 @@ def test_the_number_of_comparisons_is_that_of_a_column(sweep_folder: SweepFolder
 
 def test_what_has_too_few_common_seeds_is_gray_and_not_counted(sweep_folder: SweepFolder) -> None:
     folder = sweep_folder("compressor.C=1,2", "seed=0,1,2", interrupted=["query-C1-N4-s0"], accuracy={"dense": 0.7})
-    html = configurations_table(analyse(folder))
+    html = configurations_table(analyze(folder))
     assert sorted(looks(html)) == ["few", "none"]
     assert "(1 comparison)" in html
     assert "Gray: fewer than 3 common seeds, which show no difference." in html
 
 
 def test_one_seed_has_no_column_of_comparisons(sweep_folder: SweepFolder) -> None:
-    analysis = analyse(sweep_folder("compressor.C=1,2", accuracy=lambda run: 0.9 if run.reference else 0.2))
+    analysis = analyze(sweep_folder("compressor.C=1,2", accuracy=lambda run: 0.9 if run.reference else 0.2))
     for html in (configurations_table(analysis), changes_tables(analysis)):
         assert set(looks(html)) == {"few"}
         assert "comparison" not in html
@@ -71,7 +71,7 @@ def test_marks_stand_beside_the_configuration_and_the_run(sweep_folder: SweepFol
     def training(run: object) -> dict[str, object]:
         return {"converged": False, "gained_last_third": 0.031} if "query" in str(run) else {}
 
-    analysis = analyse(sweep_folder("seed=0,1,2", training=training))
+    analysis = analyze(sweep_folder("seed=0,1,2", training=training))
     rows = re.findall(r"<tr.*?</tr>", configurations_table(analysis))
     marked = [re.findall(r'<span class="mark">(.*?)</span>', row) for row in rows]
     assert marked == [[], [], ["still improving: +3.1 points on dense answers in the last third"]]
@@ -81,7 +81,7 @@ def test_marks_stand_beside_the_configuration_and_the_run(sweep_folder: SweepFol
 
 
 def test_kinds_have_three_tables(sweep_folder: SweepFolder) -> None:
-    analysis = analyse(sweep_folder("compressor.C=1", "seed=0,1,2"))
+    analysis = analyze(sweep_folder("compressor.C=1", "seed=0,1,2"))
     html = kinds_tables(analysis)
     for title in ("Words right, %", "Exact match: the whole answer right, %", "Negative log-likelihood, nats per word"):
         assert f"<summary>{title}</summary>" in html

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from llava_mini.sweep.analysis import analyse
+from llava_mini.sweep.analysis import analyze
 from llava_mini.sweep.findings import headline
 from llava_mini.sweep.grid import expand
 from llava_mini.sweep.report import compare
@@ -146,7 +146,7 @@ def test_a_report_becomes_part_of_the_sweeps_run(sweep_folder: Callable[..., Pat
     client, run_id = MlflowClient(uri), Spool(folder).run_id()
     assert run_id is not None
     run = client.get_run(run_id)
-    assert run.data.tags["mlflow.note.content"] == "\n\n".join(headline(analyse(folder)))
+    assert run.data.tags["mlflow.note.content"] == "\n\n".join(headline(analyze(folder)))
     rows = {row["run"].rpartition("-")[0]: row for row in json.loads((folder / "results.json").read_text())}
     assert run.data.metrics["best.accuracy"] == pytest.approx(rows["query-C1-N4-s0"]["accuracy"])
     assert run.data.metrics["reference.accuracy"] == pytest.approx(rows["none-N0-s0"]["accuracy"])

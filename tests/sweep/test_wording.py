@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from llava_mini.sweep.analysis import analyse
+from llava_mini.sweep.analysis import analyze
 from llava_mini.sweep.statistics import Difference
 from llava_mini.sweep.wording import clauses, listed, name, sentence, span, step, where, with_intervals
 
@@ -12,24 +12,24 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def test_names_leave_out_what_all_have_in_common(sweep_folder: SweepFolder) -> None:
-    analysis = analyse(sweep_folder("compressor=query,zero", "compressor.C=1,2"))
+    analysis = analyze(sweep_folder("compressor=query,zero", "compressor.C=1,2"))
     assert [name(analysis, c) for c in analysis.configurations] == ["none", "zero", "query C=1", "query C=2"]
     assert name(analysis, analysis.configurations[2], without=("C",)) == "query"
-    depths = analyse(sweep_folder("fusion.num_layers=2,4", "trainer.max_steps=8,9", name="depths"))
+    depths = analyze(sweep_folder("fusion.num_layers=2,4", "trainer.max_steps=8,9", name="depths"))
     assert [name(depths, c) for c in depths.configurations][:3] == [
         "none N=0 max_steps=8", "query N=2 max_steps=8", "query N=4 max_steps=8",
     ]  # fmt: skip
 
 
 def test_an_uncompressed_configuration_is_not_named_like_the_reference(sweep_folder: SweepFolder) -> None:
-    analysis = analyse(sweep_folder("compressor=none,query", "compressor.C=1"))
+    analysis = analyze(sweep_folder("compressor=none,query", "compressor.C=1"))
     assert [name(analysis, c) for c in analysis.configurations] == ["none N=0", "none N=4", "query C=1 N=4"]
 
 
 def test_a_place_names_setting_budget_and_group_as_far_as_needed(sweep_folder: SweepFolder) -> None:
-    done = analyse(sweep_folder("compressor.C=1", accuracy={"dense": 0.5}))
+    done = analyze(sweep_folder("compressor.C=1", accuracy={"dense": 0.5}))
     assert where(done, "dense", done.configurations[0], done.configurations) == ""
-    going = analyse(sweep_folder("trainer.max_steps=8,9", training={"converged": False}, name="going"))
+    going = analyze(sweep_folder("trainer.max_steps=8,9", training={"converged": False}, name="going"))
     assert where(going, "one_word", going.configurations[0], going.configurations[:2]) == (
         "with max_steps=8, after 8 steps from a common start, on one-word answers"
     )
@@ -38,7 +38,7 @@ def test_a_place_names_setting_budget_and_group_as_far_as_needed(sweep_folder: S
 def test_lists_end_where_they_grow_long(sweep_folder: SweepFolder) -> None:
     assert listed(["a", "b"]) == "a, b"
     assert listed([str(index) for index in range(8)]) == "0, 1, 2, 3, 4, 5 and 2 more"
-    analysis = analyse(sweep_folder("compressor.C=1,2"))
+    analysis = analyze(sweep_folder("compressor.C=1,2"))
     found = [
         (c, Difference(value, (value - 0.01, value + 0.01)))
         for c, value in zip(analysis.configurations[1:], (-0.1, 0.02), strict=True)

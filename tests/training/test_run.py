@@ -182,7 +182,8 @@ def test_a_clock_adds_up_attempts_and_counts_its_own_time_only():
 
 
 def test_shard_sets_of_ones_own_are_read_as_they_are(smoke, tmp_path: Path, world_dir: Path):
-    from llava_mini.data.format.shards import ShardSet, write_shards
+    from llava_mini.data.format.shard_set import ShardSet
+    from llava_mini.data.format.shards import write_shards
     from llava_mini.data.toyworld.make import toy_sample
 
     samples = (toy_sample("instruct-val", seed=3, index=index) for index in range(16))

@@ -19,8 +19,8 @@ from llava_mini.assembly.trainer import num_ranks, uses_gpu
 from llava_mini.config import Config
 from llava_mini.config.rules import names_a_place, set_names
 from llava_mini.data.features.codec import FeatureType
-from llava_mini.data.features.store import FEATURES_VERSION, EncodePictures, FeatureRecipe, FeatureStore
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.features.store import FEATURES_VERSION, EncodeImages, FeatureRecipe, FeatureStore
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.stream.datamodule import Mix, VLMDataModule
 from llava_mini.data.stream.order import exact_quotas
 from llava_mini.data.stream.pixels import PixelTransform, normalized
@@ -202,7 +202,7 @@ def store_features(
 @contextmanager
 def _encoder(
     config: Config, model: LlavaMiniForConditionalGeneration, processor: LlavaMiniProcessor
-) -> Iterator[EncodePictures]:
+) -> Iterator[EncodeImages]:
     """Yield a function from pixels as bytes to features; it uses the GPU if a run of this config would train there."""
     images = processor.image_processor
     device = torch.device("cuda" if uses_gpu(config) else "cpu")

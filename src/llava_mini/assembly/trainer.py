@@ -134,7 +134,7 @@ def uses_gpu(config: Config) -> bool:
 
 def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, loggers: list[Logger]) -> Trainer:
     """Build Lightning's Trainer for one run: one pass over the planned stream, checkpoints in `run_dir`/checkpoints."""
-    spec, run_dir = config.trainer, Path(config.run_dir)
+    trainer, run_dir = config.trainer, Path(config.run_dir)
     checkpoint = partial(
         ModelCheckpoint,
         dirpath=run_dir / "checkpoints",
@@ -149,9 +149,9 @@ def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, logge
         Progress(),
         Validations(run_dir),
         checkpoint(filename="best", monitor="val/accuracy", mode="max"),
-        checkpoint(filename="last", every_n_train_steps=spec.checkpoint_every),
+        checkpoint(filename="last", every_n_train_steps=trainer.checkpoint_every),
     ]
-    if spec.strategy == "fsdp":
+    if trainer.strategy == "fsdp":
         callbacks.append(Gathered())
     return make_trainer(
         config,
@@ -160,17 +160,17 @@ def build_trainer(config: Config, datamodule: VLMDataModule, clock: Clock, logge
         plugins=[AtomicCheckpointIO(), *_environment(config)],
         default_root_dir=run_dir,
         log_every_n_steps=10,
-        val_check_interval=validation_interval(spec) * config.accumulate,
+        val_check_interval=validation_interval(trainer) * config.accumulate,
     )
 
 
-def validation_interval(spec: TrainerConfig) -> int:
+def validation_interval(trainer: TrainerConfig) -> int:
     """Return the optimizer steps between validations; by default a third of the run, which `convergence` uses.
 
     A third is rounded to the nearest: rounded up, the second validation of 100 steps would come after two thirds.
     """
-    every = spec.val_every or max(round(spec.steps / 3), 1)
-    return min(every, spec.steps)
+    every = trainer.val_every or max(round(trainer.steps / 3), 1)
+    return min(every, trainer.steps)
 
 
 def make_trainer(config: Config, **options: Any) -> Trainer:

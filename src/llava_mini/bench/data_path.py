@@ -19,11 +19,11 @@ from llava_mini.bench.large_set import Opening, make_large_set, open_large_set
 from llava_mini.bench.loaders import (
     SHUFFLE_BUFFER,
     Loader,
+    llava_style,
+    llava_with_our_labels,
     own,
     pixel_difference,
     plain_webdataset,
-    usual,
-    usual_with_our_labels,
 )
 from llava_mini.bench.made_data import MadeData, make_data
 from llava_mini.bench.processes import fresh
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("llava_mini")
 
 OWN, OWN_SMALL = "ours, originals", "ours, 336-pixel shards"
-USUAL, USUAL_SMALL = "usual, originals", "usual, 336-pixel files"
-USUAL_OUR_LABELS = "usual with our labels, originals"
+LLAVA, LLAVA_SMALL = "LLaVA-style, originals", "LLaVA-style, 336-pixel files"
+LLAVA_OUR_LABELS = "LLaVA-style with our labels, originals"
 WDS, WDS_SHUFFLED = "WebDataset, stored order", f"WebDataset, buffer of {SHUFFLE_BUFFER}"
-ORDER = (USUAL, USUAL_OUR_LABELS, USUAL_SMALL, WDS_SHUFFLED, WDS, OWN, OWN_SMALL)
+ORDER = (LLAVA, LLAVA_OUR_LABELS, LLAVA_SMALL, WDS_SHUFFLED, WDS, OWN, OWN_SMALL)
 LARGE_SET = 3_000_000  # samples
 WORKERS = 2  # processes that open the large set at the same time
 
@@ -55,11 +55,11 @@ class Findings:
     samples: int  # that were made
     costs: Mapping[str, Sequence[Cost]]  # of every loader, one a round
     memories: Mapping[str, Memory]  # of every loader
-    record_bytes: float  # of a record in the usual loader's list
+    record_bytes: float  # of a record in the LLaVA-style loader's list
     openings: Sequence[Opening]  # of the large set, one for each worker of each round
     builds: Sequence[Build]  # one a round
     verify_ms: Sequence[float]  # CPU milliseconds for an image, one a round
-    differences: Mapping[str, tuple[float, float]]  # ours from the usual loader's, largest and mean, in 1/255
+    differences: Mapping[str, tuple[float, float]]  # ours from the LLaVA-style loader's, largest and mean, in 1/255
 
     def ratio(self, other: str, ours: str) -> Spread:
         """Return the CPU time of another loader divided by that of ours, over the rounds."""
@@ -108,10 +108,10 @@ def run(work: Path, samples: int, rounds: int) -> Findings:
 
 def _loaders(data: MadeData) -> dict[str, Loader]:
     return {
-        USUAL: partial(usual, data.images),
+        LLAVA: partial(llava_style, data.images),
         OWN: partial(own, data.shards),
-        USUAL_OUR_LABELS: partial(usual_with_our_labels, data.images),
-        USUAL_SMALL: partial(usual, data.small_images),
+        LLAVA_OUR_LABELS: partial(llava_with_our_labels, data.images),
+        LLAVA_SMALL: partial(llava_style, data.small_images),
         OWN_SMALL: partial(own, data.small_shards),
         WDS_SHUFFLED: partial(plain_webdataset, SHUFFLE_BUFFER),
         WDS: partial(plain_webdataset, 0),
@@ -140,8 +140,8 @@ def targets(found: Findings) -> list[Target]:
     private = [each.private for each in found.openings]
     builds = Spread.of([1000 / each.cpu for each in found.builds])
     ratios = [
-        ("CPU of the usual loader over ours, 640x480 JPEGs", 3, found.ratio(USUAL, OWN)),
-        ("the same, ours from 336-pixel shards", 6, found.ratio(USUAL, OWN_SMALL)),
+        ("CPU of the LLaVA-style loader over ours, 640x480 JPEGs", 3, found.ratio(LLAVA, OWN)),
+        ("the same, ours from 336-pixel shards", 6, found.ratio(LLAVA, OWN_SMALL)),
         (f"CPU of {WDS_SHUFFLED}, over ours", 1, found.ratio(WDS_SHUFFLED, OWN)),
         (f"CPU of {WDS}, over ours", 1, found.ratio(WDS, OWN)),
     ]
@@ -160,7 +160,7 @@ def targets(found: Findings) -> list[Target]:
 def text(found: Findings) -> str:
     """Return all results as Markdown."""
     about = (
-        f"{found.samples} samples with JPEGs of {found.builds[0].picture_bytes / 1000:.0f} KB on average, read from"
+        f"{found.samples} samples with JPEGs of {found.builds[0].image_bytes / 1000:.0f} KB on average, read from"
         f" memory; one thread. Medians of {len(found.builds)} rounds (smallest to largest); ratios are taken within a"
         " round."
     )
@@ -181,21 +181,21 @@ def _about_loaders(found: Findings) -> str:
     records = found.record_bytes
     (largest, mean), (largest_small, mean_small) = found.differences[OWN], found.differences[OWN_SMALL]
     return (
-        "MiB are private memory beyond what the process had before, at their most. The usual loader's list takes"
+        "MiB are private memory beyond what the process had before, at their most. the LLaVA-style loader's list takes"
         f" {size_text(records)} a record, so {size_text(records * LARGE_SET)} for {LARGE_SET:,} records in every"
         f" process; our index is mapped, and {WORKERS} workers that opened it at the same time shared it.\n"
-        f"Our pixels differ from the usual loader's by {largest:.1f}/255 at most and {mean:.2f}/255 on average; those"
-        f" of 336-pixel shards, compressed a second time, by {largest_small:.0f}/255 and {mean_small:.1f}/255."
-        " Ours are bytes that the device normalizes, the usual loader's are normalized floats."
+        f"Our pixels differ from the LLaVA-style loader's by {largest:.1f}/255 at most, {mean:.2f}/255 on average;"
+        f" those of 336-pixel shards, compressed a second time, by {largest_small:.0f}/255 and {mean_small:.1f}/255."
+        " Ours are bytes that the device normalizes, the LLaVA-style loader's are normalized floats."
     )
 
 
 def _about_build(found: Findings) -> str:
     cpu = Spread.of([each.cpu for each in found.builds])
     verify = Spread.of(found.verify_ms)
-    rate = found.builds[0].picture_bytes / MIB * 1000 / cpu.median
+    rate = found.builds[0].image_bytes / MIB * 1000 / cpu.median
     return (
-        f"`data build` takes {cpu.shown(2)} CPU-ms a sample, its start included. Verifying the picture is"
+        f"`data build` takes {cpu.shown(2)} CPU-ms a sample, its start included. Verifying the image is"
         f" {verify.shown(2)} of that, {100 * verify.median / cpu.median:.0f} %; the rest is reading, packing, hashing"
         f" and writing. A core then reads {rate:.0f} MiB/s and writes as much: a slower disk is the limit, else"
         " the decoder."

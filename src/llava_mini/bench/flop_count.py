@@ -34,7 +34,7 @@ class Work:
     views: int = SINGLE_VIEW  # of a frame
     frames: int = 1
     text_tokens: int = 40  # all after the frames
-    cached: bool = False  # a later question about frames whose reusable results are all cached
+    cached: bool = False  # a follow-up question about frames whose reusable results are all cached
     last_logits: bool = True  # logits of the last position alone
 
 
@@ -72,10 +72,10 @@ def count(model: LlavaMiniForConditionalGeneration, work: Work, optimizations: I
     of frames that `optimizations` puts into a call makes no difference.
 
     Raises:
-        ValueError: it is a later question, but pre-fusion is not split, so none of its results can be cached.
+        ValueError: it is a follow-up question, but pre-fusion is not split, so none of its results can be cached.
     """
     if work.cached and not optimizations.split_prefusion:
-        raise ValueError("a later question costs as much as the first where pre-fusion is not split")
+        raise ValueError("a follow-up question costs as much as the first where pre-fusion is not split")
     run = _Run(model, work, optimizations)
     run.answer(run.frames())
     return Count(run.weights, run.attention)

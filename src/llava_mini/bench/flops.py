@@ -59,7 +59,7 @@ _SHOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "LLaVA-v1.5": (BASE, {}),
     "LLaVA-Mini, release's order": (MINI, {}),
     "LLaVA-Mini, ours": (MINI, {"order": "exact"}),
-    "ours, later question": (MINI, {"order": "exact", "cached": True}),
+    "ours, follow-up question": (MINI, {"order": "exact", "cached": True}),
 }
 
 
@@ -88,12 +88,12 @@ def row(
     order: str = "release",
     cached: bool = False,
 ) -> Row:
-    """Return the row of a model of `MODELS` or `ABLATIONS`; `cached`: of a later question about cached frames."""
+    """Return the row of a model of `MODELS` or `ABLATIONS`; `cached`: of a follow-up question about cached frames."""
     model = _model(name)
     views = RESOLUTIONS[resolution]
     # Like the paper's totals, the release computes logits for the whole prompt.
     work = Work(views, frames, text_tokens, cached, last_logits=order != "release")
-    per_frame = views * model.side**2 if is_plain(model) else model.layout.frame(views)
+    plain = frames * views * model.side**2
     return {
         "model": name,
         "resolution": resolution,
@@ -101,7 +101,7 @@ def row(
         "order": order,
         "cached": cached,
         "text_tokens": text_tokens,
-        "image_tokens": frames * per_frame,
+        "image_tokens": plain if is_plain(model) else model.layout.frames(frames, views),
         **count(model, work, ORDERS[order]).as_dict(),
     }
 
@@ -143,7 +143,7 @@ def table(found: list[Row]) -> str:
 
 
 def _cells(found: list[Row], row: Row) -> list[object]:
-    work = "release" if row["order"] == "release" else "exact, later question" if row["cached"] else "exact"
+    work = "release" if row["order"] == "release" else "exact, follow-up question" if row["cached"] else "exact"
     # Saved against the uncompressed model with the same language model, on the same frames.
     plain = find(found, BASE_8B if "8b" in row["model"] else BASE, row["resolution"], row["frames"])
     less = "" if row is plain else f"{100 * (1 - row['flops'] / plain['flops']):.1f} %"

@@ -1,6 +1,6 @@
 """Study of latency on a GPU at the 7B shape, in parts that each run in a process of their own.
 
-Latency: the first token for an image, a batch, an HD image and a video; later questions; further tokens; each next to
+Latency: the first token for an image, a batch, an HD image and a video; follow-up questions; further tokens; each with
 the matmul peak of the same rounds. Long video: 10,000 frames within the memory of a 24 GB card. Decoding: with a static
 cache, compiled and not.
 
@@ -129,7 +129,7 @@ def _tasks(models: Models, size: Size) -> dict[str, Callable[[], list[Trial]]]:
         "images": partial(firsts, "images", IMAGE, WAYS, size.batch),
         "HD image": partial(firsts, "HD image", "HD image", (TRANSFORMERS, RELEASED, OURS)),
         VIDEO: partial(firsts, VIDEO, VIDEO, (RELEASED, OURS)),
-        **{f"later question, {what}": partial(laters, f"later question, {what}", what) for what in works},
+        **{f"follow-up question, {what}": partial(laters, f"follow-up question, {what}", what) for what in works},
         FURTHER: lambda: [further(models, way, image, size.further) for way in WAYS],
     }
 

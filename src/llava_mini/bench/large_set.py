@@ -11,7 +11,7 @@ import numpy as np
 
 from llava_mini.bench.processes import CONTEXT, Measuring, private_memory
 from llava_mini.data.format.index import FORMAT_VERSION, INDEX_DTYPE, INDEX_FILE, Modality
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.stream.order import ShuffledOrder
 from llava_mini.files import write_json
 

@@ -1,4 +1,4 @@
-"""Study of latency on a CPU: first and further tokens, batches, videos and later questions, at a mid-size shape."""
+"""Study of latency on a CPU: first and further tokens, batches, videos and follow-up questions, at a mid-size shape."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ log = logging.getLogger("llava_mini")
 UNPACKED = {way: f"{way}, not prepacked" for way in (TRANSFORMERS, OURS)}
 
 IMAGE, VIDEO, FURTHER = "image", "video", "further token"
-LATER_IMAGE, LATER_VIDEO = "later question, image", "later question, video"
+LATER_IMAGE, LATER_VIDEO = "follow-up question, image", "follow-up question, video"
 SHARED_IMAGE, SHARED_VIDEO = f"{LATER_IMAGE}, system text shared", f"{LATER_VIDEO}, system text shared"
 
 _FURTHER = 8  # tokens per run
@@ -148,7 +148,7 @@ def first(models: Models, way: str, task: str, work: Work, batch: int = 1) -> Tr
 
 
 def later(models: Models, task: str, work: Work, shared: int = 0) -> Trial:
-    """Return the trial of a later question; `shared` text tokens have been read with the first one."""
+    """Return the trial of a follow-up question; `shared` text tokens have been read with the first one."""
     asked = FollowUp(models, work, shared)
     return Trial(OURS, task, asked.ask, frames=work.frames, flops=models.later_flops(work, shared))
 
@@ -232,7 +232,7 @@ def draw(found: Findings) -> Figure:
     def bars(shown: Sequence[tuple[str, str]]) -> list[Bar]:
         drawn = []
         for way, task in shown:
-            name, wall = f"{way}{', later question' if 'later' in task else ''}", found.find(way, task).wall
+            name, wall = f"{way}{', follow-up question' if 'later' in task else ''}", found.find(way, task).wall
             colors = (BLUE if way == OURS else PALE,)
             drawn.append(Bar(name, (wall.median,), colors, f"{wall.median:.3g}", wall))
         return drawn

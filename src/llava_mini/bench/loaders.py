@@ -1,9 +1,9 @@
-"""Compared data loaders: the usual loader, plain WebDataset, and our stream. Each makes batches of the same samples.
+"""Compared data loaders: LLaVA-style, plain WebDataset, and our stream. Each makes batches of the same samples.
 
 All turn the same images into 336x336 pixels and tokenize the same conversations with the same tokenizer. All run in
 the calling process, so that its CPU time is the cost of a batch.
 
-The usual loader is what LLaVA-style training code does for every sample. A map-style data set stores the whole JSON in
+The LLaVA-style loader does what such training code does for every sample. A map-style data set stores all JSON in
 memory. An image is a file that Pillow opens and CLIP's processor turns into floats. Labels come from tokenizing every
 round and every question again and counting the tokens.
 """
@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, PreTrainedTokeniz
 
 from llava_mini.batch import IGNORE, VLMBatch
 from llava_mini.bench.made_data import RESIZED, MadeData
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.stream.order import ShuffledOrder
 from llava_mini.data.stream.pixels import PixelTransform
 from llava_mini.data.stream.samples import Sample, SampleReader, collate
@@ -74,25 +74,25 @@ def plain_webdataset(shuffle: int, data: MadeData) -> Batches:
         yield from dataset
 
 
-def usual(images: Path, data: MadeData) -> Iterator[dict[str, Tensor]]:
-    """Return batches of the usual loader over the files in `images`."""
+def llava_style(images: Path, data: MadeData) -> Iterator[dict[str, Tensor]]:
+    """Return batches of the LLaVA-style loader over the files in `images`."""
     label = CountedLabels(AutoTokenizer.from_pretrained(str(data.tokenizer)))
-    return _usual_batches(data, images, label)
+    return _llava_batches(data, images, label)
 
 
-def usual_with_our_labels(images: Path, data: MadeData) -> Iterator[dict[str, Tensor]]:
-    """Return batches of the usual loader with our labels, tokenized once: only files and pixels differ from ours."""
+def llava_with_our_labels(images: Path, data: MadeData) -> Iterator[dict[str, Tensor]]:
+    """Return batches of the LLaVA-style loader with our labels, tokenized once: only files and pixels differ."""
     tokenize = _tokenize(data)
 
     def label(conversation: Conversation) -> Labelled:
         tokens = tokenize(conversation, [1])
         return tokens.input_ids, tokens.labels
 
-    return _usual_batches(data, images, label)
+    return _llava_batches(data, images, label)
 
 
 def pixel_difference(data: MadeData, shards: Path, samples: int) -> tuple[float, float]:
-    """Return how far our pixels are from the usual loader's at most and on average, in units of 1/255."""
+    """Return how far our pixels are from the LLaVA-style loader's at most and on average, in units of 1/255."""
     processor, transform, read = clip_processor(), PixelTransform(RESIZED), ShardSet(shards)
     scale = 255 * np.array(processor.image_std)[:, None, None]
     shift = 255 * np.array(processor.image_mean)[:, None, None]
@@ -111,9 +111,9 @@ def _tokenize(data: MadeData) -> ConversationTokenizer:
     return ConversationTokenizer(tokenizer, VICUNA, layout=TokenLayout(1, 1), max_length=2048)
 
 
-def _usual_batches(data: MadeData, images: Path, label: Label) -> Iterator[dict[str, Tensor]]:
+def _llava_batches(data: MadeData, images: Path, label: Label) -> Iterator[dict[str, Tensor]]:
     """Yield batches of the generated data in random order, endlessly."""
-    dataset = _UsualDataset(data.records, images, label)
+    dataset = _LlavaDataset(data.records, images, label)
     pad = AutoTokenizer.from_pretrained(str(data.tokenizer)).pad_token_id
 
     def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -130,7 +130,7 @@ def _usual_batches(data: MadeData, images: Path, label: Label) -> Iterator[dict[
         yield from loader
 
 
-class _UsualDataset(Dataset[dict[str, Tensor]]):
+class _LlavaDataset(Dataset[dict[str, Tensor]]):
     def __init__(self, records: Path, images: Path, label: Label) -> None:
         self.records: list[dict[str, Any]] = json.loads(records.read_text())
         self.images, self.label, self.processor = images, label, clip_processor()

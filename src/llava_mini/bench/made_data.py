@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from llava_mini.data.building.run import build_set
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.text.templates import VICUNA
 
 SIZE = (640, 480)
@@ -46,7 +46,7 @@ def make_data(folder: Path, count: int) -> MadeData:
     """Generate `count` samples in `folder`, the same ones each time."""
     data = MadeData(folder)
     rng = np.random.default_rng(0)
-    _make_pictures(data.images, count, rng)
+    _make_images(data.images, count, rng)
     words = _words(rng)
     records = [_record(number, words, rng) for number in range(count)]
     data.records.write_text(json.dumps(records))
@@ -56,12 +56,12 @@ def make_data(folder: Path, count: int) -> MadeData:
     return data
 
 
-def _make_pictures(folder: Path, count: int, rng: np.random.Generator) -> None:
+def _make_images(folder: Path, count: int, rng: np.random.Generator) -> None:
     folder.mkdir(parents=True)
     luminance = 50 * _field(1.25, rng)
     colors = np.stack([luminance + 15 * _field(1.5, rng) for _ in range(3)], -1).astype(np.float32)
     for number in range(count):
-        _picture(colors, rng).save(folder / f"{number:07d}.jpg", quality=_QUALITY)
+        _drawn(colors, rng).save(folder / f"{number:07d}.jpg", quality=_QUALITY)
 
 
 def _field(slope: float, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -73,7 +73,7 @@ def _field(slope: float, rng: np.random.Generator) -> NDArray[np.float64]:
     return np.asarray(field / field.std())
 
 
-def _picture(colors: NDArray[np.float32], rng: np.random.Generator) -> Image.Image:
+def _drawn(colors: NDArray[np.float32], rng: np.random.Generator) -> Image.Image:
     width, height = SIZE
     top, left = rng.integers(_FIELD - height), rng.integers(_FIELD - width)
     pixels = colors[top : top + height, left : left + width] * rng.uniform(0.8, 1.1) + rng.integers(90, 160, 3)

@@ -149,7 +149,7 @@ class Models:
         return sum(count(on_meta(config), work, optimizations).parts_with_attention.values())
 
     def later_flops(self, work: Work, shared: int) -> int:
-        """Return the FLOPs of a later question about cached frames.
+        """Return the FLOPs of a follow-up question about cached frames.
 
         The language model has already read the first `shared` tokens of its text.
         """
@@ -188,7 +188,7 @@ def further_tokens(model: Any, cache: Any, tokens: int) -> None:
 
 
 class FollowUp:
-    """Frames that are encoded and stored as `Session` stores them, ready for a later question.
+    """Frames that are encoded and stored as `Session` stores them, ready for a follow-up question.
 
     `shared` text tokens before the frames, such as a system text, are the same in every question. Pre-fusion reads them
     with the question; the language model has already read them.

@@ -21,7 +21,7 @@ from llava_mini.bench.subjects import OURS, TRANSFORMERS, UNCOMPRESSED, Models, 
 from llava_mini.bench.timing import Trial
 from llava_mini.config import resolve
 from llava_mini.data.features.store import FeatureRecipe, FeatureStore
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.stream.datamodule import Mix, VLMDataModule
 from llava_mini.data.stream.pixels import PixelTransform, normalized
 from llava_mini.data.stream.samples import SampleReader

@@ -51,7 +51,7 @@ class Build:
 
     cpu: float
     wall: float
-    picture_bytes: float
+    image_bytes: float
 
 
 def cost(loader: Loader, data: MadeData, samples: int) -> Cost:

@@ -109,7 +109,7 @@ def add_session(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--keep-gib", type=gibibytes, metavar="GIB",
-        help="memory for keys and values that make later questions cheap; frames beyond it are computed again for "
+        help="memory for keys and values that make follow-up questions cheap; frames beyond it are computed again for "
         "every question (default: a quarter of what is free)",
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TextIO, cast
 
 from llava_mini.run.ranks import OWN_MESSAGE
 
-NOBODY_READS = 128 + signal.SIGPIPE  # the status a shell reports for a program that this signal ends
+BROKEN_PIPE = 128 + signal.SIGPIPE  # the status a shell reports for a program that this signal ends
 
 
 def json_line(value: Any) -> str:
@@ -34,7 +34,7 @@ def output_ends() -> Iterator[None]:
     """End the program when standard output or error cannot be written within the block.
 
     Raises:
-        SystemExit: they cannot be written; status `NOBODY_READS`, or 2 after a line that says why.
+        SystemExit: they cannot be written; status `BROKEN_PIPE`, or 2 after a line that says why.
     """
     before = sys.stdout, sys.stderr
     for stream in before:
@@ -78,6 +78,6 @@ class _Ending:
     def _end(self, error: OSError) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # for what is still in the buffer
         if isinstance(error, BrokenPipeError):
-            raise SystemExit(NOBODY_READS) from error
+            raise SystemExit(BROKEN_PIPE) from error
         print(f"{OWN_MESSAGE}output cannot be written: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -17,13 +17,13 @@ from llava_mini.errors import UserError, named_as, refused
 from llava_mini.tracking.mlflow import check_installed
 
 _DATA = """\
-Makes JPEGs and conversations, and measures reading them as a run does against the usual loader (JSON in memory, a file
-an image, Pillow, floats) and against WebDataset; opening a set of three million samples; and building shards. Needs
+Makes JPEGs and conversations, and measures reading them as a run does, against a LLaVA-style loader (JSON in memory,
+files, Pillow, floats) and against WebDataset; opening a set of three million samples; and building shards. Needs
 1.3 GB in the folder for temporary files (TMPDIR) and, with the defaults, about ten minutes."""
 _FLOPS = """\
 Counts the FLOPs of a first token by part while the models' code runs on tensors that hold nothing, at real sizes:
 LLaVA, LLaVA-Mini in the official release's order of work and with everything left out that no answer needs, images, HD
-images and videos, first and later questions. As in the paper `flops` leaves out what attention multiplies besides
+images and videos, first and follow-up questions. As in the paper `flops` leaves out what attention multiplies besides
 weights, but in the vision tower; `flops_with_attention` has it all. Takes about a minute."""
 _MEMORY = """\
 Bytes of an image and of a session of 10,000 frames at 7B and 8B, by arithmetic; and the peak memory of small models
@@ -32,7 +32,7 @@ training steps."""
 _LATENCY = """\
 Measures, on this machine's CPU and in one process on the same weights: transformers' LLaVA, ours without compression,
 LLaVA-Mini in the official release's order of work, and ours. A mid-size shape with random weights: first and further
-tokens, batches, a video of 16 frames, later questions; interleaved rounds; against the peak of large matrix products.
+tokens, batches, a video of 16 frames, follow-up questions; interleaved rounds; against the peak of large products.
 With the defaults it takes about ten minutes on a core that does nothing else. --device cuda has other flags."""
 _TRAIN = """\
 Measures training steps on this machine's CPU in one process: transformers' LLaVA in a plain loop, and ours without
@@ -46,7 +46,7 @@ smaller card, and compares the peaks with what `llava-mini plan` plans. Takes un
 torch, transformers, peft and bitsandbytes."""
 _GPU_LATENCY = """\
 Measures on this machine's GPU, at the 7B shape with random weights: first and further tokens, batches, HD images,
-videos, later questions; 10,000 frames within the memory of a 24 GB card; decoding with a static cache, compiled and
+videos, follow-up questions; 10,000 frames within the memory of a 24 GB card; decoding with a static cache, compiled and
 not. Takes under eight minutes; needs no more than torch and transformers."""
 _EFFICIENCY = "experiments/006-efficiency"
 _UNTRACKED = "--no-mlflow"
@@ -83,7 +83,7 @@ def _files(name: str) -> tuple[str, ...]:
 
 _STUDIES = {
     ("data", "cpu"): Study(
-        "data_path", "the data path against the usual ways", _DATA, "experiments/003-data-path",
+        "data_path", "the data path against other loaders", _DATA, "experiments/003-data-path",
         ("table.md", "results.json", "data_path.png"),
         {"--samples": {**_COUNT, "default": 2000, "help": "made and read (default: 2000)"}, **_ROUNDS},
         ("tokenizers", "pillow", "simplejpeg", "webdataset", "numpy"), tracked=False,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from llava_mini.command_line.parser import Parser, at_least
 from llava_mini.data.building.workers import WorkerDiedError
-from llava_mini.data.format.shards import ShardSet, is_complete
+from llava_mini.data.format.shard_set import ShardSet
+from llava_mini.data.format.shards import is_complete
 from llava_mini.errors import UserError, named_as
 from llava_mini.media.images import WHITE, Color, color_of
 from llava_mini.processes import cores

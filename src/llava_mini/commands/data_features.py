@@ -11,7 +11,7 @@ from pathlib import Path
 from llava_mini.command_line.parser import ConfigParser, at_least
 from llava_mini.config import check_each_once, resolve
 from llava_mini.data.features.codec import FEATURE_TYPES
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.errors import UserError
 from llava_mini.units import size_text
 
@@ -66,8 +66,8 @@ def features(arguments: list[str]) -> int:
     if store.dtype != options.dtype:
         raise UserError(f"{store.folder} holds these features as {store.dtype}; delete it or name another --out")
     views, patches, width = store.shape
-    each = size_text(store.bytes / max(store.pictures, 1))
-    print(f"{store.folder}: {views}x{patches}x{width} {store.dtype} of {store.pictures} images")
+    each = size_text(store.bytes / max(store.images, 1))
+    print(f"{store.folder}: {views}x{patches}x{width} {store.dtype} of {store.images} images")
     print(f"{each} an image, {size_text(store.bytes)} in all, computed in {store.seconds:.0f} s")
     print(f"stored numbers are off by {store.error.largest:.2g} at most, by {store.error.relative:.2%} of all (RMS)")
     if store.unusable:

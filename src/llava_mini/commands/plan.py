@@ -59,7 +59,7 @@ def _plan_session(config: Config, frames: int, *, as_json: bool, strict: bool) -
         model = assembly.build_model(config, assembly.build_tokenizer(config), device="meta")
     memory = config.hardware.memory_gib
     plans = session_plans("LLaVA-Mini", model, frames, None if memory is None else int(memory * GIB))
-    tokens, most = frames * model.layout.frame() + TEXT, model.config.text_config.max_position_embeddings
+    tokens, most = model.layout.frames(frames) + TEXT, model.config.text_config.max_position_embeddings
     longer = f"\nthe language model was trained on {most} tokens: --context {tokens} scales it" if tokens > most else ""
     print(json.dumps([plan.as_dict() for plan in plans]) if as_json else f"{table(plans)}{longer}")
     if strict and not any(plan.fits for plan in plans):

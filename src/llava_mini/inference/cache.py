@@ -1,6 +1,6 @@
-"""KV cache of a session: the language model's keys and values of all text and vision tokens read, for later questions.
+"""KV cache of a session: the language model's keys and values of all tokens read, for follow-up questions.
 
-Tokens are added without copying those before them each time. A later question cuts the cache back to the shared
+Tokens are added without copying those before them each time. A follow-up question cuts the cache back to the shared
 beginning. The beginning may be quantized (`freeze`); a forward pass then reads one layer at a time in full precision.
 
 Shapes: H heads of keys and values, L cached tokens, T new tokens, E width of a head.

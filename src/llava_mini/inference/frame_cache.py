@@ -1,4 +1,4 @@
-"""Cache of encoded frames, so that a later question can be fused with them.
+"""Cache of encoded frames, so that a follow-up question can be fused with them.
 
 The cache stores the compressed tokens of every frame and, in host memory, the vision tower's features. Within a budget
 it also stores pre-fusion's keys and values of the frame's patches; a question then costs only its own tokens. For
@@ -148,7 +148,7 @@ class FrameCache:
         return sum(len(chunk.tokens) for chunk in self.chunks)
 
     def add(self, item: int, features_FVND: Tensor, most: int) -> None:
-        """Compress frames of image or video `item`, read them with pre-fusion, and store what later questions need.
+        """Compress frames of image or video `item`, read them with pre-fusion, and store what follow-up questions need.
 
         `most` is the number of frames that a question reads together, if it is more than 8.
         """
@@ -192,6 +192,10 @@ class FrameCache:
         for chunk in self.chunks:
             found[chunk.item] += chunk.tokens.shape[0] * chunk.tokens.shape[1]
         return found
+
+    def frames_of(self, item: int) -> int:
+        """Return the number of frames of an image or video."""
+        return sum(len(chunk.tokens) for chunk in self.chunks if chunk.item == item)
 
     def tokens(self) -> Tensor:
         """Return the compressed tokens of all frames in order [sum of K, D]."""

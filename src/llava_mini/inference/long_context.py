@@ -7,6 +7,8 @@ prompts are checked before they are encoded or memory is allocated for them.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -15,7 +17,7 @@ from llava_mini.errors import UserError
 from llava_mini.hardware import free_bytes
 from llava_mini.inference.cache import SessionCache
 from llava_mini.inference.frame_cache import FrameCache
-from llava_mini.inference.memory import FrameShape, KVShape, check_frames
+from llava_mini.inference.memory import FrameShape, KVShape, check_frames, largest_frames
 from llava_mini.models import LlavaMiniConfig, LlavaMiniForConditionalGeneration
 from llava_mini.models.rotary import YARN, check_scaling, scale_rotary
 from llava_mini.units import size_text
@@ -82,16 +84,16 @@ def check_capacity(
     """
     model = store.model
     shape = FrameShape.of(model.config, model.layout.frame(views), views)
-    tokens_by_item = store.tokens_by_item()
-    stored_tokens, earlier = tokens_by_item.total(), tokens_by_item[item] // shape.tokens
+    tokens_of = partial(model.layout.frames, views=views)
+    stored_tokens, earlier = store.tokens_by_item().total(), store.frames_of(item)
     if reserve > (most := context_tokens(model.config)):
         raise UserError(f"question and answer are too long: {reserve} tokens, of which the language model reads {most}")
-    room = max(0, most - reserve - stored_tokens + earlier * shape.tokens)
-    if (frames + earlier) * shape.tokens > room:
+    room = max(0, most - reserve - stored_tokens + tokens_of(earlier))
+    if tokens_of(frames + earlier) > room:
         beside = f" besides {reserve} of question and answer" if reserve else ""
         raise UserError(
-            f"{frames + earlier} frames are {(frames + earlier) * shape.tokens} tokens, of which the language model "
-            f"reads {room}{beside}: at most {room // shape.tokens} frames fit, or scale it for more "
+            f"{frames + earlier} frames are {tokens_of(frames + earlier)} tokens, of which the language model "
+            f"reads {room}{beside}: at most {largest_frames(tokens_of, room)} frames fit, or scale it for more "
             "(context_scaling.tokens, by extend_context)",
             hint="context_scaling.tokens",
         )
@@ -101,7 +103,7 @@ def check_capacity(
 
     def on_device(count: int) -> int:
         tokens = (
-            text.cache_bytes(stored_tokens + count * shape.tokens + reserve, model.dtype, cache.bits) - cache.held_bytes
+            text.cache_bytes(stored_tokens + tokens_of(count) + reserve, model.dtype, cache.bits) - cache.held_bytes
         )
         return max(0, tokens) + count * shape.tokens_bytes(model.dtype)
 

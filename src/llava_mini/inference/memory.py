@@ -1,8 +1,8 @@
 """Memory of a session before it is allocated: what a token and a frame cost in bytes, and how many frames fit.
 
 Everything is arithmetic over shapes, so it is also true for a model that is not on this machine. A frame always costs
-its compressed tokens in the language model's KV cache, and what is stored of it so that a later question can be fused
-with its patches.
+its compressed tokens in the language model's KV cache, and what is stored of it so that a follow-up question can be
+fused with its patches.
 
 LLaVA-Mini-7B in half precision, 576 patches, one token a frame: 512 KiB in the KV cache and 8 KiB as compressed token;
 for fusion 36.1 MiB as keys and values of four layers (18.6 MiB in 8 bits), or 1.1 MiB as features (0.6 MiB in 8 bits),

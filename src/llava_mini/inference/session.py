@@ -52,7 +52,7 @@ class Session:
     Args:
         model: Model in evaluation mode; it and its processor as `inference.loading.load` returns them.
         processor: The model's processor, with a chat template.
-        keep: Options for how frames are stored for later questions; default: keys and values as far as memory allows.
+        keep: How frames are stored for follow-up questions; default: keys and values as far as memory allows.
         kv_bits: Bits of the language model's KV cache: 8 or 4; None: the model's type.
         frame_batch: Number of frames that are encoded together; None: as memory allows.
 

@@ -38,7 +38,7 @@ class SessionPlan:
         cache_bytes: KV cache of all frames, with room for more and one layer unpacked.
         working_bytes: All compressed tokens, a batch of frames or a chunk of the prompt, and the CUDA context.
         largest: Largest number of frames that would fit; None if the memory of the GPU is not known.
-        store_bytes: All frames' features for later questions in host memory, in fp16 and in 8 bits.
+        store_bytes: All frames' features for follow-up questions in host memory, in fp16 and in 8 bits.
     """
 
     model: str
@@ -74,18 +74,18 @@ def session_plans(
 
     The model may be on the meta device. `card` is the GPU's memory in bytes; None: not known.
     """
-    config, per_frame = model.config, model.layout.frame()
-    shape, kv = FrameShape.of(config, per_frame), KVShape.of(config.text_config)
+    config, tokens_of = model.config, model.layout.frames
+    shape, kv = FrameShape.of(config, model.layout.frame()), KVShape.of(config.text_config)
     store = (0, 0)
     if config.num_fusion_layers:
         store = (frames * shape.features_bytes(_HALF), frames * shape.features_bytes(INT8))
 
     def plan(weights: str, weight_bytes: int, bits: int | None) -> SessionPlan:
         def cache(count: int) -> int:
-            return kv.cache_bytes(count * per_frame + TEXT, _HALF, bits)
+            return kv.cache_bytes(tokens_of(count) + TEXT, _HALF, bits)
 
         def working(count: int) -> int:
-            return count * shape.tokens_bytes(_HALF) + _working_bytes(config, kv, count * per_frame + TEXT)
+            return count * shape.tokens_bytes(_HALF) + _working_bytes(config, kv, tokens_of(count) + TEXT)
 
         def all_of(count: int) -> int:
             return weight_bytes + cache(count) + working(count)

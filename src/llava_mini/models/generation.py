@@ -14,6 +14,7 @@ from transformers import GenerationConfig, GenerationMixin
 
 from llava_mini.errors import UserError, refused
 from llava_mini.models.configuration import LlavaMiniConfig
+from llava_mini.models.visual_model import VisualModel
 
 _FRAMES = ("pixel_values", "image_features")
 _PREFILL_ONLY = (*_FRAMES, "num_frames", "num_views", "instruction_mask", "turn_ids")
@@ -27,8 +28,8 @@ def suppressed_tokens(config: LlavaMiniConfig, chosen: GenerationConfig, given: 
     return [*(named or []), config.image_token_id]
 
 
-class FramesGenerationMixin(GenerationMixin):
-    """`generate` for a model whose forward pass takes frames, num_frames and an instruction mask."""
+class GenerativeModel(VisualModel, GenerationMixin):
+    """Visual model that generates: its forward pass takes frames, num_frames and an instruction mask."""
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as in transformers; pre-fusion reads only the prompt, never a generated token, even without a cache.
@@ -86,10 +87,9 @@ class FramesGenerationMixin(GenerationMixin):
         if getattr(assistant.config, "model_type", None) != self.config.model_type:
             reason, only = f"{type(assistant).__name__} reads no frames", f"a {type(self).__name__}"
             raise refused("assistant_model", assistant, reason, only=only, given="assistant_model")
-        model: Any = self
         own, other = (
             {"image_token_id": each.config.image_token_id, "tokens of a frame": each.layout.frame()}
-            for each in (model, assistant)
+            for each in (self, assistant)
         )
         if own != other:
             raise refused("assistant_model", other, "it must be as in this model", only=str(own))
@@ -115,9 +115,8 @@ class FramesGenerationMixin(GenerationMixin):
 
     def _with_held(self, inputs: dict[str, Any], input_ids: Tensor) -> None:
         """After a cache: pair frames of the new text with it; if others are given, pre-fusion reads the whole text."""
-        model: Any = self
-        frames = model.frames(*(inputs.get(name) for name in (*_FRAMES, "num_views")))
-        tokens = 0 if frames is None else model.layout.sample(frames.views().tolist())
+        frames = self.frames(*(inputs.get(name) for name in (*_FRAMES, "num_views")))
+        tokens = 0 if frames is None else self.layout.sample(frames.views().tolist())
         new, mask = inputs["input_ids"], inputs.get("instruction_mask")
         if tokens > 0 and tokens == int((new == self.config.image_token_id).sum()):
             inputs["instruction_mask"] = None if mask is None else mask[:, -new.shape[1] :]

@@ -24,7 +24,7 @@ from llava_mini.files import set_usual_mode
 from llava_mini.models.attention import mask_for, packed_positions
 from llava_mini.models.compressors import Compressor
 from llava_mini.models.configuration import LlavaMiniConfig
-from llava_mini.models.generation import FramesGenerationMixin
+from llava_mini.models.generation import GenerativeModel
 from llava_mini.models.inputs import (
     NoPromptTuning,
     check_answers_are_known,
@@ -37,11 +37,10 @@ from llava_mini.models.inputs import (
 from llava_mini.models.language_model import build_language_model
 from llava_mini.models.loss import next_token_loss, next_token_loss_of_hidden
 from llava_mini.models.rotary import scale_rotary
-from llava_mini.models.visual_model import VisualModel
 from llava_mini.models.visual_tokens import splice
 
 
-class LlavaMiniForConditionalGeneration(VisualModel, FramesGenerationMixin):
+class LlavaMiniForConditionalGeneration(GenerativeModel):
     """LLaVA-Mini with a language-model head.
 
     Args:

@@ -1,1 +1,1 @@
-"""Planning of the memory that a step takes, without using that memory: the step runs on tensors without numbers."""
+"""Planning of the memory that a step takes, without using that memory: the step runs on fake tensors."""

@@ -158,7 +158,7 @@ class FakeTensors(TorchDispatchMode):
 
     def _without_numbers(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if func._schema.is_mutable and args and isinstance(args[0], Tensor) and not isinstance(args[0], FakeTensor):
-            raise NotImplementedError(f"{func}: a real tensor is changed by one without numbers")
+            raise NotImplementedError(f"{func}: a real tensor is changed by a fake one")
         if func in _INDEXED:
             args = (args[0], _whole_numbers(args[1]), *args[2:])
         if "device" in kwargs:

@@ -1,7 +1,7 @@
 """Replacements for bitsandbytes and CUDA kernels in a plan: nothing is computed, but the same memory is taken.
 
 bitsandbytes' `Params4bit` is made by quantizing real numbers, and its optimizers' kernels read them, so neither is
-available without numbers. Sizes are those of bitsandbytes 0.50 (`QuantState`, `Optimizer2State.init_state`).
+available as fake tensors. Sizes are those of bitsandbytes 0.50 (`QuantState`, `Optimizer2State.init_state`).
 """
 
 from __future__ import annotations

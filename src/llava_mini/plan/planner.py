@@ -1,4 +1,4 @@
-"""Planner, which runs a stage on a model without numbers and finds the memory of its step for any number of samples."""
+"""Planner, which runs a stage on a model of fake tensors and finds the memory of its step for any number of samples."""
 
 from __future__ import annotations
 

@@ -155,8 +155,8 @@ def _training_data(config: Config) -> tuple[PreTrainedTokenizerBase, int, Mix]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about weights on meta, which are never initialized
         model = assembly.build_model(as_planned(config), tokenizer, device="meta")
-    as_pictures = config.changed({"data": {"features": False}})
-    datamodule = assembly.build_datamodule(as_pictures, model, assembly.build_processor(config, model, tokenizer))
+    as_images = config.changed({"data": {"features": False}})
+    datamodule = assembly.build_datamodule(as_images, model, assembly.build_processor(config, model, tokenizer))
     return tokenizer, model.config.image_token_id, datamodule.splits["train"]
 
 

@@ -36,8 +36,8 @@ def largest_planned(model: LlavaMiniForConditionalGeneration, sample: Sample) ->
     Raises:
         UserError: if a sample is so long that a batch of four is too large.
     """
-    seen = sample.views * model.side**2 + model.layout.frame(sample.views) + sample.text_tokens
-    entries = sample.text_tokens + sample.frames * seen
+    patches_and_text = sample.frames * (sample.views * model.side**2 + sample.text_tokens)
+    entries = sample.text_tokens + patches_and_text + model.layout.frames(sample.frames, sample.views)
     if entries > LARGEST_REAL // 4:
         raise UserError(
             f"{sample.text_tokens} text tokens, each read with {sample.frames} frames, cannot be planned; allowed are "
@@ -48,7 +48,7 @@ def largest_planned(model: LlavaMiniForConditionalGeneration, sample: Sample) ->
 
 def batch_of(model: LlavaMiniForConditionalGeneration, sample: Sample, size: int) -> VLMBatch:
     """Return a batch of `size` samples; the last of several is a token shorter, so that there is padding as usual."""
-    placeholders = sample.frames * model.layout.frame(sample.views)
+    placeholders = model.layout.frames(sample.frames, sample.views)
     length = placeholders + sample.text_tokens
     ids = torch.ones(size, length, dtype=torch.long)
     ids[:, :placeholders] = model.config.image_token_id

@@ -48,18 +48,18 @@ _CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
 @contextmanager
 def tracked(config: Config, splits: Mapping[str, Mix]) -> Iterator[tuple[Tracker | None, list[Logger]]]:
     """Yield the run's tracker and its Lightning loggers, and report how the block ended. Nothing if tracking is off."""
-    spec = config.tracking
-    if not spec.enabled:
+    tracking = config.tracking
+    if not tracking.enabled:
         yield None, []
         return
     from llava_mini.tracking.lightning_logger import TrackerLogger
 
     service = instantiate(config.tracker, "tracker")
-    if spec.parent_run_id is None:
-        init_tracking(spec.uri, spec.experiment, service)
+    if tracking.parent_run_id is None:
+        init_tracking(tracking.uri, tracking.experiment, service)
     run_dir = Path(config.run_dir)
     tracker = Tracker(
-        run_dir, uri=spec.uri, experiment=spec.experiment, parent_run_id=spec.parent_run_id, service=service
+        run_dir, uri=tracking.uri, experiment=tracking.experiment, parent_run_id=tracking.parent_run_id, service=service
     )
     tracker.log_params(short_params(config))
     tracker.log_params({key: value for key, value in config.to_dict().items() if key != "tracking"})

@@ -85,7 +85,7 @@ class Analysis:
         return text + "no two configurations share one and a seed, so nothing is compared."
 
 
-def analyse(sweep_dir: Path) -> Analysis:
+def analyze(sweep_dir: Path) -> Analysis:
     """Read and analyze the folder of a sweep.
 
     Raises:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_mini.files import atomic_path, write_text
-from llava_mini.sweep.analysis import Analysis, analyse
+from llava_mini.sweep.analysis import Analysis, analyze
 from llava_mini.sweep.configurations import Configuration
 from llava_mini.sweep.findings import headline
 from llava_mini.sweep.folder import write_json
@@ -29,7 +29,7 @@ def compare(sweep_dir: Path, say: Say = print_now) -> Path:
     Raises:
         UserError: if the folder is not a sweep's folder.
     """
-    analysis = analyse(sweep_dir)
+    analysis = analyze(sweep_dir)
     rows = [measured.row() for measured in analysis.runs]
     write_json(sweep_dir / "results.json", rows)
     _write_csv(sweep_dir / "results.csv", [_flat(row, analysis) for row in rows])

@@ -79,7 +79,7 @@ def run_sweep(
             interrupted = False
         except KeyboardInterrupt:
             interrupted = True
-        missing = _summarise(sweep, sweep_dir, interrupted, say)
+        missing = _summarize(sweep, sweep_dir, interrupted, say)
         tracking.finish("KILLED" if interrupted else "FAILED" if missing else "FINISHED", say)
     return INTERRUPTED if interrupted else int(missing > 0)
 
@@ -213,7 +213,7 @@ def _why(folder: Path, returncode: int) -> str:
     return last if returncode else f"ended without a result; last line: {last}"
 
 
-def _summarise(sweep: Sweep, sweep_dir: Path, interrupted: bool, say: Say) -> int:
+def _summarize(sweep: Sweep, sweep_dir: Path, interrupted: bool, say: Say) -> int:
     """Report the state of all runs and return the number of those that are not finished."""
     folders = [run_folder(sweep_dir, run, sweep.code_version) for run in sweep.runs]
     outcomes = [outcome(folder, run, sweep.code_version) for folder, run in zip(folders, sweep.runs, strict=True)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from llava_mini.sweep.analysis import analyse
+from llava_mini.sweep.analysis import analyze
 from llava_mini.sweep.findings import headline
 from llava_mini.sweep.grid import Run
 from llava_mini.tracking.saved_view import View
@@ -55,7 +55,7 @@ def track_report(sweep_dir: Path, service: Service) -> None:
 
     What the service does not accept waits in the folders.
     """
-    spool, analysis = Spool(sweep_dir), analyse(sweep_dir)
+    spool, analysis = Spool(sweep_dir), analyze(sweep_dir)
     finished = analysis.of_state("finished")
     spool.append("tags", {"mlflow.note.content": "\n\n".join(headline(analysis))})
     spool.append("metrics", summary((measured.run, measured.result) for measured in finished))

@@ -89,7 +89,7 @@ def question_sample(mix: Mix) -> VLMBatch:
     Raises:
         UserError: no sample can be used.
     """
-    for reader, index in _by_pictures(mix):
+    for reader, index in _by_images(mix):
         try:
             return collate([reader(index)], reader.tokenize.pad_token_id)
         except SampleError:
@@ -97,11 +97,11 @@ def question_sample(mix: Mix) -> VLMBatch:
     raise UserError("validation: none of the split's samples could be read; the log says why for each")
 
 
-def _by_pictures(mix: Mix) -> Iterator[tuple[SampleReader, int]]:
+def _by_images(mix: Mix) -> Iterator[tuple[SampleReader, int]]:
     for group in (1, 2, 0):
         for reader in mix.readers:
-            pictures = np.minimum(reader.shards.index["frames"], 2)
-            for index in np.flatnonzero(pictures == group):
+            images = np.minimum(reader.shards.index["frames"], 2)
+            for index in np.flatnonzero(images == group):
                 yield reader, int(index)
 
 

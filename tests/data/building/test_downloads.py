@@ -16,7 +16,7 @@ import pytest
 from llava_mini.cli import main
 from llava_mini.data.building import downloads
 from llava_mini.data.building.downloads import downloaded, is_public
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.errors import SampleError
 
 

@@ -14,7 +14,7 @@ import simplejpeg
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from llava_mini.data.building.media import pictures, stored_image
+from llava_mini.data.building.media import media_members, stored_image
 from llava_mini.data.building.plan import Options
 from llava_mini.errors import SampleError
 from llava_mini.media.images import decode_image
@@ -38,11 +38,11 @@ def options(tmp_path: Path) -> Callable[..., Options]:
 def test_no_one_and_several_images(options: Callable[..., Options], tmp_path: Path, picture: MakePicture) -> None:
     for number in range(3):
         (tmp_path / "images" / f"{number}.jpg").write_bytes(picture(number))
-    assert pictures({"conversations": []}, options()) == {}
-    assert pictures({"image": None}, options()) == {}
-    assert pictures({"image": "1.jpg"}, options()) == {"jpg": picture(1)}
-    assert pictures({"image": ["1.jpg"]}, options()) == {"jpg": picture(1)}
-    several = pictures({"image": ["2.jpg", "0.jpg"]}, options())
+    assert media_members({"conversations": []}, options()) == {}
+    assert media_members({"image": None}, options()) == {}
+    assert media_members({"image": "1.jpg"}, options()) == {"jpg": picture(1)}
+    assert media_members({"image": ["1.jpg"]}, options()) == {"jpg": picture(1)}
+    several = media_members({"image": ["2.jpg", "0.jpg"]}, options())
     assert several == {"000000.jpg": picture(2), "000001.jpg": picture(0)}
 
 
@@ -150,13 +150,13 @@ def test_small_jpegs_keep_the_resolution_of_their_colors(picture: MakePicture) -
 
 def test_videos_become_jpeg_frames(options: Callable[..., Options], tmp_path: Path, clip: Callable[..., bytes]) -> None:
     (tmp_path / "videos" / "a.mp4").write_bytes(clip(3, size=(128, 96)))
-    found = pictures({"video": "a.mp4"}, options())
+    found = media_members({"video": "a.mp4"}, options())
     assert list(found) == ["000000.jpg", "000001.jpg", "000002.jpg"]
     means = [decode_image(raw).mean() for raw in found.values()]
     assert means == sorted(means) and means[2] - means[0] > 10
-    assert len(pictures({"video": "a.mp4"}, options(fps=2.0))) == 6
+    assert len(media_members({"video": "a.mp4"}, options(fps=2.0))) == 6
     assert decode_image(found["000000.jpg"]).shape == (96, 128, 3)
-    small = pictures({"video": ["a.mp4"]}, options(resize=48))
+    small = media_members({"video": ["a.mp4"]}, options(resize=48))
     assert decode_image(small["000000.jpg"]).shape == (48, 64, 3)
 
 
@@ -164,15 +164,15 @@ def test_frames_have_336_pixels_at_most_unless_told_otherwise(
     options: Callable[..., Options], tmp_path: Path, clip: Callable[..., bytes]
 ) -> None:
     (tmp_path / "videos" / "a.mp4").write_bytes(clip(1, rate=2, size=(800, 400)))
-    assert decode_image(pictures({"video": "a.mp4"}, options())["000000.jpg"]).shape == (336, 672, 3)
-    assert decode_image(pictures({"video": "a.mp4"}, options(resize=399))["000000.jpg"]).shape == (399, 798, 3)
+    assert decode_image(media_members({"video": "a.mp4"}, options())["000000.jpg"]).shape == (336, 672, 3)
+    assert decode_image(media_members({"video": "a.mp4"}, options(resize=399))["000000.jpg"]).shape == (399, 798, 3)
 
 
 def test_a_clip_shorter_than_a_period_gives_one_frame(
     options: Callable[..., Options], tmp_path: Path, clip: Callable[..., bytes]
 ) -> None:
     (tmp_path / "videos" / "a.mp4").write_bytes(clip(0.5))
-    assert list(pictures({"video": "a.mp4"}, options())) == ["000000.jpg"]
+    assert list(media_members({"video": "a.mp4"}, options())) == ["000000.jpg"]
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_urls_are_rejected_unless_they_are_to_be_downloaded(
     (tmp_path / "images" / "own.jpg").write_bytes(picture(0))
     for folders in ({}, {"images": None, "videos": None}):
         with pytest.raises(SampleError, match=reason if not folders else "no folder of images|named by a URL"):
-            pictures(record, options(**folders))
+            media_members(record, options(**folders))
 
 
 @pytest.mark.parametrize(
@@ -243,30 +243,30 @@ def test_names_lead_to_files_of_the_folder_or_nowhere(
     options: Callable[..., Options], outside: Path, name: str, reason: str
 ) -> None:
     with pytest.raises(SampleError, match=f"^{reason}"):
-        pictures({"image": name.replace("{outside}", str(outside))}, options())
+        media_members({"image": name.replace("{outside}", str(outside))}, options())
 
 
 def test_links_and_absolute_names_within_the_folder_are_followed(
     options: Callable[..., Options], outside: Path, tmp_path: Path, picture: MakePicture
 ) -> None:
     for name in ("own.jpg", "inner.jpg", "./own.jpg", "x/../own.jpg", str(tmp_path / "images" / "own.jpg")):
-        assert pictures({"image": name}, options()) == {"jpg": picture(2)}
+        assert media_members({"image": name}, options()) == {"jpg": picture(2)}
 
 
 def test_links_out_of_the_folder_are_followed_where_that_is_allowed(
     options: Callable[..., Options], outside: Path, tmp_path: Path, picture: MakePicture, clip: Callable[..., bytes]
 ) -> None:
     for name in ("link.jpg", "folder/secret.jpg", "in/folder/secret.jpg"):
-        assert pictures({"image": name}, options(follow_links=True)) == {"jpg": picture(1)}
-    assert pictures({"image": "own.jpg"}, options(follow_links=True)) == {"jpg": picture(2)}
+        assert media_members({"image": name}, options(follow_links=True)) == {"jpg": picture(1)}
+    assert media_members({"image": "own.jpg"}, options(follow_links=True)) == {"jpg": picture(2)}
     (tmp_path / "films").mkdir()
     (tmp_path / "films" / "a.mp4").write_bytes(clip(1))
     (tmp_path / "videos" / "far").symlink_to(tmp_path / "films")
-    assert list(pictures({"video": "far/a.mp4"}, options(follow_links=True))) == ["000000.jpg"]
+    assert list(media_members({"video": "far/a.mp4"}, options(follow_links=True))) == ["000000.jpg"]
     with pytest.raises(
         SampleError, match="^video after a link that leads out of the folder of videos, which only `follow_links`"
     ):
-        pictures({"video": "far/a.mp4"}, options())
+        media_members({"video": "far/a.mp4"}, options())
 
 
 @pytest.mark.parametrize(
@@ -276,14 +276,14 @@ def test_dots_and_absolute_names_lead_nowhere_even_where_links_are_followed(
     options: Callable[..., Options], outside: Path, name: str
 ) -> None:
     with pytest.raises(SampleError, match="^image outside of the folder of images: "):
-        pictures({"image": name.replace("{outside}", str(outside))}, options(follow_links=True))
+        media_members({"image": name.replace("{outside}", str(outside))}, options(follow_links=True))
 
 
 def test_a_folder_that_was_not_given_is_named(options: Callable[..., Options]) -> None:
     with pytest.raises(SampleError, match="no folder of images was given: a.jpg"):
-        pictures({"image": "a.jpg"}, options(images=None))
+        media_members({"image": "a.jpg"}, options(images=None))
     with pytest.raises(SampleError, match="no folder of videos was given: a.mp4"):
-        pictures({"video": "a.mp4"}, options(videos=None))
+        media_members({"video": "a.mp4"}, options(videos=None))
 
 
 def test_damaged_files_are_named(
@@ -299,12 +299,12 @@ def test_damaged_files_are_named(
         (tmp_path / "images" / name).write_bytes(content)
         for resize in (None, 32):
             with pytest.raises(SampleError) as caught:
-                pictures({"image": name}, options(resize=resize))
+                media_members({"image": name}, options(resize=resize))
             assert str(caught.value).startswith(reason) and str(caught.value).endswith(f"({name})")
     for name, content in {"empty.mp4": b"", "text.mp4": b"no video", "short.mp4": clip(2)[:400]}.items():
         (tmp_path / "videos" / name).write_bytes(content)
         with pytest.raises(SampleError, match=rf"\({name}\)$"):
-            pictures({"video": name}, options())
+            media_members({"video": name}, options())
 
 
 def test_what_would_fill_the_memory_is_refused(
@@ -313,12 +313,12 @@ def test_what_would_fill_the_memory_is_refused(
     raw = picture(1)
     (tmp_path / "images" / "a.jpg").write_bytes(raw)
     monkeypatch.setattr("llava_mini.data.building.media.MOST_BYTES", 2 * len(raw))
-    assert len(pictures({"image": ["a.jpg", "a.jpg"]}, options())) == 2
+    assert len(media_members({"image": ["a.jpg", "a.jpg"]}, options())) == 2
     with pytest.raises(SampleError, match=f"images of more than {2 * len(raw)} bytes"):
-        pictures({"image": ["a.jpg"] * 3}, options())
+        media_members({"image": ["a.jpg"] * 3}, options())
     (tmp_path / "images" / "a.jpg").write_bytes(raw * 3)
     with pytest.raises(SampleError, match=f"image of {3 * len(raw)} bytes, {2 * len(raw)} allowed: a.jpg"):
-        pictures({"image": "a.jpg"}, options())
+        media_members({"image": "a.jpg"}, options())
 
 
 def saved(image: Image.Image, encoding: str, **options: Any) -> bytes:

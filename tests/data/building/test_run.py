@@ -22,7 +22,9 @@ from PIL import Image
 
 from llava_mini.data.building.plan import Options
 from llava_mini.data.building.run import build_part, build_set
-from llava_mini.data.format.shards import Modality, ShardSet, finish_set, write_shard
+from llava_mini.data.format.index import Modality
+from llava_mini.data.format.shard_set import ShardSet
+from llava_mini.data.format.shards import finish_set, write_shard
 from llava_mini.data.inspection.check import check_set, finding_lines
 from llava_mini.errors import UserError
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from llava_mini.data.features.codec import FeatureType
 from llava_mini.data.features.store import FeatureRecipe, FeatureStore
-from llava_mini.data.format.shards import ShardSet, write_shards
+from llava_mini.data.format.shard_set import ShardSet
+from llava_mini.data.format.shards import write_shards
 from llava_mini.data.stream.pixels import PixelTransform
 from llava_mini.errors import SampleError, UserError
 
@@ -65,7 +66,7 @@ def test_features_equal_direct_encoding(make_shards: MakeShards, tmp_path: Path,
     store = FeatureStore.build(tmp_path / "f", shards, tower, what, transform, batch_size=3)
     for index in range(7):
         assert_direct(store, index, shards, transform)
-    assert (len(store), store.pictures, store.unusable) == (7, 7, 0)
+    assert (len(store), store.images, store.unusable) == (7, 7, 0)
     assert store.seconds > 0
     assert store.error.largest == 0.0
 
@@ -102,7 +103,7 @@ def test_videos_text_and_damaged_pictures_keep_their_places(
     for index in (2, 5):
         with pytest.raises(SampleError, match="it has no features"):
             store.read(index)
-    assert (len(store), store.pictures, store.unusable) == (7, 9, 1)
+    assert (len(store), store.images, store.unusable) == (7, 9, 1)
 
 
 def test_frames_of_several_samples_are_encoded_together(
@@ -222,7 +223,7 @@ def test_an_interrupted_build_keeps_its_complete_shards(
     store = FeatureStore.build(tmp_path / "f", shards, counted, recipe(), to_pixels, batch_size=2, on_shard=done.append)
     assert (calls, done) == ([2, 2, 2], [1, 2, 3])
     assert store.seconds > first["notes"]["seconds"] > 0, "seconds are those of all attempts"
-    assert store.pictures == 10
+    assert store.images == 10
     whole = FeatureStore.build(tmp_path / "whole", shards, tower, recipe(), to_pixels, batch_size=2)
     assert ShardSet(whole.folder).fingerprint == ShardSet(store.folder).fingerprint
 
@@ -276,7 +277,7 @@ def test_features_that_a_type_cannot_hold_are_no_features(
     store = FeatureStore.build(tmp_path / "f", shards, scaled, recipe("float16"), to_pixels, batch_size=1)
     with pytest.raises(SampleError, match="not finite as float16"):
         store.read(2)
-    assert (store.unusable, store.pictures) == (1, 4)
+    assert (store.unusable, store.images) == (1, 4)
 
 
 def test_a_wrong_shape_of_the_tower_is_an_error_with_both_shapes(

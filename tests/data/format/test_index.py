@@ -10,8 +10,9 @@ import pytest
 from tests.data.format.json_files import put
 
 from llava_mini.bench.large_set import make_large_set
-from llava_mini.data.format.index import INDEX_DTYPE, Modality, facts_of, picture_names
-from llava_mini.data.format.shards import ShardSet, finish_set, write_shard
+from llava_mini.data.format.index import INDEX_DTYPE, Modality, facts_of, image_names
+from llava_mini.data.format.shard_set import ShardSet
+from llava_mini.data.format.shards import finish_set, write_shard
 from llava_mini.errors import SampleError, UserError
 
 
@@ -30,14 +31,14 @@ def record(**fields: Any) -> bytes:
     ],
 )
 def test_pictures_are_named_in_order(members: list[str], names: list[str]) -> None:
-    assert picture_names(members) == names
+    assert image_names(members) == names
 
 
 @pytest.mark.parametrize("members", [["jpg", "png"], ["000001.jpg"], ["000000.jpg", "000002.jpg"],
                                      ["jpg", "000000.jpg"], ["000000.jpg", "000000.png"]])  # fmt: skip
 def test_pictures_that_are_neither_one_nor_numbered_are_refused(members: list[str]) -> None:
     with pytest.raises(SampleError, match="neither one nor numbered"):
-        picture_names(members)
+        image_names(members)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ import pytest
 from tests.refusals import refuses
 
 from llava_mini.data.format import remote
-from llava_mini.data.format.shards import ShardSet, write_shards
+from llava_mini.data.format.shard_set import ShardSet
+from llava_mini.data.format.shards import write_shards
 from llava_mini.errors import SampleError, UserError
 
 # 20 samples of 5 KB in two tars; with blocks of 4 KiB most samples lie in two or three of them

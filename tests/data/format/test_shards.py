@@ -13,16 +13,9 @@ import pytest
 import webdataset
 from tests.data.format.json_files import put
 
-from llava_mini.data.format.index import INDEX_DTYPE
-from llava_mini.data.format.shards import (
-    Modality,
-    ShardSet,
-    finish_set,
-    is_complete,
-    is_written,
-    write_shard,
-    write_shards,
-)
+from llava_mini.data.format.index import INDEX_DTYPE, Modality
+from llava_mini.data.format.shard_set import ShardSet
+from llava_mini.data.format.shards import finish_set, is_complete, is_written, write_shard, write_shards
 from llava_mini.errors import SampleError, UserError
 
 SAMPLES = [(f"k{i:03d}", {"json": b'{"id": %d}' % i, "bin": bytes([i]) * (i * 97)}) for i in range(11)]

@@ -10,7 +10,7 @@ import pytest
 from tests.refusals import refuses
 from transformers import PreTrainedTokenizerFast
 
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.inspection.check import Findings, check_set, finding_lines, report_to
 from llava_mini.data.text.labels import ConversationTokenizer
 from llava_mini.data.text.templates import TINY
@@ -27,7 +27,7 @@ def test_a_whole_set_passes(
     shards = make_shards(10, {3: clip(3, frames=4), 5: members(5, [("how many star objects", "two")], image=False)})
     found = check_set(shards, tokenize, workers=workers)
     assert found.failure() == "" and found.bad == [] and found.damaged == []
-    assert (found.counts["samples"], found.counts["pictures"], found.counts["bad"]) == (10, 12, 0)
+    assert (found.counts["samples"], found.counts["images"], found.counts["bad"]) == (10, 12, 0)
     supervised = (8 * 2 + 1 + 1) * 2  # answers, each a word and the end token
     assert found.counts["supervised"] == supervised < found.counts["tokens"]
     lines = finding_lines(shards, found)

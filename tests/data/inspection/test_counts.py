@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_mini.data.format.shards import ShardSet, write_shards
+from llava_mini.data.format.shard_set import ShardSet
+from llava_mini.data.format.shards import write_shards
 from llava_mini.data.inspection.stats import (
     Count,
     aligned,
@@ -38,7 +39,7 @@ def test_samples_pictures_and_bytes_are_counted(shards: ShardSet) -> None:
         Count("image", 5, 5, sizes["image"]),
         Count("video", 2, 6, sizes["video"]),
     ]
-    found = [(count.name, count.samples, count.pictures) for count in by_source(shards)]
+    found = [(count.name, count.samples, count.images) for count in by_source(shards)]
     assert found == [("many", 6, 5), ("few", 2, 6), ("(none)", 2, 0)]
     assert total_bytes(shards) == sum(sizes.values())
 

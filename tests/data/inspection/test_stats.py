@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from llava_mini.data.format.shards import Modality, ShardSet
+from llava_mini.data.format.index import Modality
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.inspection.stats import Distribution, statistics, statistics_lines
 
 MakeRecord = Callable[..., dict[str, bytes]]

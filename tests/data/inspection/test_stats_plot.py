@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_mini.data.format.shards import ShardSet, write_shards
+from llava_mini.data.format.shard_set import ShardSet
+from llava_mini.data.format.shards import write_shards
 from llava_mini.data.inspection.stats import statistics
 from llava_mini.data.inspection.stats_plot import draw
 

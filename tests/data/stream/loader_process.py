@@ -7,7 +7,7 @@ import multiprocessing
 import sys
 import time
 
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.stream.order import ShuffledOrder
 from llava_mini.data.stream.pixels import PixelTransform
 from llava_mini.data.stream.samples import SampleReader

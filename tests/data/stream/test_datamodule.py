@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llava_mini.batch import VLMBatch
 from llava_mini.data.features.store import FeatureRecipe, FeatureStore
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.stream.datamodule import Mix, VLMDataModule
 from llava_mini.data.stream.pixels import PixelTransform, normalized
 from llava_mini.data.stream.samples import SampleReader

@@ -78,7 +78,7 @@ def test_content_changes_order_and_fingerprint():
 
 def test_an_epoch_is_well_mixed():
     found = np.argsort(epoch(6000))
-    # Neighbours in the shards are spread over a window of 2048, and the ends of the data are mixed.
+    # Neighbors in the shards are spread over a window of 2048, and the ends of the data are mixed.
     assert np.abs(np.diff(found)).mean() > 500
     assert abs(np.corrcoef(np.arange(6000), found)[0, 1]) < 0.2
 
@@ -88,7 +88,7 @@ def test_a_window_holds_whole_blocks_so_that_reading_stays_nearly_sequential():
     assert (np.diff(window) == 1).mean() > 0.9
 
 
-def neighbours(window: list[int]) -> set[tuple[int, int]]:
+def neighbors(window: list[int]) -> set[tuple[int, int]]:
     """Where in a window samples stand that lie beside each other in the shards."""
     place = {sample: i for i, sample in enumerate(window)}
     return {(i, place[sample + 1]) for sample, i in place.items() if sample + 1 in place}
@@ -96,7 +96,7 @@ def neighbours(window: list[int]) -> set[tuple[int, int]]:
 
 def test_every_window_is_mixed_in_its_own_way():
     found = epoch(100_000)
-    one, other = neighbours(found[:2048]), neighbours(found[2048:4096])
+    one, other = neighbors(found[:2048]), neighbors(found[2048:4096])
     assert len(one & other) < 0.05 * len(one)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llava_mini.data.features.store import FeatureRecipe, FeatureStore
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.stream.pixels import PixelTransform
 from llava_mini.data.stream.samples import SampleReader, placeholder
 from llava_mini.data.text.conversation import parse_record

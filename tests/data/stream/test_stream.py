@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from llava_mini.batch import BadSample, VLMBatch
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.stream.order import Mixture, SequentialOrder, ShuffledOrder
 from llava_mini.data.stream.pixels import PixelTransform
 from llava_mini.data.stream.samples import SampleReader

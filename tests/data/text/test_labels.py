@@ -13,7 +13,7 @@ from tests.refusals import refuses
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.text.conversation import Conversation, Turn, parse_record
 from llava_mini.data.text.labels import ConversationTokenizer, TokenizedSample, Turns
 from llava_mini.data.text.templates import CHATML, LLAMA3, MISTRAL, PLAIN, TINY, VICUNA, ConversationTemplate

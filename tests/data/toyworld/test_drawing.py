@@ -48,7 +48,7 @@ def test_backgrounds_are_grey_on_the_whole() -> None:
     assert 8 < pictures.std((1, 2)).mean() < 25
 
 
-def test_colors_stay_recognisable() -> None:
+def test_colors_stay_recognizable() -> None:
     rng = np.random.default_rng(0)
     table = np.array(list(COLORS.values()), np.float32)
     for number, color in enumerate(COLORS):

@@ -14,7 +14,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.text.conversation import parse_record
 from llava_mini.data.toyworld import make
 from llava_mini.data.toyworld.make import make_world, toy_sample

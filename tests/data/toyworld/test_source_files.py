@@ -10,7 +10,8 @@ import webdataset
 from PIL import Image
 from tests.data.toyworld.kinds import CLIP_KINDS, TEXT_KINDS
 
-from llava_mini.data.format.shards import Modality, ShardSet, picture_names
+from llava_mini.data.format.index import Modality, image_names
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.text.conversation import parse_record
 from llava_mini.data.toyworld.clips import clip_at
 from llava_mini.data.toyworld.make import make_world
@@ -56,7 +57,7 @@ def test_a_built_clip_has_one_frame_of_every_state(world: Path) -> None:
         members = shards.read(index)
         number = int(json.loads(members["json"])["id"].removeprefix("clip-val-"))
         clip = clip_at("clip-val", 2, number)
-        pictures = [np.asarray(Image.open(io.BytesIO(members[name]))) for name in picture_names(members)]
+        pictures = [np.asarray(Image.open(io.BytesIO(members[name]))) for name in image_names(members)]
         assert shards.modality(index) == Modality.VIDEO
         assert shards.frames(index) == len(pictures) == len(clip.states)
         for shown, drawn in zip(pictures, clip.frames, strict=True):

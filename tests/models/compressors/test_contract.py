@@ -47,7 +47,7 @@ def test_yaml_holds_the_class_and_its_own_arguments(name: str) -> None:
     compressor = build_compressor(SPECS[name], DIM)
     assert isinstance(compressor, Compressor)
     assert not any(key.startswith("_") for key in SPECS[name] if key != "_target_")
-    assert "dim" not in SPECS[name]  # the width comes from the neighbours
+    assert "dim" not in SPECS[name]  # the width comes from the neighbors
 
 
 @EVERY_C

@@ -30,7 +30,7 @@ FRAME_SIDE = 336  # maximum pixels of the shorter side of a stored frame, unless
 MOST_BYTES = GIB  # limit for one image file and for all images of a sample together: they are in memory
 
 
-def pictures(record: Mapping[str, Any], options: Options) -> dict[str, bytes]:
+def media_members(record: Mapping[str, Any], options: Options) -> dict[str, bytes]:
     """Return the images or frames of a record by member name in a shard: none, one, or several, which are numbered.
 
     Raises:
@@ -156,10 +156,10 @@ def _extension(raw: bytes) -> str:
     return "webp" if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP" else ""
 
 
-def _numbered(pictures: Iterable[tuple[str, bytes]]) -> dict[str, bytes]:
+def _numbered(files: Iterable[tuple[str, bytes]]) -> dict[str, bytes]:
     members: dict[str, bytes] = {}
     total = 0
-    for number, (extension, content) in enumerate(pictures):
+    for number, (extension, content) in enumerate(files):
         members[f"{number:06d}.{extension}"] = content
         total += len(content)
         if total > MOST_BYTES:

@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 from llava_mini.data.format.index import read_sidecar
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.inspection.stats import count_lines, ignored_lines, printable, total_bytes
 from llava_mini.units import size_text
 

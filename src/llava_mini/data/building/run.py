@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_mini.data.building.media import MOST_BYTES, pictures
+from llava_mini.data.building.media import MOST_BYTES, media_members
 from llava_mini.data.building.plan import (
     Options,
     Plan,
@@ -30,7 +30,9 @@ from llava_mini.data.building.plan import (
 from llava_mini.data.building.records import Entry
 from llava_mini.data.building.report import LeftOut, Progress, ProgressLog, summary
 from llava_mini.data.building.workers import Report, run_tasks
-from llava_mini.data.format.shards import Members, ShardSet, finish_set, is_complete, is_written, write_shard
+from llava_mini.data.format.index import Members
+from llava_mini.data.format.shard_set import ShardSet
+from llava_mini.data.format.shards import finish_set, is_complete, is_written, write_shard
 from llava_mini.data.inspection.stats import printable
 from llava_mini.data.text.conversation import parse_record
 from llava_mini.data.text.forms import IMAGE_PLACEHOLDER
@@ -247,7 +249,7 @@ def sample_of(entry: Entry, options: Options) -> tuple[dict[str, bytes], tuple[s
     conversation.check_files(stored=0)
     if conversation.num_images and not conversation.images:
         raise SampleError(f"{IMAGE_PLACEHOLDER} in a record of text only")
-    members = {"json": raw, **pictures(entry.record, options)}
+    members = {"json": raw, **media_members(entry.record, options)}
     if (size := sum(map(len, members.values()))) > MOST_BYTES:
         raise SampleError(f"sample of {size} bytes, {MOST_BYTES} allowed")
     return members, conversation.ignored

@@ -26,23 +26,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llava_mini.data.features.codec import FeatureType, StorageError, packed, unpacked
-from llava_mini.data.format.index import Modality, read_sidecar
-from llava_mini.data.format.shards import (
-    Members,
-    ShardSet,
-    finish_set,
-    is_complete,
-    is_written,
-    picture_names,
-    sidecar_path,
-    write_shard,
-)
+from llava_mini.data.format.index import Members, Modality, image_names, read_sidecar
+from llava_mini.data.format.shard_set import ShardSet
+from llava_mini.data.format.shards import finish_set, is_complete, is_written, sidecar_path, write_shard
 from llava_mini.data.stream.loading import Transport, made_in_order
 from llava_mini.data.stream.pixels import PixelTransform
 from llava_mini.errors import SampleError, UserError
 from llava_mini.files import folder_lock, read_json, remove_leftovers, write_json
 
-EncodePictures = Callable[[Tensor], Tensor]  # from views of a transform, [n, 1, 3, H, W], to [n, 1, N, Dv]
+EncodeImages = Callable[[Tensor], Tensor]  # from views of a transform, [n, 1, 3, H, W], to [n, 1, N, Dv]
 
 # Increase it with any change of the code that gives other features for the same images and vision tower.
 FEATURES_VERSION = 4
@@ -73,7 +65,7 @@ class FeatureStore:
         fingerprint: Fingerprint of data, vision tower and shape.
         data_fingerprint: Fingerprint of the shard set that the features were computed from.
         shape, dtype: Those of `FeatureRecipe`.
-        pictures: Number of images and video frames that have features.
+        images: Number of images and video frames that have features.
         bytes: Size of the features in bytes, without the tars' headers.
         error: Difference between the stored features and the computed ones.
         seconds: Computing time in seconds, which every run that shares the features saves.
@@ -93,7 +85,7 @@ class FeatureStore:
             self.fingerprint: str = facts["fingerprint"]
             self.data_fingerprint: str = facts["data"]
             self.dtype: FeatureType = facts["dtype"]
-            self.pictures: int = facts["pictures"]
+            self.images: int = facts["pictures"]
             self.bytes: int = facts["bytes"]
             self.error = StorageError(**facts["error"])
             self.seconds: float = facts["seconds"]
@@ -107,7 +99,7 @@ class FeatureStore:
         cls,
         folder: Path | str,
         shards: ShardSet,
-        encode: EncodePictures,
+        encode: EncodeImages,
         recipe: FeatureRecipe,
         transform: PixelTransform,
         *,
@@ -205,7 +197,7 @@ class _Work:
     """Computes and writes shards of features; the arguments are those of `FeatureStore.build`."""
 
     shards: ShardSet
-    encode: EncodePictures
+    encode: EncodeImages
     recipe: FeatureRecipe
     transform: PixelTransform
     batch_size: int
@@ -280,7 +272,7 @@ class _Decoded:
         try:
             members = self.shards.read(index)
             is_video = self.shards.modality(index) == Modality.VIDEO
-            return self.transform([members[name] for name in picture_names(members)], is_video)
+            return self.transform([members[name] for name in image_names(members)], is_video)
         except SampleError as error:
             return str(error)
 

@@ -60,7 +60,7 @@ class Modality(IntEnum):
     VIDEO = 2
 
 
-def picture_names(members: Iterable[str]) -> list[str]:
+def image_names(members: Iterable[str]) -> list[str]:
     """Return the extensions that are images, in order: one plain (`jpg`), or numbered from 000000 on (`000000.jpg`).
 
     Raises:
@@ -91,7 +91,7 @@ def facts_of(members: Members) -> Facts:
     Raises:
         SampleError: The images are neither a single one nor numbered.
     """
-    frames = len(picture_names(members))
+    frames = len(image_names(members))
     try:
         record = json.loads(members.get("json", b""))
     except (ValueError, RecursionError):

@@ -29,10 +29,8 @@ from llava_mini.data.format.index import (
     SET_FILE,
     Facts,
     Members,
-    Modality,
     facts_of,
     index_rows,
-    picture_names,
     read_sidecar,
     write_index,
 )
@@ -41,19 +39,6 @@ from llava_mini.data.format.storage import LocalStorage
 from llava_mini.data.format.ustar import EXTENSION, write_tar
 from llava_mini.errors import UserError
 from llava_mini.files import atomic_path, write_text
-
-__all__ = [
-    "Members",
-    "Modality",
-    "ShardSet",
-    "finish_set",
-    "is_complete",
-    "is_written",
-    "picture_names",
-    "sidecar_path",
-    "write_shard",
-    "write_shards",
-]
 
 
 def write_shard(

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_mini.data.building.workers import Report, run_tasks
-from llava_mini.data.format.shards import ShardSet, picture_names
+from llava_mini.data.format.index import image_names
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.inspection.stats import ignored_lines, printable
 from llava_mini.data.text.conversation import parse_record
 from llava_mini.data.text.forms import IMAGE_PLACEHOLDER
@@ -147,16 +148,16 @@ def _check_sample(
     if "json" not in members:
         raise SampleError("it has no json member")
     conversation = parse_record(members["json"])
-    pictures = picture_names(members)
-    conversation.check_files(len(pictures))
-    for name in pictures:
+    images = image_names(members)
+    conversation.check_files(len(images))
+    for name in images:
         verify_image(members[name])
-    if conversation.is_video and not pictures:
+    if conversation.is_video and not images:
         raise SampleError("a video without frames")
-    frames = [len(pictures)] if conversation.is_video else [1] * len(pictures)
+    frames = [len(images)] if conversation.is_video else [1] * len(images)
     if conversation.num_images != len(frames):
-        raise SampleError(f"{conversation.num_images} {IMAGE_PLACEHOLDER} for {len(pictures)} images")
-    counts = Counter(pictures=len(pictures))
+        raise SampleError(f"{conversation.num_images} {IMAGE_PLACEHOLDER} for {len(images)} images")
+    counts = Counter(images=len(images))
     if tokenize is not None:
         tokens = tokenize(conversation, frames)
         counts.update(tokens=len(tokens), supervised=tokens.num_supervised, truncated=int(tokens.truncated))
@@ -176,7 +177,7 @@ def finding_lines(shards: ShardSet, found: Findings) -> list[str]:
     """Return the findings as lines of text."""
     counts = found.counts
     lines = [
-        f"{shards.folder}: {counts['samples']:,} samples in {shards.num_shards} shards, {counts['pictures']:,} images"
+        f"{shards.folder}: {counts['samples']:,} samples in {shards.num_shards} shards, {counts['images']:,} images"
     ]
     if counts["tokens"]:
         supervised, truncated = f"{counts['supervised']:,} supervised", f"{counts['truncated']:,} samples truncated"

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llava_mini.data.building.workers import Report, run_tasks
-from llava_mini.data.format.shards import Modality, ShardSet
+from llava_mini.data.format.index import Modality
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.text.conversation import parse_record
 from llava_mini.errors import SampleError, UserError
 from llava_mini.units import size_text
@@ -118,7 +119,7 @@ class Count:
 
     name: str
     samples: int
-    pictures: int
+    images: int
     bytes: int
 
 
@@ -187,13 +188,13 @@ def _counts(shards: ShardSet, groups: NDArray[Any], names: Sequence[str]) -> lis
     samples = np.bincount(groups, minlength=len(names))
     if len(samples) > len(names):
         raise UserError(f"the index of {shards.folder} does not agree with its listing: damaged or changed")
-    pictures = np.bincount(groups, weights=index["frames"], minlength=len(names))
+    images = np.bincount(groups, weights=index["frames"], minlength=len(names))
     sizes = np.bincount(groups, weights=index["size"], minlength=len(names))
-    rows = zip(names, samples.tolist(), pictures.tolist(), sizes.tolist(), strict=True)
+    rows = zip(names, samples.tolist(), images.tolist(), sizes.tolist(), strict=True)
     return [Count(name, count, int(frames), int(size)) for name, count, frames, size in rows if count]
 
 
 def _row(count: Count, total: int) -> list[str]:
     share = f"{100 * count.samples / total:.1f} %"
     name = printable(_shortened(count.name))
-    return [name, f"{count.samples:,}", share, f"{count.pictures:,}", size_text(count.bytes)]
+    return [name, f"{count.samples:,}", share, f"{count.images:,}", size_text(count.bytes)]

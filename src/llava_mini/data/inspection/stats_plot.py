@@ -12,7 +12,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from llava_mini.data.format.shards import Modality, ShardSet
+from llava_mini.data.format.index import Modality
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.inspection.stats import Distribution, Statistics, by_source
 from llava_mini.errors import UserError
 
@@ -30,14 +31,14 @@ def draw(shards: ShardSet, found: Statistics, path: Path) -> None:
         UserError: the folder cannot be made or written.
     """
     figure = Figure(figsize=(11, 7), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
-    sources, turns, text, pictures = figure.subplots(2, 2).flat
+    sources, turns, text, images = figure.subplots(2, 2).flat
     _draw_sources(sources, shards)
     _draw_counts(turns, "Turns of a sample", found.turns, _GRAY)
     _draw_text(text, found.text)
     if len(found.frames):  # else images: most samples of a mix have one, which says little
-        _draw_counts(pictures, "Frames of a video", found.frames, _COLORS[Modality.VIDEO])
+        _draw_counts(images, "Frames of a video", found.frames, _COLORS[Modality.VIDEO])
     else:
-        _draw_counts(pictures, "Images of a sample", found.images, _COLORS[Modality.IMAGE])
+        _draw_counts(images, "Images of a sample", found.images, _COLORS[Modality.IMAGE])
     handles = [
         Patch(color=_COLORS[kind], label=f"{kind.name.lower()} ({len(lengths):,})")
         for kind, lengths in found.text.items()

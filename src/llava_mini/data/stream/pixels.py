@@ -100,14 +100,14 @@ class PixelTransform:
         """Return the number V of views of an image or of a video's frame."""
         return 1 if is_video else self.num_views
 
-    def __call__(self, pictures: Sequence[bytes], is_video: bool = False) -> Tensor:
+    def __call__(self, images: Sequence[bytes], is_video: bool = False) -> Tensor:
         """Return the pixels uint8 [F, V, 3, S, S] of F encoded images; V is 1 when they are the frames of a video.
 
         Raises:
             SampleError: An image cannot be decoded, or is too elongated to be resized in bounded memory.
         """
-        frames = torch.empty(len(pictures), self.views_of_frame(is_video), 3, self.size, self.size, dtype=torch.uint8)
-        for frame, raw in zip(frames, pictures, strict=True):
+        frames = torch.empty(len(images), self.views_of_frame(is_video), 3, self.size, self.size, dtype=torch.uint8)
+        for frame, raw in zip(frames, images, strict=True):
             try:
                 views = views_of(decode_image(raw, self.background), self.mode, self.around, is_video=is_video)
                 for place, view in enumerate(views):
@@ -137,16 +137,16 @@ def normalized(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
     return pixels.to(torch.float32).sub_(mean_C11).div_(std_C11)
 
 
-def _resized(picture: NDArray[np.uint8], rows: int, columns: int) -> Tensor:
+def _resized(image: NDArray[np.uint8], rows: int, columns: int) -> Tensor:
     """Resize an image [H, W, 3] to [3, rows, columns].
 
     Torch resizes every row first. So does Pillow, but since its version 13 not where the height shrinks by more than
     twice as many pixels as the width. The order matters at hard edges, since bytes are clipped in between.
     """
-    height, width = picture.shape[:2]
-    picture_13HW = torch.from_numpy(picture)[None].permute(0, 3, 1, 2)  # channels last in memory, which is fastest
+    height, width = image.shape[:2]
+    image_13HW = torch.from_numpy(image)[None].permute(0, 3, 1, 2)  # channels last in memory, which is fastest
     if (height, width) == (rows, columns):
-        return picture_13HW[0]  # already the right size; resizing would cost a fifth of the decoding
+        return image_13HW[0]  # already the right size; resizing would cost a fifth of the decoding
     if height - rows > max(0, 2 * (width - columns)):
-        picture_13HW = interpolate(picture_13HW, size=(rows, width), mode="bicubic", antialias=True)
-    return interpolate(picture_13HW, size=(rows, columns), mode="bicubic", antialias=True)[0]
+        image_13HW = interpolate(image_13HW, size=(rows, width), mode="bicubic", antialias=True)
+    return interpolate(image_13HW, size=(rows, columns), mode="bicubic", antialias=True)[0]

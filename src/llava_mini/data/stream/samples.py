@@ -17,7 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava_mini.batch import IGNORE, BadSample, VLMBatch
 from llava_mini.data.features.store import FeatureStore
-from llava_mini.data.format.shards import ShardSet, picture_names
+from llava_mini.data.format.index import image_names
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.stream.order import permutation
 from llava_mini.data.stream.pixels import PixelTransform
 from llava_mini.data.text.conversation import parse_record
@@ -44,7 +45,7 @@ class Undecoded:
     """A sample whose images are not decoded yet."""
 
     sample: Sample
-    pictures: list[bytes]
+    images: list[bytes]
     is_video: bool
 
 
@@ -108,17 +109,17 @@ class SampleReader:
         if conversation.is_video and not stored:
             raise SampleError("a video without frames")
         chosen = self._frames(key, stored) if conversation.is_video else list(range(stored))
-        pictures, features, num_views = [], None, 1
+        images, features, num_views = [], None, 1
         if stored and self.features is not None:
             features = self.features.read(index)[chosen]
             num_views = features.shape[1]
         elif stored and self.transform is not None:
-            names = picture_names(members)
-            pictures = [members[names[frame]] for frame in chosen]
+            names = image_names(members)
+            images = [members[names[frame]] for frame in chosen]
             num_views = self.transform.views_of_frame(conversation.is_video)
         tokens = self.tokenize(conversation, [len(chosen)] if conversation.is_video else [1] * stored, num_views)
         sample = Sample(key, tokens, conversation.kinds[: tokens.num_turns], features=features)
-        return Undecoded(sample, pictures, conversation.is_video)
+        return Undecoded(sample, images, conversation.is_video)
 
     def finished(self, draft: Undecoded) -> Sample:
         """Return a sample with its pixels, if it has images.
@@ -126,9 +127,9 @@ class SampleReader:
         Raises:
             SampleError: An image cannot be decoded.
         """
-        if self.transform is None or not draft.pictures:
+        if self.transform is None or not draft.images:
             return draft.sample
-        return replace(draft.sample, pixels=self.transform(draft.pictures, draft.is_video))
+        return replace(draft.sample, pixels=self.transform(draft.images, draft.is_video))
 
     def _frames(self, key: str, stored: int) -> list[int]:
         """Return which of a video's frames are shown, in order.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-Picture = NDArray[np.float32]
+Pixels = NDArray[np.float32]
 Split = Literal["train", "val", "test"]
 Area = tuple[float, float, float, float]  # x and y of the top left corner, width, height; in pixels
 
@@ -43,7 +43,7 @@ _TRAIN_END, _VAL_END = 0.7, 0.8
 
 
 @cache
-def shape_mask(shape: str, size: int) -> Picture:
+def shape_mask(shape: str, size: int) -> Pixels:
     """Return the coverage [size, size], between 0 and 1, of a shape that fills its square."""
     side = size * _SUPERSAMPLING
     image = Image.new("L", (side, side), 0)
@@ -75,24 +75,24 @@ def _star_corners(side: int) -> list[tuple[float, float]]:
     return [(side / 2 + r * np.cos(a), side / 2 + r * np.sin(a)) for r, a in zip(radii, angles, strict=True)]
 
 
-def background(rng: np.random.Generator) -> Picture:
+def background(rng: np.random.Generator) -> Pixels:
     """Return a background [64, 64, 3]: slightly tinted gray, blotches interpolated from an 8x8 grid, and grain."""
     draws = rng.standard_normal(3 + _COARSE * _COARSE * 4, dtype=np.float32)
     coarse = draws[3:].reshape(_COARSE, _COARSE, 4) * _TEXTURE
     coarse = coarse[..., :3] * 0.5 + coarse[..., 3:]
     rows = coarse[_LEFT] + (coarse[_LEFT + 1] - coarse[_LEFT]) * _WEIGHT[:, None, None]
-    picture: Picture = rows[:, _LEFT] + (rows[:, _LEFT + 1] - rows[:, _LEFT]) * _WEIGHT[None, :, None]
-    picture += np.float32(rng.uniform(*_BRIGHTNESS)) + draws[:3] * _TINT
-    picture += rng.standard_normal((IMAGE_SIZE, IMAGE_SIZE, 1), dtype=np.float32) * _GRAIN
-    return picture
+    image: Pixels = rows[:, _LEFT] + (rows[:, _LEFT + 1] - rows[:, _LEFT]) * _WEIGHT[None, :, None]
+    image += np.float32(rng.uniform(*_BRIGHTNESS)) + draws[:3] * _TINT
+    image += rng.standard_normal((IMAGE_SIZE, IMAGE_SIZE, 1), dtype=np.float32) * _GRAIN
+    return image
 
 
-def jittered_color(rng: np.random.Generator, color: str) -> Picture:
+def jittered_color(rng: np.random.Generator, color: str) -> Pixels:
     """Return the named color [3] with random jitter."""
     return np.array(COLORS[color], np.float32) + rng.standard_normal(3, dtype=np.float32) * _COLOR_JITTER
 
 
-def paste(picture: Picture, mask: Picture, x: float, y: float, color: Picture) -> None:
+def paste(image: Pixels, mask: Pixels, x: float, y: float, color: Pixels) -> None:
     """Paint `color` [3] through `mask` [s, s] with its top left corner at (x, y), in place.
 
     A position between pixels spreads the mask over its four neighbors (bilinear).
@@ -106,7 +106,7 @@ def paste(picture: Picture, mask: Picture, x: float, y: float, color: Picture) -
     shifted = np.zeros((size + 1, size + 1), np.float32)
     shifted[:-1] = wide * (1 - down)
     shifted[1:] += wide * down
-    window = picture[row : row + size + 1, column : column + size + 1]
+    window = image[row : row + size + 1, column : column + size + 1]
     alpha = shifted[: window.shape[0], : window.shape[1], None]
     window += (color - window) * alpha
 

@@ -24,7 +24,8 @@ from typing import Any
 
 from PIL import Image
 
-from llava_mini.data.format.shards import ShardSet, write_shards
+from llava_mini.data.format.shard_set import ShardSet
+from llava_mini.data.format.shards import write_shards
 from llava_mini.data.toyworld.questions import (
     EVALUATED,
     TRAINED,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llava_mini.data.building.run import build_set
-from llava_mini.data.format.shards import ShardSet
+from llava_mini.data.format.shard_set import ShardSet
 from llava_mini.data.toyworld.clips import clip_at
 from llava_mini.data.toyworld.questions import Asked, clip_questions, text_questions
 from llava_mini.data.toyworld.scenes import stream_rng

@@ -223,9 +223,9 @@ class _Conversion:
 
     def _without_tokenizer(self, views: ViewMode) -> dict[str, Any]:
         """Fields of a processor's file without the tokenizer; without them nothing says how images become views."""
-        pictures = build_image_processor(self.config.vision_config).to_dict()
+        images = build_image_processor(self.config.vision_config).to_dict()
         kind = LlavaMiniProcessor.__name__
-        return {"processor_class": kind, "image_processor": pictures, **self._frames(views)}
+        return {"processor_class": kind, "image_processor": images, **self._frames(views)}
 
     def _report(self, target: Path) -> None:
         """Log, for each part, where its tensors come from."""
