@@ -35,16 +35,8 @@ GROUPS = {
     "tracker": "the service that runs are reported to",
     "experiment": "recipe of a run: values of all other groups",
 }
-_NAMES = {
-    int: "int",
-    float: "float",
-    bool: "true | false",
-    str: "text",
-    dict: "{...}",
-    list: "[...]",
-    tuple: "[...]",
-    Any: "any",
-}
+_NAMES = {int: "int", float: "float", bool: "true | false", str: "text", Any: "any"}
+_NAMES |= {dict: "{...}", list: "[...]", tuple: "[...]"}
 _BOUNDS = {"ge": "{} or more", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
 
 
