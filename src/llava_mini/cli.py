@@ -28,22 +28,20 @@ from llava_mini.files import disk_errors_reported
 from llava_mini.run.ranks import INTERRUPTED, OWN_MESSAGE, own_rank
 
 
+@output_ends()
 def main(argv: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
         The exit status.
     """
-    with output_ends():
-        return _run(argv)
-
-
-def _run(argv: list[str] | None) -> int:
     given = [_at_home(each) for each in (sys.argv[1:] if argv is None else argv)]
     if not sys.stderr.isatty():  # transformers reads it on import: no progress bars for loading and saving weights
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if given and given[0] in CONFIGURED and {"-h", "--help"} & set(given[1:]):
-        print(_help_of(given[0]))
+        from llava_mini.config.reference import help_text
+
+        print(CONFIGURED[given[0]], *([] if given[0] == "compare" else [help_text(), VALUES]), sep="\n\n")
         return 0
     if given and given[0] in WITH_FLAGS:
         arguments = argparse.Namespace(command=given[0], overrides=given[1:], config_dir=[])
@@ -95,15 +93,6 @@ def _read(given: list[str]) -> argparse.Namespace:
 def _fail(message: str) -> int:
     print(f"{OWN_MESSAGE}{' '.join(message.split())}", file=sys.stderr)
     return 2
-
-
-def _help_of(command: str) -> str:
-    """Return the --help of a command that reads a config."""
-    if command == "compare":
-        return CONFIGURED[command]
-    from llava_mini.config.reference import help_text
-
-    return f"{CONFIGURED[command]}\n\n{help_text()}\n\n{VALUES}"
 
 
 def _parser() -> argparse.ArgumentParser:

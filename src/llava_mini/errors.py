@@ -45,14 +45,7 @@ class UserError(ValueError):
 
 
 def refused(
-    key: str,
-    value: object,
-    reason: str = "",
-    *,
-    allowed: str = "",
-    only: str = "",
-    given: str = "",
-    hint: str | None = None,
+    key: str, value: object, reason: str = "", *, allowed: str = "", only: str = "", given: str = "", hint: str = ""
 ) -> UserError:
     """Return the usual error: `key=value: reason; allowed are ...`, for a flag `--flag value: reason; ...`.
 
@@ -60,7 +53,7 @@ def refused(
     """
     rule = f"allowed is {only}" if only else f"allowed are {allowed}" if allowed else ""
     line = f"{given or _given(key, value)}: {'; '.join(part for part in (reason, rule) if part)}"
-    return UserError(line, key=key, value=value, allowed=only or allowed or None, hint=hint)
+    return UserError(line, key=key, value=value, allowed=only or allowed or None, hint=hint or None)
 
 
 @contextmanager

@@ -50,7 +50,8 @@ class Card:
     memory_bytes: int
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.memory_bytes / GIB:.1f} GiB, compute capability {_dotted(self.capability)})"
+        major, minor = self.capability
+        return f"{self.name} ({self.memory_bytes / GIB:.1f} GiB, compute capability {major}.{minor})"
 
 
 def find_cards() -> list[Card]:
@@ -203,7 +204,3 @@ def card_to_measure() -> Card:
     card = find_cards()[0]
     check_card(card, torch.cuda.get_arch_list(), "bf16-mixed")
     return card
-
-
-def _dotted(capability: tuple[int, int]) -> str:
-    return f"{capability[0]}.{capability[1]}"

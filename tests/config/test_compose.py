@@ -59,6 +59,7 @@ def test_one_value_chooses_the_papers_order():
         ("trainer.max_steps=99999999999999999999999", ["trainer.max_steps=99999999999999999999999: "]),
         ("run_dir='${nope}'", ["run_dir: Interpolation key 'nope' not found"]),
         ("run_dir=${", ["run_dir=${: ${ begins the name of another key, as in ${seed}; \\${ is the text ${ itself"]),
+        ("compressor=${:}", ["compressor=${:}: ${ begins the name of another key"]),
         ("data.train={a: '${'}", ["data.train={a: '${'}: ${ begins the name of another key"]),
         ("trainer=[1]", ["trainer=[1]: Cannot merge DictConfig with ListConfig"]),
         ("model={a: 1}", ["unknown key model.a: allowed in model are vision_config"]),

@@ -20,23 +20,8 @@ from llava_mini.assembly.trainer import (
 )
 
 __all__ = [
-    "build_base",
-    "build_datamodule",
-    "build_model",
-    "build_processor",
-    "build_stage",
-    "build_template",
-    "build_tokenizer",
-    "build_trainer",
-    "build_vision_model",
-    "check_model",
-    "check_training",
-    "fine_tune",
-    "frozen_dtype",
-    "make_trainer",
-    "num_ranks",
-    "seed_run",
-    "store_features",
-    "tower_fingerprint",
+    "build_base", "build_datamodule", "build_model", "build_processor", "build_stage", "build_template",
+    "build_tokenizer", "build_trainer", "build_vision_model", "check_model", "check_training", "fine_tune",
+    "frozen_dtype", "make_trainer", "num_ranks", "seed_run", "store_features", "tower_fingerprint",
     "with_steps",
-]
+]  # fmt: skip

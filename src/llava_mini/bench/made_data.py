@@ -47,7 +47,7 @@ def make_data(folder: Path, count: int) -> MadeData:
     data = MadeData(folder)
     rng = np.random.default_rng(0)
     _make_images(data.images, count, rng)
-    words = _words(rng)
+    words = ["".join(rng.choice(_SYLLABLES, rng.integers(1, 5))) for _ in range(5000)]
     records = [_record(number, words, rng) for number in range(count)]
     data.records.write_text(json.dumps(records))
     _make_tokenizer(records).save_pretrained(str(data.tokenizer))
@@ -85,10 +85,6 @@ def _drawn(colors: NDArray[np.float32], rng: np.random.Generator) -> Image.Image
         red, green, blue = rng.integers(0, 256, 3).tolist()
         shape([x - radius, y - radius, x + radius, y + radius], fill=(red, green, blue))
     return image
-
-
-def _words(rng: np.random.Generator) -> list[str]:
-    return ["".join(rng.choice(_SYLLABLES, rng.integers(1, 5))) for _ in range(5000)]
 
 
 def _record(number: int, words: list[str], rng: np.random.Generator) -> dict[str, Any]:

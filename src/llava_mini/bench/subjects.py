@@ -111,7 +111,14 @@ class Models:
             prepack(self.mini)
         self.plain = on_meta(plain_config(config))
         with torch.device("meta"):
-            self.llava = LlavaForConditionalGeneration(_llava_config(config)).eval()
+            theirs = LlavaConfig(
+                vision_config=config.vision_config,
+                text_config=config.text_config,
+                image_token_index=config.image_token_id,
+                vision_feature_layer=config.vision_feature_layer,
+                projector_hidden_act=config.projector_hidden_act,
+            )
+            self.llava = LlavaForConditionalGeneration(theirs).eval()
         mini, llava = self.mini, self.llava.model
         self.plain.vision_tower, self.plain.projector = mini.vision_tower, mini.projector
         self.plain.language_model = mini.language_model
@@ -161,16 +168,6 @@ class Models:
         whole = counted(work.text_tokens).parts_with_attention
         few = counted(work.text_tokens - shared).parts_with_attention
         return sum(whole.values()) - whole["language_model"] + few["language_model"]
-
-
-def _llava_config(config: LlavaMiniConfig) -> LlavaConfig:
-    return LlavaConfig(
-        vision_config=config.vision_config,
-        text_config=config.text_config,
-        image_token_index=config.image_token_id,
-        vision_feature_layer=config.vision_feature_layer,
-        projector_hidden_act=config.projector_hidden_act,
-    )
 
 
 def first_token(model: Any, inputs: dict[str, Any]) -> Any:

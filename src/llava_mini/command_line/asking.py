@@ -94,7 +94,8 @@ def add_media(parser: argparse.ArgumentParser) -> None:
     """Add the flags for images and videos, which are read in the order in which they are given."""
     for kind in ("image", "video"):
         parser.add_argument(
-            f"--{kind}", action="append", dest="shown", default=[], type=partial(_of_kind, kind), metavar="PATH",
+            f"--{kind}", action="append", dest="shown", default=[], metavar="PATH",
+            type=partial(lambda kind, path: (kind, path), kind),
             help="shown to the model; any number of times, of both kinds, in their order",
         )  # fmt: skip
 
@@ -182,7 +183,3 @@ def add_source(session: Session, source: Source, given: argparse.Namespace, rese
     return session.add_media(
         source.path, fps=given.fps, count=given.frames, reserve=reserve, progress=sys.stderr.isatty()
     )
-
-
-def _of_kind(kind: str, path: str) -> tuple[str, str]:
-    return kind, path

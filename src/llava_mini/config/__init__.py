@@ -9,15 +9,6 @@ from llava_mini.config.overrides import check_each_once
 from llava_mini.config.types import Component, Config
 
 __all__ = [
-    "Component",
-    "Config",
-    "check_component",
-    "check_each_once",
-    "import_own",
-    "instantiate",
-    "load",
-    "load_values",
-    "options",
-    "resolve",
-    "save",
-]
+    "Component", "Config", "check_component", "check_each_once", "import_own", "instantiate", "load",
+    "load_values", "options", "resolve", "save",
+]  # fmt: skip

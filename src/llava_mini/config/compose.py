@@ -265,7 +265,8 @@ def _refused(error: Exception, overrides: list[str], config_dirs: tuple[str, ...
         if reason := _unreadable(override):
             key, _, value = override.partition("=")
             return UserError(f"{override}: {reason}", key=key, value=value, allowed=reason)
-    return UserError(" ".join(text.split()))
+    values = ", ".join(override for override in overrides if "${" in override)
+    return UserError(" ".join(text.split()) or f"{values}: ${{ begins the name of another key, as in ${{seed}}")
 
 
 def _within(key: str, cause: BaseException | None) -> str:

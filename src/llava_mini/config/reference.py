@@ -36,16 +36,8 @@ GROUPS = {
     "memory": "what saves memory: chosen by the planner, or key by key",
     "recipe": "values of all other groups, for a stage and a kind of model",
 }
-_NAMES = {
-    int: "int",
-    float: "float",
-    bool: "true | false",
-    str: "text",
-    dict: "{...}",
-    list: "[...]",
-    tuple: "[...]",
-    Any: "any",
-}
+_NAMES = {int: "int", float: "float", bool: "true | false", str: "text", Any: "any"}
+_NAMES |= {dict: "{...}", list: "[...]", tuple: "[...]"}
 _BOUNDS = {"ge": "{} or more", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
 
 

@@ -9,17 +9,6 @@ from llava_mini.finetune.apply import apply, cast_frozen, compute_dtype, num_par
 from llava_mini.finetune.saved import fingerprints, load_trained, save_trained
 
 __all__ = [
-    "adapted_parts",
-    "apply",
-    "cast_frozen",
-    "check_packages",
-    "compute_dtype",
-    "fingerprints",
-    "is_adapted",
-    "is_adapter",
-    "load_trained",
-    "merge_adapters",
-    "num_parameters",
-    "save_trained",
-    "trains",
-]
+    "adapted_parts", "apply", "cast_frozen", "check_packages", "compute_dtype", "fingerprints", "is_adapted",
+    "is_adapter", "load_trained", "merge_adapters", "num_parameters", "save_trained", "trains",
+]  # fmt: skip

@@ -7,13 +7,11 @@ comparisons use only the seeds for which the two configurations were tested on t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from llava_mini.predictions import Predictions
 from llava_mini.sweep.changes import Change, single_changes
 from llava_mini.sweep.configurations import Configuration, configurations_of, reference_among, with_differences
 from llava_mini.sweep.folder import State, Sweep, read_sweep
@@ -103,8 +101,10 @@ def analyze(sweep_dir: Path) -> Analysis:
         runs[index] = replace(runs[index], accuracy=exact.run(column))
     of_group = {group: [run.groups().get(group, []) for run in test] for group in _GROUPS}
     groups = {group: answers.scores("word_accuracy", kinds) for group, kinds in of_group.items() if any(kinds)}
-    kinds = _names(kind for group in groups for own in of_group[group] for kind in sorted(own))
-    by_kind = {kind: answers.scores("word_accuracy", [_having(kind, run) for run in test]) for kind in kinds}
+    named = (kind for group in groups for own in of_group[group] for kind in sorted(own))
+    kinds = [kind for kind in dict.fromkeys(named) if kind]  # data without kinds names an empty one
+    asked = {kind: [[kind] if kind in run.kind else [] for run in test] for kind in kinds}
+    by_kind = {kind: answers.scores("word_accuracy", own) for kind, own in asked.items()}
     finished = [runs[index] for index in predictions]
     made = with_differences(configurations_of(finished, sweep, groups, by_kind), groups)
     changes = single_changes(made, groups)
@@ -113,13 +113,3 @@ def analyze(sweep_dir: Path) -> Analysis:
     return Analysis(
         sweep, runs, made, changes, list(groups), kinds, len(test[0].key), scenes, test_sets, split
     )  # fmt: skip
-
-
-def _names(kinds: Iterable[str]) -> list[str]:
-    """Unique kinds in their order, without the empty kind of data that names no kinds."""
-    return [kind for kind in dict.fromkeys(kinds) if kind]
-
-
-def _having(kind: str, run: Predictions) -> list[str]:
-    """List with the kind if the run was asked about it, else an empty list."""
-    return [kind] if kind in run.kind else []

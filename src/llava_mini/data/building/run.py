@@ -84,18 +84,8 @@ def build_set(
             `out` cannot be written or contains something else.
         WorkerDiedError: a process was killed; complete shards are kept.
     """
-    options = Options(
-        None if images is None else Path(images),
-        None if videos is None else Path(videos),
-        seed,
-        samples_per_shard,
-        resize,
-        fps,
-        follow_links,
-        strict,
-        None if fetch is None else Path(fetch),
-        background,
-    )
+    images, videos, fetch = (None if folder is None else Path(folder) for folder in (images, videos, fetch))
+    options = Options(images, videos, seed, samples_per_shard, resize, fps, follow_links, strict, fetch, background)
     shards = build_part([Path(source) for source in sources], Path(out), options, workers=workers)
     if shards is None:
         raise UserError(f"{out}: a shard is missing, although all were built")

@@ -71,7 +71,8 @@ def _draw_sources(axes: Axes, shards: ShardSet) -> None:
             f"{total:,}", (total, row), (4, 0), textcoords="offset points", va="center", fontsize=8.5, color=_GRAY
         )
     labels = [*names[:_MOST_SOURCES], *(["all others"] if rest else [])]
-    axes.set_yticks(range(height), [_plain(label) for label in labels])
+    short = (text if len(text) <= 28 else f"{text[:25]}..." for text in labels)
+    axes.set_yticks(range(height), [text.replace("$", r"\$") for text in short])  # $ begins a formula in matplotlib
     axes.set_ylim(max(height, 3) - 0.4, -0.6)
     axes.set_xlim(0, max(1.0, 1.15 * left.max()))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -129,8 +130,3 @@ def _count_axes(axes: Axes) -> None:
 
 def _thousands(value: float, _position: float) -> str:
     return f"{value:,.0f}"
-
-
-def _plain(text: str) -> str:
-    """Shorten a text for a label, and escape the $ that begins a formula in matplotlib."""
-    return (text if len(text) <= 28 else f"{text[:25]}...").replace("$", r"\$")

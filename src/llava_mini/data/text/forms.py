@@ -257,7 +257,8 @@ def _names(record: Mapping[str, Any], kind: str) -> list[Any]:
 def _unread(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the keys that are not read, with their values; empty values are left out."""
     form = _messages_key(record)
-    yield from _others(record, _COMMON_KEYS | ({form} if form else _pair_keys(record)))
+    pair = next((keys for keys in _PAIRS if record.get(keys[0]) or record.get(keys[2])), ())
+    yield from _others(record, _COMMON_KEYS | ({form} if form else {"history", *pair}))
     for message in _raw_messages(record) if form else []:
         yield from _others(message, {*_MESSAGE_KEYS["from" not in message]}, f"{form}[].")
         content = message[_content_key(message)]
@@ -267,11 +268,6 @@ def _unread(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _others(fields: Mapping[str, Any], read: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
     return ((prefix + key, value) for key, value in fields.items() if key not in read and value not in _EMPTY)
-
-
-def _pair_keys(record: Mapping[str, Any]) -> set[str]:
-    """Return the keys of the first form of pairs that a record has."""
-    return {"history", *next((keys for keys in _PAIRS if record.get(keys[0]) or record.get(keys[2])), ())}
 
 
 def _texts(value: Any) -> Iterator[str]:

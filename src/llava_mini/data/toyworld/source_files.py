@@ -53,7 +53,10 @@ def write_files(folder: Path, stream: str, seed: int, count: int) -> Path:
     if stream.startswith("clip"):
         records = [_clip_record(folder, stream, seed, index) for index in range(count)]
     else:
-        records = [_text_record(stream, seed, index) for index in range(count)]
+        records = [
+            llava_record(f"{stream}-{index:06d}", text_questions(stream_rng(stream, seed, index, 1)))
+            for index in range(count)
+        ]
     path = folder / f"{stream}.json"
     path.write_text(json.dumps(records), encoding="utf-8")
     return path
@@ -76,10 +79,6 @@ def _clip_record(folder: Path, stream: str, seed: int, index: int) -> dict[str, 
     key = f"{stream}-{index:06d}"
     write_mp4(folder / f"{key}.mp4", clip.frames)
     return llava_record(key, clip_questions(stream_rng(stream, seed, index, 1), clip), video=f"{key}.mp4")
-
-
-def _text_record(stream: str, seed: int, index: int) -> dict[str, Any]:
-    return llava_record(f"{stream}-{index:06d}", text_questions(stream_rng(stream, seed, index, 1)))
 
 
 def write_mp4(path: Path, states: NDArray[np.uint8]) -> None:
