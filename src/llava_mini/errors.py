@@ -65,18 +65,26 @@ def named_as(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        key, hint, line = _renamed(error.key, names), _renamed(error.hint, names), str(error)
-        if (key, hint) == (error.key, error.hint):
+        other = renamed(error, names)
+        if other is error:
             raise
-        if error.key is not None and key is not None:
-            given = _given(error.key, error.value)
-            if given in line:
-                line = line.replace(given, _given(key, error.value), 1)
-            else:  # as a word, not in a path
-                line = re.sub(rf"(?<![\w/.'-]){re.escape(error.key)}(?![\w/-]|\.\w)", lambda _: key, line, count=1)
-        if error.hint is not None and hint is not None:
-            line = line.replace(error.hint, hint, 1)
-        raise UserError(line, key=key, value=error.value, allowed=error.allowed, hint=hint) from error
+        raise other from error
+
+
+def renamed(error: UserError, names: Mapping[str, str]) -> UserError:
+    """Return the error with its key and hint renamed as by `named_as`; the error itself if they have no other name."""
+    key, hint, line = _renamed(error.key, names), _renamed(error.hint, names), str(error)
+    if (key, hint) == (error.key, error.hint):
+        return error
+    if error.key is not None and key is not None:
+        given = _given(error.key, error.value)
+        if given in line:
+            line = line.replace(given, _given(key, error.value), 1)
+        else:  # as a word, not in a path
+            line = re.sub(rf"(?<![\w/.'-]){re.escape(error.key)}(?![\w/-]|\.\w)", lambda _: key, line, count=1)
+    if error.hint is not None and hint is not None:
+        line = line.replace(error.hint, hint, 1)
+    return UserError(line, key=key, value=error.value, allowed=error.allowed, hint=hint)
 
 
 def _renamed(text: str | None, names: Mapping[str, str]) -> str | None:

@@ -21,7 +21,7 @@ def groups() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("group", "option"), groups())
 def test_every_yaml_composes(group: str, option: str):
     config = resolve([f"{group}={option}", *NEEDED.get(option, [])])
-    if group not in ("launcher", "tracker", "memory"):
+    if group not in ("launcher", "tracker"):
         assert config.choices[group] == option
 
 
@@ -29,7 +29,7 @@ def test_defaults_are_the_tiny_world_with_one_token():
     config = resolve([])
     assert config.choices == {
         "model": "tiny", "compressor": "query", "order": "release", "data": "toyboards", "stage": "instruction",
-        "finetune": "full", "hardware": "auto", "recipe": "tiny",
+        "finetune": "full", "hardware": "auto", "memory": "manual", "recipe": "tiny",
     }  # fmt: skip
     assert (config.compressor.get("C"), config.fusion.num_layers) == (1, 4)
 

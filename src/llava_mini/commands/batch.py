@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llava_mini.command_line.asking import load_model, parser_for
+from llava_mini.command_line.asking import FLAGS, load_model, parser_for
 from llava_mini.command_line.parser import at_least
 from llava_mini.errors import refused
 from llava_mini.out_of_memory import oom_as_user_error
@@ -59,7 +59,7 @@ def batch(arguments: list[str], _config_dirs: tuple[str, ...] = ()) -> int:
             with oom_as_user_error("--dtype bfloat16 needs less"):
                 model, processor = load_model(given)
             choices = {"fps": given.fps, "count": given.frames, "kv_bits": given.kv_bits}
-            batcher = Batcher(model, processor, given.batch_size, given.max_new_tokens, **choices)
+            batcher = Batcher(model, processor, given.batch_size, given.max_new_tokens, names=FLAGS, **choices)
             with tqdm(total=len(requests), initial=before, unit=" requests", disable=None) as bar:
                 batcher.run(requests, answers, bar.update)
         earlier = f" ({before} of them earlier)" if before else ""

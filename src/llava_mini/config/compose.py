@@ -63,7 +63,7 @@ def resolve(overrides: list[str], config_dirs: tuple[str, ...] = ()) -> Config:
             resolved = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
         raise _recipe_fault(overrides, config_dirs) or _refused(error, overrides, config_dirs) from error
-    hidden = ("launcher", "tracker", "memory")  # which change no result, or are whole in the values
+    hidden = ("launcher", "tracker")  # which change no result
     chosen = {group: name for group, name in choices.items() if group not in hidden and not group.startswith("hydra/")}
     assert isinstance(resolved, dict)
     for key in resolved:

@@ -7,8 +7,8 @@ rounding: the arithmetic is the same, on rows that are padded on the left. A lon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from llava_mini.errors import UserError
+from llava_mini.errors import UserError, renamed
 from llava_mini.inference.long_context import check_length
 from llava_mini.inference.media_source import Media
 from llava_mini.inference.prompts import check_question, has_bos, prompt_of, user_message
@@ -57,7 +57,8 @@ class Batcher:
     """Answer requests of any kind in batches.
 
     The model is in evaluation mode, its processor has a chat template. Of a video, `fps` frames a second are read, or
-    `count` in all. `kv_bits` are those of the KV cache for a request left to a `Session`.
+    `count` in all. `kv_bits` are those of the KV cache for a request left to a `Session`. `names` are those that the
+    user knows parameters by, for the errors in records.
     """
 
     model: LlavaMiniForConditionalGeneration
@@ -67,6 +68,7 @@ class Batcher:
     fps: float = 1.0
     count: int | None = None
     kv_bits: int | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def run(
         self, requests: Sequence[Request], answers: Answers, on_records: Callable[[int], None] = lambda _: None
@@ -84,7 +86,7 @@ class Batcher:
             try:
                 prepared.append(self.prepare(request))
             except UserError as error:
-                refused.append(_failed(request, error))
+                refused.append(self._failed(request, error))
         yield refused
         prepared.sort(key=lambda one: (one.frames, one.tokens), reverse=True)
         for batch in _batches(prepared, self.batch_size):
@@ -121,7 +123,7 @@ class Batcher:
             try:
                 readable.append(_read(one))
             except UserError as error:
-                records.append(_failed(one.request, error))
+                records.append(self._failed(one.request, error))
         return records + self._answered(readable)
 
     def _answered(self, batch: list[_Read]) -> list[Record]:
@@ -136,7 +138,7 @@ class Batcher:
             )
         except UserError as error:
             if len(batch) == 1:
-                return [_failed(batch[0][0].request, error)]
+                return [self._failed(batch[0][0].request, error)]
         else:
             return [_answer(one, text, one.videos) for (one, _, _), text in zip(batch, found, strict=True)]
         if self.model.device.type == "cuda":
@@ -155,8 +157,11 @@ class Batcher:
                     session.add_media(video.path, fps=self.fps, count=self.count)
                 text = session.ask(one.request.question, max_new_tokens=self.max_new_tokens)
         except UserError as error:
-            return _failed(one.request, error)
+            return self._failed(one.request, error)
         return _answer(one, text, session.media[len(one.request.images) :])
+
+    def _failed(self, request: Request, error: UserError) -> Record:
+        return request.record(error=" ".join(str(renamed(error, self.names)).split()))
 
     @oom_as_user_error()
     @torch.no_grad()
@@ -203,7 +208,3 @@ def _answer(one: Prepared, text: str, videos: Sequence[VideoReader | Media]) -> 
     if notes := [f"{path}: {video.stopped}" for path, video in read if video.stopped]:
         record["note"] = "; ".join(notes)
     return record
-
-
-def _failed(request: Request, error: Exception) -> Record:
-    return request.record(error=" ".join(str(error).split()))

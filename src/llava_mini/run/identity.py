@@ -44,6 +44,8 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
             for key, value in kept["data"].items()
             if key not in _UNHASHED_DATA and (key, value) not in _AS_BEFORE
         }
+    if "choices" in kept:  # the values of `memory` say what an option of it is
+        kept["choices"] = {group: name for group, name in kept["choices"].items() if group != "memory"}
     if "memory" in kept:
         kept["memory"] = {key: value for key, value in kept["memory"].items() if key not in _UNHASHED_MEMORY}
     if "trainer" in kept:
