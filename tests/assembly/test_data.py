@@ -149,6 +149,17 @@ def test_high_resolution_images_videos_and_text_are_trained_in_one_batch(
     torch.testing.assert_close(with_features, with_pixels, rtol=1e-5, atol=1e-5)
 
 
+def test_epochs_are_as_many_steps_as_their_samples_take(config_of: Resolve, tmp_path: Path):
+    sets = [write_set(tmp_path / name, count) for name, count in (("one", 7), ("two", 3))]
+    length = ["trainer.max_steps=null", "trainer.epochs=1.5", "data.batch_size=2", "trainer.accumulate_grad_batches=2"]
+    config = config_of("data.world_seed=null", f"data.train=[{sets[0]},{sets[1]}]", *length)
+    assert assembly.with_steps(config).trainer.steps == 4  # 15 samples in steps of 4
+    given = config_of("trainer.max_steps=9", "trainer.epochs=2")
+    assert assembly.with_steps(given) is given
+    with refuses("data.train"):
+        assembly.with_steps(config_of("data.train=null", *length))
+
+
 SMOLLM = (  # SmolLM2-135M-Instruct's
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou "
     "are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\\n' }}{% endif %}{{'<|im_start|>' + "

@@ -147,6 +147,23 @@ def test_a_non_finite_loss_stops_the_run_and_names_its_samples(smoke, tmp_path: 
     assert report["keys"] == history_keys_at(config, report["step"])
 
 
+def test_a_run_of_an_epoch_fits_its_card_by_itself(finished: Path, smoke, caplog: pytest.LogCaptureFixture):
+    """The same samples in the same steps and the same answers, whatever the planner turns on."""
+    planned = json.loads((finished / "result.json").read_text())["planned_peak_bytes"]
+    length = ["trainer.max_steps=null", "trainer.epochs=1", "trainer.global_batch=16"]  # 64 samples
+    card = ["memory=auto", "trainer.accelerator=cpu", f"hardware.memory_gib={0.15 * planned / 2**30}"]
+    with caplog.at_level(logging.INFO, "llava_mini"):
+        run_dir = train_run(resolve(smoke(*length, *card)))
+    (said,) = [line for line in caplog.messages if line.startswith("memory=auto: ")]
+    assert "memory.activation_checkpointing=true" in said and "data.batch_size=" in said, said
+    found, expected = (json.loads((folder / "result.json").read_text()) for folder in (run_dir, finished))
+    assert found["planned_peak_bytes"] <= 0.15 * planned and found["steps"] == 4
+    keys = [[key for line in history(folder) for key in line["keys"]] for folder in (run_dir, finished)]
+    assert keys[0] == keys[1] and len(history(run_dir)) > len(history(finished))
+    assert found["nll"]["val"] == pytest.approx(expected["nll"]["val"], rel=1e-3)
+    assert "fit: true" in (run_dir / "config.yaml").read_text()
+
+
 def history_keys_at(config: Config, step: int) -> list[str]:
     loader = assemble(replace(config, run_dir=config.run_dir + "-again")).datamodule.train_dataloader()
     return next(batch.keys for number, batch in enumerate(loader) if number == step)

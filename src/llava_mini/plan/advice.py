@@ -86,7 +86,7 @@ class Advice:
         config = self.peaks.config
         if self._size == 1 or config.accumulate > 1:
             return self.peaks
-        return self.peaks.of(config.changed({"trainer": {"accumulate_grad_batches": 2}}))
+        return self.peaks.of(config.changed({"trainer": {"accumulate_grad_batches": 2, "global_batch": None}}))
 
     def _take(self, change: Change) -> bool:
         """Take a change if it saves memory, and return whether it does."""

@@ -37,10 +37,10 @@ def memory_changes(config: Config) -> list[Change]:
     now, precision = config.memory, config.trainer.precision
     tower = not config.data.features
     half = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}.get(precision)
-    sharded = config.trainer.strategy == "fsdp"
+    sharded, on_card = config.trainer.strategy == "fsdp", config.trainer.accelerator != "cpu"
     every: list[tuple[bool, str, Any, str]] = [
         (now.frozen_dtype is None and half is not None, "frozen_dtype", half, "none"),
-        (now.optimizer == "adamw" and not sharded, "optimizer", "adamw_8bit", "none"),
+        (now.optimizer == "adamw" and on_card and not sharded, "optimizer", "adamw_8bit", "none"),
         (now.vision_batch is None and tower, "vision_batch", 4, "none to speak of"),
         (now.loss_chunk is None, "loss_chunk", 1024, "+{head:.1%}, the head's product again"),
         (
@@ -56,7 +56,7 @@ def memory_changes(config: Config) -> list[Change]:
             "a copy of the tower to the card every step",
         ),
         (
-            now.optimizer != "paged_adamw_8bit" and not sharded,
+            now.optimizer != "paged_adamw_8bit" and on_card and not sharded,
             "optimizer",
             "paged_adamw_8bit",
             "copies of its state every step",
