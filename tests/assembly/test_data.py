@@ -155,7 +155,7 @@ def test_epochs_are_as_many_steps_as_their_samples_take(config_of: Resolve, tmp_
     config = config_of("data.world_seed=null", f"data.train=[{sets[0]},{sets[1]}]", *length)
     assert assembly.with_steps(config).trainer.steps == 4  # 15 samples in steps of 4
     given = config_of("trainer.max_steps=9", "trainer.epochs=2")
-    assert assembly.with_steps(given) is given
+    assert assembly.with_steps(given) == given
     with refuses("data.train"):
         assembly.with_steps(config_of("data.train=null", *length))
 
