@@ -22,7 +22,7 @@ from llava_mini.data.stream.datamodule import VLMDataModule
 from llava_mini.data.stream.pixels import normalized
 from llava_mini.data.text.templates import CHATML, LLAMA3, MISTRAL, TINY, VICUNA, ConversationTemplate
 
-Resolve = Callable[..., dict[str, Any]]
+Resolve = Callable[..., Config]
 ModelOf = Callable[[dict[str, Any]], Any]
 
 
