@@ -39,10 +39,10 @@ def row(folder: Path, name: str, overrides: list[str]) -> str:
     cells = []
     for question, answer in ASKED:
         asked = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}
-        told = {"role": "assistant", "content": answer}
+        answered = {"role": "assistant", "content": answer}
         options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
         prompt = processor.apply_chat_template([asked], add_generation_prompt=True, **options)
-        whole = processor.apply_chat_template([asked, told], **options)
+        whole = processor.apply_chat_template([asked, answered], **options)
         labels = whole["input_ids"].clone()
         labels[:, : prompt["input_ids"].shape[1]] = -100
         end = int((labels == tokenizer.eos_token_id).nonzero()[-1, 1])

@@ -26,7 +26,7 @@ def test_features_depend_on_pictures_and_tower_only() -> None:
             "model/text_config/num_hidden_layers": 9, "trainer/max_steps": 1, "run_dir": "x"}  # fmt: skip
     assert {of(*change) for change in same.items()} == {features_of(base)}
     other = {"data/folder": "x", "data/world_seed": 1, "data/sizes/instruct-train": 65, "data/test": None,
-             "data/views": "hd", "data/features": "x", "model/vision_feature_layer": -2,
+             "data/views": "hd", "data/background": [0, 0, 0], "data/features": "x", "model/vision_feature_layer": -2,
              "model/vision_config/hidden_act": "relu",
              "model/image_processor/size": {"shortest_edge": 32}, "model/weights": []}  # fmt: skip
     assert len({features_of(base), *(of(*change) for change in other.items())}) == 1 + len(other)

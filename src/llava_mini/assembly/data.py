@@ -59,9 +59,7 @@ def with_steps(config: Config) -> Config:
     if config.data.train is None:
         raise refused("data.train", None, "needed is a shard set, as `llava-mini data build` makes one")
     prepare_data(config)
-    cache_dir = None if config.data.cache_dir is None else Path(config.data.cache_dir)
-    places = [set_location(config.data.folder, name) for name in set_names(config.data.splits["train"])]
-    samples = sum(len(ShardSet(place, cache_dir=cache_dir).index) for place in places)
+    samples = sum(len(_shard_set(config, name)) for name in set_names(config.data.train))
     step = config.data.batch_size * num_ranks(config) * config.accumulate
     return config.changed({"trainer": {"max_steps": math.ceil(config.trainer.epochs * samples / step)}})
 
@@ -129,13 +127,12 @@ def _readers(
 ) -> dict[str, SampleReader]:
     """Return a reader for every shard set, by name; a set that is in several splits is opened once."""
     data = config.data
-    cache_dir = None if data.cache_dir is None else Path(data.cache_dir)
     transform = _transform(config, processor)
     readers: dict[str, SampleReader] = {}
     for _, name in _all_sets(config):
         if name in readers:
             continue
-        shards = ShardSet(set_location(data.folder, name), cache_dir=cache_dir)
+        shards = _shard_set(config, name)
         store = _feature_store(config, model, shards, processor) if data.features else None
         readers[name] = SampleReader(
             shards,
@@ -146,6 +143,11 @@ def _readers(
             shuffle_frames=data.shuffle_frames,
         )
     return readers
+
+
+def _shard_set(config: Config, name: str) -> ShardSet:
+    cache_dir = None if config.data.cache_dir is None else Path(config.data.cache_dir)
+    return ShardSet(set_location(config.data.folder, name), cache_dir=cache_dir)
 
 
 def _transform(config: Config, processor: LlavaMiniProcessor) -> PixelTransform:
@@ -171,10 +173,10 @@ def _feature_store(
         raise refused("data.features", True, f"with data.folder={data.folder} name the local folder for features")
     root = Path(data.folder) / "features" if data.features is True else Path(str(data.features))
 
-    def tell(shard: int) -> None:
+    def log_shard(shard: int) -> None:
         log.info("features in %s: shard %d of %d", root, shard, shards.num_shards)
 
-    return store_features(config, model, processor, shards, root, "float32", on_shard=tell)
+    return store_features(config, model, processor, shards, root, "float32", on_shard=log_shard)
 
 
 def store_features(

@@ -60,10 +60,7 @@ def build_model(
     if parts:
         load_parts(model, parts, device, dtype)
     loaded = load_weights(model, spec.folders, without=("prefusion",) if _copies(config) else ())
-    if _copies(config):
-        model.prefusion.copy_from(model.language_model)
-        if config.fusion.init == "identity":
-            model.prefusion.become_identity()
+    _start_prefusion(config, model)
     _say_new(config, model, loaded)
     return model
 
@@ -94,10 +91,7 @@ def _with_frozen_base(
     loaded = load_weights(model, spec.folders, without=without)
     packed = config.finetune.quantize is not None
     load_base(model, base, device, frozen_dtype(config) or dtype, packed=packed)
-    if _copies(config):
-        copy_to_prefusion(model, base)
-        if config.fusion.init == "identity":
-            model.prefusion.become_identity()
+    _start_prefusion(config, model, base)
     _say_new(config, model, {"language_model", *loaded})
     return model
 
@@ -106,6 +100,18 @@ def _copies(config: Config) -> bool:
     """Whether pre-fusion starts from the language model's first layers, as no weights contain a trained pre-fusion."""
     fusion = config.fusion
     return fusion.init != "random" and fusion.num_layers > 0 and not holds(config.model.folders, "prefusion")
+
+
+def _start_prefusion(config: Config, model: LlavaMiniForConditionalGeneration, base: Base | None = None) -> None:
+    """Start pre-fusion from the language model's first layers, in the model or in its files (`base`), if it copies."""
+    if not _copies(config):
+        return
+    if base is None:
+        model.prefusion.copy_from(model.language_model)
+    else:
+        copy_to_prefusion(model, base)
+    if config.fusion.init == "identity":
+        model.prefusion.become_identity()
 
 
 def _say_new(config: Config, model: LlavaMiniForConditionalGeneration, loaded: set[str]) -> None:

@@ -35,7 +35,10 @@ def share_features(configs: list[Config]) -> None:
 def features_of(config: Config) -> str:
     """Return a key of what the vision tower's features depend on: images, views, vision tower and its weights."""
     data, model = asdict(config.data), asdict(config.model)
-    images = {key: data[key] for key in ("folder", "world_seed", "sizes", "train", "val", "test", "views", "features")}
+    images = {
+        key: data[key]
+        for key in ("folder", "world_seed", "sizes", "train", "val", "test", "views", "background", "features")
+    }
     tower = {
         key: model[key]
         for key in ("vision_config", "vision_feature_layer", "image_processor", "weights", "vision_tower")
